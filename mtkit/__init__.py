@@ -1,0 +1,41 @@
+"""mtkit: train your own machine-translation system, from text pairs to a scored translator.
+
+```python
+import mtkit
+
+config = mtkit.load_config("config.yaml", ["training.max_steps=1000"])
+mtkit.train(config)
+translator = mtkit.Translator.load("runs/my-run")
+print([translation.text for translation in translator.translate(["Good morning."])])
+```
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtkit.configfile import load_config
+    from mtkit.decoding.translator import Translator
+    from mtkit.evaluation.metrics import score as evaluate
+    from mtkit.training.run import train
+
+__all__ = ["Translator", "evaluate", "load_config", "train"]
+__version__ = "0.1.0"
+
+_PLACES = {
+    "Translator": ("mtkit.decoding.translator", "Translator"),
+    "evaluate": ("mtkit.evaluation.metrics", "score"),
+    "load_config": ("mtkit.configfile", "load_config"),
+    "train": ("mtkit.training.run", "train"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `import mtkit` does not wait for torch."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'mtkit' has no attribute {name!r}")
+    from importlib import import_module
+
+    module, attribute = _PLACES[name]
+    return getattr(import_module(module), attribute)

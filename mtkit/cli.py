@@ -1,0 +1,435 @@
+"""The command line: parse, call, print. The only place that ends the process; torch is imported by what needs it.
+
+Exit codes: 0 ok, 1 a bug, 2 usage or config, 3 data, 4 training failed, 5 disk or checkpoint,
+130 interrupted, 141 the reader of our output went away, 143 terminated after saving.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar
+
+import typer
+
+from mtkit.errors import ConfigError, MtkitError, StorageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mtkit.config import DecodingConfig
+    from mtkit.evaluation.metrics import Score
+
+app = typer.Typer(
+    name="mtkit",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Train your own machine-translation system: from text pairs to a scored translator.",
+    epilog="Example: `mtkit train configs/quickstart.yaml`",
+)
+config_app = typer.Typer(
+    no_args_is_help=True, help="About the YAML itself.", epilog="Example: `mtkit config schema`"
+)
+app.add_typer(config_app, name="config")
+
+ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file; `-` is stdin.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Replace keys, for example `training.max_steps=100`."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+BeamSize = Annotated[int | None, typer.Option(min=1, help="Hypotheses kept at each step; 1 is greedy.")]
+T = TypeVar("T")
+UsageError: Any = typer.BadParameter.__bases__[
+    0
+]  # newer typers carry their own click: this is the one in use
+PENALTY_HELP = "alpha of the GNMT length penalty; 0 is off."
+LengthPenalty = Annotated[float | None, typer.Option(help=PENALTY_HELP)]
+BatchTokens = Annotated[int | None, typer.Option(min=1, help="Source pieces x beam in a batch.")]
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        from mtkit import __version__
+
+        typer.echo(f"mtkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option(help="Add the traceback to error messages.")] = False,
+) -> None:
+    """Options of every command."""
+
+
+@app.command(epilog="Example: `mtkit train configs/quickstart.yaml training.max_steps=400`")
+def train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete what an earlier run left in the run folder.")
+    ] = False,
+) -> None:
+    """Train a model, or go on where the run folder stands; then translate and score the test sets."""
+    from mtkit.configfile import load_config
+
+    loaded = load_config(config, overrides or ())
+    from mtkit.training.run import train as run_training
+
+    console = make_console(sys.stdout)
+    result = run_training(loaded, fresh=fresh, console=console)
+    console.print(
+        f"\nThe model is in {result.run}. Next:\n    mtkit translate {result.run} < input.txt",
+        highlight=False,
+    )
+
+
+@app.command(epilog="Example: `echo 'A dog runs.' | mtkit translate runs/my-run`")
+def translate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder or checkpoint folder.")],
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="[FILES]...", help="Text files; default stdin.")
+    ] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="File instead of stdout.")] = None,
+    beam_size: BeamSize = None,
+    n_best: Annotated[
+        int | None, typer.Option(min=1, help="Give so many translations: `LINE ||| TEXT ||| SCORE` each.")
+    ] = None,
+    length_penalty: LengthPenalty = None,
+    max_length_ratio: Annotated[
+        float | None, typer.Option(help="Longest translation: ratio x source pieces + 20.")
+    ] = None,
+    batch_tokens: BatchTokens = None,
+    scores: Annotated[
+        bool, typer.Option("--scores", help="Print score and tab before each translation.")
+    ] = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+) -> None:
+    """Translate text: one line in, one line out, in order; an empty line stays empty."""
+    from mtkit.files import read_lines
+
+    lines = chain.from_iterable(read_lines(path) for path in files or ["-"])
+    translator = load_translator(
+        model, device, precision,
+        beam_size=beam_size, n_best=n_best, length_penalty=length_penalty, max_length_ratio=max_length_ratio,
+        batch_tokens=batch_tokens,
+    )  # fmt: skip
+    translations = translator.translate_n_best(lines)
+    with open_output(output) as out:
+        for number, found in enumerate(with_progress(translations, quiet), 1):
+            if n_best is not None:
+                out.writelines(f"{number} ||| {t.text} ||| {t.score:.6f}\n" for t in found)
+            else:
+                out.write(f"{found[0].score:.6f}\t{found[0].text}\n" if scores else f"{found[0].text}\n")
+
+
+@app.command(epilog="Example: `mtkit score runs/my-run source.txt translation.txt`")
+def score(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder or checkpoint folder.")],
+    src: Annotated[str, typer.Argument(metavar="SRC", help="Source lines.")],
+    tgt: Annotated[str, typer.Argument(metavar="TGT", help="A translation of each.")],
+    length_penalty: LengthPenalty = None,
+    batch_tokens: BatchTokens = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Print the model's score of given translations: what `translate --scores` would print for them."""
+    from mtkit.files import read_lines
+
+    translator = load_translator(
+        model, device, precision, length_penalty=length_penalty, batch_tokens=batch_tokens
+    )
+    srcs, tgts = list(read_lines(src)), list(read_lines(tgt))
+    with open_output(None) as out:
+        out.writelines(f"{scored.score:.6f}\n" for scored in translator.score(srcs, tgts))
+
+
+@app.command(
+    epilog="Example: `mtkit evaluate hyps.txt --ref refs.txt`, or `mtkit evaluate --model runs/my-run`"
+)
+def evaluate(
+    hyps: Annotated[
+        str | None, typer.Argument(metavar="[HYPS]", help="Translations to score; `-` is stdin.")
+    ] = None,
+    ref: Annotated[list[str] | None, typer.Option(help="References; repeat the option for several.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Translate with this model instead of reading HYPS.")
+    ] = None,
+    src: Annotated[str | None, typer.Option(help="Source lines for --model.")] = None,
+    test_set: Annotated[
+        str | None, typer.Option(help="One of sacreBLEU's test sets, for example wmt20.")
+    ] = None,
+    langs: Annotated[str | None, typer.Option(help="Languages of the test set, for example en-de.")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="bleu, chrf, chrf++, ter; repeat for several.")
+    ] = None,
+    tokenize: Annotated[str | None, typer.Option(help="sacreBLEU's tokenizer for BLEU.")] = None,
+    lowercase: Annotated[bool, typer.Option("--lowercase", help="Ignore case.")] = False,
+    resamples: Annotated[int, typer.Option(min=0, help="Of the 95 % bootstrap interval; 0 for none.")] = 1000,
+    beam_size: BeamSize = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the numbers alone.")] = False,
+) -> None:
+    """Score translations against references: from a file, or by translating a test set with a model.
+
+    With --model alone, the test sets of the model's own config are translated.
+    """
+    from mtkit.evaluation import metrics
+
+    names = metric or ["bleu", "chrf++", "ter"]
+    metrics.check_metrics(names, tokenize=tokenize)
+    if (hyps is None) == (model is None):
+        raise ConfigError("give either HYPS or --model", hint="mtkit evaluate --help")
+    tgt_language = None
+    if model is not None:
+        translator, config = load_translator_and_config(model, device, precision, beam_size=beam_size)
+        tgt_language = config.data.tgt
+        langs = langs or f"{config.data.src}-{config.data.tgt}"
+    results = {}
+    for name, srcs, refs in reference_sets(src, ref, test_set, langs, config if model is not None else None):
+        if model is not None:
+            found = [t.text for t in with_progress(translator.translate(srcs or []), quiet or as_json)]
+        else:
+            found = list(lines_of(hyps or "-"))
+        results[name] = metrics.score(
+            found,
+            refs,
+            names,
+            tokenize=tokenize,
+            lowercase=lowercase,
+            tgt=tgt_language,
+            num_bootstrap=resamples,
+        )
+    print_scores(results, as_json=as_json, quiet=quiet)
+
+
+References = tuple[str, list[str] | None, list[list[str]]]
+
+
+def reference_sets(
+    src: str | None, ref: list[str] | None, test_set: str | None, langs: str | None, config: Any
+) -> list[References]:
+    """(name, sources, reference streams) of what is to be evaluated."""
+    if sum([bool(ref), test_set is not None]) > 1:
+        raise ConfigError("give either --ref or --test-set", hint="mtkit evaluate --help")
+    if ref:
+        if config is not None and src is None:
+            raise ConfigError("--model and --ref need --src: what to translate", hint="mtkit evaluate --help")
+        srcs = None if src is None else list(lines_of(src))
+        return [(ref[0], srcs, [list(lines_of(path)) for path in ref])]
+    if test_set is not None:
+        from mtkit.evaluation import metrics
+
+        if langs is None or langs.count("-") != 1:
+            raise ConfigError("--test-set needs --langs", hint="for example --langs en-de")
+        srcs, refs = metrics.test_set(test_set, *langs.split("-"))
+        return [(test_set, srcs, refs)]
+    if config is None:
+        raise ConfigError("nothing to compare with", hint="give --ref FILE or --test-set NAME")
+    from mtkit.data.sources import open_sources, read_sides
+
+    if not config.data.test:
+        raise ConfigError("the model's config names no test set", hint="give --src and --ref, or --test-set")
+    sides = (
+        (source.name, read_sides(source)) for source in open_sources(config.data.test, config.data, "test")
+    )
+    return [(name, srcs, [tgts]) for name, (srcs, tgts) in sides]
+
+
+def print_scores(results: dict[str, list[Score]], *, as_json: bool, quiet: bool) -> None:
+    """Scores of each test set: JSON, numbers alone, or lines with signatures."""
+    if as_json:
+        sets = [{"name": name, "scores": [s.as_dict() for s in scores]} for name, scores in results.items()]
+        typer.echo(json.dumps(sets, indent=2, ensure_ascii=False))
+        return
+    for name, scores in results.items():
+        if len(results) > 1 and not quiet:
+            typer.echo(name)
+        for result in scores:
+            typer.echo(f"{result.value:.2f}" if quiet else result.format())
+
+
+@app.command(epilog="Example: `mtkit check config.yaml`")
+def check(config: ConfigPath, overrides: Overrides = None) -> None:
+    """See what `train` would do, without training: config, data, tokenizer, model, memory, largest batch, disk."""
+    from mtkit.configfile import load_config
+
+    loaded = load_config(config, overrides or ())
+    from mtkit.training.check import check_run
+
+    check_run(loaded, make_console(sys.stdout))
+
+
+@config_app.command(epilog="Example: `mtkit config schema > mtkit.schema.json`")
+def schema() -> None:
+    """Print a JSON Schema of the YAML, with which editors complete and check it."""
+    from mtkit.configfile import config_schema
+
+    typer.echo(json.dumps(config_schema(), indent=2, ensure_ascii=False))
+
+
+@config_app.command(epilog="Example: `mtkit config show config.yaml training.max_steps=100`")
+def show(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Print the resolved config: every key with its value."""
+    from mtkit.configfile import dump_config, load_config
+
+    typer.echo(dump_config(load_config(config, overrides or ())), nl=False)
+
+
+# --- helpers ------------------------------------------------------------------------------------------------------
+
+
+def make_console(stream: TextIO) -> Console:
+    """Where progress is shown."""
+    from rich.console import Console
+
+    return Console(file=stream)
+
+
+def lines_of(path: str) -> Iterable[str]:
+    """The lines of a file; `-` is stdin."""
+    from mtkit.files import read_lines
+
+    return read_lines(path)
+
+
+def load_translator(model: str, device: str, precision: str, **decoding: Any) -> Any:
+    """A translator with the run's own decoding, but for the options that are given."""
+    return load_translator_and_config(model, device, precision, **decoding)[0]
+
+
+def load_translator_and_config(model: str, device: str, precision: str, **decoding: Any) -> tuple[Any, Any]:
+    """A translator and the config it was trained with."""
+    if precision not in ("auto", "fp32", "bf16", "fp16"):
+        raise ConfigError(
+            f"{precision!r} is no precision", where="--precision", hint="auto, fp32, bf16 or fp16"
+        )
+    from mtkit.decoding.loading import load_model
+    from mtkit.decoding.translator import Translator
+    from mtkit.device import choose_device
+
+    chosen = choose_device(device)
+    config, tokenizers, network = load_model(Path(model))
+    options = change_decoding(
+        config.decoding, {key: value for key, value in decoding.items() if value is not None}
+    )
+    return Translator.of(config, tokenizers, network, options, chosen, precision), config
+
+
+def change_decoding(decoding: DecodingConfig, changes: dict[str, Any]) -> DecodingConfig:
+    """The section with some keys changed. Raises: ConfigError: a value is out of range."""
+    from pydantic import ValidationError
+
+    values = decoding.model_dump() | changes
+    if "n_best" in changes and "beam_size" not in changes:
+        values["beam_size"] = max(decoding.beam_size, changes["n_best"])
+    elif "n_best" not in changes:
+        values["n_best"] = 1
+    try:
+        return type(decoding).model_validate(values)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        option = "--" + "-".join(map(str, detail["loc"])).replace("_", "-") if detail["loc"] else None
+        raise ConfigError(detail["msg"].removeprefix("Value error, "), where=option) from error
+
+
+@contextmanager
+def open_output(path: str | None) -> Iterator[TextIO]:
+    """stdout, or a file; what was written is flushed whatever happens. Raises: StorageError."""
+    from mtkit.files import storage_errors
+
+    with ExitStack() as stack:
+        stack.enter_context(storage_errors_but_closed_pipes(path or "stdout"))
+        if path is None:
+            sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
+            yield sys.stdout
+            sys.stdout.flush()
+        else:
+            with storage_errors(path), open(path, "w", encoding="utf-8", newline="\n") as file:
+                yield file
+
+
+@contextmanager
+def storage_errors_but_closed_pipes(where: str) -> Iterator[None]:
+    """`storage_errors`, but for a reader that went away, which is no fault of the disk."""
+    from mtkit.files import storage_errors
+
+    try:
+        with storage_errors(where):
+            yield
+    except StorageError as error:
+        if isinstance(error.__cause__, BrokenPipeError):
+            raise error.__cause__ from None
+        raise
+
+
+def with_progress(items: Iterable[T], quiet: bool) -> Iterator[T]:
+    """Pass items on; every few seconds say on stderr how many went by."""
+    start = said = time.monotonic()
+    for number, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if not quiet and now - said > 5:
+            print(f"{number:,} lines, {number / (now - start):,.0f} lines/s", file=sys.stderr)
+            said = now
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and end the process with its exit code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command; every error becomes one line and an exit code."""
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = app(arguments, prog_name="mtkit", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except MtkitError as error:
+        return fail(f"error: {error}", error.exit_code, debug)
+    except typer.Abort:
+        return fail("interrupted", 130, debug)
+    except UsageError as error:
+        return fail(f"error: {error.format_message()}", ConfigError.exit_code, debug)
+    except BrokenPipeError:
+        with suppress(OSError):  # nobody reads; the interpreter must not try to flush at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return fail("stdout: the reader went away; what it read is complete lines", 141, debug)
+    except KeyboardInterrupt:
+        return fail("interrupted", 130, debug)
+    except BaseException as error:
+        if (code := getattr(error, "exit_code", None)) in (130, 143):  # training's Interrupted, saved
+            return fail("stopped after saving: run the same command again to go on", code, debug)
+        raise
+
+
+def fail(message: str, code: int, debug: bool) -> int:
+    """One line on stderr, and the traceback if asked for."""
+    if debug:
+        traceback.print_exc()
+    print(message, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

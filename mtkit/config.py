@@ -1,0 +1,351 @@
+"""The whole YAML as typed, frozen sections.
+
+Every key has a default that is right for most, so that `run` and `data` alone make a complete config.
+A builder elsewhere in mtkit receives its own section and nothing more.
+The text under each key is its description in `mtkit config schema`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[int, Field(gt=0, lt=2**63)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Rate = Annotated[float, Field(gt=0.0)]
+Metric = Literal["bleu", "chrf", "chrf++", "ter"]
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are refused, types are not guessed, values cannot be changed later."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class SourceConfig(Section):
+    """Where sentence pairs come from: exactly one of `src`+`tgt`, `path`, `hub`, `saved`, `demo`."""
+
+    name: str | None = None
+    """What reports call it; by default the file's or data set's own name."""
+    src: str | None = None
+    """Source side of two parallel files, one sentence a line (plain, .gz, .xz, .zst, .bz2)."""
+    tgt: str | None = None
+    """Target side of two parallel files."""
+    path: str | None = None
+    """One file of pairs: .tsv, .csv, .jsonl or .parquet (.tsv, .csv and .jsonl may be compressed)."""
+    hub: str | None = None
+    """A data set on the Hugging Face hub (or a local folder laid out the same way)."""
+    config: str | None = None
+    """Configuration of the hub data set, for example `de-en`."""
+    split: str | None = None
+    """Split of the hub or saved data set, for example `train` or `train[:10000]`."""
+    revision: str | None = None
+    """Commit, tag or branch of the hub data set: what makes a run repeatable."""
+    saved: str | None = None
+    """A folder written by `datasets.Dataset.save_to_disk`."""
+    columns: tuple[str, str] | None = Field(default=None, strict=False)
+    """The two columns to read, source first; by default a `translation` column, or the language codes."""
+    demo: Literal["en-de", "de-en"] | None = None
+    """The generator inside mtkit; its splits are disjoint by construction."""
+    pairs: Positive | None = None
+    """How many pairs the demo yields."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> SourceConfig:
+        kinds = [self.src or self.tgt, self.path, self.hub, self.saved, self.demo]
+        if sum(kind is not None for kind in kinds) != 1:
+            raise ValueError("give exactly one of: src + tgt, path, hub, saved, demo")
+        if (self.src is None) != (self.tgt is None):
+            raise ValueError("src and tgt go together: two parallel files")
+        if (self.demo is None) != (self.pairs is None):
+            raise ValueError("demo and pairs go together, for example {demo: en-de, pairs: 20000}")
+        for key in ("config", "revision"):
+            if getattr(self, key) is not None and self.hub is None:
+                raise ValueError(f"{key} goes with hub")
+        if self.split is not None and self.hub is None and self.saved is None:
+            raise ValueError("split goes with hub or saved")
+        if self.columns is not None and (self.src is not None or self.demo is not None):
+            raise ValueError("columns goes with path, hub or saved")
+        return self
+
+
+Sources = Annotated[tuple[SourceConfig, ...], Field(strict=False)]
+
+
+class DataConfig(Section):
+    """The corpora and the languages."""
+
+    root: str = "."
+    """Folder at which the relative paths of the sources start (itself relative to the current folder)."""
+    src: str = Field(min_length=1)
+    """Language code of the source side."""
+    tgt: str = Field(min_length=1)
+    """Language code of the target side."""
+    train: Sources = Field(min_length=1)
+    """Training pairs."""
+    valid: Sources = ()
+    """Validation pairs: decide which checkpoint is the best. Without them the last one is."""
+    test: Sources = ()
+    """Test sets, translated and scored once at the end."""
+    cache: str | None = None
+    """Folder of encoded corpora; by default $MTKIT_CACHE, else mtkit/ in the user's cache folder."""
+    max_length: Positive = 256
+    """Training pairs with more pieces than this on a side are left out (and counted)."""
+    max_length_ratio: Annotated[float, Field(gt=1.0)] | None = None
+    """Training pairs whose longer side has more than this many times the pieces of the shorter are left out."""
+    drop_duplicates: bool = False
+    """Leave out training pairs that were seen before."""
+
+
+class TokenizerConfig(Section):
+    """SentencePiece: trained on the training pairs, or an existing model."""
+
+    type: Literal["unigram", "bpe"] = "unigram"
+    """The segmentation: unigram language model (Kudo 2018) or byte pair encoding (Sennrich et al. 2016)."""
+    vocab_size: Annotated[int, Field(ge=16)] = 8000
+    """Pieces, special ones included (of each side if `joint` is false)."""
+    joint: bool = True
+    """One vocabulary for both languages, which the tied embeddings need."""
+    character_coverage: Annotated[float, Field(gt=0.9, le=1.0)] = 1.0
+    """Share of the characters that become pieces; 0.9995 for Chinese, Japanese, Korean."""
+    byte_fallback: bool = True
+    """Spell unknown characters as UTF-8 bytes, so that nothing is lost."""
+    normalization: Literal["nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity"] = "nmt_nfkc"
+    """SentencePiece's normalization rule; `_cf` also folds case."""
+    user_symbols: tuple[str, ...] = Field(default=(), strict=False)
+    """Strings that are always one piece."""
+    training_lines: Positive = 2_000_000
+    """At most so many lines, sampled over all sources, train the tokenizer."""
+    model: str | None = None
+    """An existing joint SentencePiece .model, used as it is."""
+    src_model: str | None = None
+    """An existing .model for the source side (with `tgt_model`)."""
+    tgt_model: str | None = None
+    """An existing .model for the target side (with `src_model`)."""
+
+    @model_validator(mode="after")
+    def _models(self) -> TokenizerConfig:
+        if (self.src_model is None) != (self.tgt_model is None):
+            raise ValueError("src_model and tgt_model go together")
+        if self.model is not None and self.src_model is not None:
+            raise ValueError("give either model, or src_model and tgt_model")
+        return self
+
+
+class ModelConfig(Section):
+    """The Transformer (Vaswani et al. 2017) and its variants."""
+
+    d_model: Positive = 256
+    """Width of the model."""
+    encoder_layers: Positive = 4
+    """Depth of the encoder."""
+    decoder_layers: Positive = 4
+    """Depth of the decoder."""
+    num_heads: Positive | None = None
+    """Attention heads; by default one for each 64 of width."""
+    num_kv_heads: Positive | None = None
+    """Key/value heads (grouped-query attention, Ainslie et al. 2023); by default as many as `num_heads`."""
+    d_ff: Positive | None = None
+    """Width of the feed-forward layer; by default 4 x d_model (8/3 x d_model for swiglu, same parameters)."""
+    activation: Literal["relu", "gelu", "silu", "swiglu"] = "relu"
+    """Feed-forward activation; swiglu (Shazeer 2020) adds a gate."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019)."""
+    norm_position: Literal["pre", "post"] = "pre"
+    """Normalize before each sublayer (stable) or after it (the original)."""
+    positions: Literal["sinusoidal", "learned", "rotary", "relative"] = "sinusoidal"
+    """Sinusoidal, learned, rotary (Su et al. 2021) or relative (Shaw et al. 2018) positions."""
+    max_positions: Positive = 1024
+    """Longest sequence of learned positions."""
+    max_relative_distance: Positive = 16
+    """Relative positions farther apart than this are treated alike."""
+    dropout: Fraction = 0.1
+    """Dropout on embeddings and on the output of every sublayer."""
+    attention_dropout: Fraction = 0.0
+    """Dropout on attention weights."""
+    activation_dropout: Fraction = 0.0
+    """Dropout inside the feed-forward layer."""
+    tie_embeddings: Literal["three-way", "two-way", "none"] | None = None
+    """Source, target and output share a matrix; or target and output; or none. Default: three-way if joint."""
+    unique_encoder_layers: Positive | None = None
+    """Distinct encoder layers, reused in a cycle (Takase and Kiyono 2023); by default all."""
+    unique_decoder_layers: Positive | None = None
+    """Distinct decoder layers, reused in a cycle; by default all."""
+    bias: bool = True
+    """Bias vectors in the linear layers."""
+
+    @property
+    def heads(self) -> int:
+        """Number of attention heads, resolved."""
+        return self.num_heads or max(1, self.d_model // 64)
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key/value heads, resolved."""
+        return self.num_kv_heads or self.heads
+
+    @property
+    def feed_forward(self) -> int:
+        """Width of the feed-forward layer, resolved; a multiple of 8 for swiglu."""
+        if self.d_ff is not None:
+            return self.d_ff
+        return -(-8 * self.d_model // 24) * 8 if self.activation == "swiglu" else 4 * self.d_model
+
+    @model_validator(mode="after")
+    def _shapes(self) -> ModelConfig:
+        if self.d_model % self.heads:
+            raise ValueError(f"d_model {self.d_model} is not a multiple of num_heads {self.heads}")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"num_heads {self.heads} is not a multiple of num_kv_heads {self.kv_heads}")
+        if self.positions == "rotary" and (self.d_model // self.heads) % 2:
+            raise ValueError("rotary positions need an even width of each head")
+        if self.positions == "sinusoidal" and self.d_model % 2:
+            raise ValueError("sinusoidal positions need an even d_model")
+        for side in ("encoder", "decoder"):
+            unique, layers = getattr(self, f"unique_{side}_layers"), getattr(self, f"{side}_layers")
+            if unique is not None and unique > layers:
+                raise ValueError(f"unique_{side}_layers {unique} is more than {side}_layers {layers}")
+        return self
+
+
+class TrainingConfig(Section):
+    """Batches, loss, optimizer, schedule, limits and saving."""
+
+    batch_tokens: Positive = 4096
+    """Size of a batch: sentences x pieces of the longest side, padding included."""
+    accumulate: Positive = 1
+    """Batches that make one update."""
+    max_steps: Positive | None = None
+    """Stop after so many updates; 100,000 if neither `max_epochs` nor `time_limit_minutes` is given."""
+    max_epochs: Positive | None = None
+    """Stop after so many passes over the training pairs."""
+    time_limit_minutes: Rate | None = None
+    """Stop after so many minutes of training, earlier runs of the same folder included."""
+    label_smoothing: Fraction = 0.1
+    """Share of the probability spread evenly over the vocabulary (Szegedy et al. 2016)."""
+    learning_rate: Rate = 0.001
+    """Peak learning rate; for `noam` the factor before the formula (2.0 is usual)."""
+    schedule: Literal["inverse_sqrt", "noam", "linear", "cosine", "constant"] = "inverse_sqrt"
+    """How the rate falls after the warm-up; linear and cosine reach `min_learning_rate` at the last step."""
+    warmup_steps: Count = 1000
+    """Updates over which the rate rises from 0."""
+    min_learning_rate: Annotated[float, Field(ge=0.0)] = 0.0
+    """Where linear and cosine end."""
+    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.98), strict=False)
+    """AdamW's (Loshchilov and Hutter 2019) decay rates."""
+    eps: Rate = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """Decoupled weight decay of matrices (not of biases and norms)."""
+    clip_norm: Rate | None = 1.0
+    """Gradients with a larger norm are scaled down to it; null is off."""
+    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Validate and save an exponential moving average of the weights; null is off."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the matrix products; auto is bf16 where the device is fast at it, else fp32."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 ...; auto is a GPU if there is one."""
+    num_threads: Positive | None = None
+    """CPU threads; by default PyTorch's choice."""
+    compile: bool = False
+    """Use torch.compile."""
+    log_every_steps: Positive = 50
+    """Updates between lines of progress and of metrics.jsonl."""
+    save_every_steps: Positive | None = None
+    """Updates between checkpoints; by default at every validation."""
+    keep_last: Positive = 2
+    """Checkpoints kept beside the best one."""
+    tensorboard: bool = False
+    """Write TensorBoard events too (needs `pip install mtkit[tensorboard]`)."""
+
+    @property
+    def step_limit(self) -> int | None:
+        """The last step, if steps bound the run."""
+        if self.max_steps is None and self.max_epochs is None and self.time_limit_minutes is None:
+            return 100_000
+        return self.max_steps
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingConfig:
+        if self.schedule in ("linear", "cosine"):
+            if self.step_limit is None:
+                raise ValueError(f"schedule {self.schedule} needs max_steps: it ends there")
+            if self.warmup_steps >= self.step_limit:
+                raise ValueError(f"warmup_steps {self.warmup_steps} leaves no step before {self.step_limit}")
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError("min_learning_rate is above learning_rate")
+        return self
+
+
+class ValidationConfig(Section):
+    """What is measured during training, and what counts as the best."""
+
+    every_steps: Positive = 1000
+    """Updates between validations; the last step is always validated."""
+    metrics: tuple[Metric, ...] = Field(default=("bleu", "chrf"), strict=False)
+    """Scores of real translations; empty for loss and perplexity only."""
+    best: Literal["loss", "bleu", "chrf", "chrf++", "ter"] = "bleu"
+    """Which number chooses the best checkpoint and drives early stopping."""
+    patience: Positive | None = None
+    """Stop after so many validations without a new best; null never stops early."""
+    beam_size: Positive = 1
+    """Beam of the validation translations; 1 is greedy."""
+    max_sentences: Positive | None = None
+    """Translate only the first so many validation sentences (the loss is of all)."""
+    num_samples: Count = 2
+    """Translations shown at each validation."""
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> ValidationConfig:
+        if self.best != "loss" and self.best not in self.metrics:
+            raise ValueError(f"best is {self.best}, which is not among metrics")
+        return self
+
+
+class DecodingConfig(Section):
+    """How the finished model translates; `mtkit translate` starts from these."""
+
+    beam_size: Positive = 5
+    """Hypotheses kept at each step; 1 is greedy."""
+    length_penalty: float = 1.0
+    """alpha of the GNMT penalty ((5 + length) / 6) ** alpha (Wu et al. 2016, eq. 14); 0 is off."""
+    n_best: Positive = 1
+    """Translations given for each line, best first."""
+    max_length_ratio: Rate = 2.0
+    """A translation has at most ratio x source pieces + extra pieces."""
+    max_length_extra: Count = 20
+    """See `max_length_ratio`."""
+    batch_tokens: Positive = 4096
+    """Source pieces x beam in a batch, padding included."""
+
+    @model_validator(mode="after")
+    def _n_best(self) -> DecodingConfig:
+        if self.n_best > self.beam_size:
+            raise ValueError(f"n_best {self.n_best} is more than beam_size {self.beam_size}")
+        return self
+
+
+class Config(Section):
+    """One training run, from text pairs to a scored translator."""
+
+    run: str = Field(min_length=1)
+    """The run folder: everything the run writes; self-contained afterwards."""
+    seed: Count = 1
+    """Of initial weights, batch order and dropout."""
+    data: DataConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    validation: ValidationConfig = ValidationConfig()
+    decoding: DecodingConfig = DecodingConfig()
+
+    @model_validator(mode="after")
+    def _tying(self) -> Config:
+        joint = self.tokenizer.src_model is None and self.tokenizer.joint
+        if self.model.tie_embeddings == "three-way" and not joint:
+            raise ValueError("model.tie_embeddings three-way needs a joint tokenizer")
+        return self

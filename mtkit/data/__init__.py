@@ -1,0 +1,1 @@
+"""From text to batches: sources of pairs, filters, tokenizers, the encoded corpus, its batches."""

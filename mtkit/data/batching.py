@@ -1,0 +1,135 @@
+"""Which pairs go together: batches of similar lengths under a token budget, and the arrays made of them.
+
+The order is a pure function of (lengths, seed, epoch): no state is carried, so any step can be resumed exactly.
+Shapes: B pairs in a batch, S source length, T target length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.int32]
+Indices = npt.NDArray[np.int64]
+
+
+class EncodedPairs(Protocol):
+    """What batching needs of a corpus."""
+
+    @property
+    def src_lengths(self) -> Ids:
+        """Pieces of each source."""
+
+    @property
+    def tgt_lengths(self) -> Ids:
+        """Pieces of each target."""
+
+    def src(self, index: int) -> Ids:
+        """Source pieces of a pair."""
+
+    def tgt(self, index: int) -> Ids:
+        """Target pieces of a pair."""
+
+
+def pair_sizes(src_lengths: Ids, tgt_lengths: Ids) -> Ids:
+    """Positions a pair takes on its longer side: source plus eos, or bos plus target."""
+    return np.maximum(src_lengths, tgt_lengths).astype(np.int32) + 1
+
+
+def split_by_budget(sizes: Ids, order: Indices, batch_tokens: int) -> list[Indices]:
+    """Cut an order into batches with rows x largest size <= batch_tokens (a single larger pair is a batch)."""
+    batches, start, largest = [], 0, 0
+    for end, size in enumerate(sizes[order].tolist()):
+        largest = max(largest, size)
+        if largest * (end - start + 1) > batch_tokens and end > start:
+            batches.append(order[start:end])
+            start, largest = end, size
+    if start < len(order):
+        batches.append(order[start:])
+    return batches
+
+
+def epoch_batches(
+    src_lengths: Ids, tgt_lengths: Ids, batch_tokens: int, seed: int, epoch: int
+) -> list[Indices]:
+    """All batches of an epoch, each pair in exactly one of them.
+
+    Pairs are sorted by target length, then source length, ties in random order (so that the batches differ from
+    epoch to epoch), cut by the token budget, and the batches are shuffled.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    shuffled = rng.permutation(len(src_lengths))
+    order = shuffled[np.lexsort((src_lengths[shuffled], tgt_lengths[shuffled]))]
+    batches = split_by_budget(pair_sizes(src_lengths, tgt_lengths), order, batch_tokens)
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def padding_share(batches: list[Indices], src_lengths: Ids, tgt_lengths: Ids) -> float:
+    """Share of the positions of all batches, both sides, that is padding."""
+    real = padded = 0
+    for batch in batches:
+        for lengths in (src_lengths[batch] + 1, tgt_lengths[batch] + 1):
+            real += int(lengths.sum())
+            padded += int(lengths.max()) * len(batch)
+    return 1 - real / padded if padded else 0.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pairs as padded arrays."""
+
+    src: npt.NDArray[np.int64]  # [B, S], each row ends with eos, then pad
+    tgt_in: npt.NDArray[np.int64]  # [B, T], each row begins with bos
+    tgt_out: npt.NDArray[np.int64]  # [B, T], each row ends with eos
+    tgt_mask: npt.NDArray[np.bool_]  # [B, T], True at real positions
+    indices: Indices  # [B], the pairs' numbers in the corpus
+
+    @property
+    def num_targets(self) -> int:
+        """Real target positions, eos included: what the loss is divided by."""
+        return int(self.tgt_mask.sum())
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Ids that frame and fill sentences."""
+
+    src_pad: int
+    src_eos: int
+    tgt_pad: int
+    tgt_bos: int
+    tgt_eos: int
+
+
+def pad_rows(
+    rows: list[Ids], pad: int, *, first: int | None = None, last: int | None = None
+) -> npt.NDArray[np.int64]:
+    """Rows of ids to a [B, longest] array, each row framed by `first` and `last` and filled up with `pad`."""
+    begin = 0 if first is None else 1
+    extra = begin + (last is not None)
+    array = np.full((len(rows), max(map(len, rows)) + extra), pad, dtype=np.int64)
+    if first is not None:
+        array[:, 0] = first
+    for row, ids in zip(array, rows, strict=True):
+        row[begin : begin + len(ids)] = ids
+        if last is not None:
+            row[begin + len(ids)] = last
+    return array
+
+
+def make_batch(corpus: EncodedPairs, indices: Indices, special: SpecialIds) -> Batch:
+    """Fetch the pairs of a batch and frame them."""
+    numbers = indices.tolist()
+    tgts = [corpus.tgt(i) for i in numbers]
+    tgt_out = pad_rows(tgts, special.tgt_pad, last=special.tgt_eos)
+    lengths = np.array([len(ids) + 1 for ids in tgts])
+    return Batch(
+        src=pad_rows([corpus.src(i) for i in numbers], special.src_pad, last=special.src_eos),
+        tgt_in=pad_rows(tgts, special.tgt_pad, first=special.tgt_bos),
+        tgt_out=tgt_out,
+        tgt_mask=np.arange(tgt_out.shape[1])[None, :] < lengths[:, None],
+        indices=indices,
+    )

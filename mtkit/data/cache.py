@@ -1,0 +1,58 @@
+"""The folder of encoded corpora: where it is, the hashes remembered in it, what is swept out of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from mtkit.config import DataConfig
+from mtkit.errors import StorageError
+from mtkit.files import sha256_file, storage_errors, write_text
+
+_ABANDONED_SECONDS = 24 * 3600
+_SETTLED_NS = 2_000_000_000  # A file changed later than that may change again without its times telling.
+
+
+def cache_folder(data: DataConfig) -> Path:
+    """Where encoded corpora are kept: `data.cache`, $MTKIT_CACHE, or mtkit/ in the user's cache folder."""
+    named = data.cache or os.environ.get("MTKIT_CACHE")
+    if named:
+        return Path(os.path.expanduser(named))
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "mtkit"
+
+
+class HashMemo:
+    """SHA-256 of files, remembered by path, size and times: a large corpus is not hashed at every start."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, path: Path) -> str:
+        """The hash of a file. Raises: StorageError: it cannot be read."""
+        with storage_errors(path):
+            status = path.stat()
+        changed = max(status.st_mtime_ns, status.st_ctime_ns)
+        identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+        memo = self._folder / hashlib.sha256(identity.encode()).hexdigest()[:32]
+        with suppress(OSError):
+            known = memo.read_text("ascii")
+            if len(known) == 64:
+                return known
+        digest = sha256_file(path)
+        if time.time_ns() - changed > _SETTLED_NS:
+            with suppress(StorageError):
+                write_text(memo, digest)
+        return digest
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Delete what killed processes left behind: folders in which nothing was written for a day."""
+    for folder in parent.glob(".*.tmp"):
+        with suppress(OSError):
+            newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+            if time.time() - newest > _ABANDONED_SECONDS:
+                shutil.rmtree(folder)

@@ -1,0 +1,267 @@
+"""Text to pieces and back: SentencePiece (Kudo and Richardson 2018), trained here or given as a .model.
+
+A vocabulary is the pieces of the model, special pieces that it lacks, and unused rows up to a multiple of 8.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import random
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import sentencepiece
+
+from mtkit.config import TokenizerConfig
+from mtkit.data.pairs import Pair
+from mtkit.errors import ConfigError, DataError, MtkitError, StorageError
+from mtkit.files import storage_errors, write_bytes
+
+Ids = npt.NDArray[np.int32]
+
+SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")
+"""pad, unk, bos and eos of a trained model; their ids are 0, 1, 2 and 3."""
+
+MAX_TRAINING_CHARS = 4000
+"""Longer lines do not train the tokenizer."""
+
+JOINT_FILE, SRC_FILE, TGT_FILE = "tokenizer.model", "tokenizer.src.model", "tokenizer.tgt.model"
+
+_ROW_MULTIPLE = 8
+_MANY_LINES = 256  # From here on SentencePiece's threads pay for being started.
+_TRAINING_THREADS = 16  # Sums of the EM algorithm are made per thread: another number, another model.
+_NOT_IN_A_LINE = str.maketrans({"\n": " ", "\r": " ", "\0": None})
+
+
+class Tokenizer:
+    """A SentencePiece model and its special pieces.
+
+    Attributes:
+        pad, unk, bos, eos: ids of the special pieces. Those that the model lacks follow its last piece.
+        num_pieces: pieces with a meaning, special ones included.
+        vocab_size: rows of an embedding: `num_pieces` rounded up to a multiple of 8.
+        fingerprint: SHA-256 of the model.
+    """
+
+    def __init__(self, model: bytes, where: str = "tokenizer") -> None:
+        """Take the bytes of a .model; `where` is how errors call it. Raises: StorageError: it is damaged."""
+        self._model = model
+        self._processor = _load_processor(model, where)
+        self._num_own = self._processor.get_piece_size()
+        self.unk: int = self._processor.unk_id()
+        self.num_pieces = self._num_own
+        own = self._processor
+        self.pad, self.bos, self.eos = map(self._own_or_new, (own.pad_id(), own.bos_id(), own.eos_id()))
+        self.vocab_size = -(-self.num_pieces // _ROW_MULTIPLE) * _ROW_MULTIPLE
+        self.fingerprint = hashlib.sha256(model).hexdigest()
+
+    def _own_or_new(self, own: int) -> int:
+        if own >= 0:
+            return own
+        self.num_pieces += 1
+        return self.num_pieces - 1
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Read a .model file. Raises: StorageError: it is missing or damaged."""
+        with storage_errors(path):
+            model = Path(path).read_bytes()
+        return cls(model, str(path))
+
+    def save(self, path: str | Path) -> None:
+        """Write the .model file. Raises: StorageError."""
+        write_bytes(path, self._model)
+
+    def encode(self, lines: Sequence[str]) -> list[Ids]:
+        """The ids of each line, without bos and eos. Raises: DataError: half a surrogate pair in a line."""
+        try:
+            rows = self._encode_rows(list(lines))
+        except (TypeError, RuntimeError) as error:
+            _refuse_surrogates(lines, error)
+            raise
+        return [np.array(row, dtype=np.int32) for row in rows]
+
+    def _encode_rows(self, lines: list[str]) -> list[list[int]]:
+        if len(lines) < _MANY_LINES:
+            return [self._processor.encode(line, out_type=int) for line in lines]
+        rows: list[list[int]] = self._processor.encode(lines, out_type=int, num_threads=_num_threads())
+        return rows
+
+    def decode(self, sequences: Sequence[Sequence[int] | npt.NDArray[np.integer]]) -> list[str]:
+        """One line of text for each sequence of ids; pad, bos, eos and unused rows are passed over.
+
+        A line break made of byte pieces becomes a space.
+        """
+        return [self._decode_row(np.asarray(ids, dtype=np.int64).tolist()) for ids in sequences]
+
+    def _decode_row(self, ids: list[int]) -> str:
+        passed_over = (self.pad, self.bos, self.eos)
+        text: str = self._processor.decode([i for i in ids if i < self._num_own and i not in passed_over])
+        return text.translate(_NOT_IN_A_LINE)
+
+    def pieces(self, line: str) -> list[str]:
+        """The line's pieces as text, U+2581 in place of spaces; as many as `encode` gives ids."""
+        pieces: list[str] = self._processor.encode(line, out_type=str)
+        return pieces
+
+
+def _load_processor(model: bytes, where: str) -> sentencepiece.SentencePieceProcessor:
+    hint = "copy it again, or train it anew"
+    if not model:
+        raise StorageError("an empty file, not a SentencePiece model", where=where, hint=hint)
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    except RuntimeError as error:
+        raise StorageError("damaged, or not a SentencePiece model", where=where, hint=hint) from error
+    return processor
+
+
+def _num_threads() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _refuse_surrogates(lines: Sequence[str], cause: Exception) -> None:
+    """Say which line cannot be written as UTF-8, if one cannot."""
+    for number, line in enumerate(lines, 1):
+        if re.search("[\ud800-\udfff]", line):
+            raise DataError("half of a surrogate pair", where=f"line {number}", hint="remove it") from cause
+
+
+@dataclass(frozen=True)
+class Tokenizers:
+    """The tokenizers of both sides; one and the same if `joint`."""
+
+    src: Tokenizer
+    tgt: Tokenizer
+    joint: bool
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of both models."""
+        return hashlib.sha256(f"{self.src.fingerprint} {self.tgt.fingerprint}".encode()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Copy the models into a folder, where `load_tokenizers` finds them. Raises: StorageError."""
+        if self.joint:
+            self.src.save(folder / JOINT_FILE)
+        else:
+            self.src.save(folder / SRC_FILE)
+            self.tgt.save(folder / TGT_FILE)
+
+
+def load_tokenizers(folder: Path) -> Tokenizers:
+    """The tokenizers of a run or model folder. Raises: StorageError: they are missing or damaged."""
+    if (folder / JOINT_FILE).exists():
+        joint = Tokenizer.load(folder / JOINT_FILE)
+        return Tokenizers(joint, joint, joint=True)
+    if not folder.is_dir():
+        raise StorageError("no such folder", where=str(folder), hint="check the path")
+    if not any((folder / name).exists() for name in (SRC_FILE, TGT_FILE)):
+        hint = "a run or model folder holds it: copy it there"
+        raise StorageError(f"no {JOINT_FILE} in this folder", where=str(folder), hint=hint)
+    return Tokenizers(Tokenizer.load(folder / SRC_FILE), Tokenizer.load(folder / TGT_FILE), joint=False)
+
+
+def make_tokenizers(config: TokenizerConfig, pairs: Iterable[Pair], seed: int = 1) -> Tokenizers:
+    """Load the models that the config names, or train on the pairs (which are read only then).
+
+    Args:
+        config: kind and size of the vocabulary, or paths of models.
+        pairs: the training pairs; sampled evenly if they are more than `config.training_lines`.
+        seed: of the sample. The same pairs, config and seed give the same model, byte for byte.
+
+    Raises:
+        ConfigError: a vocabulary too small for the corpus, user symbols that clash.
+        DataError: no text to train on, or what reading the pairs raises.
+        StorageError: a model that is missing or damaged.
+    """
+    if config.model is not None:
+        joint = Tokenizer.load(os.path.expanduser(config.model))
+        return Tokenizers(joint, joint, joint=True)
+    if config.src_model is not None and config.tgt_model is not None:
+        src, tgt = (Tokenizer.load(os.path.expanduser(path)) for path in (config.src_model, config.tgt_model))
+        return Tokenizers(src, tgt, joint=False)
+    _check_symbols(config.user_symbols)
+    if config.joint:
+        sample = _sample(pairs, max(1, config.training_lines // 2), seed)
+        joint = Tokenizer(_train([text for pair in sample for text in pair], config))
+        return Tokenizers(joint, joint, joint=True)
+    sample = _sample(pairs, config.training_lines, seed)
+    src, tgt = (Tokenizer(_train([pair[side] for pair in sample], config)) for side in (0, 1))
+    return Tokenizers(src, tgt, joint=False)
+
+
+def _sample(pairs: Iterable[Pair], size: int, seed: int) -> list[Pair]:
+    """An even sample in one pass (Vitter 1985, algorithm R); all pairs, in order, if no more than `size`."""
+    rng = random.Random(seed)
+    sample: list[Pair] = []
+    for number, pair in enumerate(pairs):
+        if number < size:
+            sample.append(pair)
+        elif (place := rng.randrange(number + 1)) < size:
+            sample[place] = pair
+    return sample
+
+
+def _train(lines: list[str], config: TokenizerConfig) -> bytes:
+    """The bytes of a model trained on these lines."""
+    usable = [line for line in lines if line.strip() and len(line) <= MAX_TRAINING_CHARS]
+    if not usable:
+        raise DataError("no text to train the tokenizer on", hint="fill the sources of data.train")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(usable),
+            model_writer=model,
+            model_type=config.type,
+            vocab_size=config.vocab_size,
+            hard_vocab_limit=False,
+            character_coverage=config.character_coverage,
+            byte_fallback=config.byte_fallback,
+            normalization_rule_name=config.normalization,
+            user_defined_symbols=list(config.user_symbols),
+            max_sentence_length=4 * MAX_TRAINING_CHARS,
+            num_threads=_TRAINING_THREADS,
+            minloglevel=2,
+            pad_id=0,
+            unk_id=1,
+            bos_id=2,
+            eos_id=3,
+            pad_piece=SPECIALS[0],
+            unk_piece=SPECIALS[1],
+            bos_piece=SPECIALS[2],
+            eos_piece=SPECIALS[3],
+        )
+    except RuntimeError as error:
+        raise _explain(str(error), config) from error
+    return model.getvalue()
+
+
+def _check_symbols(symbols: Sequence[str]) -> None:
+    """Refuse what SentencePiece would refuse without a reason, or take for a special piece."""
+    for symbol in symbols:
+        if not symbol.strip() or symbol in SPECIALS or symbols.count(symbol) > 1:
+            what = f"{symbol!r} is blank, listed twice or a special piece"
+            raise ConfigError(what, where="tokenizer.user_symbols", hint="remove it")
+
+
+def _explain(message: str, config: TokenizerConfig) -> MtkitError:
+    """What SentencePiece means."""
+    if needed := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        what = f"{config.vocab_size} is too few for the characters, bytes and special pieces of this corpus"
+        hint = f"at least {needed[1]}, or a tokenizer.character_coverage below 1"
+        return ConfigError(what, where="tokenizer.vocab_size", hint=hint)
+    if clash := re.search(r"(\S+) is already defined", message):
+        what = f"{clash[1]!r} is a piece already"
+        return ConfigError(what, where="tokenizer.user_symbols", hint="remove it")
+    if "all_chars_count" in message:
+        return DataError("no text to train the tokenizer on", hint="data.train holds nothing but white space")
+    what = f"SentencePiece cannot train on this corpus: {' '.join(message.split())}"
+    return DataError(what, hint="try another tokenizer.vocab_size or tokenizer.type")

@@ -1,0 +1,62 @@
+"""Which device and which precision a model runs in, and how a CPU is made ready."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import torch
+
+from mtkit.errors import ConfigError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that the config names; `auto` is a GPU if there is one. Raises: ConfigError: it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    where = "training.device"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"{name!r} is no device", where=where, hint="auto, cpu, cuda or cuda:1") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"{name!r} is not supported", where=where, hint="auto, cpu, cuda or cuda:1")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        there = f"{torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else "no GPU"
+        raise ConfigError(f"{name!r} is not there: PyTorch sees {there}", where=where, hint="auto or cpu")
+    return device
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of activations and matrix products; `auto` is bfloat16 where the device computes in it natively."""
+    if precision != "auto":
+        return DTYPES[precision]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return torch.bfloat16 if cpu_has_bf16() else torch.float32
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in hardware (AVX-512 BF16 or AMX)."""
+    flags: set[str] = set()
+    if sys.platform == "linux":
+        with open("/proc/cpuinfo") as file:
+            line = next((line for line in file if line.startswith("flags")), "")
+        flags = set(line.split())
+    return bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed: tensors of a step reuse the pages of the step before.
+
+    Otherwise every large tensor is mapped anew, and a tenth of a training step goes into page faults.
+    """
+    if sys.platform != "linux":
+        return
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of mallopt(3)
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(mmap_threshold, 32 << 20)  # the largest that glibc takes
+        libc.mallopt(trim_threshold, 2**31 - 1)

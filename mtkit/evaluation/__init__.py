@@ -1,0 +1,1 @@
+"""What a translation is worth: hypotheses against references."""

@@ -1,0 +1,333 @@
+"""Every text file is opened here, and everything mtkit writes goes to disk through here.
+
+Reading is strict: UTF-8 without NUL, one line for each "\\n". Writing is atomic and durable: whoever looks,
+after a crash too, finds the old content or the new, never a part. fsync, rename and locks are those of POSIX.
+"""
+
+from __future__ import annotations
+
+import bz2
+import difflib
+import errno
+import fcntl
+import gzip
+import hashlib
+import io
+import lzma
+import os
+import shutil
+import stat
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from mtkit.errors import DataError, StorageError
+
+BLOCK_BYTES = 1 << 20
+_UNPACKERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+COMPRESSED_SUFFIXES = (*_UNPACKERS, ".zst")
+_BOM = b"\xef\xbb\xbf"
+
+
+def read_lines(path: str | Path) -> Iterator[str]:
+    """The lines of a text file, without their line ends; "-" is stdin.
+
+    Files named .gz, .xz, .bz2 or .zst are decompressed. Only "\\n" and "\\r\\n" end a line: a lone "\\r",
+    U+2028, U+0085, form feed and the like stay in the line as they are. A last line without "\\n" is a line.
+    A byte order mark at the start is dropped. The lines before a fault are yielded before it is raised.
+
+    Raises:
+        DataError: not UTF-8 or a NUL (at file:line); missing, unreadable, truncated, not as its suffix says.
+    """
+    number = 0
+    for block in _blocks(path):
+        text, fault = _decode(block)
+        lines = text.replace("\r\n", "\n").split("\n")
+        if lines[-1] == "":  # What follows the last "\n" is no line.
+            lines.pop()
+        yield from lines
+        number += len(lines)
+        if fault:
+            what, hint = fault
+            raise DataError(what, where=f"{_name(path)}:{number + 1}", hint=hint)
+
+
+def count_lines(path: str | Path) -> int:
+    """How many lines `read_lines` yields, without decoding them. Raises: DataError (not for the text)."""
+    number, last = 0, b"\n"
+    for block in _blocks(path):
+        number, last = number + block.count(b"\n"), block[-1:]
+    return number + (last != b"\n")
+
+
+def _blocks(path: str | Path) -> Iterator[bytes]:
+    """The bytes of a file, unpacked, cut after line ends, without the byte order mark; no block is empty."""
+    start = True
+    pending: list[bytes] = []
+    with _read_errors(path), _open_bytes(path) as read:
+        while True:
+            chunk = read(BLOCK_BYTES)
+            cut = chunk.rfind(b"\n") + 1
+            if chunk and not cut:  # A line longer than a block: joined once, when its end is seen.
+                pending.append(chunk)
+                continue
+            block = b"".join((*pending, chunk[:cut]))
+            pending = [chunk[cut:]]
+            if start:
+                block, start = block.removeprefix(_BOM), False
+            if block:
+                yield block
+            if not chunk:
+                return
+
+
+def _decode(block: bytes) -> tuple[str, tuple[str, str] | None]:
+    """The text of a block; or, if something is wrong with it, the lines before that, what and a hint."""
+    try:
+        text = block.decode("utf-8")
+        if "\0" not in text:
+            return text, None
+        bad = len(block)
+    except UnicodeDecodeError as error:
+        bad = error.start
+    nul = block.find(b"\0", 0, bad)
+    offset = bad if nul < 0 else nul
+    start = block.rfind(b"\n", 0, offset) + 1
+    byte = f"byte {offset - start + 1} of the line"
+    if offset == 0 and block[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        fault = ("UTF-16, not UTF-8", "convert the file: iconv -f UTF-16 -t UTF-8")
+    elif nul >= 0:
+        fault = (f"a NUL character, {byte}", "remove it; if the file is UTF-16, convert it")
+    else:
+        fault = (f"not UTF-8: 0x{block[offset]:02x}, {byte}", "convert the file: iconv -f ENCODING -t UTF-8")
+    return block[:start].decode("utf-8"), fault
+
+
+@contextmanager
+def _open_bytes(path: str | Path) -> Iterator[Callable[[int], bytes]]:
+    """A function that reads at most so many unpacked bytes; b"" at the end."""
+    if str(path) == "-":
+        if sys.stdin is None:
+            raise DataError("stdin is closed", where="stdin", hint="give a file, or pipe text in")
+        yield cast(io.BufferedReader, sys.stdin.buffer).read1
+        return
+    suffix = Path(path).suffix.lower()
+    with open(path, "rb") as raw:
+        status = os.fstat(raw.fileno())
+        if suffix in COMPRESSED_SUFFIXES and stat.S_ISREG(status.st_mode) and status.st_size == 0:
+            raise EOFError  # gzip and zstd would call it an empty text.
+        if suffix == ".zst":
+            import pyarrow  # Slow to import, rarely needed.
+
+            yield pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd").read
+        elif suffix in _UNPACKERS:
+            yield _UNPACKERS[suffix](raw).read
+        else:
+            yield raw.read1  # Of a pipe, what is there, without waiting for a full block.
+
+
+@contextmanager
+def _read_errors(path: str | Path) -> Iterator[None]:
+    """Turns what can go wrong in opening, reading and unpacking into one line."""
+    name = _name(path)
+    if "\0" in name:
+        raise DataError("not a file name", where=repr(name), hint="remove the NUL character")
+    try:
+        yield
+    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        what, hint = _read_fault(Path(path), error)
+        raise DataError(what, where=name, hint=hint) from error
+
+
+def _read_fault(path: Path, error: Exception) -> tuple[str, str]:
+    """What is wrong with a file, and what to do."""
+    match error:
+        case FileNotFoundError():
+            return "no such file", _missing_hint(path)
+        case IsADirectoryError():
+            return "a folder, not a file", "name a file in it"
+        case PermissionError():
+            return "not allowed to read it", "chmod +r, or run as its owner"
+        case OSError(errno=int(code)):
+            return f"cannot be read: {os.strerror(code).lower()}", "check the path and the disk"
+    truncated = isinstance(error, EOFError) or "truncated" in str(error).lower()
+    what = "a truncated" if truncated else "damaged, or not a"
+    return f"{what} {path.suffix.lower()} file", "copy or download it again"
+
+
+def _name(path: str | Path) -> str:
+    """How messages call a file."""
+    return "stdin" if str(path) == "-" else str(path)
+
+
+def _missing_hint(path: Path) -> str:
+    """What a user may have meant by a path that does not exist."""
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    close = difflib.get_close_matches(path.name, sorted(os.listdir(path.parent)), n=1)
+    if close:
+        return f"did you mean {path.parent / close[0]}?"
+    return "check the path" if path.is_absolute() else f"the path starts at {Path.cwd()}"
+
+
+_STORAGE_HINTS = {
+    errno.ENOSPC: "free some space, or choose a folder on another disk",
+    errno.EDQUOT: "your quota is used up: delete something, or choose a folder on another disk",
+    errno.EACCES: "choose a folder you may write to, or change its permissions",
+    errno.EPERM: "choose a folder you may write to, or change its permissions",
+    errno.EROFS: "choose a folder on a disk that can be written to",
+    errno.EIO: "the disk may be failing: see the system log, choose another disk",
+    errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
+    errno.ENOLCK: "this file system has no locks: choose a folder on a local disk",
+}
+
+
+@contextmanager
+def storage_errors(where: str | Path) -> Iterator[None]:
+    """Turns an `OSError` of the block into a `StorageError` at `where`, in one line with what to do."""
+    try:
+        yield
+    except OSError as error:
+        code = error.errno or 0
+        what = os.strerror(code).lower() if code else str(error)
+        hint = _STORAGE_HINTS.get(code, "choose another path, or check the disk")
+        raise StorageError(what, where=str(where), hint=hint) from error
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file so that it holds either what it held before or all of `data`, after a crash too.
+
+    Raises:
+        StorageError: no space, no permission, ...; the old file is as it was, and nothing is left beside it.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storage_errors(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):  # What went wrong first is what the user should hear.
+                temporary.unlink()
+            raise
+        fsync_folder(path.parent)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """`write_bytes` of the text in UTF-8, its "\n" kept as they are."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def append_line(path: str | Path, line: str) -> None:
+    """Add a line to a log. A crash can lose the last lines, or leave a part of one. Raises: StorageError."""
+    with storage_errors(path), open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def fsync_file(path: str | Path) -> None:
+    """Wait until the content of a file is on the disk. Raises: StorageError."""
+    with storage_errors(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # Pipes, and folders of some network disks, have no fsync.
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def fsync_folder(path: str | Path) -> None:
+    """Wait until the names in a folder are on the disk (not what is in its files). Raises: StorageError."""
+    fsync_file(path)
+
+
+def commit_folder(tmp: Path, final: Path) -> None:
+    """Make a finished folder durable and give it its name, in place of a folder that has it.
+
+    `tmp` must lie beside `final`. An old `final` becomes `.NAME.old`, then `tmp` becomes `final`, then the
+    old one is deleted. After a crash at any point one of the two is complete: `committed_folder` says which.
+
+    Raises:
+        StorageError: `final` is the old folder, or the new one, complete; `tmp` is left to the caller.
+    """
+    old = final.with_name(f".{final.name}.old")
+    for folder, _, names in os.walk(tmp):
+        for name in names:
+            fsync_file(os.path.join(folder, name))
+        fsync_folder(folder)
+    with storage_errors(final):
+        if final.is_file():
+            raise NotADirectoryError(errno.ENOTDIR, "")
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(final, old)
+        try:
+            os.rename(tmp, final)
+        except OSError:
+            if old.exists():
+                os.rename(old, final)
+            raise
+        fsync_folder(final.parent)
+        shutil.rmtree(old, ignore_errors=True)  # If it cannot go now, the next commit tries again.
+
+
+def committed_folder(final: Path) -> Path:
+    """Where a committed folder is: `final`, or after a crash between the two renames the old one aside."""
+    old = final.with_name(f".{final.name}.old")
+    return old if old.exists() and not final.exists() else final
+
+
+def sha256_file(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal. Raises: StorageError."""
+    with storage_errors(path), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class FolderLock:
+    """Holds a folder for one process: `with FolderLock(run_folder): ...`. Makes the folder if there is none.
+
+    The lock is an advisory flock on `.lock` in the folder. The system releases it when the process ends,
+    however it ends: a lock file that is left behind means nothing.
+
+    Raises:
+        StorageError: on entering, another process (or another FolderLock of this one) holds the folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> FolderLock:
+        with storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = open(self.folder / ".lock", "a+b", buffering=0)
+            try:
+                self._hold(file)
+            except BaseException:
+                file.close()
+                raise
+            self._file = file
+        return self
+
+    def _hold(self, file: BinaryIO) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            what = f"another run is using this folder (pid {file.read(20).decode().strip() or 'unknown'})"
+            hint = "wait for it, stop it, or choose another folder"
+            raise StorageError(what, where=str(self.folder), hint=hint) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n".encode())
+
+    def __exit__(self, *exception: object) -> None:
+        if self._file is not None:
+            self._file.close()  # Releases. The file stays: deleting it would race with the next holder.
+            self._file = None

@@ -1,0 +1,1 @@
+"""The Transformer, from scratch: attention, positions, layers, and the encoder-decoder made of them."""

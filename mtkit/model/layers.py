@@ -1,0 +1,137 @@
+"""Layers of the encoder and the decoder: norms, feed-forward, residual connections.
+
+Shapes: B batch, S source length, T target length, D model width, F feed-forward width, G key/value heads, E head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtkit.config import ModelConfig
+from mtkit.model.attention import Linear, MultiHeadAttention
+from mtkit.model.dropout import add_dropped, dropout
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalization (Ba et al. 2016), in the precision of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] to the same shape."""
+        return F.layer_norm(
+            x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps
+        )
+
+
+class RMSNorm(nn.RMSNorm):
+    """Root mean square normalization (Zhang and Sennrich 2019), in the precision of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] to the same shape."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), 1e-6)
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    """The norm that the config names."""
+    return LayerNorm(config.d_model) if config.norm == "layernorm" else RMSNorm(config.d_model)
+
+
+class FeedForward(nn.Module):
+    """Position-wise feed-forward (Vaswani et al. 2017, section 3.3), with a gate for swiglu (Shazeer 2020, eq. 6)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.feed_forward
+        self.activation, self.dropout = config.activation, config.activation_dropout
+        self.inner = Linear(
+            config.d_model, 2 * width if self.activation == "swiglu" else width, bias=config.bias
+        )
+        self.outer = Linear(width, config.d_model, bias=config.bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """[B, T, D] to the same shape."""
+        h = self.activate(self.inner(x_BTD))  # [B, T, F]
+        return self.outer(dropout(h, self.dropout, self.training))
+
+    def activate(self, h: Tensor) -> Tensor:
+        """[B, T, F] (2F for swiglu) to [B, T, F]."""
+        match self.activation:
+            case "relu":
+                return F.relu(h)
+            case "gelu":
+                return F.gelu(h)
+            case "silu":
+                return F.silu(h)
+            case _:
+                gate, value = h.chunk(2, dim=-1)
+                return F.silu(gate) * value
+
+
+class Residual(nn.Module):
+    """A residual connection around a sublayer, normalized before it (pre) or after the sum (post)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm, self.pre, self.dropout = make_norm(config), config.norm_position == "pre", config.dropout
+
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        """[B, T, D] to the same shape."""
+        if self.pre:
+            return add_dropped(x, sublayer(self.norm(x)), self.dropout, self.training)
+        normed: Tensor = self.norm(add_dropped(x, sublayer(x), self.dropout, self.training))
+        return normed
+
+
+def make_attention(config: ModelConfig, *, cross: bool = False) -> MultiHeadAttention:
+    """Self-attention with the config's positions, or cross-attention, which has none."""
+    relative = config.positions == "relative" and not cross
+    return MultiHeadAttention(
+        config.d_model,
+        config.heads,
+        config.kv_heads,
+        cross=cross,
+        rotary=config.positions == "rotary" and not cross,
+        max_relative_distance=config.max_relative_distance if relative else None,
+        dropout=config.attention_dropout,
+        bias=config.bias,
+    )
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention, self.attention_residual = make_attention(config), Residual(config)
+        self.feed_forward, self.feed_forward_residual = FeedForward(config), Residual(config)
+
+    def forward(self, x_BSD: Tensor, mask: Tensor, positions_S: Tensor) -> Tensor:
+        """[B, S, D] to the same shape."""
+        x_BSD = self.attention_residual(x_BSD, lambda x: self.attention.attend_self(x, mask, positions_S))
+        return self.feed_forward_residual(x_BSD, self.feed_forward)
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, attention to the memory, and feed-forward."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention, self.attention_residual = make_attention(config), Residual(config)
+        self.cross, self.cross_residual = make_attention(config, cross=True), Residual(config)
+        self.feed_forward, self.feed_forward_residual = FeedForward(config), Residual(config)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        self_attention: Callable[[MultiHeadAttention, Tensor], Tensor],
+        cross_attention: Callable[[MultiHeadAttention, Tensor], Tensor],
+    ) -> Tensor:
+        """[B, T, D] to the same shape.
+
+        The caller says how each attention runs, so that whole sequences and cached single steps share this code.
+        """
+        x_BTD = self.attention_residual(x_BTD, lambda x: self_attention(self.attention, x))
+        x_BTD = self.cross_residual(x_BTD, lambda x: cross_attention(self.cross, x))
+        return self.feed_forward_residual(x_BTD, self.feed_forward)

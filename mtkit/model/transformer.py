@@ -1,0 +1,210 @@
+"""The encoder-decoder Transformer (Vaswani et al. 2017): read it from the top.
+
+Training: `encode` the source, `decode` the whole target at once, `logits` of the hidden states that matter.
+Translating: `encode`, `start` a `DecoderState`, then `step` by step; a step gives what `decode` would (to rounding).
+
+Shapes: B batch, S source length, T target length, D model width, V vocabulary, K beam,
+N = B x K hypotheses, G key/value heads, E head width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mtkit.config import ModelConfig
+from mtkit.model.attention import Linear, MultiHeadAttention, causal_mask
+from mtkit.model.dropout import dropout
+from mtkit.model.layers import DecoderLayer, EncoderLayer, make_norm
+from mtkit.model.positions import LearnedPositions, SinusoidalPositions
+
+
+@dataclass
+class DecoderState:
+    """What a decoder remembers between steps. Keys and values of a memory are held once for all beams of a sentence."""
+
+    memory_kv: list[tuple[Tensor, Tensor]]  # of each layer: 2 x [B, G, S, E]
+    memory_mask: Tensor  # [B, 1, 1, S], True at real source pieces
+    self_kv: list[Tensor]  # of each layer: [2, N, G, max length, E], filled up to `length`
+    length: int = 0
+
+    def reorder(self, hypotheses_N: Tensor) -> None:
+        """Continue with these hypotheses (rows of the old state), K for each sentence, in this order."""
+        filled = slice(0, self.length)
+        for cache in self.self_kv:
+            cache[:, :, :, filled] = cache[:, hypotheses_N, :, filled]
+
+    def keep(self, sentences_B: Tensor, hypotheses_N: Tensor) -> None:
+        """Continue with these sentences and hypotheses alone (rows of the old state)."""
+        self.memory_kv = [(k[sentences_B], v[sentences_B]) for k, v in self.memory_kv]
+        self.memory_mask = self.memory_mask[sentences_B]
+        self.self_kv = [cache[:, hypotheses_N] for cache in self.self_kv]
+
+
+class Embedding(nn.Embedding):
+    """Piece vectors, scaled by sqrt(D) (Vaswani et al. 2017, section 3.4), and positions where they are added."""
+
+    def __init__(self, num_pieces: int, config: ModelConfig) -> None:
+        super().__init__(num_pieces, config.d_model)
+        self.scale = math.sqrt(config.d_model)
+        self.dropout = config.dropout
+        self.positions: SinusoidalPositions | LearnedPositions | None = None
+        if config.positions == "sinusoidal":
+            self.positions = SinusoidalPositions(config.d_model)
+        elif config.positions == "learned":
+            self.positions = LearnedPositions(config.max_positions, config.d_model)
+
+    def embed(self, ids_BT: Tensor, positions_T: Tensor, dtype: torch.dtype) -> Tensor:
+        """[B, T] to [B, T, D] in the given precision."""
+        x_BTD = self(ids_BT) * self.scale
+        if self.positions is not None:
+            x_BTD = x_BTD + self.positions(positions_T)
+        return dropout(x_BTD.to(dtype), self.dropout, self.training)
+
+
+class Transformer(nn.Module):
+    """An encoder-decoder Transformer.
+
+    Args:
+        config: its shape.
+        src_vocab: pieces of the source side.
+        tgt_vocab: pieces of the target side; equal to `src_vocab` for three-way tied embeddings.
+        src_pad: id that fills up source sentences.
+        tie_embeddings: used where the config leaves it open.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        src_vocab: int,
+        tgt_vocab: int,
+        src_pad: int = 0,
+        tie_embeddings: str = "three-way",
+    ) -> None:
+        super().__init__()
+        self.src_pad = src_pad
+        self.compute_dtype = torch.float32
+        tied = config.tie_embeddings or tie_embeddings
+        if tied == "three-way" and src_vocab != tgt_vocab:
+            raise ValueError(
+                f"three-way tied embeddings need one vocabulary, not {src_vocab} and {tgt_vocab} pieces"
+            )
+        self.src_embedding = Embedding(src_vocab, config)
+        self.tgt_embedding = Embedding(tgt_vocab, config)
+        self.output = Linear(config.d_model, tgt_vocab, bias=False)
+        self.encoder = nn.ModuleList(
+            EncoderLayer(config) for _ in range(config.unique_encoder_layers or config.encoder_layers)
+        )
+        self.decoder = nn.ModuleList(
+            DecoderLayer(config) for _ in range(config.unique_decoder_layers or config.decoder_layers)
+        )
+        self.encoder_depth, self.decoder_depth = config.encoder_layers, config.decoder_layers
+        pre = config.norm_position == "pre"
+        self.encoder_norm = make_norm(config) if pre else nn.Identity()
+        self.decoder_norm = make_norm(config) if pre else nn.Identity()
+        self.initialize()
+        if tied == "three-way":
+            self.src_embedding.weight = self.tgt_embedding.weight
+        if tied != "none":
+            self.output.weight = self.tgt_embedding.weight
+
+    def initialize(self) -> None:
+        """Xavier-uniform matrices (Glorot and Bengio 2010), zero biases, embeddings of variance 1/D."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for embedding in (self.src_embedding, self.tgt_embedding):
+            nn.init.normal_(embedding.weight, std=embedding.embedding_dim**-0.5)
+        nn.init.normal_(self.output.weight, std=self.output.in_features**-0.5)
+
+    def encoder_stack(self) -> Iterable[EncoderLayer]:
+        """The encoder layers in the order they run; shared ones come again in a cycle."""
+        return (self.encoder[i % len(self.encoder)] for i in range(self.encoder_depth))  # type: ignore[misc]
+
+    def decoder_stack(self) -> Iterable[DecoderLayer]:
+        """The decoder layers in the order they run."""
+        return (self.decoder[i % len(self.decoder)] for i in range(self.decoder_depth))  # type: ignore[misc]
+
+    def source_mask(self, src_BS: Tensor) -> Tensor:
+        """[B, 1, 1, S]: True at real pieces."""
+        return (src_BS != self.src_pad)[:, None, None, :]
+
+    def encode(self, src_BS: Tensor) -> Tensor:
+        """Source pieces [B, S], padded with `src_pad`, to the memory [B, S, D]."""
+        mask = self.source_mask(src_BS)
+        positions_S = torch.arange(src_BS.shape[1], device=src_BS.device)
+        x_BSD = self.src_embedding.embed(src_BS, positions_S, self.compute_dtype)
+        for layer in self.encoder_stack():
+            x_BSD = layer(x_BSD, mask, positions_S)
+        memory_BSD: Tensor = self.encoder_norm(x_BSD)
+        return memory_BSD
+
+    def decode(self, tgt_BT: Tensor, memory_BSD: Tensor, memory_mask: Tensor) -> Tensor:
+        """Target pieces [B, T] that begin with bos, to hidden states [B, T, D]; each sees what came before it."""
+        positions_T = torch.arange(tgt_BT.shape[1], device=tgt_BT.device)
+        mask_TT = causal_mask(tgt_BT.shape[1], tgt_BT.device)
+
+        def self_attention(attention: MultiHeadAttention, x: Tensor) -> Tensor:
+            return attention.attend_self(x, mask_TT, positions_T)
+
+        def cross_attention(attention: MultiHeadAttention, x: Tensor) -> Tensor:
+            return attention.attend_memory(x, attention.project_memory(memory_BSD), memory_mask)
+
+        x_BTD = self.tgt_embedding.embed(tgt_BT, positions_T, self.compute_dtype)
+        for layer in self.decoder_stack():
+            x_BTD = layer(x_BTD, self_attention, cross_attention)
+        hidden_BTD: Tensor = self.decoder_norm(x_BTD)
+        return hidden_BTD
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., D] to unnormalized log-probabilities [..., V]."""
+        scores: Tensor = self.output(hidden)
+        return scores
+
+    def forward(self, src_BS: Tensor, tgt_BT: Tensor) -> Tensor:
+        """Source and target pieces to the hidden states [B, T, D] of the decoder, for the loss to project."""
+        return self.decode(tgt_BT, self.encode(src_BS), self.source_mask(src_BS))
+
+    def start(self, memory_BSD: Tensor, memory_mask: Tensor, beam_size: int, max_length: int) -> DecoderState:
+        """An empty state for `beam_size` hypotheses of each sentence, with room for `max_length` steps."""
+        memory_kv = [layer.cross.project_memory(memory_BSD) for layer in self.decoder_stack()]
+        self_kv = []
+        for layer in self.decoder_stack():
+            attention = layer.attention
+            shape = (2, len(memory_BSD) * beam_size, attention.kv_heads, max_length, attention.head_width)
+            self_kv.append(memory_BSD.new_empty(shape))
+        return DecoderState(memory_kv, memory_mask, self_kv)
+
+    def step(self, tokens_BK: Tensor, state: DecoderState) -> Tensor:
+        """The next piece's logits [B, K, V] after these newest pieces [B, K]; the state grows by one position."""
+        B, K = tokens_BK.shape
+        position = torch.tensor([state.length], device=tokens_BK.device)
+        seen = slice(0, state.length + 1)
+        past = torch.arange(state.length + 1, device=tokens_BK.device)
+        x_N1D = self.tgt_embedding.embed(tokens_BK.reshape(-1, 1), position, self.compute_dtype)
+        for layer, cache, memory_kv in zip(self.decoder_stack(), state.self_kv, state.memory_kv, strict=True):
+
+            def self_attention(attention: MultiHeadAttention, x: Tensor, cache: Tensor = cache) -> Tensor:
+                q, k, v = attention.project_qkv(x, position)
+                cache[0, :, :, state.length], cache[1, :, :, state.length] = k[:, :, 0], v[:, :, 0]
+                return attention.attend(q, cache[0, :, :, seen], cache[1, :, :, seen], None, position, past)
+
+            def cross_attention(
+                attention: MultiHeadAttention, x: Tensor, kv: tuple[Tensor, Tensor] = memory_kv
+            ) -> Tensor:
+                beams_BKD = x.view(B, K, -1)  # the beams are the queries of one attention
+                return attention.attend_memory(beams_BKD, kv, state.memory_mask).reshape(B * K, 1, -1)
+
+            x_N1D = layer(x_N1D, self_attention, cross_attention)
+        state.length += 1
+        return self.logits(self.decoder_norm(x_N1D)).view(B, K, -1)
+
+    def num_parameters(self) -> int:
+        """Trained numbers, shared ones counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())

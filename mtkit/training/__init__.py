@@ -1,0 +1,1 @@
+"""From batches to checkpoints: loss, schedule, optimizer, validation, saving and the loop."""

@@ -1,0 +1,96 @@
+"""Label-smoothed cross-entropy over real target pieces, without ever holding the logits of a whole batch.
+
+Shapes: M real target positions, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mtkit.data.batching import Batch
+from mtkit.model.transformer import Transformer
+
+CHUNK_POSITIONS = 512  # logits of so many positions exist at a time
+
+
+class LossSums(NamedTuple):
+    """Sums over positions, to be divided by the number of positions of a whole update."""
+
+    loss: Tensor
+    """What is minimized: (1 - smoothing) x negative log-likelihood + smoothing x mean over the vocabulary. Scalar."""
+    nll: Tensor
+    """Negative log-likelihood in nats: its mean is the log of the perplexity. Scalar, no gradient."""
+
+
+class SmoothedCrossEntropy(torch.autograd.Function):
+    """Projection, log-softmax and label smoothing (Szegedy et al. 2016, section 7) of a chunk at a time.
+
+    The gradient is worked out in the forward pass while a chunk's logits are at hand: softmax minus the smoothed target.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and nll sums in float32."""
+        needs_grad = any(ctx.needs_input_grad)
+        weight = weight_VD.to(hidden_MD.dtype)
+        loss = hidden_MD.new_zeros((), dtype=torch.float32)
+        nll = hidden_MD.new_zeros((), dtype=torch.float32)
+        hidden_grad = torch.empty_like(hidden_MD) if needs_grad else None
+        weight_grad = torch.zeros_like(weight_VD) if needs_grad else None
+        num_classes = weight_VD.shape[0]
+        for start in range(0, hidden_MD.shape[0], CHUNK_POSITIONS):
+            rows = slice(start, start + CHUNK_POSITIONS)
+            hidden, targets = hidden_MD[rows], targets_M[rows, None]
+            log_probs = (hidden @ weight.T).log_softmax(dim=-1, dtype=torch.float32)  # [chunk, V]
+            chunk_nll = -log_probs.gather(1, targets).sum()
+            nll += chunk_nll
+            loss += (1 - smoothing) * chunk_nll
+            if smoothing > 0:
+                loss -= smoothing * log_probs.mean(dim=1).sum()
+            if hidden_grad is not None and weight_grad is not None:
+                logits_grad = log_probs.exp_().sub_(smoothing / num_classes)
+                logits_grad.scatter_add_(
+                    1, targets, torch.full_like(targets, smoothing - 1, dtype=torch.float32)
+                )
+                logits_grad = logits_grad.to(hidden.dtype)
+                hidden_grad[rows] = logits_grad @ weight
+                weight_grad += logits_grad.T @ hidden
+        ctx.save_for_backward(hidden_grad, weight_grad)
+        ctx.mark_non_differentiable(nll)
+        return loss, nll
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients found in the forward pass, times the one that arrives."""
+        hidden_grad, weight_grad = ctx.saved_tensors
+        scale = grads[0]
+        return hidden_grad * scale.to(hidden_grad.dtype), weight_grad * scale, None, None
+
+
+def loss_sums(hidden_MD: Tensor, output_weight_VD: Tensor, targets_M: Tensor, smoothing: float) -> LossSums:
+    """Loss of the hidden states at the real target positions.
+
+    Args:
+        hidden_MD: decoder output at these positions.
+        output_weight_VD: the output projection (it has no bias).
+        targets_M: the pieces that should follow.
+        smoothing: label smoothing, 0 to below 1.
+    """
+    loss, nll = SmoothedCrossEntropy.apply(hidden_MD, output_weight_VD, targets_M, smoothing)
+    return LossSums(loss, nll)
+
+
+def batch_loss(model: Transformer, batch: Batch, smoothing: float) -> LossSums:
+    """Loss of a batch, summed over its real target positions; the others are never projected."""
+    device = model.output.weight.device
+    src_BS, tgt_in_BT, tgt_out_BT, mask_BT = (
+        torch.from_numpy(array).to(device, non_blocking=True)
+        for array in (batch.src, batch.tgt_in, batch.tgt_out, batch.tgt_mask)
+    )
+    hidden_MD = model(src_BS, tgt_in_BT)[mask_BT]
+    return loss_sums(hidden_MD, model.output.weight, tgt_out_BT[mask_BT], smoothing)

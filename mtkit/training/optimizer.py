@@ -1,0 +1,71 @@
+"""AdamW, its state as named tensors, and the moving average of the weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mtkit.config import TrainingConfig
+
+
+def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019); weight decay for matrices only, not for biases, norms and tables."""
+    decayed = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if id(p) in decayed], "weight_decay": training.weight_decay},
+        {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups, lr=training.learning_rate, betas=training.betas, eps=training.eps, fused=True
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The rate of the next update, for all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as `KEY/PARAMETER` tensors."""
+    return {
+        f"{key}/{name}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def load_optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
+    """Put back what `optimizer_tensors` gave. The step counts stay on the CPU unless the kernel wants them elsewhere."""
+    for name, parameter in model.named_parameters():
+        saved = {
+            key.split("/", 1)[0]: value for key, value in tensors.items() if key.split("/", 1)[1] == name
+        }
+        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in saved.items()}
+
+
+class MovingAverage:
+    """Exponential moving average of the weights (Polyak and Juditsky 1992), with a short memory at the start."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the weights after this step."""
+        decay = min(self.decay, step / (step + 10))
+        own = list(self.weights.values())
+        new = [parameter.detach() for parameter in model.parameters()]
+        torch._foreach_lerp_(own, new, 1 - decay)
+
+    @torch.no_grad()
+    def swap(self, model: nn.Module) -> None:
+        """Exchange the averaged weights with the model's; a second call puts both back, bit for bit."""
+        for name, parameter in model.named_parameters():
+            held = parameter.detach().clone()
+            parameter.copy_(self.weights[name])
+            self.weights[name].copy_(held)

@@ -1,0 +1,71 @@
+"""Ctrl-C and SIGTERM while training: what is underway is finished, the run is saved, the process leaves."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+class Interrupted(BaseException):
+    """A signal asked the run to end. Not an error: nothing may catch it but the trainer and the command line."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = EXIT_CODES[signal.Signals(number)]
+
+
+class Signals:
+    """While entered, a first signal raises `Interrupted`: at once, or at the end of a protected block.
+
+    A second Ctrl-C leaves at once, wherever the process is.
+    """
+
+    def __init__(self) -> None:
+        self.pending: int | None = None
+        self.depth = 0
+
+    @contextmanager
+    def handled(self) -> Iterator[Signals]:
+        """Take over SIGINT and SIGTERM for the block; elsewhere than in the main thread they stay as they are."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {number: signal.signal(number, self._receive) for number in EXIT_CODES}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.pending is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        first = self.pending is None
+        self.pending = number if first else self.pending
+        if self.depth == 0 and first:
+            raise Interrupted(number)
+
+    @contextmanager
+    def protected(self) -> Iterator[None]:
+        """A block that a first signal does not break: what it changes belongs together."""
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
+        if self.pending is not None and self.depth == 0:
+            raise Interrupted(self.pending)
+
+    @contextmanager
+    def protected_to_the_end(self) -> Iterator[None]:
+        """Like `protected`, for a block that runs because a signal arrived: it does not raise it again."""
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1

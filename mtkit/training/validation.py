@@ -1,0 +1,136 @@
+"""Loss and real translations of the validation pairs, without touching the state of training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from mtkit.config import Config, DecodingConfig, ValidationConfig
+from mtkit.data.batching import Ids, SpecialIds, make_batch, pair_sizes, split_by_budget
+from mtkit.data.tokenizer import Tokenizers
+from mtkit.decoding.translator import Translator
+from mtkit.evaluation import metrics
+from mtkit.evaluation.metrics import Score
+from mtkit.model.transformer import Transformer
+from mtkit.training.loss import batch_loss
+
+
+def special_ids(tokenizers: Tokenizers) -> SpecialIds:
+    """The ids that frame sentences of these tokenizers."""
+    src, tgt = tokenizers.src, tokenizers.tgt
+    return SpecialIds(src.pad, src.eos, tgt.pad, tgt.bos, tgt.eos)
+
+
+@dataclass(frozen=True)
+class TextCorpus:
+    """Validation pairs: their text for the metrics, their ids for the loss."""
+
+    srcs: list[str]
+    tgts: list[str]
+    src_ids: list[Ids]
+    tgt_ids: list[Ids]
+
+    @classmethod
+    def of(cls, srcs: list[str], tgts: list[str], tokenizers: Tokenizers) -> TextCorpus:
+        """Tokenize pairs."""
+        return cls(srcs, tgts, tokenizers.src.encode(srcs), tokenizers.tgt.encode(tgts))
+
+    @cached_property
+    def src_lengths(self) -> Ids:
+        """Pieces of each source."""
+        return np.array(list(map(len, self.src_ids)), dtype=np.int32)
+
+    @cached_property
+    def tgt_lengths(self) -> Ids:
+        """Pieces of each target."""
+        return np.array(list(map(len, self.tgt_ids)), dtype=np.int32)
+
+    def src(self, index: int) -> Ids:
+        """Source ids of a pair."""
+        return self.src_ids[index]
+
+    def tgt(self, index: int) -> Ids:
+        """Target ids of a pair."""
+        return self.tgt_ids[index]
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """What a validation found. `loss` is the mean negative log-likelihood in nats for each target piece."""
+
+    loss: float
+    scores: dict[str, Score]
+    hyps: list[str]
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); infinite where that does not fit a float."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    def number(self, name: str) -> float:
+        """The loss, or the score of a metric."""
+        return self.loss if name == "loss" else self.scores[name].value
+
+    def line(self) -> str:
+        """In words."""
+        parts = [f"loss {self.loss:.4f}", f"perplexity {self.perplexity:.2f}"]
+        parts += [f"{score.name} {score.value:.2f}" for score in self.scores.values()]
+        return "  ".join(parts)
+
+    def as_dict(self) -> dict[str, float]:
+        """For metrics.jsonl."""
+        return {"loss": self.loss, "perplexity": self.perplexity} | {
+            k: s.value for k, s in self.scores.items()
+        }
+
+
+def is_better(name: str, new: float, old: float | None) -> bool:
+    """Whether a number is a new best. A number that is none is never better."""
+    if old is None:
+        return not math.isnan(new)
+    return new < old if name == "loss" else metrics.better(name, new, old)
+
+
+class Validator:
+    """Validates a model on the same pairs again and again."""
+
+    def __init__(self, corpus: TextCorpus, tokenizers: Tokenizers, config: Config) -> None:
+        self.corpus, self.tokenizers, self.config = corpus, tokenizers, config
+        self.special = special_ids(tokenizers)
+        sizes = pair_sizes(corpus.src_lengths, corpus.tgt_lengths)
+        order = np.argsort(sizes, kind="stable")
+        self.batches = split_by_budget(sizes, order, config.training.batch_tokens)
+
+    def validate(self, model: Transformer) -> ValidationResult:
+        """Loss of all pairs, and the scores of real translations. The model is left in evaluation mode."""
+        model.eval()
+        loss = self.loss(model)
+        validation = self.config.validation
+        if not validation.metrics:
+            return ValidationResult(loss, {}, [])
+        srcs, tgts = (side[: validation.max_sentences] for side in (self.corpus.srcs, self.corpus.tgts))
+        translator = Translator(
+            model, self.tokenizers, self.decoding(validation), self.config.data.max_length
+        )
+        hyps = [translation.text for translation in translator.translate(srcs)]
+        scores = metrics.score(hyps, [tgts], validation.metrics, tgt=self.config.data.tgt)
+        return ValidationResult(loss, dict(zip(validation.metrics, scores, strict=True)), hyps)
+
+    def decoding(self, validation: ValidationConfig) -> DecodingConfig:
+        """The run's decoding with the beam of validation."""
+        changes = {"beam_size": validation.beam_size, "n_best": 1}
+        return self.config.decoding.model_copy(update=changes)
+
+    @torch.inference_mode()
+    def loss(self, model: Transformer) -> float:
+        """Mean negative log-likelihood, in nats for each real target piece."""
+        nll, count = 0.0, 0
+        for indices in self.batches:
+            batch = make_batch(self.corpus, indices, self.special)
+            nll += batch_loss(model, batch, smoothing=0.0).nll.item()
+            count += batch.num_targets
+        return nll / count

@@ -1,0 +1,191 @@
+"""The reader under `yamlfile`: YAML text to plain values and the line of each.
+
+Plain scalars follow the core schema of YAML 1.2, narrowed. `true` and `false` (also True, TRUE, ...) are the
+only booleans, so `no` is a language. null, `~` and nothing are null. Numbers are decimal: `1e-4` and `.5`,
+while `012`, `0x10`, `1_000`, `.inf`, `12:30` and dates are texts. Tags and merge keys are refused, aliases
+are copies, keys are always texts. Only "\\n" ends a line: what YAML 1.1 takes for an end besides is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from typing import Any
+
+import yaml
+from yaml.events import (
+    AliasEvent,
+    DocumentStartEvent,
+    Event,
+    MappingEndEvent,
+    MappingStartEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+)
+
+from mtkit.errors import ConfigError
+
+Keys = tuple[str | int, ...]
+
+MAX_DEPTH = 50
+MAX_ALIASED_VALUES = 10_000
+_LINE_END = re.compile("[\r\x85\u2028\u2029]")
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+
+
+class YamlReader:
+    """Builds the values of one document from the events of PyYAML's parser, and notes their lines.
+
+    The parser written in Python, even where libyaml is installed: so the messages are the same everywhere.
+    """
+
+    def __init__(self, text: str, name: str | None) -> None:
+        self.text = text
+        self.name = name
+        self.lines: dict[Keys, int] = {}
+        self._anchors: dict[str, tuple[object, int]] = {}
+        self._num_values = 0
+        self._num_aliased = 0
+
+    def document(self) -> object:
+        """The document's value; None if there is none. Raises: ConfigError."""
+        if found := _LINE_END.search(self.text):
+            code = ord(found[0])
+            what = f"character U+{code:04X}, which readers of YAML may take for a line end"
+            raise self._error(what, f'in double quotes write "\\u{code:04X}"', found.start())
+        try:
+            self._events = yaml.parse(self.text, Loader=yaml.SafeLoader)
+            next(self._events)  # The start of the stream.
+            if not isinstance(next(self._events), DocumentStartEvent):
+                return None
+            value = self._value(next(self._events), ())
+            next(self._events)  # The end of the document.
+            after = next(self._events)
+        except yaml.reader.ReaderError as error:
+            what = f"character U+{error.character:04X}, which YAML does not allow"
+            raise self._error(what, "remove it", error.position) from error
+        except yaml.MarkedYAMLError as error:
+            raise self._error(*_plain_words(error)) from error
+        if isinstance(after, DocumentStartEvent):
+            raise self._fault("a second document", after, "remove everything from the second --- on")
+        return value
+
+    def _value(self, event: Event, keys: Keys) -> object:
+        self.lines.setdefault(keys, self._line(event))
+        if len(keys) > MAX_DEPTH:
+            raise self._fault(f"nested more than {MAX_DEPTH} deep", event, "a config is two or three deep")
+        if isinstance(event, AliasEvent):
+            return self._alias(event)
+        assert isinstance(event, ScalarEvent | MappingStartEvent | SequenceStartEvent)
+        if event.tag is not None:
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            raise self._fault(f"tag {tag}: tags are not supported", event, "remove the tag")
+        before = self._num_values
+        self._num_values += 1
+        value: object
+        match event:
+            case MappingStartEvent():
+                value = self._mapping(keys)
+            case SequenceStartEvent():
+                value = self._sequence(keys)
+            case _:
+                value = _plain(event.value) if event.implicit[0] else event.value
+        if event.anchor is not None:
+            self._anchors[event.anchor] = (value, self._num_values - before)
+        return value
+
+    def _mapping(self, keys: Keys) -> dict[str, object]:
+        values: dict[str, object] = {}
+        while not isinstance(event := next(self._events), MappingEndEvent):
+            if not isinstance(event, ScalarEvent) or event.tag is not None or not event.value:
+                raise self._fault("a key that is not a text", event, "write key: value")
+            here = (*keys, event.value)
+            if event.value in values:
+                what = f"duplicate key {event.value!r}: it is on line {self.lines[here]} too"
+                raise self._fault(what, event, "remove one of them")
+            if event.value == "<<":
+                raise self._fault("merge keys (<<) are not supported", event, "write the keys out")
+            self.lines[here] = self._line(event)
+            values[event.value] = self._value(next(self._events), here)
+        return values
+
+    def _sequence(self, keys: Keys) -> list[object]:
+        values: list[object] = []
+        while not isinstance(event := next(self._events), SequenceEndEvent):
+            values.append(self._value(event, (*keys, len(values))))
+        return values
+
+    def _alias(self, event: AliasEvent) -> object:
+        if event.anchor not in self._anchors:  # Also if it stands inside its own anchor.
+            what = f"alias *{event.anchor} has no anchor &{event.anchor} before it"
+            raise self._fault(what, event, "put a text that starts with * in quotes")
+        value, size = self._anchors[event.anchor]
+        self._num_values += size
+        self._num_aliased += size
+        if self._num_aliased > MAX_ALIASED_VALUES:  # Nine aliases of nine aliases of ...
+            raise self._fault("too many values through aliases", event, "write the values out")
+        return copy.deepcopy(value)
+
+    def _line(self, event: Event) -> int:
+        return self.text.count("\n", 0, _index(event.start_mark)) + 1
+
+    def _fault(self, what: str, event: Event, hint: str) -> ConfigError:
+        return self._error(what, hint, _index(event.start_mark))
+
+    def _error(self, what: str, hint: str, index: int) -> ConfigError:
+        line = self.text.count("\n", 0, index) + 1
+        return ConfigError(what, where=self.name and f"{self.name}:{line}", hint=hint)
+
+
+def _index(mark: Any) -> int:
+    """The character (from 0) at which a mark of PyYAML stands."""
+    return int(mark.index) if mark else 0
+
+
+def _plain(text: str) -> object:
+    """The value of a scalar without quotes."""
+    if text in ("", "~", "null", "Null", "NULL"):
+        return None
+    if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
+        return text[0] in "tT"
+    if len(text) < 400:  # Python converts no integer of more than 4300 digits.
+        if _INTEGER.fullmatch(text):
+            return int(text)
+        if _FLOAT.fullmatch(text) and math.isfinite(number := float(text)):
+            return number
+    return text
+
+
+def _plain_words(error: yaml.MarkedYAMLError) -> tuple[str, str, int]:
+    """What is wrong with the syntax, what to do, and at which character."""
+    problem, context = str(error.problem), str(error.context)
+    at = _index(error.problem_mark or error.context_mark)
+    start = _index(error.context_mark) if error.context_mark else at
+    if r"'\t'" in problem:
+        return "a tab cannot indent", "use spaces", at
+    if "cannot start any token" in problem:
+        return f"a text cannot start with {problem.split()[2]}", "put it in quotes", at
+    if "could not find expected ':'" in problem:
+        return "a line that is not key: value", "add the colon and a space, or correct the indentation", start
+    if "mapping values are not allowed" in problem:
+        return "a key: value where none can be", "correct the indentation; a text with ': ' needs quotes", at
+    if "flow" in context and "expected ','" in problem:
+        return f"a {problem.split()[3][1]} or a comma is missing", "close the bracket that starts here", start
+    if "quoted scalar" in context and "end of stream" in problem:
+        return "a quote that is not closed", "close the quote that starts here", start
+    if "sequence entries are not allowed" in problem:
+        return "a list entry where none can be", "start the list on the next line; or quote the text", at
+    if "expected <block end>" in problem and problem.endswith("':'"):
+        return "a colon without a key", "write key: value", at
+    if "expected <block end>" in problem and problem.endswith("'<scalar>'"):
+        return (
+            "a text after the end of a value",
+            "put the whole value in quotes, or correct the indentation",
+            at,
+        )
+    if "expected <block end>" in problem:
+        return "wrong indentation", "indent the keys of a section alike", at
+    return f"not YAML: {problem}".replace(r"'\x00'", "the end"), "check the syntax of this line", at

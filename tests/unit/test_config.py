@@ -1,0 +1,548 @@
+"""Loading a config: every mistake is found, placed and told in plain words; what is dumped loads equal."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from mtkit.config import Config, Section
+from mtkit.configfile import config_schema, diff_configs, dump_config, load_config, parse_config
+from mtkit.errors import ConfigError
+
+HEAD = "run: runs/x\ndata:\n  src: en\n  tgt: de\n  train: [{demo: en-de, pairs: 3}]\n"  # Five lines.
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "x.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_run_and_data_are_a_complete_config(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, HEAD))
+    assert config.run == "runs/x"
+    assert config.data.train[0].pairs == 3
+    assert config.model.heads == 4 and config.model.feed_forward == 1024
+    assert config.training.step_limit == 100_000
+    assert (
+        parse_config(
+            {"run": "runs/x", "data": {"src": "en", "tgt": "de", "train": [{"demo": "en-de", "pairs": 3}]}}
+        )
+        == config
+    )
+
+
+def test_values_arrive_as_they_are_meant(tmp_path: Path) -> None:
+    text = (
+        HEAD.replace("tgt: de", "tgt: no")
+        + "training:\n  learning_rate: 1e-4\n  betas: [0, .99]\n  clip_norm: null\n"
+    )
+    config = load_config(
+        write(tmp_path, text + "validation:  # all by default\n"), ["decoding.beam_size=4", "seed=0"]
+    )
+    assert config.data.tgt == "no"
+    assert config.training.learning_rate == 1e-4
+    assert config.training.betas == (0.0, 0.99)
+    assert config.training.clip_norm is None
+    assert config.validation.every_steps == 1000
+    assert (config.decoding.beam_size, config.seed) == (4, 0)
+
+
+def test_a_config_cannot_be_changed(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, HEAD))
+    with pytest.raises(ValidationError):
+        config.training.max_steps = 3
+
+
+# Text below HEAD: (line, what, hint).
+BAD_KEYS: dict[str, tuple[int, str, str | None]] = {
+    # Unknown keys.
+    "trainnig: {}": (6, "trainnig: unknown key", "did you mean training?"),
+    "Training: {}": (6, "Training: unknown key", "did you mean training?"),
+    "foo: 1": (6, "foo: unknown key", "`mtkit config schema` lists the keys"),
+    "max_steps: 3": (6, "max_steps: unknown key", "max_steps belongs in training"),
+    "beam_size: 3": (6, "beam_size: unknown key", "beam_size belongs in validation or in decoding"),
+    "max_step: 3": (6, "max_step: unknown key", "did you mean max_steps in training?"),
+    "training.max_steps: 3": (
+        6,
+        "training.max_steps: unknown key",
+        "write what follows the dot on the next line, indented",
+    ),
+    "training:\n  lr: 1": (7, "training.lr: unknown key", "did you mean learning_rate?"),
+    "training:\n  batch_size: 1": (7, "training.batch_size: unknown key", "did you mean batch_tokens?"),
+    "training:\n  epochs: 1": (7, "training.epochs: unknown key", "did you mean max_epochs?"),
+    "training:\n  Max-Steps: 1": (7, "training.Max-Steps: unknown key", "did you mean max_steps?"),
+    "training:\n  seed: 1": (7, "training.seed: unknown key", "seed belongs at the top level"),
+    "training:\n  beam_size: 1": (
+        7,
+        "training.beam_size: unknown key",
+        "beam_size belongs in validation or in decoding",
+    ),
+    "training:\n  demo: en-de": (7, "training.demo: unknown key", "demo belongs in an entry of data.train"),
+    "decoding:\n  max_length: 1": (7, "decoding.max_length: unknown key", "max_length belongs in data"),
+    "model:\n  hidden_size: 1": (7, "model.hidden_size: unknown key", "did you mean d_model?"),
+    "model:\n  heads: 1": (7, "model.heads: unknown key", "did you mean num_heads?"),
+    # Wrong types.
+    "training:\n  max_steps: abc": (7, "training.max_steps: wants a whole number, got the text 'abc'", None),
+    "training:\n  max_steps: 1e5": (
+        7,
+        "training.max_steps: wants a whole number, got 100000.0",
+        "write 100000",
+    ),
+    "training:\n  max_steps: 1.5": (7, "training.max_steps: wants a whole number, got 1.5", None),
+    "training:\n  max_steps: 1_000": (
+        7,
+        "training.max_steps: wants a whole number, got the text '1_000'",
+        "write 1000",
+    ),
+    "training:\n  max_steps: '10'": (
+        7,
+        "training.max_steps: wants a whole number, got the text '10'",
+        "write 10",
+    ),
+    "training:\n  max_steps: 012": (
+        7,
+        "training.max_steps: wants a whole number, got the text '012'",
+        "write 12",
+    ),
+    "training:\n  max_steps: true": (7, "training.max_steps: wants a whole number, got true", None),
+    "training:\n  max_steps: [1]": (7, "training.max_steps: wants a whole number, got a list of 1", None),
+    "training:\n  batch_tokens:": (7, "training.batch_tokens: wants a whole number, got null", None),
+    "training:\n  learning_rate: fast": (
+        7,
+        "training.learning_rate: wants a number, got the text 'fast'",
+        None,
+    ),
+    "training:\n  learning_rate: .nan": (
+        7,
+        "training.learning_rate: wants a number, got the text '.nan'",
+        None,
+    ),
+    "training:\n  learning_rate: {a: 1}": (
+        7,
+        "training.learning_rate: wants a number, got keys and values",
+        None,
+    ),
+    "training:\n  compile: no": (
+        7,
+        "training.compile: wants true or false, got the text 'no'",
+        "write false",
+    ),
+    "training:\n  compile: on": (7, "training.compile: wants true or false, got the text 'on'", "write true"),
+    "training:\n  compile: 1": (7, "training.compile: wants true or false, got 1", "write true"),
+    "training:\n  compile: perhaps": (
+        7,
+        "training.compile: wants true or false, got the text 'perhaps'",
+        None,
+    ),
+    "training:\n  device: 0": (7, "training.device: wants a text, got 0", "put it in quotes"),
+    "training:\n  betas: 0.9": (7, "training.betas: wants a list, got 0.9", "write [0.9]"),
+    "training:\n  betas: [0.9]": (
+        7,
+        "training.betas: too few entries: a list of 1",
+        "AdamW's (Loshchilov and Hutter 2019) decay rates",
+    ),
+    "training:\n  betas: []": (
+        7,
+        "training.betas: too few entries: a list of 0",
+        "AdamW's (Loshchilov and Hutter 2019) decay rates",
+    ),
+    "training:\n  betas: [.9, .9, .9]": (
+        7,
+        "training.betas: too many entries: a list of 3",
+        "AdamW's (Loshchilov and Hutter 2019) decay rates",
+    ),
+    "training:\n  betas: [.9,\n    x]": (8, "training.betas.1: wants a number, got the text 'x'", None),
+    "tokenizer:\n  user_symbols: <x>": (
+        7,
+        "tokenizer.user_symbols: wants a list, got the text '<x>'",
+        "write [<x>]",
+    ),
+    "tokenizer:\n  user_symbols:\n    - a\n    - 1": (
+        9,
+        "tokenizer.user_symbols.1: wants a text, got 1",
+        "put it in quotes",
+    ),
+    "model: 5": (6, "model: wants keys and values, got 5", None),
+    "model: big": (6, "model: wants keys and values, got the text 'big'", "write  key: value"),
+    "model: [1]": (6, "model: wants keys and values, got a list of 1", None),
+    # Ranges.
+    "seed: -1": (6, "seed: must be at least 0, got -1", "the default is 1"),
+    "model:\n  d_model: -256": (7, "model.d_model: must be more than 0, got -256", "the default is 256"),
+    "model:\n  dropout: 1.0": (7, "model.dropout: must be less than 1, got 1.0", "the default is 0.1"),
+    "model:\n  dropout: -0.1": (7, "model.dropout: must be at least 0, got -0.1", "the default is 0.1"),
+    "training:\n  max_steps: 0": (7, "training.max_steps: must be more than 0, got 0", "the default is null"),
+    "training:\n  learning_rate: 0": (
+        7,
+        "training.learning_rate: must be more than 0, got 0",
+        "the default is 0.001",
+    ),
+    "training:\n  betas: [0.9, 1]": (7, "training.betas.1: must be less than 1, got 1", None),
+    "tokenizer:\n  vocab_size: 3": (
+        7,
+        "tokenizer.vocab_size: must be at least 16, got 3",
+        "the default is 8000",
+    ),
+    "tokenizer:\n  character_coverage: 2": (
+        7,
+        "tokenizer.character_coverage: must be at most 1, got 2",
+        "the default is 1.0",
+    ),
+    # Choices.
+    "training:\n  schedule: Cosin": (
+        7,
+        "training.schedule: wants inverse_sqrt, noam, linear, cosine or constant, got the text 'Cosin'",
+        "did you mean cosine?",
+    ),
+    "training:\n  schedule: 3": (
+        7,
+        "training.schedule: wants inverse_sqrt, noam, linear, cosine or constant, got 3",
+        None,
+    ),
+    "tokenizer:\n  type: sentencepiece": (
+        7,
+        "tokenizer.type: wants unigram or bpe, got the text 'sentencepiece'",
+        None,
+    ),
+    "validation:\n  metrics: [bleu, crhf]": (
+        7,
+        "validation.metrics.1: wants bleu, chrf, chrf++ or ter, got the text 'crhf'",
+        "did you mean chrf?",
+    ),
+    # What does not go together: at the line of a key in question.
+    "decoding:\n  batch_tokens: 1\n  n_best: 9": (8, "decoding: n_best 9 is more than beam_size 5", None),
+    "model:\n  bias: true\n  d_model: 100\n  num_heads: 3": (
+        8,
+        "model: d_model 100 is not a multiple of num_heads 3",
+        None,
+    ),
+    "validation:\n  metrics: []": (7, "validation: best is bleu, which is not among metrics", None),
+    "training:\n  max_epochs: 1\n  schedule: cosine": (
+        8,
+        "training: schedule cosine needs max_steps: it ends there",
+        None,
+    ),
+    "tokenizer:\n  src_model: a": (7, "tokenizer: src_model and tgt_model go together", None),
+    "tokenizer:\n  joint: false\nmodel:\n  tie_embeddings: three-way": (
+        9,
+        "model.tie_embeddings three-way needs a joint tokenizer",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "told"), BAD_KEYS.items(), ids=BAD_KEYS)
+def test_a_mistake_is_told_with_its_line(
+    tmp_path: Path, text: str, told: tuple[int, str, str | None]
+) -> None:
+    line, what, hint = told
+    path = write(tmp_path, HEAD + text + "\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    error = caught.value
+    assert (error.where, error.what, error.hint) == (f"{path}:{line}", what, hint)
+    assert "\n" not in str(error)
+    assert error.exit_code == 2
+
+
+# Value of data.train, which begins on line 5: (line, what, hint).
+BAD_SOURCES: dict[str, tuple[int, str, str | None]] = {
+    "": (5, "data.train: wants a list, got null", None),
+    "[]": (5, "data.train: must not be empty", "Training pairs"),
+    "x.tsv": (5, "data.train: wants a list, got the text 'x.tsv'", "write [{path: x.tsv}]"),
+    "[x.tsv]": (5, "data.train.0: wants keys and values, got the text 'x.tsv'", "write {path: x.tsv}"),
+    "{path: x}": (
+        5,
+        "data.train: wants a list, got keys and values",
+        "start an entry with a dash:  - key: value",
+    ),
+    "[{}]": (5, "data.train.0: give exactly one of: src + tgt, path, hub, saved, demo", None),
+    "[{path: a, demo: en-de}]": (
+        5,
+        "data.train.0: give exactly one of: src + tgt, path, hub, saved, demo",
+        None,
+    ),
+    "\n  - {path: a}\n  - path: 3": (7, "data.train.1.path: wants a text, got 3", "put it in quotes"),
+    "\n  - {path: a}\n  - src: a": (7, "data.train.1: src and tgt go together: two parallel files", None),
+    "\n  - demo: en-de": (
+        6,
+        "data.train.0: demo and pairs go together, for example {demo: en-de, pairs: 20000}",
+        None,
+    ),
+    "\n  - demo: en-fr\n    pairs: 3": (
+        6,
+        "data.train.0.demo: wants en-de or de-en, got the text 'en-fr'",
+        "did you mean en-de?",
+    ),
+    "\n  - demo: en-de\n    pairs: -3": (
+        7,
+        "data.train.0.pairs: must be more than 0, got -3",
+        "the default is null",
+    ),
+    "\n  - path: a\n    colums: [x, y]": (7, "data.train.0.colums: unknown key", "did you mean columns?"),
+    "\n  - path: a\n    columns: [x]": (
+        7,
+        "data.train.0.columns: too few entries: a list of 1",
+        "The two columns to read, source first; by default a `translation` column, or the language codes",
+    ),
+    "\n  - path: a\n    split: train": (
+        7,
+        "data.train.0: split goes with hub or saved",
+        None,
+    ),
+    "\n  - path: a\n    revision: 12345": (
+        7,
+        "data.train.0.revision: wants a text, got 12345",
+        "put it in quotes",
+    ),
+}
+
+
+@pytest.mark.parametrize(("value", "told"), BAD_SOURCES.items(), ids=BAD_SOURCES)
+def test_a_mistake_in_a_source_is_told_with_its_line(
+    tmp_path: Path, value: str, told: tuple[int, str, str | None]
+) -> None:
+    line, what, hint = told
+    path = write(tmp_path, f"run: x\ndata:\n  src: en\n  tgt: de\n  train: {value}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert (caught.value.where, caught.value.what, caught.value.hint) == (f"{path}:{line}", what, hint)
+
+
+@pytest.mark.parametrize(
+    ("override", "what", "hint"),
+    [
+        ("training.max_steps=abc", "training.max_steps: wants a whole number, got the text 'abc'", None),
+        ("training.max_steps=-3", "training.max_steps: must be more than 0, got -3", "the default is null"),
+        ("trainig.max_steps=3", "trainig: unknown key", "did you mean training?"),
+        ("training.max_step=3", "training.max_step: unknown key", "did you mean max_steps?"),
+        ("run=", "run: wants a text, got null", None),
+        ("run=1e5", "run: wants a text, got 100000.0", "write 'run=\"1e5\"'"),
+        (
+            "run=''",
+            "run: must not be empty",
+            "The run folder: everything the run writes; self-contained afterwards",
+        ),
+        ("training=5", "training: wants keys and values, got 5", None),
+        ("data.train=[]", "data.train: must not be empty", "Training pairs"),
+        ("data.train.0.pairs=many", "data.train.0.pairs: wants a whole number, got the text 'many'", None),
+        ("data={src: en, tgt: de}", "data.train: missing", "Training pairs"),
+        ("decoding.n_best=9", "decoding: n_best 9 is more than beam_size 5", None),
+        ("validation.best=ter", "validation: best is ter, which is not among metrics", None),
+        ("model.tie_embeddings=three-way", "model.tie_embeddings three-way needs a joint tokenizer", None),
+        ("run.x=3", "run is a value, not a section", "it is runs/x"),
+        ("training.max_steps", "key=value expected", "for example training.max_steps=1000"),
+    ],
+)
+def test_a_mistake_in_an_override_points_to_the_command_line(
+    tmp_path: Path, override: str, what: str, hint: str | None
+) -> None:
+    path = write(tmp_path, HEAD + "tokenizer: {joint: false}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, ["seed=3", override])
+    error = caught.value
+    assert (error.where, error.what, error.hint) == (f"command line: {override}", what, hint)
+
+
+def test_an_override_can_mend_a_mistake(tmp_path: Path) -> None:
+    path = write(tmp_path, HEAD + "training:\n  max_steps: many\n")
+    assert load_config(path, ["training.max_steps=3"]).training.max_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "what"),
+    [
+        ("data: {src: en, tgt: de, train: [{path: x}]}", "x.yaml", "run: missing"),
+        ("run: x", "x.yaml", "data: missing"),
+        ("run: x\ndata:\n  src: en\n  train: [{path: x}]", "x.yaml:2", "data.tgt: missing"),
+    ],
+)
+def test_a_missing_key_is_told_with_what_it_is_for(tmp_path: Path, text: str, where: str, what: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, text))
+    assert (caught.value.where, caught.value.what) == (f"{tmp_path}/{where}", what)
+    assert caught.value.hint
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    text = """\
+data:
+  src: en
+  tgt: de
+  train:
+    - demo: en-de
+    - path: 7
+training:
+  lr: 1
+  max_steps: -1
+modle: {}
+decoding: {n_best: 7}
+"""
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, ["seed=x"])
+    assert caught.value.where is None
+    assert str(caught.value).split("\n") == [
+        f"8 problems in {path}",
+        f"{path}: run: missing (The run folder: everything the run writes; self-contained afterwards)",
+        f"{path}:5: data.train.0: demo and pairs go together, for example {{demo: en-de, pairs: 20000}}",
+        f"{path}:6: data.train.1.path: wants a text, got 7 (put it in quotes)",
+        f"{path}:8: training.lr: unknown key (did you mean learning_rate?)",
+        f"{path}:9: training.max_steps: must be more than 0, got -1 (the default is null)",
+        f"{path}:10: modle: unknown key (did you mean model?)",
+        f"{path}:11: decoding: n_best 7 is more than beam_size 5",
+        "command line: seed=x: seed: wants a whole number, got the text 'x'",
+    ]
+
+
+def test_mistakes_of_yaml_are_config_errors(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, HEAD + "run: y\n"))
+    assert caught.value.where == f"{tmp_path}/x.yaml:6"
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "y.yaml")
+
+
+DATA: dict[str, Any] = {"src": "en", "tgt": "de", "train": [{"path": "x.tsv"}]}
+
+
+@pytest.mark.parametrize(
+    ("config", "where", "what"),
+    [
+        ({"run": "x", "data": DATA, "seed": "1"}, "seed", "wants a whole number, got the text '1'"),
+        (
+            {"run": "x", "data": DATA, "training": {"betas": (0.9,)}},
+            "training.betas",
+            "too few entries: a list of 1",
+        ),
+        ({"run": "x", "data": {**DATA, "cache": Path("x")}}, "data.cache", "wants a text, got a PosixPath"),
+        ({"run": "x", "data": DATA, "training": {1: 2}}, "training.1", "keys should be strings"),
+        ({"run": "x", "data": DATA, "training": {"lr": 2}}, "training.lr", "unknown key"),
+        (
+            {"run": "x", "data": DATA, "decoding": {"n_best": 9}},
+            "decoding",
+            "n_best 9 is more than beam_size 5",
+        ),
+        (
+            {"run": "x", "data": {**DATA, "train": ["x"]}},
+            "data.train.0",
+            "wants keys and values, got the text 'x'",
+        ),
+        (
+            {"run": "x", "data": DATA, "training": {"learning_rate": math.nan}},
+            "training.learning_rate",
+            "must be more than 0, got nan",
+        ),
+        (
+            {
+                "run": "x",
+                "data": DATA,
+                "tokenizer": {"joint": False},
+                "model": {"tie_embeddings": "three-way"},
+            },
+            None,
+            "model.tie_embeddings three-way needs a joint tokenizer",
+        ),
+    ],
+)
+def test_a_mistake_in_a_dict_is_told_with_its_key(
+    config: dict[str, object], where: str | None, what: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(config)
+    assert (caught.value.where, caught.value.what) == (where, what)
+
+
+def test_all_mistakes_of_a_dict_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"data": {**DATA, "train": []}, "seed": -1})
+    assert str(caught.value).split("\n") == [
+        "3 problems in the config",
+        "run: missing (The run folder: everything the run writes; self-contained afterwards)",
+        "seed: must be at least 0, got -1 (the default is 1)",
+        "data.train: must not be empty (Training pairs)",
+    ]
+
+
+RICH = """\
+run: "no"
+seed: 7
+data:
+  src: en
+  tgt: "no"
+  train:
+    - {src: a.gz, tgt: b.gz}
+    - {path: "012.tsv", columns: [x, "null"]}
+    - {hub: some/name, config: de-en, split: "train[:10%]", revision: "1e5"}
+  test: [{name: "2016", demo: en-de, pairs: 5}]
+tokenizer: {user_symbols: ["<a>", "", "\\u2028", "😀", "yes"], character_coverage: 0.9995}
+model: {d_model: 96, num_heads: 3, activation: swiglu, tie_embeddings: none}
+training: {learning_rate: 1e-7, eps: 1e-12, betas: [0, 0.5], clip_norm: null,
+  max_steps: 2000, schedule: cosine}
+validation: {metrics: [], best: loss}
+"""
+
+
+@pytest.mark.parametrize("text", [HEAD, RICH], ids=["short", "rich"])
+def test_a_dumped_config_loads_equal(tmp_path: Path, text: str) -> None:
+    config = load_config(write(tmp_path, text))
+    dumped = dump_config(config)
+    assert load_config(write(tmp_path, dumped)) == config
+    assert dump_config(load_config(tmp_path / "x.yaml")) == dumped
+    assert parse_config(json.loads(json.dumps(config.model_dump()))) == config
+    for name in Config.model_fields:
+        assert f"\n{name}:" in f"\n{dumped}"
+    section = config.training
+    assert all(f"\n  {name}: " in dumped for name in type(section).model_fields)
+
+
+def test_differences_name_the_keys(tmp_path: Path) -> None:
+    old = load_config(write(tmp_path, HEAD))
+    assert diff_configs(old, old) == []
+    changes = [
+        "training.learning_rate=2e-3",
+        "data.train.0.pairs=4",
+        "data.cache=c",
+        "training.betas=[0.9, 0.99]",
+    ]
+    assert diff_configs(old, load_config(tmp_path / "x.yaml", changes)) == [
+        "data.train.0.pairs: 3 -> 4",
+        "data.cache: null -> c",
+        "training.learning_rate: 0.001 -> 0.002",
+        "training.betas: [0.9, 0.98] -> [0.9, 0.99]",
+    ]
+    other = ["data.train=[{path: a}, {path: b}]", "data.valid=[{path: v}]", "run=no"]
+    assert diff_configs(old, load_config(tmp_path / "x.yaml", other)) == [
+        'run: runs/x -> "no"',
+        "data.train: [{demo: en-de, pairs: 3}] -> [{path: a}, {path: b}]",
+        "data.valid: [] -> [{path: v}]",
+    ]
+    assert diff_configs(old, load_config(tmp_path / "x.yaml", ["data.train=[{path: a}]"])) == [
+        "data.train.0.demo: en-de -> null",
+        "data.train.0.pairs: 3 -> null",
+        "data.train.0.path: null -> a",
+    ]
+
+
+def test_the_schema_describes_every_key() -> None:
+    schema: dict[str, Any] = config_schema()
+    json.dumps(schema)
+    assert schema["$schema"].startswith("https://json-schema.org/")
+    assert schema["required"] == ["run", "data"]
+    assert schema["additionalProperties"] is False
+    sections = [section for section in Section.__subclasses__() if section is not Config]
+    assert {section.__name__ for section in sections} == set(schema["$defs"])
+    for section in sections:
+        definition = schema["$defs"][section.__name__]
+        assert definition["additionalProperties"] is False
+        assert definition["description"] and definition["title"]
+        for name, field in section.model_fields.items():
+            described = definition["properties"][name]
+            assert described["description"] == field.description, name
+            assert described["description"] and described["title"], name
+            assert field.is_required() or "default" in described, name

@@ -1,0 +1,289 @@
+"""The encoded corpus: what the filters keep, equality with direct encoding, the cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mtkit.config import DataConfig, SourceConfig, TokenizerConfig
+from mtkit.data import cache, corpus
+from mtkit.data.corpus import Corpus, encode_corpus
+from mtkit.data.filters import FilterCounts
+from mtkit.data.pairs import Pair
+from mtkit.data.sources import ParallelFiles, Source, open_sources
+from mtkit.data.tokenizer import Tokenizers, make_tokenizers
+from mtkit.errors import DataError, StorageError
+
+WORDS = [
+    ("one", "eins"),
+    ("two", "zwei"),
+    ("three", "drei"),
+    ("four", "vier"),
+    ("five", "fünf"),
+    ("six", "sechs"),
+]
+PAIRS = [
+    Pair(" ".join(word[0] for word in order), " ".join(word[1] for word in order))
+    for first in range(len(WORDS))
+    for last in range(first, len(WORDS))
+    for order in (WORDS[first : last + 1], WORDS[first : last + 1][::-1])
+]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A corpus in a folder of its own."""
+
+    root: Path
+    tokenizers: Tokenizers
+
+    def write(self, pairs: Sequence[Pair], name: str = "train") -> None:
+        for side, texts in zip(("en", "de"), zip(*pairs, strict=True), strict=True):
+            (self.root / f"{name}.{side}").write_text(
+                "".join(f"{text}\n" for text in texts), encoding="utf-8"
+            )
+
+    def data(self, names: Sequence[str] = ("train",), **keys: Any) -> DataConfig:
+        train = tuple(SourceConfig(src=f"{name}.en", tgt=f"{name}.de") for name in names)
+        folder = str(self.root / "cache")
+        return DataConfig(root=str(self.root), src="en", tgt="de", train=train, cache=folder, **keys)
+
+    def sources(self, data: DataConfig) -> list[Source]:
+        return open_sources(data.train, data, "train")
+
+    def encode(self, names: Sequence[str] = ("train",), **keys: Any) -> Corpus:
+        data = self.data(names, **keys)
+        return encode_corpus(self.sources(data), self.tokenizers, data)
+
+    def entries(self) -> list[Path]:
+        return sorted((self.root / "cache" / "corpora").iterdir())
+
+
+@pytest.fixture(scope="module")
+def tokenizers() -> Tokenizers:
+    return make_tokenizers(TokenizerConfig(vocab_size=320), PAIRS)
+
+
+@pytest.fixture
+def setting(tmp_path: Path, tokenizers: Tokenizers) -> Setting:
+    setting = Setting(tmp_path, tokenizers)
+    setting.write(PAIRS)
+    return setting
+
+
+def pairs_of(encoded: Corpus, tokenizers: Tokenizers) -> list[Pair]:
+    numbers = range(len(encoded))
+    src = tokenizers.src.decode([encoded.src(i) for i in numbers])
+    return list(map(Pair, src, tokenizers.tgt.decode([encoded.tgt(i) for i in numbers])))
+
+
+@pytest.mark.parametrize("rows", [1, 7, corpus.ROWS])
+def test_it_equals_direct_encoding(setting: Setting, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(corpus, "ROWS", rows)
+    monkeypatch.setattr(corpus, "_PAIRS_AT_ONCE", 5)
+    encoded = setting.encode()
+    assert len(encoded) == len(PAIRS)
+    for get, lengths, texts, tokenizer in (
+        (encoded.src, encoded.src_lengths, [pair.src for pair in PAIRS], setting.tokenizers.src),
+        (encoded.tgt, encoded.tgt_lengths, [pair.tgt for pair in PAIRS], setting.tokenizers.tgt),
+    ):
+        expected = [row.tolist() for row in tokenizer.encode(texts)]
+        assert [get(i).tolist() for i in range(len(PAIRS))] == expected
+        assert lengths.tolist() == [len(row) for row in expected]
+        assert lengths.dtype == get(0).dtype == np.int32
+
+
+def test_rows_are_views_that_cannot_be_written_to(setting: Setting) -> None:
+    encoded = setting.encode()
+    first, second = encoded.src(3), encoded.src(3)
+    assert np.shares_memory(first, second)
+    assert not first.flags.owndata
+    assert not first.flags.writeable
+
+
+def test_places_are_lines_of_files(setting: Setting) -> None:
+    setting.write([Pair("", "x"), *PAIRS[:3]], "other")
+    encoded = setting.encode(["train", "other"])
+    assert len(encoded) == len(PAIRS) + 3
+    assert encoded.place(0) == f"{setting.root}/train.en:1"
+    assert encoded.place(len(PAIRS)) == f"{setting.root}/other.en:2"
+    with pytest.raises(IndexError):
+        encoded.place(len(encoded))
+
+
+def test_filters_leave_out_and_count(setting: Setting) -> None:
+    kept = [PAIRS[0], Pair(" one ", "eins "), Pair("one", "eins eins eins")]
+    dropped = [
+        Pair("", "eins"),
+        Pair(" \u2028", "eins"),
+        Pair("\u200b", "eins"),
+        Pair("one " * 9, "eins"),
+        PAIRS[0],
+    ]
+    setting.write([*kept, *dropped, Pair("x" * 1_000_000, "eins")])
+    encoded = setting.encode(max_length=8, max_length_ratio=2.5)
+    assert encoded.counts == FilterCounts(kept=3, empty=3, too_long=2, ratio=1)
+    assert encoded.counts.num_read == 9
+    assert encoded.counts.summary() == (
+        "3 of 9 pairs kept; left out: 3 empty, 2 too long, 1 too unequal in length"
+    )
+    assert pairs_of(encoded, setting.tokenizers) == [PAIRS[0]] * 3
+    encoded = setting.encode(max_length=8, drop_duplicates=True)
+    assert encoded.counts == FilterCounts(kept=2, empty=3, too_long=2, duplicate=2)
+    assert FilterCounts(kept=1000).summary() == "1,000 of 1,000 pairs kept"
+
+
+def test_nothing_left(setting: Setting) -> None:
+    setting.write([Pair("", "x"), Pair("one " * 50, "x")])
+    with pytest.raises(
+        DataError, match="no pair is left to train on: 0 of 2 pairs kept; left out: 1 empty, 1 too long"
+    ):
+        setting.encode(max_length=5)
+    for name in ("train.en", "train.de"):
+        (setting.root / name).write_bytes(b"")
+    with pytest.raises(DataError, match="no pair is left to train on: 0 of 0 pairs kept"):
+        setting.encode()
+    assert setting.entries() == []
+
+
+def test_a_hit_does_not_read_the_text(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = setting.encode()
+
+    def untouched(self: ParallelFiles) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(ParallelFiles, "read", untouched)
+    again = setting.encode()
+    assert again.fingerprint == first.fingerprint
+    assert again.counts == first.counts
+    assert pairs_of(again, setting.tokenizers) == PAIRS
+
+
+def test_other_content_is_another_corpus(setting: Setting) -> None:
+    fingerprints = [setting.encode().fingerprint]
+    fingerprints.append(setting.encode(max_length=100).fingerprint)
+    fingerprints.append(setting.encode(["train", "train"]).fingerprint)
+    data, separate = setting.data(), TokenizerConfig(vocab_size=320, joint=False)
+    other = make_tokenizers(separate, PAIRS)
+    fingerprints.append(encode_corpus(setting.sources(data), other, data).fingerprint)
+    times = (setting.root / "train.en").stat()
+    setting.write([Pair("One", "eins"), *PAIRS[1:]])
+    os.utime(setting.root / "train.en", ns=(times.st_atime_ns, times.st_mtime_ns))
+    fingerprints.append(setting.encode().fingerprint)
+    assert len(set(fingerprints)) == len(fingerprints)
+
+
+def test_the_same_content_elsewhere_is_the_same_corpus(setting: Setting) -> None:
+    first = setting.encode()
+    setting.write(PAIRS, "copy")
+    copy = setting.encode(["copy"])
+    assert copy.fingerprint == first.fingerprint
+    assert copy.place(0) == f"{setting.root}/copy.en:1"
+    assert len(setting.entries()) == 1
+
+
+@pytest.mark.parametrize(
+    "what", ["truncated", "longer", "no info", "bad info", "no pairs", "other", "scrambled"]
+)
+def test_a_damaged_entry_is_made_again(setting: Setting, what: str) -> None:
+    setting.encode()
+    (entry,) = setting.entries()
+    pairs, info = entry / "pairs.arrow", entry / "info.json"
+    match what:
+        case "truncated":
+            pairs.write_bytes(pairs.read_bytes()[:-1000])
+        case "longer":
+            pairs.write_bytes(pairs.read_bytes() + b"x")
+        case "no info":
+            info.unlink()
+        case "bad info":
+            info.write_text("{")
+        case "no pairs":
+            pairs.unlink()
+        case "other":
+            info.write_text(json.dumps({**json.loads(info.read_text()), "fingerprint": "0" * 64}))
+        case "scrambled":
+            pairs.write_bytes(pairs.read_bytes()[::-1])
+    assert pairs_of(setting.encode(), setting.tokenizers) == PAIRS
+    assert setting.entries() == [entry]
+    assert pairs_of(setting.encode(), setting.tokenizers) == PAIRS
+
+
+def test_several_at_once(setting: Setting) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        done = [future.result() for future in [pool.submit(setting.encode) for _ in range(8)]]
+    assert all(pairs_of(encoded, setting.tokenizers) == PAIRS for encoded in done)
+    assert len(setting.entries()) == 1
+
+
+def test_a_failure_leaves_nothing_and_abandoned_folders_are_swept_out(setting: Setting) -> None:
+    setting.encode()
+    (entry,) = setting.entries()
+    old, young = (entry.with_name(f".{name}.tmp") for name in ("old", "young"))
+    for folder in (old, young):
+        folder.mkdir()
+        (folder / "pairs.arrow").write_bytes(b"x")
+    two_days_ago = time.time() - 2 * 24 * 3600
+    for path in (old / "pairs.arrow", old):
+        os.utime(path, (two_days_ago, two_days_ago))
+    (setting.root / "train.en").write_bytes(
+        "".join(f"{pair.src}\n" for pair in PAIRS[:-1]).encode() + b"\xff\n"
+    )
+    with pytest.raises(DataError, match=rf"train\.en:{len(PAIRS)}: not UTF-8"):
+        setting.encode()
+    assert setting.entries() == sorted([entry, young])
+
+
+def test_progress_counts_the_pairs_read(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "_PAIRS_AT_ONCE", 20)
+    data = setting.data()
+    told: list[int] = []
+    encode_corpus(setting.sources(data), setting.tokenizers, data, told.append)
+    assert told == [20, 40, 42]
+
+
+def test_a_cache_that_cannot_be_written(setting: Setting) -> None:
+    (setting.root / "cache").write_bytes(b"a file")
+    with pytest.raises(StorageError, match=f"^{setting.root}/cache: "):
+        setting.encode()
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, setting: Setting) -> None:
+    data = setting.data()
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("MTKIT_CACHE", "~/m")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert cache.cache_folder(data) == setting.root / "cache"
+    unnamed = data.model_copy(update={"cache": None})
+    assert cache.cache_folder(unnamed) == Path("/home/somebody/m")
+    monkeypatch.delenv("MTKIT_CACHE")
+    assert cache.cache_folder(unnamed) == Path("/x/mtkit")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache.cache_folder(unnamed) == Path("/home/somebody/.cache/mtkit")
+
+
+def test_hashes_are_remembered_of_files_that_have_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"one")
+    (tmp_path / "hashes").mkdir()
+    memo = cache.HashMemo(tmp_path / "hashes")
+    fresh = memo(path)
+    assert list((tmp_path / "hashes").iterdir()) == []
+    monkeypatch.setattr(cache, "_SETTLED_NS", 0)
+    assert memo(path) == fresh
+    assert len(list((tmp_path / "hashes").iterdir())) == 1
+    monkeypatch.setattr(cache, "sha256_file", lambda path: "0" * 64)
+    assert memo(path) == fresh
+    path.write_bytes(b"two, longer")
+    assert memo(path) == "0" * 64
