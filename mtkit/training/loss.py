@@ -28,35 +28,29 @@ class LossSums(NamedTuple):
 class SmoothedCrossEntropy(torch.autograd.Function):
     """Projection, log-softmax and label smoothing (Szegedy et al. 2016, section 7) of a chunk at a time.
 
-    The gradient is worked out in the forward pass while a chunk's logits are at hand: softmax minus the smoothed target.
+    The gradient is worked out in the forward pass, while a chunk's logits are at hand: softmax minus target.
     """
 
     @staticmethod
     def forward(
         ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, smoothing: float
     ) -> tuple[Tensor, Tensor]:
-        """Loss and nll sums in float32."""
-        needs_grad = any(ctx.needs_input_grad)
+        """Loss and nll sums, in float32 or better."""
         weight = weight_VD.to(hidden_MD.dtype)
-        loss = hidden_MD.new_zeros((), dtype=torch.float32)
-        nll = hidden_MD.new_zeros((), dtype=torch.float32)
+        precise = torch.promote_types(hidden_MD.dtype, torch.float32)
+        loss, nll = hidden_MD.new_zeros(2, dtype=precise)
+        needs_grad = any(ctx.needs_input_grad)
         hidden_grad = torch.empty_like(hidden_MD) if needs_grad else None
         weight_grad = torch.zeros_like(weight_VD) if needs_grad else None
-        num_classes = weight_VD.shape[0]
         for start in range(0, hidden_MD.shape[0], CHUNK_POSITIONS):
             rows = slice(start, start + CHUNK_POSITIONS)
             hidden, targets = hidden_MD[rows], targets_M[rows, None]
-            log_probs = (hidden @ weight.T).log_softmax(dim=-1, dtype=torch.float32)  # [chunk, V]
-            chunk_nll = -log_probs.gather(1, targets).sum()
-            nll += chunk_nll
-            loss += (1 - smoothing) * chunk_nll
-            if smoothing > 0:
-                loss -= smoothing * log_probs.mean(dim=1).sum()
+            logits = (hidden @ weight.T).to(precise)  # [chunk, V]
+            chunk_loss, chunk_nll, probabilities = smoothed_cross_entropy(logits, targets, smoothing)
+            loss, nll = loss + chunk_loss, nll + chunk_nll
             if hidden_grad is not None and weight_grad is not None:
-                logits_grad = log_probs.exp_().sub_(smoothing / num_classes)
-                logits_grad.scatter_add_(
-                    1, targets, torch.full_like(targets, smoothing - 1, dtype=torch.float32)
-                )
+                logits_grad = probabilities.sub_(smoothing / logits.shape[1])
+                logits_grad.scatter_add_(1, targets, torch.full_like(targets, smoothing - 1, dtype=precise))
                 logits_grad = logits_grad.to(hidden.dtype)
                 hidden_grad[rows] = logits_grad @ weight
                 weight_grad += logits_grad.T @ hidden
@@ -70,6 +64,24 @@ class SmoothedCrossEntropy(torch.autograd.Function):
         hidden_grad, weight_grad = ctx.saved_tensors
         scale = grads[0]
         return hidden_grad * scale.to(hidden_grad.dtype), weight_grad * scale, None, None
+
+
+def smoothed_cross_entropy(
+    logits: Tensor, targets_M1: Tensor, smoothing: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and nll sums of some positions, and the softmax [positions, V], which takes the place of the logits.
+
+    With z the log of the sum of exponentials, nll is z - logit of the target, and the mean over the vocabulary of
+    the negative log-probabilities is z - mean logit: no log-probability but the target's is ever worked out.
+    """
+    peaks = logits.amax(dim=1, keepdim=True)
+    target_logits, mean_logits = logits.gather(1, targets_M1), logits.mean(dim=1, keepdim=True)
+    exponentials = logits.sub_(peaks).exp_()
+    sums = exponentials.sum(dim=1, keepdim=True)
+    z = peaks + sums.log()
+    nll = (z - target_logits).sum()
+    uniform = (z - mean_logits).sum()
+    return (1 - smoothing) * nll + smoothing * uniform, nll, exponentials.div_(sums)
 
 
 def loss_sums(hidden_MD: Tensor, output_weight_VD: Tensor, targets_M: Tensor, smoothing: float) -> LossSums:

@@ -39,7 +39,7 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def load_optimizer_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
-    """Put back what `optimizer_tensors` gave. The step counts stay on the CPU unless the kernel wants them elsewhere."""
+    """Put back what `optimizer_tensors` gave."""
     for name, parameter in model.named_parameters():
         saved = {
             key.split("/", 1)[0]: value for key, value in tensors.items() if key.split("/", 1)[1] == name

@@ -1,0 +1,163 @@
+"""`mtkit check`: everything `train` would do before its first update, and its most expensive update, without a trace.
+
+Nothing is written but the cache of encoded corpora, which `train` then finds.
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from mtkit.config import Config
+from mtkit.data.batching import Indices, epoch_batches
+from mtkit.data.corpus import Corpus
+from mtkit.data.tokenizer import Tokenizers
+from mtkit.errors import StorageError
+from mtkit.files import storage_errors
+from mtkit.training.preparation import describe, prepare, set_up
+from mtkit.training.progress import Progress
+from mtkit.training.resuming import resumable
+from mtkit.training.signals import Signals
+from mtkit.training.trainer import Trainer
+from mtkit.training.validation import TextCorpus, Validator
+
+SAMPLE_LINES = 2000
+ADAM_TENSORS = 4  # weights, gradients and two moments, all float32
+
+
+def check_run(config: Config, console: Console) -> None:
+    """Go through all that a run needs and say what was found.
+
+    Raises:
+        ConfigError, DataError, TrainingError, StorageError: what `train` would stop at.
+    """
+    say = Reporter(console)
+    say("config", f"{config.data.src} -> {config.data.tgt}, run folder {config.run}")
+    set_up(config)
+    resumed = resumable(config, lambda line: say("resume", line)) is not None
+    say("resume", "the run folder has a checkpoint of this run" if resumed else "a new run")
+    with tempfile.TemporaryDirectory(prefix="mtkit-check-") as scratch:
+        tokenizer_folder = Path(config.run) if resumed else Path(scratch)
+        inputs = prepare(config, tokenizer_folder, resumed=resumed, say=lambda line: say("data", line))
+        for source in inputs.tests:
+            say("test", f"{source.name}: {sum(1 for _ in source.read()):,} pairs")
+        if inputs.valid is not None:
+            say("valid", f"{len(inputs.valid.srcs):,} pairs")
+            check_round_trip(inputs.valid, inputs.tokenizers, say)
+        validator = None if inputs.valid is None else Validator(inputs.valid, inputs.tokenizers, config)
+        progress = Progress(Path(scratch), Console(quiet=True), config.training.tensorboard)
+        trainer = Trainer(config, inputs.corpus, inputs.tokenizers, validator, progress, Signals())
+    describe(trainer, lambda line: say(*line.split(maxsplit=1)))
+    say("memory", f"{megabytes(trainer.model.num_parameters() * 4 * ADAM_TENSORS)} for weights and optimizer")
+    check_largest_batch(trainer, inputs.corpus, say)
+    check_disk(config, trainer, say)
+    say("ok", f"train would run: mtkit train does what was checked here; {time_left(trainer)}")
+
+
+class Reporter:
+    """Prints what was found, a name and a fact a line."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def __call__(self, name: str, fact: str) -> None:
+        self.console.print(f"{name:<10} {fact}", markup=False, highlight=False, soft_wrap=True)
+
+
+Say = Callable[[str, str], None]
+
+
+def check_round_trip(valid: TextCorpus, tokenizers: Tokenizers, say: Say) -> None:
+    """How many validation lines the tokenizers give back as they were, white space and normalization aside."""
+    for name, tokenizer, lines in (
+        ("source", tokenizers.src, valid.srcs[:SAMPLE_LINES]),
+        ("target", tokenizers.tgt, valid.tgts[:SAMPLE_LINES]),
+    ):
+        rows = tokenizer.encode(lines)
+        unknown = sum(int(np.count_nonzero(row == tokenizer.unk)) for row in rows)
+        pieces = sum(map(len, rows))
+        changed = [
+            (before, after)
+            for before, after in zip(lines, tokenizer.decode(rows), strict=True)
+            if " ".join(before.split()) != " ".join(after.split())
+        ]
+        words = sum(len(line.split()) for line in lines)
+        say(
+            "tokenizer",
+            f"{name}: {len(lines) - len(changed):,} of {len(lines):,} lines come back as they were, "
+            f"{unknown:,} unknown pieces, {pieces / max(words, 1):.2f} pieces a word",
+        )
+        for before, after in changed[:1]:
+            say("", f"for example {before!r} comes back as {after!r}")
+
+
+def check_largest_batch(trainer: Trainer, corpus: Corpus, say: Say) -> None:
+    """An update of the batch with the most positions: it is the one that runs out of memory if any does."""
+    batch = largest_batch(trainer, corpus)
+    src, tgt = corpus.src_lengths[batch].max() + 1, corpus.tgt_lengths[batch].max() + 1
+    start = time.perf_counter()
+    trainer.train_step([(0, 0, batch)] * trainer.config.training.accumulate)
+    seconds = time.perf_counter() - start
+    memory = megabytes(peak_bytes(trainer))
+    say("largest", f"batch: {len(batch)} pairs x {src} source and {tgt} target pieces")
+    say("update", f"with it took {seconds:.2f} s; peak memory {memory}")
+
+
+def largest_batch(trainer: Trainer, corpus: Corpus) -> Indices:
+    """The batch with the most positions, both sides padded, of the first epoch."""
+    lengths = corpus.src_lengths, corpus.tgt_lengths
+    batches = epoch_batches(*lengths, trainer.config.training.batch_tokens, trainer.config.seed, 0)
+    return max(batches, key=lambda b: len(b) * int(lengths[0][b].max() + lengths[1][b].max() + 2))
+
+
+def peak_bytes(trainer: Trainer) -> int:
+    """Most memory used so far: of the GPU, or of the process."""
+    if trainer.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(trainer.device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def check_disk(config: Config, trainer: Trainer, say: Say) -> None:
+    """Whether the checkpoints will fit. Raises: StorageError: they will not."""
+    run = Path(config.run).absolute()
+    with storage_errors(run):
+        there = next(folder for folder in (run, *run.parents) if folder.is_dir())
+        free = shutil.disk_usage(there).free
+    weights = trainer.model.num_parameters() * 4
+    averaged = config.training.ema_decay is not None
+    checkpoint = weights * (ADAM_TENSORS if averaged else ADAM_TENSORS - 1)
+    needed = checkpoint * (config.training.keep_last + 1) + 2 * weights
+    say("disk", f"{megabytes(needed)} for checkpoints, {megabytes(free)} free in {there}")
+    if needed > free:
+        hint = "free some space, choose another run folder, or lower training.keep_last"
+        raise StorageError("no room for the checkpoints", where=str(run), hint=hint)
+
+
+def time_left(trainer: Trainer) -> str:
+    """How the run will end."""
+    training = trainer.config.training
+    limits = [
+        f"{limit:,} {unit}"
+        for limit, unit in (
+            (training.step_limit, "updates"),
+            (training.max_epochs, "epochs"),
+            (training.time_limit_minutes, "minutes"),
+        )
+        if limit is not None
+    ]
+    return "at most " + " or ".join(limits)
+
+
+def megabytes(count: int) -> str:
+    """Bytes as people say them."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

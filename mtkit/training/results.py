@@ -1,0 +1,115 @@
+"""What a run came to: test sets translated and scored with the best weights, and the model card."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mtkit.config import Config, SourceConfig
+from mtkit.data.sources import Source, read_sides
+from mtkit.decoding.translator import Translator
+from mtkit.evaluation import metrics
+from mtkit.evaluation.metrics import Score
+from mtkit.files import storage_errors, write_text
+from mtkit.training.progress import Progress
+
+TEST_METRICS = ("bleu", "chrf")
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """A test set, translated and scored."""
+
+    name: str
+    hyps: list[str]
+    scores: list[Score]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to."""
+
+    run: Path
+    reason: str
+    """Why training ended."""
+    step: int
+    best: float | None
+    """Best validation number."""
+    best_step: int | None
+    tests: list[TestResult] = field(default_factory=list)
+
+
+def score_tests(config: Config, tests: list[Source], progress: Progress) -> list[TestResult]:
+    """Translate the test sets with the best weights, write the translations, score them."""
+    if not tests:
+        return []
+    run = Path(config.run)
+    translator = Translator.load(
+        run, decoding=config.decoding, device=config.training.device, precision="fp32"
+    )
+    results = []
+    with storage_errors(run):
+        (run / "test").mkdir(exist_ok=True)
+    for source in tests:
+        srcs, tgts = read_sides(source)
+        hyps = [translation.text for translation in translator.translate(srcs)]
+        write_text(
+            run / "test" / f"{source.name.replace('/', '_')}.hyps.txt", "".join(hyp + "\n" for hyp in hyps)
+        )
+        scores = metrics.score(hyps, [tgts], TEST_METRICS, tgt=config.data.tgt)
+        results.append(TestResult(source.name, hyps, scores))
+        progress.say(f"test {source.name}, {len(srcs):,} sentences, beam {config.decoding.beam_size}:")
+        for result in scores:
+            progress.say(f"    {result.format()}")
+    return results
+
+
+def write_results(config: Config, result: TrainResult) -> None:
+    """Write results.json and the model card into the run folder. Raises: StorageError."""
+    text = json.dumps(results_as_dict(result), indent=2, ensure_ascii=False)
+    write_text(result.run / "results.json", text + "\n")
+    write_text(result.run / "README.md", model_card(config, result))
+
+
+def results_as_dict(result: TrainResult) -> dict[str, Any]:
+    """For results.json."""
+    tests = [
+        {"name": test.name, "scores": [score.as_dict() for score in test.scores]} for test in result.tests
+    ]
+    return {
+        "ended": result.reason,
+        "step": result.step,
+        "best": result.best,
+        "best_step": result.best_step,
+        "tests": tests,
+    }
+
+
+def model_card(config: Config, result: TrainResult) -> str:
+    """A README for the run folder: what the model is, how good it is, how to use it."""
+    lines = [
+        f"# {config.data.src} → {config.data.tgt} translation model",
+        "",
+        f"Trained with mtkit for {result.step:,} updates; {result.reason}.",
+        "",
+        "| test set | score | signature |",
+        "|---|---|---|",
+    ]
+    for test in result.tests:
+        lines += [f"| {test.name} | {s.name} {s.value:.2f} | `{s.signature}` |" for s in test.scores]
+    lines += [
+        "",
+        "Use: `mtkit translate THIS_FOLDER < input.txt`. Everything the model needs is in this folder.",
+        "The config it was trained with is `config.yaml`.",
+        "",
+        "Trained on: " + ", ".join(map(describe_source, config.data.train)),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def describe_source(source: SourceConfig) -> str:
+    """A data source in a few words."""
+    return " ".join(f"{key} {value}" for key, value in source.model_dump(exclude_none=True).items())

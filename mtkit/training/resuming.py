@@ -1,0 +1,99 @@
+"""Going on with a run: which checkpoint, whether the config and the data are still those it was made with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from mtkit.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint, valid_checkpoints
+from mtkit.config import Config
+from mtkit.configfile import diff_configs, dump_config, load_config
+from mtkit.errors import ConfigError, StorageError
+from mtkit.files import storage_errors, write_text
+from mtkit.training.trainer import Trainer
+
+HARMLESS = (
+    "run", "data.root", "data.cache", "data.test", "training.max_steps", "training.max_epochs",
+    "training.time_limit_minutes", "training.device", "training.num_threads", "training.log_every_steps",
+    "training.save_every_steps", "training.keep_last", "training.tensorboard", "validation.patience",
+    "validation.num_samples", "decoding",
+)  # fmt: skip
+"""Keys that may change when a run goes on: what is learned stays the same (but a longer cosine is another curve)."""
+
+
+def resumable(config: Config, say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest valid checkpoint of the run folder, if it is of the same run.
+
+    Raises:
+        ConfigError: the config has changed in a way that changes what is learned.
+        StorageError: there are checkpoints, but none is valid.
+    """
+    faults = []
+    for folder, fault in valid_checkpoints(Path(config.run)):
+        if fault is not None:
+            say(f"passing over a damaged checkpoint: {fault}")
+            faults.append(fault)
+            continue
+        checkpoint = load_checkpoint(folder, with_optimizer=True)
+        refuse_changes(load_config(folder / CONFIG_FILE), config)
+        return checkpoint
+    if faults:
+        raise StorageError(
+            "no checkpoint of this run is valid",
+            where=config.run,
+            hint="start anew with --fresh, or restore one",
+        )
+    return None
+
+
+def refuse_changes(old: Config, new: Config) -> None:
+    """Compare with the checkpoint's config. Raises: ConfigError: with the keys that changed."""
+    changes = [line for line in diff_configs(old, new) if not is_harmless(line)]
+    if changes:
+        raise ConfigError(
+            "the config has changed since the last checkpoint:\n  " + "\n  ".join(changes) + "\n",
+            where=new.run,
+            hint="undo it, choose another run folder, or start anew with --fresh",
+        )
+
+
+def is_harmless(change: str) -> bool:
+    """Whether a line of `diff_configs` is about a key that may change."""
+    key = change.partition(":")[0]
+    return any(key == harmless or key.startswith(f"{harmless}.") for harmless in HARMLESS)
+
+
+def begin(trainer: Trainer, checkpoint: Checkpoint | None, say: Callable[[str], None]) -> None:
+    """Put the checkpoint's state into the trainer, or save step 0, which proves the disk before time is spent."""
+    if checkpoint is None:
+        write_text(trainer.run_folder / "config.yaml", dump_config(trainer.config))
+        trainer.save()
+        return
+    if checkpoint.state.get("corpus") != trainer.corpus.fingerprint:
+        raise ConfigError(
+            "the training data has changed since the last checkpoint",
+            where="data.train",
+            hint="restore the files, choose another run folder, or start anew with --fresh",
+        )
+    trainer.resume(checkpoint, str(trainer.run_folder))
+    drop_later_lines(trainer.run_folder / "metrics.jsonl", trainer.state.step)
+    say(f"going on from step {trainer.state.step}")
+
+
+def drop_later_lines(path: Path, step: int) -> None:
+    """Forget what was logged after the step that the run goes on from: it will be logged again."""
+    if not path.exists():
+        return
+    with storage_errors(path):
+        lines = path.read_text(encoding="utf-8").split("\n")
+    kept = [line for line in lines if line and is_up_to(line, step)]
+    write_text(path, "".join(line + "\n" for line in kept))
+
+
+def is_up_to(line: str, step: int) -> bool:
+    """Whether a line of metrics.jsonl is whole and of no later step."""
+    try:
+        return int(json.loads(line)["step"]) <= step
+    except (ValueError, KeyError, TypeError):
+        return False
