@@ -419,7 +419,7 @@ def run(arguments: list[str]) -> int:
         return fail("interrupted", 130, debug)
     except BaseException as error:
         if (code := getattr(error, "exit_code", None)) in (130, 143):  # training's Interrupted, saved
-            return fail("stopped after saving: run the same command again to go on", code, debug)
+            return fail("stopped: run the same command again to go on", code, debug)
         raise
 
 

@@ -40,11 +40,10 @@ def load_optimizer_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
     """Put back what `optimizer_tensors` gave."""
-    for name, parameter in model.named_parameters():
-        saved = {
-            key.split("/", 1)[0]: value for key, value in tensors.items() if key.split("/", 1)[1] == name
-        }
-        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in saved.items()}
+    parameters = dict(model.named_parameters())
+    for full_name, value in tensors.items():
+        key, _, name = full_name.partition("/")
+        optimizer.state[parameters[name]][key] = value.to(parameters[name].device)
 
 
 class MovingAverage:

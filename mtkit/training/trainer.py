@@ -60,8 +60,8 @@ class TrainState:
     """Best validation number so far, of the kind that the config names."""
     best_step: int | None = None
     validations_without_best: int = 0
-    loss_scale: float | None = None
-    """fp16 only."""
+    scaler: dict[str, Any] | None = None
+    """Of the losses, fp16 only."""
     corpus: str = ""
     """Fingerprint of the training pairs."""
 
@@ -124,21 +124,15 @@ class Trainer:
     def _loop(self) -> str:
         batches = self.batches()
         while True:
+            self.validate_and_save(last=False)
             reason = self.ended()
-            self.validate_and_save(last=reason is not None)
-            reason = reason or self.ended()  # a validation can end the run
-            if reason is not None:
-                return reason
-            update = list(islice(batches, self.config.training.accumulate))
+            update = [] if reason else list(islice(batches, self.config.training.accumulate))
             if not update:
-                return self._last_epoch_done()
+                self.validate_and_save(last=True)
+                return reason or f"{self.config.training.max_epochs} epochs are done"
             with self.signals.protected():
                 self.train_step(update)
-            self._log()
-
-    def _last_epoch_done(self) -> str:
-        self.validate_and_save(last=True)
-        return f"{self.config.training.max_epochs} epochs are done"
+                self._log()
 
     def batches(self) -> Iterator[tuple[int, int, Indices]]:
         """(epoch, number, pairs) of every batch from where the run stands to the last epoch."""
@@ -173,8 +167,7 @@ class Trainer:
             norm = self._clip()
         loss = sum(s.loss.item() for s in sums) / num_targets
         nll = sum(s.nll.item() for s in sums) / num_targets
-        if not self.scaler.is_enabled():
-            self._refuse_non_finite(loss, norm, batches)
+        self._refuse_non_finite(loss, 0.0 if self.scaler.is_enabled() else norm, batches)
         rate = learning_rate(self.state.step + 1, self.config.training, self.config.model.d_model)
         set_learning_rate(self.optimizer, rate)
         self.scaler.step(self.optimizer)  # fp16: passed over if a gradient overflowed
@@ -238,7 +231,7 @@ class Trainer:
     def seconds_left(self) -> float | None:
         """Until a limit that can be foreseen."""
         training, elapsed, left = self.config.training, self.stopwatch.seconds(), []
-        if training.step_limit is not None and self.state.step:
+        if training.step_limit is not None and self.state.step > 1:
             left.append(elapsed / self.state.step * (training.step_limit - self.state.step))
         if training.time_limit_minutes is not None:
             left.append(60 * training.time_limit_minutes - elapsed)
@@ -298,13 +291,16 @@ class Trainer:
         if self.average is None:
             yield
             return
-        with self.signals.protected():
-            self.average.swap(self.model)
+        swapped = False
         try:
+            with self.signals.protected():
+                self.average.swap(self.model)
+                swapped = True
             yield
         finally:
-            with self.signals.protected_to_the_end():
-                self.average.swap(self.model)
+            if swapped:
+                with self.signals.protected_to_the_end():
+                    self.average.swap(self.model)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The parameters by name, shared ones once."""
@@ -330,7 +326,7 @@ class Trainer:
     def _state_dict(self) -> dict[str, Any]:
         self.state.seconds = self.stopwatch.seconds()
         if self.scaler.is_enabled():
-            self.state.loss_scale = self.scaler.get_scale()
+            self.state.scaler = self.scaler.state_dict()
         return asdict(self.state)
 
     def resume(self, checkpoint: Checkpoint, where: str) -> None:
@@ -349,8 +345,8 @@ class Trainer:
         else:
             copy_weights(self.model, checkpoint.weights, where)
         load_optimizer_tensors(self.model, self.optimizer, tensors)
-        if self.state.loss_scale is not None:
-            self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": self.state.loss_scale})
+        if self.state.scaler is not None:
+            self.scaler.load_state_dict(self.state.scaler)
 
 
 class Window:
