@@ -6,20 +6,21 @@ Exit codes: 0 ok, 1 a bug, 2 usage or config, 3 data, 4 training failed, 5 disk 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar
 
 import typer
 
-from mtkit.errors import ConfigError, MtkitError, StorageError
+from mtkit.errors import ConfigError, DataError, MtkitError, StorageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,15 +30,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="mtkit",
-    no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="Train your own machine-translation system: from text pairs to a scored translator.",
     epilog="Example: `mtkit train configs/quickstart.yaml`",
 )
-config_app = typer.Typer(
-    no_args_is_help=True, help="About the YAML itself.", epilog="Example: `mtkit config schema`"
-)
+config_app = typer.Typer(help="About the YAML itself.", epilog="Example: `mtkit config schema`")
 app.add_typer(config_app, name="config")
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file; `-` is stdin.")]
@@ -52,6 +50,7 @@ T = TypeVar("T")
 UsageError: Any = typer.BadParameter.__bases__[
     0
 ]  # newer typers carry their own click: this is the one in use
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PENALTY_HELP = "alpha of the GNMT length penalty; 0 is off."
 LengthPenalty = Annotated[float | None, typer.Option(help=PENALTY_HELP)]
 BatchTokens = Annotated[int | None, typer.Option(min=1, help="Source pieces x beam in a batch.")]
@@ -124,13 +123,14 @@ def translate(
     """Translate text: one line in, one line out, in order; an empty line stays empty."""
     from mtkit.files import read_lines
 
+    refuse_overwriting(output, files or [])
     lines = chain.from_iterable(read_lines(path) for path in files or ["-"])
     translator = load_translator(
         model, device, precision,
         beam_size=beam_size, n_best=n_best, length_penalty=length_penalty, max_length_ratio=max_length_ratio,
         batch_tokens=batch_tokens,
     )  # fmt: skip
-    translations = translator.translate_n_best(lines)
+    translations = begun(translator.translate_n_best(lines))  # a fault found now leaves an old output alone
     with open_output(output) as out:
         for number, found in enumerate(with_progress(translations, quiet), 1):
             if n_best is not None:
@@ -198,17 +198,20 @@ def evaluate(
     metrics.check_metrics(names, tokenize=tokenize)
     if (hyps is None) == (model is None):
         raise ConfigError("give either HYPS or --model", hint="mtkit evaluate --help")
-    tgt_language = None
+    if src is not None and (model is None or not ref):
+        raise ConfigError("--src goes with --model and --ref", hint="mtkit evaluate --help")
+    config = None
     if model is not None:
         translator, config = load_translator_and_config(model, device, precision, beam_size=beam_size)
-        tgt_language = config.data.tgt
         langs = langs or f"{config.data.src}-{config.data.tgt}"
+    tgt_language = langs.rpartition("-")[2] if langs else None
     results = {}
-    for name, srcs, refs in reference_sets(src, ref, test_set, langs, config if model is not None else None):
-        if model is not None:
+    for name, srcs, refs in reference_sets(src, ref, test_set, langs, config):
+        if hyps is None:
             found = [t.text for t in with_progress(translator.translate(srcs or []), quiet or as_json)]
         else:
-            found = list(lines_of(hyps or "-"))
+            found = list(lines_of(hyps))
+        refuse_unequal(src or hyps or name, found, ref or [name], refs)
         results[name] = metrics.score(
             found,
             refs,
@@ -254,17 +257,27 @@ def reference_sets(
     return [(name, srcs, [tgts]) for name, (srcs, tgts) in sides]
 
 
+def refuse_unequal(
+    name: str, hyps: Sequence[str], ref_names: Sequence[str], refs: Sequence[Sequence[str]]
+) -> None:
+    """Check that every file of references has a line for each translation. Raises: DataError."""
+    for ref_name, stream in zip(ref_names, refs, strict=False):
+        if len(stream) != len(hyps):
+            what = f"{len(hyps):,} lines, but {len(stream):,} in {ref_name}"
+            raise DataError(what, where=name, hint="line n of one goes with line n of the other")
+
+
 def print_scores(results: dict[str, list[Score]], *, as_json: bool, quiet: bool) -> None:
     """Scores of each test set: JSON, numbers alone, or lines with signatures."""
     if as_json:
         sets = [{"name": name, "scores": [s.as_dict() for s in scores]} for name, scores in results.items()]
-        typer.echo(json.dumps(sets, indent=2, ensure_ascii=False))
+        print_text(json.dumps(sets, indent=2, ensure_ascii=False) + "\n")
         return
     for name, scores in results.items():
         if len(results) > 1 and not quiet:
-            typer.echo(name)
+            print_text(f"{name}\n")
         for result in scores:
-            typer.echo(f"{result.value:.2f}" if quiet else result.format())
+            print_text(f"{result.value:.2f}\n" if quiet else f"{result.format()}\n")
 
 
 @app.command(epilog="Example: `mtkit check config.yaml`")
@@ -283,7 +296,7 @@ def schema() -> None:
     """Print a JSON Schema of the YAML, with which editors complete and check it."""
     from mtkit.configfile import config_schema
 
-    typer.echo(json.dumps(config_schema(), indent=2, ensure_ascii=False))
+    print_text(json.dumps(config_schema(), indent=2, ensure_ascii=False) + "\n")
 
 
 @config_app.command(epilog="Example: `mtkit config show config.yaml training.max_steps=100`")
@@ -291,7 +304,7 @@ def show(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print the resolved config: every key with its value."""
     from mtkit.configfile import dump_config, load_config
 
-    typer.echo(dump_config(load_config(config, overrides or ())), nl=False)
+    print_text(dump_config(load_config(config, overrides or ())))
 
 
 # --- helpers ------------------------------------------------------------------------------------------------------
@@ -301,7 +314,13 @@ def make_console(stream: TextIO) -> Console:
     """Where progress is shown."""
     from rich.console import Console
 
-    return Console(file=stream)
+    class PipeConsole(Console):
+        """If the reader goes away, rich would leave without a word; here it is an error like any other."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return PipeConsole(file=stream)
 
 
 def lines_of(path: str) -> Iterable[str]:
@@ -353,32 +372,42 @@ def change_decoding(decoding: DecodingConfig, changes: dict[str, Any]) -> Decodi
 
 @contextmanager
 def open_output(path: str | None) -> Iterator[TextIO]:
-    """stdout, or a file; what was written is flushed whatever happens. Raises: StorageError."""
-    from mtkit.files import storage_errors
-
-    with ExitStack() as stack:
-        stack.enter_context(storage_errors_but_closed_pipes(path or "stdout"))
-        if path is None:
-            sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
-            yield sys.stdout
-            sys.stdout.flush()
-        else:
-            with storage_errors(path), open(path, "w", encoding="utf-8", newline="\n") as file:
-                yield file
-
-
-@contextmanager
-def storage_errors_but_closed_pipes(where: str) -> Iterator[None]:
-    """`storage_errors`, but for a reader that went away, which is no fault of the disk."""
+    """stdout, or a file; what was written is flushed whatever happens. Raises: StorageError, BrokenPipeError."""
     from mtkit.files import storage_errors
 
     try:
-        with storage_errors(where):
-            yield
+        with storage_errors(path or "stdout"):
+            if path is None:
+                sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
+                yield sys.stdout
+                sys.stdout.flush()
+            else:
+                with open(path, "w", encoding="utf-8", newline="\n") as file:
+                    yield file
     except StorageError as error:
-        if isinstance(error.__cause__, BrokenPipeError):
+        if isinstance(error.__cause__, BrokenPipeError):  # the reader went away: no fault of the disk
             raise error.__cause__ from None
         raise
+
+
+def print_text(text: str) -> None:
+    """Text to stdout. Raises: StorageError, BrokenPipeError."""
+    with open_output(None) as out:
+        out.write(text)
+
+
+def refuse_overwriting(output: str | None, inputs: Sequence[str]) -> None:
+    """Check that the output is none of the inputs, which it would empty. Raises: ConfigError."""
+    if output is not None and os.path.isfile(output):
+        for path in inputs:
+            if os.path.isfile(path) and os.path.samefile(path, output):
+                what = f"{output} is an input too"
+                raise ConfigError(what, where="--output", hint="write to another file")
+
+
+def begun(items: Iterator[T]) -> Iterator[T]:
+    """The same items; the first is made now."""
+    return chain(list(islice(items, 1)), items)
 
 
 def with_progress(items: Iterable[T], quiet: bool) -> Iterator[T]:
@@ -400,7 +429,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Run a command; every error becomes one line and an exit code."""
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
     try:
         code = app(arguments, prog_name="mtkit", standalone_mode=False)
         sys.stdout.flush()
@@ -410,16 +439,21 @@ def run(arguments: list[str]) -> int:
     except typer.Abort:
         return fail("interrupted", 130, debug)
     except UsageError as error:
-        return fail(f"error: {error.format_message()}", ConfigError.exit_code, debug)
+        command = error.ctx.command_path if error.ctx else "mtkit"
+        usage = ConfigError(error.format_message().rstrip("."), hint=f"{command} --help")
+        return fail(f"error: {usage}", usage.exit_code, debug)
     except BrokenPipeError:
-        with suppress(OSError):  # nobody reads; the interpreter must not try to flush at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return fail("stdout: the reader went away; what it read is complete lines", 141, debug)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        full = StorageError(os.strerror(error.errno).lower(), where="stdout", hint="free some space")
+        return fail(f"error: {full}", full.exit_code, debug)
     except KeyboardInterrupt:
         return fail("interrupted", 130, debug)
     except BaseException as error:
         if (code := getattr(error, "exit_code", None)) in (130, 143):  # training's Interrupted, saved
-            return fail("stopped: run the same command again to go on", code, debug)
+            return fail("stopped after saving: run the same command again to go on", code, debug)
         raise
 
 
@@ -427,7 +461,12 @@ def fail(message: str, code: int, debug: bool) -> int:
     """One line on stderr, and the traceback if asked for."""
     if debug:
         traceback.print_exc()
-    print(message, file=sys.stderr)
+    with suppress(OSError):
+        print(message, file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # the interpreter, which flushes at its end, must not find out again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +23,8 @@ from mtkit.files import append_line
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-LINES_SHOWN = 8
+Sample = tuple[str, str, str]
+"""Source, reference, translation."""
 
 
 class Progress:
@@ -40,7 +40,8 @@ class Progress:
         self.run, self.console = run, console
         self.writer = make_writer(run) if tensorboard else None
         self.live: Live | None = None
-        self.recent: deque[str] = deque(maxlen=LINES_SHOWN)
+        self.last_validation = ""
+        self.samples: Sequence[Sample] = ()
 
     def __enter__(self) -> Progress:
         return self
@@ -64,28 +65,36 @@ class Progress:
                 if isinstance(value, int | float):
                     self.writer.add_scalar(f"{kind}/{name}", value, step)
 
-    def train_line(self, step: int, numbers: dict[str, float], eta_seconds: float | None, best: str) -> None:
-        """Where training is: live, or as a plain line."""
+    def training(self, step: int, numbers: dict[str, float], seconds_left: float | None) -> None:
+        """Where training is: live in a terminal, else a plain line."""
         self.record("train", step, numbers)
-        eta = f"  {duration(eta_seconds)} left" if eta_seconds is not None else ""
-        line = (
-            f"step {step}  epoch {numbers['epoch']:.1f}  loss {numbers['loss']:.3f}  lr {numbers['lr']:.2e}  "
-            f"{numbers['target_tokens_per_second']:,.0f} target tokens/s{eta}"
-        )
-        if not self.console.is_terminal:
-            self.say(line)
-            return
+        shown = {
+            "step": f"{step:,}",
+            "epoch": f"{numbers['epoch']:.1f}",
+            "loss": f"{numbers['loss']:.3f}",
+            "lr": f"{numbers['lr']:.2e}",
+            "target tokens/s": f"{numbers['target_tokens_per_second']:,.0f}",
+        }
+        if seconds_left is not None:
+            shown["time left"] = duration(seconds_left)
+        if self.console.is_terminal:
+            self._live_view().update(self._view(shown), refresh=True)
+        else:
+            self.say("  ".join(f"{name} {value}" for name, value in shown.items()))
+
+    def _live_view(self) -> Live:
         if self.live is None:
             self.live = Live(console=self.console, auto_refresh=False, transient=True)
             self.live.start()
-        self.live.update(self._view(line, best), refresh=True)
+        return self.live
 
-    def _view(self, line: str, best: str) -> Group:
+    def _view(self, shown: dict[str, str]) -> Group:
+        """The numbers of training, the last validation and its translations."""
         table = Table.grid(padding=(0, 2))
-        for part in line.split("  "):
-            name, _, value = part.partition(" ")
+        for name, value in shown.items():
             table.add_row(Text(name, style="dim"), Text(value, style="bold"))
-        return Group(table, Text(best, style="green"))
+        samples = Text("\n".join(map(sample_lines, self.samples)), style="dim")
+        return Group(table, Text(self.last_validation, style="green"), samples)
 
     def stop_live(self) -> None:
         """Leave the live view."""
@@ -93,14 +102,20 @@ class Progress:
             self.live.stop()
             self.live = None
 
-    def validation(
-        self, step: int, numbers: dict[str, Any], line: str, samples: Sequence[tuple[str, str, str]]
-    ) -> None:
-        """The numbers of a validation, and sample translations: source, reference, hypothesis."""
+    def validation(self, step: int, numbers: dict[str, Any], line: str, samples: Sequence[Sample]) -> None:
+        """The numbers of a validation, and sample translations."""
         self.record("valid", step, numbers)
+        self.last_validation, self.samples = line, samples
         self.say(line)
-        for src, ref, hyp in samples:
-            self.say(f"    source      {src}\n    reference   {ref}\n    translation {hyp}")
+        if not self.console.is_terminal:
+            for sample in samples:
+                self.say(sample_lines(sample))
+
+
+def sample_lines(sample: Sample) -> str:
+    """A sample translation under its source and reference."""
+    src, ref, hyp = sample
+    return f"    source      {src}\n    reference   {ref}\n    translation {hyp}"
 
 
 def make_writer(run: Path) -> SummaryWriter:

@@ -221,7 +221,7 @@ class Trainer:
             "target_tokens_per_second": self.stopwatch.tokens_per_second(),
             "seconds": self.stopwatch.seconds(),
         }
-        self.progress.train_line(step, numbers, self.seconds_left(), self._best_line())
+        self.progress.training(step, numbers, self.seconds_left())
         self.window = Window()
 
     def epochs_done(self) -> float:
@@ -238,11 +238,6 @@ class Trainer:
         if training.max_epochs is not None and self.epochs_done() > 0:
             left.append(elapsed / self.epochs_done() * (training.max_epochs - self.epochs_done()))
         return max(0.0, min(left)) if left else None
-
-    def _best_line(self) -> str:
-        if self.state.best is None:
-            return ""
-        return f"best {self.config.validation.best} {self.state.best:.4g} at step {self.state.best_step}"
 
     # --- validation and checkpoints ---------------------------------------------------------------------------
 

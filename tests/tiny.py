@@ -1,0 +1,230 @@
+"""A language of forty words, and runs small enough to be trained in every test that needs one.
+
+The corpora are real files, so that tests can damage them. Source: `the small dog sees a cat .`; target: other words,
+the adjective behind its noun, the verb at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ARTICLES = {"the": "le", "a": "un", "this": "ce", "my": "mon"}
+ADJECTIVES = {"small": "petit", "big": "grand", "old": "vieux", "green": "vert", "sad": "triste"}
+NOUNS = {"dog": "chien", "cat": "chat", "horse": "cheval", "bird": "oiseau", "boy": "garcon", "king": "roi"}
+VERBS = {"sees": "voit", "hears": "entend", "follows": "suit", "likes": "aime"}
+SPLITS = {"train": 400, "valid": 24, "test": 16}
+
+
+def pairs(number: int, seed: int) -> list[tuple[str, str]]:
+    """Random sentences with their translations."""
+    rng = random.Random(seed)
+
+    def phrase() -> tuple[str, str]:
+        article, adjective, noun = (rng.choice(list(words)) for words in (ARTICLES, ADJECTIVES, NOUNS))
+        if rng.random() < 0.4:
+            return f"{article} {noun}", f"{ARTICLES[article]} {NOUNS[noun]}"
+        return f"{article} {adjective} {noun}", f"{ARTICLES[article]} {NOUNS[noun]} {ADJECTIVES[adjective]}"
+
+    found = []
+    for _ in range(number):
+        (subject, sujet), (thing, objet), verb = phrase(), phrase(), rng.choice(list(VERBS))
+        found.append((f"{subject} {verb} {thing} .", f"{sujet} {objet} {VERBS[verb]} ."))
+    return found
+
+
+def write_lines(path: Path, lines: list[str]) -> Path:
+    """A text file of these lines."""
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+    return path
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file."""
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+
+
+def write_corpus(folder: Path) -> Path:
+    """train, valid and test, as `.src` and `.tgt` files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, (split, number) in enumerate(SPLITS.items()):
+        sides = zip(*pairs(number, seed), strict=True)
+        for side, lines in zip(("src", "tgt"), sides, strict=True):
+            write_lines(folder / f"{split}.{side}", list(lines))
+    return folder
+
+
+CONFIG = """\
+run: {run}
+data:
+  root: {root}
+  src: en
+  tgt: fr
+  train: [{{src: train.src, tgt: train.tgt}}]
+  valid: [{{src: valid.src, tgt: valid.tgt}}]
+  test: [{{src: test.src, tgt: test.tgt}}]
+tokenizer: {{type: bpe, vocab_size: 96, byte_fallback: false}}
+model: {{d_model: 32, encoder_layers: 1, decoder_layers: 1, num_heads: 2}}
+training:
+  {{batch_tokens: 400, max_steps: 40, learning_rate: 0.005, warmup_steps: 10, log_every_steps: 1, num_threads: 1}}
+validation: {{every_steps: 20, metrics: [bleu]}}
+decoding: {{beam_size: 3}}
+"""
+
+
+def write_config(path: Path, *, run: Path, root: Path) -> Path:
+    """The config of a tiny run."""
+    path.write_text(CONFIG.format(run=run, root=root), encoding="utf-8")
+    return path
+
+
+@functools.cache
+def trained_run(base: Path) -> Path:
+    """A run folder with a model that has learned most of the language; trained once, to be copied, not changed."""
+    from mtkit import load_config, train
+
+    folder = base / "trained"
+    root = write_corpus(folder / "data")
+    config = write_config(folder / "config.yaml", run=folder / "run", root=root)
+    learns_fast = ["model.positions=rotary", "model.dropout=0.0", "training.learning_rate=0.01"]
+    train(load_config(config, ["training.max_steps=300", "validation.every_steps=100", *learns_fast]))
+    return folder / "run"
+
+
+def mtkit(*arguments: object, stdin: str | bytes | None = None) -> tuple[int, str, str]:
+    """Run a command in this process: exit code, stdout, stderr."""
+    from mtkit.cli import run
+
+    text = stdin.encode() if isinstance(stdin, str) else stdin or b""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="\n") for _ in range(2))
+    old_stdin, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(text))
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = run([str(argument) for argument in arguments])
+    finally:
+        sys.stdin = old_stdin
+    streams = []
+    for stream in (out, err):
+        stream.flush()
+        streams.append(stream.buffer.getvalue().decode())  # type: ignore[attr-defined]
+    return code, streams[0], streams[1]
+
+
+def command(*arguments: object) -> list[str]:
+    """The command line of `mtkit` in a process of its own."""
+    return [sys.executable, "-m", "mtkit", *map(str, arguments)]
+
+
+def child_environment() -> dict[str, str]:
+    """Of such a process: this mtkit, and one thread, because a test may not have more for itself."""
+    import mtkit as package
+
+    root = str(Path(package.__file__).parents[1])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+
+
+def spawn(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """Start `mtkit` in a process of its own, its output in pipes."""
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command(*arguments), env=child_environment(), **(pipes | options))
+
+
+def run_process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run `mtkit` in a process of its own, to its end."""
+    pipes: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 120}
+    return subprocess.run(command(*arguments), env=child_environment(), **(pipes | options))
+
+
+def records(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    lines = (json.loads(line) for line in read_lines(run / "metrics.jsonl"))
+    return [line for line in lines if kind in (None, line["kind"])]
+
+
+def losses(run: Path) -> list[dict[str, Any]]:
+    """What was learned at every logged step: all of metrics.jsonl but times."""
+    timed = ("seconds", "target_tokens_per_second")
+    return [{key: line[key] for key in line if key not in timed} for line in records(run)]
+
+
+def checkpoints(run: Path) -> list[int]:
+    """The steps of the checkpoints in a run folder."""
+    return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir())
+
+
+def checkpoint(run: Path, step: int) -> Path:
+    """The checkpoint folder of a step."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def tensors(folder: Path) -> dict[str, bytes]:
+    """What training goes on with: the model and the optimizer, byte for byte."""
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+def one_line(stderr: str) -> str:
+    """The only line of an error. Fails if it is not one line, or reads like a crash."""
+    assert "Traceback" not in stderr, stderr
+    assert re.fullmatch(r"[^\n]+\n", stderr), stderr
+    return stderr.removesuffix("\n")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """All files below a folder, with their content."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@contextlib.contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Environment variables for a block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+# --- fixtures, which the conftest.py of a folder imports ----------------------------------------------------------
+
+
+@pytest.fixture(scope="session", autouse=True)
+def corpora_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Encoded corpora go to a temporary folder."""
+    with environment(MTKIT_CACHE=str(tmp_path_factory.getbasetemp() / "cache")):
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a trained model; not to be changed."""
+    return trained_run(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of train, valid and test files; not to be changed."""
+    return write_corpus(tmp_path_factory.getbasetemp() / "corpus")
+
+
+@pytest.fixture
+def config(tmp_path: Path, corpus: Path) -> Path:
+    """The config of a run in `tmp_path / "run"`."""
+    return write_config(tmp_path / "config.yaml", run=tmp_path / "run", root=corpus)

@@ -1,0 +1,83 @@
+"""Every config that is shipped: it loads, is short, comes back equal, and its model can be built."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtkit.config import Config
+from mtkit.configfile import dump_config, load_config
+from mtkit.model.transformer import Transformer
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("recipes/*/*.yaml")])
+RECIPES = sorted(path for path in ROOT.glob("recipes/*") if path.is_dir())
+MAX_LINES = 60
+
+each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())
+each_recipe = pytest.mark.parametrize("folder", RECIPES, ids=lambda folder: folder.name)
+
+
+def build_model(config: Config) -> Transformer:
+    """The model of a config, its vocabulary as large as it may be, without memory for its weights."""
+    vocab_size = -(-config.tokenizer.vocab_size // 8) * 8
+    with torch.device("meta"):
+        return Transformer(config.model, vocab_size, vocab_size)
+
+
+@each_config
+def test_it_is_short_and_says_what_it_is_for(path: Path) -> None:
+    lines = path.read_text("utf-8").removesuffix("\n").split("\n")
+    assert len(lines) <= MAX_LINES
+    assert lines[0].startswith("# ")
+
+
+@each_config
+def test_it_comes_back_equal(tmp_path: Path, path: Path) -> None:
+    config = load_config(path)
+    dumped = tmp_path / "dumped.yaml"
+    dumped.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(dumped) == config
+    assert dump_config(load_config(dumped)) == dump_config(config)
+
+
+@each_config
+def test_it_runs_anywhere(path: Path) -> None:
+    config = load_config(path)
+    assert config.run == f"runs/{path.stem}"
+    files = [file for split in (config.data.train, config.data.valid, config.data.test) for file in split]
+    names = [name for file in files for name in (file.src, file.tgt, file.path, file.saved) if name]
+    assert [name for name in [config.data.root, *names] if Path(name).is_absolute()] == []
+
+
+@each_config
+def test_its_model_has_the_parameters_that_the_readme_tells(path: Path) -> None:
+    millions = build_model(load_config(path)).num_parameters() / 1e6
+    row = re.search(
+        rf"^\| `{path.relative_to(ROOT)}` \| ([0-9.]+) M \|", (ROOT / "README.md").read_text("utf-8"), re.M
+    )
+    assert row is not None
+    assert row[1] == f"{millions:.1f}"
+
+
+def test_the_quickstart_needs_no_files() -> None:
+    data = load_config(ROOT / "configs/quickstart.yaml").data
+    assert data.valid
+    assert data.test
+    assert all(source.demo == "en-de" for source in (*data.train, *data.valid, *data.test))
+
+
+@each_recipe
+def test_a_recipe_names_its_data_and_its_config(folder: Path) -> None:
+    text = (folder / "README.md").read_text("utf-8")
+    used = [path for path in CONFIGS if path.relative_to(ROOT).as_posix() in text]
+    assert len(used) == 1
+    data = load_config(used[0]).data
+    sums = (folder / "SHA256SUMS").read_text("utf-8").removesuffix("\n").split("\n")
+    assert [line for line in sums if not re.fullmatch(r"[0-9a-f]{64}  \S+", line)] == []
+    files = [name for source in (*data.train, *data.valid, *data.test) for name in (source.src, source.tgt)]
+    assert [line.split("  ")[1] for line in sums] == files
+    assert f"({folder.name}/README.md)" in (ROOT / "recipes/README.md").read_text("utf-8")

@@ -1,0 +1,180 @@
+"""Imports run one way, and what must start quickly imports nothing slow."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import mtkit
+
+PACKAGE = Path(mtkit.__file__).parent
+
+LAYERS = [
+    ["errors"],
+    ["files"],
+    ["yamlreader"],
+    ["yamlfile"],
+    ["config"],
+    ["configfile"],
+    ["checkpoint", "device"],
+    ["data", "model"],
+    ["decoding", "evaluation"],
+    ["training"],
+    ["interop"],
+    ["cli"],
+    ["__main__"],
+]
+"""Packages and modules from the bottom to the top. A line imports from the lines above it, not from its neighbours."""
+
+RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+
+STARTS_WITHOUT_TORCH = [
+    "errors",
+    "files",
+    "yamlreader",
+    "yamlfile",
+    "config",
+    "configfile",
+    "cli",
+    "data.demo",
+]
+
+SLOW = {
+    "torch",
+    "datasets",
+    "pandas",
+    "pyarrow",
+    "sacrebleu",
+    "sentencepiece",
+    "safetensors",
+    "huggingface_hub",
+}
+
+
+def modules() -> dict[str, Path]:
+    """All modules of the package by name, `mtkit.` left off; the package itself is the empty name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+
+
+def is_for_types_alone(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def nodes_that_run(tree: ast.AST, inside_functions: bool) -> Iterator[ast.AST]:
+    """All nodes but those under `if TYPE_CHECKING` (and in the bodies of functions)."""
+    for node in ast.iter_child_nodes(tree):
+        function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        if is_for_types_alone(node) or (function and not inside_functions):
+            continue
+        yield node
+        yield from nodes_that_run(node, inside_functions)
+
+
+def imported(nodes: Iterator[ast.AST]) -> Iterator[str]:
+    """Full names of the modules that are imported."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert node.module is not None
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full.removeprefix("mtkit.") in MODULES else node.module
+
+
+def own_imports(module: str, *, types: bool = True) -> set[str]:
+    """Modules of mtkit that a module imports anywhere, `mtkit.` left off."""
+    tree = TREES[module]
+    nodes = ast.walk(tree) if types else nodes_that_run(tree, inside_functions=True)
+    names = set(imported(nodes))
+    return {name.removeprefix("mtkit").removeprefix(".") for name in names if name.split(".")[0] == "mtkit"}
+
+
+def top(module: str) -> str:
+    return module.split(".")[0]
+
+
+def test_the_layers_name_all_there_is() -> None:
+    """A new module or package at the top has its place in LAYERS."""
+    assert {top(name) for name in MODULES if name} <= RANKS.keys()
+    assert all(
+        (PACKAGE / name).exists() or (PACKAGE / f"{name}.py").exists() for name in RANKS if name != "interop"
+    )
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name])
+def test_imports_run_one_way(module: str) -> None:
+    for name in own_imports(module) - {""}:  # of the package itself only the version, see below
+        assert name in MODULES, f"mtkit.{module} imports mtkit.{name}, which is not there"
+        assert top(name) == top(module) or RANKS[top(name)] < RANKS[top(module)], (
+            f"mtkit.{module} imports mtkit.{name}, which stands beside or above it"
+        )
+
+
+def test_of_the_package_itself_only_the_version_is_imported() -> None:
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module == "mtkit":
+                packages = {alias.name for alias in node.names if alias.name in MODULES}
+                assert {alias.name for alias in node.names} - packages <= {"__version__"}, name
+
+
+def test_no_circles() -> None:
+    graph = {name: own_imports(name, types=False) for name in MODULES if name}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_only_the_command_line_ends_the_process() -> None:
+    for name, path in MODULES.items():
+        if top(name) in ("cli", "__main__"):
+            continue
+        text = path.read_text(encoding="utf-8")
+        assert not any(call in text for call in ("sys.exit(", "os._exit(", "raise SystemExit")), name
+
+
+@pytest.mark.parametrize("module", STARTS_WITHOUT_TORCH)
+def test_nothing_slow_at_the_top_of_what_starts_quickly(module: str) -> None:
+    names = set(imported(nodes_that_run(TREES[module], inside_functions=False)))
+    assert not {name.split(".")[0] for name in names} & SLOW
+    own = {name.removeprefix("mtkit.") for name in names if name.startswith("mtkit.")}
+    assert own <= set(STARTS_WITHOUT_TORCH) | {"data.demo_grammar", "data.demo_lexicon", "data"}
+
+
+def test_datasets_and_pandas_are_imported_where_they_are_used() -> None:
+    for name, tree in TREES.items():
+        names = imported(nodes_that_run(tree, inside_functions=False))
+        assert not {full.split(".")[0] for full in names} & {"datasets", "pandas", "huggingface_hub"}, name
+
+
+def test_starting_loads_nothing_slow() -> None:
+    code = f"""
+import sys
+import mtkit, mtkit.cli, mtkit.config, mtkit.configfile, mtkit.data.demo
+mtkit.load_config
+loaded = {SLOW!r} & sys.modules.keys()
+sys.exit(f"loaded: {{sorted(loaded)}}" if loaded else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_public_names_are_there() -> None:
+    for name in mtkit.__all__:
+        assert callable(getattr(mtkit, name))
+    with pytest.raises(AttributeError, match="no attribute 'translator'"):
+        _ = mtkit.translator
