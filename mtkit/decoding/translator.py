@@ -26,7 +26,8 @@ from mtkit.model.transformer import Transformer
 LINES_AT_ONCE = 4096
 """Lines read before the first batch is made: they are sorted by length, and their translations come out together."""
 
-PREFERRED_CUTS = ".!?;:,。！？"
+PREFERRED_CUTS = ".!?;:,"
+FULL_WIDTH_CUTS = "。！？；：，、"  # no space follows these
 WORD_START = "\u2581"
 
 
@@ -156,7 +157,9 @@ class Translator:
             [max(len(s), len(t)) + 1 for s, t in zip(src_ids, tgt_ids, strict=True)], dtype=np.int32
         )
         scores = np.zeros(len(srcs))
-        for batch in split_by_budget(sizes, np.argsort(-sizes, kind="stable"), self.decoding.batch_tokens):
+        order = np.argsort(-sizes, kind="stable")
+        order = order[sizes[order] > 1]  # an empty line that stays empty: 0, as `translate` says
+        for batch in split_by_budget(sizes, order, self.decoding.batch_tokens):
             pairs = [(src_ids[i], tgt_ids[i]) for i in batch.tolist()]
             scores[batch] = self.score_ids([s for s, _ in pairs], [t for _, t in pairs])
         return [Translation(text, score) for text, score in zip(tgts, scores.tolist(), strict=True)]
@@ -238,6 +241,8 @@ class Translator:
 
 def cut_place(pieces: Sequence[str]) -> int:
     """Where to cut: at the last clause that ends in the second half, else before the last word, else at the end."""
-    words = [i for i in range(len(pieces) // 2 + 1, len(pieces)) if pieces[i].startswith(WORD_START)]
-    after_punctuation = [i for i in words if pieces[i - 1][-1] in PREFERRED_CUTS]
-    return (after_punctuation or words or [len(pieces)])[-1]
+    places = range(len(pieces) // 2 + 1, len(pieces))
+    words = [i for i in places if pieces[i].startswith(WORD_START)]
+    clauses = [i for i in words if pieces[i - 1][-1] in PREFERRED_CUTS]
+    clauses += [i for i in places if pieces[i - 1][-1] in FULL_WIDTH_CUTS]
+    return max(clauses or words or [len(pieces)])

@@ -93,7 +93,7 @@ class Progress:
         table = Table.grid(padding=(0, 2))
         for name, value in shown.items():
             table.add_row(Text(name, style="dim"), Text(value, style="bold"))
-        samples = Text("\n".join(map(sample_lines, self.samples)), style="dim")
+        samples = Text("\n".join(map(sample_lines, self.samples)), "dim", no_wrap=True, overflow="ellipsis")
         return Group(table, Text(self.last_validation, style="green"), samples)
 
     def stop_live(self) -> None:

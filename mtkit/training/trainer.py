@@ -26,7 +26,7 @@ from mtkit.data.corpus import Corpus
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.decoding.loading import copy_weights, make_model
 from mtkit.device import choose_device, choose_dtype
-from mtkit.errors import TrainingError
+from mtkit.errors import StorageError, TrainingError
 from mtkit.training.loss import LossSums, batch_loss
 from mtkit.training.optimizer import (
     MovingAverage,
@@ -326,6 +326,10 @@ class Trainer:
 
     def resume(self, checkpoint: Checkpoint, where: str) -> None:
         """Go on from a checkpoint. Raises: StorageError: it is not of this model."""
+        if checkpoint.state.keys() != asdict(self.state).keys():
+            raise StorageError(
+                "the checkpoint's state is of another version of mtkit", where=where, hint="start anew with --fresh"
+            )
         self.state = TrainState(**checkpoint.state)
         tensors = dict(checkpoint.optimizer)
         if self.average is not None:

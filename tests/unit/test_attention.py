@@ -232,6 +232,18 @@ def test_rotary_scores_depend_on_the_distance_alone() -> None:
     assert len({round(score(i, 0), 3) for i in range(10)}) == 10  # and it does depend on it
 
 
+def test_a_rotary_layer_turns_queries_and_keys_by_their_positions_and_leaves_values() -> None:
+    torch.manual_seed(4)
+    turned, plain = MultiHeadAttention(16, 4, 2, rotary=True), MultiHeadAttention(16, 4, 2)
+    plain.load_state_dict(turned.state_dict())
+    x, positions = torch.randn(2, 5, 16), torch.tensor([3, 4, 5, 6, 7])
+    q, k, v = plain.project_qkv(x, positions)
+    turned_q, turned_k, turned_v = turned.project_qkv(x, positions)
+    assert torch.equal(turned_q, rotate(q, positions))
+    assert torch.equal(turned_k, rotate(k, positions))
+    assert torch.equal(turned_v, v)
+
+
 def naive_relative_attention(
     q: Tensor,
     k: Tensor,

@@ -1,0 +1,511 @@
+"""The translator, with tiny models that were never trained: order, batches, scores, long lines, streams, loading."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mtkit.checkpoint import Checkpoint, save_checkpoint, step_folder
+from mtkit.config import Config, DataConfig, DecodingConfig, ModelConfig, SourceConfig, TokenizerConfig
+from mtkit.configfile import dump_config
+from mtkit.data.batching import Ids
+from mtkit.data.pairs import Pair
+from mtkit.data.tokenizer import Tokenizers, make_tokenizers
+from mtkit.decoding import translator as translator_module
+from mtkit.decoding.loading import copy_weights, find_checkpoint, load_model, make_model
+from mtkit.decoding.search import Hypothesis, gnmt_penalty, search
+from mtkit.decoding.translator import Translation, Translator, cut_place
+from mtkit.errors import DataError, StorageError
+from mtkit.model.transformer import Transformer
+
+WORDS = ["the", "old", "man", "sees", "a", "bird", "and", "my", "sister", "hears", "children", "in", "houses"]
+GERMAN = [
+    "der",
+    "alte",
+    "Mann",
+    "sieht",
+    "einen",
+    "Vogel",
+    "und",
+    "meine",
+    "Schwester",
+    "hört",
+    "Kinder",
+    "in",
+]
+POSITIONS = ["sinusoidal", "learned", "rotary", "relative"]
+
+
+def sentences(count: int, words: Sequence[str] = WORDS, longest: int = 12, seed: int = 1) -> list[str]:
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(words, k=rng.randint(1, longest))) + rng.choice(".?!") for _ in range(count)]
+
+
+@cache
+def tokenizers(joint: bool = True) -> Tokenizers:
+    pairs = map(Pair, sentences(100), sentences(100, GERMAN, seed=2))
+    return make_tokenizers(TokenizerConfig(vocab_size=325, joint=joint), pairs)
+
+
+def tiny_config(**keys: Any) -> ModelConfig:
+    sizes = {"d_model": 16, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2}
+    return ModelConfig(**(sizes | {"tie_embeddings": "none"} | keys))
+
+
+def make(
+    joint: bool = True, max_source_pieces: int = 256, model_keys: Any = None, **decoding: Any
+) -> Translator:
+    """A translator of a random model; with large output weights, so that no two continuations are nearly equal."""
+    torch.manual_seed(5)
+    model = make_model(tiny_config(**(model_keys or {})), tokenizers(joint)).eval()
+    with torch.no_grad():
+        model.output.weight.mul_(4)
+    keys = {"max_length_ratio": 0.7, "max_length_extra": 3, "beam_size": 3} | decoding
+    return Translator(model, tokenizers(joint), DecodingConfig(**keys), max_source_pieces)
+
+
+def texts(translator: Translator, lines: Sequence[str]) -> list[str]:
+    return [translation.text for translation in translator.translate(lines)]
+
+
+# --- order and batches ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("positions", "beam_size"), [("sinusoidal", 1), *((kind, 4) for kind in POSITIONS)])
+def test_a_batch_of_64_gives_what_64_batches_of_1_give(positions: str, beam_size: int) -> None:
+    lines = sentences(64, longest=9)
+    keys = {"model_keys": {"positions": positions}, "beam_size": beam_size, "max_length_ratio": 0.4}
+    batches, together = watch(make(batch_tokens=10**6, **keys), lines)
+    assert [len(batch) for batch in batches] == [64]
+    batches, alone = watch(make(batch_tokens=1, **keys), lines)
+    assert [len(batch) for batch in batches] == [1] * 64
+    assert [t.text for t in together] == [t.text for t in alone]
+    assert [t.score for t in together] == pytest.approx([t.score for t in alone], abs=1e-5)
+
+
+def watch(translator: Translator, lines: Sequence[str]) -> tuple[list[Tensor], list[Translation]]:
+    """The source batches that these lines make, and their translations."""
+    batches: list[Tensor] = []
+    encode = translator.model.encode
+
+    def recording(src_BS: Tensor) -> Tensor:
+        batches.append(src_BS)
+        return encode(src_BS)
+
+    translator.model.encode = recording  # type: ignore[method-assign]
+    return batches, list(translator.translate(lines))
+
+
+def test_order_is_kept_and_empty_lines_stay_empty() -> None:
+    translator = make()
+    lines = ["", *sentences(9), "   ", "", "x", " a ", "\t", *sentences(5, seed=3), ""]
+    out = list(translator.translate(lines))
+    assert len(out) == len(lines)
+    alone = [next(iter(translator.translate([line]))) for line in lines]
+    assert [t.text for t in out] == [t.text for t in alone]
+    for line, translation in zip(lines, out, strict=True):
+        if not line.strip():
+            assert (translation.text, translation.score) == ("", 0.0)
+        else:
+            assert translation.score < 0
+    assert list(translator.translate([])) == []
+    assert texts(translator, ["", ""]) == ["", ""]
+
+
+def test_no_line_break_in_a_translation() -> None:
+    lines = [*sentences(20), "\x0b\u2028\x85 a", "日本語 🙂"]
+    for n_best in make(beam_size=4, n_best=4).translate_n_best(lines):
+        assert not any("\n" in translation.text or "\r" in translation.text for translation in n_best)
+
+
+def test_batches_hold_their_budget() -> None:
+    batches, _ = watch(make(batch_tokens=90, beam_size=3, max_length_ratio=0.2), sentences(40))
+    for batch in batches:
+        assert batch.numel() <= 90 // 3 or len(batch) == 1
+
+
+def test_lines_are_read_only_so_far_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(translator_module, "LINES_AT_ONCE", 4)
+    read = []
+
+    def stream() -> Iterator[str]:
+        for line in ["a", "", "the bird", "a man", "b", "sister", "", "c", "d"]:
+            read.append(line)
+            yield line
+
+    out = make().translate(stream())
+    assert read == []
+    given = 0
+    for _ in out:
+        given += 1
+        assert len(read) == min(9, -(-given // 4) * 4)
+    assert given == 9
+
+
+def test_what_was_read_before_a_bad_line_is_translated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(translator_module, "LINES_AT_ONCE", 2)
+
+    def stream() -> Iterator[str]:
+        yield from ("a bird", "the man")
+        raise DataError("invalid UTF-8", where="line 3")
+
+    out = make().translate(stream())
+    assert next(out).text != ""
+    assert next(out).text != ""
+    with pytest.raises(DataError):
+        next(out)
+
+
+# --- the search is of this model ----------------------------------------------------------------------------------
+
+
+class WholeStepper:
+    """A step function that decodes the whole target again at each step: no cache."""
+
+    def __init__(self, model: Transformer, src_BS: Tensor, beam_size: int) -> None:
+        self.model, self.beam_size = model, beam_size
+        self.src_NS = src_BS.repeat_interleave(beam_size, 0)
+        self.tgt_NT = torch.empty(len(self.src_NS), 0, dtype=torch.long)
+
+    def step(self, tokens_BK: Tensor) -> Tensor:
+        self.tgt_NT = torch.cat([self.tgt_NT, tokens_BK.reshape(-1, 1)], 1)
+        hidden = self.model(self.src_NS, self.tgt_NT)[:, -1]
+        return self.model.logits(hidden).view(*tokens_BK.shape, -1)
+
+    def reorder(self, hypotheses_N: Tensor) -> None:
+        self.tgt_NT = self.tgt_NT[hypotheses_N]
+
+    def keep(self, sentences_B: Tensor) -> None:
+        rows = (sentences_B[:, None] * self.beam_size + torch.arange(self.beam_size)).flatten()
+        self.src_NS, self.tgt_NT = self.src_NS[rows], self.tgt_NT[rows]
+
+
+@pytest.mark.parametrize(
+    ("positions", "beam_size", "joint"), [("learned", 1, False), *((kind, 4, True) for kind in POSITIONS)]
+)
+def test_cached_search_equals_search_without_a_cache(positions: str, beam_size: int, joint: bool) -> None:
+    keys = {"positions": positions, "num_kv_heads": 1}
+    translator = make(joint, beam_size=beam_size, n_best=beam_size, model_keys=keys)
+    src = translator.tokenizers.src
+    found = translator.search_ids(src.encode(sentences(6)))
+    for line, ours in zip(sentences(6), found, strict=True):
+        ids = src.encode([line])[0]
+        src_BS = torch.tensor([[*ids.tolist(), src.eos]])
+        whole = WholeStepper(translator.model, src_BS, beam_size)
+        (theirs,) = search(whole, [translator.max_length(len(ids))], translator.options)
+        assert [h.ids for h in ours] == [h.ids for h in theirs]
+        assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=1e-5)
+
+
+def test_greedy_search_takes_the_most_probable_piece_each_time() -> None:
+    translator = make(beam_size=1)
+    model, src, tgt = translator.model, translator.tokenizers.src, translator.tokenizers.tgt
+    banned = [tgt.pad, tgt.bos, tgt.unk, *range(tgt.num_pieces, tgt.vocab_size)]
+    for line, (found,) in zip(sentences(8), translator.search_ids(src.encode(sentences(8))), strict=True):
+        ids = src.encode([line])[0].tolist()
+        tokens, log_prob = [tgt.bos], 0.0
+        with torch.no_grad():
+            while tokens[-1] != tgt.eos:
+                hidden = model(torch.tensor([[*ids, src.eos]]), torch.tensor([tokens]))[0, -1]
+                log_probs = model.logits(hidden).log_softmax(-1)
+                allowed = log_probs.clone()
+                allowed[banned] = -torch.inf
+                last = len(tokens) == translator.max_length(len(ids))
+                tokens.append(tgt.eos if last else int(allowed.argmax()))
+                log_prob += log_probs[tokens[-1]].item()
+        assert found.ids == tokens[1:-1]
+        assert found.log_prob == pytest.approx(log_prob, abs=1e-4)
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("joint", [True, False])
+def test_score_of_a_translation_is_the_score_that_was_printed(joint: bool, length_penalty: float) -> None:
+    translator = make(joint, beam_size=4, n_best=4, length_penalty=length_penalty)
+    sources = translator.tokenizers.src.encode(sentences(30))
+    found = translator.search_ids(sources)
+    pairs = [(ids, hypothesis) for ids, n_best in zip(sources, found, strict=True) for hypothesis in n_best]
+    targets = [np.array(hypothesis.ids, dtype=np.int32) for _, hypothesis in pairs]
+    scores = translator.score_ids([ids for ids, _ in pairs], targets)
+    assert scores == pytest.approx([hypothesis.score for _, hypothesis in pairs], abs=1e-5)
+    for _, hypothesis in pairs:
+        penalty = float(gnmt_penalty(len(hypothesis.ids) + 1, length_penalty))
+        assert hypothesis.score == pytest.approx(hypothesis.log_prob / penalty, rel=1e-5)
+
+
+def test_translations_are_the_hypotheses_as_text() -> None:
+    translator = make(beam_size=3, n_best=2)
+    lines = sentences(10)
+    found = translator.search_ids(translator.tokenizers.src.encode(lines))
+    for translations, hypotheses in zip(translator.translate_n_best(lines), found, strict=True):
+        decoded = translator.tokenizers.tgt.decode([h.ids for h in hypotheses])
+        assert [t.text for t in translations] == decoded
+        assert [t.score for t in translations] == [h.score for h in hypotheses]
+
+
+def test_n_best_are_sorted_and_begin_with_the_best() -> None:
+    lines = ["", *sentences(20)]
+    translator, first_alone = make(beam_size=5, n_best=5), make(beam_size=5)
+    empty, *rest = translator.translate_n_best(lines)
+    assert [t.text for t in empty] == [""]
+    for n_best in rest:
+        scores = [translation.score for translation in n_best]
+        assert len(scores) == 5
+        assert scores == sorted(scores, reverse=True)
+    hypotheses = translator.search_ids(translator.tokenizers.src.encode(lines[1:]))
+    assert all(len({tuple(h.ids) for h in n_best}) == 5 for n_best in hypotheses)  # all different
+    best = list(first_alone.translate(lines[1:]))
+    assert all(n_best[0].score >= one.score - 1e-5 for n_best, one in zip(rest, best, strict=True))
+
+
+@pytest.mark.parametrize(("ratio", "extra"), [(1.5, 3), (0.3, 0), (1.0, 1)])
+def test_no_translation_is_longer_than_allowed(ratio: float, extra: int) -> None:
+    translator = make(beam_size=3, n_best=3, max_length_ratio=ratio, max_length_extra=extra)
+    sources = translator.tokenizers.src.encode(sentences(30))
+    longest = 0
+    for ids, hypotheses in zip(sources, translator.search_ids(sources), strict=True):
+        limit = int(ratio * len(ids)) + extra
+        assert translator.max_length(len(ids)) == limit + 1
+        assert all(len(hypothesis.ids) <= limit for hypothesis in hypotheses)
+        longest += any(len(hypothesis.ids) == limit for hypothesis in hypotheses)
+    assert longest > 0  # the limit is what ended some
+
+
+def test_no_special_or_unused_piece_is_ever_translated() -> None:
+    translator = make(beam_size=4, n_best=4)
+    tgt = translator.tokenizers.tgt
+    assert tgt.vocab_size > tgt.num_pieces  # there are unused rows
+    banned = {tgt.pad, tgt.bos, tgt.eos, tgt.unk, *range(tgt.num_pieces, tgt.vocab_size)}
+    with torch.no_grad():  # the model likes them best
+        rows = sorted(banned - {tgt.eos})
+        translator.model.output.weight[rows] *= 10
+    for hypotheses in translator.search_ids(translator.tokenizers.src.encode(sentences(20))):
+        assert not any(banned & set(hypothesis.ids) for hypothesis in hypotheses)
+
+
+# --- given translations --------------------------------------------------------------------------------------------
+
+
+def test_scores_of_given_translations_do_not_depend_on_the_batch() -> None:
+    srcs, tgts = ["", *sentences(20)], ["ein Vogel", *sentences(20, GERMAN, seed=2)]
+    together, alone = make(batch_tokens=10**6).score(srcs, tgts), make(batch_tokens=1).score(srcs, tgts)
+    assert [t.text for t in together] == tgts
+    assert [t.score for t in together] == pytest.approx([t.score for t in alone], abs=1e-5)
+    assert all(t.score < 0 for t in together)
+
+
+def test_score_is_the_log_probability_over_the_penalty() -> None:
+    translator = make(length_penalty=0.6)
+    src, tgt = translator.tokenizers.src, translator.tokenizers.tgt
+    source, target = src.encode(["the old man"])[0].tolist(), tgt.encode(["der alte Mann"])[0].tolist()
+    with torch.no_grad():
+        model = translator.model
+        hidden = model(torch.tensor([[*source, src.eos]]), torch.tensor([[tgt.bos, *target]]))[0]
+        log_probs = model.logits(hidden).log_softmax(-1)
+    total = sum(log_probs[place, piece].item() for place, piece in enumerate([*target, tgt.eos]))
+    (scored,) = translator.score(["the old man"], ["der alte Mann"])
+    assert scored.score == pytest.approx(total / ((5 + len(target) + 1) / 6) ** 0.6, abs=1e-5)
+
+
+def test_score_of_an_empty_line_is_what_translate_prints() -> None:
+    translator = make()
+    (printed,) = translator.translate([""])
+    scored = translator.score(["", "a bird", ""], ["", "", ""])
+    assert [t.score for t in scored][::2] == [printed.score] * 2 == [0.0] * 2
+    assert scored[1].score < 0
+    assert translator.score([], []) == []
+
+
+def test_score_wants_as_many_sources_as_targets() -> None:
+    with pytest.raises(DataError, match="2 source lines, but 1 target lines"):
+        make().score(["a", "b"], ["c"])
+
+
+# --- long lines ---------------------------------------------------------------------------------------------------
+
+
+class Recorder(Translator):
+    """Notes the parts that are searched."""
+
+    parts: list[list[int]]
+
+    def search_ids(self, sentences: Sequence[Ids]) -> list[list[Hypothesis]]:
+        self.parts = [ids.tolist() for ids in sentences]
+        return [[Hypothesis([5], -1.0, -1.0)] for _ in sentences]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 20, 256])
+def test_cutting_loses_nothing(limit: int) -> None:
+    base = make()
+    recorder = Recorder(base.model, base.tokenizers, base.decoding, limit)
+    rng = random.Random(limit)
+    alphabet = "a bird, my sister. wow 日本語。 🙂 3.14 x-y\u2028"
+    lines = [
+        "",
+        "x",
+        ", " * 300,
+        "y" * 400,
+        "日本" * 100,
+        " ".join(sentences(20)),
+        *("".join(rng.choices(alphabet, k=rng.randint(1, 120))) for _ in range(30)),
+    ]
+    for line in lines:
+        recorder.parts = []
+        (translation,) = recorder.translate([line])
+        whole = base.tokenizers.src.encode([line])[0].tolist()
+        assert [piece for part in recorder.parts for piece in part] == whole
+        assert all(1 <= len(part) <= limit for part in recorder.parts)
+        assert len(recorder.parts) <= max(1, -(-2 * len(whole) // limit))  # no more than halves
+        assert bool(translation.text) == bool(whole)
+
+
+def test_a_long_line_is_the_translations_of_its_parts() -> None:
+    translator = make(max_source_pieces=20, n_best=2)
+    long_line = "the old man sees a bird and my sister, hears children in her garden, near two green houses."
+    base = make()
+    recorder = Recorder(base.model, base.tokenizers, base.decoding, 20)
+    assert len(list(recorder.translate([long_line]))) == 1
+    parts = [np.array(part, dtype=np.int32) for part in recorder.parts]
+    assert len(parts) > 1
+    found = translator.search_ids(parts)
+    lines = ["a bird.", long_line, "my sister."]
+    out = list(translator.translate_n_best(lines))
+    for rank in range(2):
+        pieces = [n_best[rank] for n_best in found]
+        decoded = translator.tokenizers.tgt.decode([hypothesis.ids for hypothesis in pieces])
+        assert out[1][rank].text == " ".join(decoded)
+        assert out[1][rank].score == pytest.approx(np.mean([h.score for h in pieces]), abs=1e-5)
+    assert [t[0].text for t in out[::2]] == texts(translator, lines[::2])
+
+
+@pytest.mark.parametrize(
+    ("pieces", "place"),
+    [
+        ("▁a ▁b ▁c ▁d ▁e ▁f", 5),  # before the last word
+        ("▁a ▁b ▁c ▁d , ▁e ▁f ▁g", 5),  # after the comma
+        ("▁a ▁b ▁c, ▁d ▁e. ▁f ▁g", 5),  # after the later of two
+        ("▁a , ▁b ▁c ▁d ▁e", 5),  # the comma is in the first half
+        ("▁a b c d e f", 6),  # one word: anywhere
+        ("▁a ▁b ▁3 . 1 4", 6),  # no clause ends inside a number, and the last word begins in the first half
+        ("▁a ▁b ▁c ▁3 . 1 4", 7),
+        ("▁a ▁b ▁c ▁d ▁3 . 1 4", 8),
+        ("▁a ▁b ▁c ▁d ▁e ▁3 . 1 4", 5),
+        ("▁日 本 語 。 日 本 。 語", 7),  # no spaces in Japanese
+        ("▁日 本 語 日 本 語", 6),
+        ("▁a", 1),
+        ("a b", 2),
+    ],
+)
+def test_where_a_line_is_cut(pieces: str, place: int) -> None:
+    assert cut_place(pieces.split()) == place
+
+
+# --- loading --------------------------------------------------------------------------------------------------------
+
+
+def save(folder: Path, seed: int = 0, joint: bool = True) -> tuple[Config, Transformer]:
+    """A run folder with one checkpoint."""
+    torch.manual_seed(seed)
+    data = DataConfig(src="en", tgt="de", train=(SourceConfig(demo="en-de", pairs=10),), max_length=17)
+    config = Config(
+        run=str(folder),
+        data=data,
+        tokenizer=TokenizerConfig(joint=joint),
+        model=tiny_config(tie_embeddings=None),
+        decoding=DecodingConfig(beam_size=2, max_length_extra=3),
+    )
+    model = make_model(config.model, tokenizers(joint)).eval()
+    folder.mkdir(exist_ok=True)
+    tokenizers(joint).save(folder)
+    checkpoint = Checkpoint(dict(model.named_parameters()), dump_config(config), {"step": seed})
+    save_checkpoint(step_folder(folder, seed), checkpoint)
+    return config, model
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_a_loaded_translator_translates_as_the_model_in_memory(tmp_path: Path, joint: bool) -> None:
+    config, model = save(tmp_path / "run", joint=joint)
+    loaded = Translator.load(tmp_path / "run", device="cpu", precision="fp32")
+    in_memory = Translator(model, tokenizers(joint), config.decoding, 17)
+    lines = sentences(10, longest=30)
+    assert list(loaded.translate(lines)) == list(in_memory.translate(lines))
+    assert loaded.decoding == config.decoding
+    assert loaded.max_source_pieces == 17
+    assert not loaded.model.training
+    other = DecodingConfig(beam_size=1)
+    assert Translator.load(tmp_path / "run", decoding=other, device="cpu").decoding == other
+
+
+def test_tied_weights_are_tied_again_after_loading(tmp_path: Path) -> None:
+    _, model = save(tmp_path / "run")
+    _, _, loaded = load_model(tmp_path / "run")
+    assert loaded.src_embedding.weight is loaded.output.weight
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+
+
+def test_a_translator_in_bfloat16(tmp_path: Path) -> None:
+    save(tmp_path / "run")
+    loaded = Translator.load(tmp_path / "run", device="cpu", precision="bf16")
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.bfloat16}
+    assert len(texts(loaded, sentences(5))) == 5
+    exact = Translator.load(tmp_path / "run", device="cpu", precision="fp32")
+    half_scores = [t.score for t in loaded.score(["a bird"], ["ein Vogel"])]
+    assert half_scores == pytest.approx([t.score for t in exact.score(["a bird"], ["ein Vogel"])], rel=0.05)
+
+
+def test_which_checkpoint_a_path_means(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    save(run, seed=3)
+    save(run, seed=10)
+    newest = step_folder(run, 10)
+    assert find_checkpoint(run) == newest
+    assert find_checkpoint(step_folder(run, 3)) == step_folder(run, 3)
+    (newest / "model.safetensors").write_bytes(b"damaged")
+    assert find_checkpoint(run) == step_folder(run, 3)
+    save_checkpoint(run / "best", Checkpoint({}, ""))
+    assert find_checkpoint(run) == run / "best"
+
+
+def test_paths_that_are_no_model(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    for name, what in (
+        ("file", "not a model folder"),
+        ("nowhere", "no such folder"),
+        ("empty", "no checkpoint"),
+    ):
+        with pytest.raises(StorageError, match=what):
+            Translator.load(tmp_path / name)
+
+
+def test_weights_of_another_model_are_refused() -> None:
+    model = make_model(tiny_config(), tokenizers())
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    deeper = make_model(tiny_config(encoder_layers=3), tokenizers())
+    with pytest.raises(StorageError, match=r"not the weights of this model: encoder\.2"):
+        copy_weights(deeper, weights, "here")
+    wider = make_model(tiny_config(d_ff=8), tokenizers())
+    with pytest.raises(StorageError, match="has the shape"):
+        copy_weights(wider, weights, "here")
+    copy_weights(model, weights, "here")
+
+
+def test_options_come_from_the_config_and_the_tokenizer() -> None:
+    translator = make(beam_size=4, n_best=2, length_penalty=0.3)
+    tgt = translator.tokenizers.tgt
+    assert replace(translator.options, suppressed=()).__dict__ == {
+        "beam_size": 4,
+        "bos": tgt.bos,
+        "eos": tgt.eos,
+        "n_best": 2,
+        "length_penalty": 0.3,
+        "suppressed": (),
+    }
