@@ -57,13 +57,14 @@ def epoch_batches(
 ) -> list[Indices]:
     """All batches of an epoch, each pair in exactly one of them.
 
-    Pairs are sorted by target length, then source length, ties in random order (so that the batches differ from
-    epoch to epoch), cut by the token budget, and the batches are shuffled.
+    Pairs are sorted by their longer side, then by the target, ties in random order (so that the batches differ
+    from epoch to epoch), cut by the token budget, and the batches are shuffled.
     """
     rng = np.random.default_rng((seed, epoch))
     shuffled = rng.permutation(len(src_lengths))
-    order = shuffled[np.lexsort((src_lengths[shuffled], tgt_lengths[shuffled]))]
-    batches = split_by_budget(pair_sizes(src_lengths, tgt_lengths), order, batch_tokens)
+    sizes = pair_sizes(src_lengths, tgt_lengths)
+    order = shuffled[np.lexsort((tgt_lengths[shuffled], sizes[shuffled]))]
+    batches = split_by_budget(sizes, order, batch_tokens)
     return [batches[i] for i in rng.permutation(len(batches))]
 
 

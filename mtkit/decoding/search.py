@@ -16,6 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mtkit.errors import TrainingError
+
 NEVER = float("-inf")
 
 
@@ -104,6 +106,7 @@ def search(
     results: list[list[Hypothesis]] = [[] for _ in max_lengths]
     beam = start_beam(max_lengths, options, device)
     while len(beam.sentences_B):
+        refuse_endless(beam, max_lengths)
         logits_BKV = stepper.step(beam.tokens_BKT[:, :, -1])
         candidates = best_candidates(logits_BKV, beam, options)
         finish_hypotheses(beam, candidates, options)
@@ -119,6 +122,13 @@ def search(
             first_rows = torch.arange(len(parents_BK), device=device)[:, None] * options.beam_size
             stepper.reorder((first_rows + parents_BK).flatten())
     return results
+
+
+def refuse_endless(beam: Beam, max_lengths: Sequence[int]) -> None:
+    """Raise TrainingError if no hypothesis ended in time, which only scores that are not numbers bring about."""
+    if beam.length >= max(max_lengths):
+        hint = "with fp16, use bf16 or fp32; else the weights are spoiled: use an earlier checkpoint"
+        raise TrainingError("the model's scores are not numbers", hint=hint)
 
 
 def start_beam(max_lengths: Sequence[int], options: SearchOptions, device: torch.device | str) -> Beam:

@@ -41,6 +41,9 @@ from mtkit.training.signals import Interrupted, Signals
 from mtkit.training.validation import ValidationResult, Validator, is_better, special_ids
 
 
+SMALLEST_LOSS_SCALE = 2.0**-14
+
+
 @dataclass
 class TrainState:
     """Where a run stands, beside its weights."""
@@ -172,6 +175,7 @@ class Trainer:
         set_learning_rate(self.optimizer, rate)
         self.scaler.step(self.optimizer)  # fp16: passed over if a gradient overflowed
         self.scaler.update()
+        self._refuse_endless_overflow()
         self.optimizer.zero_grad(set_to_none=True)
         self._advance(update, num_targets)
         if self.average is not None:
@@ -201,6 +205,12 @@ class Trainer:
             f"{what} of step {self.state.step + 1} is not finite; its sentences: {shown}",
             hint="lower training.learning_rate, lengthen warmup_steps, or look at these lines",
         )
+
+    def _refuse_endless_overflow(self) -> None:
+        """fp16: each overflow halves the loss scale; when nothing is left of it, none of the updates was made."""
+        if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_LOSS_SCALE:
+            what = "gradients overflow fp16 whatever the loss scale"
+            raise TrainingError(what, hint="set training.precision to bf16 or fp32, or lower learning_rate")
 
     def _advance(self, update: list[tuple[int, int, Indices]], num_targets: int) -> None:
         epoch, number, _ = update[-1]
@@ -328,7 +338,9 @@ class Trainer:
         """Go on from a checkpoint. Raises: StorageError: it is not of this model."""
         if checkpoint.state.keys() != asdict(self.state).keys():
             raise StorageError(
-                "the checkpoint's state is of another version of mtkit", where=where, hint="start anew with --fresh"
+                "the checkpoint's state is of another version of mtkit",
+                where=where,
+                hint="start anew with --fresh",
             )
         self.state = TrainState(**checkpoint.state)
         tensors = dict(checkpoint.optimizer)

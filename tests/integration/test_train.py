@@ -473,7 +473,9 @@ def test_training_says_nothing_unless_asked(config: Path, capfd: pytest.CaptureF
 def test_a_terminal_gets_a_live_view_and_the_same_numbers(config: Path, tmp_path: Path) -> None:
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=True, width=100)
-    mtkit.train(mtkit.load_config(config, ["training.max_steps=20", "validation.every_steps=10"]), console=console)
+    mtkit.train(
+        mtkit.load_config(config, ["training.max_steps=20", "validation.every_steps=10"]), console=console
+    )
     assert "\x1b" in shown.getvalue()
     assert "validation at step 20" in shown.getvalue()
     train(config, "training.max_steps=20", "validation.every_steps=10", f"run={tmp_path / 'plain'}")
@@ -484,9 +486,7 @@ def test_a_terminal_gets_a_live_view_and_the_same_numbers(config: Path, tmp_path
 
 
 @pytest.mark.parametrize("metric", ["loss", "bleu", "chrf"])
-def test_the_best_checkpoint_is_best_by_the_chosen_number(
-    config: Path, tmp_path: Path, metric: str
-) -> None:
+def test_the_best_checkpoint_is_best_by_the_chosen_number(config: Path, tmp_path: Path, metric: str) -> None:
     result = train(
         config, "training.max_steps=30", "validation.every_steps=5", "validation.metrics=[bleu, chrf]",
         f"validation.best={metric}", "training.keep_last=100", "training.learning_rate=0.03",
@@ -569,7 +569,12 @@ def test_fresh_begins_again_and_leaves_foreign_files(config: Path, tmp_path: Pat
 
 
 def test_accumulated_batches_make_one_update(config: Path, tmp_path: Path) -> None:
-    epoch = ["training.max_steps=null", "training.max_epochs=1", "validation.metrics=[]", "validation.best=loss"]
+    epoch = [
+        "training.max_steps=null",
+        "training.max_epochs=1",
+        "validation.metrics=[]",
+        "validation.best=loss",
+    ]
     one = train(config, *epoch)
     three = train(config, *epoch, "training.accumulate=3", f"run={tmp_path / 'three'}")
     assert three.step == -(-one.step // 3)

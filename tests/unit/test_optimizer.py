@@ -128,8 +128,7 @@ def test_weight_decay_is_for_matrices_alone(tied: str) -> None:
         table = name.endswith(("relative.keys", "relative.values"))
         vector = name.endswith("bias") or "norm" in name
         embedding = name == "src_embedding.weight" or name == "tgt_embedding.weight"
-        tied_with_output = embedding and model.output.weight is model.get_parameter(name)
-        decays = not (table or vector or (embedding and not tied_with_output))
+        decays = not (table or vector or embedding)
         assert value == (0.3 if decays else 0.0), name
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mtkit.decoding.search import Hypothesis, SearchOptions, gnmt_penalty, search
+from mtkit.errors import TrainingError
 
 BOS, EOS = 0, 1
 
@@ -156,3 +157,12 @@ def test_no_sentences() -> None:
 def test_the_penalty_is_that_of_the_paper() -> None:
     assert float(gnmt_penalty(7, 1.0)) == pytest.approx(2.0)
     assert float(gnmt_penalty(7, 0.6)) == pytest.approx(2.0**0.6)
+
+
+def test_scores_that_are_not_numbers_end_the_search() -> None:
+    class Spoiled(TableStepper):
+        def logits(self, prefix: tuple[int, ...]) -> list[float]:
+            return [math.nan] * self.vocab
+
+    with pytest.raises(TrainingError, match="not numbers"):
+        search(Spoiled([1, 2], 5, 2), [6, 4], SearchOptions(2, BOS, EOS))

@@ -1,0 +1,506 @@
+"""A run that was stopped, in whatever way, goes on as if it had not been: the same weights, bit for bit."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+import mtkit
+from mtkit.checkpoint import verify_checkpoint
+from mtkit.config import Config
+from mtkit.errors import StorageError
+from mtkit.training import trainer as trainer_module
+from mtkit.training.signals import Interrupted
+from mtkit.training.trainer import Trainer
+from mtkit.training.validation import Validator
+
+OPTIONS = [
+    "training.max_steps=20", "validation.every_steps=6", "model.attention_dropout=0.1",
+    "model.activation_dropout=0.1", "training.keep_last=100",
+]  # fmt: skip
+LAST = 20
+
+
+@pytest.fixture
+def make(tmp_path: Path, corpus: Path) -> Callable[..., Config]:
+    """The config of a run in a folder below the test's own."""
+
+    def configure(name: str, *overrides: str) -> Config:
+        path = tiny.write_config(tmp_path / f"{name}.yaml", run=tmp_path / name, root=corpus)
+        return mtkit.load_config(path, [*OPTIONS, *overrides])
+
+    return configure
+
+
+def train_and_interrupt(config: Config, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until SIGTERM arrives in the middle of an update."""
+    original = Trainer.train_step
+
+    def train_step(self: Trainer, update: Any) -> None:
+        if self.state.step + 1 == step:
+            signal.raise_signal(signal.SIGTERM)
+        original(self, update)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", train_step)
+        with pytest.raises(Interrupted) as caught:
+            mtkit.train(config)
+    assert caught.value.exit_code == 143
+    assert tiny.checkpoints(Path(config.run))[-1] == step
+
+
+def assert_same(stopped: Config, whole: Config, last: int = LAST) -> None:
+    """Two runs came to the same: all that is trained, all that was logged, all that they translate."""
+    a, b = Path(stopped.run), Path(whole.run)
+    assert tiny.losses(a) == tiny.losses(b)
+    trained_a, trained_b = (tiny.tensors(tiny.checkpoint(run, last)) for run in (a, b))
+    assert set(trained_a) == {"model.safetensors", "optimizer.safetensors"}
+    assert trained_a == trained_b
+    assert tiny.tensors(a / "best") == tiny.tensors(b / "best")
+    for name in ("results.json", "test/test.hyps.txt"):
+        assert (a / name).read_text() == (b / name).read_text()
+
+
+# --- stopped by a signal, anywhere --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param([], id="plain"),
+        pytest.param(["training.accumulate=2"], id="accumulate"),
+        pytest.param(["training.accumulate=3", "training.ema_decay=0.9"], id="ema"),
+        pytest.param(["training.log_every_steps=7", "training.schedule=cosine"], id="seldom-logged"),
+        pytest.param(["training.precision=fp16"], id="fp16"),
+        pytest.param(["training.max_steps=null", "training.max_epochs=1"], id="epochs"),
+    ],
+)
+def test_stopped_four_times(
+    make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, overrides: list[str]
+) -> None:
+    whole, stopped = make("whole", *overrides), make("stopped", *overrides)
+    last = mtkit.train(whole).step
+    for step in (1, 8, 9, 17):
+        if step < last:
+            train_and_interrupt(stopped, step, monkeypatch)
+    assert mtkit.train(stopped).step == last
+    assert_same(stopped, whole, last)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_stopped_at_the_edge_of_an_epoch(
+    make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, accumulate: int
+) -> None:
+    """After the last update of an epoch, and after one whose batches are of two epochs."""
+    batches = ["training.batch_tokens=800", f"training.accumulate={accumulate}"]
+    whole, stopped = make("whole", *batches), make("stopped", *batches)
+    mtkit.train(whole)
+    num_batches = number_of_batches(Path(whole.run))
+    assert num_batches % 2 == 1, "an odd number, so that a pair of batches straddles the edge"
+    steps = [num_batches] if accumulate == 1 else [num_batches // 2 + 1, num_batches]
+    for step in steps:
+        train_and_interrupt(stopped, step, monkeypatch)
+    states = [state_of(Path(stopped.run), step) for step in steps]
+    edges = [(0, num_batches)] if accumulate == 1 else [(1, 1), (1, num_batches)]
+    assert [(state["epoch"], state["batch"]) for state in states] == edges
+    mtkit.train(stopped)
+    assert_same(stopped, whole)
+
+
+def state_of(run: Path, step: int) -> dict[str, Any]:
+    """Where a checkpoint says that the run stands."""
+    return json.loads((tiny.checkpoint(run, step) / "state.json").read_text())
+
+
+def number_of_batches(run: Path) -> int:
+    """Batches of the first epoch, by the states of the checkpoints."""
+    lines = tiny.records(run, "train")
+    per_update = mtkit.load_config(run / "config.yaml").training.accumulate
+    return round(max(line["step"] for line in lines if line["epoch"] <= 1.0 + 1e-9) * per_update) | 1
+
+
+def test_stopped_while_validating(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, stopped = (make(name, "training.ema_decay=0.9") for name in ("whole", "stopped"))
+    mtkit.train(whole)
+    original = Validator.loss
+
+    def loss(self: Validator, model: Any) -> float:
+        signal.raise_signal(signal.SIGTERM)
+        return original(self, model)
+
+    for _ in range(2):  # the second time at once, without an update in between
+        with monkeypatch.context() as patch:
+            patch.setattr(Validator, "loss", loss)
+            with pytest.raises(Interrupted):
+                mtkit.train(stopped)
+    assert tiny.checkpoints(Path(stopped.run)) == [0, 6]
+    mtkit.train(stopped)
+    assert_same(stopped, whole)
+
+
+def test_killed_after_a_validation_that_a_signal_had_broken(
+    make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint of the signal knows nothing of the validation: it is made again, and logged once."""
+    whole, stopped = make("whole"), make("stopped")
+    mtkit.train(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(Validator, "loss", lambda *_: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            mtkit.train(stopped)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", killed_at(9))
+        with pytest.raises(Killed):
+            mtkit.train(stopped)
+    mtkit.train(stopped)
+    assert_same(stopped, whole)
+
+
+class Killed(BaseException):
+    """In the place of SIGKILL: nothing is saved."""
+
+
+def killed_at(step: int) -> Callable[[Trainer, Any], None]:
+    """A `train_step` after which the process is no more."""
+    original = Trainer.train_step
+
+    def train_step(self: Trainer, update: Any) -> None:
+        original(self, update)
+        if self.state.step == step:
+            raise Killed
+
+    return train_step
+
+
+def test_a_signal_while_saving_waits_for_the_checkpoint(
+    make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped = make("whole"), make("stopped")
+    mtkit.train(whole)
+    original = trainer_module.save_checkpoint
+
+    def save_checkpoint(folder: Path, checkpoint: Any) -> None:
+        if folder.name == "step-00000006":
+            signal.raise_signal(signal.SIGINT)
+        original(folder, checkpoint)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "save_checkpoint", save_checkpoint)
+        with pytest.raises(Interrupted) as caught:
+            mtkit.train(stopped)
+    assert caught.value.exit_code == 130
+    verify_checkpoint(tiny.checkpoint(Path(stopped.run), 6))
+    mtkit.train(stopped)
+    assert_same(stopped, whole)
+
+
+def test_a_finished_run_goes_on_when_given_more_steps(make: Callable[..., Config]) -> None:
+    whole, longer = make("whole"), make("longer", "training.max_steps=12")
+    mtkit.train(whole)
+    mtkit.train(longer)
+    mtkit.train(make("longer"))
+    assert_same(longer, whole)
+
+
+# --- processes that are really killed -----------------------------------------------------------------------------
+
+
+LONG = ["training.max_steps=300", "training.save_every_steps=5", "validation.every_steps=50"]
+
+
+@pytest.fixture(scope="module")
+def long_config(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    folder = tmp_path_factory.mktemp("long")
+    return tiny.write_config(folder / "config.yaml", run=folder / "whole", root=corpus)
+
+
+@pytest.fixture(scope="module")
+def long_run(long_config: Path) -> Config:
+    """A run of some seconds that nothing stopped."""
+    config = mtkit.load_config(long_config, LONG)
+    mtkit.train(config)
+    return config
+
+
+def start(config: Path, run: Path) -> subprocess.Popen[str]:
+    """Start a process that trains, and wait until it has made an update."""
+    metrics = run / "metrics.jsonl"
+    before = metrics.read_text() if metrics.exists() else ""
+    process = tiny.spawn("train", config, f"run={run}", *LONG, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        # A process that goes on first forgets the lines after its checkpoint, then adds its own.
+        if metrics.exists() and metrics.read_text() not in before and metrics.read_text() != before:
+            return process
+        time.sleep(0.01)
+    process.kill()
+    raise AssertionError(process.communicate())
+
+
+def finish(config: Path, run: Path) -> Config:
+    """Go on to the end in this process."""
+    loaded = mtkit.load_config(config, [*LONG, f"run={run}"])
+    mtkit.train(loaded)
+    return loaded
+
+
+def test_killed_three_times_at_random(long_config: Path, long_run: Config, tmp_path: Path) -> None:
+    run, rng = tmp_path / "killed", random.Random(7)
+    for _ in range(3):
+        process = start(long_config, run)
+        time.sleep(rng.uniform(0.0, 0.6))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    assert max(tiny.checkpoints(run), default=0) < 300
+    assert_same(finish(long_config, run), long_run, 300)
+
+
+def test_signals_save_and_another_run_is_refused(
+    long_config: Path, long_run: Config, tmp_path: Path
+) -> None:
+    run = tmp_path / "stopped"
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        process = start(long_config, run)
+        if number == signal.SIGTERM:
+            assert_second_run_is_refused(long_config, run, process.pid)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == code
+        assert tiny.one_line(err) == "stopped after saving: run the same command again to go on"
+        newest = tiny.checkpoints(run)[-1]
+        verify_checkpoint(tiny.checkpoint(run, newest))
+        assert tiny.records(run, "train")[-1]["step"] == newest
+    assert_same(finish(long_config, run), long_run, 300)
+
+
+def assert_second_run_is_refused(config: Path, run: Path, pid: int) -> None:
+    code, _, err = tiny.mtkit("train", config, f"run={run}", *LONG)
+    assert code == 5
+    line = tiny.one_line(err)
+    assert line.startswith(f"error: {run}: another run is using this folder (pid {pid})")
+    assert "wait for it" in line
+
+
+# --- damaged checkpoints ------------------------------------------------------------------------------------------
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+FILES = ["model.safetensors", "optimizer.safetensors", "state.json", "config.yaml", "manifest.json"]
+
+
+@pytest.fixture(scope="module")
+def halfway(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """A folder with a run to step 12 and a run to step 18; not to be changed."""
+    folder = tmp_path_factory.mktemp("halfway")
+    for steps in (12, 18):
+        config = tiny.write_config(folder / f"{steps}.yaml", run=folder / str(steps), root=corpus)
+        mtkit.train(mtkit.load_config(config, [*OPTIONS, f"training.max_steps={steps}"]))
+    return folder
+
+
+@pytest.fixture
+def copied(halfway: Path, tmp_path: Path) -> list[str]:
+    """The command that goes on with a copy of the run, to step 18."""
+    shutil.copytree(halfway / "12", tmp_path / "run")
+    config = shutil.copy(halfway / "12.yaml", tmp_path)
+    return ["train", config, *OPTIONS, f"run={tmp_path / 'run'}", "training.max_steps=18"]
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, empty, Path.unlink])
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_checkpoint_is_passed_over_and_replaced(
+    copied: list[str], halfway: Path, tmp_path: Path, file: str, damage: Callable[[Path], None]
+) -> None:
+    run = tmp_path / "run"
+    damage(tiny.checkpoint(run, 12) / file)
+    code, out, err = tiny.mtkit(*copied, "data.test=[]", "training.keep_last=1")
+    assert (code, err) == (0, "")
+    (line,) = [line for line in out.split("\n") if "damaged checkpoint" in line]
+    assert str(tiny.checkpoint(run, 12) / file) in line
+    assert "going on from step 6" in out
+    assert tiny.checkpoints(run) == [18]
+    assert tiny.tensors(tiny.checkpoint(run, 18)) == tiny.tensors(tiny.checkpoint(halfway / "18", 18))
+    assert tiny.losses(run) == tiny.losses(halfway / "18")
+
+
+def test_a_damaged_checkpoint_does_not_cost_the_valid_one_before_it(
+    copied: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saving step 8 must not count the damaged step 12 as the one to keep."""
+    run = tmp_path / "run"
+    flip(tiny.checkpoint(run, 12) / "model.safetensors")
+    monkeypatch.setattr(Trainer, "train_step", killed_at(9))
+    with pytest.raises(Killed):
+        tiny.mtkit(*copied, "training.save_every_steps=2", "training.keep_last=1")
+    verify_checkpoint(tiny.checkpoint(run, 8))
+
+
+def test_without_a_valid_checkpoint_nothing_is_overwritten(copied: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step in tiny.checkpoints(run):
+        truncate(tiny.checkpoint(run, step) / "model.safetensors")
+    before = tiny.tree(run)
+    code, _, err = tiny.mtkit(*copied)
+    assert code == 5
+    assert "no checkpoint of this run is valid" in tiny.one_line(err)
+    assert "--fresh" in err
+    assert {name for name in before if tiny.tree(run).get(name) != before[name]} <= {".lock"}
+
+
+def test_what_a_killed_save_left_is_not_taken_for_a_checkpoint(
+    copied: list[str], halfway: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    half_written = run / "checkpoints/.step-00000015.99.tmp"
+    shutil.copytree(tiny.checkpoint(run, 12), half_written)
+    code, out, _ = tiny.mtkit(*copied)
+    assert code == 0
+    assert "going on from step 12" in out
+    assert not half_written.exists()
+    assert tiny.tensors(tiny.checkpoint(run, 18)) == tiny.tensors(tiny.checkpoint(halfway / "18", 18))
+
+
+def test_a_crash_between_the_two_renames_loses_nothing(copied: list[str], tmp_path: Path) -> None:
+    checkpoint = tiny.checkpoint(tmp_path / "run", 12)
+    checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.old"))
+    code, out, _ = tiny.mtkit(*copied)
+    assert code == 0
+    assert "going on from step 12" in out
+
+
+def test_a_half_written_line_of_metrics_is_forgotten(copied: list[str], halfway: Path, tmp_path: Path) -> None:
+    with open(tmp_path / "run/metrics.jsonl", "a") as file:
+        file.write('{"kind": "train", "step": 13}\n{"kind": "tra')
+    assert tiny.mtkit(*copied)[0] == 0
+    assert tiny.losses(tmp_path / "run") == tiny.losses(halfway / "18")
+
+
+def test_a_full_disk_while_saving_keeps_the_checkpoint_before(
+    copied: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if "step-00000018" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(28, "No space left on device")
+        original(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        code, _, err = tiny.mtkit(*copied)
+    assert code == 5
+    line = tiny.one_line(err)
+    assert "step-00000018" in line
+    assert "no space left on device (free some space" in line
+    verify_checkpoint(tiny.checkpoint(tmp_path / "run", 12))
+    assert tiny.checkpoints(tmp_path / "run")[-1] == 12
+    assert tiny.mtkit(*copied)[0] == 0
+
+
+# --- another config, another corpus -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "seed=2",
+        "data.src=es",
+        "data.max_length=100",
+        "tokenizer.vocab_size=80",
+        "model.d_model=64",
+        "model.dropout=0.2",
+        "model.positions=rotary",
+        "training.batch_tokens=401",
+        "training.accumulate=2",
+        "training.learning_rate=0.004",
+        "training.label_smoothing=0.0",
+        "training.precision=bf16",
+        "training.ema_decay=0.99",
+        "validation.best=loss",
+    ],
+)
+def test_a_change_of_what_is_learned_is_refused(copied: list[str], tmp_path: Path, change: str) -> None:
+    before = tiny.tree(tmp_path / "run")
+    code, _, err = tiny.mtkit(*copied, change)
+    assert code == 2
+    key, _, value = change.partition("=")
+    line = tiny.one_line(err)
+    assert f"{key}: " in line
+    assert f"-> {value}" in line
+    assert "--fresh" in line
+    assert {name for name in before if tiny.tree(tmp_path / "run").get(name) != before[name]} <= {".lock"}
+
+
+def test_all_changes_are_named(copied: list[str]) -> None:
+    code, _, err = tiny.mtkit(*copied, "seed=2", "model.dropout=0.2", "training.keep_last=1")
+    assert code == 2
+    assert "seed: 1 -> 2" in err
+    assert "model.dropout: 0.1 -> 0.2" in err
+    assert "keep_last" not in err
+
+
+def test_harmless_changes_are_accepted(copied: list[str], halfway: Path, tmp_path: Path) -> None:
+    harmless = [
+        "training.keep_last=2", "training.log_every_steps=3", "training.save_every_steps=4",
+        "validation.num_samples=0", "validation.patience=50", "decoding.beam_size=2", "data.test=[]",
+        "training.device=cpu",
+    ]  # fmt: skip
+    code, out, err = tiny.mtkit(*copied, *harmless)
+    assert (code, err) == (0, "")
+    assert "going on from step 12" in out
+    trained = tiny.tensors(tiny.checkpoint(tmp_path / "run", 18))
+    assert trained == tiny.tensors(tiny.checkpoint(halfway / "18", 18))
+
+
+def test_the_corpus_may_move_but_not_change(copied: list[str], corpus: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(corpus, tmp_path / "moved")
+    path = moved / "train.tgt"
+    text = path.read_text()
+    path.write_text(text.replace("chien", "chat", 1))
+    code, _, err = tiny.mtkit(*copied, f"data.root={moved}")
+    assert code == 2
+    assert tiny.one_line(err).startswith("error: data.train: the training data has changed")
+    path.write_text(text)
+    code, out, _ = tiny.mtkit(*copied, f"data.root={moved}")
+    assert code == 0
+    assert "going on from step 12" in out
+
+
+def test_a_missing_tokenizer_is_said(copied: list[str], tmp_path: Path) -> None:
+    (tmp_path / "run/tokenizer.model").unlink()
+    code, _, err = tiny.mtkit(*copied)
+    assert code == 5
+    assert "no tokenizer.model in this folder" in tiny.one_line(err)
+
+
+def test_fresh_forgets_even_what_is_damaged(copied: list[str], tmp_path: Path) -> None:
+    for step in tiny.checkpoints(tmp_path / "run"):
+        with pytest.raises(StorageError):
+            empty(tiny.checkpoint(tmp_path / "run", step) / "manifest.json")
+            verify_checkpoint(tiny.checkpoint(tmp_path / "run", step))
+    code, out, _ = tiny.mtkit(*copied, "--fresh", "seed=3", "training.max_steps=2")
+    assert code == 0
+    assert "going on" not in out
