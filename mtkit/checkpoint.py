@@ -160,9 +160,13 @@ def valid_checkpoints(run: Path) -> Iterator[tuple[Path, StorageError | None]]:
         return
 
 
-def remove_old_checkpoints(run: Path, keep_last: int) -> None:
-    """Delete all but the newest checkpoints, and what interrupted saves left behind."""
-    for folder in checkpoints_of(run)[keep_last:]:
+def remove_old_checkpoints(run: Path, step: int, keep_last: int) -> None:
+    """Delete all but the newest checkpoints up to a step, and what interrupted saves left behind.
+
+    A later one is damaged, for the run went on from before it: it counts for nothing until it is written again.
+    """
+    folders = [folder for folder in checkpoints_of(run) if step_of(folder.name) <= step]
+    for folder in folders[keep_last:]:
         shutil.rmtree(folder, ignore_errors=True)
     for parent in (run / "checkpoints", run):
         with suppress(FileNotFoundError):

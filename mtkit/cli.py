@@ -212,6 +212,8 @@ def evaluate(
         else:
             found = list(lines_of(hyps))
         refuse_unequal(src or hyps or name, found, ref or [name], refs)
+        if not found:
+            raise DataError("nothing to score", where=src or hyps, hint="it has no lines")
         results[name] = metrics.score(
             found,
             refs,
@@ -345,7 +347,7 @@ def load_translator_and_config(model: str, device: str, precision: str, **decodi
     from mtkit.decoding.translator import Translator
     from mtkit.device import choose_device
 
-    chosen = choose_device(device)
+    chosen = choose_device(device, "--device")
     config, tokenizers, network = load_model(Path(model))
     options = change_decoding(
         config.decoding, {key: value for key, value in decoding.items() if value is not None}
@@ -367,7 +369,8 @@ def change_decoding(decoding: DecodingConfig, changes: dict[str, Any]) -> Decodi
     except ValidationError as error:
         detail = error.errors()[0]
         option = "--" + "-".join(map(str, detail["loc"])).replace("_", "-") if detail["loc"] else None
-        raise ConfigError(detail["msg"].removeprefix("Value error, "), where=option) from error
+        what = detail["msg"].removeprefix("Value error, ")
+        raise ConfigError(what, where=option, hint="--help tells the options") from error
 
 
 @contextmanager
@@ -386,7 +389,7 @@ def open_output(path: str | None) -> Iterator[TextIO]:
                     yield file
     except StorageError as error:
         if isinstance(error.__cause__, BrokenPipeError):  # the reader went away: no fault of the disk
-            raise error.__cause__ from None
+            raise BrokenPipeError from error  # without its errno, of which typer would make an exit code of its own
         raise
 
 

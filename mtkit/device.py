@@ -12,11 +12,10 @@ from mtkit.errors import ConfigError
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(name: str) -> torch.device:
-    """The device that the config names; `auto` is a GPU if there is one. Raises: ConfigError: it is not there."""
+def choose_device(name: str, where: str = "training.device") -> torch.device:
+    """The device of this name; `auto` is a GPU if there is one. Raises: ConfigError: at `where`, it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    where = "training.device"
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -78,6 +78,9 @@ def load_model(path: Path) -> tuple[Config, Tokenizers, Transformer]:
         hint = "it was written by another version of mtkit, or changed by hand"
         raise StorageError(f"not a config of this version: {error}", where=str(folder), hint=hint) from error
     tokenizers = load_tokenizers(tokenizer_folder(folder))
+    if checkpoint.state.get("tokenizers", tokenizers.fingerprint) != tokenizers.fingerprint:
+        what = "the tokenizer is not the one that this model was trained with"
+        raise StorageError(what, where=str(tokenizer_folder(folder)), hint="copy the whole run folder again")
     model = make_model(config.model, tokenizers)
     copy_weights(model, checkpoint.weights, str(folder))
     return config, tokenizers, model

@@ -6,6 +6,7 @@ The same numbers go to `metrics.jsonl` in the run folder, one JSON object a line
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,8 +59,9 @@ class Progress:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def record(self, kind: str, step: int, numbers: dict[str, Any]) -> None:
-        """Append to metrics.jsonl and to TensorBoard."""
-        append_line(self.run / "metrics.jsonl", json.dumps({"kind": kind, "step": step, **numbers}))
+        """Append to metrics.jsonl, where null stands for a number that JSON does not have, and to TensorBoard."""
+        finite = {key: value if is_finite(value) else None for key, value in numbers.items()}
+        append_line(self.run / "metrics.jsonl", json.dumps({"kind": kind, "step": step, **finite}))
         if self.writer is not None:
             for name, value in numbers.items():
                 if isinstance(value, int | float):
@@ -110,6 +112,11 @@ class Progress:
         if not self.console.is_terminal:
             for sample in samples:
                 self.say(sample_lines(sample))
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value is no float, or a finite one."""
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def sample_lines(sample: Sample) -> str:

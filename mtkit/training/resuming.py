@@ -11,7 +11,7 @@ from mtkit.config import Config
 from mtkit.configfile import diff_configs, dump_config, load_config
 from mtkit.errors import ConfigError, StorageError
 from mtkit.files import storage_errors, write_text
-from mtkit.training.trainer import Trainer
+from mtkit.training.trainer import Trainer, TrainState
 
 HARMLESS = (
     "run", "data.root", "data.cache", "data.test", "training.max_steps", "training.max_epochs",
@@ -52,7 +52,7 @@ def refuse_changes(old: Config, new: Config) -> None:
     changes = [line for line in diff_configs(old, new) if not is_harmless(line)]
     if changes:
         raise ConfigError(
-            "the config has changed since the last checkpoint:\n  " + "\n  ".join(changes) + "\n",
+            f"the config has changed since the last checkpoint: {'; '.join(changes)}",
             where=new.run,
             hint="undo it, choose another run folder, or start anew with --fresh",
         )
@@ -77,23 +77,24 @@ def begin(trainer: Trainer, checkpoint: Checkpoint | None, say: Callable[[str], 
             hint="restore the files, choose another run folder, or start anew with --fresh",
         )
     trainer.resume(checkpoint, str(trainer.run_folder))
-    drop_later_lines(trainer.run_folder / "metrics.jsonl", trainer.state.step)
+    drop_later_lines(trainer.run_folder / "metrics.jsonl", trainer.state)
     say(f"going on from step {trainer.state.step}")
 
 
-def drop_later_lines(path: Path, step: int) -> None:
-    """Forget what was logged after the step that the run goes on from: it will be logged again."""
+def drop_later_lines(path: Path, state: TrainState) -> None:
+    """Forget what was logged after the checkpoint that the run goes on from: it will be logged again."""
     if not path.exists():
         return
     with storage_errors(path):
         lines = path.read_text(encoding="utf-8").split("\n")
-    kept = [line for line in lines if line and is_up_to(line, step)]
+    kept = [line for line in lines if line and is_up_to(line, state)]
     write_text(path, "".join(line + "\n" for line in kept))
 
 
-def is_up_to(line: str, step: int) -> bool:
-    """Whether a line of metrics.jsonl is whole and of no later step."""
+def is_up_to(line: str, state: TrainState) -> bool:
+    """Whether a line of metrics.jsonl is whole, and of an update or a validation that the state knows."""
     try:
-        return int(json.loads(line)["step"]) <= step
+        numbers = json.loads(line)
+        return int(numbers["step"]) <= (state.validated_step if numbers["kind"] == "valid" else state.step)
     except (ValueError, KeyError, TypeError):
         return False

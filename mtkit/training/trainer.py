@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,37 @@ from mtkit.training.schedule import learning_rate
 from mtkit.training.signals import Interrupted, Signals
 from mtkit.training.validation import ValidationResult, Validator, is_better, special_ids
 
-
 SMALLEST_LOSS_SCALE = 2.0**-14
+
+
+@dataclass
+class Window:
+    """Sums over the updates since the last line of progress."""
+
+    loss: float = 0.0
+    nll: float = 0.0
+    norm: float = 0.0
+    rate: float = 0.0
+    targets: int = 0
+    updates: int = 0
+
+    def add(self, loss: float, nll: float, norm: float, rate: float, num_targets: int) -> None:
+        """The loss and nll of an update are means over its targets."""
+        self.loss += loss * num_targets
+        self.nll += nll * num_targets
+        self.norm += norm
+        self.rate = rate
+        self.targets += num_targets
+        self.updates += 1
+
+    def means(self) -> dict[str, float]:
+        """Losses for each target, gradient norm for each update, the latest rate."""
+        return {
+            "loss": self.loss / self.targets,
+            "nll": self.nll / self.targets,
+            "grad_norm": self.norm / self.updates,
+            "lr": self.rate,
+        }
 
 
 @dataclass
@@ -67,6 +96,10 @@ class TrainState:
     """Of the losses, fp16 only."""
     corpus: str = ""
     """Fingerprint of the training pairs."""
+    tokenizers: str = ""
+    """Fingerprint of the tokenizers: `load_model` takes no others."""
+    window: Window = field(default_factory=Window)
+    """What the next line of progress will tell of the updates made so far."""
 
 
 class Trainer:
@@ -102,10 +135,10 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         decay = config.training.ema_decay
         self.average = None if decay is None else MovingAverage(self.model, decay)
-        self.state = TrainState(corpus=corpus.fingerprint)
+        self.state = TrainState(corpus=corpus.fingerprint, tokenizers=tokenizers.fingerprint)
         self.special = special_ids(tokenizers)
         self.stopwatch = Stopwatch(0.0)
-        self.window = Window()
+        self.saved: tuple[int, int] | None = None  # step and validated step of the newest checkpoint
         if config.training.compile:
             self.model.compile(dynamic=True)
 
@@ -180,7 +213,7 @@ class Trainer:
         self._advance(update, num_targets)
         if self.average is not None:
             self.average.update(self.model, self.state.step)
-        self.window.add(loss, nll, norm, rate, num_targets)
+        self.state.window.add(loss, nll, norm, rate, num_targets)
 
     def _backward(self, batch: Batch, number: int, num_targets: int) -> LossSums:
         torch.manual_seed(dropout_seed(self.config.seed, self.state.step, number))
@@ -225,14 +258,14 @@ class Trainer:
         training, step = self.config.training, self.state.step
         if step % training.log_every_steps and step != 1:
             return
-        numbers = self.window.means() | {
+        numbers = self.state.window.means() | {
             "epoch": self.epochs_done(),
             "target_tokens": self.state.target_tokens,
             "target_tokens_per_second": self.stopwatch.tokens_per_second(),
             "seconds": self.stopwatch.seconds(),
         }
         self.progress.training(step, numbers, self.seconds_left())
-        self.window = Window()
+        self.state.window = Window()
 
     def epochs_done(self) -> float:
         """Passes over the training pairs, with the share of the present one by tokens."""
@@ -259,7 +292,7 @@ class Trainer:
         if validates and self.state.validated_step != step:
             self._validate()
         saves = step % (training.save_every_steps or every) == 0 or last
-        if saves and not (step_folder(self.run_folder, step) / "manifest.json").exists():
+        if saves and self.saved != (step, self.state.validated_step):
             with self.signals.protected():
                 self.save()
         if last and self.validator is None:
@@ -326,7 +359,8 @@ class Trainer:
             weights = self.average.weights
         checkpoint = Checkpoint(weights, dump_config(self.config), self._state_dict(), tensors)
         save_checkpoint(step_folder(self.run_folder, self.state.step), checkpoint)
-        remove_old_checkpoints(self.run_folder, self.config.training.keep_last)
+        self.saved = self.state.step, self.state.validated_step
+        remove_old_checkpoints(self.run_folder, self.state.step, self.config.training.keep_last)
 
     def _state_dict(self) -> dict[str, Any]:
         self.state.seconds = self.stopwatch.seconds()
@@ -342,7 +376,8 @@ class Trainer:
                 where=where,
                 hint="start anew with --fresh",
             )
-        self.state = TrainState(**checkpoint.state)
+        self.state = TrainState(**checkpoint.state | {"window": Window(**checkpoint.state["window"])})
+        self.saved = self.state.step, self.state.validated_step
         tensors = dict(checkpoint.optimizer)
         if self.average is not None:
             raw = {
@@ -358,32 +393,6 @@ class Trainer:
         load_optimizer_tensors(self.model, self.optimizer, tensors)
         if self.state.scaler is not None:
             self.scaler.load_state_dict(self.state.scaler)
-
-
-class Window:
-    """Sums over the updates since the last line of progress."""
-
-    def __init__(self) -> None:
-        self.loss = self.nll = self.norm = self.rate = 0.0
-        self.targets = self.updates = 0
-
-    def add(self, loss: float, nll: float, norm: float, rate: float, num_targets: int) -> None:
-        """The loss and nll of an update are means over its targets."""
-        self.loss += loss * num_targets
-        self.nll += nll * num_targets
-        self.norm += norm
-        self.rate = rate
-        self.targets += num_targets
-        self.updates += 1
-
-    def means(self) -> dict[str, float]:
-        """Losses for each target, gradient norm for each update, the latest rate."""
-        return {
-            "loss": self.loss / self.targets,
-            "nll": self.nll / self.targets,
-            "grad_norm": self.norm / self.updates,
-            "lr": self.rate,
-        }
 
 
 def dropout_seed(seed: int, step: int, number: int, rank: int = 0) -> int:
