@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -92,8 +93,10 @@ def train(
     console = make_console(sys.stdout)
     result = run_training(loaded, fresh=fresh, console=console)
     console.print(
-        f"\nThe model is in {result.run}. Next:\n    mtkit translate {result.run} < input.txt",
+        f"\nThe model is in {result.run}. Next:\n    mtkit translate {shlex.quote(str(result.run))} < input.txt",
         highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
 
 
@@ -436,6 +439,8 @@ def run(arguments: list[str]) -> int:
     try:
         code = app(arguments, prog_name="mtkit", standalone_mode=False)
         sys.stdout.flush()
+        if code == 130:  # what some versions of typer make of a Ctrl-C
+            return fail("interrupted", 130, debug)
         return code if isinstance(code, int) else 0
     except MtkitError as error:
         return fail(f"error: {error}", error.exit_code, debug)

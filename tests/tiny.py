@@ -144,7 +144,7 @@ def spawn(*arguments: object, **options: Any) -> subprocess.Popen[str]:
 
 def run_process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run `mtkit` in a process of its own, to its end."""
-    pipes: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 120}
+    pipes: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 300}
     return subprocess.run(command(*arguments), env=child_environment(), **(pipes | options))
 
 

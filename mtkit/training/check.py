@@ -25,7 +25,7 @@ from mtkit.errors import StorageError
 from mtkit.files import storage_errors
 from mtkit.training.preparation import describe, prepare, set_up
 from mtkit.training.progress import Progress
-from mtkit.training.resuming import resumable
+from mtkit.training.resuming import refuse_other_corpus, resumable
 from mtkit.training.signals import Signals
 from mtkit.training.trainer import Trainer
 from mtkit.training.validation import TextCorpus, Validator
@@ -43,11 +43,15 @@ def check_run(config: Config, console: Console) -> None:
     say = Reporter(console)
     say("config", f"{config.data.src} -> {config.data.tgt}, run folder {config.run}")
     set_up(config)
-    resumed = resumable(config, lambda line: say("resume", line)) is not None
+    refuse_files_in_the_way(Path(config.run))
+    checkpoint = resumable(config, lambda line: say("resume", line))
+    resumed = checkpoint is not None
     say("resume", "the run folder has a checkpoint of this run" if resumed else "a new run")
     with tempfile.TemporaryDirectory(prefix="mtkit-check-") as scratch:
         tokenizer_folder = Path(config.run) if resumed else Path(scratch)
         inputs = prepare(config, tokenizer_folder, resumed=resumed, say=lambda line: say("data", line))
+        if checkpoint is not None:
+            refuse_other_corpus(checkpoint, inputs.corpus)
         for source in inputs.tests:
             say("test", f"{source.name}: {sum(1 for _ in source.read()):,} pairs")
         if inputs.valid is not None:
@@ -61,6 +65,13 @@ def check_run(config: Config, console: Console) -> None:
     check_largest_batch(trainer, inputs.corpus, say)
     check_disk(config, trainer, say)
     say("ok", f"train would run: mtkit train does what was checked here; {time_left(trainer)}")
+
+
+def refuse_files_in_the_way(run: Path) -> None:
+    """Check that the run folder can be made. Raises: StorageError: it, or what should hold it, is a file."""
+    for path in (run, *run.parents):
+        if path.exists() and not path.is_dir():
+            raise StorageError("a file, not a folder", where=str(path), hint="choose another run folder")
 
 
 class Reporter:

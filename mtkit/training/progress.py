@@ -150,7 +150,7 @@ class Stopwatch:
 
     def __init__(self, seconds_before: float) -> None:
         self.before, self.start = seconds_before, time.monotonic()
-        self.looked, self.tokens, self.paused = self.start, 0, 0.0
+        self.looked, self.tokens = self.start, 0
 
     def seconds(self) -> float:
         """Of training, earlier runs included."""

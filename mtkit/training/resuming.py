@@ -9,6 +9,7 @@ from pathlib import Path
 from mtkit.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint, valid_checkpoints
 from mtkit.config import Config
 from mtkit.configfile import diff_configs, dump_config, load_config
+from mtkit.data.corpus import Corpus
 from mtkit.errors import ConfigError, StorageError
 from mtkit.files import storage_errors, write_text
 from mtkit.training.trainer import Trainer, TrainState
@@ -58,6 +59,16 @@ def refuse_changes(old: Config, new: Config) -> None:
         )
 
 
+def refuse_other_corpus(checkpoint: Checkpoint, corpus: Corpus) -> None:
+    """Compare with the checkpoint's training pairs. Raises: ConfigError: they are others."""
+    if checkpoint.state.get("corpus") != corpus.fingerprint:
+        raise ConfigError(
+            "the training data has changed since the last checkpoint",
+            where="data.train",
+            hint="restore the files, choose another run folder, or start anew with --fresh",
+        )
+
+
 def is_harmless(change: str) -> bool:
     """Whether a line of `diff_configs` is about a key that may change."""
     key = change.partition(":")[0]
@@ -70,12 +81,7 @@ def begin(trainer: Trainer, checkpoint: Checkpoint | None, say: Callable[[str], 
         write_text(trainer.run_folder / "config.yaml", dump_config(trainer.config))
         trainer.save()
         return
-    if checkpoint.state.get("corpus") != trainer.corpus.fingerprint:
-        raise ConfigError(
-            "the training data has changed since the last checkpoint",
-            where="data.train",
-            hint="restore the files, choose another run folder, or start anew with --fresh",
-        )
+    refuse_other_corpus(checkpoint, trainer.corpus)
     trainer.resume(checkpoint, str(trainer.run_folder))
     drop_later_lines(trainer.run_folder / "metrics.jsonl", trainer.state)
     say(f"going on from step {trainer.state.step}")

@@ -149,9 +149,46 @@ def test_the_same_command_again_changes_no_weights(first: FirstRun, tmp_path: Pa
     code, out, err = tiny.mtkit("train", config, "training.keep_last=1", f"run={tmp_path / 'run'}")
     assert (code, err) == (0, "")
     assert "going on from step 40" in out
+    assert out.endswith(
+        f"\n    mtkit translate {tmp_path / 'run'} < input.txt\n"
+    )  # on one line, however long
     assert tiny.tree(tmp_path / "run").keys() == before.keys()
     same = [name for name in before if not name.startswith((".lock", "README"))]
     assert [name for name in same if (tmp_path / "run" / name).read_bytes() != before[name]] == []
+
+
+def test_check_says_what_train_would_do_and_leaves_nothing(config: Path, tmp_path: Path) -> None:
+    before = tiny.tree(tmp_path)
+    code, out, err = tiny.mtkit("check", config)
+    assert (code, err) == (0, "")
+    lines = out.removesuffix("\n").split("\n")
+    names = [
+        "config",
+        "resume",
+        "test",
+        "valid",
+        "tokenizer",
+        "data",
+        "batches",
+        "model",
+        "largest",
+        "disk",
+        "ok",
+    ]
+    assert [name for name in names if not any(line.split(" ")[0] == name for line in lines)] == []
+    assert "24 of 24 lines come back as they were" in out
+    assert lines[-1].startswith("ok ")
+    assert tiny.tree(tmp_path) == before
+
+
+def test_check_sees_that_a_run_would_go_on(first: FirstRun, tmp_path: Path) -> None:
+    config = shutil.copy(first.folder / "config.yaml", tmp_path)
+    run = shutil.copytree(first.run, tmp_path / "run")
+    before = tiny.tree(run)
+    code, out, err = tiny.mtkit("check", config, "training.keep_last=1", f"run={run}")
+    assert (code, err) == (0, "")
+    assert "the run folder has a checkpoint of this run" in out
+    assert tiny.tree(run) == before
 
 
 # --- translate ----------------------------------------------------------------------------------------------------
@@ -247,6 +284,12 @@ def test_n_best_alone_widens_the_beam(trained: Path) -> None:
 def test_n_best_of_an_empty_line_is_empty(trained: Path) -> None:
     _, out, _ = tiny.mtkit("translate", trained, "--n-best", 2, stdin="\n")
     assert out == "1 |||  ||| 0.000000\n"
+
+
+def test_nothing_translated_as_nothing_has_the_score_0(trained: Path, tmp_path: Path) -> None:
+    path = tiny.write_lines(tmp_path / "empty.txt", ["", " "])
+    assert tiny.mtkit("translate", trained, path, "--scores") == (0, "0.000000\t\n" * 2, "")
+    assert tiny.mtkit("score", trained, path, path) == (0, "0.000000\n" * 2, "")
 
 
 @pytest.mark.parametrize("options", [[], ["--length-penalty", "0"], ["--length-penalty", "0.6"]])
