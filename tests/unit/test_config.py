@@ -436,7 +436,7 @@ DATA: dict[str, Any] = {"src": "en", "tgt": "de", "train": [{"path": "x.tsv"}]}
         (
             {"run": "x", "data": DATA, "training": {"learning_rate": math.nan}},
             "training.learning_rate",
-            "must be more than 0, got nan",
+            "wants a finite number, got nan",
         ),
         (
             {
