@@ -105,7 +105,8 @@ def load_checkpoint(folder: Path, *, with_optimizer: bool = False) -> Checkpoint
     verify_checkpoint(folder)
     with storage_errors(folder):
         config = (folder / CONFIG_FILE).read_text(encoding="utf-8")
-    optimizer = read_tensors(folder / OPTIMIZER_FILE) if with_optimizer else {}
+    stored = (folder / OPTIMIZER_FILE).exists()  # before the first update an optimizer holds nothing
+    optimizer = read_tensors(folder / OPTIMIZER_FILE) if with_optimizer and stored else {}
     return Checkpoint(read_tensors(folder / MODEL_FILE), config, read_json(folder / STATE_FILE), optimizer)
 
 

@@ -13,7 +13,7 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
@@ -133,9 +133,11 @@ def translate(
         beam_size=beam_size, n_best=n_best, length_penalty=length_penalty, max_length_ratio=max_length_ratio,
         batch_tokens=batch_tokens,
     )  # fmt: skip
+    if not quiet:
+        translator.on_batch = Ticker()
     translations = begun(translator.translate_n_best(lines))  # a fault found now leaves an old output alone
     with open_output(output) as out:
-        for number, found in enumerate(with_progress(translations, quiet), 1):
+        for number, found in enumerate(translations, 1):
             if n_best is not None:
                 out.writelines(f"{number} ||| {t.text} ||| {t.score:.6f}\n" for t in found)
             else:
@@ -196,6 +198,7 @@ def evaluate(
     With --model alone, the test sets of the model's own config are translated.
     """
     from mtkit.evaluation import metrics
+    from mtkit.files import read_lines
 
     names = metric or ["bleu", "chrf++", "ter"]
     metrics.check_metrics(names, tokenize=tokenize)
@@ -203,17 +206,24 @@ def evaluate(
         raise ConfigError("give either HYPS or --model", hint="mtkit evaluate --help")
     if src is not None and (model is None or not ref):
         raise ConfigError("--src goes with --model and --ref", hint="mtkit evaluate --help")
+    if resamples == 1:
+        raise ConfigError(
+            "1 resample gives no interval", where="--resamples", hint="0 for none; 1000 is usual"
+        )
     config = None
+    tgt_language = langs.rpartition("-")[2] if langs else None
     if model is not None:
         translator, config = load_translator_and_config(model, device, precision, beam_size=beam_size)
-        langs = langs or f"{config.data.src}-{config.data.tgt}"
-    tgt_language = langs.rpartition("-")[2] if langs else None
+        if not (quiet or as_json):
+            translator.on_batch = Ticker()
+        langs, tgt_language = langs or f"{config.data.src}-{config.data.tgt}", tgt_language or config.data.tgt
+    metrics.check_metrics(names, tokenize=tokenize, tgt=tgt_language)
     results = {}
     for name, srcs, refs in reference_sets(src, ref, test_set, langs, config):
         if hyps is None:
-            found = [t.text for t in with_progress(translator.translate(srcs or []), quiet or as_json)]
+            found = [translation.text for translation in translator.translate(srcs or [])]
         else:
-            found = list(lines_of(hyps))
+            found = list(read_lines(hyps))
         refuse_unequal(src or hyps or name, found, ref or [name], refs)
         if not found:
             raise DataError("nothing to score", where=src or hyps, hint="it has no lines")
@@ -236,13 +246,18 @@ def reference_sets(
     src: str | None, ref: list[str] | None, test_set: str | None, langs: str | None, config: Any
 ) -> list[References]:
     """(name, sources, reference streams) of what is to be evaluated."""
-    if sum([bool(ref), test_set is not None]) > 1:
+    from mtkit.files import read_lines
+
+    if ref and test_set is not None:
         raise ConfigError("give either --ref or --test-set", hint="mtkit evaluate --help")
     if ref:
         if config is not None and src is None:
             raise ConfigError("--model and --ref need --src: what to translate", hint="mtkit evaluate --help")
-        srcs = None if src is None else list(lines_of(src))
-        return [(ref[0], srcs, [list(lines_of(path)) for path in ref])]
+        srcs = None if src is None else list(read_lines(src))
+        refs = [list(read_lines(path)) for path in ref]
+        if src is not None and srcs is not None:
+            refuse_unequal(src, srcs, ref, refs)
+        return [(ref[0], srcs, refs)]
     if test_set is not None:
         from mtkit.evaluation import metrics
 
@@ -328,13 +343,6 @@ def make_console(stream: TextIO) -> Console:
     return PipeConsole(file=stream)
 
 
-def lines_of(path: str) -> Iterable[str]:
-    """The lines of a file; `-` is stdin."""
-    from mtkit.files import read_lines
-
-    return read_lines(path)
-
-
 def load_translator(model: str, device: str, precision: str, **decoding: Any) -> Any:
     """A translator with the run's own decoding, but for the options that are given."""
     return load_translator_and_config(model, device, precision, **decoding)[0]
@@ -416,15 +424,21 @@ def begun(items: Iterator[T]) -> Iterator[T]:
     return chain(list(islice(items, 1)), items)
 
 
-def with_progress(items: Iterable[T], quiet: bool) -> Iterator[T]:
-    """Pass items on; every few seconds say on stderr how many went by."""
-    start = said = time.monotonic()
-    for number, item in enumerate(items, 1):
-        yield item
+class Ticker:
+    """Says on stderr, every few seconds, how many sentences were translated and how fast."""
+
+    def __init__(self) -> None:
+        self.start = self.said = time.monotonic()
+        self.done = 0
+
+    def __call__(self, num_sentences: int) -> None:
+        """So many more."""
+        self.done += num_sentences
         now = time.monotonic()
-        if not quiet and now - said > 5:
-            print(f"{number:,} lines, {number / (now - start):,.0f} lines/s", file=sys.stderr)
-            said = now
+        if now - self.said > 3:
+            speed = self.done / (now - self.start)
+            print(f"{self.done:,} sentences, {speed:,.0f} sentences/s", file=sys.stderr)
+            self.said = now
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -146,7 +146,7 @@ class ModelConfig(Section):
     decoder_layers: Positive = 4
     """Depth of the decoder."""
     num_heads: Positive | None = None
-    """Attention heads; by default one for each 64 of width."""
+    """Attention heads; by default one for each 64 of width, or somewhat fewer."""
     num_kv_heads: Positive | None = None
     """Key/value heads (grouped-query attention, Ainslie et al. 2023); by default as many as `num_heads`."""
     d_ff: Positive | None = None
@@ -181,7 +181,10 @@ class ModelConfig(Section):
     @property
     def heads(self) -> int:
         """Number of attention heads, resolved."""
-        return self.num_heads or max(1, self.d_model // 64)
+        if self.num_heads is not None:
+            return self.num_heads
+        most = max(1, self.d_model // 64)
+        return next(heads for heads in range(most, 0, -1) if self.d_model % heads == 0)
 
     @property
     def kv_heads(self) -> int:
@@ -288,7 +291,7 @@ class ValidationConfig(Section):
     """Updates between validations; the last step is always validated."""
     metrics: tuple[Metric, ...] = Field(default=("bleu", "chrf"), strict=False)
     """Scores of real translations; empty for loss and perplexity only."""
-    best: Literal["loss", "bleu", "chrf", "chrf++", "ter"] = "bleu"
+    best: Literal["loss", "perplexity", "bleu", "chrf", "chrf++", "ter"] = "bleu"
     """Which number chooses the best checkpoint and drives early stopping."""
     patience: Positive | None = None
     """Stop after so many validations without a new best; null never stops early."""
@@ -301,7 +304,7 @@ class ValidationConfig(Section):
 
     @model_validator(mode="after")
     def _best_is_measured(self) -> ValidationConfig:
-        if self.best != "loss" and self.best not in self.metrics:
+        if self.best not in ("loss", "perplexity", *self.metrics):
             raise ValueError(f"best is {self.best}, which is not among metrics")
         return self
 
@@ -314,7 +317,7 @@ class DecodingConfig(Section):
     length_penalty: float = 1.0
     """alpha of the GNMT penalty ((5 + length) / 6) ** alpha (Wu et al. 2016, eq. 14); 0 is off."""
     n_best: Positive = 1
-    """Translations given for each line, best first."""
+    """Translations of each line from the Python API, best first; `mtkit translate` has `--n-best`."""
     max_length_ratio: Rate = 2.0
     """A translation has at most ratio x source pieces + extra pieces."""
     max_length_extra: Count = 20
@@ -342,6 +345,16 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     validation: ValidationConfig = ValidationConfig()
     decoding: DecodingConfig = DecodingConfig()
+
+    @model_validator(mode="after")
+    def _positions(self) -> Config:
+        needed = self.data.max_length + 1
+        if self.model.positions == "learned" and self.model.max_positions < needed:
+            have = self.model.max_positions
+            raise ValueError(
+                f"model.max_positions {have} is less than data.max_length + 1, which is {needed}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _tying(self) -> Config:

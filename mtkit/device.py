@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-from mtkit.errors import ConfigError
+from mtkit.errors import ConfigError, TrainingError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -59,3 +61,14 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(mmap_threshold, 32 << 20)  # the largest that glibc takes
         libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+@contextmanager
+def out_of_memory_named(hint: str) -> Iterator[None]:
+    """Turn running out of memory into a TrainingError that names the knob."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise TrainingError("out of memory", hint=hint) from error

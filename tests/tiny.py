@@ -162,7 +162,7 @@ def losses(run: Path) -> list[dict[str, Any]]:
 
 def checkpoints(run: Path) -> list[int]:
     """The steps of the checkpoints in a run folder."""
-    return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir())
+    return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
 
 
 def checkpoint(run: Path, step: int) -> Path:

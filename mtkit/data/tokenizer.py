@@ -148,7 +148,10 @@ class Tokenizers:
         return hashlib.sha256(f"{self.src.fingerprint} {self.tgt.fingerprint}".encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Copy the models into a folder, where `load_tokenizers` finds them. Raises: StorageError."""
+        """Copy the models into a folder, where `load_tokenizers` finds them, and no others. Raises: StorageError."""
+        with storage_errors(folder):
+            for name in (SRC_FILE, TGT_FILE) if self.joint else (JOINT_FILE,):
+                (folder / name).unlink(missing_ok=True)
         if self.joint:
             self.src.save(folder / JOINT_FILE)
         else:

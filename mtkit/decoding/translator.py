@@ -5,7 +5,7 @@ Shapes: B sentences, S source length, N = B x K hypotheses.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from mtkit.data.batching import Ids, pad_rows, split_by_budget
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.decoding.loading import load_model
 from mtkit.decoding.search import Hypothesis, SearchOptions, gnmt_penalty, search
-from mtkit.device import choose_device, choose_dtype
+from mtkit.device import choose_device, choose_dtype, out_of_memory_named
 from mtkit.errors import DataError
 from mtkit.model.transformer import Transformer
 
@@ -68,7 +68,7 @@ class Translator:
         model: in the precision and on the device it is to run in.
         tokenizers: of both sides.
         decoding: beam, penalty, limits.
-        max_source_pieces: longer lines are cut at a comma or a word, translated part by part and joined.
+        max_source_pieces: longer lines are cut (see `cut_place`), translated part by part and joined.
     """
 
     def __init__(
@@ -81,6 +81,8 @@ class Translator:
         self.model, self.tokenizers, self.decoding = model, tokenizers, decoding
         self.max_source_pieces = max_source_pieces
         self.device = next(model.parameters()).device
+        self.on_batch: Callable[[int], None] = lambda num_sentences: None
+        """Told after each batch how many sentences (or parts of long lines) were translated."""
         tgt = tokenizers.tgt
         unused = range(tgt.num_pieces, tgt.vocab_size)
         self.options = SearchOptions(
@@ -146,13 +148,15 @@ class Translator:
         """What the model thinks of given translations: the score `translate` would print for them.
 
         Raises:
-            DataError: not as many sources as targets.
+            DataError: not as many sources as targets; a line too long to be scored in one piece.
         """
         if len(srcs) != len(tgts):
             raise DataError(
                 f"{len(srcs):,} source lines, but {len(tgts):,} target lines", hint="line n goes with line n"
             )
         src_ids, tgt_ids = self.tokenizers.src.encode(srcs), self.tokenizers.tgt.encode(tgts)
+        self._refuse_long(src_ids, self.max_source_pieces, "source")
+        self._refuse_long(tgt_ids, self.max_length(self.max_source_pieces), "target")
         sizes = np.array(
             [max(len(s), len(t)) + 1 for s, t in zip(src_ids, tgt_ids, strict=True)], dtype=np.int32
         )
@@ -161,8 +165,16 @@ class Translator:
         order = order[sizes[order] > 1]  # an empty line that stays empty: 0, as `translate` says
         for batch in split_by_budget(sizes, order, self.decoding.batch_tokens):
             pairs = [(src_ids[i], tgt_ids[i]) for i in batch.tolist()]
-            scores[batch] = self.score_ids([s for s, _ in pairs], [t for _, t in pairs])
+            with out_of_memory_named("lower decoding.batch_tokens (--batch-tokens)"):
+                scores[batch] = self.score_ids([s for s, _ in pairs], [t for _, t in pairs])
         return [Translation(text, score) for text, score in zip(tgts, scores.tolist(), strict=True)]
+
+    def _refuse_long(self, rows: Sequence[Ids], limit: int, side: str) -> None:
+        """Raise DataError if a line has more pieces than `limit`."""
+        for number, ids in enumerate(rows, 1):
+            if len(ids) > limit:
+                what = f"{len(ids):,} pieces, but a {side} line of at most {limit:,} can be scored"
+                raise DataError(what, where=f"{side} line {number}", hint="split the line")
 
     @torch.inference_mode()
     def score_ids(self, src_ids: Sequence[Ids], tgt_ids: Sequence[Ids]) -> list[float]:
@@ -188,14 +200,16 @@ class Translator:
             hypotheses = self._search_batch([sentences[i] for i in batch.tolist()])
             for index, best in zip(batch.tolist(), hypotheses, strict=True):
                 found[index] = best
+            self.on_batch(len(batch))
         return found
 
     @torch.inference_mode()
     def _search_batch(self, sentences: list[Ids]) -> list[list[Hypothesis]]:
         max_lengths = [self.max_length(len(ids)) for ids in sentences]
         src_BS = self._pad_sources(sentences)
-        stepper = ModelStepper(self.model, src_BS, self.options.beam_size, max(max_lengths))
-        return search(stepper, max_lengths, self.options, self.device)
+        with out_of_memory_named("lower decoding.batch_tokens (--batch-tokens) or the beam"):
+            stepper = ModelStepper(self.model, src_BS, self.options.beam_size, max(max_lengths))
+            return search(stepper, max_lengths, self.options, self.device)
 
     def max_length(self, num_source_pieces: int) -> int:
         """Most pieces of a translation, eos included."""

@@ -52,8 +52,8 @@ def check_run(config: Config, console: Console) -> None:
         inputs = prepare(config, tokenizer_folder, resumed=resumed, say=lambda line: say("data", line))
         if checkpoint is not None:
             refuse_other_corpus(checkpoint, inputs.corpus)
-        for source in inputs.tests:
-            say("test", f"{source.name}: {sum(1 for _ in source.read()):,} pairs")
+        for test in inputs.tests:
+            say("test", f"{test.name}: {len(test.srcs):,} pairs")
         if inputs.valid is not None:
             say("valid", f"{len(inputs.valid.srcs):,} pairs")
             check_round_trip(inputs.valid, inputs.tokenizers, say)
@@ -64,7 +64,7 @@ def check_run(config: Config, console: Console) -> None:
     say("memory", f"{megabytes(trainer.model.num_parameters() * 4 * ADAM_TENSORS)} for weights and optimizer")
     check_largest_batch(trainer, inputs.corpus, say)
     check_disk(config, trainer, say)
-    say("ok", f"train would run: mtkit train does what was checked here; {time_left(trainer)}")
+    say("ok", f"train would run: mtkit train does what was checked here; {limits(trainer)}")
 
 
 def refuse_files_in_the_way(run: Path) -> None:
@@ -154,10 +154,10 @@ def check_disk(config: Config, trainer: Trainer, say: Say) -> None:
         raise StorageError("no room for the checkpoints", where=str(run), hint=hint)
 
 
-def time_left(trainer: Trainer) -> str:
+def limits(trainer: Trainer) -> str:
     """How the run will end."""
     training = trainer.config.training
-    limits = [
+    named = [
         f"{limit:,} {unit}"
         for limit, unit in (
             (training.step_limit, "updates"),
@@ -166,7 +166,7 @@ def time_left(trainer: Trainer) -> str:
         )
         if limit is not None
     ]
-    return "at most " + " or ".join(limits)
+    return "at most " + " or ".join(named)
 
 
 def megabytes(count: int) -> str:

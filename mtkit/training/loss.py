@@ -93,6 +93,8 @@ def loss_sums(hidden_MD: Tensor, output_weight_VD: Tensor, targets_M: Tensor, sm
         targets_M: the pieces that should follow.
         smoothing: label smoothing, 0 to below 1.
     """
+    if not torch.is_grad_enabled():
+        output_weight_VD = output_weight_VD.detach()  # else its gradient would be worked out all the same
     loss, nll = SmoothedCrossEntropy.apply(hidden_MD, output_weight_VD, targets_M, smoothing)
     return LossSums(loss, nll)
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from mtkit.config import Config
+from mtkit.config import Config, SourceConfig
 from mtkit.data.batching import epoch_batches, padding_share
 from mtkit.data.corpus import Corpus, encode_corpus
 from mtkit.data.sources import Source, Split, open_sources, read_sides
 from mtkit.data.tokenizer import Tokenizers, load_tokenizers, make_tokenizers
-from mtkit.device import keep_freed_memory
+from mtkit.device import DTYPES, choose_device, keep_freed_memory
 from mtkit.evaluation import metrics
-from mtkit.training.results import TEST_METRICS
+from mtkit.training.results import TEST_METRICS, TextSet
 from mtkit.training.trainer import Trainer
 from mtkit.training.validation import TextCorpus
 
@@ -29,7 +29,7 @@ class Inputs:
     tokenizers: Tokenizers
     corpus: Corpus
     valid: TextCorpus | None
-    tests: list[Source]
+    tests: list[TextSet]
 
 
 def set_up(config: Config) -> None:
@@ -37,12 +37,18 @@ def set_up(config: Config) -> None:
     keep_freed_memory()
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
+    choose_device(config.training.device)
     metrics.check_metrics((*config.validation.metrics, *TEST_METRICS), tgt=config.data.tgt)
 
 
 def prepare(config: Config, folder: Path, *, resumed: bool, say: Say) -> Inputs:
-    """Open all sources, make the tokenizers (into `folder`) or load them from there, encode the training pairs."""
-    sources, valids, tests = (open_split(config, split) for split in ("train", "valid", "test"))
+    """Read all sources, make the tokenizers (into `folder`) or load them from there, encode the training pairs.
+
+    Validation and test sets come first: a mistake in them is found before any time is spent.
+    """
+    splits = open_splits(config)
+    valids, tests = ([TextSet(s.name, *read_sides(s)) for s in splits[split]] for split in ("valid", "test"))
+    sources = splits["train"]
     if resumed:
         tokenizers = load_tokenizers(folder)
     else:
@@ -52,16 +58,21 @@ def prepare(config: Config, folder: Path, *, resumed: bool, say: Say) -> Inputs:
     corpus = encode_corpus(sources, tokenizers, config.data, lambda n: say(f"encoded {n:,} pairs"))
     valid = None
     if valids:
-        sides = [read_sides(source) for source in valids]
-        srcs, tgts = ([line for side in sides for line in side[i]] for i in (0, 1))
+        srcs = [line for text in valids for line in text.srcs]
+        tgts = [line for text in valids for line in text.tgts]
         valid = TextCorpus.of(srcs, tgts, tokenizers)
     return Inputs(tokenizers, corpus, valid, tests)
 
 
-def open_split(config: Config, split: Split) -> list[Source]:
-    """The sources of a split."""
-    configs = {"train": config.data.train, "valid": config.data.valid, "test": config.data.test}[split]
-    return open_sources(configs, config.data, split)
+def open_splits(config: Config) -> dict[Split, list[Source]]:
+    """The sources of training, validation and test. Raises: ConfigError, DataError: one is not there."""
+    data = config.data
+    by_split: dict[Split, Sequence[SourceConfig]] = {
+        "train": data.train,
+        "valid": data.valid,
+        "test": data.test,
+    }
+    return {split: open_sources(configs, data, split) for split, configs in by_split.items()}
 
 
 def describe(trainer: Trainer, say: Say) -> None:
@@ -75,5 +86,9 @@ def describe(trainer: Trainer, say: Say) -> None:
     say(f"data       {corpus.counts.summary()}")
     say(f"tokenizer  {sizes} pieces")
     say(f"batches    {len(batches):,} an epoch, {100 * padding:.1f} % padding")
-    precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[trainer.dtype]
+    if trainer.validator is not None and trainer.validator.num_left_out:
+        say(
+            f"valid      {trainer.validator.num_left_out:,} pairs longer than data.max_length are not in the loss"
+        )
+    precision = next(name for name, dtype in DTYPES.items() if dtype == trainer.dtype)
     say(f"model      {trainer.model.num_parameters():,} parameters, {precision} on {trainer.device}")

@@ -156,6 +156,10 @@ class Stopwatch:
         """Of training, earlier runs included."""
         return self.before + time.monotonic() - self.start
 
+    def skip(self) -> None:
+        """Do not count the time since the training line before: it went into a validation."""
+        self.looked, self.tokens = time.monotonic(), 0
+
     def tokens_per_second(self) -> float:
         """Since the last call."""
         now = time.monotonic()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from mtkit.config import Config, SourceConfig
-from mtkit.data.sources import Source, read_sides
 from mtkit.decoding.translator import Translator
 from mtkit.evaluation import metrics
 from mtkit.evaluation.metrics import Score
@@ -41,26 +40,31 @@ class TrainResult:
     tests: list[TestResult] = field(default_factory=list)
 
 
-def score_tests(config: Config, tests: list[Source], progress: Progress) -> list[TestResult]:
+@dataclass(frozen=True)
+class TextSet:
+    """A validation or test set."""
+
+    name: str
+    srcs: list[str]
+    tgts: list[str]
+
+
+def score_tests(config: Config, tests: list[TextSet], progress: Progress) -> list[TestResult]:
     """Translate the test sets with the best weights, write the translations, score them."""
     if not tests:
         return []
     run = Path(config.run)
-    translator = Translator.load(
-        run, decoding=config.decoding, device=config.training.device, precision="fp32"
-    )
+    translator = Translator.load(run, decoding=config.decoding, device=config.training.device)
     results = []
     with storage_errors(run):
         (run / "test").mkdir(exist_ok=True)
-    for source in tests:
-        srcs, tgts = read_sides(source)
-        hyps = [translation.text for translation in translator.translate(srcs)]
-        write_text(
-            run / "test" / f"{source.name.replace('/', '_')}.hyps.txt", "".join(hyp + "\n" for hyp in hyps)
-        )
-        scores = metrics.score(hyps, [tgts], TEST_METRICS, tgt=config.data.tgt)
-        results.append(TestResult(source.name, hyps, scores))
-        progress.say(f"test {source.name}, {len(srcs):,} sentences, beam {config.decoding.beam_size}:")
+    for test in tests:
+        hyps = [translation.text for translation in translator.translate(test.srcs)]
+        file = run / "test" / f"{test.name.replace('/', '_')}.hyps.txt"
+        write_text(file, "".join(hyp + "\n" for hyp in hyps))
+        scores = metrics.score(hyps, [test.tgts], TEST_METRICS, tgt=config.data.tgt)
+        results.append(TestResult(test.name, hyps, scores))
+        progress.say(f"test {test.name}, {len(hyps):,} sentences, beam {config.decoding.beam_size}:")
         for result in scores:
             progress.say(f"    {result.format()}")
     return results

@@ -11,7 +11,7 @@ from mtkit.config import Config
 from mtkit.configfile import diff_configs, dump_config, load_config
 from mtkit.data.corpus import Corpus
 from mtkit.errors import ConfigError, StorageError
-from mtkit.files import storage_errors, write_text
+from mtkit.files import committed_folder, storage_errors, write_text
 from mtkit.training.trainer import Trainer, TrainState
 
 HARMLESS = (
@@ -37,7 +37,7 @@ def resumable(config: Config, say: Callable[[str], None]) -> Checkpoint | None:
             faults.append(fault)
             continue
         checkpoint = load_checkpoint(folder, with_optimizer=True)
-        refuse_changes(load_config(folder / CONFIG_FILE), config)
+        refuse_changes(config_of(folder), config)
         return checkpoint
     if faults:
         raise StorageError(
@@ -45,7 +45,24 @@ def resumable(config: Config, say: Callable[[str], None]) -> Checkpoint | None:
             where=config.run,
             hint="start anew with --fresh, or restore one",
         )
+    if committed_folder(Path(config.run) / "best").is_dir():
+        raise StorageError(
+            "a trained model without its checkpoints",
+            where=config.run,
+            hint="choose another run folder, or start anew with --fresh",
+        )
     return None
+
+
+def config_of(checkpoint: Path) -> Config:
+    """The config stored in a checkpoint. Raises: StorageError: this version does not understand it."""
+    try:
+        return load_config(checkpoint / CONFIG_FILE)
+    except ConfigError as error:
+        hint = "it was written by another version of mtkit: start anew with --fresh"
+        raise StorageError(
+            f"not a config of this version: {error}", where=str(checkpoint), hint=hint
+        ) from error
 
 
 def refuse_changes(old: Config, new: Config) -> None:
@@ -82,6 +99,7 @@ def begin(trainer: Trainer, checkpoint: Checkpoint | None, say: Callable[[str], 
         trainer.save()
         return
     refuse_other_corpus(checkpoint, trainer.corpus)
+    write_text(trainer.run_folder / "config.yaml", dump_config(trainer.config))
     trainer.resume(checkpoint, str(trainer.run_folder))
     drop_later_lines(trainer.run_folder / "metrics.jsonl", trainer.state)
     say(f"going on from step {trainer.state.step}")
@@ -92,7 +110,7 @@ def drop_later_lines(path: Path, state: TrainState) -> None:
     if not path.exists():
         return
     with storage_errors(path):
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     kept = [line for line in lines if line and is_up_to(line, state)]
     write_text(path, "".join(line + "\n" for line in kept))
 

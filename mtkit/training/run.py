@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
 
 from mtkit.config import Config
 from mtkit.files import FolderLock, storage_errors
-from mtkit.training.preparation import describe, prepare, set_up
+from mtkit.training.preparation import describe, open_splits, prepare, set_up
 from mtkit.training.progress import Progress, duration
 from mtkit.training.results import TrainResult, score_tests, write_results
 from mtkit.training.resuming import begin, resumable
@@ -47,10 +48,14 @@ def train(config: Config, *, fresh: bool = False, console: Console | None = None
     run = Path(config.run)
     signals = Signals()
     console = console or Console(quiet=True)
-    with signals.handled(), FolderLock(run), Progress(run, console, config.training.tensorboard) as progress:
+    set_up(config)
+    with ExitStack() as stack:
+        stack.enter_context(signals.handled())
+        stack.enter_context(FolderLock(run))
         if fresh:
+            open_splits(config)  # what is wrong with the new run should not cost the old one
             remove_outputs(run)
-        set_up(config)
+        progress = stack.enter_context(Progress(run, console, config.training.tensorboard))
         checkpoint = resumable(config, progress.say)
         inputs = prepare(config, run, resumed=checkpoint is not None, say=progress.say)
         validator = None if inputs.valid is None else Validator(inputs.valid, inputs.tokenizers, config)

@@ -25,7 +25,7 @@ from mtkit.data.batching import Batch, Indices, epoch_batches, make_batch
 from mtkit.data.corpus import Corpus
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.decoding.loading import copy_weights, make_model
-from mtkit.device import choose_device, choose_dtype
+from mtkit.device import choose_device, choose_dtype, out_of_memory_named
 from mtkit.errors import StorageError, TrainingError
 from mtkit.training.loss import LossSums, batch_loss
 from mtkit.training.optimizer import (
@@ -198,7 +198,10 @@ class Trainer:
         self.model.train()
         batches = [make_batch(self.corpus, indices, self.special) for _, _, indices in update]
         num_targets = sum(batch.num_targets for batch in batches)
-        with out_of_memory_named(self.config.training.batch_tokens):
+        batch_tokens = self.config.training.batch_tokens
+        with out_of_memory_named(
+            f"lower training.batch_tokens (now {batch_tokens:,}), raise training.accumulate"
+        ):
             sums = [self._backward(batch, number, num_targets) for number, batch in enumerate(batches)]
             norm = self._clip()
         loss = sum(s.loss.item() for s in sums) / num_targets
@@ -309,6 +312,7 @@ class Trainer:
                 self._note(result, improved)
                 if improved:
                     self._save_best(averaged=True)
+        self.stopwatch.skip()
 
     def _note(self, result: ValidationResult, improved: bool) -> None:
         state = self.state
@@ -399,15 +403,3 @@ def dropout_seed(seed: int, step: int, number: int, rank: int = 0) -> int:
     """The seed of a batch's dropout masks: a hash, so that neighbouring numbers give unrelated masks."""
     digest = hashlib.sha256(f"{seed} {step} {number} {rank}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-@contextmanager
-def out_of_memory_named(batch_tokens: int) -> Iterator[None]:
-    """Turn running out of memory into a line that names the knob."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        hint = f"lower training.batch_tokens (now {batch_tokens:,}) and raise training.accumulate as much"
-        raise TrainingError("out of memory", hint=hint) from error

@@ -13,6 +13,8 @@ from mtkit.config import Config, DecodingConfig, ValidationConfig
 from mtkit.data.batching import Ids, SpecialIds, make_batch, pair_sizes, split_by_budget
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.decoding.translator import Translator
+from mtkit.device import out_of_memory_named
+from mtkit.errors import DataError
 from mtkit.evaluation import metrics
 from mtkit.evaluation.metrics import Score
 from mtkit.model.transformer import Transformer
@@ -72,8 +74,8 @@ class ValidationResult:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def number(self, name: str) -> float:
-        """The loss, or the score of a metric."""
-        return self.loss if name == "loss" else self.scores[name].value
+        """The loss, the perplexity, or the score of a metric."""
+        return self.as_dict()[name]
 
     def line(self) -> str:
         """In words."""
@@ -92,7 +94,7 @@ def is_better(name: str, new: float, old: float | None) -> bool:
     """Whether a number is a new best. A number that is none is never better."""
     if old is None:
         return not math.isnan(new)
-    return new < old if name == "loss" else metrics.better(name, new, old)
+    return new < old if name in ("loss", "perplexity") else metrics.better(name, new, old)
 
 
 class Validator:
@@ -103,6 +105,11 @@ class Validator:
         self.special = special_ids(tokenizers)
         sizes = pair_sizes(corpus.src_lengths, corpus.tgt_lengths)
         order = np.argsort(sizes, kind="stable")
+        order = order[sizes[order] <= config.data.max_length + 1]
+        self.num_left_out = len(sizes) - len(order)
+        """Pairs longer than `data.max_length`: not in the loss, for they might not fit; translated in parts."""
+        if not len(order):
+            raise DataError("every pair is longer than data.max_length", where="data.valid", hint="raise it")
         self.batches = split_by_budget(sizes, order, config.training.batch_tokens)
 
     def validate(self, model: Transformer) -> ValidationResult:
@@ -131,6 +138,7 @@ class Validator:
         nll, count = 0.0, 0
         for indices in self.batches:
             batch = make_batch(self.corpus, indices, self.special)
-            nll += batch_loss(model, batch, smoothing=0.0).nll.item()
+            with out_of_memory_named("lower training.batch_tokens"):
+                nll += batch_loss(model, batch, smoothing=0.0).nll.item()
             count += batch.num_targets
         return nll / count

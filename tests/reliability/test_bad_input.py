@@ -578,7 +578,7 @@ def test_devices_that_are_not_there(train: list[object], trained: Path, device: 
         ),
         (["evaluate", "{data}/test.tgt", "--ref", "{data}/test.tgt", "--metric", "blue"], ["blue", "bleu"]),
         (["evaluate", "{data}/test.tgt", "--ref", "{data}/test.tgt", "--tokenize", "13b"], ["13b", "13a"]),
-        (["evaluate", "{data}/test.tgt", "--ref", "{data}/test.tgt", "--resamples", "1"], ["1 bootstrap"]),
+        (["evaluate", "{data}/test.tgt", "--ref", "{data}/test.tgt", "--resamples", "1"], ["1 resample"]),
         (["evaluate", "{data}/test.tgt", "--test-set", "wmt20"], ["--test-set needs --langs", "en-de"]),
         (["evaluate", "{data}/test.tgt", "--test-set", "wmt02", "--langs", "en-de"], ["wmt02"]),
     ],
