@@ -94,7 +94,12 @@ def test_a_megabyte_in_the_validation_set_is_left_out_of_the_loss(
     for side in ("src", "tgt"):
         with open(data / f"valid.{side}", "a", encoding="utf-8") as file:
             file.write("a dog " * 5000 + "\n")
-    options = [f"run={tmp_path / 'run'}", f"data.root={data}", "training.max_steps=2", "validation.metrics=[]"]
+    options = [
+        f"run={tmp_path / 'run'}",
+        f"data.root={data}",
+        "training.max_steps=2",
+        "validation.metrics=[]",
+    ]
     code, out, err = tiny.mtkit("train", config, *options, "validation.best=perplexity")
     assert (code, err) == (0, "")
     assert "1 pairs longer than data.max_length are not in the loss" in out
