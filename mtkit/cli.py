@@ -109,7 +109,8 @@ def translate(
     output: Annotated[str | None, typer.Option("--output", "-o", help="File instead of stdout.")] = None,
     beam_size: BeamSize = None,
     n_best: Annotated[
-        int | None, typer.Option(min=1, help="Give so many translations: `LINE ||| TEXT ||| SCORE` each.")
+        int | None,
+        typer.Option(min=1, help="Give so many translations, as `LINE ||| TEXT ||| SCORE`; widens the beam."),
     ] = None,
     length_penalty: LengthPenalty = None,
     max_length_ratio: Annotated[

@@ -217,7 +217,7 @@ def _open_source(config: SourceConfig, data: DataConfig, split: Split, seed: int
         raise ConfigError("names no source", where=key)
     languages = f"{data.src}-{data.tgt}"
     if config.demo != languages:
-        hint = f"write demo: {languages}, or exchange data.src and data.tgt"
+        hint = f"it is English and German only: set data.src and data.tgt to {' and '.join(config.demo.split('-'))}"
         what = f"the demo is {config.demo}, but the data is {languages}"
         raise ConfigError(what, where=f"{key}.demo", hint=hint)
     return DemoPairs(config.name or f"demo {config.demo}", config.demo, config.pairs, seed, split)

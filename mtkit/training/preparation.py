@@ -84,7 +84,10 @@ def describe(trainer: Trainer, say: Say) -> None:
     padding = padding_share(batches, corpus.src_lengths, corpus.tgt_lengths)
     sizes = " and ".join(f"{t.num_pieces:,}" for t in dict.fromkeys([tokenizers.src, tokenizers.tgt]))
     say(f"data       {corpus.counts.summary()}")
-    say(f"tokenizer  {sizes} pieces")
+    wanted = trainer.config.tokenizer
+    trained = wanted.model is None and wanted.src_model is None
+    fewer = trained and max(tokenizers.src.num_pieces, tokenizers.tgt.num_pieces) < wanted.vocab_size
+    say(f"tokenizer  {sizes} pieces" + (f": the corpus gives no {wanted.vocab_size:,}" if fewer else ""))
     say(f"batches    {len(batches):,} an epoch, {100 * padding:.1f} % padding")
     if trainer.validator is not None and trainer.validator.num_left_out:
         say(

@@ -98,11 +98,9 @@ def model_card(config: Config, result: TrainResult) -> str:
         "",
         f"Trained with mtkit for {result.step:,} updates; {result.reason}.",
         "",
-        "| test set | score | signature |",
-        "|---|---|---|",
     ]
     for test in result.tests:
-        lines += [f"| {test.name} | {s.name} {s.value:.2f} | `{s.signature}` |" for s in test.scores]
+        lines += [f"- {test.name}: {s.name} {s.value:.2f} (`{s.signature}`)" for s in test.scores]
     lines += [
         "",
         "Use: `mtkit translate THIS_FOLDER < input.txt`. Everything the model needs is in this folder.",

@@ -165,7 +165,7 @@ class Trainer:
             update = [] if reason else list(islice(batches, self.config.training.accumulate))
             if not update:
                 self.validate_and_save(last=True)
-                return reason or f"{self.config.training.max_epochs} epochs are done"
+                return reason or f"epoch {self.config.training.max_epochs} was the last"
             with self.signals.protected():
                 self.train_step(update)
                 self._log()

@@ -124,7 +124,7 @@ def test_results_are_what_was_printed(first: FirstRun) -> None:
     assert [score["name"] for score in test["scores"]] == ["BLEU", "chrF2"]
     for score in test["scores"]:
         assert f"{score['name']}|{score['signature']} = {score['score']:.2f}" in first.stdout
-        assert f"| test | {score['name']} {score['score']:.2f} |" in (first.run / "README.md").read_text()
+        assert f"- test: {score['name']} {score['score']:.2f} (" in (first.run / "README.md").read_text()
 
 
 def test_the_translations_of_the_test_set_are_kept(first: FirstRun, corpus: Path) -> None:
@@ -574,7 +574,7 @@ def test_without_validation_pairs_the_last_weights_are_the_best(config: Path, tm
 
 def test_epochs_end_a_run(config: Path, tmp_path: Path) -> None:
     result = train(config, "training.max_steps=null", "training.max_epochs=2")
-    assert result.reason == "2 epochs are done"
+    assert result.reason == "epoch 2 was the last"
     updates = tiny.records(tmp_path / "run", "train")
     assert updates[-1]["step"] == result.step
     assert updates[-1]["epoch"] == 2.0
