@@ -68,15 +68,20 @@ def tokenizer_folder(checkpoint: Path) -> Path:
     return checkpoint
 
 
+def stored_config(checkpoint: Path, hint: str) -> Config:
+    """The config in a checkpoint. Raises: StorageError: this version does not understand it; with the hint."""
+    try:
+        return load_config(checkpoint / CONFIG_FILE)
+    except ConfigError as error:
+        what = f"not a config of this version: {error}"
+        raise StorageError(what, where=str(checkpoint), hint=hint) from error
+
+
 def load_model(path: Path) -> tuple[Config, Tokenizers, Transformer]:
     """The config, the tokenizers and the trained model of a run or checkpoint folder. Raises: StorageError."""
     folder = find_checkpoint(path)
     checkpoint = load_checkpoint(folder)
-    try:
-        config = load_config(folder / CONFIG_FILE)
-    except ConfigError as error:
-        hint = "it was written by another version of mtkit, or changed by hand"
-        raise StorageError(f"not a config of this version: {error}", where=str(folder), hint=hint) from error
+    config = stored_config(folder, hint="it was written by another version of mtkit, or changed by hand")
     tokenizers = load_tokenizers(tokenizer_folder(folder))
     if checkpoint.state.get("tokenizers", tokenizers.fingerprint) != tokenizers.fingerprint:
         what = "the tokenizer is not the one that this model was trained with"

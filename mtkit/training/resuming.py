@@ -6,10 +6,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from mtkit.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint, valid_checkpoints
+from mtkit.checkpoint import Checkpoint, load_checkpoint, valid_checkpoints
 from mtkit.config import Config
-from mtkit.configfile import diff_configs, dump_config, load_config
+from mtkit.configfile import diff_configs, dump_config
 from mtkit.data.corpus import Corpus
+from mtkit.decoding.loading import stored_config
 from mtkit.errors import ConfigError, StorageError
 from mtkit.files import committed_folder, storage_errors, write_text
 from mtkit.training.trainer import Trainer, TrainState
@@ -37,7 +38,8 @@ def resumable(config: Config, say: Callable[[str], None]) -> Checkpoint | None:
             faults.append(fault)
             continue
         checkpoint = load_checkpoint(folder, with_optimizer=True)
-        refuse_changes(config_of(folder), config)
+        hint = "it was written by another version of mtkit: start anew with --fresh"
+        refuse_changes(stored_config(folder, hint), config)
         return checkpoint
     if faults:
         raise StorageError(
@@ -52,17 +54,6 @@ def resumable(config: Config, say: Callable[[str], None]) -> Checkpoint | None:
             hint="choose another run folder, or start anew with --fresh",
         )
     return None
-
-
-def config_of(checkpoint: Path) -> Config:
-    """The config stored in a checkpoint. Raises: StorageError: this version does not understand it."""
-    try:
-        return load_config(checkpoint / CONFIG_FILE)
-    except ConfigError as error:
-        hint = "it was written by another version of mtkit: start anew with --fresh"
-        raise StorageError(
-            f"not a config of this version: {error}", where=str(checkpoint), hint=hint
-        ) from error
 
 
 def refuse_changes(old: Config, new: Config) -> None:
@@ -94,12 +85,12 @@ def is_harmless(change: str) -> bool:
 
 def begin(trainer: Trainer, checkpoint: Checkpoint | None, say: Callable[[str], None]) -> None:
     """Put the checkpoint's state into the trainer, or save step 0, which proves the disk before time is spent."""
+    if checkpoint is not None:
+        refuse_other_corpus(checkpoint, trainer.corpus)
+    write_text(trainer.run_folder / "config.yaml", dump_config(trainer.config))
     if checkpoint is None:
-        write_text(trainer.run_folder / "config.yaml", dump_config(trainer.config))
         trainer.save()
         return
-    refuse_other_corpus(checkpoint, trainer.corpus)
-    write_text(trainer.run_folder / "config.yaml", dump_config(trainer.config))
     trainer.resume(checkpoint, str(trainer.run_folder))
     drop_later_lines(trainer.run_folder / "metrics.jsonl", trainer.state)
     say(f"going on from step {trainer.state.step}")
