@@ -295,12 +295,17 @@ class Trainer:
         if validates and self.state.validated_step != step:
             self._validate()
         saves = step % (training.save_every_steps or every) == 0 or last
-        if saves and self.saved != (step, self.state.validated_step):
+        if saves and (self.saved != (step, self.state.validated_step) or self._time_ran_out_since_saved()):
             with self.signals.protected():
                 self.save()
         if last and self.validator is None:
             with self.signals.protected():
                 self._save_best()
+
+    def _time_ran_out_since_saved(self) -> bool:
+        """Whether the newest checkpoint does not know yet that the time limit is reached, and would train on."""
+        limit = self.config.training.time_limit_minutes
+        return limit is not None and self.state.seconds < 60 * limit <= self.stopwatch.seconds()
 
     def _validate(self) -> None:
         assert self.validator is not None
