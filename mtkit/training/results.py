@@ -54,7 +54,8 @@ def score_tests(config: Config, tests: list[TextSet], progress: Progress) -> lis
     if not tests:
         return []
     run = Path(config.run)
-    translator = Translator.load(run, decoding=config.decoding, device=config.training.device)
+    device, precision = config.training.device, config.training.precision
+    translator = Translator.load(run, decoding=config.decoding, device=device, precision=precision)
     results = []
     with storage_errors(run):
         (run / "test").mkdir(exist_ok=True)

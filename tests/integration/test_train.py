@@ -128,7 +128,7 @@ def test_results_are_what_was_printed(first: FirstRun) -> None:
 
 
 def test_the_translations_of_the_test_set_are_kept(first: FirstRun, corpus: Path) -> None:
-    code, out, _ = tiny.mtkit("translate", first.run, corpus / "test.src", "--precision", "fp32")
+    code, out, _ = tiny.mtkit("translate", first.run, corpus / "test.src")
     assert code == 0
     assert out == (first.run / "test/test.hyps.txt").read_text()
     scores = mtkit.evaluate(out.split("\n")[:-1], [tiny.read_lines(corpus / "test.tgt")], ["bleu"])
