@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from mtkit.checkpoint import Checkpoint, load_checkpoint, valid_checkpoints
+from mtkit.checkpoint import Checkpoint, checkpoints_of, load_checkpoint
 from mtkit.config import Config
 from mtkit.configfile import diff_configs, dump_config
 from mtkit.data.corpus import Corpus
@@ -18,8 +18,8 @@ from mtkit.training.trainer import Trainer, TrainState
 HARMLESS = (
     "run", "data.root", "data.cache", "data.test", "training.max_steps", "training.max_epochs",
     "training.time_limit_minutes", "training.device", "training.num_threads", "training.log_every_steps",
-    "training.save_every_steps", "training.keep_last", "training.tensorboard", "validation.patience",
-    "validation.num_samples", "decoding",
+    "training.save_every_steps", "training.keep_last", "training.average_last", "training.tensorboard",
+    "validation.patience", "validation.num_samples", "decoding",
 )  # fmt: skip
 """Keys that may change when a run goes on: what is learned stays the same (but a longer cosine is another curve)."""
 
@@ -32,12 +32,13 @@ def resumable(config: Config, say: Callable[[str], None]) -> Checkpoint | None:
         StorageError: there are checkpoints, but none is valid.
     """
     faults = []
-    for folder, fault in valid_checkpoints(Path(config.run)):
-        if fault is not None:
+    for folder in checkpoints_of(Path(config.run)):
+        try:
+            checkpoint = load_checkpoint(folder, with_optimizer=True)
+        except StorageError as fault:
             say(f"passing over a damaged checkpoint: {fault}")
             faults.append(fault)
             continue
-        checkpoint = load_checkpoint(folder, with_optimizer=True)
         hint = "it was written by another version of mtkit: start anew with --fresh"
         refuse_changes(stored_config(folder, hint), config)
         return checkpoint
@@ -90,10 +91,11 @@ def begin(trainer: Trainer, checkpoint: Checkpoint | None, say: Callable[[str], 
     write_text(trainer.run_folder / "config.yaml", dump_config(trainer.config))
     if checkpoint is None:
         trainer.save()
-        return
-    trainer.resume(checkpoint, str(trainer.run_folder))
-    drop_later_lines(trainer.run_folder / "metrics.jsonl", trainer.state)
-    say(f"going on from step {trainer.state.step}")
+    else:
+        trainer.resume(checkpoint, str(trainer.run_folder))
+        drop_later_lines(trainer.run_folder / "metrics.jsonl", trainer.state)
+        say(f"going on from step {trainer.state.step}")
+    trainer.signals.begun = True
 
 
 def drop_later_lines(path: Path, state: TrainState) -> None:

@@ -21,6 +21,9 @@ from mtkit.training.validation import Validator
 OUTPUTS = (
     "checkpoints",
     "best",
+    ".best.old",
+    "average",
+    ".average.old",
     "test",
     "tensorboard",
     "metrics.jsonl",

@@ -369,7 +369,7 @@ class Trainer:
         checkpoint = Checkpoint(weights, dump_config(self.config), self._state_dict(), tensors)
         save_checkpoint(step_folder(self.run_folder, self.state.step), checkpoint)
         self.saved = self.state.step, self.state.validated_step
-        remove_old_checkpoints(self.run_folder, self.state.step, self.config.training.keep_last)
+        remove_old_checkpoints(self.run_folder, self.state.step, self.config.training.num_kept)
 
     def _state_dict(self) -> dict[str, Any]:
         self.state.seconds = self.stopwatch.seconds()
