@@ -137,17 +137,24 @@ def verify_checkpoint(folder: Path) -> set[str]:
 
 
 def load_checkpoint(folder: Path, *, with_optimizer: bool = False) -> Checkpoint:
-    """Read a checkpoint that passes `verify_checkpoint`, which is called here. Raises: StorageError."""
+    """Read a checkpoint that passes `verify_checkpoint`, which is called here.
+
+    Raises:
+        StorageError: missing or damaged; or the optimizer is wanted, and the folder is only to translate with.
+    """
     files = verify_checkpoint(folder)
+    state = read_json(folder / STATE_FILE)
+    stored = OPTIMIZER_FILE in files  # before the first update an optimizer holds nothing
+    if with_optimizer and not stored and state.get("step"):
+        raise StorageError("no optimizer in it", where=str(folder), hint="use another checkpoint")
     with storage_errors(folder):
         try:
             config = (folder / CONFIG_FILE).read_bytes().decode()
         except UnicodeDecodeError as error:
             hint = "use another checkpoint"
             raise StorageError("not UTF-8", where=str(folder / CONFIG_FILE), hint=hint) from error
-    stored = OPTIMIZER_FILE in files  # before the first update an optimizer holds nothing
     optimizer = read_tensors(folder / OPTIMIZER_FILE) if with_optimizer and stored else {}
-    return Checkpoint(read_tensors(folder / MODEL_FILE), config, read_json(folder / STATE_FILE), optimizer)
+    return Checkpoint(read_tensors(folder / MODEL_FILE), config, state, optimizer)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -216,16 +223,14 @@ def remove_old_checkpoints(run: Path, step: int, keep_last: int) -> None:
 
     A later one is damaged, for the run went on from before it: it counts for nothing until it is written again.
     """
-    folders = [folder for folder in checkpoints_of(run) if step_of(folder.name) <= step]
-    for folder in folders[keep_last:]:
-        doomed = folder.with_name(f".{folder.name.strip('.')}.{os.getpid()}.tmp")
-        with suppress(OSError):  # half deleted it must not bear the name of a checkpoint
-            os.rename(folder, doomed)
-            folder = doomed
-        remove_tree(folder)
     for parent in (run / "checkpoints", run):
-        leftovers = [*parent.glob(".*.tmp"), *parent.glob(".*.old")]
-        for leftover in leftovers:
+        for leftover in [*parent.glob(".*.tmp"), *parent.glob(".*.old")]:
             replaced = leftover.name.removeprefix(".").removesuffix(".old")
             if leftover.suffix == ".tmp" or (parent / replaced).exists():
                 remove_tree(leftover)
+    folders = [folder for folder in checkpoints_of(run) if step_of(folder.name) <= step]
+    for folder in folders[keep_last:]:
+        doomed = folder.with_name(f".{folder.name.strip('.')}.{os.getpid()}.tmp")
+        with suppress(OSError):
+            os.rename(folder, doomed)  # half deleted it must not bear the name of a checkpoint
+        remove_tree(doomed)

@@ -151,8 +151,11 @@ def test_a_crash_at_every_call_of_a_save(before: Callable[[Path], None], tmp_pat
 ERRORS = [errno.ENOSPC, errno.EACCES, errno.EIO, errno.EDQUOT, errno.EROFS]
 
 
-@pytest.mark.parametrize("code", ERRORS, ids=lambda code: errno.errorcode[code])
-@pytest.mark.parametrize("before", [no_run, saved_thrice])
+@pytest.mark.parametrize(
+    ("before", "code"),
+    [*((saved_thrice, code) for code in ERRORS), (no_run, errno.ENOSPC), (no_run, errno.EIO)],
+    ids=lambda value: errno.errorcode[value] if isinstance(value, int) else value.__name__,
+)
 def test_an_error_at_every_call_of_a_save(before: Callable[[Path], None], code: int, tmp_path: Path) -> None:
     """Of one call alone, and of this call and all that follow: deletions fail too."""
     template = tmp_path / "template"
@@ -303,7 +306,7 @@ exit $code
 """
 
 
-@pytest.mark.parametrize(("kilobytes", "steps"), [(700, 0), (4000, 1)])
+@pytest.mark.parametrize(("kilobytes", "steps"), [pytest.param(700, 0, marks=pytest.mark.slow), (4000, 1)])
 def test_a_disk_that_is_really_full(config: Path, tmp_path: Path, kilobytes: int, steps: int) -> None:
     """On a file system of its own, where the system allows that to a test."""
     (tmp_path / "disk").mkdir()
@@ -333,7 +336,11 @@ def test_a_folder_that_may_not_be_written(config: Path, tmp_path: Path) -> None:
     assert "permission denied" in tiny.one_line(err)
 
 
-@pytest.mark.parametrize("code", ERRORS, ids=lambda code: errno.errorcode[code])
+@pytest.mark.parametrize(
+    "code",
+    [pytest.param(code, marks=[] if code == errno.ENOSPC else pytest.mark.slow) for code in ERRORS],
+    ids=lambda code: errno.errorcode[code],
+)
 def test_an_error_while_training_is_one_line(config: Path, tmp_path: Path, code: int) -> None:
     """At calls that are spread over the saves of steps 0, 3 and 6, metrics.jsonl and the results."""
     run = tmp_path / "run"
