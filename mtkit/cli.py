@@ -88,10 +88,13 @@ def train(
     from mtkit.configfile import load_config
 
     loaded = load_config(config, overrides or ())
-    from mtkit.training.run import train as run_training
+    from mtkit.training.signals import Signals
 
     console = make_console(sys.stdout)
-    result = run_training(loaded, fresh=fresh, console=console)
+    with Signals().handled():  # also while torch is loaded
+        from mtkit.training.run import train as run_training
+
+        result = run_training(loaded, fresh=fresh, console=console)
     console.print(
         f"\nThe model is in {result.run}. Next:\n    mtkit translate {shlex.quote(str(result.run))} < input.txt",
         highlight=False,

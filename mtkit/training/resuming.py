@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from mtkit.checkpoint import Checkpoint, checkpoints_of, load_checkpoint
+from mtkit.checkpoint import STATE_FILE, Checkpoint, checkpoints_of, load_checkpoint
 from mtkit.config import Config
 from mtkit.configfile import diff_configs, dump_config
 from mtkit.data.corpus import Corpus
@@ -69,8 +69,12 @@ def refuse_changes(old: Config, new: Config) -> None:
 
 
 def refuse_other_corpus(checkpoint: Checkpoint, corpus: Corpus) -> None:
-    """Compare with the checkpoint's training pairs. Raises: ConfigError: they are others."""
-    if checkpoint.state.get("corpus") != corpus.fingerprint:
+    """Compare with the checkpoint's training pairs. Raises: ConfigError: they are others; StorageError: none named."""
+    if "corpus" not in checkpoint.state:
+        raise StorageError(
+            "the checkpoint's state names no corpus", where=STATE_FILE, hint="start anew with --fresh"
+        )
+    if checkpoint.state["corpus"] != corpus.fingerprint:
         raise ConfigError(
             "the training data has changed since the last checkpoint",
             where="data.train",
@@ -92,10 +96,26 @@ def begin(trainer: Trainer, checkpoint: Checkpoint | None, say: Callable[[str], 
     if checkpoint is None:
         trainer.save()
     else:
-        trainer.resume(checkpoint, str(trainer.run_folder))
+        resume(trainer, checkpoint)
         drop_later_lines(trainer.run_folder / "metrics.jsonl", trainer.state)
         say(f"going on from step {trainer.state.step}")
     trainer.signals.begun = True
+
+
+def resume(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Put the checkpoint's state into the trainer. Raises: StorageError: it does not fit."""
+    where, hint = str(trainer.run_folder), "start anew with --fresh"
+    shapes = {name: parameter.shape for name, parameter in trainer.model.named_parameters()}
+    for full_name, tensor in checkpoint.optimizer.items():
+        name = full_name.partition("/")[2]
+        if name not in shapes or tensor.shape not in (shapes[name], ()):  # (): a count of updates
+            what = f"not the optimizer of this model: {full_name:.60}"
+            raise StorageError(what, where=where, hint=hint)
+    try:
+        trainer.resume(checkpoint, where)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = "the checkpoint's state does not fit this version of mtkit"
+        raise StorageError(what, where=where, hint=hint) from error
 
 
 def drop_later_lines(path: Path, state: TrainState) -> None:

@@ -113,7 +113,12 @@ def saved_but_broken_off(run: Path) -> None:
     (run / ".config.yaml.1234.tmp").write_text("half")
 
 
-BEFORE = [no_run, saved_thrice, saved_and_damaged, saved_but_broken_off]
+BEFORE = [
+    pytest.param(no_run, marks=pytest.mark.slow),
+    saved_thrice,
+    pytest.param(saved_and_damaged, marks=pytest.mark.slow),
+    saved_but_broken_off,
+]
 
 
 @pytest.mark.parametrize("before", BEFORE)
@@ -153,7 +158,11 @@ ERRORS = [errno.ENOSPC, errno.EACCES, errno.EIO, errno.EDQUOT, errno.EROFS]
 
 @pytest.mark.parametrize(
     ("before", "code"),
-    [*((saved_thrice, code) for code in ERRORS), (no_run, errno.ENOSPC), (no_run, errno.EIO)],
+    [
+        (saved_thrice, errno.ENOSPC),
+        (no_run, errno.EIO),
+        *(pytest.param(saved_thrice, code, marks=pytest.mark.slow) for code in ERRORS[1:]),
+    ],
     ids=lambda value: errno.errorcode[value] if isinstance(value, int) else value.__name__,
 )
 def test_an_error_at_every_call_of_a_save(before: Callable[[Path], None], code: int, tmp_path: Path) -> None:
@@ -306,7 +315,8 @@ exit $code
 """
 
 
-@pytest.mark.parametrize(("kilobytes", "steps"), [pytest.param(700, 0, marks=pytest.mark.slow), (4000, 1)])
+@pytest.mark.parametrize(("kilobytes", "steps"), [(700, 0), (4000, 1)])
+@pytest.mark.slow
 def test_a_disk_that_is_really_full(config: Path, tmp_path: Path, kilobytes: int, steps: int) -> None:
     """On a file system of its own, where the system allows that to a test."""
     (tmp_path / "disk").mkdir()
