@@ -54,7 +54,9 @@ def save(run: Path, step: int) -> None:
 
 def loaded_step(folder: Path) -> int:
     """The step of a checkpoint that is whole. Raises: StorageError, AssertionError."""
-    found = load_checkpoint(folder, with_optimizer=True)
+    with_optimizer = "best" not in folder.name  # best/ is to translate with
+    found = load_checkpoint(folder, with_optimizer=with_optimizer)
+    assert bool(found.optimizer) == with_optimizer
     step = found.state["step"]
     assert found.config == f"step: {step}\n"
     assert found.weights["weight"].tolist() == [step] * 300

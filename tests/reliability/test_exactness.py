@@ -71,44 +71,51 @@ def edges_of_epochs(run: Path) -> list[int]:
 # --- kill -9 ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_killed_twenty_times_at_random(corpus: Path, tmp_path: Path) -> None:
-    """At any time after a process began: while it starts, loads, trains, validates or saves."""
-    config = tiny.write_config(tmp_path / "config.yaml", run=tmp_path / "whole", root=corpus)
-    options = [
-        "training.max_steps=1500",
-        "training.save_every_steps=5",
-        "validation.every_steps=50",
-        "data.test=[]",
-    ]
-    mtkit.train(mtkit.load_config(config, options))
-    run, rng, kills, steps = tmp_path / "killed", random.Random(11), 0, []
+MANY = ["training.max_steps=600", "training.save_every_steps=5", "validation.every_steps=50", "data.test=[]"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Path, float]:
+    """The config of a run that nothing disturbed, in `whole` beside it, and the seconds that a run of one step takes."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    config = tiny.write_config(folder / "config.yaml", run=folder / "whole", root=corpus)
+    mtkit.train(mtkit.load_config(config, MANY))
     start = time.monotonic()
-    assert tiny.run_process("train", config, f"run={run}", *options, "training.max_steps=1").returncode == 0
-    seconds_to_start = time.monotonic() - start
-    while kills < 20:
-        process = tiny.spawn("train", config, f"run={run}", *options, stdout=subprocess.DEVNULL)
+    short = tiny.run_process("train", config, f"run={folder / 'short'}", *MANY, "training.max_steps=1")
+    assert short.returncode == 0
+    return config, time.monotonic() - start
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_twenty_times_at_random(undisturbed: tuple[Path, float], tmp_path: Path, seed: int) -> None:
+    """Five times each; at any time after a process began: while it loads, trains, validates or saves."""
+    config, seconds_to_start = undisturbed
+    run, rng, steps = tmp_path / "killed", random.Random(seed), []
+    for _ in range(5):
+        process = tiny.spawn("train", config, f"run={run}", *MANY, stdout=subprocess.DEVNULL)
         time.sleep(seconds_to_start * rng.uniform(0.5, 1.3))
-        if process.poll() is None:
-            kills += 1
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL, "the run is long enough for all kills"
         steps.append(max(tiny.checkpoints(run), default=0))
-    assert len(set(steps)) > 5, steps
-    mtkit.train(mtkit.load_config(config, [*options, f"run={run}"]))
-    assert tiny.losses(run) == tiny.losses(tmp_path / "whole")
-    for folder in ("checkpoints/step-00001500", "best"):
-        assert tiny.tensors(run / folder) == tiny.tensors(tmp_path / "whole" / folder)
+    assert steps == sorted(steps), "nothing that was saved is lost"
+    mtkit.train(mtkit.load_config(config, [*MANY, f"run={run}"]))
+    whole = config.with_name("whole")
+    assert tiny.losses(run) == tiny.losses(whole)
+    for folder in ("checkpoints/step-00000600", "best"):
+        assert tiny.tensors(run / folder) == tiny.tensors(whole / folder)
 
 
 # --- golden losses ------------------------------------------------------------------------------------------------
 
 GOLDEN = Path(__file__).with_name("golden_losses.txt")
 RELATIVE_TOLERANCE = 1e-4
-"""Other processors, and other versions of PyTorch, sum in another order. In 100 updates a difference in the last bit
-of a float32 (6e-8) grows, by the updates that build on each other, to about 1e-6 of the loss; any change of the
-mathematics, such as a learning rate of 1 % more or another dropout mask, changes it by more than 1e-3."""
+"""Other processors, and other versions of PyTorch, sum in another order. With other vector instructions
+(ATEN_CPU_CAPABILITY=default or avx2) the losses of these 100 updates differ by 1.3e-7 of their size at most, because a
+difference in the last bits grows by the updates that build on each other. A change of the mathematics shows as more:
+1.6e-4 for a weight decay of 0.02 in place of 0.01, 7e-4 for a gradient clipped at 0.81 in place of 0.8, 2.8e-3 for a
+learning rate 1 % higher (measured; `test_golden_losses_see_small_changes`)."""
 
 
 def golden_run(folder: Path, corpus: Path, *overrides: str) -> list[float]:
