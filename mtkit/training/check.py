@@ -19,6 +19,7 @@ from rich.console import Console
 
 from mtkit.config import Config
 from mtkit.data.batching import Indices, epoch_batches
+from mtkit.data.cache import cache_folder
 from mtkit.data.corpus import Corpus
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.errors import StorageError
@@ -51,7 +52,7 @@ def check_run(config: Config, console: Console) -> None:
         tokenizer_folder = Path(config.run) if resumed else Path(scratch)
         inputs = prepare(config, tokenizer_folder, resumed=resumed, say=lambda line: say("data", line))
         if checkpoint is not None:
-            refuse_other_corpus(checkpoint, inputs.corpus)
+            refuse_other_corpus(checkpoint, inputs.corpus, cache_folder(config.data))
         for test in inputs.tests:
             say("test", f"{test.name}: {len(test.srcs):,} pairs")
         if inputs.valid is not None:

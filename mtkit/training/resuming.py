@@ -6,9 +6,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from mtkit.checkpoint import STATE_FILE, Checkpoint, checkpoints_of, load_checkpoint
 from mtkit.config import Config
 from mtkit.configfile import diff_configs, dump_config
+from mtkit.data.cache import cache_folder
 from mtkit.data.corpus import Corpus
 from mtkit.decoding.loading import stored_config
 from mtkit.errors import ConfigError, StorageError
@@ -68,18 +71,36 @@ def refuse_changes(old: Config, new: Config) -> None:
         )
 
 
-def refuse_other_corpus(checkpoint: Checkpoint, corpus: Corpus) -> None:
+def refuse_other_corpus(checkpoint: Checkpoint, corpus: Corpus, cache: Path) -> None:
     """Compare with the checkpoint's training pairs. Raises: ConfigError: they are others; StorageError: none named."""
     if "corpus" not in checkpoint.state:
         raise StorageError(
             "the checkpoint's state names no corpus", where=STATE_FILE, hint="start anew with --fresh"
         )
     if checkpoint.state["corpus"] != corpus.fingerprint:
+        changes = changes_of_corpus(str(checkpoint.state["corpus"]), corpus, cache)
         raise ConfigError(
-            "the training data has changed since the last checkpoint",
+            f"the training data has changed since the last checkpoint{changes}",
             where="data.train",
             hint="restore the files, choose another run folder, or start anew with --fresh",
         )
+
+
+def changes_of_corpus(before: str, corpus: Corpus, cache: Path) -> str:
+    """What differs from the corpus with that fingerprint, in words; nothing if the cache no longer holds it."""
+    try:
+        old = Corpus(cache / "corpora" / before[:32], before, ())
+    except StorageError:
+        return ""
+    counts = f": {len(old):,} pairs then, {len(corpus):,} now"
+    both = range(min(len(old), len(corpus)))
+    differs = (
+        i
+        for i in both
+        if any(not np.array_equal(side(old, i), side(corpus, i)) for side in (Corpus.src, Corpus.tgt))
+    )
+    first = next(differs, len(both))
+    return counts + (f"; the first that differs is {corpus.place(first)}" if first < len(corpus) else "")
 
 
 def is_harmless(change: str) -> bool:
@@ -91,7 +112,7 @@ def is_harmless(change: str) -> bool:
 def begin(trainer: Trainer, checkpoint: Checkpoint | None, say: Callable[[str], None]) -> None:
     """Put the checkpoint's state into the trainer, or save step 0, which proves the disk before time is spent."""
     if checkpoint is not None:
-        refuse_other_corpus(checkpoint, trainer.corpus)
+        refuse_other_corpus(checkpoint, trainer.corpus, cache_folder(trainer.config.data))
     write_text(trainer.run_folder / "config.yaml", dump_config(trainer.config))
     if checkpoint is None:
         trainer.save()

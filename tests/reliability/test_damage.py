@@ -24,6 +24,7 @@ import tiny
 import torch
 
 import mtkit
+from mtkit import checkpoint as checkpoint_module
 from mtkit.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, verify_checkpoint
 from mtkit.errors import StorageError
 from mtkit.files import sha256_file
@@ -193,6 +194,19 @@ def test_a_file_of_another_step_is_found(copy: Path, name: str) -> None:
     shutil.copy(tiny.checkpoint(copy, 6) / name, tiny.checkpoint(copy, 12) / name)
     with pytest.raises(StorageError, match="damaged"):
         load_checkpoint(tiny.checkpoint(copy, 12))
+
+
+def test_a_run_that_goes_on_hashes_each_file_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+
+    def sha256(path: Path) -> str:
+        hashed.append(path)
+        return sha256_file(path)
+
+    monkeypatch.setattr(checkpoint_module, "sha256_file", sha256)
+    newest = tiny.checkpoint(copy, 12)
+    assert resumable(mtkit.load_config(newest / "config.yaml", [f"run={copy}"]), print) is not None
+    assert sorted(hashed) == sorted(path for path in newest.iterdir() if path.name != "manifest.json")
 
 
 def test_every_bit_of_a_manifest_counts(tmp_path: Path) -> None:

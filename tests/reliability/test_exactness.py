@@ -76,7 +76,7 @@ MANY = ["training.max_steps=600", "training.save_every_steps=5", "validation.eve
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Path, float]:
-    """The config of a run that nothing disturbed, in `whole` beside it, and the seconds that a run of one step takes."""
+    """The config of a run that nothing disturbed (`whole` beside it), and the seconds that a run of one step takes."""
     folder = tmp_path_factory.mktemp("undisturbed")
     config = tiny.write_config(folder / "config.yaml", run=folder / "whole", root=corpus)
     mtkit.train(mtkit.load_config(config, MANY))
