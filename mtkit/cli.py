@@ -88,13 +88,16 @@ def train(
     from mtkit.configfile import load_config
 
     loaded = load_config(config, overrides or ())
-    from mtkit.training.run import train as run_training
+    from mtkit.training.signals import Signals
 
     console = make_console(sys.stdout)
     console.quiet = (
         os.environ.get("RANK", "0") != "0"
     )  # of several processes that torchrun started, one speaks
-    result = run_training(loaded, fresh=fresh, console=console)
+    with Signals().handled():  # also while torch is loaded
+        from mtkit.training.run import train as run_training
+
+        result = run_training(loaded, fresh=fresh, console=console)
     console.print(
         f"\nThe model is in {result.run}. Next:\n    mtkit translate {shlex.quote(str(result.run))} < input.txt",
         highlight=False,
@@ -315,6 +318,26 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
     check_run(loaded, make_console(sys.stdout))
 
 
+@app.command(epilog="Example: `mtkit average runs/my-run --last 5 -o runs/my-run-average`")
+def average(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODELS...", help="A run folder, or checkpoint folders of one run.")
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", help="The new folder.")],
+    last: Annotated[int | None, typer.Option(min=2, help="The newest checkpoints of the run.")] = None,
+    best: Annotated[int | None, typer.Option(min=2, help="Those with the best validation.")] = None,
+) -> None:
+    """Average the weights of checkpoints of one run into a new model folder, with which `translate` works.
+
+    Checkpoints that are to be averaged must be there: see `training.keep_last`, `training.average_last`.
+    """
+    from mtkit.training.averaging import average as write_average
+
+    made = write_average([Path(model) for model in models], Path(output), last=last, best=best)
+    names = ", ".join(str(source) for source in made.sources)
+    print_text(f"the average of {len(made.sources)} checkpoints is in {made.folder}: {names}\n")
+
+
 @config_app.command(epilog="Example: `mtkit config schema > mtkit.schema.json`")
 def schema() -> None:
     """Print a JSON Schema of the YAML, with which editors complete and check it."""
@@ -478,8 +501,10 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return fail("interrupted", 130, debug)
     except BaseException as error:
-        if (code := getattr(error, "exit_code", None)) in (130, 143):  # training's Interrupted, saved
-            return fail("stopped after saving: run the same command again to go on", code, debug)
+        if (code := getattr(error, "exit_code", None)) in (130, 143):  # training's Interrupted
+            if getattr(error, "saved", False):
+                return fail("stopped after saving: run the same command again to go on", code, debug)
+            return fail("stopped before training began: run the same command again", code, debug)
         raise
 
 

@@ -284,6 +284,8 @@ class TrainingConfig(Section):
     """Updates between checkpoints; by default at every validation."""
     keep_last: Positive = 2
     """Checkpoints kept beside the best one."""
+    average_last: Annotated[int, Field(ge=2)] | None = None
+    """At the end, write the average of so many last checkpoints (Vaswani et al. 2017, 6.1) to `average/`."""
     tensorboard: bool = False
     """Write TensorBoard events too (needs `pip install mtkit[tensorboard]`)."""
 
@@ -308,6 +310,11 @@ class TrainingConfig(Section):
         if self.max_steps is None and self.max_epochs is None and self.time_limit_minutes is None:
             return 100_000
         return self.max_steps
+
+    @property
+    def num_kept(self) -> int:
+        """Checkpoints kept: those that `keep_last` asks for, and those that are to be averaged."""
+        return max(self.keep_last, self.average_last or 0)
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:

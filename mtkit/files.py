@@ -179,6 +179,7 @@ _STORAGE_HINTS = {
     errno.EACCES: "choose a folder you may write to, or change its permissions",
     errno.EPERM: "choose a folder you may write to, or change its permissions",
     errno.EROFS: "choose a folder on a disk that can be written to",
+    errno.EFBIG: "the limit of file sizes is reached: raise it (ulimit -f), or choose another disk",
     errno.EIO: "the disk may be failing: see the system log, choose another disk",
     errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
     errno.ENOLCK: "this file system has no locks: choose a folder on a local disk",
@@ -248,6 +249,24 @@ def fsync_folder(path: str | Path) -> None:
     fsync_file(path)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing; their names too are on the disk then. Raises: StorageError."""
+    with storage_errors(path):
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        fsync_folder(folder.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a folder with all that is in it, a file or a link; what cannot be deleted stays, without a word."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def commit_folder(tmp: Path, final: Path) -> None:
     """Make a finished folder durable and give it its name, in place of a folder that has it.
 
@@ -266,7 +285,7 @@ def commit_folder(tmp: Path, final: Path) -> None:
         if final.is_file():
             raise NotADirectoryError(errno.ENOTDIR, "")
         if final.exists():
-            shutil.rmtree(old, ignore_errors=True)
+            remove_tree(old)
             os.rename(final, old)
         try:
             os.rename(tmp, final)
@@ -275,7 +294,7 @@ def commit_folder(tmp: Path, final: Path) -> None:
                 os.rename(old, final)
             raise
         fsync_folder(final.parent)
-        shutil.rmtree(old, ignore_errors=True)  # If it cannot go now, the next commit tries again.
+        remove_tree(old)  # If it cannot go now, the next commit tries again.
 
 
 def committed_folder(final: Path) -> Path:

@@ -10,8 +10,10 @@ import io
 import os
 import random
 import re
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -220,7 +222,8 @@ def _train(lines: list[str], config: TokenizerConfig) -> bytes:
         raise DataError("no text to train the tokenizer on", hint="fill the sources of data.train")
     model = io.BytesIO()
     try:
-        sentencepiece.SentencePieceTrainer.train(
+        train = partial(
+            sentencepiece.SentencePieceTrainer.train,
             sentence_iterator=iter(usable),
             model_writer=model,
             model_type=config.type,
@@ -242,9 +245,27 @@ def _train(lines: list[str], config: TokenizerConfig) -> bytes:
             bos_piece=SPECIALS[2],
             eos_piece=SPECIALS[3],
         )
+        _in_a_thread(train)
     except RuntimeError as error:
         raise _explain(str(error), config) from error
     return model.getvalue()
+
+
+def _in_a_thread(work: Callable[[], object]) -> None:
+    """Call what is C++ for minutes. In the main thread a Ctrl-C or SIGTERM would be heard only afterwards."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)  # daemon: the process need not wait for it to leave
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
 
 
 def _check_symbols(symbols: Sequence[str]) -> None:

@@ -73,7 +73,9 @@ def stored_config(checkpoint: Path, hint: str) -> Config:
     try:
         return load_config(checkpoint / CONFIG_FILE)
     except ConfigError as error:
-        what = f"not a config of this version: {error}"
+        first, *problems = str(error).split("\n")
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        what = f"not a config of this version: {problems[0] if problems else first}{more}"
         raise StorageError(what, where=str(checkpoint), hint=hint) from error
 
 
