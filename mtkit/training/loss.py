@@ -110,12 +110,17 @@ def loss_sums(hidden_MD: Tensor, output_weight_VD: Tensor, targets_M: Tensor, sm
     return LossSums(loss, nll)
 
 
-def batch_loss(model: Transformer, batch: Batch, smoothing: float) -> LossSums:
-    """Loss of a batch, summed over its real target positions; the others are never projected."""
+def hidden_at_targets(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The decoder's output at the real target positions of a batch [M, D], and what should follow there [M]."""
     device = model.output.weight.device
     src_BS, tgt_in_BT, tgt_out_BT, mask_BT = (
         torch.from_numpy(array).to(device, non_blocking=True)
         for array in (batch.src, batch.tgt_in, batch.tgt_out, batch.tgt_mask)
     )
-    hidden_MD = model(src_BS, tgt_in_BT)[mask_BT]
-    return loss_sums(hidden_MD, model.output.weight, tgt_out_BT[mask_BT], smoothing)
+    return model(src_BS, tgt_in_BT)[mask_BT], tgt_out_BT[mask_BT]
+
+
+def batch_loss(model: Transformer, batch: Batch, smoothing: float) -> LossSums:
+    """Loss of a batch, summed over its real target positions; the others are never projected."""
+    hidden_MD, targets_M = hidden_at_targets(model, batch)
+    return loss_sums(hidden_MD, model.output.weight, targets_M, smoothing)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ from mtkit.data.tokenizer import Tokenizers
 from mtkit.decoding.loading import copy_weights, make_model
 from mtkit.device import choose_device, choose_dtype, out_of_memory_named
 from mtkit.errors import StorageError, TrainingError
-from mtkit.training.loss import LossSums, batch_loss
+from mtkit.training.loss import LossSums, hidden_at_targets, loss_sums
 from mtkit.training.optimizer import (
     MovingAverage,
     load_optimizer_tensors,
@@ -139,8 +139,18 @@ class Trainer:
         self.special = special_ids(tokenizers)
         self.stopwatch = Stopwatch(0.0)
         self.saved: tuple[int, int] | None = None  # step and validated step of the newest checkpoint
+        self.stage: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext()
         if config.training.compile:
             self.model.compile(dynamic=True)
+
+    def measure(self, stage: Callable[[str], AbstractContextManager[None]]) -> None:
+        """Enter `stage(name)` around each stage of an update: data, forward, loss, backward, optimizer."""
+        self.stage = stage
+
+    def epoch_order(self, epoch: int) -> list[Indices]:
+        """The batches of an epoch."""
+        lengths = self.corpus.src_lengths, self.corpus.tgt_lengths
+        return epoch_batches(*lengths, self.config.training.batch_tokens, self.config.seed, epoch)
 
     # --- the loop ---------------------------------------------------------------------------------------------
 
@@ -174,8 +184,7 @@ class Trainer:
         """(epoch, number, pairs) of every batch from where the run stands to the last epoch."""
         training, epoch, first = self.config.training, self.state.epoch, self.state.batch
         while training.max_epochs is None or epoch < training.max_epochs:
-            lengths = self.corpus.src_lengths, self.corpus.tgt_lengths
-            order = epoch_batches(*lengths, training.batch_tokens, self.config.seed, epoch)
+            order = self.epoch_order(epoch)
             for number in range(first, len(order)):
                 yield epoch, number, order[number]
             epoch, first = epoch + 1, 0
@@ -196,21 +205,24 @@ class Trainer:
     def train_step(self, update: list[tuple[int, int, Indices]]) -> None:
         """One update: the gradient of the loss sum over the token count of all its batches, clipped, applied."""
         self.model.train()
-        batches = [make_batch(self.corpus, indices, self.special) for _, _, indices in update]
+        with self.stage("data"):
+            batches = [make_batch(self.corpus, indices, self.special) for _, _, indices in update]
         num_targets = sum(batch.num_targets for batch in batches)
         batch_tokens = self.config.training.batch_tokens
         with out_of_memory_named(
             f"lower training.batch_tokens (now {batch_tokens:,}), raise training.accumulate"
         ):
             sums = [self._backward(batch, number, num_targets) for number, batch in enumerate(batches)]
-            norm = self._clip()
+            with self.stage("optimizer"):
+                norm = self._clip()
         loss = sum(s.loss.item() for s in sums) / num_targets
         nll = sum(s.nll.item() for s in sums) / num_targets
         self._refuse_non_finite(loss, 0.0 if self.scaler.is_enabled() else norm, batches)
         rate = learning_rate(self.state.step + 1, self.config.training, self.config.model.d_model)
         set_learning_rate(self.optimizer, rate)
-        self.scaler.step(self.optimizer)  # fp16: passed over if a gradient overflowed
-        self.scaler.update()
+        with self.stage("optimizer"):
+            self.scaler.step(self.optimizer)  # fp16: passed over if a gradient overflowed
+            self.scaler.update()
         self._refuse_endless_overflow()
         self.optimizer.zero_grad(set_to_none=True)
         self._advance(update, num_targets)
@@ -220,8 +232,13 @@ class Trainer:
 
     def _backward(self, batch: Batch, number: int, num_targets: int) -> LossSums:
         torch.manual_seed(dropout_seed(self.config.seed, self.state.step, number))
-        sums = batch_loss(self.model, batch, self.config.training.label_smoothing)
-        self.scaler.scale(sums.loss / num_targets).backward()
+        with self.stage("forward"):
+            hidden_MD, targets_M = hidden_at_targets(self.model, batch)
+        with self.stage("loss"):
+            smoothing = self.config.training.label_smoothing
+            sums = loss_sums(hidden_MD, self.model.output.weight, targets_M, smoothing)
+        with self.stage("backward"):
+            self.scaler.scale(sums.loss / num_targets).backward()
         return LossSums(sums.loss.detach(), sums.nll)
 
     def _clip(self) -> float:
