@@ -95,6 +95,9 @@ def train(
     from mtkit.training.run import train as run_training
 
     console = make_console(sys.stdout)
+    console.quiet = (
+        os.environ.get("RANK", "0") != "0"
+    )  # of several processes that torchrun started, one speaks
     result = run_training(loaded, fresh=fresh, console=console)
     console.print(
         f"\nThe model is in {result.run}. Next:\n    mtkit translate {shlex.quote(str(result.run))} < input.txt",

@@ -22,17 +22,18 @@ from rich.table import Table
 from mtkit.benchmark.flops import Positions, training_flops
 from mtkit.benchmark.machine import forget_peak_memory, machine_name, matmul_peaks, peak_memory, synchronize
 from mtkit.benchmark.reference import MarianLoop, ReferenceLoop
-from mtkit.benchmark.synthetic import SyntheticCorpus, SyntheticTokenizer
+from mtkit.benchmark.synthetic import MEDIAN_SRC_PIECES, SyntheticCorpus, SyntheticTokenizer
 from mtkit.config import Config
-from mtkit.data.batching import Indices, make_batch
+from mtkit.data.batching import Indices, cut_update, make_batch
 from mtkit.data.corpus import Corpus
 from mtkit.data.tokenizer import Tokenizer, Tokenizers
 from mtkit.device import DTYPES, out_of_memory_named
 from mtkit.errors import ConfigError
+from mtkit.training.memory import find_slices, largest_batch
 from mtkit.training.preparation import prepare, set_up
 from mtkit.training.progress import Progress
 from mtkit.training.signals import Signals
-from mtkit.training.trainer import Trainer
+from mtkit.training.trainer import Trainer, Update
 
 STAGES = ("data", "forward", "loss", "backward", "optimizer")
 WARM_UP_UPDATES = 3
@@ -41,8 +42,6 @@ COMPETITORS = ("torch", "compile", "transformers")
 SYNTHETIC_BATCHES = 60
 
 Say = Callable[[str], None]
-Update = list[tuple[int, int, Indices]]
-"""(epoch, number in it, pairs) of the batches of an update."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ def benchmark_train(
         )
         own = OwnLoop(config, corpus, tokenizers)
         largest = own.largest_update()
-        with out_of_memory_named("lower training.batch_tokens"):
+        with out_of_memory_named(own.trainer.memory_hint()):
             say("warm-up, the largest batch first")
             forget_peak_memory(own.trainer.device)
             for update in [largest, *own.updates(WARM_UP_UPDATES)]:
@@ -191,7 +190,7 @@ def real_inputs(config: Config, folder: Path, say: Say) -> tuple[Tokenizers, Cor
 def synthetic_inputs(config: Config) -> tuple[Tokenizers, Corpus]:
     """Random pairs, enough for some tens of batches, and the vocabulary that they are from."""
     tokenizer = cast(Tokenizer, SyntheticTokenizer(config.tokenizer.vocab_size))
-    num_pairs = SYNTHETIC_BATCHES * config.training.batch_tokens // 24
+    num_pairs = SYNTHETIC_BATCHES * config.training.cut_tokens // MEDIAN_SRC_PIECES
     corpus = SyntheticCorpus(
         num_pairs, config.tokenizer.vocab_size, min(config.data.max_length, 250), config.seed
     )
@@ -220,6 +219,8 @@ class OwnLoop:
         progress = Progress(Path(config.run), Console(quiet=True))
         self.trainer = Trainer(config, corpus, tokenizers, None, progress, Signals())
         self.precision = precision_name(self.trainer.dtype)
+        if config.training.batch_tokens == "auto":
+            self.trainer.state.slices = find_slices(self.trainer)
 
     def step(self, update: Update) -> None:
         """One update, begun and finished."""
@@ -228,7 +229,7 @@ class OwnLoop:
 
     def updates(self, number: int | None) -> Iterator[Update]:
         """So many updates, or endlessly, epoch after epoch."""
-        size = self.trainer.config.training.accumulate
+        size = self.trainer.config.training.batches_per_update
         epoch = made = 0
         while number is None or made < number:
             order = self.trainer.epoch_order(epoch)
@@ -241,13 +242,9 @@ class OwnLoop:
             epoch += 1
 
     def largest_update(self) -> Update:
-        """An update of the batches with the most positions of the first epoch."""
-        corpus, order = self.trainer.corpus, self.trainer.epoch_order(0)
-
-        def num_positions(batch: Indices) -> int:
-            return int(corpus.src_lengths[batch].max() + corpus.tgt_lengths[batch].max() + 2) * len(batch)
-
-        return [(0, 0, max(order, key=num_positions))] * self.trainer.config.training.accumulate
+        """An update of the batch with the most positions, as often as an update has batches."""
+        number = self.trainer.config.training.batches_per_update
+        return [(0, 0, largest_batch(self.trainer))] * number
 
 
 class TorchLoop:
@@ -259,7 +256,7 @@ class TorchLoop:
 
     def step(self, update: Update) -> None:
         """One update, begun and finished."""
-        self.loop.step([make_batch(self.own.corpus, indices, self.own.special) for _, _, indices in update])
+        self.loop.step([make_batch(self.own.corpus, p, self.own.special) for p in parts(self.own, update)])
         synchronize(self.loop.device)
 
 
@@ -409,5 +406,11 @@ def median_ratio(amounts: list[int], seconds: list[float]) -> float:
 def positions(trainer: Trainer, update: Update, *, padded: bool) -> Positions:
     """The positions of an update's batches, with padding or without."""
     lengths = trainer.corpus.src_lengths, trainer.corpus.tgt_lengths
-    batches = (Positions.of_batch(*lengths, indices, padded=padded) for _, _, indices in update)
-    return sum(batches, Positions())
+    each = (Positions.of_batch(*lengths, part, padded=padded) for part in parts(trainer, update))
+    return sum(each, Positions())
+
+
+def parts(trainer: Trainer, update: Update) -> list[Indices]:
+    """What an update runs one after the other: its batches, in slices if memory asks for them."""
+    cut = cut_update([indices for _, _, indices in update], slices=trainer.state.slices)
+    return [part for part in cut if len(part)]

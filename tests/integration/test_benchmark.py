@@ -53,7 +53,9 @@ def test_numbers_are_there_and_add_up(config: Path, tmp_path: Path) -> None:
 def test_synthetic_batches_need_no_corpus(config: Path) -> None:
     missing = "data.root=/nowhere"
     assert tiny.mtkit("benchmark", "train", config, missing)[0] == 3
-    found = benchmark(config, missing, "--synthetic", "training.batch_tokens=300")
+    found = benchmark(
+        config, missing, "--synthetic", "training.batch_tokens=auto", "training.update_tokens=300"
+    )
     assert found["against"] == []
     assert found["tgt_tokens_per_second"] > 0
 
