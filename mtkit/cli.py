@@ -38,6 +38,10 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="About the YAML itself.", epilog="Example: `mtkit config schema`")
 app.add_typer(config_app, name="config")
+benchmark_app = typer.Typer(
+    help="How fast mtkit is on this machine.", epilog="Example: `mtkit benchmark train configs/small.yaml`"
+)
+app.add_typer(benchmark_app, name="benchmark")
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file; `-` is stdin.")]
 Overrides = Annotated[
@@ -352,6 +356,47 @@ def show(config: ConfigPath, overrides: Overrides = None) -> None:
     from mtkit.configfile import dump_config, load_config
 
     print_text(dump_config(load_config(config, overrides or ())))
+
+
+@benchmark_app.command(
+    "train", epilog="Example: `mtkit benchmark train configs/base.yaml --synthetic --against torch`"
+)
+def benchmark_train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another loop on the same batches, in turn with mtkit: torch (nn.Transformer), compile (mtkit "
+            "with torch.compile) or transformers (Hugging Face's Marian); repeat for several."
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=3, help="Updates to measure, after a warm-up.")] = 20,
+    minutes: Annotated[float | None, typer.Option(min=0.0, help="Measure for so long instead.")] = None,
+    synthetic: Annotated[
+        bool, typer.Option("--synthetic", help="Random pieces in sentences as long as news; needs no corpus.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure training: speed, shares of an update, memory, FLOP/s. The run folder stays as it is."""
+    from mtkit.configfile import load_config
+
+    loaded = load_config(config, overrides or ())
+    from mtkit.benchmark.train import benchmark_train as benchmark
+
+    progress = make_console(sys.stderr)
+    result = benchmark(
+        loaded,
+        against=tuple(against or ()),
+        num_updates=steps,
+        minutes=minutes,
+        synthetic=synthetic,
+        say=lambda line: progress.print(line, markup=False, highlight=False, soft_wrap=True),
+    )
+    if as_json:
+        print_text(json.dumps(result.as_dict(), indent=2) + "\n")
+    else:
+        make_console(sys.stdout).print(result.table())
 
 
 # --- helpers ------------------------------------------------------------------------------------------------------

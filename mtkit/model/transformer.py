@@ -157,7 +157,7 @@ class Transformer(nn.Module):
             return attention.attend_self(x, mask_TT, positions_T)
 
         def cross_attention(attention: MultiHeadAttention, x: Tensor) -> Tensor:
-            return attention.attend_memory(x, attention.project_memory(memory_BSD), memory_mask)
+            return attention.attend_whole_memory(x, memory_BSD, memory_mask)
 
         x_BTD = self.tgt_embedding.embed(tgt_BT, positions_T, self.compute_dtype)
         for layer in self.decoder_stack():
