@@ -19,8 +19,10 @@ from mtkit.data.batching import Ids, pad_rows, split_by_budget
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.decoding.loading import load_model
 from mtkit.decoding.search import Hypothesis, SearchOptions, gnmt_penalty, search
+from mtkit.decoding.stepper import ModelStepper
 from mtkit.device import choose_device, choose_dtype, out_of_memory_named
 from mtkit.errors import DataError
+from mtkit.model.packing import pack
 from mtkit.model.transformer import Transformer
 
 LINES_AT_ONCE = 4096
@@ -38,27 +40,6 @@ class Translation:
     text: str
     score: float
     """Log-probability over the GNMT length penalty; 0 for an empty line, the mean over the parts of a cut line."""
-
-
-class ModelStepper:
-    """A Transformer seen as a step function (see `search.Stepper`)."""
-
-    def __init__(self, model: Transformer, src_BS: Tensor, beam_size: int, max_length: int) -> None:
-        self.model, self.beam_size = model, beam_size
-        self.state = model.start(model.encode(src_BS), model.source_mask(src_BS), beam_size, max_length)
-
-    def step(self, tokens_BK: Tensor) -> Tensor:
-        """Logits [B, K, V]."""
-        return self.model.step(tokens_BK, self.state)
-
-    def reorder(self, hypotheses_N: Tensor) -> None:
-        """Continue with these hypotheses."""
-        self.state.reorder(hypotheses_N)
-
-    def keep(self, sentences_B: Tensor) -> None:
-        """Continue with these sentences alone."""
-        beams_K = torch.arange(self.beam_size, device=sentences_B.device)
-        self.state.keep(sentences_B, (sentences_B[:, None] * self.beam_size + beams_K).flatten())
 
 
 class Translator:
@@ -132,6 +113,7 @@ class Translator:
         dtype = choose_dtype(precision, device)
         model.compute_dtype = dtype
         model.to(device=device, dtype=dtype).eval()
+        pack(model)
         return cls(model, tokenizers, decoding or config.decoding, config.data.max_length)
 
     def translate(self, lines: Iterable[str]) -> Iterator[Translation]:
@@ -208,7 +190,7 @@ class Translator:
         max_lengths = [self.max_length(len(ids)) for ids in sentences]
         src_BS = self._pad_sources(sentences)
         with out_of_memory_named("lower decoding.batch_tokens (--batch-tokens) or the beam"):
-            stepper = ModelStepper(self.model, src_BS, self.options.beam_size, max(max_lengths))
+            stepper = ModelStepper(self.model, src_BS)
             return search(stepper, max_lengths, self.options, self.device)
 
     def max_length(self, num_source_pieces: int) -> int:

@@ -17,7 +17,7 @@ class TableStepper:
     """Log-probabilities that depend on the whole prefix (and the sentence), drawn from its hash."""
 
     def __init__(self, sentences: list[int], vocab: int, beam_size: int, sharpness: float = 2.0) -> None:
-        self.prefixes = [[(s,) for _ in range(beam_size)] for s in sentences]
+        self.prefixes = [[(s,)] for s in sentences]
         self.vocab, self.sharpness = vocab, sharpness
 
     def logits(self, prefix: tuple[int, ...]) -> list[float]:
@@ -31,11 +31,10 @@ class TableStepper:
         ]
         return torch.tensor([[self.logits(p) for p in row] for row in self.prefixes], dtype=torch.float64)
 
-    def reorder(self, hypotheses_N: torch.Tensor) -> None:
-        flat = [p for row in self.prefixes for p in row]
-        K = len(self.prefixes[0])
-        chosen = [flat[i] for i in hypotheses_N.tolist()]
-        self.prefixes = [chosen[i : i + K] for i in range(0, len(chosen), K)]
+    def reorder(self, parents_BK: torch.Tensor) -> None:
+        self.prefixes = [
+            [row[i] for i in parents] for row, parents in zip(self.prefixes, parents_BK.tolist(), strict=True)
+        ]
 
     def keep(self, sentences_B: torch.Tensor) -> None:
         self.prefixes = [self.prefixes[i] for i in sentences_B.tolist()]

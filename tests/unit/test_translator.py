@@ -172,21 +172,23 @@ class WholeStepper:
     """A step function that decodes the whole target again at each step: no cache."""
 
     def __init__(self, model: Transformer, src_BS: Tensor, beam_size: int) -> None:
-        self.model, self.beam_size = model, beam_size
-        self.src_NS = src_BS.repeat_interleave(beam_size, 0)
-        self.tgt_NT = torch.empty(len(self.src_NS), 0, dtype=torch.long)
+        self.model, self.src_BS = model, src_BS
+        self.tgt_BKT = torch.empty(len(src_BS), 1, 0, dtype=torch.long)
 
     def step(self, tokens_BK: Tensor) -> Tensor:
-        self.tgt_NT = torch.cat([self.tgt_NT, tokens_BK.reshape(-1, 1)], 1)
-        hidden = self.model(self.src_NS, self.tgt_NT)[:, -1]
-        return self.model.logits(hidden).view(*tokens_BK.shape, -1)
+        self.tgt_BKT = torch.cat([self.tgt_BKT, tokens_BK[:, :, None]], 2)
+        B, K = tokens_BK.shape
+        hidden = self.model(self.src_BS.repeat_interleave(K, 0), self.tgt_BKT.flatten(0, 1))[:, -1]
+        return self.model.logits(hidden).view(B, K, -1)
 
-    def reorder(self, hypotheses_N: Tensor) -> None:
-        self.tgt_NT = self.tgt_NT[hypotheses_N]
+    def reorder(self, parents_BK: Tensor) -> None:
+        self.tgt_BKT = self.tgt_BKT.gather(1, parents_BK[:, :, None].expand(-1, -1, self.tgt_BKT.shape[2]))
 
     def keep(self, sentences_B: Tensor) -> None:
-        rows = (sentences_B[:, None] * self.beam_size + torch.arange(self.beam_size)).flatten()
-        self.src_NS, self.tgt_NT = self.src_NS[rows], self.tgt_NT[rows]
+        self.src_BS, self.tgt_BKT = self.src_BS[sentences_B], self.tgt_BKT[sentences_B]
+
+    def attention(self) -> Tensor:
+        raise NotImplementedError
 
 
 @pytest.mark.parametrize(
