@@ -322,7 +322,7 @@ class DecodingConfig(Section):
     """A translation has at most ratio x source pieces + extra pieces."""
     max_length_extra: Count = 20
     """See `max_length_ratio`."""
-    batch_tokens: Positive = 4096
+    batch_tokens: Positive = 16384
     """Source pieces x beam in a batch, padding included."""
 
     @model_validator(mode="after")

@@ -112,42 +112,44 @@ class ConstraintTracker:
         own = self.constraints[sentence]
         return tuple(c.advance(places, token) for c, places in zip(own, state, strict=True))
 
-    def forbid(self, log_probs_BKV: Tensor, beam: Beam) -> None:
-        """No eos before all constraints are met, in place."""
-        for row, states in enumerate(self.states):
-            for k, state in enumerate(states):
-                if self.missing(row, state):
+    def forbid(self, log_probs_BKV: Tensor, first: int = 0) -> None:
+        """No eos before all constraints are met, in place. The sentences are those from number `first` on."""
+        for row in range(len(log_probs_BKV)):
+            for k, state in enumerate(self.states[first + row]):
+                if self.missing(first + row, state):
                     log_probs_BKV[row, k, self.eos] = NEVER
 
-    def allocate(self, candidates: Candidates, log_probs_BKV: Tensor, beam: Beam) -> None:
+    def allocate(self, candidates: Candidates, log_probs_BKV: Tensor, beam: Beam, first: int = 0) -> None:
         """Deal the beam of constrained sentences out to the banks, in place of their best candidates."""
-        for row in range(len(self.constraints)):
-            if self.constraints[row]:
-                self._allocate(row, candidates, log_probs_BKV[row], beam)
+        for row in range(len(log_probs_BKV)):
+            if self.constraints[first + row]:
+                dealt = self._dealt(first + row, candidates, row, log_probs_BKV[row], beam)
+                C = candidates.log_probs_BGC.shape[2]
+                totals, parents, tokens = zip(*[*dealt, *[(NEVER, 0, 0)] * C][:C], strict=True)
+                device = log_probs_BKV.device
+                candidates.log_probs_BGC[row, 0] = torch.tensor(totals, device=device)
+                candidates.parents_BGC[row, 0] = torch.tensor(parents, device=device)
+                candidates.tokens_BGC[row, 0] = torch.tensor(tokens, device=device)
+                candidates.ends_BGC[row, 0] = candidates.tokens_BGC[row, 0] == self.eos
 
-    def _allocate(self, row: int, candidates: Candidates, log_probs_KV: Tensor, beam: Beam) -> None:
+    def _dealt(
+        self, number: int, candidates: Candidates, row: int, log_probs_KV: Tensor, beam: Beam
+    ) -> list[tuple[float, int, int]]:
+        """(log-probability, beam, piece) in the order in which they may go on."""
         left = int(beam.max_lengths_B[row]) - beam.length - 1  # pieces after this one, eos included
         previous = beam.log_probs_BK[row].tolist()
         best = zip(candidates.parents_BGC[row, 0].tolist(), candidates.tokens_BGC[row, 0].tolist(), strict=True)
         own_best = enumerate(log_probs_KV.argmax(dim=-1).tolist())  # so that every hypothesis can go on
-        places = {*best, *own_best, *self._advancing(row)}
+        places = {*best, *own_best, *self._advancing(number)}
         order = sorted(places)
         scores = log_probs_KV[[k for k, _ in order], [v for _, v in order]].tolist()
         banks: dict[int, list[tuple[float, int, int]]] = {}
         for (k, token), log_prob in zip(order, scores, strict=True):
             total = previous[k] + log_prob
-            missing = self.missing(row, self.after(row, self.states[row][k], token))
-            if total > NEVER and missing < max(left, 1):  # what is missing still fits, and eos behind it
+            missing = self.missing(number, self.after(number, self.states[number][k], token))
+            if total > NEVER and missing < max(left, 1):  # what is missing fits, and eos behind it
                 banks.setdefault(missing, []).append((total, k, token))
-        dealt = deal([sorted(bank, reverse=True) for _, bank in sorted(banks.items())])
-        C = candidates.log_probs_BGC.shape[2]
-        dealt = [*dealt, *[(NEVER, 0, 0)] * C][:C]
-        totals, parents, tokens = zip(*dealt, strict=True)
-        device = log_probs_KV.device
-        candidates.log_probs_BGC[row, 0] = torch.tensor(totals, device=device)
-        candidates.parents_BGC[row, 0] = torch.tensor(parents, device=device)
-        candidates.tokens_BGC[row, 0] = torch.tensor(tokens, device=device)
-        candidates.ends_BGC[row, 0] = candidates.tokens_BGC[row, 0] == self.eos
+        return deal([sorted(bank, reverse=True) for _, bank in sorted(banks.items())])
 
     def _advancing(self, row: int) -> set[tuple[int, int]]:
         """(beam, piece) of all pieces that bring a hypothesis on."""

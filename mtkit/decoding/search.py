@@ -31,12 +31,18 @@ NEVER = float("-inf")
 ENDED_SHARE = 8
 """Ended sentences leave the batch when they are more than 1/8 of it: leaving means to copy what the others remember."""
 
+HYPOTHESES_AT_ONCE = 320
+"""Hypotheses whose next pieces are looked at together on a CPU."""
+
 
 class Stepper(Protocol):
     """A model that is asked for one piece after the other."""
 
     def step(self, tokens_BK: Tensor) -> Tensor:
-        """Unnormalized log-probabilities [B, K, V] of what follows the newest pieces [B, K]."""
+        """What `logits` needs about the hypotheses that end with these newest pieces [B, K]: [B, K, anything]."""
+
+    def logits(self, hidden_BKD: Tensor) -> Tensor:
+        """Unnormalized log-probabilities [B, K, V] of the next piece, of all or some of the sentences."""
 
     def reorder(self, parents_BK: Tensor) -> None:
         """Continue with these hypotheses of each sentence, in this order; there may be more or fewer than before."""
@@ -139,15 +145,10 @@ def search(
     tracker = ConstraintTracker(constraints, options.eos) if constraints and any(constraints) else None
     while len(beam.sentences_B):
         refuse_endless(beam)
-        log_probs_BKV = stepper.step(beam.tokens_BKT[:, :, -1]).log_softmax(dim=-1, dtype=torch.float32)
+        hidden_BKD = stepper.step(beam.tokens_BKT[:, :, -1])
         if options.coverage_penalty:
             beam.coverage_BKS = beam.coverage_BKS + stepper.attention()
-        forbid(log_probs_BKV, beam, options)
-        if tracker is not None:
-            tracker.forbid(log_probs_BKV, beam)
-        candidates = best_candidates(log_probs_BKV, beam, options)
-        if tracker is not None:
-            tracker.allocate(candidates, log_probs_BKV, beam)
+        candidates = all_candidates(stepper, hidden_BKD, beam, options, tracker)
         finish_hypotheses(beam, candidates, options)
         parents_BK = continue_hypotheses(beam, candidates, options)
         if tracker is not None:
@@ -210,6 +211,35 @@ class Candidates:
     parents_BGC: Tensor  # which beam each continues
     tokens_BGC: Tensor
     ends_BGC: Tensor  # True where the token is eos
+
+
+def all_candidates(
+    stepper: Stepper, hidden_BKD: Tensor, beam: Beam, options: SearchOptions, tracker: ConstraintTracker | None
+) -> Candidates:
+    """The candidates of all sentences.
+
+    On CPUs of some sentences at a time: numbers that fit the cache are made, normalized and looked through there.
+    """
+    B, K = hidden_BKD.shape[:2]
+    num_rows = B if hidden_BKD.is_cuda else max(1, HYPOTHESES_AT_ONCE // K)
+    found = []
+    for first in range(0, B, num_rows):
+        rows = slice(first, first + num_rows)
+        log_probs_BKV = stepper.logits(hidden_BKD[rows]).log_softmax(dim=-1, dtype=torch.float32)
+        part = beam if num_rows >= B else Beam(**{name: value[rows] for name, value in vars(beam).items()})
+        forbid(log_probs_BKV, part, options)
+        if tracker is not None:
+            tracker.forbid(log_probs_BKV, first)
+        candidates = best_candidates(log_probs_BKV, part, options)
+        if tracker is not None:
+            tracker.allocate(candidates, log_probs_BKV, part, first)
+        found.append(candidates)
+    return found[0] if len(found) == 1 else Candidates(*map(torch.cat, zip(*map(as_tuple, found), strict=True)))
+
+
+def as_tuple(candidates: Candidates) -> tuple[Tensor, ...]:
+    """Its tensors in their order."""
+    return tuple(vars(candidates).values())
 
 
 def best_candidates(log_probs_BKV: Tensor, beam: Beam, options: SearchOptions) -> Candidates:

@@ -28,8 +28,12 @@ class ModelStepper:
         self.state.keep_weights = keep_attention
 
     def step(self, tokens_BK: Tensor) -> Tensor:
-        """Logits [B, K, V]."""
+        """Hidden states [B, K, D]."""
         return self.model.step(tokens_BK, self.state)
+
+    def logits(self, hidden_BKD: Tensor) -> Tensor:
+        """Logits [B, K, V]."""
+        return self.model.logits(hidden_BKD)
 
     def reorder(self, parents_BK: Tensor) -> None:
         """Continue with these hypotheses."""
@@ -50,10 +54,18 @@ class EnsembleStepper:
 
     def __init__(self, steppers: Sequence[ModelStepper]) -> None:
         self.steppers = steppers
+        self.widths: list[int] = []
 
     def step(self, tokens_BK: Tensor) -> Tensor:
+        """The hidden states of all models side by side: [B, K, sum of their D]."""
+        hidden = [stepper.step(tokens_BK) for stepper in self.steppers]
+        self.widths = [h.shape[-1] for h in hidden]
+        return torch.cat(hidden, dim=-1)
+
+    def logits(self, hidden_BKD: Tensor) -> Tensor:
         """Log of the mean probability: [B, K, V]."""
-        log_probs = [s.step(tokens_BK).log_softmax(dim=-1, dtype=torch.float32) for s in self.steppers]
+        parts = zip(self.steppers, hidden_BKD.split(self.widths, dim=-1), strict=True)
+        log_probs = [s.logits(part).log_softmax(dim=-1, dtype=torch.float32) for s, part in parts]
         return torch.stack(log_probs).logsumexp(dim=0) - math.log(len(log_probs))
 
     def reorder(self, parents_BK: Tensor) -> None:

@@ -20,7 +20,7 @@ from mtkit.data.tokenizer import Tokenizers
 from mtkit.decoding.loading import load_model
 from mtkit.decoding.search import Hypothesis, SearchOptions, gnmt_penalty, search
 from mtkit.decoding.stepper import ModelStepper
-from mtkit.device import choose_device, choose_dtype, out_of_memory_named
+from mtkit.device import choose_device, choose_dtype, keep_freed_memory, out_of_memory_named
 from mtkit.errors import DataError
 from mtkit.model.packing import pack
 from mtkit.model.transformer import Transformer
@@ -113,7 +113,9 @@ class Translator:
         dtype = choose_dtype(precision, device)
         model.compute_dtype = dtype
         model.to(device=device, dtype=dtype).eval()
-        pack(model)
+        if device.type == "cpu":
+            keep_freed_memory()
+            pack(model, int8_output=precision == "auto" and dtype == torch.bfloat16)
         return cls(model, tokenizers, decoding or config.decoding, config.data.max_length)
 
     def translate(self, lines: Iterable[str]) -> Iterator[Translation]:

@@ -154,7 +154,7 @@ class Transformer(nn.Module):
         return start_state([layer.attention for layer in self.decoder_stack()], memory_kv, memory_mask)
 
     def step(self, tokens_BK: Tensor, state: DecoderState) -> Tensor:
-        """The next piece's logits [B, K, V] after these newest pieces [B, K]; the state grows by one position."""
+        """Hidden states [B, K, D] after these newest pieces [B, K], for `logits`; the state grows by one position."""
         heads = self.decoder[0].attention.heads  # type: ignore[union-attr]
         masks = step_masks(state, tokens_BK.shape[1], heads)
         state.weights_BKS = []
@@ -169,7 +169,8 @@ class Transformer(nn.Module):
 
             x_BKD = layer(x_BKD, self_attention, cross_attention)
         state.length += 1
-        return self.logits(self.decoder_norm(x_BKD))
+        hidden_BKD: Tensor = self.decoder_norm(x_BKD)
+        return hidden_BKD
 
     def num_parameters(self) -> int:
         """Trained numbers, shared ones counted once."""

@@ -408,7 +408,7 @@ def check_cached_steps(model: Transformer, steps: int = 6, beams: int = 3) -> No
         B = len(prefixes)
         tokens = torch.randint(1, VOCAB, (B, beams), generator=rng)
         prefixes = torch.cat([prefixes, tokens[:, :, None]], dim=2)
-        logits = model.step(tokens, state)
+        logits = model.logits(model.step(tokens, state))
         full = model.decode(
             prefixes.flatten(0, 1), memory.repeat_interleave(beams, 0), mask.repeat_interleave(beams, 0)
         )

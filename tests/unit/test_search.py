@@ -31,6 +31,9 @@ class TableStepper:
         ]
         return torch.tensor([[self.logits(p) for p in row] for row in self.prefixes], dtype=torch.float64)
 
+    def logits(self, hidden_BKD: torch.Tensor) -> torch.Tensor:
+        return hidden_BKD
+
     def reorder(self, parents_BK: torch.Tensor) -> None:
         self.prefixes = [
             [row[i] for i in parents] for row, parents in zip(self.prefixes, parents_BK.tolist(), strict=True)

@@ -181,6 +181,9 @@ class WholeStepper:
         hidden = self.model(self.src_BS.repeat_interleave(K, 0), self.tgt_BKT.flatten(0, 1))[:, -1]
         return self.model.logits(hidden).view(B, K, -1)
 
+    def logits(self, hidden_BKD: torch.Tensor) -> torch.Tensor:
+        return hidden_BKD
+
     def reorder(self, parents_BK: Tensor) -> None:
         self.tgt_BKT = self.tgt_BKT.gather(1, parents_BK[:, :, None].expand(-1, -1, self.tgt_BKT.shape[2]))
 
