@@ -90,12 +90,23 @@ def start_state(attentions: list[MultiHeadAttention], memory_kv: list[tuple[Tens
         memory_kv: see `DecoderState`, like `mask`.
     """
     k = memory_kv[0][0]
+    dtype = cache_dtype(k)
+    memory_kv = [(k.to(dtype).contiguous(), v.to(dtype).contiguous()) for k, v in memory_kv]
+    k = memory_kv[0][0]
     self_kv = [k.new_empty(2, len(mask), a.kv_heads, FIRST_PLACES, a.head_width) for a in attentions]
     visible_BKL = torch.empty(len(mask), 1, 0, dtype=torch.bool, device=k.device)
     steps_L = torch.empty(0, dtype=torch.long, device=k.device)
     bias_BS = torch.zeros(mask.shape[0], mask.shape[3], dtype=k.dtype, device=k.device)
     bias_BS.masked_fill_(~mask[:, 0, 0], float("-inf"))
     return DecoderState(memory_kv, mask, self_kv, visible_BKL, steps_L, memory_bias_BS=bias_BS)
+
+
+def cache_dtype(x: Tensor) -> torch.dtype:
+    """The precision of keys and values: that of the model, but float32 on CPUs.
+
+    Batches of small products are faster in float32 there; the large products, in bfloat16, are another matter.
+    """
+    return torch.float32 if x.device.type == "cpu" else x.dtype
 
 
 @dataclass
@@ -131,10 +142,11 @@ def attend_past(
     past = slice(0, masks.new.stop)
     k_BGLE, v_BGLE = cache[0, :, :, past], cache[1, :, :, past]
     if attention.relative is not None or not can_multiply_at_once(q_BHKE, k_BGLE):
+        k_BGLE, v_BGLE = k_BGLE.to(x_BKD.dtype), v_BGLE.to(x_BKD.dtype)
         mask = masks.self_mask_B1KL
         return attention.attend(q_BHKE, k_BGLE, v_BGLE, mask, masks.positions_K, state.steps_L)
     out_BHKE, _ = batched_attention(q_BHKE, k_BGLE, v_BGLE, masks.self_bias_NKL)
-    return attention.out(out_BHKE.transpose(1, 2).flatten(2))
+    return attention.out(joined(out_BHKE, x_BKD.dtype))
 
 
 def attend_memory(attention: MultiHeadAttention, x_BKD: Tensor, state: DecoderState, layer: int) -> Tensor:
@@ -142,7 +154,8 @@ def attend_memory(attention: MultiHeadAttention, x_BKD: Tensor, state: DecoderSt
     k_BGSE, v_BGSE = state.memory_kv[layer]
     q_BHKE = attention.split_heads(attention.q(x_BKD))
     if not state.keep_weights and not can_multiply_at_once(q_BHKE, k_BGSE):
-        return attention.attend_memory(x_BKD, (k_BGSE, v_BGSE), state.memory_mask)
+        memory_kv = (k_BGSE.to(x_BKD.dtype), v_BGSE.to(x_BKD.dtype))
+        return attention.attend_memory(x_BKD, memory_kv, state.memory_mask)
     assert state.memory_bias_BS is not None
     B, H, K, _ = q_BHKE.shape
     if k_BGSE.shape[1] != H:
@@ -151,7 +164,12 @@ def attend_memory(attention: MultiHeadAttention, x_BKD: Tensor, state: DecoderSt
     out_BHKE, weights_BHKS = batched_attention(q_BHKE, k_BGSE, v_BGSE, bias_N1S)
     if state.keep_weights:
         state.weights_BKS.append(weights_BHKS.float().mean(dim=1))
-    return attention.out(out_BHKE.transpose(1, 2).flatten(2))
+    return attention.out(joined(out_BHKE, x_BKD.dtype))
+
+
+def joined(out_BHKE: Tensor, dtype: torch.dtype) -> Tensor:
+    """The heads side by side, [B, K, D], in one copy."""
+    return out_BHKE.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format).flatten(2)
 
 
 def can_multiply_at_once(q_BHKE: Tensor, k_BGLE: Tensor) -> bool:
@@ -172,7 +190,8 @@ def batched_attention(
     """
     B, H, K, E = q_BHKE.shape
     k_NEL, v_NLE = k_BHLE.flatten(0, 1).transpose(1, 2), v_BHLE.flatten(0, 1)
-    scores_NKL = torch.baddbmm(bias_NKL, q_BHKE.reshape(B * H, K, E), k_NEL, alpha=E**-0.5)
+    q_NKE = q_BHKE.to(k_NEL.dtype, memory_format=torch.contiguous_format).flatten(0, 1)
+    scores_NKL = torch.baddbmm(bias_NKL, q_NKE, k_NEL, alpha=E**-0.5)
     weights_NKL = scores_NKL.softmax(dim=-1)
     out_NKE = torch.bmm(weights_NKL, v_NLE)
     return out_NKE.view(B, H, K, E), weights_NKL.view(B, H, K, -1)
