@@ -30,13 +30,13 @@ class Rules(Protocol):
     """The options of the rules; `search.SearchOptions` and `sampling.SamplingOptions` are such."""
 
     @property
-    def eos(self) -> int: ...  # noqa: D102
+    def eos(self) -> int: ...
     @property
-    def suppressed(self) -> tuple[int, ...]: ...  # noqa: D102
+    def suppressed(self) -> tuple[int, ...]: ...
     @property
-    def min_length(self) -> int: ...  # noqa: D102
+    def min_length(self) -> int: ...
     @property
-    def no_repeat_ngram(self) -> int: ...  # noqa: D102
+    def no_repeat_ngram(self) -> int: ...
 
 
 def forbid(log_probs_BKV: Tensor, beam: Progress, rules: Rules) -> None:
@@ -82,4 +82,3 @@ def forbid_repeated(log_probs_BKV: Tensor, tokens_BKT: Tensor, n: int) -> None:
     same_BKM = (grams_BKMn[..., :-1] == newest_BKn[:, :, None]).all(-1)
     b, k, m = same_BKM.nonzero(as_tuple=True)
     log_probs_BKV[b, k, grams_BKMn[b, k, m, -1]] = NEVER
-

@@ -138,7 +138,9 @@ class ConstraintTracker:
         """(log-probability, beam, piece) in the order in which they may go on."""
         left = int(beam.max_lengths_B[row]) - beam.length - 1  # pieces after this one, eos included
         previous = beam.log_probs_BK[row].tolist()
-        best = zip(candidates.parents_BGC[row, 0].tolist(), candidates.tokens_BGC[row, 0].tolist(), strict=True)
+        best = zip(
+            candidates.parents_BGC[row, 0].tolist(), candidates.tokens_BGC[row, 0].tolist(), strict=True
+        )
         own_best = enumerate(log_probs_KV.argmax(dim=-1).tolist())  # so that every hypothesis can go on
         places = {*best, *own_best, *self._advancing(number)}
         order = sorted(places)
@@ -165,9 +167,7 @@ class ConstraintTracker:
         """The hypotheses that go on."""
         self.states = [
             [self.after(row, self.states[row][k], v) for k, v in zip(parents, tokens, strict=True)]
-            for row, (parents, tokens) in enumerate(
-                zip(parents_BK.tolist(), tokens_BK.tolist(), strict=True)
-            )
+            for row, (parents, tokens) in enumerate(zip(parents_BK.tolist(), tokens_BK.tolist(), strict=True))
         ]
 
     def keep(self, sentences_B: Tensor) -> None:

@@ -214,7 +214,11 @@ class Candidates:
 
 
 def all_candidates(
-    stepper: Stepper, hidden_BKD: Tensor, beam: Beam, options: SearchOptions, tracker: ConstraintTracker | None
+    stepper: Stepper,
+    hidden_BKD: Tensor,
+    beam: Beam,
+    options: SearchOptions,
+    tracker: ConstraintTracker | None,
 ) -> Candidates:
     """The candidates of all sentences.
 
@@ -234,7 +238,9 @@ def all_candidates(
         if tracker is not None:
             tracker.allocate(candidates, log_probs_BKV, part, first)
         found.append(candidates)
-    return found[0] if len(found) == 1 else Candidates(*map(torch.cat, zip(*map(as_tuple, found), strict=True)))
+    return (
+        found[0] if len(found) == 1 else Candidates(*map(torch.cat, zip(*map(as_tuple, found), strict=True)))
+    )
 
 
 def as_tuple(candidates: Candidates) -> tuple[Tensor, ...]:
@@ -321,7 +327,9 @@ def has_ended(beam: Beam, options: SearchOptions) -> Tensor:
     Face's generate, for the best instead of the worst finished one).
     """
     best_live_B = beam.log_probs_BK.amax(dim=1)
-    hopeless_B = beam.done_scores_BK[:, options.n_best - 1] >= best_possible_scores(beam, best_live_B, options)
+    hopeless_B = beam.done_scores_BK[:, options.n_best - 1] >= best_possible_scores(
+        beam, best_live_B, options
+    )
     ended_B = hopeless_B | (best_live_B == NEVER)
     if options.stop == "certain":
         return ended_B

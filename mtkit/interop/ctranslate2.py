@@ -20,6 +20,7 @@ from mtkit.errors import ConfigError
 from mtkit.files import storage_errors
 from mtkit.model.attention import Linear, MultiHeadAttention
 from mtkit.model.layers import FeedForward
+from mtkit.model.positions import LearnedPositions
 from mtkit.model.transformer import Embedding, Transformer
 
 LAYER_NORM_EPSILON = {"layernorm": 1e-5, "rmsnorm": 1e-6}
@@ -128,8 +129,9 @@ def fill_embedding(spec: Any, positions_spec: Any, embedding: Embedding) -> None
     """Piece vectors, and the table of positions."""
     assert embedding.positions is not None  # refuse_unknown_parts
     spec.weight = array(embedding.weight)
-    rows = embedding.positions.weight.shape[0] if hasattr(embedding.positions, "weight") else NUM_POSITIONS
-    positions_spec.encodings = array(embedding.positions(torch.arange(rows)))
+    positions = embedding.positions
+    rows = len(positions.weight) if isinstance(positions, LearnedPositions) else NUM_POSITIONS
+    positions_spec.encodings = array(positions(torch.arange(rows)))
 
 
 def fill_self_attention(spec: Any, attention: MultiHeadAttention) -> None:

@@ -69,7 +69,7 @@ class DecoderState:
         own_BKK = torch.eye(K, dtype=torch.bool, device=device).expand(B, K, K)
         self.visible_BKL = torch.cat([self.visible_BKL, own_BKK], dim=2)
         self.steps_L = torch.cat([self.steps_L, torch.full((K,), self.length, device=device)])
-        if L + K > self.self_kv[0].shape[3]:
+        if self.self_kv[0].shape[3] < L + K:
             self._make_room(2 * (L + K))
         return slice(L, L + K)
 
@@ -82,7 +82,9 @@ class DecoderState:
             self.self_kv[layer] = larger
 
 
-def start_state(attentions: list[MultiHeadAttention], memory_kv: list[tuple[Tensor, Tensor]], mask: Tensor) -> DecoderState:
+def start_state(
+    attentions: list[MultiHeadAttention], memory_kv: list[tuple[Tensor, Tensor]], mask: Tensor
+) -> DecoderState:
     """An empty state with one hypothesis for each sentence.
 
     Args:

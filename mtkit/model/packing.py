@@ -51,7 +51,7 @@ class PackedFeedForward(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """A product in 8-bit integers (AVX-512 VNNI, AMX), with float32 results.
+    """A product in 8-bit integers (AVX-512 VNNI, AMX), with float32 results, by a matrix without a bias.
 
     Each row of the matrix and each row of the input has a scale of its own, so that no sentence depends on its
     neighbours. Products and sums of integers are exact; what is lost is lost in rounding to 255 steps.
@@ -59,8 +59,6 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        if linear.bias is not None:
-            raise ValueError("only for matrices without a bias")
         weight = linear.weight.detach().float()
         scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
         rounded = (weight / scales[:, None]).round().to(torch.int8)
@@ -74,7 +72,19 @@ class Int8Linear(nn.Module):
         row_scales = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
         octets = (rows / row_scales).round_().add_(128).to(torch.uint8)
         products: Tensor = torch.ops.onednn.qlinear_pointwise(
-            octets, 1.0, 128, self.packed, self.scales, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
+            octets,
+            1.0,
+            128,
+            self.packed,
+            self.scales,
+            self.zeros,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
         )
         return products.mul_(row_scales).unflatten(0, x.shape[:-1])
 

@@ -64,6 +64,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.src_pad = src_pad
+        self.heads = config.heads
         self.compute_dtype = torch.float32
         tied = config.tie_embeddings or tie_embeddings
         if tied == "three-way" and src_vocab != tgt_vocab:
@@ -155,8 +156,7 @@ class Transformer(nn.Module):
 
     def step(self, tokens_BK: Tensor, state: DecoderState) -> Tensor:
         """Hidden states [B, K, D] after these newest pieces [B, K], for `logits`; the state grows by one position."""
-        heads = self.decoder[0].attention.heads  # type: ignore[union-attr]
-        masks = step_masks(state, tokens_BK.shape[1], heads)
+        masks = step_masks(state, tokens_BK.shape[1], self.heads)
         state.weights_BKS = []
         x_BKD = self.tgt_embedding.embed(tokens_BK, masks.position, self.compute_dtype)
         for index, layer in enumerate(self.decoder_stack()):

@@ -20,7 +20,7 @@ class TableStepper:
         self.prefixes = [[(s,)] for s in sentences]
         self.vocab, self.sharpness = vocab, sharpness
 
-    def logits(self, prefix: tuple[int, ...]) -> list[float]:
+    def scores(self, prefix: tuple[int, ...]) -> list[float]:
         rng = random.Random(str(prefix))
         return [rng.gauss(0, self.sharpness) for _ in range(self.vocab)]
 
@@ -29,7 +29,7 @@ class TableStepper:
             [(*prefix, token) for prefix, token in zip(row, tokens, strict=True)]
             for row, tokens in zip(self.prefixes, tokens_BK.tolist(), strict=True)
         ]
-        return torch.tensor([[self.logits(p) for p in row] for row in self.prefixes], dtype=torch.float64)
+        return torch.tensor([[self.scores(p) for p in row] for row in self.prefixes], dtype=torch.float64)
 
     def logits(self, hidden_BKD: torch.Tensor) -> torch.Tensor:
         return hidden_BKD
@@ -54,7 +54,7 @@ def exhaustive(
         for ids in itertools.product(body, repeat=length):
             log_prob, prefix = 0.0, (sentence, BOS)
             for token in (*ids, EOS):
-                logits = table.logits(prefix)
+                logits = table.scores(prefix)
                 log_prob += logits[token] - math.log(sum(math.exp(x) for x in logits))
                 prefix = (*prefix, token)
             found.append(Hypothesis(list(ids), log_prob / ((5 + length + 1) / 6) ** alpha, log_prob))
@@ -91,7 +91,7 @@ def plain_beam_search(
     for length in range(1, max_length + 1):
         candidates = []
         for log_prob, ids in live:
-            logits = table.logits((sentence, BOS, *ids))
+            logits = table.scores((sentence, BOS, *ids))
             total = math.log(sum(math.exp(x) for x in logits))
             allowed = [EOS] if length == max_length else range(vocab)
             candidates += [(log_prob + logits[v] - total, (*ids, v)) for v in allowed]
@@ -125,7 +125,7 @@ def test_greedy_takes_the_most_probable_piece_each_time() -> None:
     table = TableStepper([5], 6, 1)
     ids: list[int] = []
     while len(ids) < 8:
-        logits = table.logits((5, BOS, *ids))
+        logits = table.scores((5, BOS, *ids))
         best = max(range(6), key=lambda v: logits[v])
         if best == EOS:
             break
@@ -163,7 +163,7 @@ def test_the_penalty_is_that_of_the_paper() -> None:
 
 def test_scores_that_are_not_numbers_end_the_search() -> None:
     class Spoiled(TableStepper):
-        def logits(self, prefix: tuple[int, ...]) -> list[float]:
+        def scores(self, prefix: tuple[int, ...]) -> list[float]:
             return [math.nan] * self.vocab
 
     with pytest.raises(TrainingError, match="not numbers"):
