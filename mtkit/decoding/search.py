@@ -395,13 +395,15 @@ def collect(beam: Beam, ended_B: Tensor, results: list[list[Hypothesis]], option
     rows = ended_B.nonzero()[:, 0]
     for sentence, scores, log_probs, tokens in zip(
         beam.sentences_B[rows].tolist(),
-        beam.done_scores_BK[rows, : options.n_best].tolist(),
-        beam.done_log_probs_BK[rows, : options.n_best].tolist(),
-        beam.done_tokens_BKT[rows, : options.n_best].tolist(),
+        beam.done_scores_BK[rows].tolist(),
+        beam.done_log_probs_BK[rows].tolist(),
+        beam.done_tokens_BKT[rows].tolist(),
         strict=True,
     ):
-        results[sentence] = [
+        found = [
             Hypothesis(ids[: ids.index(options.eos)] if options.eos in ids else ids, score, log_prob)
             for ids, score, log_prob in zip(tokens, scores, log_probs, strict=True)
             if score > NEVER
         ]
+        different = {tuple(hypothesis.ids): hypothesis for hypothesis in reversed(found)}  # groups may agree
+        results[sentence] = [h for h in found if different[tuple(h.ids)] is h][: options.n_best]
