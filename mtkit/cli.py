@@ -39,6 +39,11 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="About the YAML itself.", epilog="Example: `mtkit config schema`")
 app.add_typer(config_app, name="config")
+benchmark_app = typer.Typer(
+    help="Measure speed and memory on this machine.",
+    epilog="Example: `mtkit benchmark translate runs/my-run input.txt`",
+)
+app.add_typer(benchmark_app, name="benchmark")
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file; `-` is stdin.")]
 Overrides = Annotated[
@@ -485,6 +490,56 @@ def show(config: ConfigPath, overrides: Overrides = None) -> None:
     from mtkit.configfile import dump_config, load_config
 
     print_text(dump_config(load_config(config, overrides or ())))
+
+
+@benchmark_app.command(
+    "translate", epilog="Example: `mtkit benchmark translate runs/my-run test.en --against ctranslate2`"
+)
+def benchmark_translate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder or checkpoint folder.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Lines to translate.")],
+    ref: Annotated[str | None, typer.Option(help="Their references, for BLEU.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="`ctranslate2`: the same weights in CTranslate2, in turn with mtkit.")
+    ] = None,
+    compute_type: Annotated[
+        list[str] | None,
+        typer.Option(help="CTranslate2's types; repeat for several. Default: float32 and int8."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each translates everything.")] = 3,
+    beam_size: BeamSize = None,
+    batch_tokens: BatchTokens = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure how fast a model translates: sentences and tokens a second, shares of the time, peak memory."""
+    from mtkit.files import read_lines
+
+    if against not in (None, "ctranslate2"):
+        raise ConfigError(f"{against!r} is nothing to compare with", where="--against", hint="ctranslate2")
+    lines, refs = list(read_lines(file)), None if ref is None else list(read_lines(ref))
+    if not lines:
+        raise DataError("nothing to translate", where=file, hint="it has no lines")
+    if refs is not None:
+        refuse_unequal(file, lines, [ref or ""], [refs])
+    from mtkit.benchmark.translate import benchmark
+
+    kind = "simple" if against else None  # the one that CTranslate2 has
+    report = benchmark(
+        model,
+        lines,
+        refs,
+        lambda: load_translator_and_config(
+            model, device, precision, beam_size=beam_size, batch_tokens=batch_tokens, penalty_kind=kind
+        ),
+        compute_types=(compute_type or ["float32", "int8"]) if against else (),
+        rounds=rounds,
+    )
+    if as_json:
+        print_text(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n")
+    else:
+        print_text("".join(f"{line}\n" for line in report.lines()))
 
 
 # --- helpers ------------------------------------------------------------------------------------------------------

@@ -103,6 +103,8 @@ class Translator:
         self.device = next(model.parameters()).device
         self.on_batch: Callable[[int], None] = lambda num_sentences: None
         """Told after each batch how many sentences (or parts of long lines) were translated."""
+        self.num_workers = MOST_WORKERS
+        """Batches that may be searched at the same time."""
         self.lines_at_once: int | None = None
         """Instead of `LINES_AT_ONCE`."""
         self.first_number = 0
@@ -315,7 +317,7 @@ class Translator:
     ) -> Iterator[tuple[Indices, list[list[Hypothesis]]]]:
         """Search batches, on a CPU several at a time, each with its share of the threads."""
         num_threads = torch.get_num_threads()
-        num_workers = min(num_threads, MOST_WORKERS, len(batches)) if self.device.type == "cpu" else 1
+        num_workers = min(num_threads, self.num_workers, len(batches)) if self.device.type == "cpu" else 1
         if num_workers < 2:
             yield from ((batch, self._search_batch(parts_of(batch))) for batch in batches)
             return

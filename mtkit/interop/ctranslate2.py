@@ -35,7 +35,7 @@ def export(config: ModelConfig, model: Transformer, tokenizers: Tokenizers, fold
         ConfigError: `ctranslate2` is not installed; an architecture that it has not.
         StorageError: the folder cannot be written.
     """
-    specs = import_specs()
+    specs = import_ctranslate2().specs
     refuse_unknown_parts(config)
     spec = make_spec(specs, config)
     fill_encoder(spec.encoder, config, model)
@@ -56,14 +56,14 @@ def export(config: ModelConfig, model: Transformer, tokenizers: Tokenizers, fold
         spec.save(str(folder))
 
 
-def import_specs() -> Any:
-    """CTranslate2's description of models. Raises: ConfigError: it is not installed."""
+def import_ctranslate2() -> Any:
+    """The package. Raises: ConfigError: it is not installed."""
     try:
-        from ctranslate2 import specs
+        import ctranslate2
     except ImportError as error:
         hint = "pip install 'mtkit[ctranslate2]'"
         raise ConfigError("the package ctranslate2 is not installed", hint=hint) from error
-    return specs
+    return ctranslate2
 
 
 def refuse_unknown_parts(config: ModelConfig) -> None:
