@@ -192,6 +192,16 @@ def translate(
     split_sentences: Annotated[
         bool, typer.Option("--split-sentences", help="Lines are paragraphs: translate sentence by sentence.")
     ] = False,
+    protect: Annotated[
+        bool, typer.Option("--protect", help="Numbers, URLs and mark-up tags come through as they are.")
+    ] = False,
+    alignment: Annotated[
+        str | None,
+        typer.Option(help="`pharaoh` adds ` ||| 0-0 1-2`: which source word, from 0, became which word."),
+    ] = None,
+    attention: Annotated[
+        str | None, typer.Option(help="File (.npz) of the attention of each line: layers x target x source.")
+    ] = None,
     batch_tokens: BatchTokens = None,
     scores: Annotated[
         bool, typer.Option("--scores", help="Print score and tab before each translation.")
@@ -215,6 +225,10 @@ def translate(
             )
         output = part.output(output)
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
+    if alignment not in (None, "pharaoh"):
+        raise ConfigError(f"{alignment!r} is no format of alignments", where="--alignment", hint="pharaoh")
+    if resume and attention is not None:
+        raise ConfigError("--attention cannot be resumed", where="--attention", hint="leave out --resume")
     if resume and output is None:
         raise ConfigError("--resume needs -o: what was written says where to go on", where="--resume")
     inputs = [*(files or ["-"])]
@@ -230,16 +244,48 @@ def translate(
     )  # fmt: skip
     translator.first_number, translator.lines_at_once = job.first, read_ahead
     translator.split = split_sentences
+    translator.keeps_attention = protect or alignment is not None or attention is not None
     if not quiet:
         translator.on_batch = Ticker(job.total)
-    found = translator.translate_n_best(requests(job, prefix, constraints, tag, translator))
+    wanted = requests(job, prefix, constraints, tag, translator)
+    found = translate_protected(translator, wanted) if protect else translator.translate_n_best(wanted)
     translations = begun(found)  # a fault found now leaves an old output alone
-    with open_output(output, append=resume) as out:
+    from mtkit.decoding.matrices import MatrixFile
+
+    with open_output(output, append=resume) as out, MatrixFile(attention) as matrices:
         for number, best in enumerate(translations, job.first + 1):
+            matrices.add(number, best[0].aligned)
+            if alignment is not None:
+                links = " ".join(f"{s}-{t}" for s, t in best[0].word_links())
+                best[0] = best[0].with_text(f"{best[0].text} ||| {links}".rstrip())
             if n_best is not None:
                 out.write("".join(f"{number} ||| {t.text} ||| {t.score:.6f}\n" for t in best))
             else:
                 out.write(f"{best[0].score:.6f}\t{best[0].text}\n" if scores else f"{best[0].text}\n")
+
+
+def translate_protected(translator: Any, wanted: Any) -> Any:
+    """`translate_n_best` of lines whose numbers, URLs, tags and unknown words come through."""
+    from mtkit.decoding.protect import protect
+    from mtkit.decoding.translator import Request
+
+    src, tgt = translator.tokenizers.src, translator.tokenizers.tgt
+
+    def can_spell(word: str) -> bool:
+        return src.unk not in src.encode([word])[0] and tgt.unk not in tgt.encode([word])[0]
+
+    lines: deque[Any] = deque()
+
+    def prepared() -> Iterator[Request]:
+        for request in wanted:
+            request = Request(request) if isinstance(request, str) else request
+            lines.append(protect(request.text, can_spell))
+            yield Request(lines[-1].text, request.prefix, request.constraints, lines[-1].kept)
+
+    for best in translator.translate_n_best(prepared()):
+        line = lines.popleft()
+        best[0] = best[0].with_text(line.restore(best[0].text, best[0].word_links()))
+        yield best
 
 
 def requests(job: Any, prefix: str | None, constraints: str | None, tag: str | None, translator: Any) -> Any:

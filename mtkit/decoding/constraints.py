@@ -23,15 +23,22 @@ if TYPE_CHECKING:
     from mtkit.decoding.search import Beam, Candidates
 
 NEVER = float("-inf")
-MET = -1
-"""The place in a phrase of a constraint that is met."""
+MET, JUST_MET = -1, -2
+"""The place in a phrase of a constraint that is met; that is met if the next piece may follow it."""
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """One of these phrases must appear. Args: phrases: sequences of piece ids, none of them empty."""
+    """One of these phrases must appear.
+
+    Args:
+        phrases: sequences of piece ids, none of them empty.
+        followers: pieces that may come right after a phrase (or eos), so that it is not the beginning of a longer
+            word; None: any.
+    """
 
     phrases: tuple[tuple[int, ...], ...]
+    followers: frozenset[int] | None = None
 
     @cached_property
     def borders(self) -> tuple[tuple[int, ...], ...]:
@@ -47,22 +54,27 @@ class Constraint:
         """How far each phrase has come after a piece; all `MET` once one of them is whole."""
         if places[0] == MET:
             return places
+        if places[0] == JUST_MET:
+            if self.followers is None or token in self.followers:
+                return (MET,) * len(places)
+            places = (0,) * len(places)
         after = tuple(
             next_place(phrase, border, place, token)
             for phrase, border, place in zip(self.phrases, self.borders, places, strict=True)
         )
         whole = any(place == len(phrase) for place, phrase in zip(after, self.phrases, strict=True))
-        return (MET,) * len(after) if whole else after
+        met = MET if self.followers is None else JUST_MET
+        return (met,) * len(after) if whole else after
 
     def missing(self, places: tuple[int, ...]) -> int:
         """The fewest pieces that still have to come."""
-        if places[0] == MET:
+        if places[0] in (MET, JUST_MET):
             return 0
         return min(len(phrase) - place for phrase, place in zip(self.phrases, places, strict=True))
 
     def next_pieces(self, places: tuple[int, ...]) -> set[int]:
         """Pieces that bring a phrase on."""
-        if places[0] == MET:
+        if places[0] in (MET, JUST_MET):
             return set()
         return {phrase[place] for phrase, place in zip(self.phrases, places, strict=True)}
 
@@ -108,7 +120,9 @@ class ConstraintTracker:
         return sum(c.missing(places) for c, places in zip(own, state, strict=True))
 
     def after(self, sentence: int, state: State, token: int) -> State:
-        """The state after one more piece."""
+        """The state after one more piece; eos changes nothing."""
+        if token == self.eos:
+            return state
         own = self.constraints[sentence]
         return tuple(c.advance(places, token) for c, places in zip(own, state, strict=True))
 
@@ -142,7 +156,8 @@ class ConstraintTracker:
             candidates.parents_BGC[row, 0].tolist(), candidates.tokens_BGC[row, 0].tolist(), strict=True
         )
         own_best = enumerate(log_probs_KV.argmax(dim=-1).tolist())  # so that every hypothesis can go on
-        places = {*best, *own_best, *self._advancing(number)}
+        ends = ((k, self.eos) for k in range(len(previous)))
+        places = {*best, *own_best, *ends, *self._advancing(number)}
         order = sorted(places)
         scores = log_probs_KV[[k for k, _ in order], [v for _, v in order]].tolist()
         banks: dict[int, list[tuple[float, int, int]]] = {}

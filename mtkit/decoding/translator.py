@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +20,7 @@ from torch import Tensor
 from mtkit.config import Config, DecodingConfig
 from mtkit.data.batching import Ids, Indices, pad_rows, split_by_budget
 from mtkit.data.tokenizer import Tokenizers
+from mtkit.decoding.alignment import WORD_START, Aligned, cross_attention, word_numbers
 from mtkit.decoding.constraints import Constraint
 from mtkit.decoding.loading import load_model, load_others
 from mtkit.decoding.longtext import cut_place, split_sentences
@@ -47,6 +49,21 @@ class Translation:
     text: str
     score: float
     """What hypotheses are ranked by; 0 for an empty line, the mean over the parts of a cut line."""
+    aligned: tuple[Aligned, ...] = ()
+    """Of each part of the line, if the translator keeps attention."""
+
+    def with_text(self, text: str) -> Translation:
+        """The same with another text."""
+        return replace(self, text=text)
+
+    def word_links(self) -> list[tuple[int, int]]:
+        """Pairs of a source word and a target word of the line, from 0. Needs `aligned`."""
+        links, first_src, first_tgt = [], 0, 0
+        for part in self.aligned:
+            links += [(first_src + s, first_tgt + t) for s, t in part.word_links()]
+            first_src += max(word_numbers(part.src), default=-1) + 1
+            first_tgt += max(word_numbers(part.tgt), default=-1) + 1
+        return links
 
 
 @dataclass(frozen=True)
@@ -57,11 +74,13 @@ class Request:
         text: the line.
         prefix: how the translation begins.
         constraints: words or phrases that must appear in it; of each tuple at least one.
+        kept: texts of the line that must appear in it too, each in the translation of the part where it stands.
     """
 
     text: str
     prefix: str = ""
     constraints: tuple[tuple[str, ...], ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,6 +124,8 @@ class Translator:
         """Told after each batch how many sentences (or parts of long lines) were translated."""
         self.num_workers = MOST_WORKERS
         """Batches that may be searched at the same time."""
+        self.keeps_attention = False
+        """Whether translations come with their attention."""
         self.lines_at_once: int | None = None
         """Instead of `LINES_AT_ONCE`."""
         self.first_number = 0
@@ -372,9 +393,18 @@ class Translator:
             except DataError as error:  # told after the translations of the lines before it
                 fault = error
                 break
-        found = iter(self.search_parts([part for parts in lines for part in parts]))
+        every = [part for parts in lines for part in parts]
+        chosen = [self._chosen(hypotheses) for hypotheses in self.search_parts(every)]
+        for part, hypotheses in zip(every, chosen, strict=True):
+            if not hypotheses:  # constraints that stand in each other's way
+                what = "no translation meets all constraints"
+                raise DataError(what, where=f"line {part.number + 1}", hint="a wider beam (--beam-size)")
+        aligned = iter(self._align(every, chosen) if self.keeps_attention else ())
+        found = iter(chosen)
         for parts in lines:
-            yield self._join([self._chosen(next(found)) for _ in parts])
+            translations = self._join([next(found) for _ in parts])
+            own = tuple(islice(aligned, len(parts)))
+            yield [replace(translations[0], aligned=own), *translations[1:]] if own else translations
         if fault is not None:
             raise fault
 
@@ -388,9 +418,11 @@ class Translator:
         """The parts of a line with its prefix (on the first) and its constraints. Raises: DataError: impossible."""
         limits = [self.max_length(len(ids)) for ids in line_parts]
         parts = [Part(ids, limit, number) for ids, limit in zip(line_parts, limits, strict=True)]
+        where, tgt = f"line {number + 1}", self.tokenizers.tgt
+        if request.kept:
+            parts = [self._keeping(part, request.kept) for part in parts]
         if not request.prefix and not request.constraints:
             return parts
-        where, tgt = f"line {number + 1}", self.tokenizers.tgt
         if len(parts) != 1:
             what = "a line with a prefix or constraints must be one sentence that is not empty"
             raise DataError(what, where=where, hint="give one sentence a line, without --split-sentences")
@@ -405,7 +437,27 @@ class Translator:
                 f"its prefix and constraints have {needed:,} pieces, but at most {part.max_length:,} may come"
             )
             raise DataError(what, where=where, hint="raise --max-length-ratio")
-        return [replace(part, prefix=prefix, constraints=constraints)]
+        return [replace(part, prefix=prefix, constraints=(*constraints, *part.constraints))]
+
+    @cached_property
+    def followers(self) -> frozenset[int]:
+        """Target pieces that do not lengthen the word before them: they begin a word, or with a punctuation mark."""
+        tgt = self.tokenizers.tgt
+        return frozenset(i for i in range(tgt.num_pieces) if tgt.piece(i)[0] in f'{WORD_START}.;!?)]}}…"”»')
+
+    def _keeping(self, part: Part, kept: Sequence[str]) -> Part:
+        """A part with those of the texts as constraints that stand in it, as far as they fit."""
+        text = self.tokenizers.src.decode([part.ids])[0]
+        phrases = [tuple(ids.tolist()) for ids in self.tokenizers.tgt.encode([k for k in kept if k in text])]
+        suppressed = set(self.options.suppressed)
+        constraints = [
+            Constraint((phrase,), self.followers)
+            for phrase in phrases
+            if phrase and not set(phrase) & suppressed
+        ]
+        needed = sum(constraint.num_pieces for constraint in constraints) + 1
+        longest = max(part.max_length, 2 * needed)
+        return replace(part, constraints=tuple(constraints), max_length=longest)
 
     def _constraint(self, words: Sequence[str], where: str) -> Constraint:
         """One of these phrases, as pieces. Raises: DataError: it cannot be written in pieces that may appear."""
@@ -423,6 +475,27 @@ class Translator:
         texts = self.tokenizers.tgt.decode([hypothesis.ids for hypothesis in hypotheses])
         ranked = minimum_risk(texts, make_utility(self.decoding.mbr))
         return [hypotheses[number] for number, _ in ranked[: self.decoding.n_best]]
+
+    def _align(self, parts: list[Part], chosen: list[list[Hypothesis]]) -> list[Aligned]:
+        """The best hypothesis of each part with its attention, by the first model."""
+        found: dict[int, Aligned] = {}
+        src, tgt = self.tokenizers.src, self.tokenizers.tgt
+        best = [np.array(hypotheses[0].ids, dtype=np.int32) for hypotheses in chosen]
+        sizes = np.array(
+            [len(p.ids) + len(ids) + 2 for p, ids in zip(parts, best, strict=True)], dtype=np.int32
+        )
+        for batch in split_by_budget(sizes, np.argsort(-sizes, kind="stable"), self.decoding.batch_tokens):
+            rows = batch.tolist()
+            src_BS = self._pad_sources([parts[i].ids for i in rows])
+            tgt_in_BT = self._tensor(pad_rows([best[i] for i in rows], tgt.pad, first=tgt.bos))
+            lengths = [(len(best[i]) + 1, len(parts[i].ids) + 1) for i in rows]
+            for i, weights in zip(rows, cross_attention(self.model, src_BS, tgt_in_BT, lengths), strict=True):
+                texts = (
+                    tuple(map(src.piece, parts[i].ids.tolist())),
+                    tuple(map(tgt.piece, best[i].tolist())),
+                )
+                found[i] = Aligned(*texts, weights)
+        return [found[i] for i in range(len(parts))]
 
     def _join(self, parts: list[list[Hypothesis]]) -> list[Translation]:
         """The translations of a line from those of its parts: best with best, second with second."""
