@@ -231,6 +231,32 @@ def append_line(path: str | Path, line: str) -> None:
         file.write(line + "\n")
 
 
+def cut_off_partial_line(path: str | Path) -> None:
+    """Cut what follows the last "\n" off a file: a line that was not written to its end. Raises: StorageError."""
+    with storage_errors(path), open(path, "r+b") as file:
+        file.truncate(_end_of_line_before(file, file.seek(0, os.SEEK_END)))
+
+
+def drop_last_lines(path: str | Path, number: int) -> None:
+    """Cut so many whole lines off the end of a file. Raises: StorageError."""
+    with storage_errors(path), open(path, "r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        for _ in range(number):
+            end = _end_of_line_before(file, max(0, end - 1))
+        file.truncate(end)
+
+
+def _end_of_line_before(file: BinaryIO, position: int) -> int:
+    """Where the last line before a position ends, its "\n" included; 0 if there is none."""
+    while position:
+        start = max(0, position - BLOCK_BYTES)
+        file.seek(start)
+        if (found := file.read(position - start).rfind(b"\n")) >= 0:
+            return start + found + 1
+        position = start
+    return 0
+
+
 def fsync_file(path: str | Path) -> None:
     """Wait until the content of a file is on the disk. Raises: StorageError."""
     with storage_errors(path):
