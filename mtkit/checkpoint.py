@@ -13,9 +13,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,16 @@ import safetensors.torch
 from torch import Tensor
 
 from mtkit.errors import StorageError
-from mtkit.files import commit_folder, committed_folder, sha256_file, storage_errors, write_bytes, write_text
+from mtkit.files import (
+    commit_folder,
+    committed_folder,
+    make_folder,
+    remove_tree,
+    sha256_file,
+    storage_errors,
+    write_bytes,
+    write_text,
+)
 
 MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
 CONFIG_FILE, MANIFEST_FILE = "config.yaml", "manifest.json"
@@ -55,24 +63,44 @@ def step_folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint; until the last moment an old one in its place stays valid. Raises: StorageError."""
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, files: Mapping[str, bytes] | None = None) -> None:
+    """Write a checkpoint; until the last moment an old one in its place stays valid.
+
+    Args:
+        folder: its place.
+        checkpoint: what it holds.
+        files: more files by name, for a folder that needs nothing outside itself: its tokenizers.
+
+    Raises:
+        StorageError: at `folder`; what was there is there still.
+    """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    with storage_errors(folder):
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
     try:
-        _write_tensors(temporary / MODEL_FILE, checkpoint.weights)
-        if checkpoint.optimizer:
-            _write_tensors(temporary / OPTIMIZER_FILE, checkpoint.optimizer)
-        write_text(temporary / STATE_FILE, json.dumps(checkpoint.state, indent=2) + "\n")
-        write_text(temporary / CONFIG_FILE, checkpoint.config)
-        with storage_errors(temporary):
-            files = {path.name: _entry(path) for path in sorted(temporary.iterdir())}
-        write_text(temporary / MANIFEST_FILE, json.dumps({"format": 1, "files": files}, indent=2) + "\n")
+        remove_tree(temporary)
+        make_folder(folder.parent)
+        with storage_errors(folder):
+            temporary.mkdir()
+        _write_files(temporary, checkpoint, files or {})
         commit_folder(temporary, folder)
+    except StorageError as error:  # of the file's temporary name nobody should hear
+        where = (error.where or str(folder)).replace(str(temporary), str(folder))
+        raise StorageError(error.what, where=where, hint=error.hint) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_tree(temporary)
+
+
+def _write_files(folder: Path, checkpoint: Checkpoint, files: Mapping[str, bytes]) -> None:
+    """Fill a new folder, the manifest last."""
+    _write_tensors(folder / MODEL_FILE, checkpoint.weights)
+    if checkpoint.optimizer:
+        _write_tensors(folder / OPTIMIZER_FILE, checkpoint.optimizer)
+    write_text(folder / STATE_FILE, json.dumps(checkpoint.state, indent=2) + "\n")
+    write_text(folder / CONFIG_FILE, checkpoint.config)
+    for name, data in files.items():
+        write_bytes(folder / name, data)
+    with storage_errors(folder):
+        entries = {path.name: _entry(path) for path in sorted(folder.iterdir())}
+    write_text(folder / MANIFEST_FILE, json.dumps({"format": 1, "files": entries}, indent=2) + "\n")
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -84,8 +112,12 @@ def _entry(path: Path) -> dict[str, int | str]:
     return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
-def verify_checkpoint(folder: Path) -> None:
-    """Check every file against the manifest. Raises: StorageError: it says which file is missing or damaged."""
+def verify_checkpoint(folder: Path) -> set[str]:
+    """Check every file against the manifest, and the step against the folder's name. Returns the files' names.
+
+    Raises:
+        StorageError: it says which file is missing or damaged.
+    """
     hint = "copy the folder again, or use another checkpoint"
     manifest = read_json(folder / MANIFEST_FILE)
     files = manifest.get("files") if manifest.get("format") == 1 else None
@@ -93,28 +125,50 @@ def verify_checkpoint(folder: Path) -> None:
         raise StorageError("damaged", where=str(folder / MANIFEST_FILE), hint=hint)
     for name, entry in files.items():
         path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise StorageError("missing from the checkpoint", where=str(path), hint=hint)
+        if "\0" in name or Path(name).name != name or not path.is_file():
+            raise StorageError("missing from the checkpoint", where=repr(str(path))[1:-1], hint=hint)
         with storage_errors(path):
             if entry != _entry(path):
                 raise StorageError("damaged: not what the manifest says", where=str(path), hint=hint)
+    step = read_json(folder / STATE_FILE).get("step")
+    if step is not None and _STEP_FOLDER.search(folder.name) and step != step_of(folder.name):
+        raise StorageError(f"holds step {step!r:.20}, not that of its name", where=str(folder), hint=hint)
+    return set(files)
 
 
 def load_checkpoint(folder: Path, *, with_optimizer: bool = False) -> Checkpoint:
-    """Read a checkpoint that passes `verify_checkpoint`. Raises: StorageError."""
-    verify_checkpoint(folder)
+    """Read a checkpoint that passes `verify_checkpoint`, which is called here.
+
+    Raises:
+        StorageError: missing or damaged; or the optimizer is wanted, and the folder is only to translate with.
+    """
+    files = verify_checkpoint(folder)
+    state = read_json(folder / STATE_FILE)
+    stored = OPTIMIZER_FILE in files  # before the first update an optimizer holds nothing
+    if with_optimizer and not stored and state.get("step"):
+        raise StorageError("no optimizer in it", where=str(folder), hint="use another checkpoint")
     with storage_errors(folder):
-        config = (folder / CONFIG_FILE).read_text(encoding="utf-8")
-    stored = (folder / OPTIMIZER_FILE).exists()  # before the first update an optimizer holds nothing
+        try:
+            config = (folder / CONFIG_FILE).read_bytes().decode()
+        except UnicodeDecodeError as error:
+            hint = "use another checkpoint"
+            raise StorageError("not UTF-8", where=str(folder / CONFIG_FILE), hint=hint) from error
     optimizer = read_tensors(folder / OPTIMIZER_FILE) if with_optimizer and stored else {}
-    return Checkpoint(read_tensors(folder / MODEL_FILE), config, read_json(folder / STATE_FILE), optimizer)
+    return Checkpoint(read_tensors(folder / MODEL_FILE), config, state, optimizer)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """A safetensors file. Raises: StorageError: missing, damaged or of another kind."""
+    with tensor_errors(path):
+        return safetensors.torch.load_file(path)
+
+
+@contextmanager
+def tensor_errors(path: Path) -> Iterator[None]:
+    """Turns what safetensors raises in reading a file into a StorageError."""
     with storage_errors(path):
         try:
-            return safetensors.torch.load_file(path)
+            yield
         except safetensors.SafetensorError as error:
             what = "damaged, or not a safetensors file"
             raise StorageError(what, where=str(path), hint="use another checkpoint") from error
@@ -122,13 +176,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises: StorageError: missing or damaged."""
+    hint = "use another checkpoint"
     with storage_errors(path):
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise StorageError("not a file", where=str(path), hint=hint)
         try:
             value = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise StorageError("not JSON", where=str(path), hint="use another checkpoint") from error
+        except (ValueError, RecursionError) as error:
+            raise StorageError("not JSON", where=str(path), hint=hint) from error
     if not isinstance(value, dict):
-        raise StorageError("not a JSON object", where=str(path), hint="use another checkpoint")
+        raise StorageError("not a JSON object", where=str(path), hint=hint)
     return value
 
 
@@ -166,10 +223,14 @@ def remove_old_checkpoints(run: Path, step: int, keep_last: int) -> None:
 
     A later one is damaged, for the run went on from before it: it counts for nothing until it is written again.
     """
+    for parent in (run / "checkpoints", run):
+        for leftover in [*parent.glob(".*.tmp"), *parent.glob(".*.old")]:
+            replaced = leftover.name.removeprefix(".").removesuffix(".old")
+            if leftover.suffix == ".tmp" or (parent / replaced).exists():
+                remove_tree(leftover)
     folders = [folder for folder in checkpoints_of(run) if step_of(folder.name) <= step]
     for folder in folders[keep_last:]:
-        shutil.rmtree(folder, ignore_errors=True)
-    for parent in (run / "checkpoints", run):
-        with suppress(FileNotFoundError):
-            for leftover in parent.glob(".*.tmp"):
-                shutil.rmtree(leftover, ignore_errors=True)
+        doomed = folder.with_name(f".{folder.name.strip('.')}.{os.getpid()}.tmp")
+        with suppress(OSError):
+            os.rename(folder, doomed)  # half deleted it must not bear the name of a checkpoint
+        remove_tree(doomed)

@@ -179,6 +179,7 @@ _STORAGE_HINTS = {
     errno.EACCES: "choose a folder you may write to, or change its permissions",
     errno.EPERM: "choose a folder you may write to, or change its permissions",
     errno.EROFS: "choose a folder on a disk that can be written to",
+    errno.EFBIG: "the limit of file sizes is reached: raise it (ulimit -f), or choose another disk",
     errno.EIO: "the disk may be failing: see the system log, choose another disk",
     errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
     errno.ENOLCK: "this file system has no locks: choose a folder on a local disk",
@@ -230,6 +231,32 @@ def append_line(path: str | Path, line: str) -> None:
         file.write(line + "\n")
 
 
+def cut_off_partial_line(path: str | Path) -> None:
+    """Cut what follows the last "\n" off a file: a line that was not written to its end. Raises: StorageError."""
+    with storage_errors(path), open(path, "r+b") as file:
+        file.truncate(_end_of_line_before(file, file.seek(0, os.SEEK_END)))
+
+
+def drop_last_lines(path: str | Path, number: int) -> None:
+    """Cut so many whole lines off the end of a file. Raises: StorageError."""
+    with storage_errors(path), open(path, "r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        for _ in range(number):
+            end = _end_of_line_before(file, max(0, end - 1))
+        file.truncate(end)
+
+
+def _end_of_line_before(file: BinaryIO, position: int) -> int:
+    """Where the last line before a position ends, its "\n" included; 0 if there is none."""
+    while position:
+        start = max(0, position - BLOCK_BYTES)
+        file.seek(start)
+        if (found := file.read(position - start).rfind(b"\n")) >= 0:
+            return start + found + 1
+        position = start
+    return 0
+
+
 def fsync_file(path: str | Path) -> None:
     """Wait until the content of a file is on the disk. Raises: StorageError."""
     with storage_errors(path):
@@ -246,6 +273,24 @@ def fsync_file(path: str | Path) -> None:
 def fsync_folder(path: str | Path) -> None:
     """Wait until the names in a folder are on the disk (not what is in its files). Raises: StorageError."""
     fsync_file(path)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing; their names too are on the disk then. Raises: StorageError."""
+    with storage_errors(path):
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        fsync_folder(folder.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a folder with all that is in it, a file or a link; what cannot be deleted stays, without a word."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def commit_folder(tmp: Path, final: Path) -> None:
@@ -266,7 +311,7 @@ def commit_folder(tmp: Path, final: Path) -> None:
         if final.is_file():
             raise NotADirectoryError(errno.ENOTDIR, "")
         if final.exists():
-            shutil.rmtree(old, ignore_errors=True)
+            remove_tree(old)
             os.rename(final, old)
         try:
             os.rename(tmp, final)
@@ -275,7 +320,7 @@ def commit_folder(tmp: Path, final: Path) -> None:
                 os.rename(old, final)
             raise
         fsync_folder(final.parent)
-        shutil.rmtree(old, ignore_errors=True)  # If it cannot go now, the next commit tries again.
+        remove_tree(old)  # If it cannot go now, the next commit tries again.
 
 
 def committed_folder(final: Path) -> Path:

@@ -10,8 +10,10 @@ import io
 import os
 import random
 import re
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +111,13 @@ class Tokenizer:
         """The line's pieces as text, U+2581 in place of spaces; as many as `encode` gives ids."""
         pieces: list[str] = self._processor.encode(line, out_type=str)
         return pieces
+
+    def piece(self, index: int) -> str:
+        """The text of a piece by its id; rows that the model lacks have names that no text has."""
+        if index < self._num_own:
+            return str(self._processor.id_to_piece(index))
+        names = {self.pad: SPECIALS[0], self.bos: SPECIALS[2], self.eos: SPECIALS[3]}
+        return names.get(index, f"<unused {index}>")
 
 
 def _load_processor(model: bytes, where: str) -> sentencepiece.SentencePieceProcessor:
@@ -220,7 +229,8 @@ def _train(lines: list[str], config: TokenizerConfig) -> bytes:
         raise DataError("no text to train the tokenizer on", hint="fill the sources of data.train")
     model = io.BytesIO()
     try:
-        sentencepiece.SentencePieceTrainer.train(
+        train = partial(
+            sentencepiece.SentencePieceTrainer.train,
             sentence_iterator=iter(usable),
             model_writer=model,
             model_type=config.type,
@@ -242,9 +252,27 @@ def _train(lines: list[str], config: TokenizerConfig) -> bytes:
             bos_piece=SPECIALS[2],
             eos_piece=SPECIALS[3],
         )
+        _in_a_thread(train)
     except RuntimeError as error:
         raise _explain(str(error), config) from error
     return model.getvalue()
+
+
+def _in_a_thread(work: Callable[[], object]) -> None:
+    """Call what is C++ for minutes. In the main thread a Ctrl-C or SIGTERM would be heard only afterwards."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)  # daemon: the process need not wait for it to leave
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
 
 
 def _check_symbols(symbols: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -73,7 +74,9 @@ def stored_config(checkpoint: Path, hint: str) -> Config:
     try:
         return load_config(checkpoint / CONFIG_FILE)
     except ConfigError as error:
-        what = f"not a config of this version: {error}"
+        first, *problems = str(error).split("\n")
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        what = f"not a config of this version: {problems[0] if problems else first}{more}"
         raise StorageError(what, where=str(checkpoint), hint=hint) from error
 
 
@@ -89,3 +92,20 @@ def load_model(path: Path) -> tuple[Config, Tokenizers, Transformer]:
     model = make_model(config.model, tokenizers)
     copy_weights(model, checkpoint.weights, str(folder))
     return config, tokenizers, model
+
+
+def load_others(paths: Sequence[str | Path], tokenizers: Tokenizers, first: str | Path) -> list[Transformer]:
+    """Further models for an ensemble.
+
+    Raises:
+        StorageError: a folder or a file of it is missing or damaged.
+        ConfigError: a model has other tokenizers than the first.
+    """
+    models = []
+    for path in paths:
+        _, own_tokenizers, model = load_model(Path(path))
+        if own_tokenizers.fingerprint != tokenizers.fingerprint:
+            what = f"its tokenizer is not that of {first}"
+            raise ConfigError(what, where=str(path), hint="an ensemble shares one vocabulary")
+        models.append(model)
+    return models

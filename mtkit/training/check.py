@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from mtkit.config import Config
+from mtkit.data.cache import cache_folder
 from mtkit.data.corpus import Corpus
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.errors import StorageError
@@ -48,7 +49,7 @@ def check_run(config: Config, console: Console) -> None:
         tokenizer_folder = Path(config.run) if resumed else Path(scratch)
         inputs = prepare(config, tokenizer_folder, resumed=resumed, say=lambda line: say("data", line))
         if checkpoint is not None:
-            refuse_other_corpus(checkpoint, inputs.corpus)
+            refuse_other_corpus(checkpoint, inputs.corpus, cache_folder(config.data))
         for test in inputs.tests:
             say("test", f"{test.name}: {len(test.srcs):,} pairs")
         if inputs.valid is not None:
@@ -132,7 +133,7 @@ def check_disk(config: Config, trainer: Trainer, say: Say) -> None:
     weights = trainer.model.num_parameters() * 4
     averaged = config.training.ema_decay is not None
     checkpoint = weights * (ADAM_TENSORS if averaged else ADAM_TENSORS - 1)
-    needed = checkpoint * (config.training.keep_last + 1) + 2 * weights
+    needed = checkpoint * (config.training.num_kept + 1) + 2 * weights
     say("disk", f"{megabytes(needed)} for checkpoints, {megabytes(free)} free in {there}")
     if needed > free:
         hint = "free some space, choose another run folder, or lower training.keep_last"

@@ -6,9 +6,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from mtkit.checkpoint import Checkpoint, load_checkpoint, valid_checkpoints
+import numpy as np
+
+from mtkit.checkpoint import STATE_FILE, Checkpoint, checkpoints_of, load_checkpoint
 from mtkit.config import Config
 from mtkit.configfile import diff_configs, dump_config
+from mtkit.data.cache import cache_folder
 from mtkit.data.corpus import Corpus
 from mtkit.decoding.loading import stored_config
 from mtkit.errors import ConfigError, StorageError
@@ -19,8 +22,8 @@ from mtkit.training.trainer import Trainer
 HARMLESS = (
     "run", "data.root", "data.cache", "data.test", "training.max_steps", "training.max_epochs",
     "training.time_limit_minutes", "training.device", "training.num_threads", "training.log_every_steps",
-    "training.save_every_steps", "training.keep_last", "training.tensorboard", "training.parallel",
-    "training.activation_checkpointing", "training.on_divergence", "validation.patience",
+    "training.save_every_steps", "training.keep_last", "training.average_last", "training.tensorboard",
+    "training.parallel", "training.activation_checkpointing", "training.on_divergence", "validation.patience",
     "validation.num_samples", "decoding",
 )  # fmt: skip
 """Keys that may change when a run goes on: what is learned stays the same (but a longer cosine is another curve)."""
@@ -34,12 +37,13 @@ def resumable(config: Config, say: Callable[[str], None]) -> Checkpoint | None:
         StorageError: there are checkpoints, but none is valid.
     """
     faults = []
-    for folder, fault in valid_checkpoints(Path(config.run)):
-        if fault is not None:
+    for folder in checkpoints_of(Path(config.run)):
+        try:
+            checkpoint = load_checkpoint(folder, with_optimizer=True)
+        except StorageError as fault:
             say(f"passing over a damaged checkpoint: {fault}")
             faults.append(fault)
             continue
-        checkpoint = load_checkpoint(folder, with_optimizer=True)
         hint = "it was written by another version of mtkit: start anew with --fresh"
         refuse_changes(stored_config(folder, hint), config)
         return checkpoint
@@ -69,14 +73,36 @@ def refuse_changes(old: Config, new: Config) -> None:
         )
 
 
-def refuse_other_corpus(checkpoint: Checkpoint, corpus: Corpus) -> None:
-    """Compare with the checkpoint's training pairs. Raises: ConfigError: they are others."""
-    if checkpoint.state.get("corpus") != corpus.fingerprint:
+def refuse_other_corpus(checkpoint: Checkpoint, corpus: Corpus, cache: Path) -> None:
+    """Compare with the checkpoint's training pairs. Raises: ConfigError: they are others; StorageError: none named."""
+    if "corpus" not in checkpoint.state:
+        raise StorageError(
+            "the checkpoint's state names no corpus", where=STATE_FILE, hint="start anew with --fresh"
+        )
+    if checkpoint.state["corpus"] != corpus.fingerprint:
+        changes = changes_of_corpus(str(checkpoint.state["corpus"]), corpus, cache)
         raise ConfigError(
-            "the training data has changed since the last checkpoint",
+            f"the training data has changed since the last checkpoint{changes}",
             where="data.train",
             hint="restore the files, choose another run folder, or start anew with --fresh",
         )
+
+
+def changes_of_corpus(before: str, corpus: Corpus, cache: Path) -> str:
+    """What differs from the corpus with that fingerprint, in words; nothing if the cache no longer holds it."""
+    try:
+        old = Corpus(cache / "corpora" / before[:32], before, ())
+    except StorageError:
+        return ""
+    counts = f": {len(old):,} pairs then, {len(corpus):,} now"
+    both = range(min(len(old), len(corpus)))
+    differs = (
+        i
+        for i in both
+        if any(not np.array_equal(side(old, i), side(corpus, i)) for side in (Corpus.src, Corpus.tgt))
+    )
+    first = next(differs, len(both))
+    return counts + (f"; the first that differs is {corpus.place(first)}" if first < len(corpus) else "")
 
 
 def is_harmless(change: str) -> bool:
@@ -88,7 +114,7 @@ def is_harmless(change: str) -> bool:
 def begin(trainer: Trainer, checkpoint: Checkpoint | None, say: Callable[[str], None]) -> None:
     """Put the checkpoint's state into the trainer, or save step 0, which proves the disk before time is spent."""
     if checkpoint is not None:
-        refuse_other_corpus(checkpoint, trainer.corpus)
+        refuse_other_corpus(checkpoint, trainer.corpus, cache_folder(trainer.config.data))
     if trainer.processes.is_main:
         write_text(trainer.run_folder / "config.yaml", dump_config(trainer.config))
     steps = trainer.processes.gather(-1 if checkpoint is None else checkpoint.state["step"])
@@ -97,11 +123,28 @@ def begin(trainer: Trainer, checkpoint: Checkpoint | None, say: Callable[[str], 
         raise StorageError(what, where=trainer.config.run, hint="all need the same folder: use a shared disk")
     if checkpoint is None:
         trainer.save()
-        return
-    trainer.resume(checkpoint, str(trainer.run_folder))
-    if trainer.processes.is_main:
-        drop_later_lines(trainer.run_folder / "metrics.jsonl", trainer.state)
-    say(f"going on from step {trainer.state.step}")
+    else:
+        resume(trainer, checkpoint)
+        if trainer.processes.is_main:
+            drop_later_lines(trainer.run_folder / "metrics.jsonl", trainer.state)
+        say(f"going on from step {trainer.state.step}")
+    trainer.signals.begun = True
+
+
+def resume(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Put the checkpoint's state into the trainer. Raises: StorageError: it does not fit."""
+    where, hint = str(trainer.run_folder), "start anew with --fresh"
+    shapes = {name: parameter.shape for name, parameter in trainer.model.named_parameters()}
+    for full_name, tensor in checkpoint.optimizer.items():
+        name = full_name.partition("/")[2]
+        if name not in shapes or tensor.shape not in (shapes[name], ()):  # (): a count of updates
+            what = f"not the optimizer of this model: {full_name:.60}"
+            raise StorageError(what, where=where, hint=hint)
+    try:
+        trainer.resume(checkpoint, where)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = "the checkpoint's state does not fit this version of mtkit"
+        raise StorageError(what, where=where, hint=hint) from error
 
 
 def drop_later_lines(path: Path, state: TrainState) -> None:

@@ -12,11 +12,17 @@ EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 class Interrupted(BaseException):
-    """A signal asked the run to end. Not an error: nothing may catch it but the trainer and the command line."""
+    """A signal asked the run to end. Not an error: nothing may catch it but the trainer and the command line.
 
-    def __init__(self, number: int) -> None:
+    Attributes:
+        exit_code: of the process.
+        saved: whether training had begun, and so was saved.
+    """
+
+    def __init__(self, number: int, saved: bool = True) -> None:
         super().__init__(number)
         self.exit_code = EXIT_CODES[signal.Signals(number)]
+        self.saved = saved
 
 
 class Signals:
@@ -30,6 +36,8 @@ class Signals:
         self.depth = 0
         self.in_company = False
         """Of several processes: a launcher may pass on the same Ctrl-C that the terminal sent to all."""
+        self.begun = False
+        """Whether there is something to save: set when training begins."""
 
     @contextmanager
     def handled(self) -> Iterator[Signals]:
@@ -50,7 +58,7 @@ class Signals:
         first = self.pending is None
         self.pending = number if first else self.pending
         if self.depth == 0 and first:
-            raise Interrupted(number)
+            raise Interrupted(number, self.begun)
 
     def leave(self) -> None:
         """Raise `Interrupted` now: this process, or another of the same run, was asked to end."""
@@ -65,7 +73,7 @@ class Signals:
         finally:
             self.depth -= 1
         if self.pending is not None and self.depth == 0:
-            raise Interrupted(self.pending)
+            raise Interrupted(self.pending, self.begun)
 
     @contextmanager
     def protected_to_the_end(self) -> Iterator[None]:

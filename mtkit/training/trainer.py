@@ -470,7 +470,7 @@ class Trainer:
         checkpoint = self._checkpoint()
         if self.processes.is_main:
             save_checkpoint(step_folder(self.run_folder, self.state.step), checkpoint)
-            remove_old_checkpoints(self.run_folder, self.state.step, self.config.training.keep_last)
+            remove_old_checkpoints(self.run_folder, self.state.step, self.config.training.num_kept)
         self.saved = self.state.step, self.state.validated_step, self._time_is_over
         self.processes.wait()
 

@@ -477,10 +477,39 @@ def test_the_corpus_may_move_but_not_change(copied: list[str], corpus: Path, tmp
         code, _, err = tiny.mtkit(command, *copied[1:], f"data.root={moved}")
         assert code == 2
         assert tiny.one_line(err).startswith("error: data.train: the training data has changed")
+        line = text[: text.index("chien")].count("\n") + 1
+        assert f"400 pairs then, 400 now; the first that differs is {moved}/train.src:{line} (" in err
     path.write_text(text)
     code, out, _ = tiny.mtkit(*copied, f"data.root={moved}")
     assert code == 0
     assert "going on from step 12" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda lines: [*lines, "the dog"], ["400 pairs then, 401 now", "train.src:401 ("]),
+        (lambda lines: lines[:-1], ["400 pairs then, 399 now ("]),
+        (lambda lines: [lines[1], lines[0], *lines[2:]], ["400 pairs then, 400 now", "train.src:1 ("]),
+        (lambda lines: lines[5:] + lines[:5], ["400 pairs then, 400 now", "train.src:1 ("]),
+    ],
+    ids=["added", "removed", "exchanged", "rotated"],
+)
+def test_what_changed_in_the_corpus_is_said(
+    copied: list[str],
+    corpus: Path,
+    tmp_path: Path,
+    change: Callable[[list[str]], list[str]],
+    parts: list[str],
+) -> None:
+    moved = shutil.copytree(corpus, tmp_path / "moved")
+    for side in ("src", "tgt"):
+        path = moved / f"train.{side}"
+        tiny.write_lines(path, change(tiny.read_lines(path)))
+    code, _, err = tiny.mtkit(*copied, f"data.root={moved}")
+    line = tiny.one_line(err)
+    assert code == 2
+    assert [part for part in parts if part not in line] == [], line
 
 
 def test_a_missing_tokenizer_is_said(copied: list[str], tmp_path: Path) -> None:

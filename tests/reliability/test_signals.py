@@ -1,0 +1,221 @@
+"""SIGTERM and Ctrl-C at any time of a run: what is to be saved is saved, soon, and the exit code says what happened."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import tiny
+
+import mtkit
+from mtkit.checkpoint import verify_checkpoint
+from mtkit.data.tokenizer import Tokenizer
+from mtkit.training.signals import Interrupted
+
+OPTIONS = [
+    "training.max_steps=6",
+    "validation.every_steps=3",
+    "validation.metrics=[]",
+    "validation.best=loss",
+]
+AFTER_SAVING = "stopped after saving: run the same command again to go on"
+BEFORE_TRAINING = "stopped before training began: run the same command again"
+
+SLOWED = """
+import sys, time
+from importlib import import_module
+from pathlib import Path
+
+place, where, skip, mark, *arguments = sys.argv[1:]
+module, _, name = where.rpartition(".")
+try:
+    owner = import_module(module)
+except ImportError:
+    owner = getattr(import_module(module.rpartition(".")[0]), module.rpartition(".")[2])
+original, calls = getattr(owner, name), []
+
+def slowed(*args, **options):
+    calls.append(1)
+    if len(calls) > int(skip):
+        Path(mark).touch()
+        for _ in range(300):
+            time.sleep(0.01)
+    return original(*args, **options)
+
+setattr(owner, name, slowed)
+from mtkit.cli import main
+main(arguments)
+"""
+"""`mtkit` with a function that takes three seconds and says when it has begun, after so many quick calls."""
+
+PLACES = {
+    "encoding": ("mtkit.data.corpus._encode", 0, BEFORE_TRAINING),
+    "first-save": ("mtkit.checkpoint._write_files", 0, BEFORE_TRAINING),
+    "validation": ("mtkit.training.validation.Validator.loss", 0, AFTER_SAVING),
+    "best": ("mtkit.checkpoint._write_files", 1, AFTER_SAVING),
+    "save": ("mtkit.checkpoint._write_files", 2, AFTER_SAVING),
+    "tests": ("mtkit.decoding.translator.Translator.translate", 0, AFTER_SAVING),
+}
+SLOW_PLACES = {"encoding", "first-save", "best", "tests"}
+
+
+def start_slowed(place: str, config: Path, run: Path, mark: Path) -> subprocess.Popen[str]:
+    """Start a run and wait until it is in the slow place."""
+    where, skip, _ = PLACES[place]
+    cache = tiny.child_environment() | {"MTKIT_CACHE": str(run.parent / "cache")}
+    words = [
+        sys.executable,
+        "-c",
+        SLOWED,
+        place,
+        where,
+        str(skip),
+        str(mark),
+        "train",
+        str(config),
+        f"run={run}",
+    ]
+    process = subprocess.Popen(
+        [*words, *OPTIONS], env=cache, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 300
+    while not mark.exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(process.communicate())
+        time.sleep(0.01)
+    return process
+
+
+@pytest.fixture
+def whole(config: Path, tmp_path: Path) -> Path:
+    """The same run, undisturbed."""
+    assert tiny.mtkit("train", config, f"run={tmp_path / 'whole'}", *OPTIONS)[0] == 0
+    return tmp_path / "whole"
+
+
+def assert_goes_on_to_the_same_end(config: Path, run: Path, whole: Path) -> None:
+    assert tiny.mtkit("train", config, f"run={run}", *OPTIONS)[0] == 0
+    assert tiny.losses(run) == tiny.losses(whole)
+    for folder in ("checkpoints/step-00000006", "best"):
+        assert tiny.tensors(run / folder) == tiny.tensors(whole / folder)
+    leftovers = [*run.rglob("*.tmp"), *run.rglob(".*.old"), *(run.parent / "cache").rglob("*.tmp")]
+    assert not leftovers
+
+
+@pytest.mark.parametrize(
+    "place", [pytest.param(p, marks=pytest.mark.slow if p in SLOW_PLACES else []) for p in PLACES]
+)
+def test_sigterm_anywhere(place: str, config: Path, tmp_path: Path, whole: Path) -> None:
+    """Real processes, stopped in the middle of what takes them three seconds."""
+    run = tmp_path / "run"
+    process = start_slowed(place, config, run, tmp_path / "mark")
+    start = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - start < 10
+    assert (process.returncode, tiny.one_line(err)) == (143, PLACES[place][2])
+    for step in tiny.checkpoints(run):
+        verify_checkpoint(tiny.checkpoint(run, step))
+    assert_goes_on_to_the_same_end(config, run, whole)
+
+
+def test_a_second_ctrl_c_leaves_in_the_middle_of_a_save(config: Path, tmp_path: Path, whole: Path) -> None:
+    run = tmp_path / "run"
+    process = start_slowed("save", config, run, tmp_path / "mark")
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None, "the first waits for the save"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - start < 2.5, "which takes longer than that"
+    assert (process.returncode, tiny.one_line(err)) == (130, "interrupted")
+    assert tiny.checkpoints(run) == [0]
+    assert_goes_on_to_the_same_end(config, run, whole)
+
+
+def test_sigterm_while_torch_is_loaded(config: Path, tmp_path: Path) -> None:
+    process = tiny.spawn("train", config, f"run={tmp_path / 'run'}", *OPTIONS)
+    maps = Path(f"/proc/{process.pid}/maps")
+    deadline = time.monotonic() + 60
+    while "libtorch" not in maps.read_text() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, tiny.one_line(err)) == (143, BEFORE_TRAINING)
+
+
+def test_sigterm_while_the_tokenizer_is_trained(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SentencePiece is C++ for minutes, in which Python hears nothing: it has a thread of its own."""
+    release = threading.Event()
+
+    def train(**_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        release.wait(60)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sentencepiece.SentencePieceTrainer, "train", train)
+        start = time.monotonic()
+        with pytest.raises(Interrupted) as caught:
+            mtkit.train(mtkit.load_config(config, [*OPTIONS, f"run={tmp_path / 'run'}"]))
+        assert time.monotonic() - start < 10
+        release.set()
+    assert (caught.value.exit_code, caught.value.saved) == (143, False)
+
+
+def test_ctrl_c_while_encoding_leaves_nothing_in_the_cache(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Tokenizer.encode
+
+    def encode(self: Tokenizer, lines: list[str]) -> object:
+        signal.raise_signal(signal.SIGINT)
+        return original(self, lines)
+
+    options = [*OPTIONS, f"run={tmp_path / 'run'}", f"data.cache={tmp_path / 'cache'}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Tokenizer, "encode", encode)
+        code, _, err = tiny.mtkit("train", config, *options)
+    assert (code, tiny.one_line(err)) == (130, BEFORE_TRAINING)
+    assert not list((tmp_path / "cache/corpora").iterdir())
+    assert tiny.mtkit("train", config, *options)[0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_sigterm_ten_times_at_random(config: Path, tmp_path: Path, seed: int) -> None:
+    """At any time after the process began; it is always heard, and in the end nothing is lost."""
+    options = ["training.max_steps=400", "validation.every_steps=7", "data.test=[]"]
+    whole, run, rng = tmp_path / "whole", tmp_path / "run", random.Random(seed)
+    assert tiny.mtkit("train", config, f"run={whole}", *options)[0] == 0
+    start = time.monotonic()
+    first = tiny.run_process("train", config, f"run={tmp_path / 'first'}", *options, "training.max_steps=1")
+    assert first.returncode == 0
+    seconds_to_start = time.monotonic() - start
+    for _ in range(10):
+        process = tiny.spawn("train", config, f"run={run}", *options, stdout=subprocess.DEVNULL)
+        time.sleep(seconds_to_start * rng.uniform(0.1, 1.3))
+        start = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        assert time.monotonic() - start < 10
+        # before the command line is read, the signal itself ends the process: for a shell that is 143 as well
+        assert (process.returncode, err) in (
+            (-signal.SIGTERM, ""),
+            (143, f"{BEFORE_TRAINING}\n"),
+            (143, f"{AFTER_SAVING}\n"),
+        )
+    assert tiny.mtkit("train", config, f"run={run}", *options)[0] == 0
+    assert tiny.losses(run) == tiny.losses(whole)
+    assert tiny.tensors(tiny.checkpoint(run, 400)) == tiny.tensors(tiny.checkpoint(whole, 400))
