@@ -99,10 +99,10 @@ class TrainBenchmark:
             own.add_row(name, value)
         if not self.against:
             return own
-        others = Table("against", "precision", "target tokens/s", "mtkit is faster by")
+        others = Table("against", "precision", "target tokens/s", "mtkit's speed over this")
         for other in self.against:
             low, high = other.ratio_quartiles
-            ratio = f"{other.ratio:.2f} x (quartiles {low:.2f} to {high:.2f})"
+            ratio = f"{other.ratio:.2f} (quartiles {low:.2f} to {high:.2f})"
             others.add_row(other.name, other.precision, f"{other.tgt_tokens_per_second:,.0f}", ratio)
         return Group(own, others)
 
