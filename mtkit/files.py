@@ -303,10 +303,7 @@ def commit_folder(tmp: Path, final: Path) -> None:
         StorageError: `final` is the old folder, or the new one, complete; `tmp` is left to the caller.
     """
     old = final.with_name(f".{final.name}.old")
-    for folder, _, names in os.walk(tmp):
-        for name in names:
-            fsync_file(os.path.join(folder, name))
-        fsync_folder(folder)
+    fsync_tree(tmp)
     with storage_errors(final):
         if final.is_file():
             raise NotADirectoryError(errno.ENOTDIR, "")
@@ -321,6 +318,32 @@ def commit_folder(tmp: Path, final: Path) -> None:
             raise
         fsync_folder(final.parent)
         remove_tree(old)  # If it cannot go now, the next commit tries again.
+
+
+def publish_folder(tmp: Path, final: Path) -> bool:
+    """Make a finished folder durable and give it its name, unless a folder has it: of several, the first wins.
+
+    Returns:
+        whether it got the name; else `tmp` is left to the caller. Raises: StorageError.
+    """
+    fsync_tree(tmp)
+    try:
+        os.rename(tmp, final)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            return False
+        with storage_errors(final):
+            raise
+    fsync_folder(final.parent)
+    return True
+
+
+def fsync_tree(root: Path) -> None:
+    """Wait until a folder, with all that is below it, is on the disk. Raises: StorageError."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            fsync_file(os.path.join(folder, name))
+        fsync_folder(folder)
 
 
 def committed_folder(final: Path) -> Path:

@@ -28,7 +28,7 @@ from mtkit.data.filters import FilterCounts, PairFilter
 from mtkit.data.sources import Source
 from mtkit.data.tokenizer import Ids, Tokenizers
 from mtkit.errors import DataError, StorageError
-from mtkit.files import commit_folder, storage_errors, write_text
+from mtkit.files import commit_folder, publish_folder, storage_errors, write_text
 
 FORMAT = 1
 """Part of every key: a change of the file's layout or of the filters' meaning needs another number."""
@@ -191,14 +191,10 @@ def _open_cached(folder: Path, fingerprint: str, sources: Sequence[Source]) -> C
 
 def _commit(temporary: Path, folder: Path, fingerprint: str, sources: Sequence[Source]) -> Corpus:
     """Give the folder its name, unless another process has encoded the same meanwhile."""
-    if (first := _open_cached(folder, fingerprint, sources)) is not None:
-        return first
-    try:
-        commit_folder(temporary, folder)
-    except StorageError:
+    if not publish_folder(temporary, folder):
         if (first := _open_cached(folder, fingerprint, sources)) is not None:
             return first
-        raise
+        commit_folder(temporary, folder)  # what is there is damaged
     return Corpus(folder, fingerprint, sources)
 
 
