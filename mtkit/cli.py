@@ -56,6 +56,8 @@ T = TypeVar("T")
 UsageError: Any = typer.BadParameter.__bases__[
     0
 ]  # newer typers carry their own click: this is the one in use
+EXPECTED_CODES = (130, 143)
+"""Of ends that were asked for: of several processes one says so."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PENALTY_HELP = "alpha of the length penalty; 0 is off."
 LengthPenalty = Annotated[float | None, typer.Option(help=PENALTY_HELP)]
@@ -103,9 +105,7 @@ def train(
     from mtkit.training.signals import Signals
 
     console = make_console(sys.stdout)
-    console.quiet = (
-        os.environ.get("RANK", "0") != "0"
-    )  # of several processes that torchrun started, one speaks
+    console.quiet = not is_main_process()
     with Signals().handled():  # also while torch is loaded
         from mtkit.training.run import train as run_training
 
@@ -740,6 +740,11 @@ def open_output(path: str | None, append: bool = False) -> Iterator[TextIO]:
         raise
 
 
+def is_main_process() -> bool:
+    """Whether this is the process that speaks, of those that torchrun may have started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def print_text(text: str) -> None:
     """Text to stdout. Raises: StorageError, BrokenPipeError."""
     with open_output(None) as out:
@@ -834,8 +839,9 @@ def fail(message: str, code: int, debug: bool) -> int:
     """One line on stderr, and the traceback if asked for."""
     if debug:
         traceback.print_exc()
-    with suppress(OSError):
-        print(message, file=sys.stderr)
+    if code not in EXPECTED_CODES or is_main_process():
+        with suppress(OSError):
+            print(message, file=sys.stderr)
     try:
         sys.stdout.flush()
     except OSError:  # the interpreter, which flushes at its end, must not find out again

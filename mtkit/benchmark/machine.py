@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 import time
 from contextlib import suppress
 
@@ -55,24 +53,3 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
             synchronize(device)
             best = max(best, 2 * size**3 / (time.perf_counter() - start))
     return best
-
-
-def forget_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory` begin anew, where the system can."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors took on a GPU, or that the process had in memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    with (
-        suppress(OSError, StopIteration),
-        open("/proc/self/status", encoding="ascii", errors="replace") as file,
-    ):
-        return int(next(line for line in file if line.startswith("VmHWM:")).split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -20,14 +20,14 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from mtkit.benchmark.flops import Positions, training_flops
-from mtkit.benchmark.machine import forget_peak_memory, machine_name, matmul_peaks, peak_memory, synchronize
+from mtkit.benchmark.machine import machine_name, matmul_peaks, synchronize
 from mtkit.benchmark.reference import MarianLoop, ReferenceLoop
 from mtkit.benchmark.synthetic import MEDIAN_SRC_PIECES, SyntheticCorpus, SyntheticTokenizer
 from mtkit.config import Config
 from mtkit.data.batching import Indices, cut_update, make_batch
 from mtkit.data.corpus import Corpus
 from mtkit.data.tokenizer import Tokenizer, Tokenizers
-from mtkit.device import DTYPES, out_of_memory_named
+from mtkit.device import DTYPES, forget_peak_memory, out_of_memory_named, peak_memory
 from mtkit.errors import ConfigError
 from mtkit.training.memory import find_slices, largest_batch
 from mtkit.training.preparation import prepare, set_up

@@ -171,6 +171,8 @@ def checked_run(run: Path) -> Path:
         raise ConfigError(
             "a checkpoint, not a run folder", where=str(run), hint="name the run folder above it"
         )
+    if not (run / "checkpoints").is_dir():
+        raise StorageError("no checkpoints: not a run folder", where=str(run), hint="name a run folder")
     return run
 
 

@@ -18,9 +18,10 @@ from mtkit.config import Config
 from mtkit.data.cache import cache_folder
 from mtkit.data.corpus import Corpus
 from mtkit.data.tokenizer import Tokenizers
+from mtkit.device import peak_memory
 from mtkit.errors import StorageError
 from mtkit.files import storage_errors
-from mtkit.training.memory import find_slices, largest_batch, peak_bytes
+from mtkit.training.memory import find_slices, largest_batch
 from mtkit.training.preparation import describe, prepare, set_up
 from mtkit.training.progress import Progress
 from mtkit.training.resuming import refuse_other_corpus, resumable
@@ -119,7 +120,7 @@ def check_largest_batch(trainer: Trainer, corpus: Corpus, say: Say) -> None:
     start = time.perf_counter()
     trainer.train_step([(0, 0, batch)] * trainer.config.training.batches_per_update)
     seconds = time.perf_counter() - start
-    memory = megabytes(peak_bytes(trainer.device))
+    memory = megabytes(peak_memory(trainer.device))
     say("largest", f"batch: {len(batch)} pairs x {src} source and {tgt} target pieces")
     say("update", f"with it took {seconds:.2f} s; peak memory {memory}")
 

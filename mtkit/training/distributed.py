@@ -126,13 +126,20 @@ def peers_named() -> Iterator[None]:
 
 
 def environment(variables: Mapping[str, str] = os.environ) -> tuple[int, int, int]:
-    """(rank, size, local rank) as torchrun tells them; (0, 1, 0) without it. Raises: ConfigError: not numbers."""
+    """(rank, size, local rank) as torchrun tells them, else (0, 1, 0). Raises: ConfigError: they are incomplete."""
+    hint = "start several processes with torchrun, or unset WORLD_SIZE"
     try:
         size = int(variables.get("WORLD_SIZE", "1"))
-        return int(variables.get("RANK", "0")), size, int(variables.get("LOCAL_RANK", "0"))
+        if size == 1:
+            return 0, 1, 0
+        rank, local_rank = int(variables["RANK"]), int(variables["LOCAL_RANK"])
     except ValueError as error:
-        what = "WORLD_SIZE, RANK and LOCAL_RANK are not numbers"
-        raise ConfigError(what, hint="start several processes with torchrun") from error
+        raise ConfigError("WORLD_SIZE, RANK and LOCAL_RANK are not numbers", hint=hint) from error
+    except KeyError as error:
+        raise ConfigError(f"WORLD_SIZE is set, but {error.args[0]} is not", hint=hint) from error
+    if not variables.get("MASTER_ADDR") or not variables.get("MASTER_PORT"):
+        raise ConfigError("WORLD_SIZE is set, but MASTER_ADDR or MASTER_PORT is not", hint=hint)
+    return rank, size, local_rank
 
 
 @contextmanager

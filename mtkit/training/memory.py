@@ -5,8 +5,7 @@ Memory is not learned about at step 40,000: what is run here is the worst that t
 
 from __future__ import annotations
 
-import resource
-import sys
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mtkit.data.batching import Indices, make_batch, num_positions
-from mtkit.device import out_of_memory_named
+from mtkit.device import forget_peak_memory, out_of_memory_named, peak_memory
 from mtkit.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -97,23 +96,16 @@ def slices_for_memory(trainer: Trainer, batch: Indices) -> int:
     """How many slices a CPU's memory asks for, judged by a small one: a CPU is not tried until it breaks."""
     lengths = trainer.corpus.src_lengths, trainer.corpus.tgt_lengths
     probe = max(1, min(len(batch), num_positions(batch, *lengths) // PROBE_POSITIONS))
-    before = peak_bytes(trainer.device)
+    forget_peak_memory(trainer.device)
+    before = peak_memory(trainer.device)
     run_slice(trainer, batch, probe)
     trainer.optimizer.zero_grad(set_to_none=True)
-    needed = SAFETY * probe * max(0, peak_bytes(trainer.device) - before)
-    needed_by_all, available = trainer.processes.sum([needed, 0.0])[0], available_bytes()
+    needed = SAFETY * probe * max(0, peak_memory(trainer.device) - before)
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that share this machine's memory
     slices = 1
-    while needed_by_all / slices > available and slices < len(batch):
+    while neighbours * needed / slices > available_bytes() and slices < len(batch):
         slices *= 2
     return int(max(trainer.processes.gather(slices)))
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Most memory used so far: of the GPU, or of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def available_bytes() -> float:

@@ -23,7 +23,6 @@ from mtkit.training.validation import Validator
 OUTPUTS = (
     "checkpoints",
     "best",
-    "average",
     ".best.old",
     "average",
     ".average.old",
@@ -60,6 +59,7 @@ def train(config: Config, *, fresh: bool = False, console: Console | None = None
         signals.in_company = not processes.alone
         trainer, inputs = prepared(config, console, signals, processes, stack, fresh=fresh)
         reason = trainer.train()
+        signals.in_company = False  # from here on each is alone
         state, progress = trainer.state, trainer.progress
         progress.say(f"training ended: {reason}; {duration(trainer.stopwatch.seconds())} in all")
         del trainer  # the test sets need the memory of the best weights alone
@@ -98,6 +98,7 @@ def prepared(
         checkpoint = resumable(config, progress.say)
         known = checkpoint is not None or not processes.is_main
         inputs = prepare(config, run, resumed=known, say=progress.say)
+    processes.wait()  # another machine may have had a corpus of its own to encode
     validator = None if inputs.valid is None else Validator(inputs.valid, inputs.tokenizers, config)
     trainer = Trainer(config, inputs.corpus, inputs.tokenizers, validator, progress, signals, processes)
     describe(trainer, progress.say)

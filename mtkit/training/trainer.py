@@ -107,9 +107,10 @@ class Trainer:
         if training.compile:
             self.model.compile(dynamic=True)
         self._objective = Objective(self.model, training.label_smoothing)
-        self.objective = spread(self._objective, self.processes, training.parallel, self.dtype)
+        with peers_named():
+            self.objective = spread(self._objective, self.processes, training.parallel, self.dtype)
         self.optimizer = make_optimizer(self.model, training)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.scaler = self._make_scaler()
         decay = training.ema_decay
         self.average = None if decay is None else MovingAverage(self.model, decay)
         self.state = TrainState(corpus=corpus.fingerprint, tokenizers=tokenizers.fingerprint)
@@ -133,6 +134,10 @@ class Trainer:
         model.compute_dtype = self.dtype
         return model
 
+    def _make_scaler(self) -> torch.amp.GradScaler:
+        """Scales losses up in fp16, so that small gradients are not rounded to zero (Micikevicius et al. 2018)."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
     # --- the loop ---------------------------------------------------------------------------------------------
 
     def train(self) -> str:
@@ -141,6 +146,8 @@ class Trainer:
         try:
             with nullcontext() if self.processes.alone else self.signals.protected_to_the_end():
                 reason = self._loop()
+            if self.signals.pending is not None:  # it came while the last validation or save was under way
+                self.signals.leave()
         except Interrupted:
             self.progress.stop_live()
             with self.signals.protected_to_the_end():
@@ -169,6 +176,7 @@ class Trainer:
         """Run the largest and the smallest batch; the worst is known before time is spent."""
         if self.config.training.batch_tokens == "auto" and self.state.step == 0:
             self.state.slices = find_slices(self)
+            self.save()  # a run that is killed now goes on with as many
         rehearse(self)
         self.stopwatch.skip()
 
@@ -232,7 +240,7 @@ class Trainer:
         self._advance(update, num_targets)
         if self.average is not None:
             self.average.update(self.model, self.state.step)
-        self.state.window.add(loss, nll, norm, rate, num_targets)
+        self.state.window.add(loss, nll, norm if math.isfinite(norm) else 0.0, rate, num_targets)
 
     def _num_targets(self, batches: list[Indices]) -> int:
         """Real target positions of an update, over all processes."""
@@ -321,7 +329,8 @@ class Trainer:
             return "the gradient of step {step} is not finite"
         spike = self.state.watch.add(loss)
         if spike and self.config.training.on_divergence == "rollback":
-            return f"the loss jumped from {self.state.watch.mean:.2f} to {loss:.2f} at step {{step}}"
+            watch = self.state.watch
+            return f"the loss jumped from {watch.mean:.2f} to {watch.present:.2f} at step {{step}}"
         return None
 
     def _diverged(self, what: str, update: Update) -> None:
@@ -329,6 +338,7 @@ class Trainer:
         places = [self.corpus.place(int(i)) for _, _, indices in update for i in indices]
         shown = ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
         what = f"{what.format(step=self.state.step + 1)}; its sentences: {shown}"
+        self.progress.record("diverged", self.state.step + 1, {"reason": what, "sentences": places})
         hint = "lower training.learning_rate, lengthen warmup_steps, or look at these lines"
         if self.config.training.on_divergence == "stop":
             raise TrainingError(what, hint=f"{hint}; training.on_divergence rollback passes them over")
@@ -337,16 +347,18 @@ class Trainer:
 
     def _roll_back(self, what: str, update: Update, hint: str) -> None:
         """Go back to the newest checkpoint, and on with the pairs behind this update (Chowdhery et al. 2022, 5.1)."""
-        diverged, rollbacks = self.state.step + 1, self.state.rollbacks + 1
+        before, diverged = self.state, self.state.step + 1
         folder = next((f for f, fault in valid_checkpoints(self.run_folder) if fault is None), None)
-        if folder is None:
+        if len(set(self.processes.gather(str(folder)))) > 1 or folder is None:
             raise TrainingError(f"{what}; and there is no checkpoint to go back to", hint=hint)
         self.resume(load_checkpoint(folder, with_optimizer=True), str(folder))
+        if before.best is not None:  # best/ is still there
+            self.state.best, self.state.best_step = before.best, before.best_step
         self._rollbacks_from[self.state.step] += 1
         if self._rollbacks_from[self.state.step] > MOST_ROLLBACKS:
             raise TrainingError(f"{what}; going back {MOST_ROLLBACKS} times did not help", hint=hint)
         self._pass(update)
-        self.state.rollbacks = rollbacks
+        self.state.rollbacks = before.rollbacks + 1
         self.progress.record("rollback", self.state.step, {"diverged_step": diverged, "reason": what})
         self.progress.say(f"{what}; going back to step {self.state.step} and on behind these")
 
@@ -506,6 +518,7 @@ class Trainer:
         else:
             self._copy_weights(checkpoint.weights, where)
         load_optimizer_tensors(self.model, self.optimizer, tensors)
+        self.scaler = self._make_scaler()  # one that was left in the middle of an update cannot go on
         if self.state.scaler is not None:
             self.scaler.load_state_dict(self.state.scaler)
 

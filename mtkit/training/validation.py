@@ -22,6 +22,9 @@ from mtkit.model.transformer import Transformer
 from mtkit.training.distributed import ALONE, Processes
 from mtkit.training.loss import batch_loss
 
+LOSS_TOKENS = 4096
+"""Size of a batch of which the loss is taken; larger ones are no faster, and might not fit."""
+
 
 def special_ids(tokenizers: Tokenizers) -> SpecialIds:
     """The ids that frame sentences of these tokenizers."""
@@ -112,7 +115,7 @@ class Validator:
         """Pairs longer than `data.max_length`: not in the loss, for they might not fit; translated in parts."""
         if not len(order):
             raise DataError("every pair is longer than data.max_length", where="data.valid", hint="raise it")
-        self.batches = split_by_budget(sizes, order, config.training.cut_tokens)
+        self.batches = split_by_budget(sizes, order, min(config.training.cut_tokens, LOSS_TOKENS))
 
     def validate(self, model: Transformer, processes: Processes = ALONE) -> ValidationResult:
         """Loss of all pairs, and the scores of real translations. The model is left in evaluation mode.
@@ -144,7 +147,7 @@ class Validator:
         nll, count = 0.0, 0.0
         for indices in processes.share(self.batches):
             batch = make_batch(self.corpus, indices, self.special)
-            with out_of_memory_named("lower training.batch_tokens"):
+            with out_of_memory_named("free memory on the device, or lower data.max_length"):
                 nll += batch_loss(model, batch, smoothing=0.0).nll.item()
             count += batch.num_targets
         nll, count = processes.sum([nll, count])

@@ -12,8 +12,9 @@ import pytest
 import tiny
 import torch
 
-from mtkit.benchmark.machine import matmul_peaks, peak_memory
+from mtkit.benchmark.machine import matmul_peaks
 from mtkit.benchmark.train import STAGES
+from mtkit.device import peak_memory
 
 
 def benchmark(*arguments: object) -> dict[str, Any]:

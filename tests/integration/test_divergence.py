@@ -99,3 +99,27 @@ def test_by_default_it_stops_and_names_the_sentences(config: Path, monkeypatch: 
     assert "the loss of step 8 is not finite; its sentences: " in tiny.one_line(err)
     assert "/train.src:" in err
     assert "on_divergence rollback" in err
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_every_precision_can_go_back(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    spoil(monkeypatch, lambda epoch, number: (epoch, number) == (0, 7), float("nan"))
+    mtkit.train(mtkit.load_config(config, [*OPTIONS, f"training.precision={precision}"]))
+    (line,) = tiny.records(tmp_path / "run", "rollback")
+    assert line["step"] == 5
+
+
+def test_going_back_keeps_the_best_and_all_sentences_are_recorded(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, lambda epoch, number: (epoch, number) == (0, 12), float("nan"))
+    rare = ["training.save_every_steps=100", "validation.every_steps=5", "validation.best=loss"]
+    result = mtkit.train(mtkit.load_config(config, [*OPTIONS, *rare]))
+    validations = tiny.records(tmp_path / "run", "valid")
+    assert result.best == min(line["loss"] for line in validations)
+    (line,) = tiny.records(tmp_path / "run", "diverged")
+    assert line["step"] == 13
+    assert len(line["sentences"]) > 8
+    assert all("/train.src:" in place for place in line["sentences"])

@@ -82,7 +82,7 @@ def test_auto_takes_one_slice_where_memory_is_plenty_and_more_where_it_is_not(
     train(config, *auto)
     peaks = iter([0, 10**9])
     monkeypatch.setattr(memory, "available_bytes", lambda: 0.4e9)
-    monkeypatch.setattr(memory, "peak_bytes", lambda device: next(peaks))
+    monkeypatch.setattr(memory, "peak_memory", lambda device: next(peaks))
     train(config, *auto, "run=" + str(config.parent / "tight"))
     assert found == [1, 4]  # one slice of the probe took 1 GB, with the margin 1.25: a quarter fits into 0.4
 

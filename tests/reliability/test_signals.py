@@ -167,8 +167,9 @@ def test_sigterm_while_the_tokenizer_is_trained(
     with monkeypatch.context() as patch:
         patch.setattr(sentencepiece.SentencePieceTrainer, "train", train)
         start = time.monotonic()
+        own = [f"run={tmp_path / 'run'}", f"data.cache={tmp_path / 'cache'}"]  # no tokenizer is known yet
         with pytest.raises(Interrupted) as caught:
-            mtkit.train(mtkit.load_config(config, [*OPTIONS, f"run={tmp_path / 'run'}"]))
+            mtkit.train(mtkit.load_config(config, [*OPTIONS, *own]))
         assert time.monotonic() - start < 10
         release.set()
     assert (caught.value.exit_code, caught.value.saved) == (143, False)
