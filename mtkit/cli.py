@@ -91,8 +91,11 @@ def train(
     from mtkit.training.signals import Signals
 
     console = make_console(sys.stdout)
-    with Signals().handled():  # also while torch is loaded
-        from mtkit.training.run import train as run_training
+    # of several processes that torchrun started, one speaks
+    console.quiet = os.environ.get("RANK", "0") != "0"
+    with Signals().handled() as early:  # a signal while torch is loaded, too; it would be lost in an import
+        with early.protected():
+            from mtkit.training.run import train as run_training
 
         result = run_training(loaded, fresh=fresh, console=console)
     console.print(

@@ -9,10 +9,23 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(gt=0, lt=2**63)]
+
+
+def positive_or_auto(value: object) -> object:
+    """A number of at least 1, or auto. Raises: ValueError: it is neither."""
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63):
+        return value
+    raise ValueError(f"must be a number of at least 1, or auto; got {value!r}")
+
+
+PositiveOrAuto = Annotated[
+    int | Literal["auto"],
+    PlainValidator(positive_or_auto, json_schema_input_type=Positive | Literal["auto"]),
+]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Rate = Annotated[float, Field(gt=0.0)]
 Metric = Literal["bleu", "chrf", "chrf++", "ter"]
@@ -218,10 +231,12 @@ class ModelConfig(Section):
 class TrainingConfig(Section):
     """Batches, loss, optimizer, schedule, limits and saving."""
 
-    batch_tokens: Positive = 4096
-    """Size of a batch: sentences x pieces of the longest side, padding included."""
+    batch_tokens: PositiveOrAuto = 4096
+    """Size of a batch: sentences x pieces of the longest side, padding included; auto: `update_tokens`, in slices."""
     accumulate: Positive = 1
-    """Batches that make one update."""
+    """Batches that make one update, over all processes."""
+    update_tokens: Positive | None = None
+    """Size of an update, instead of `accumulate`: as many batches as come nearest to it."""
     max_steps: Positive | None = None
     """Stop after so many updates; 100,000 if neither `max_epochs` nor `time_limit_minutes` is given."""
     max_epochs: Positive | None = None
@@ -256,6 +271,12 @@ class TrainingConfig(Section):
     """CPU threads; by default PyTorch's choice."""
     compile: bool = False
     """Use torch.compile."""
+    activation_checkpointing: bool = False
+    """Work the inside of each layer out again in the backward pass (Chen et al. 2016): less memory, a third slower."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """With several processes: each has the whole model (ddp), or a shard of weights and optimizer (fsdp)."""
+    on_divergence: Literal["stop", "rollback"] = "stop"
+    """At a loss that is not a number: stop; or, there and at a spike, go back a checkpoint and skip those pairs."""
     log_every_steps: Positive = 50
     """Updates between lines of progress and of metrics.jsonl."""
     save_every_steps: Positive | None = None
@@ -266,6 +287,21 @@ class TrainingConfig(Section):
     """At the end, write the average of so many last checkpoints (Vaswani et al. 2017, 6.1) to `average/`."""
     tensorboard: bool = False
     """Write TensorBoard events too (needs `pip install mtkit[tensorboard]`)."""
+
+    @property
+    def cut_tokens(self) -> int:
+        """The budget by which an epoch is cut into batches."""
+        if self.batch_tokens != "auto":
+            return self.batch_tokens
+        assert self.update_tokens is not None, "auto asks for update_tokens"
+        return self.update_tokens
+
+    @property
+    def batches_per_update(self) -> int:
+        """Batches that make one update, resolved."""
+        if self.update_tokens is None:
+            return self.accumulate
+        return max(1, round(self.update_tokens / self.cut_tokens))
 
     @property
     def step_limit(self) -> int | None:
@@ -286,6 +322,18 @@ class TrainingConfig(Section):
                 raise ValueError(f"schedule {self.schedule} needs max_steps: it ends there")
             if self.warmup_steps >= self.step_limit:
                 raise ValueError(f"warmup_steps {self.warmup_steps} leaves no step before {self.step_limit}")
+        if self.batch_tokens == "auto" and self.update_tokens is None:
+            raise ValueError("batch_tokens auto needs update_tokens: how much an update learns from")
+        if self.update_tokens is not None and self.accumulate != 1:
+            raise ValueError("give either accumulate or update_tokens")
+        if self.parallel == "fsdp" and self.precision == "fp16":
+            raise ValueError(
+                "parallel fsdp needs precision bf16 or fp32: each shard would scale its losses alone"
+            )
+        if self.parallel == "fsdp" and self.batch_tokens == "auto":
+            raise ValueError(
+                "batch_tokens auto needs parallel ddp: with fsdp no process can try a batch alone"
+            )
         if self.min_learning_rate > self.learning_rate:
             raise ValueError("min_learning_rate is above learning_rate")
         return self

@@ -14,10 +14,18 @@ from mtkit.errors import ConfigError, TrainingError
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(name: str, where: str = "training.device") -> torch.device:
-    """The device of this name; `auto` is a GPU if there is one. Raises: ConfigError: at `where`, it is not there."""
+def choose_device(name: str, where: str = "training.device", number: int = 0) -> torch.device:
+    """The device of this name. Raises: ConfigError: at `where`, it is not there.
+
+    Args:
+        name: `auto` is a GPU if there is one.
+        where: for the message.
+        number: of the GPU, where the name does not say it: that of the process on its machine.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and number:
+        name = f"cuda:{number}"
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -6,7 +6,8 @@ Shapes: B pairs in a batch, S source length, T target length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -66,6 +67,24 @@ def epoch_batches(
     order = shuffled[np.lexsort((tgt_lengths[shuffled], sizes[shuffled]))]
     batches = split_by_budget(sizes, order, batch_tokens)
     return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def cut_update(batches: Sequence[Indices], num_processes: int = 1, slices: int = 1) -> list[Indices]:
+    """The parts of an update in the order they are dealt to the processes: process p runs part p, p + P, p + 2P, ...
+
+    Every batch is cut into the same number of parts: the fewest that are at least `slices` and deal out evenly.
+    Row r goes to part r modulo their number, so that the parts of a batch, whose rows are sorted, are alike in length.
+    A batch with fewer rows than parts gives empty ones.
+    """
+    num_parts = slices
+    while len(batches) * num_parts % num_processes:
+        num_parts += 1
+    return [batch[first::num_parts] for batch in batches for first in range(num_parts)]
+
+
+def num_positions(batch: Indices, src_lengths: Ids, tgt_lengths: Ids) -> int:
+    """Positions of a batch, both sides padded: what its memory and time grow with."""
+    return len(batch) * int(src_lengths[batch].max() + tgt_lengths[batch].max() + 2)
 
 
 def padding_share(batches: list[Indices], src_lengths: Ids, tgt_lengths: Ids) -> float:
@@ -134,3 +153,9 @@ def make_batch(corpus: EncodedPairs, indices: Indices, special: SpecialIds) -> B
         tgt_mask=np.arange(tgt_out.shape[1])[None, :] < lengths[:, None],
         indices=indices,
     )
+
+
+def make_silent_batch(corpus: EncodedPairs, indices: Indices, special: SpecialIds) -> Batch:
+    """A batch without any target: a process that has nothing to do in an update takes part in it with this."""
+    batch = make_batch(corpus, indices[:1], special)
+    return replace(batch, tgt_mask=np.zeros_like(batch.tgt_mask), indices=indices[:0])

@@ -38,5 +38,5 @@ def dropped_bytes(probability: float) -> int:
 def keep_mask(like: Tensor, dropped: int) -> Tensor:
     """1 where an entry is kept, else 0: shape and dtype of `like`."""
     words = torch.empty(-(-like.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-    octets = words.view(torch.uint8)[: like.numel()]
-    return (octets >= dropped).to(like.dtype).view(like.shape)
+    octets = words.view(torch.uint8)[: like.numel()].view(like.shape)
+    return torch.ge(octets, dropped, out=torch.empty_like(like, requires_grad=False))  # one pass, no booleans

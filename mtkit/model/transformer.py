@@ -12,9 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mtkit.config import ModelConfig
 from mtkit.model.attention import Linear, MultiHeadAttention, causal_mask
@@ -88,6 +90,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.src_pad = src_pad
         self.compute_dtype = torch.float32
+        self.activation_checkpointing = False
         tied = config.tie_embeddings or tie_embeddings
         if tied == "three-way" and src_vocab != tgt_vocab:
             raise ValueError(
@@ -141,7 +144,7 @@ class Transformer(nn.Module):
         positions_S = torch.arange(src_BS.shape[1], device=src_BS.device)
         x_BSD = self.src_embedding.embed(src_BS, positions_S, self.compute_dtype)
         for layer in self.encoder_stack():
-            x_BSD = layer(x_BSD, mask, positions_S)
+            x_BSD = self.run_layer(layer, x_BSD, mask, positions_S)
         memory_BSD: Tensor = self.encoder_norm(x_BSD)
         return memory_BSD
 
@@ -158,9 +161,17 @@ class Transformer(nn.Module):
 
         x_BTD = self.tgt_embedding.embed(tgt_BT, positions_T, self.compute_dtype)
         for layer in self.decoder_stack():
-            x_BTD = layer(x_BTD, self_attention, cross_attention)
+            x_BTD = self.run_layer(layer, x_BTD, self_attention, cross_attention)
         hidden_BTD: Tensor = self.decoder_norm(x_BTD)
         return hidden_BTD
+
+    def run_layer(self, layer: nn.Module, *inputs: Any) -> Tensor:
+        """A layer's output; its inside is kept for the backward pass, or with checkpointing worked out again there."""
+        if self.activation_checkpointing and self.training and torch.is_grad_enabled():
+            again: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
+            return again
+        output: Tensor = layer(*inputs)
+        return output
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] to unnormalized log-probabilities [..., V]."""

@@ -5,25 +5,22 @@ Nothing is written but the cache of encoded corpora, which `train` then finds.
 
 from __future__ import annotations
 
-import resource
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.console import Console
 
 from mtkit.config import Config
-from mtkit.data.batching import Indices, epoch_batches
 from mtkit.data.cache import cache_folder
 from mtkit.data.corpus import Corpus
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.errors import StorageError
 from mtkit.files import storage_errors
+from mtkit.training.memory import find_slices, largest_batch, peak_bytes
 from mtkit.training.preparation import describe, prepare, set_up
 from mtkit.training.progress import Progress
 from mtkit.training.resuming import refuse_other_corpus, resumable
@@ -114,29 +111,17 @@ def check_round_trip(valid: TextCorpus, tokenizers: Tokenizers, say: Say) -> Non
 
 def check_largest_batch(trainer: Trainer, corpus: Corpus, say: Say) -> None:
     """An update of the batch with the most positions: it is the one that runs out of memory if any does."""
-    batch = largest_batch(trainer, corpus)
+    if trainer.config.training.batch_tokens == "auto":
+        trainer.state.slices = find_slices(trainer)
+        say("slices", f"a batch runs in {trainer.state.slices}, so that it fits")
+    batch = largest_batch(trainer)
     src, tgt = corpus.src_lengths[batch].max() + 1, corpus.tgt_lengths[batch].max() + 1
     start = time.perf_counter()
-    trainer.train_step([(0, 0, batch)] * trainer.config.training.accumulate)
+    trainer.train_step([(0, 0, batch)] * trainer.config.training.batches_per_update)
     seconds = time.perf_counter() - start
-    memory = megabytes(peak_bytes(trainer))
+    memory = megabytes(peak_bytes(trainer.device))
     say("largest", f"batch: {len(batch)} pairs x {src} source and {tgt} target pieces")
     say("update", f"with it took {seconds:.2f} s; peak memory {memory}")
-
-
-def largest_batch(trainer: Trainer, corpus: Corpus) -> Indices:
-    """The batch with the most positions, both sides padded, of the first epoch."""
-    lengths = corpus.src_lengths, corpus.tgt_lengths
-    batches = epoch_batches(*lengths, trainer.config.training.batch_tokens, trainer.config.seed, 0)
-    return max(batches, key=lambda b: len(b) * int(lengths[0][b].max() + lengths[1][b].max() + 2))
-
-
-def peak_bytes(trainer: Trainer) -> int:
-    """Most memory used so far: of the GPU, or of the process."""
-    if trainer.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(trainer.device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def check_disk(config: Config, trainer: Trainer, say: Say) -> None:

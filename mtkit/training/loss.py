@@ -13,7 +13,8 @@ from torch import Tensor
 from mtkit.data.batching import Batch
 from mtkit.model.transformer import Transformer
 
-CHUNK_POSITIONS = 512  # logits of so many positions exist at a time
+CHUNK_POSITIONS = 1024  # logits of so many positions exist at a time
+ROWS_IN_CACHE = 128  # and so many are worked on at once
 
 
 class LossSums(NamedTuple):
@@ -44,16 +45,12 @@ class SmoothedCrossEntropy(torch.autograd.Function):
         weight_grad = torch.zeros_like(weight_VD) if needs_grad else None
         for start in range(0, hidden_MD.shape[0], CHUNK_POSITIONS):
             rows = slice(start, start + CHUNK_POSITIONS)
-            hidden, targets = hidden_MD[rows], targets_M[rows, None]
-            logits = (hidden @ weight.T).to(precise)  # [chunk, V]
-            chunk_loss, chunk_nll, probabilities = smoothed_cross_entropy(logits, targets, smoothing)
+            logits = hidden_MD[rows] @ weight.T  # [chunk, V]
+            chunk_loss, chunk_nll = replace_by_gradient(logits, targets_M[rows, None], smoothing, precise)
             loss, nll = loss + chunk_loss, nll + chunk_nll
             if hidden_grad is not None and weight_grad is not None:
-                logits_grad = probabilities.sub_(smoothing / logits.shape[1])
-                logits_grad.scatter_add_(1, targets, torch.full_like(targets, smoothing - 1, dtype=precise))
-                logits_grad = logits_grad.to(hidden.dtype)
-                hidden_grad[rows] = logits_grad @ weight
-                weight_grad += logits_grad.T @ hidden
+                hidden_grad[rows] = logits @ weight
+                weight_grad += logits.T @ hidden_MD[rows]
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.mark_non_differentiable(nll)
         return loss, nll
@@ -66,22 +63,36 @@ class SmoothedCrossEntropy(torch.autograd.Function):
         return hidden_grad * scale.to(hidden_grad.dtype), weight_grad * scale, None, None
 
 
+def replace_by_gradient(
+    logits: Tensor, targets_M1: Tensor, smoothing: float, precise: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Loss and nll sums of some positions; their logits [positions, V] become the gradient of the loss.
+
+    Worked out in few rows at a time, so that they stay in the processor's cache from one operation to the next.
+    """
+    loss, nll = logits.new_zeros(2, dtype=precise)
+    for rows, targets in zip(logits.split(ROWS_IN_CACHE), targets_M1.split(ROWS_IN_CACHE), strict=True):
+        rows_loss, rows_nll, probabilities = smoothed_cross_entropy(rows.to(precise), targets, smoothing)
+        loss, nll = loss + rows_loss, nll + rows_nll
+        gradient = probabilities.sub_(smoothing / logits.shape[1])
+        rows.copy_(gradient.scatter_add_(1, targets, torch.full_like(targets, smoothing - 1, dtype=precise)))
+    return loss, nll
+
+
 def smoothed_cross_entropy(
     logits: Tensor, targets_M1: Tensor, smoothing: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss and nll sums of some positions, and the softmax [positions, V], which takes the place of the logits.
+    """Loss and nll sums of some positions, and the softmax [positions, V].
 
     With z the log of the sum of exponentials, nll is z - logit of the target, and the mean over the vocabulary of
     the negative log-probabilities is z - mean logit: no log-probability but the target's is ever worked out.
+    z is the greatest logit minus the log of the greatest probability, which is at least 1/V and so never rounded to 0.
     """
-    peaks = logits.amax(dim=1, keepdim=True)
-    target_logits, mean_logits = logits.gather(1, targets_M1), logits.mean(dim=1, keepdim=True)
-    exponentials = logits.sub_(peaks).exp_()
-    sums = exponentials.sum(dim=1, keepdim=True)
-    z = peaks + sums.log()
-    nll = (z - target_logits).sum()
-    uniform = (z - mean_logits).sum()
-    return (1 - smoothing) * nll + smoothing * uniform, nll, exponentials.div_(sums)
+    probabilities = logits.softmax(dim=1)
+    z = logits.amax(dim=1, keepdim=True) - probabilities.amax(dim=1, keepdim=True).log()
+    nll = (z - logits.gather(1, targets_M1)).sum()
+    uniform = (z - logits.mean(dim=1, keepdim=True)).sum()
+    return (1 - smoothing) * nll + smoothing * uniform, nll, probabilities
 
 
 def loss_sums(hidden_MD: Tensor, output_weight_VD: Tensor, targets_M: Tensor, smoothing: float) -> LossSums:
@@ -99,12 +110,17 @@ def loss_sums(hidden_MD: Tensor, output_weight_VD: Tensor, targets_M: Tensor, sm
     return LossSums(loss, nll)
 
 
-def batch_loss(model: Transformer, batch: Batch, smoothing: float) -> LossSums:
-    """Loss of a batch, summed over its real target positions; the others are never projected."""
+def hidden_at_targets(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The decoder's output at the real target positions of a batch [M, D], and what should follow there [M]."""
     device = model.output.weight.device
     src_BS, tgt_in_BT, tgt_out_BT, mask_BT = (
         torch.from_numpy(array).to(device, non_blocking=True)
         for array in (batch.src, batch.tgt_in, batch.tgt_out, batch.tgt_mask)
     )
-    hidden_MD = model(src_BS, tgt_in_BT)[mask_BT]
-    return loss_sums(hidden_MD, model.output.weight, tgt_out_BT[mask_BT], smoothing)
+    return model(src_BS, tgt_in_BT)[mask_BT], tgt_out_BT[mask_BT]
+
+
+def batch_loss(model: Transformer, batch: Batch, smoothing: float) -> LossSums:
+    """Loss of a batch, summed over its real target positions; the others are never projected."""
+    hidden_MD, targets_M = hidden_at_targets(model, batch)
+    return loss_sums(hidden_MD, model.output.weight, targets_M, smoothing)

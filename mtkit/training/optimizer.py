@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mtkit.config import TrainingConfig
+from mtkit.training.parallel import is_sharded, shard_like, whole
 
 
 def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
@@ -31,7 +32,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state as `KEY/PARAMETER` tensors."""
     return {
-        f"{key}/{name}": value
+        f"{key}/{name}": whole(value)
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state[parameter].items()
     }
@@ -44,7 +45,7 @@ def load_optimizer_tensors(
     parameters = dict(model.named_parameters())
     for full_name, value in tensors.items():
         key, _, name = full_name.partition("/")
-        optimizer.state[parameters[name]][key] = value.to(parameters[name].device)
+        optimizer.state[parameters[name]][key] = shard_like(value, parameters[name])
 
 
 class MovingAverage:
@@ -60,6 +61,10 @@ class MovingAverage:
         decay = min(self.decay, step / (step + 10))
         own = list(self.weights.values())
         new = [parameter.detach() for parameter in model.parameters()]
+        if is_sharded(own):  # FSDP2's shards have no such operation on lists
+            for mean, value in zip(own, new, strict=True):
+                mean.lerp_(value, 1 - decay)
+            return
         torch._foreach_lerp_(own, new, 1 - decay)
 
     @torch.no_grad()

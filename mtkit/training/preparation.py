@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 
 from mtkit.config import Config, SourceConfig
-from mtkit.data.batching import epoch_batches, padding_share
+from mtkit.data.batching import padding_share
 from mtkit.data.corpus import Corpus, encode_corpus
 from mtkit.data.sources import Source, Split, open_sources, read_sides
 from mtkit.data.tokenizer import Tokenizers, load_tokenizers, make_tokenizers
 from mtkit.device import DTYPES, choose_device, keep_freed_memory
 from mtkit.evaluation import metrics
+from mtkit.training.distributed import environment
 from mtkit.training.results import TEST_METRICS, TextSet
 from mtkit.training.trainer import Trainer
 from mtkit.training.validation import TextCorpus
@@ -32,13 +33,14 @@ class Inputs:
     tests: list[TextSet]
 
 
-def set_up(config: Config) -> None:
-    """Make the process ready, and refuse now what would otherwise fail at the first validation."""
+def set_up(config: Config) -> torch.device:
+    """Make the process ready, and refuse now what would otherwise fail at the first validation. Returns its device."""
     keep_freed_memory()
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
-    choose_device(config.training.device)
     metrics.check_metrics((*config.validation.metrics, *TEST_METRICS), tgt=config.data.tgt)
+    _, _, local_rank = environment()
+    return choose_device(config.training.device, number=local_rank)
 
 
 def prepare(config: Config, folder: Path, *, resumed: bool, say: Say) -> Inputs:
@@ -77,10 +79,8 @@ def open_splits(config: Config) -> dict[Split, list[Source]]:
 
 def describe(trainer: Trainer, say: Say) -> None:
     """What will be trained, on what, in four lines."""
-    corpus, training, tokenizers = trainer.corpus, trainer.config.training, trainer.tokenizers
-    batches = epoch_batches(
-        corpus.src_lengths, corpus.tgt_lengths, training.batch_tokens, trainer.config.seed, 0
-    )
+    corpus, tokenizers = trainer.corpus, trainer.tokenizers
+    batches = trainer.epoch_order(trainer.state.epoch)
     padding = padding_share(batches, corpus.src_lengths, corpus.tgt_lengths)
     sizes = " and ".join(f"{t.num_pieces:,}" for t in dict.fromkeys([tokenizers.src, tokenizers.tgt]))
     say(f"data       {corpus.counts.summary()}")
@@ -94,4 +94,5 @@ def describe(trainer: Trainer, say: Say) -> None:
             f"valid      {trainer.validator.num_left_out:,} pairs longer than data.max_length are not in the loss"
         )
     precision = next(name for name, dtype in DTYPES.items() if dtype == trainer.dtype)
-    say(f"model      {trainer.model.num_parameters():,} parameters, {precision} on {trainer.device}")
+    company = "" if trainer.processes.alone else f", {trainer.processes.size} processes"
+    say(f"model      {trainer.model.num_parameters():,} parameters, {precision} on {trainer.device}{company}")

@@ -35,11 +35,14 @@ class Progress:
         run: folder of metrics.jsonl.
         console: where to show; a live view if it is a terminal.
         tensorboard: write events too. Raises ConfigError if it is not installed.
+        records: write at all: of several processes one does.
     """
 
-    def __init__(self, run: Path, console: Console, tensorboard: bool = False) -> None:
-        self.run, self.console = run, console
-        self.writer = make_writer(run) if tensorboard else None
+    def __init__(
+        self, run: Path, console: Console, tensorboard: bool = False, *, records: bool = True
+    ) -> None:
+        self.run, self.console, self.records = run, console, records
+        self.writer = make_writer(run) if tensorboard and records else None
         self.live: Live | None = None
         self.last_validation = ""
         self.samples: Sequence[Sample] = ()
@@ -60,6 +63,8 @@ class Progress:
 
     def record(self, kind: str, step: int, numbers: dict[str, Any]) -> None:
         """Append to metrics.jsonl, where null stands for a number that JSON does not have, and to TensorBoard."""
+        if not self.records:
+            return
         finite = {key: value if is_finite(value) else None for key, value in numbers.items()}
         append_line(self.run / "metrics.jsonl", json.dumps({"kind": kind, "step": step, **finite}))
         if self.writer is not None:

@@ -16,13 +16,15 @@ from mtkit.data.corpus import Corpus
 from mtkit.decoding.loading import stored_config
 from mtkit.errors import ConfigError, StorageError
 from mtkit.files import committed_folder, storage_errors, write_text
-from mtkit.training.trainer import Trainer, TrainState
+from mtkit.training.state import TrainState
+from mtkit.training.trainer import Trainer
 
 HARMLESS = (
     "run", "data.root", "data.cache", "data.test", "training.max_steps", "training.max_epochs",
     "training.time_limit_minutes", "training.device", "training.num_threads", "training.log_every_steps",
     "training.save_every_steps", "training.keep_last", "training.average_last", "training.tensorboard",
-    "validation.patience", "validation.num_samples", "decoding",
+    "training.parallel", "training.activation_checkpointing", "training.on_divergence", "validation.patience",
+    "validation.num_samples", "decoding",
 )  # fmt: skip
 """Keys that may change when a run goes on: what is learned stays the same (but a longer cosine is another curve)."""
 
@@ -113,12 +115,18 @@ def begin(trainer: Trainer, checkpoint: Checkpoint | None, say: Callable[[str], 
     """Put the checkpoint's state into the trainer, or save step 0, which proves the disk before time is spent."""
     if checkpoint is not None:
         refuse_other_corpus(checkpoint, trainer.corpus, cache_folder(trainer.config.data))
-    write_text(trainer.run_folder / "config.yaml", dump_config(trainer.config))
+    if trainer.processes.is_main:
+        write_text(trainer.run_folder / "config.yaml", dump_config(trainer.config))
+    steps = trainer.processes.gather(-1 if checkpoint is None else checkpoint.state.get("step", 0))
+    if len(set(steps)) > 1:
+        what = f"the processes see different checkpoints, of the steps {sorted(set(steps))}"
+        raise StorageError(what, where=trainer.config.run, hint="all need the same folder: use a shared disk")
     if checkpoint is None:
         trainer.save()
     else:
         resume(trainer, checkpoint)
-        drop_later_lines(trainer.run_folder / "metrics.jsonl", trainer.state)
+        if trainer.processes.is_main:
+            drop_later_lines(trainer.run_folder / "metrics.jsonl", trainer.state)
         say(f"going on from step {trainer.state.step}")
     trainer.signals.begun = True
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
 from mtkit.config import Config
 from mtkit.files import FolderLock, storage_errors
-from mtkit.training.preparation import describe, open_splits, prepare, set_up
+from mtkit.training.distributed import Processes, joined_processes
+from mtkit.training.preparation import Inputs, describe, open_splits, prepare, set_up
 from mtkit.training.progress import Progress, duration
 from mtkit.training.results import TrainResult, score_tests, write_results
 from mtkit.training.resuming import begin, resumable
@@ -48,31 +50,51 @@ def train(config: Config, *, fresh: bool = False, console: Console | None = None
         StorageError: the disk failed, or another run uses the folder.
         Interrupted: SIGINT or SIGTERM, after saving.
     """
-    run = Path(config.run)
     signals = Signals()
     console = console or Console(quiet=True)
-    set_up(config)
+    device = set_up(config)
     with ExitStack() as stack:
         stack.enter_context(signals.handled())
-        stack.enter_context(FolderLock(run))
-        if fresh:
-            open_splits(config)  # what is wrong with the new run should not cost the old one
-            remove_outputs(run)
-        progress = stack.enter_context(Progress(run, console, config.training.tensorboard))
-        checkpoint = resumable(config, progress.say)
-        inputs = prepare(config, run, resumed=checkpoint is not None, say=progress.say)
-        validator = None if inputs.valid is None else Validator(inputs.valid, inputs.tokenizers, config)
-        trainer = Trainer(config, inputs.corpus, inputs.tokenizers, validator, progress, signals)
-        describe(trainer, progress.say)
-        begin(trainer, checkpoint, progress.say)
+        processes = stack.enter_context(joined_processes(device, compiles=config.training.compile))
+        signals.in_company = not processes.alone
+        trainer, inputs = stack.enter_context(prepared(config, fresh, console, signals, processes))
         reason = trainer.train()
-        state = trainer.state
+        state, progress = trainer.state, trainer.progress
         progress.say(f"training ended: {reason}; {duration(trainer.stopwatch.seconds())} in all")
-        del trainer, checkpoint  # the test sets need the memory of the best weights alone
+        del trainer  # the test sets need the memory of the best weights alone
+        if not processes.is_main:
+            return TrainResult(Path(config.run), reason, state.step, state.best, state.best_step, [])
         tests = score_tests(config, inputs.tests, progress)
-        result = TrainResult(run, reason, state.step, state.best, state.best_step, tests)
+        result = TrainResult(Path(config.run), reason, state.step, state.best, state.best_step, tests)
         write_results(config, result)
         return result
+
+
+@contextmanager
+def prepared(
+    config: Config, fresh: bool, console: Console, signals: Signals, processes: Processes
+) -> Iterator[tuple[Trainer, Inputs]]:
+    """A trainer that stands where the run stands. The main process makes what the others then find on the disk."""
+    run = Path(config.run)
+    with ExitStack() as stack:
+        with processes.main_first():
+            if processes.is_main:
+                stack.enter_context(FolderLock(run))
+                if fresh:
+                    open_splits(config)  # what is wrong with the new run should not cost the old one
+                    remove_outputs(run)
+            progress = stack.enter_context(
+                Progress(run, console, config.training.tensorboard, records=processes.is_main)
+            )
+            checkpoint = resumable(config, progress.say)
+            known = checkpoint is not None or not processes.is_main
+            inputs = prepare(config, run, resumed=known, say=progress.say)
+        validator = None if inputs.valid is None else Validator(inputs.valid, inputs.tokenizers, config)
+        trainer = Trainer(config, inputs.corpus, inputs.tokenizers, validator, progress, signals, processes)
+        describe(trainer, progress.say)
+        begin(trainer, checkpoint, progress.say)
+        del checkpoint
+        yield trainer, inputs
 
 
 def remove_outputs(run: Path) -> None:

@@ -36,6 +36,8 @@ class Signals:
         self.depth = 0
         self.begun = False
         """Whether there is something to save: set when training begins."""
+        self.in_company = False
+        """Of several processes: a launcher may pass on the same Ctrl-C that the terminal sent to all."""
 
     @contextmanager
     def handled(self) -> Iterator[Signals]:
@@ -51,12 +53,16 @@ class Signals:
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.pending is not None and number == signal.SIGINT:
+        if self.pending is not None and number == signal.SIGINT and not self.in_company:
             raise KeyboardInterrupt
         first = self.pending is None
         self.pending = number if first else self.pending
         if self.depth == 0 and first:
             raise Interrupted(number, self.begun)
+
+    def leave(self) -> None:
+        """Raise `Interrupted` now: this process, or another of the same run, was asked to end."""
+        raise Interrupted(self.pending or signal.SIGTERM, self.begun)
 
     @contextmanager
     def protected(self) -> Iterator[None]:

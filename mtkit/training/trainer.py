@@ -1,33 +1,46 @@
 """The training loop: updates, validations, checkpoints, and how it ends.
 
 All that changes is a model, an optimizer, an average of weights and a `TrainState`. The order of the batches is a
-function of (seed, epoch) and dropout one of (seed, step, batch), so a run that goes on from a checkpoint gives the
+function of (seed, epoch) and dropout one of (seed, step, part), so a run that goes on from a checkpoint gives the
 same numbers, bit for bit, as one that was never stopped.
+
+An update is `batches_per_update` batches. They are cut into parts, which are dealt to the processes; the gradient is
+that of the loss sum over the token count of the whole update, so the number of processes does not change what is
+learned.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mtkit.checkpoint import Checkpoint, remove_old_checkpoints, save_checkpoint, step_folder
+from mtkit.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    remove_old_checkpoints,
+    save_checkpoint,
+    step_folder,
+    valid_checkpoints,
+)
 from mtkit.config import Config
 from mtkit.configfile import dump_config
-from mtkit.data.batching import Batch, Indices, epoch_batches, make_batch
+from mtkit.data.batching import Batch, Indices, cut_update, epoch_batches, make_batch, make_silent_batch
 from mtkit.data.corpus import Corpus
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.decoding.loading import copy_weights, make_model
 from mtkit.device import choose_device, choose_dtype, out_of_memory_named
 from mtkit.errors import StorageError, TrainingError
-from mtkit.training.loss import LossSums, batch_loss
+from mtkit.model.transformer import Transformer
+from mtkit.training.distributed import ALONE, Processes, peers_named
+from mtkit.training.memory import find_slices, rehearse
 from mtkit.training.optimizer import (
     MovingAverage,
     load_optimizer_tensors,
@@ -35,71 +48,27 @@ from mtkit.training.optimizer import (
     optimizer_tensors,
     set_learning_rate,
 )
+from mtkit.training.parallel import (
+    Objective,
+    Stage,
+    gradients_kept_local,
+    is_sharded,
+    shard_like,
+    spread,
+    unmeasured,
+    whole,
+)
 from mtkit.training.progress import Progress, Stopwatch
 from mtkit.training.schedule import learning_rate
 from mtkit.training.signals import Interrupted, Signals
+from mtkit.training.state import TrainState, Window
 from mtkit.training.validation import ValidationResult, Validator, is_better, special_ids
 
 SMALLEST_LOSS_SCALE = 2.0**-14
+MOST_ROLLBACKS = 5  # from one checkpoint: then it is not the sentences
 
-
-@dataclass
-class Window:
-    """Sums over the updates since the last line of progress."""
-
-    loss: float = 0.0
-    nll: float = 0.0
-    norm: float = 0.0
-    rate: float = 0.0
-    targets: int = 0
-    updates: int = 0
-
-    def add(self, loss: float, nll: float, norm: float, rate: float, num_targets: int) -> None:
-        """The loss and nll of an update are means over its targets."""
-        self.loss += loss * num_targets
-        self.nll += nll * num_targets
-        self.norm += norm
-        self.rate = rate
-        self.targets += num_targets
-        self.updates += 1
-
-    def means(self) -> dict[str, float]:
-        """Losses for each target, gradient norm for each update, the latest rate."""
-        return {
-            "loss": self.loss / self.targets,
-            "nll": self.nll / self.targets,
-            "grad_norm": self.norm / self.updates,
-            "lr": self.rate,
-        }
-
-
-@dataclass
-class TrainState:
-    """Where a run stands, beside its weights."""
-
-    step: int = 0
-    """Updates made."""
-    epoch: int = 0
-    """Epoch of the next batch."""
-    batch: int = 0
-    """Number of the next batch in that epoch."""
-    target_tokens: int = 0
-    """Real target pieces trained on."""
-    seconds: float = 0.0
-    """Training time, earlier runs of the folder included."""
-    validated_step: int = 0
-    best: float | None = None
-    """Best validation number so far, of the kind that the config names."""
-    best_step: int | None = None
-    validations_without_best: int = 0
-    scaler: dict[str, Any] | None = None
-    """Of the losses, fp16 only."""
-    corpus: str = ""
-    """Fingerprint of the training pairs."""
-    tokenizers: str = ""
-    """Fingerprint of the tokenizers: `load_model` takes no others."""
-    window: Window = field(default_factory=Window)
-    """What the next line of progress will tell of the updates made so far."""
+Update = list[tuple[int, int, Indices]]
+"""(epoch, number in it, pairs) of the batches of an update."""
 
 
 class Trainer:
@@ -112,6 +81,7 @@ class Trainer:
         validator: validates, or None without validation pairs.
         progress: where to show and record what happens.
         signals: Ctrl-C and SIGTERM.
+        processes: those that train this model together; by default one alone.
     """
 
     def __init__(
@@ -122,25 +92,46 @@ class Trainer:
         validator: Validator | None,
         progress: Progress,
         signals: Signals,
+        processes: Processes = ALONE,
     ) -> None:
         self.config, self.corpus, self.tokenizers = config, corpus, tokenizers
         self.validator, self.progress, self.signals = validator, progress, signals
+        self.processes = processes
         self.run_folder = Path(config.run)
-        self.device = choose_device(config.training.device)
-        self.dtype = choose_dtype(config.training.precision, self.device)
+        training = config.training
+        self.device = choose_device(training.device, number=self.processes.local_rank)
+        self.dtype = choose_dtype(training.precision, self.device)
         torch.manual_seed(config.seed)
-        self.model = make_model(config.model, tokenizers).to(self.device)
-        self.model.compute_dtype = self.dtype
-        self.optimizer = make_optimizer(self.model, config.training)
+        self.model = self.make_model().to(self.device)
+        self.model.activation_checkpointing = training.activation_checkpointing
+        if training.compile:
+            self.model.compile(dynamic=True)
+        self._objective = Objective(self.model, training.label_smoothing)
+        self.objective = spread(self._objective, self.processes, training.parallel, self.dtype)
+        self.optimizer = make_optimizer(self.model, training)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        decay = config.training.ema_decay
+        decay = training.ema_decay
         self.average = None if decay is None else MovingAverage(self.model, decay)
         self.state = TrainState(corpus=corpus.fingerprint, tokenizers=tokenizers.fingerprint)
         self.special = special_ids(tokenizers)
         self.stopwatch = Stopwatch(0.0)
-        self.saved: tuple[int, int] | None = None  # step and validated step of the newest checkpoint
-        if config.training.compile:
-            self.model.compile(dynamic=True)
+        self.saved: tuple[int, int, bool] | None = (
+            None  # step, validated step, time over: of the newest checkpoint
+        )
+        self.stage: Stage = unmeasured
+        self._order: tuple[int, list[Indices]] | None = None
+        self._time_is_over = False
+        self._rollbacks_from: Counter[int] = Counter()
+
+    def measure(self, stage: Stage) -> None:
+        """Enter `stage(name)` around each stage of an update: data, forward, loss, backward, optimizer."""
+        self.stage = self._objective.stage = stage
+
+    def make_model(self) -> Transformer:
+        """An untrained model of the config's shape, which computes in the run's precision."""
+        model = make_model(self.config.model, self.tokenizers)
+        model.compute_dtype = self.dtype
+        return model
 
     # --- the loop ---------------------------------------------------------------------------------------------
 
@@ -148,7 +139,8 @@ class Trainer:
         """Train to the end. Returns why it ended. Raises: TrainingError, StorageError, Interrupted (after saving)."""
         self.stopwatch = Stopwatch(self.state.seconds)
         try:
-            reason = self._loop()
+            with nullcontext() if self.processes.alone else self.signals.protected_to_the_end():
+                reason = self._loop()
         except Interrupted:
             self.progress.stop_live()
             with self.signals.protected_to_the_end():
@@ -158,11 +150,14 @@ class Trainer:
         return reason
 
     def _loop(self) -> str:
+        self._agree([])
+        if self.ended() is None:
+            self._make_sure_it_fits()
         batches = self.batches()
         while True:
             self.validate_and_save(last=False)
             reason = self.ended()
-            update = [] if reason else list(islice(batches, self.config.training.accumulate))
+            update = [] if reason else list(islice(batches, self.config.training.batches_per_update))
             if not update:
                 self.validate_and_save(last=True)
                 return reason or f"epoch {self.config.training.max_epochs} was the last"
@@ -170,76 +165,133 @@ class Trainer:
                 self.train_step(update)
                 self._log()
 
+    def _make_sure_it_fits(self) -> None:
+        """Run the largest and the smallest batch; the worst is known before time is spent."""
+        if self.config.training.batch_tokens == "auto" and self.state.step == 0:
+            self.state.slices = find_slices(self)
+        rehearse(self)
+        self.stopwatch.skip()
+
     def batches(self) -> Iterator[tuple[int, int, Indices]]:
         """(epoch, number, pairs) of every batch from where the run stands to the last epoch."""
-        training, epoch, first = self.config.training, self.state.epoch, self.state.batch
-        while training.max_epochs is None or epoch < training.max_epochs:
-            lengths = self.corpus.src_lengths, self.corpus.tgt_lengths
-            order = epoch_batches(*lengths, training.batch_tokens, self.config.seed, epoch)
+        last, epoch, first = self.config.training.max_epochs, self.state.epoch, self.state.batch
+        while last is None or epoch < last:
+            order = self.epoch_order(epoch)
             for number in range(first, len(order)):
                 yield epoch, number, order[number]
             epoch, first = epoch + 1, 0
+
+    def epoch_order(self, epoch: int) -> list[Indices]:
+        """The batches of an epoch; those of the latest one asked for are kept."""
+        if self._order is None or self._order[0] != epoch:
+            lengths = self.corpus.src_lengths, self.corpus.tgt_lengths
+            budget = self.config.training.cut_tokens
+            self._order = epoch, epoch_batches(*lengths, budget, self.config.seed, epoch)
+        return self._order[1]
 
     def ended(self) -> str | None:
         """Why training is at its end, if it is."""
         training, patience = self.config.training, self.config.validation.patience
         if training.step_limit is not None and self.state.step >= training.step_limit:
             return f"step {self.state.step} is the last"
-        if training.time_limit_minutes and self.stopwatch.seconds() >= 60 * training.time_limit_minutes:
+        if self._time_is_over:
             return f"{training.time_limit_minutes:g} minutes are over"
         if patience and self.state.validations_without_best >= patience:
             return f"no better {self.config.validation.best} in {patience} validations"
         return None
 
+    def _agree(self, numbers: list[float]) -> list[float]:
+        """Numbers summed over the processes; with them they agree on whether to stop, so that all do or none."""
+        limit = self.config.training.time_limit_minutes
+        late = limit is not None and self.stopwatch.seconds() >= 60 * limit
+        asked = self.signals.pending is not None and not self.processes.alone
+        *sums, any_late, any_asked = self.processes.sum([*numbers, float(late), float(asked)])
+        self._time_is_over = any_late > 0
+        if any_asked:
+            self.signals.leave()
+        return sums
+
     # --- one update -------------------------------------------------------------------------------------------
 
-    def train_step(self, update: list[tuple[int, int, Indices]]) -> None:
+    def train_step(self, update: Update) -> None:
         """One update: the gradient of the loss sum over the token count of all its batches, clipped, applied."""
-        self.model.train()
-        batches = [make_batch(self.corpus, indices, self.special) for _, _, indices in update]
-        num_targets = sum(batch.num_targets for batch in batches)
-        batch_tokens = self.config.training.batch_tokens
-        with out_of_memory_named(
-            f"lower training.batch_tokens (now {batch_tokens:,}), raise training.accumulate"
-        ):
-            sums = [self._backward(batch, number, num_targets) for number, batch in enumerate(batches)]
-            norm = self._clip()
-        loss = sum(s.loss.item() for s in sums) / num_targets
-        nll = sum(s.nll.item() for s in sums) / num_targets
-        self._refuse_non_finite(loss, 0.0 if self.scaler.is_enabled() else norm, batches)
+        batches = [indices for _, _, indices in update]
+        num_targets = self._num_targets(batches)
+        with out_of_memory_named(self.memory_hint()), peers_named():
+            sums = self._gradients(batches, num_targets)
+            with self.stage("optimizer"):
+                norm = self._clip()
+        loss, nll = (number / num_targets for number in self._agree(sums))
+        what = self._divergence(loss, norm)
+        if what is not None:
+            self._diverged(what, update)
+            return
         rate = learning_rate(self.state.step + 1, self.config.training, self.config.model.d_model)
-        set_learning_rate(self.optimizer, rate)
-        self.scaler.step(self.optimizer)  # fp16: passed over if a gradient overflowed
-        self.scaler.update()
-        self._refuse_endless_overflow()
-        self.optimizer.zero_grad(set_to_none=True)
+        with self.stage("optimizer"):
+            self._apply(rate)
         self._advance(update, num_targets)
         if self.average is not None:
             self.average.update(self.model, self.state.step)
         self.state.window.add(loss, nll, norm, rate, num_targets)
 
-    def _backward(self, batch: Batch, number: int, num_targets: int) -> LossSums:
-        torch.manual_seed(dropout_seed(self.config.seed, self.state.step, number))
-        sums = batch_loss(self.model, batch, self.config.training.label_smoothing)
-        self.scaler.scale(sums.loss / num_targets).backward()
-        return LossSums(sums.loss.detach(), sums.nll)
+    def _num_targets(self, batches: list[Indices]) -> int:
+        """Real target positions of an update, over all processes."""
+        return sum(int(self.corpus.tgt_lengths[indices].sum()) + len(indices) for indices in batches)
+
+    def _gradients(self, batches: list[Indices], num_targets: int) -> list[float]:
+        """Add up the gradients of this process's parts. Returns their loss and nll sums."""
+        self.objective.train()
+        parts = cut_update(batches, self.processes.size, self.state.slices)
+        numbers = range(self.processes.rank, len(parts), self.processes.size)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for number in numbers:
+            with self.stage("data"):
+                batch = self._part(parts[number], batches[0])
+            torch.manual_seed(dropout_seed(self.config.seed, self.state.step, number))
+            sums += self.accumulate_gradient(batch, num_targets, local=number != numbers[-1])
+        loss, nll = sums.tolist()
+        return [loss, nll]
+
+    def _part(self, indices: Indices, any_batch: Indices) -> Batch:
+        if len(indices):
+            return make_batch(self.corpus, indices, self.special)
+        return make_silent_batch(self.corpus, any_batch, self.special)
+
+    def accumulate_gradient(self, batch: Batch, num_targets: int, *, local: bool = False) -> torch.Tensor:
+        """Add a batch's gradient, of its loss sum over `num_targets`. Returns loss and nll sums: [2].
+
+        Args:
+            local: leave the gradient in this process: more batches of the update follow.
+        """
+        with gradients_kept_local(self.objective, local):
+            loss, nll = self.objective(batch)
+            with self.stage(
+                "backward"
+            ):  # the engines average gradients over processes; theirs is to be a sum
+                self.scaler.scale(loss * (self.processes.size / num_targets)).backward()
+        return torch.stack([loss.detach(), nll]).double()
 
     def _clip(self) -> float:
         """Scale large gradients down; returns the norm before."""
         self.scaler.unscale_(self.optimizer)
         limit = self.config.training.clip_norm or math.inf
-        return float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        return float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
 
-    def _refuse_non_finite(self, loss: float, norm: float, batches: list[Batch]) -> None:
-        """Raise before the weights are touched if the loss or the gradient is not a number."""
-        if math.isfinite(loss) and math.isfinite(norm):
-            return
-        what = "the loss" if not math.isfinite(loss) else "the gradient"
-        places = [self.corpus.place(int(i)) for batch in batches for i in batch.indices]
-        shown = ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
-        raise TrainingError(
-            f"{what} of step {self.state.step + 1} is not finite; its sentences: {shown}",
-            hint="lower training.learning_rate, lengthen warmup_steps, or look at these lines",
+    def _apply(self, rate: float) -> None:
+        set_learning_rate(self.optimizer, rate)
+        self.scaler.step(self.optimizer)  # fp16: passed over if a gradient overflowed
+        self.scaler.update()
+        self._refuse_endless_overflow()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def memory_hint(self) -> str:
+        """What to do when memory runs out."""
+        training = self.config.training
+        if training.batch_tokens == "auto":
+            return "other programs may use the memory too: free it, or set training.activation_checkpointing"
+        return (
+            f"lower training.batch_tokens (now {training.batch_tokens:,}) and raise training.accumulate, "
+            "or set training.activation_checkpointing"
         )
 
     def _refuse_endless_overflow(self) -> None:
@@ -248,12 +300,55 @@ class Trainer:
             what = "gradients overflow fp16 whatever the loss scale"
             raise TrainingError(what, hint="set training.precision to bf16 or fp32, or lower learning_rate")
 
-    def _advance(self, update: list[tuple[int, int, Indices]], num_targets: int) -> None:
-        epoch, number, _ = update[-1]
+    def _advance(self, update: Update, num_targets: int) -> None:
         self.state.step += 1
-        self.state.epoch, self.state.batch = epoch, number + 1
+        self._pass(update)
         self.state.target_tokens += num_targets
         self.stopwatch.tokens += num_targets
+
+    def _pass(self, update: Update) -> None:
+        """The next batch is the one after this update."""
+        epoch, number, _ = update[-1]
+        self.state.epoch, self.state.batch = epoch, number + 1
+
+    # --- divergence -------------------------------------------------------------------------------------------
+
+    def _divergence(self, loss: float, norm: float) -> str | None:
+        """What is wrong with the loss or the gradient of this update, if something is. Weights are not touched yet."""
+        if not math.isfinite(loss):
+            return "the loss of step {step} is not finite"
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
+            return "the gradient of step {step} is not finite"
+        spike = self.state.watch.add(loss)
+        if spike and self.config.training.on_divergence == "rollback":
+            return f"the loss jumped from {self.state.watch.mean:.2f} to {loss:.2f} at step {{step}}"
+        return None
+
+    def _diverged(self, what: str, update: Update) -> None:
+        """Stop, or go back to the newest checkpoint and on behind this update. Raises: TrainingError."""
+        places = [self.corpus.place(int(i)) for _, _, indices in update for i in indices]
+        shown = ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
+        what = f"{what.format(step=self.state.step + 1)}; its sentences: {shown}"
+        hint = "lower training.learning_rate, lengthen warmup_steps, or look at these lines"
+        if self.config.training.on_divergence == "stop":
+            raise TrainingError(what, hint=f"{hint}; training.on_divergence rollback passes them over")
+        self.optimizer.zero_grad(set_to_none=True)
+        self._roll_back(what, update, hint)
+
+    def _roll_back(self, what: str, update: Update, hint: str) -> None:
+        """Go back to the newest checkpoint, and on with the pairs behind this update (Chowdhery et al. 2022, 5.1)."""
+        diverged, rollbacks = self.state.step + 1, self.state.rollbacks + 1
+        folder = next((f for f, fault in valid_checkpoints(self.run_folder) if fault is None), None)
+        if folder is None:
+            raise TrainingError(f"{what}; and there is no checkpoint to go back to", hint=hint)
+        self.resume(load_checkpoint(folder, with_optimizer=True), str(folder))
+        self._rollbacks_from[self.state.step] += 1
+        if self._rollbacks_from[self.state.step] > MOST_ROLLBACKS:
+            raise TrainingError(f"{what}; going back {MOST_ROLLBACKS} times did not help", hint=hint)
+        self._pass(update)
+        self.state.rollbacks = rollbacks
+        self.progress.record("rollback", self.state.step, {"diverged_step": diverged, "reason": what})
+        self.progress.say(f"{what}; going back to step {self.state.step} and on behind these")
 
     # --- what is shown ----------------------------------------------------------------------------------------
 
@@ -295,22 +390,17 @@ class Trainer:
         if validates and self.state.validated_step != step:
             self._validate()
         saves = step % (training.save_every_steps or every) == 0 or last
-        if saves and (self.saved != (step, self.state.validated_step) or self._time_ran_out_since_saved()):
+        if saves and self.saved != (step, self.state.validated_step, self._time_is_over):
             with self.signals.protected():
                 self.save()
         if last and self.validator is None:
             with self.signals.protected():
                 self._save_best()
 
-    def _time_ran_out_since_saved(self) -> bool:
-        """Whether the newest checkpoint does not know yet that the time limit is reached, and would train on."""
-        limit = self.config.training.time_limit_minutes
-        return limit is not None and self.state.seconds < 60 * limit <= self.stopwatch.seconds()
-
     def _validate(self) -> None:
         assert self.validator is not None
         with self.averaged_weights():
-            result = self.validator.validate(self.model)
+            result = self.validator.validate(self._whole_model(), self.processes)
             name = self.config.validation.best
             improved = is_better(name, result.number(name), self.state.best)
             with self.signals.protected():
@@ -349,62 +439,84 @@ class Trainer:
                 with self.signals.protected_to_the_end():
                     self.average.swap(self.model)
 
+    def _whole_model(self) -> Transformer:
+        """The model; if it is held in shards, a copy of it made whole: a search calls it in its own way."""
+        if not is_sharded(self.model.parameters()):
+            return self.model
+        model = self.make_model().to(self.device)
+        copy_weights(model, self.weights(), "shards")
+        return model
+
     def weights(self) -> dict[str, torch.Tensor]:
-        """The parameters by name, shared ones once."""
-        return dict(self.model.named_parameters())
+        """The parameters by name, whole, shared ones once."""
+        return {name: whole(parameter.detach()) for name, parameter in self.model.named_parameters()}
+
+    def averaged(self) -> dict[str, torch.Tensor]:
+        """The weights to translate with: their moving average if there is one."""
+        if self.average is None:
+            return self.weights()
+        return {name: whole(weight) for name, weight in self.average.weights.items()}
 
     def _save_best(self, *, averaged: bool = False) -> None:
         """Write best/: the weights to translate with, no optimizer."""
-        held = self.weights() if averaged or self.average is None else self.average.weights
+        held = self.weights() if averaged else self.averaged()
         checkpoint = Checkpoint(held, dump_config(self.config), self._state_dict())
-        save_checkpoint(self.run_folder / "best", checkpoint)
+        if self.processes.is_main:
+            save_checkpoint(self.run_folder / "best", checkpoint)
+        self.processes.wait()
 
     def save(self) -> None:
         """Write a checkpoint from which training can go on, and delete those that are too old."""
+        checkpoint = self._checkpoint()
+        if self.processes.is_main:
+            save_checkpoint(step_folder(self.run_folder, self.state.step), checkpoint)
+            remove_old_checkpoints(self.run_folder, self.state.step, self.config.training.num_kept)
+        self.saved = self.state.step, self.state.validated_step, self._time_is_over
+        self.processes.wait()
+
+    def _checkpoint(self) -> Checkpoint:
         tensors = optimizer_tensors(self.model, self.optimizer)
-        weights = self.weights()
         if self.average is not None:  # the averaged weights are the model; the raw ones go with the optimizer
-            tensors |= {f"weight/{name}": value for name, value in weights.items()}
-            weights = self.average.weights
-        checkpoint = Checkpoint(weights, dump_config(self.config), self._state_dict(), tensors)
-        save_checkpoint(step_folder(self.run_folder, self.state.step), checkpoint)
-        self.saved = self.state.step, self.state.validated_step
-        remove_old_checkpoints(self.run_folder, self.state.step, self.config.training.num_kept)
+            tensors |= {f"weight/{name}": value for name, value in self.weights().items()}
+        return Checkpoint(self.averaged(), dump_config(self.config), self._state_dict(), tensors)
 
     def _state_dict(self) -> dict[str, Any]:
         self.state.seconds = self.stopwatch.seconds()
         if self.scaler.is_enabled():
             self.state.scaler = self.scaler.state_dict()
-        return asdict(self.state)
+        return self.state.as_dict()
 
     def resume(self, checkpoint: Checkpoint, where: str) -> None:
         """Go on from a checkpoint. Raises: StorageError: it is not of this model."""
-        if checkpoint.state.keys() != asdict(self.state).keys():
-            raise StorageError(
-                "the checkpoint's state is of another version of mtkit",
-                where=where,
-                hint="start anew with --fresh",
-            )
-        self.state = TrainState(**checkpoint.state | {"window": Window(**checkpoint.state["window"])})
-        self.saved = self.state.step, self.state.validated_step
+        try:
+            self.state = TrainState.of(checkpoint.state)
+        except (KeyError, TypeError) as error:
+            what = "the checkpoint's state is of another version of mtkit"
+            raise StorageError(what, where=where, hint="start anew with --fresh") from error
+        limit = self.config.training.time_limit_minutes
+        over = limit is not None and self.state.seconds >= 60 * limit
+        self.saved = self.state.step, self.state.validated_step, over
         tensors = dict(checkpoint.optimizer)
         if self.average is not None:
-            raw = {
-                key.removeprefix("weight/"): tensors.pop(key)
-                for key in list(tensors)
-                if key.startswith("weight/")
-            }
-            copy_weights(self.model, checkpoint.weights, where)
+            names = [key for key in tensors if key.startswith("weight/")]
+            raw = {name.removeprefix("weight/"): tensors.pop(name) for name in names}
+            self._copy_weights(checkpoint.weights, where)
             self.average = MovingAverage(self.model, self.average.decay)
-            copy_weights(self.model, raw, where)
+            self._copy_weights(raw, where)
         else:
-            copy_weights(self.model, checkpoint.weights, where)
+            self._copy_weights(checkpoint.weights, where)
         load_optimizer_tensors(self.model, self.optimizer, tensors)
         if self.state.scaler is not None:
             self.scaler.load_state_dict(self.state.scaler)
 
+    def _copy_weights(self, weights: dict[str, torch.Tensor], where: str) -> None:
+        """Fill the model, or this process's shard of it. Raises: StorageError: names or shapes are not the model's."""
+        own = dict(self.model.named_parameters())
+        held = {name: shard_like(w, own[name]) if name in own else w for name, w in weights.items()}
+        copy_weights(self.model, held, where)
 
-def dropout_seed(seed: int, step: int, number: int, rank: int = 0) -> int:
-    """The seed of a batch's dropout masks: a hash, so that neighbouring numbers give unrelated masks."""
-    digest = hashlib.sha256(f"{seed} {step} {number} {rank}".encode()).digest()
+
+def dropout_seed(seed: int, step: int, part: int) -> int:
+    """The seed of a part's dropout masks: a hash, so that neighbouring numbers give unrelated masks."""
+    digest = hashlib.sha256(f"{seed} {step} {part}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

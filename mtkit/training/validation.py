@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from mtkit.errors import DataError
 from mtkit.evaluation import metrics
 from mtkit.evaluation.metrics import Score
 from mtkit.model.transformer import Transformer
+from mtkit.training.distributed import ALONE, Processes
 from mtkit.training.loss import batch_loss
 
 
@@ -110,12 +112,15 @@ class Validator:
         """Pairs longer than `data.max_length`: not in the loss, for they might not fit; translated in parts."""
         if not len(order):
             raise DataError("every pair is longer than data.max_length", where="data.valid", hint="raise it")
-        self.batches = split_by_budget(sizes, order, config.training.batch_tokens)
+        self.batches = split_by_budget(sizes, order, config.training.cut_tokens)
 
-    def validate(self, model: Transformer) -> ValidationResult:
-        """Loss of all pairs, and the scores of real translations. The model is left in evaluation mode."""
+    def validate(self, model: Transformer, processes: Processes = ALONE) -> ValidationResult:
+        """Loss of all pairs, and the scores of real translations. The model is left in evaluation mode.
+
+        Several processes share the work, and each has the whole result.
+        """
         model.eval()
-        loss = self.loss(model)
+        loss = self.loss(model, processes)
         validation = self.config.validation
         if not validation.metrics:
             return ValidationResult(loss, {}, [])
@@ -123,7 +128,8 @@ class Validator:
         translator = Translator(
             model, self.tokenizers, self.decoding(validation), self.config.data.max_length
         )
-        hyps = [translation.text for translation in translator.translate(srcs)]
+        own = [translation.text for translation in translator.translate(processes.share(srcs))]
+        hyps = deal_back(processes.gather(own))
         scores = metrics.score(hyps, [tgts], validation.metrics, tgt=self.config.data.tgt)
         return ValidationResult(loss, dict(zip(validation.metrics, scores, strict=True)), hyps)
 
@@ -133,12 +139,19 @@ class Validator:
         return self.config.decoding.model_copy(update=changes)
 
     @torch.inference_mode()
-    def loss(self, model: Transformer) -> float:
+    def loss(self, model: Transformer, processes: Processes = ALONE) -> float:
         """Mean negative log-likelihood, in nats for each real target piece."""
-        nll, count = 0.0, 0
-        for indices in self.batches:
+        nll, count = 0.0, 0.0
+        for indices in processes.share(self.batches):
             batch = make_batch(self.corpus, indices, self.special)
             with out_of_memory_named("lower training.batch_tokens"):
                 nll += batch_loss(model, batch, smoothing=0.0).nll.item()
             count += batch.num_targets
+        nll, count = processes.sum([nll, count])
         return nll / count
+
+
+def deal_back(shares: list[list[str]]) -> list[str]:
+    """What `Processes.share` dealt out, in the order it had: [a, c], [b] to a, b, c."""
+    rounds = zip_longest(*shares)
+    return [item for one_round in rounds for item in one_round if item is not None]

@@ -27,6 +27,7 @@ LAYERS = [
     ["decoding", "evaluation"],
     ["training"],
     ["interop"],
+    ["benchmark"],
     ["cli"],
     ["__main__"],
 ]

@@ -1,0 +1,121 @@
+"""The plain PyTorch loop that mtkit is measured against: `nn.Transformer`, cross-entropy over all positions, AdamW.
+
+It is written as a tutorial would: PyTorch's own layers with their fused attention kernel, `nn.Dropout`, logits of the
+whole batch, `ignore_index` for padding, the fused optimizer. It sees the same batches as mtkit.
+
+Shapes: B batch, S source length, T target length, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtkit.config import ModelConfig, TrainingConfig
+from mtkit.data.batching import Batch
+from mtkit.model.positions import sinusoids
+
+IGNORED = -100
+
+
+class ReferenceTransformer(nn.Module):
+    """`nn.Transformer` with tied embeddings and sinusoidal positions, of the config's shape."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int, pad: int) -> None:
+        super().__init__()
+        self.pad = pad
+        self.embedding = nn.Embedding(vocab_size, config.d_model)
+        nn.init.normal_(self.embedding.weight, std=config.d_model**-0.5)
+        self.dropout = nn.Dropout(config.dropout)
+        self.transformer = nn.Transformer(
+            config.d_model,
+            config.heads,
+            config.encoder_layers,
+            config.decoder_layers,
+            config.feed_forward,
+            config.dropout,
+            norm_first=config.norm_position == "pre",
+            batch_first=True,
+            bias=config.bias,
+        )
+        self.drop_as(config)
+
+    def drop_as(self, config: ModelConfig) -> None:
+        """PyTorch's layers drop everywhere with one probability; here in the places and with those of the config."""
+        for module in self.modules():
+            if isinstance(module, nn.MultiheadAttention):
+                module.dropout = config.attention_dropout
+            elif isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+                module.dropout.p = config.activation_dropout
+
+    def embed(self, ids_BT: Tensor) -> Tensor:
+        """[B, T] to [B, T, D]."""
+        D = self.embedding.embedding_dim
+        positions = sinusoids(torch.arange(ids_BT.shape[1], device=ids_BT.device), D)
+        embedded: Tensor = self.dropout(self.embedding(ids_BT) * math.sqrt(D) + positions)
+        return embedded
+
+    def forward(self, src_BS: Tensor, tgt_BT: Tensor) -> Tensor:
+        """Logits of all positions: [B, T, V]."""
+        mask = nn.Transformer.generate_square_subsequent_mask(tgt_BT.shape[1], device=tgt_BT.device).isinf()
+        padding = src_BS == self.pad
+        hidden_BTD = self.transformer(
+            self.embed(src_BS),
+            self.embed(tgt_BT),
+            tgt_mask=mask,
+            tgt_is_causal=True,
+            src_key_padding_mask=padding,
+            memory_key_padding_mask=padding,
+        )
+        return F.linear(hidden_BTD, self.embedding.weight)
+
+
+class ReferenceLoop:
+    """One update after the other, in the precision given (by autocast, as tutorials do)."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        training: TrainingConfig,
+        vocab_size: int,
+        pad: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.training, self.device, self.dtype = training, device, dtype
+        self.model = ReferenceTransformer(model, vocab_size, pad).to(device).train()
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            training.learning_rate,
+            betas=training.betas,
+            weight_decay=training.weight_decay,
+            fused=True,
+        )
+
+    def step(self, batches: list[Batch]) -> float:
+        """One update; returns the loss for each target piece."""
+        self.optimizer.zero_grad(set_to_none=True)
+        num_targets = sum(batch.num_targets for batch in batches)
+        total = 0.0
+        for batch in batches:
+            src_BS, tgt_in_BT, tgt_out_BT, mask_BT = (
+                torch.from_numpy(array).to(self.device)
+                for array in (batch.src, batch.tgt_in, batch.tgt_out, batch.tgt_mask)
+            )
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                logits_BTV = self.model(src_BS, tgt_in_BT)
+            loss = F.cross_entropy(
+                logits_BTV.flatten(0, 1).float(),
+                tgt_out_BT.masked_fill(~mask_BT, IGNORED).flatten(),
+                ignore_index=IGNORED,
+                label_smoothing=self.training.label_smoothing,
+                reduction="sum",
+            )
+            (loss / num_targets).backward()
+            total += loss.item()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm or math.inf)
+        self.optimizer.step()
+        return total / num_targets

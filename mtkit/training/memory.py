@@ -1,0 +1,130 @@
+"""Whether the batches fit: the largest and the smallest run before the first update, and `auto` cuts them to fit.
+
+Memory is not learned about at step 40,000: what is run here is the worst that the corpus can bring.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from mtkit.data.batching import Indices, make_batch, num_positions
+from mtkit.device import out_of_memory_named
+from mtkit.errors import TrainingError
+
+if TYPE_CHECKING:
+    from mtkit.training.trainer import Trainer
+
+PROBE_POSITIONS = 2048
+"""On a CPU a slice of about so many positions tells what a position costs."""
+SAFETY = 1.25
+"""Memory is asked for with this margin, for what is not foreseen."""
+
+
+def largest_batch(trainer: Trainer) -> Indices:
+    """The batch of the present epoch with the most positions."""
+    lengths = trainer.corpus.src_lengths, trainer.corpus.tgt_lengths
+    return max(trainer.epoch_order(trainer.state.epoch), key=lambda batch: num_positions(batch, *lengths))
+
+
+def smallest_batch(trainer: Trainer) -> Indices:
+    """The batch of the present epoch with the fewest positions."""
+    lengths = trainer.corpus.src_lengths, trainer.corpus.tgt_lengths
+    return min(trainer.epoch_order(trainer.state.epoch), key=lambda batch: num_positions(batch, *lengths))
+
+
+def rehearse(trainer: Trainer) -> None:
+    """Run the largest and the smallest batch forward and backward; weights and state stay as they are.
+
+    Raises:
+        TrainingError: out of memory; it names the knob.
+    """
+    with out_of_memory_named(trainer.memory_hint()):
+        try:
+            run_slice(trainer, largest_batch(trainer), trainer.state.slices)
+        finally:
+            trainer.optimizer.zero_grad(set_to_none=True)
+        run_slice(trainer, smallest_batch(trainer), trainer.state.slices)
+        trainer.optimizer.zero_grad(set_to_none=True)
+
+
+def run_slice(trainer: Trainer, batch: Indices, slices: int) -> None:
+    """Forward and backward of one slice of a batch, beside as much memory as the optimizer will take."""
+    numel = 0 if trainer.optimizer.state else 2 * sum(p.numel() for p in trainer.model.parameters())
+    reserved = torch.empty(numel if trainer.device.type == "cuda" else 0, device=trainer.device)
+    trainer.objective.train()
+    tried = make_batch(trainer.corpus, batch[::slices], trainer.special)
+    local = trainer.config.training.parallel == "ddp"  # FSDP2 would keep what is not exchanged
+    trainer.accumulate_gradient(tried, tried.num_targets, local=local)
+    del reserved
+
+
+def find_slices(trainer: Trainer) -> int:
+    """The fewest slices, a power of two, in which the largest batch fits every process.
+
+    Raises:
+        TrainingError: not even one pair fits.
+    """
+    batch = largest_batch(trainer)
+    slices = 1 if trainer.device.type == "cuda" else slices_for_memory(trainer, batch)
+    while slices < 2 * len(batch):
+        failed = trainer.device.type == "cuda" and not fits(trainer, batch, slices)
+        if not any(trainer.processes.sum([float(failed)])):
+            return slices
+        slices *= 2
+    hint = "lower data.max_length, or the size of the model, or set training.activation_checkpointing"
+    raise TrainingError("out of memory with a single pair", hint=hint)
+
+
+def fits(trainer: Trainer, batch: Indices, slices: int) -> bool:
+    """Whether a slice runs on this GPU."""
+    try:
+        run_slice(trainer, batch, slices)
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        trainer.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+    return True
+
+
+def slices_for_memory(trainer: Trainer, batch: Indices) -> int:
+    """How many slices a CPU's memory asks for, judged by a small one: a CPU is not tried until it breaks."""
+    lengths = trainer.corpus.src_lengths, trainer.corpus.tgt_lengths
+    probe = max(1, min(len(batch), num_positions(batch, *lengths) // PROBE_POSITIONS))
+    before = peak_bytes(trainer.device)
+    run_slice(trainer, batch, probe)
+    trainer.optimizer.zero_grad(set_to_none=True)
+    needed = SAFETY * probe * max(0, peak_bytes(trainer.device) - before)
+    needed_by_all, available = trainer.processes.sum([needed, 0.0])[0], available_bytes()
+    slices = 1
+    while needed_by_all / slices > available and slices < len(batch):
+        slices *= 2
+    return int(max(trainer.processes.gather(slices)))
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory used so far: of the GPU, or of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def available_bytes() -> float:
+    """Memory that this process may still take: the machine's, or what is left of a container's limit."""
+    available = float("inf")
+    with suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().split("\n")
+        line = next(line for line in lines if line.startswith("MemAvailable"))
+        available = 1024.0 * int(line.split()[1])
+    with suppress(OSError, ValueError):
+        cgroup = Path("/sys/fs/cgroup")
+        limit, used = ((cgroup / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        available = min(available, float(int(limit) - int(used)))
+    return available

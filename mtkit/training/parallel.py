@@ -1,0 +1,119 @@
+"""How the model is spread over processes: whole in each (DDP), or in shards (FSDP2), by PyTorch's own engine.
+
+With DDP (Li et al. 2020) every process has all weights, and gradients are averaged. With FSDP2 (Zhao et al. 2023)
+each holds a shard of weights, gradients and optimizer, and a layer's weights are gathered while it runs.
+PyTorch's sharding takes half a second to import: only a run that shards does so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mtkit.data.batching import Batch
+from mtkit.model.transformer import Transformer
+from mtkit.training.distributed import Processes
+from mtkit.training.loss import hidden_at_targets, loss_sums
+
+Stage = Callable[[str], AbstractContextManager[None]]
+"""Entered around each stage of an update, for a benchmark to measure."""
+
+
+def unmeasured(name: str) -> AbstractContextManager[None]:
+    """The stage that nobody measures."""
+    return nullcontext()
+
+
+class Objective(nn.Module):
+    """A model and its loss as one module: what DDP and FSDP2 wrap, so that their hooks see all of the way."""
+
+    def __init__(self, model: Transformer, label_smoothing: float) -> None:
+        super().__init__()
+        self.model, self.label_smoothing = model, label_smoothing
+        self.stage: Stage = unmeasured
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss and nll sums over the real targets of a batch."""
+        with self.stage("forward"):
+            hidden_MD, targets_M = hidden_at_targets(self.model, batch)
+        with self.stage("loss"):
+            sums = loss_sums(hidden_MD, self.model.output.weight, targets_M, self.label_smoothing)
+        return sums.loss, sums.nll
+
+
+def spread(objective: Objective, processes: Processes, how: str, dtype: torch.dtype) -> nn.Module:
+    """The objective as several processes run it; alone, as it is.
+
+    Args:
+        how: `ddp` or `fsdp`.
+        dtype: of the matrix products: what FSDP2 gathers weights in.
+    """
+    if processes.alone:
+        return objective
+    if how == "ddp":
+        return DistributedDataParallel(objective, gradient_as_bucket_view=True)
+    shard(objective, processes, dtype)
+    return objective
+
+
+def shard(objective: Objective, processes: Processes, dtype: torch.dtype) -> None:
+    """Give every process its shard of each layer, and of what is outside of the layers."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    device = next(objective.parameters()).device
+    mesh = init_device_mesh(device.type, (processes.size,))
+    policy = MixedPrecisionPolicy(None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
+    for layer in layers_run_once(objective.model):
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(objective, mesh=mesh)
+
+
+def layers_run_once(model: Transformer) -> Iterator[nn.Module]:
+    """The layers that are sharded one by one; those that run again in a cycle stay with the rest."""
+    for layers, depth in ((model.encoder, model.encoder_depth), (model.decoder, model.decoder_depth)):
+        if len(layers) == depth:
+            yield from layers
+
+
+@contextmanager
+def gradients_kept_local(module: nn.Module, local: bool) -> Iterator[None]:
+    """While accumulating, gradients stay in the process until the last batch of the update."""
+    synchronize = getattr(module, "set_requires_gradient_sync", None)
+    if synchronize is not None:  # FSDP2
+        synchronize(not local)
+        yield
+        return
+    with module.no_sync() if local and isinstance(module, DistributedDataParallel) else nullcontext():
+        yield
+
+
+def is_shard(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor: held in parts by the processes."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be sharded: every process has to ask for it."""
+    gathered: Tensor = getattr(tensor, "full_tensor", lambda: tensor)()
+    return gathered
+
+
+def shard_like(tensor: Tensor, like: Any) -> Tensor:
+    """A whole tensor as the other one is held: the same, or this process's shard of it."""
+    tensor = tensor.to(like.device)
+    if not (is_shard(like) and tensor.dim()):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def is_sharded(parameters: Iterable[Tensor]) -> bool:
+    """Whether any of them is held in shards."""
+    return any(map(is_shard, parameters))

@@ -1,0 +1,117 @@
+"""Where a run stands, beside its weights: what a checkpoint's state.json holds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Window:
+    """Sums over the updates since the last line of progress."""
+
+    loss: float = 0.0
+    nll: float = 0.0
+    norm: float = 0.0
+    rate: float = 0.0
+    targets: int = 0
+    updates: int = 0
+
+    def add(self, loss: float, nll: float, norm: float, rate: float, num_targets: int) -> None:
+        """The loss and nll of an update are means over its targets."""
+        self.loss += loss * num_targets
+        self.nll += nll * num_targets
+        self.norm += norm
+        self.rate = rate
+        self.targets += num_targets
+        self.updates += 1
+
+    def means(self) -> dict[str, float]:
+        """Losses for each target, gradient norm for each update, the latest rate."""
+        return {
+            "loss": self.loss / self.targets,
+            "nll": self.nll / self.targets,
+            "grad_norm": self.norm / self.updates,
+            "lr": self.rate,
+        }
+
+
+@dataclass
+class LossWatch:
+    """Tells a spike of the loss from its usual ups and downs.
+
+    A long exponential average knows the usual loss and its variance, a short one the present loss. It is a spike when
+    the present loss is more than `SPIKE_DEVIATIONS` standard deviations above the usual, after enough updates to know.
+    """
+
+    SPIKE_DEVIATIONS = 6.0
+    UPDATES_TO_KNOW = 100
+    LONG, SHORT = 0.99, 0.7  # decay at each update
+
+    updates: int = 0
+    mean: float = 0.0
+    variance: float = 0.0
+    present: float = 0.0
+
+    def add(self, loss: float) -> bool:
+        """Take in the loss of an update; returns whether it is a spike (then it is not taken in as usual)."""
+        if self.updates == 0:
+            self.mean = self.present = loss
+        self.updates += 1
+        self.present = self.SHORT * self.present + (1 - self.SHORT) * loss
+        limit = self.mean + self.SPIKE_DEVIATIONS * math.sqrt(self.variance)
+        if self.updates > self.UPDATES_TO_KNOW and self.present > limit:
+            return True
+        decay = min(self.LONG, 1 - 1 / self.updates)
+        distance = loss - self.mean
+        self.mean += (1 - decay) * distance
+        self.variance = decay * (self.variance + (1 - decay) * distance**2)
+        return False
+
+
+@dataclass
+class TrainState:
+    """Where a run stands, beside its weights."""
+
+    step: int = 0
+    """Updates made."""
+    epoch: int = 0
+    """Epoch of the next batch."""
+    batch: int = 0
+    """Number of the next batch in that epoch."""
+    target_tokens: int = 0
+    """Real target pieces trained on."""
+    seconds: float = 0.0
+    """Training time, earlier runs of the folder included."""
+    validated_step: int = 0
+    best: float | None = None
+    """Best validation number so far, of the kind that the config names."""
+    best_step: int | None = None
+    validations_without_best: int = 0
+    scaler: dict[str, Any] | None = None
+    """Of the losses, fp16 only."""
+    corpus: str = ""
+    """Fingerprint of the training pairs."""
+    tokenizers: str = ""
+    """Fingerprint of the tokenizers: `load_model` takes no others."""
+    slices: int = 1
+    """Into how many slices a batch is cut so that memory holds; found at the start for `batch_tokens: auto`."""
+    rollbacks: int = 0
+    """How often the run went back to a checkpoint because the loss diverged."""
+    window: Window = field(default_factory=Window)
+    """What the next line of progress will tell of the updates made so far."""
+    watch: LossWatch = field(default_factory=LossWatch)
+    """What the loss usually is."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For state.json."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> TrainState:
+        """What `as_dict` gave. Raises: KeyError, TypeError: it is of another version of mtkit."""
+        if values.keys() != asdict(cls()).keys():
+            raise KeyError("the keys of another version")
+        window, watch = Window(**values["window"]), LossWatch(**values["watch"])
+        return cls(**values | {"window": window, "watch": watch})

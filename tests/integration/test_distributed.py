@@ -1,0 +1,177 @@
+"""Several real processes train one model: the number of processes does not change what is learned."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+import mtkit
+from mtkit.checkpoint import load_checkpoint, verify_checkpoint
+
+STEPS = 12
+OPTIONS = [
+    "training.accumulate=4", "training.batch_tokens=100", f"training.max_steps={STEPS}", "training.precision=fp32",
+    "training.device=cpu", "training.ema_decay=0.9", "model.attention_dropout=0.1", "validation.every_steps=6",
+    "training.keep_last=100", "data.test=[]",
+]  # fmt: skip
+
+
+def torchrun(num_processes: int, *arguments: object, restarts: int = 0) -> list[str]:
+    """The command line that starts several processes of `mtkit`."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += [f"--nproc-per-node={num_processes}", f"--max-restarts={restarts}", "-m", "mtkit"]
+    return [*launcher, *map(str, arguments)]
+
+
+def train_together(num_processes: int, config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """`mtkit train` in several processes, to its end."""
+    line = torchrun(num_processes, "train", config, *OPTIONS, *overrides)
+    return subprocess.run(line, env=tiny.child_environment(), capture_output=True, text=True, timeout=200)
+
+
+def losses(run: Path) -> list[tuple[int, float, float]]:
+    """(step, loss, gradient norm) of every update."""
+    return [(line["step"], line["loss"], line["grad_norm"]) for line in tiny.records(run, "train")]
+
+
+def assert_alike(run: Path, other: Path) -> None:
+    """Two runs learned the same from the same pairs, to rounding."""
+    assert len(losses(run)) == STEPS
+    for (step, loss, norm), (other_step, other_loss, other_norm) in zip(
+        losses(run), losses(other), strict=True
+    ):
+        assert step == other_step
+        assert loss == pytest.approx(other_loss, abs=1e-5)
+        assert norm == pytest.approx(other_norm, rel=1e-3)
+    for mine, theirs in zip(tiny.records(run, "valid"), tiny.records(other, "valid"), strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+        assert mine["bleu"] == pytest.approx(theirs["bleu"], abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """A run of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    config = tiny.write_config(folder / "config.yaml", run=folder / "run", root=corpus)
+    mtkit.train(mtkit.load_config(config, OPTIONS))
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "parallel"), [(2, "ddp"), (4, "ddp"), (2, "fsdp")], ids=lambda value: str(value)
+)
+def test_the_number_of_processes_changes_nothing(
+    alone: Path, config: Path, tmp_path: Path, num_processes: int, parallel: str
+) -> None:
+    done = train_together(num_processes, config, f"training.parallel={parallel}")
+    assert done.returncode == 0, done.stderr
+    assert_alike(tmp_path / "run", alone)
+    assert done.stdout.count("training ended") == 1
+    assert done.stdout.count("The model is in") == 1
+    verify_checkpoint(tmp_path / "run/best")
+    mine, theirs = (load_checkpoint(run / "best").weights for run in (tmp_path / "run", alone))
+    assert mine.keys() == theirs.keys()
+    for name, weight in mine.items():
+        assert weight.shape == theirs[name].shape
+        assert (weight - theirs[name]).abs().max() < 1e-3
+    optimizer = load_checkpoint(tiny.checkpoint(alone, STEPS), with_optimizer=True).optimizer
+    saved = load_checkpoint(tiny.checkpoint(tmp_path / "run", STEPS), with_optimizer=True).optimizer
+    assert {name: value.shape for name, value in saved.items()} == {
+        name: value.shape for name, value in optimizer.items()
+    }
+
+
+def test_a_batch_is_cut_where_there_are_fewer_batches_than_processes(config: Path, tmp_path: Path) -> None:
+    overrides = ["training.accumulate=1", "model.dropout=0.0", "model.attention_dropout=0.0"]
+    done = train_together(3, config, *overrides)
+    assert done.returncode == 0, done.stderr
+    path = tiny.write_config(tmp_path / "b.yaml", run=tmp_path / "b", root=tmp_path)
+    corpus = mtkit.load_config(config).data.root
+    mtkit.train(mtkit.load_config(path, [*OPTIONS, *overrides, f"data.root={corpus}"]))
+    assert_alike(tmp_path / "run", tmp_path / "b")
+
+
+def test_a_run_goes_on_with_another_number_of_processes(alone: Path, config: Path, tmp_path: Path) -> None:
+    first = train_together(2, config, "training.max_steps=5")
+    assert first.returncode == 0, first.stderr
+    mtkit.train(mtkit.load_config(config, [*OPTIONS, "training.max_steps=8"]))
+    last = train_together(2, config, "training.parallel=fsdp")
+    assert last.returncode == 0, last.stderr
+    assert "going on from step 8" in last.stdout
+    mine = {step: loss for step, loss, _ in losses(tmp_path / "run")}
+    assert mine == pytest.approx({step: loss for step, loss, _ in losses(alone)}, abs=1e-5)
+
+
+def test_a_mistake_ends_all_processes_with_the_message_of_the_first(config: Path) -> None:
+    done = train_together(2, config, "data.root=/nowhere")
+    assert done.returncode != 0
+    assert "error: data.root: no such folder: /nowhere" in done.stderr
+
+
+# --- faults -------------------------------------------------------------------------------------------------------
+
+
+def wait_for(what: Any, seconds: float = 60) -> None:
+    """Until it is true. Fails after so many seconds."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def steps_made(run: Path) -> int:
+    """The last step in metrics.jsonl."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def workers(launcher: subprocess.Popen[str]) -> list[int]:
+    """The process numbers of the processes that a launcher started, in the order of their start."""
+    path = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+    return sorted(map(int, path.read_text().split()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in /proc")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_is_replaced_and_the_run_goes_on(
+    alone: Path, config: Path, tmp_path: Path, rank: int
+) -> None:
+    slow = "training.save_every_steps=2"
+    line = torchrun(2, "train", config, *OPTIONS, slow, restarts=2)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    launcher = subprocess.Popen(line, env=tiny.child_environment(), **pipes)  # type: ignore[call-overload]
+    try:
+        wait_for(lambda: steps_made(tmp_path / "run") >= 4)
+        os.kill(workers(launcher)[rank], signal.SIGKILL)
+        output, _ = launcher.communicate(timeout=100)
+    finally:
+        launcher.kill()
+    assert launcher.returncode == 0, output
+    assert "going on from step" in output
+    assert_alike(tmp_path / "run", alone)
+
+
+def test_sigterm_to_the_launcher_saves_the_run(alone: Path, config: Path, tmp_path: Path) -> None:
+    line = torchrun(2, "train", config, *OPTIONS, "validation.every_steps=1000", "training.max_steps=100000")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    launcher = subprocess.Popen(line, env=tiny.child_environment(), **pipes)  # type: ignore[call-overload]
+    try:
+        wait_for(lambda: steps_made(tmp_path / "run") >= 3)
+        launcher.send_signal(signal.SIGTERM)
+        output, _ = launcher.communicate(timeout=60)
+    finally:
+        launcher.kill()
+    saved = tiny.checkpoints(tmp_path / "run")[-1]
+    assert saved >= 3, output
+    verify_checkpoint(tiny.checkpoint(tmp_path / "run", saved))
+    assert saved == steps_made(tmp_path / "run")
