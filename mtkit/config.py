@@ -19,7 +19,8 @@ def positive_or_auto(value: object) -> object:
     """A number of at least 1, or auto. Raises: ValueError: it is neither."""
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63):
         return value
-    raise ValueError(f"must be a number of at least 1, or auto; got {value!r}")
+    got = "null" if value is None else repr(value)
+    raise ValueError(f"wants a whole number of at least 1, or auto; got {got}")
 
 
 PositiveOrAuto = Annotated[

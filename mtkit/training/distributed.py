@@ -19,6 +19,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from mtkit.errors import ConfigError, TrainingError
 
@@ -168,14 +170,14 @@ def meeting_place(rank: int, size: int) -> Any:
     Raises:
         TrainingError: not all came in time.
     """
-    store, _, _ = next(dist.rendezvous("env://", timeout=MEETING_TIMEOUT))
+    store, _, _ = next(rendezvous("env://", timeout=MEETING_TIMEOUT))
     word = secrets.token_hex(8)
     store.set(f"mtkit/word/{rank}", word)
     end = time.monotonic() + MEETING_TIMEOUT.total_seconds()
     while time.monotonic() < end:
         name = offer_name(store, word, size) if rank == 0 else read_name(store, word, rank)
         if name is not None:
-            return dist.PrefixStore(f"mtkit/{name}", store)
+            return PrefixStore(f"mtkit/{name}", store)
         time.sleep(0.02)
     raise TrainingError("not all processes of this run came", hint="see the messages of the others")
 

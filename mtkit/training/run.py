@@ -11,6 +11,7 @@ from rich.console import Console
 
 from mtkit.config import Config
 from mtkit.files import FolderLock, storage_errors
+from mtkit.training.averaging import average_last
 from mtkit.training.distributed import Processes, joined_processes
 from mtkit.training.preparation import Inputs, describe, open_splits, prepare, set_up
 from mtkit.training.progress import Progress, duration
@@ -64,6 +65,7 @@ def train(config: Config, *, fresh: bool = False, console: Console | None = None
         del trainer  # the test sets need the memory of the best weights alone
         if not processes.is_main:
             return TrainResult(Path(config.run), reason, state.step, state.best, state.best_step, [])
+        average_last(config, progress.say)
         tests = score_tests(config, inputs.tests, progress)
         result = TrainResult(Path(config.run), reason, state.step, state.best, state.best_step, tests)
         write_results(config, result)

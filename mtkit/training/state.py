@@ -60,11 +60,14 @@ class LossWatch:
             self.mean = self.present = loss
         self.updates += 1
         self.present = self.SHORT * self.present + (1 - self.SHORT) * loss
-        limit = self.mean + self.SPIKE_DEVIATIONS * math.sqrt(self.variance)
-        if self.updates > self.UPDATES_TO_KNOW and self.present > limit:
+        deviation = math.sqrt(self.variance)
+        known = self.updates > self.UPDATES_TO_KNOW
+        if known and self.present > self.mean + self.SPIKE_DEVIATIONS * deviation:
             return True
         decay = min(self.LONG, 1 - 1 / self.updates)
         distance = loss - self.mean
+        if known:  # else a spike would make itself usual before it is seen as one
+            distance = max(-3 * deviation, min(3 * deviation, distance))
         self.mean += (1 - decay) * distance
         self.variance = decay * (self.variance + (1 - decay) * distance**2)
         return False

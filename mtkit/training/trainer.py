@@ -354,7 +354,7 @@ class Trainer:
 
     def _log(self) -> None:
         training, step = self.config.training, self.state.step
-        if step % training.log_every_steps and step != 1:
+        if (step % training.log_every_steps and step != 1) or not self.state.window.updates:
             return
         numbers = self.state.window.means() | {
             "epoch": self.epochs_done(),

@@ -405,7 +405,7 @@ BASE = "run: runs/x\ndata:\n  src: en\n  tgt: no\n  train: [{demo: en-de, pairs:
         ),
         pytest.param(
             BASE + "training: {batch_tokens: 0}\n",
-            [":6: training.batch_tokens: must be more than 0"],
+            [":6: training.batch_tokens: wants a whole number of at least 1, or auto"],
             id="zero",
         ),
         pytest.param(BASE + "seed: -1\n", [":6: seed: must be at least 0, got -1"], id="a negative seed"),

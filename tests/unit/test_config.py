@@ -112,7 +112,11 @@ BAD_KEYS: dict[str, tuple[int, str, str | None]] = {
     ),
     "training:\n  max_steps: true": (7, "training.max_steps: wants a whole number, got true", None),
     "training:\n  max_steps: [1]": (7, "training.max_steps: wants a whole number, got a list of 1", None),
-    "training:\n  batch_tokens:": (7, "training.batch_tokens: wants a whole number, got null", None),
+    "training:\n  batch_tokens:": (
+        7,
+        "training.batch_tokens: wants a whole number of at least 1, or auto; got null",
+        None,
+    ),
     "training:\n  learning_rate: fast": (
         7,
         "training.learning_rate: wants a number, got the text 'fast'",

@@ -1,0 +1,116 @@
+"""What saves memory does not change what is learned; what does not fit is known before the first update."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+import mtkit
+from mtkit.errors import TrainingError
+from mtkit.training import memory
+from mtkit.training.parallel import Objective
+from mtkit.training.trainer import Trainer
+
+SAME = ["training.precision=fp32", "training.max_steps=8", "model.attention_dropout=0.1", "data.test=[]"]
+
+
+def train(config: Path, *overrides: str) -> None:
+    """Train through the Python API."""
+    mtkit.train(mtkit.load_config(config, [*SAME, *overrides]))
+
+
+@pytest.fixture
+def two(tmp_path: Path, corpus: Path) -> tuple[Path, Path]:
+    """Configs of runs in `tmp_path / "a"` and `tmp_path / "b"`."""
+    a, b = (
+        tiny.write_config(tmp_path / f"{name}.yaml", run=tmp_path / name, root=corpus) for name in ("a", "b")
+    )
+    return a, b
+
+
+def test_activation_checkpointing_gives_the_same_numbers_bit_for_bit(
+    two: tuple[Path, Path], tmp_path: Path
+) -> None:
+    train(two[0])
+    train(two[1], "training.activation_checkpointing=true")
+    assert tiny.losses(tmp_path / "a") == tiny.losses(tmp_path / "b")
+    assert tiny.tensors(tiny.checkpoint(tmp_path / "a", 8)) == tiny.tensors(
+        tiny.checkpoint(tmp_path / "b", 8)
+    )
+
+
+def test_activation_checkpointing_runs_every_layer_again(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mtkit.model.layers import EncoderLayer
+
+    calls = []
+    original = EncoderLayer.forward
+    monkeypatch.setattr(EncoderLayer, "forward", lambda *inputs: calls.append(1) or original(*inputs))
+    train(config, "training.max_steps=1", "data.valid=[]")
+    plain = len(calls)
+    train(config.rename(config.with_name("c.yaml")), "run=" + str(config.parent / "c"), "training.max_steps=1",
+          "data.valid=[]", "training.activation_checkpointing=true")  # fmt: skip
+    assert len(calls) - plain == 2 * plain
+
+
+def test_slices_change_nothing_but_rounding(
+    two: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    still = ["model.dropout=0.0", "model.attention_dropout=0.0"]
+    train(two[0], "training.batch_tokens=400", *still)
+    monkeypatch.setattr("mtkit.training.trainer.find_slices", lambda trainer: 4)
+    train(two[1], "training.batch_tokens=auto", "training.update_tokens=400", *still)
+    for mine, theirs in zip(tiny.losses(tmp_path / "a"), tiny.losses(tmp_path / "b"), strict=True):
+        assert mine["step"] == theirs["step"]
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=2e-5)
+
+
+def test_auto_takes_one_slice_where_memory_is_plenty_and_more_where_it_is_not(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    original = memory.find_slices
+    monkeypatch.setattr(
+        "mtkit.training.trainer.find_slices", lambda trainer: found.append(original(trainer)) or found[-1]
+    )
+    auto = ["training.batch_tokens=auto", "training.update_tokens=1500", "training.max_steps=2"]
+    train(config, *auto)
+    peaks = iter([0, 10**9])
+    monkeypatch.setattr(memory, "available_bytes", lambda: 0.4e9)
+    monkeypatch.setattr(memory, "peak_bytes", lambda device: next(peaks))
+    train(config, *auto, "run=" + str(config.parent / "tight"))
+    assert found == [1, 4]  # one slice of the probe took 1 GB, with the margin 1.25: a quarter fits into 0.4
+
+
+def test_memory_that_runs_out_is_known_before_the_first_update(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(self: Objective, batch: Any) -> Any:
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr(Objective, "forward", forward)
+    monkeypatch.setattr(Trainer, "train_step", lambda *_: pytest.fail("an update was begun"))
+    with pytest.raises(TrainingError) as caught:
+        train(config)
+    assert str(caught.value).startswith("out of memory (lower training.batch_tokens (now 400)")
+
+
+def test_the_largest_and_the_smallest_batch_run_first_and_leave_no_trace(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[int] = []
+    original = Objective.forward
+
+    def forward(self: Objective, batch: Any) -> Any:
+        shapes.append(batch.src.size + batch.tgt_in.size)
+        return original(self, batch)
+
+    monkeypatch.setattr(Objective, "forward", forward)
+    train(config, "training.max_steps=40", "data.valid=[]")
+    assert shapes[0] == max(shapes)
+    assert shapes[1] == min(shapes)

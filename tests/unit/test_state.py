@@ -1,0 +1,61 @@
+"""What a run remembers, and how it tells a spike of the loss."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from mtkit.training.state import LossWatch, TrainState, Window
+
+
+def falling_losses(number: int) -> list[float]:
+    """Losses as training gives them: falling, with the noise of batches."""
+    noise = np.random.default_rng(1).normal(0, 0.15, number)
+    return [2 + 6 * 0.995**step + float(noise[step]) for step in range(number)]
+
+
+def test_ordinary_losses_are_no_spike() -> None:
+    watch = LossWatch()
+    assert not any(watch.add(loss) for loss in falling_losses(3000))
+
+
+def test_one_bad_batch_is_no_spike_but_a_jump_that_stays_is() -> None:
+    watch = LossWatch()
+    losses = falling_losses(800)
+    for loss in losses:
+        watch.add(loss)
+    assert not watch.add(losses[-1] + 0.6)
+    jumped = [watch.add(losses[-1] + 4) for _ in range(3)]
+    assert any(jumped)
+
+
+def test_nothing_is_a_spike_before_the_usual_is_known() -> None:
+    watch = LossWatch()
+    assert not any(watch.add(loss) for loss in [2.0] * 50 + [9.0] * 50)
+
+
+def test_the_usual_is_the_mean_and_the_variance() -> None:
+    watch = LossWatch()
+    for loss in np.random.default_rng(2).normal(3, 0.2, 5000):
+        watch.add(float(loss))
+    assert watch.mean == pytest.approx(3, abs=0.06)
+    assert watch.variance == pytest.approx(0.04, rel=0.35)
+
+
+def test_a_state_survives_json() -> None:
+    state = TrainState(step=7, best=3.5, window=Window(loss=2.0, updates=3), scaler={"scale": 4.0})
+    state.watch.add(3.0)
+    assert TrainState.of(json.loads(json.dumps(state.as_dict()))) == state
+
+
+@pytest.mark.parametrize("change", [{"more": 1}, None])
+def test_a_state_of_another_version_is_refused(change: dict[str, int] | None) -> None:
+    values = TrainState().as_dict()
+    if change is None:
+        del values["epoch"]
+    else:
+        values |= change
+    with pytest.raises(KeyError):
+        TrainState.of(values)
