@@ -196,7 +196,7 @@ def test_ctrl_c_while_encoding_leaves_nothing_in_the_cache(
 @pytest.mark.parametrize("seed", range(2))
 def test_sigterm_ten_times_at_random(config: Path, tmp_path: Path, seed: int) -> None:
     """At any time after the process began; it is always heard, and in the end nothing is lost."""
-    options = ["training.max_steps=400", "validation.every_steps=7", "data.test=[]"]
+    options = [*OPTIONS, "training.max_steps=400", "validation.every_steps=7", "data.test=[]"]
     whole, run, rng = tmp_path / "whole", tmp_path / "run", random.Random(seed)
     assert tiny.mtkit("train", config, f"run={whole}", *options)[0] == 0
     start = time.monotonic()
