@@ -13,11 +13,12 @@ import shlex
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar, cast
 
 import typer
 
@@ -38,6 +39,10 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="About the YAML itself.", epilog="Example: `mtkit config schema`")
 app.add_typer(config_app, name="config")
+benchmark_app = typer.Typer(
+    help="How fast mtkit is on this machine.", epilog="Example: `mtkit benchmark train configs/small.yaml`"
+)
+app.add_typer(benchmark_app, name="benchmark")
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file; `-` is stdin.")]
 Overrides = Annotated[
@@ -52,8 +57,15 @@ UsageError: Any = typer.BadParameter.__bases__[
     0
 ]  # newer typers carry their own click: this is the one in use
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-PENALTY_HELP = "alpha of the GNMT length penalty; 0 is off."
+PENALTY_HELP = "alpha of the length penalty; 0 is off."
 LengthPenalty = Annotated[float | None, typer.Option(help=PENALTY_HELP)]
+PenaltyKind = Annotated[
+    str | None, typer.Option(help="gnmt: ((5 + length) / 6) ** alpha; simple: length ** alpha.")
+]
+Ensemble = Annotated[
+    list[str] | None,
+    typer.Option(help="A further model with the same vocabulary, whose vote counts too; repeat for several."),
+]
 BatchTokens = Annotated[int | None, typer.Option(min=1, help="Source pieces x beam in a batch.")]
 
 
@@ -113,14 +125,87 @@ def translate(
         list[str] | None, typer.Argument(metavar="[FILES]...", help="Text files; default stdin.")
     ] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="File instead of stdout.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the output of a stopped job ends (needs -o).")
+    ] = False,
+    shard: Annotated[
+        str | None, typer.Option(help="Translate one part of the files' lines: 2/8 is the second of eight.")
+    ] = None,
+    read_ahead: Annotated[
+        int | None, typer.Option(min=1, help="Lines read before they are translated together; 4096.")
+    ] = None,
     beam_size: BeamSize = None,
     n_best: Annotated[
         int | None,
         typer.Option(min=1, help="Give so many translations, as `LINE ||| TEXT ||| SCORE`; widens the beam."),
     ] = None,
     length_penalty: LengthPenalty = None,
+    penalty_kind: PenaltyKind = None,
+    coverage_penalty: Annotated[
+        float | None, typer.Option(min=0, help="beta of the coverage penalty; 0 is off.")
+    ] = None,
+    stop: Annotated[
+        str | None,
+        typer.Option(
+            help="End a sentence when a beam of hypotheses has `finished`; when also the best of them is "
+            "`unbeaten` by live ones; or when it is `certain` that none can win."
+        ),
+    ] = None,
     max_length_ratio: Annotated[
         float | None, typer.Option(help="Longest translation: ratio x source pieces + 20.")
+    ] = None,
+    min_pieces: Annotated[int | None, typer.Option(min=0, help="Shortest translation, in pieces.")] = None,
+    no_repeat_ngram: Annotated[
+        int | None, typer.Option(min=0, help="No sequence of so many pieces comes twice; 0 is off.")
+    ] = None,
+    suppress: Annotated[
+        list[str] | None, typer.Option(help="A text whose pieces never appear; repeat for several.")
+    ] = None,
+    groups: Annotated[int | None, typer.Option(min=1, help="Groups of diverse beam search.")] = None,
+    diversity: Annotated[
+        float | None, typer.Option(min=0, help="Cost of a piece that an earlier group chose.")
+    ] = None,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Draw translations from the model instead of searching.")
+    ] = False,
+    temperature: Annotated[float | None, typer.Option(help="Of samples: below 1 sharper.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="Samples take the best so many pieces.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Samples take pieces of this probability in all.")
+    ] = None,
+    epsilon: Annotated[float | None, typer.Option(help="Samples take no piece less probable.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of samples.")] = None,
+    mbr: Annotated[
+        str | None, typer.Option(help="Minimum Bayes risk with bleu, chrf, chrf++ or ter as utility.")
+    ] = None,
+    mbr_candidates: Annotated[
+        int | None, typer.Option(min=2, help="Samples, or hypotheses, among which --mbr chooses.")
+    ] = None,
+    ensemble: Ensemble = None,
+    prefix: Annotated[
+        str | None, typer.Option(help="File with the beginning of each line's translation.")
+    ] = None,
+    constraints: Annotated[
+        str | None,
+        typer.Option(
+            help="File with what must appear, tab-separated for each line; `a|b` is one or the other."
+        ),
+    ] = None,
+    tag: Annotated[
+        str | None, typer.Option(help="Target-language tag before each source line, a piece such as `<2de>`.")
+    ] = None,
+    split_sentences: Annotated[
+        bool, typer.Option("--split-sentences", help="Lines are paragraphs: translate sentence by sentence.")
+    ] = False,
+    protect: Annotated[
+        bool, typer.Option("--protect", help="Numbers, URLs and mark-up tags come through as they are.")
+    ] = False,
+    alignment: Annotated[
+        str | None,
+        typer.Option(help="`pharaoh` adds ` ||| 0-0 1-2`: which source word, from 0, became which word."),
+    ] = None,
+    attention: Annotated[
+        str | None, typer.Option(help="File (.npz) of the attention of each line: layers x target x source.")
     ] = None,
     batch_tokens: BatchTokens = None,
     scores: Annotated[
@@ -130,25 +215,120 @@ def translate(
     precision: Precision = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
-    """Translate text: one line in, one line out, in order; an empty line stays empty."""
-    from mtkit.files import read_lines
+    """Translate text: one line in, one line out, in order; an empty line stays empty.
 
-    refuse_overwriting(output, files or [])
-    lines = chain.from_iterable(read_lines(path) for path in files or ["-"])
+    Output flows while input is read. Started by torchrun with -o OUT, every process translates its part into
+    OUT.1-of-N, OUT.2-of-N …
+    """
+    from mtkit.decoding.jobs import Job, Shard, num_done
+
+    part = Shard.parse(shard) if shard else Shard.of_process(os.environ)
+    if shard is None and part.count > 1:
+        if output is None:
+            raise ConfigError(
+                "several processes need -o", where="--output", hint="each writes a file of its own"
+            )
+        output = part.output(output)
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
+    if alignment not in (None, "pharaoh"):
+        raise ConfigError(f"{alignment!r} is no format of alignments", where="--alignment", hint="pharaoh")
+    if resume and attention is not None:
+        raise ConfigError("--attention cannot be resumed", where="--attention", hint="leave out --resume")
+    if resume and output is None:
+        raise ConfigError("--resume needs -o: what was written says where to go on", where="--resume")
+    inputs = [*(files or ["-"])]
+    refuse_overwriting(output, [*inputs, *filter(None, [prefix, constraints])])
+    job = Job.plan(inputs, part, num_done(output, n_best is not None) if resume and output else 0)
     translator = load_translator(
-        model, device, precision,
+        model, device, precision, ensemble=ensemble,
         beam_size=beam_size, n_best=n_best, length_penalty=length_penalty, max_length_ratio=max_length_ratio,
-        batch_tokens=batch_tokens,
+        batch_tokens=batch_tokens, penalty_kind=penalty_kind, coverage_penalty=coverage_penalty, stop=stop,
+        min_pieces=min_pieces, no_repeat_ngram=no_repeat_ngram, suppress=tuple(suppress) if suppress else None,
+        groups=groups, diversity=diversity, sample=sample or None, temperature=temperature, top_k=top_k,
+        top_p=top_p, epsilon=epsilon, sample_seed=seed, mbr=mbr, mbr_candidates=mbr_candidates,
     )  # fmt: skip
+    translator.first_number, translator.lines_at_once = job.first, read_ahead
+    translator.split = split_sentences
+    translator.keeps_attention = protect or alignment is not None or attention is not None
     if not quiet:
-        translator.on_batch = Ticker()
-    translations = begun(translator.translate_n_best(lines))  # a fault found now leaves an old output alone
-    with open_output(output) as out:
-        for number, found in enumerate(translations, 1):
+        translator.on_batch = Ticker(job.total)
+    wanted = requests(job, prefix, constraints, tag, translator)
+    found = translate_protected(translator, wanted) if protect else translator.translate_n_best(wanted)
+    translations = begun(found)  # a fault found now leaves an old output alone
+    from mtkit.decoding.matrices import MatrixFile
+
+    with open_output(output, append=resume) as out, MatrixFile(attention) as matrices:
+        for number, best in enumerate(translations, job.first + 1):
+            matrices.add(number, best[0].aligned)
+            if alignment is not None:
+                links = " ".join(f"{s}-{t}" for s, t in best[0].word_links())
+                best[0] = best[0].with_text(f"{best[0].text} ||| {links}".rstrip())
             if n_best is not None:
-                out.writelines(f"{number} ||| {t.text} ||| {t.score:.6f}\n" for t in found)
+                out.write("".join(f"{number} ||| {t.text} ||| {t.score:.6f}\n" for t in best))
             else:
-                out.write(f"{found[0].score:.6f}\t{found[0].text}\n" if scores else f"{found[0].text}\n")
+                out.write(f"{best[0].score:.6f}\t{best[0].text}\n" if scores else f"{best[0].text}\n")
+
+
+def translate_protected(translator: Any, wanted: Any) -> Any:
+    """`translate_n_best` of lines whose numbers, URLs, tags and unknown words come through."""
+    from mtkit.decoding.protect import protect
+    from mtkit.decoding.translator import Request
+
+    src, tgt = translator.tokenizers.src, translator.tokenizers.tgt
+
+    def can_spell(word: str) -> bool:
+        return src.unk not in src.encode([word])[0] and tgt.unk not in tgt.encode([word])[0]
+
+    lines: deque[Any] = deque()
+
+    def prepared() -> Iterator[Request]:
+        for request in wanted:
+            request = Request(request) if isinstance(request, str) else request
+            lines.append(protect(request.text, can_spell))
+            yield Request(lines[-1].text, request.prefix, request.constraints, lines[-1].kept)
+
+    for best in translator.translate_n_best(prepared()):
+        line = lines.popleft()
+        best[0] = best[0].with_text(line.restore(best[0].text, best[0].word_links()))
+        yield best
+
+
+def requests(job: Any, prefix: str | None, constraints: str | None, tag: str | None, translator: Any) -> Any:
+    """The lines of a job with what is demanded of their translations. Raises: ConfigError, DataError."""
+    if tag is not None and (len(ids := translator.tokenizers.src.encode([tag])[0]) > 2 or not len(ids)):
+        what = f"{tag!r} is no piece of the source vocabulary"
+        raise ConfigError(what, where="--tag", hint="train with it among tokenizer.user_symbols")
+    lines = job.read() if tag is None else (f"{tag} {line}" if line.strip() else line for line in job.read())
+    if prefix is None and constraints is None:
+        return lines
+    from mtkit.decoding.translator import Request
+
+    columns = [lines, *(job.read([path]) if path else None for path in (prefix, constraints))]
+    return (
+        Request(line or "", beginning or "", parse_constraints(wanted or ""))
+        for line, beginning, wanted in in_step(columns, ["the input", prefix, constraints])
+    )
+
+
+def parse_constraints(line: str) -> tuple[tuple[str, ...], ...]:
+    """What must appear, from tab-separated text; alternatives are divided by `|`."""
+    wanted = (tuple(filter(None, map(str.strip, part.split("|")))) for part in line.split("\t"))
+    return tuple(filter(None, wanted))
+
+
+def in_step(
+    columns: Sequence[Iterator[str] | None], names: Sequence[str | None]
+) -> Iterator[list[str | None]]:
+    """Line by line through several files, of which some may be missing. Raises: DataError: one ends too early."""
+    for number in count(1):
+        row = [next(column, None) if column is not None else "" for column in columns]
+        if row[0] is None and all(value in (None, "") for value in row):
+            return
+        for value, name in zip(row, names, strict=True):
+            if value is None:
+                what = f"ends before line {number:,} of the others"
+                raise DataError(what, where=name, hint="line n of one goes with line n of the other")
+        yield row
 
 
 @app.command(epilog="Example: `mtkit score runs/my-run source.txt translation.txt`")
@@ -157,19 +337,48 @@ def score(
     src: Annotated[str, typer.Argument(metavar="SRC", help="Source lines.")],
     tgt: Annotated[str, typer.Argument(metavar="TGT", help="A translation of each.")],
     length_penalty: LengthPenalty = None,
+    penalty_kind: PenaltyKind = None,
+    coverage_penalty: Annotated[
+        float | None, typer.Option(min=0, help="beta of the coverage penalty; 0 is off.")
+    ] = None,
+    minimum: Annotated[
+        float | None,
+        typer.Option(help="Print the pairs with at least this score, `SRC tab TGT`, instead of scores."),
+    ] = None,
+    ensemble: Ensemble = None,
     batch_tokens: BatchTokens = None,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
-    """Print the model's score of given translations: what `translate --scores` would print for them."""
-    from mtkit.files import read_lines
+    """Print the model's score of given translations: what `translate --scores` would print for them.
+
+    With --minimum it filters a corpus. Any number of lines in constant memory.
+    """
+    from mtkit.files import count_lines, read_lines
 
     translator = load_translator(
-        model, device, precision, length_penalty=length_penalty, batch_tokens=batch_tokens
-    )
-    srcs, tgts = list(read_lines(src)), list(read_lines(tgt))
+        model, device, precision, ensemble=ensemble, length_penalty=length_penalty, penalty_kind=penalty_kind,
+        coverage_penalty=coverage_penalty, batch_tokens=batch_tokens,
+    )  # fmt: skip
+    counts = [count_lines(path) if os.path.isfile(path) else None for path in (src, tgt)]
+    if None not in counts and counts[0] != counts[1]:
+        for path in (src, tgt):
+            deque(read_lines(path), maxlen=0)  # if they are no text, that is why
+        what = f"{counts[0]:,} source lines, but {counts[1]:,} target lines"
+        raise DataError(what, hint="line n goes with line n")
+    pairs = in_step([iter(read_lines(src)), iter(read_lines(tgt))], [src, tgt])
+    scored = begun(translator.score_stream(pairs))
+    num_kept = num_pairs = 0
     with open_output(None) as out:
-        out.writelines(f"{scored.score:.6f}\n" for scored in translator.score(srcs, tgts))
+        for source, result in scored:
+            num_pairs += 1
+            if minimum is None:
+                out.write(f"{result.score:.6f}\n")
+            elif result.score >= minimum:
+                num_kept += 1
+                out.write(f"{source}\t{result.text}\n")
+    if minimum is not None:
+        print(f"kept {num_kept:,} of {num_pairs:,} pairs", file=sys.stderr)
 
 
 @app.command(
@@ -354,6 +563,97 @@ def show(config: ConfigPath, overrides: Overrides = None) -> None:
     print_text(dump_config(load_config(config, overrides or ())))
 
 
+@benchmark_app.command(
+    "train", epilog="Example: `mtkit benchmark train configs/base.yaml --synthetic --against torch`"
+)
+def benchmark_train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another loop on the same batches, in turn with mtkit: torch (nn.Transformer), compile (mtkit "
+            "with torch.compile) or transformers (Hugging Face's Marian); repeat for several."
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=3, help="Updates to measure, after a warm-up.")] = 20,
+    minutes: Annotated[float | None, typer.Option(min=0.0, help="Measure for so long instead.")] = None,
+    synthetic: Annotated[
+        bool, typer.Option("--synthetic", help="Random pieces in sentences as long as news; needs no corpus.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure training: speed, shares of an update, memory, FLOP/s. The run folder stays as it is."""
+    from mtkit.configfile import load_config
+
+    loaded = load_config(config, overrides or ())
+    from mtkit.benchmark.train import benchmark_train as benchmark
+
+    progress = make_console(sys.stderr)
+    result = benchmark(
+        loaded,
+        against=tuple(against or ()),
+        num_updates=steps,
+        minutes=minutes,
+        synthetic=synthetic,
+        say=lambda line: progress.print(line, markup=False, highlight=False, soft_wrap=True),
+    )
+    if as_json:
+        print_text(json.dumps(result.as_dict(), indent=2) + "\n")
+    else:
+        make_console(sys.stdout).print(result.table())
+
+
+@benchmark_app.command(
+    "translate", epilog="Example: `mtkit benchmark translate runs/my-run test.en --against ctranslate2`"
+)
+def benchmark_translate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder or checkpoint folder.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Lines to translate.")],
+    ref: Annotated[str | None, typer.Option(help="Their references, for BLEU.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="`ctranslate2`: the same weights in CTranslate2, in turn with mtkit.")
+    ] = None,
+    compute_type: Annotated[
+        list[str] | None,
+        typer.Option(help="CTranslate2's types; repeat for several. Default: float32 and int8."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each translates everything.")] = 3,
+    beam_size: BeamSize = None,
+    batch_tokens: BatchTokens = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure how fast a model translates: sentences and tokens a second, shares of the time, peak memory."""
+    from mtkit.files import read_lines
+
+    if against not in (None, "ctranslate2"):
+        raise ConfigError(f"{against!r} is nothing to compare with", where="--against", hint="ctranslate2")
+    lines, refs = list(read_lines(file)), None if ref is None else list(read_lines(ref))
+    if not lines:
+        raise DataError("nothing to translate", where=file, hint="it has no lines")
+    if refs is not None:
+        refuse_unequal(file, lines, [ref or ""], [refs])
+    from mtkit.benchmark.translate import benchmark
+
+    kind = "simple" if against else None  # the one that CTranslate2 has
+    report = benchmark(
+        model,
+        lines,
+        refs,
+        lambda: load_translator_and_config(
+            model, device, precision, beam_size=beam_size, batch_tokens=batch_tokens, penalty_kind=kind
+        ),
+        compute_types=(compute_type or ["float32", "int8"]) if against else (),
+        rounds=rounds,
+    )
+    if as_json:
+        print_text(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n")
+    else:
+        print_text("".join(f"{line}\n" for line in report.lines()))
+
+
 # --- helpers ------------------------------------------------------------------------------------------------------
 
 
@@ -375,13 +675,15 @@ def load_translator(model: str, device: str, precision: str, **decoding: Any) ->
     return load_translator_and_config(model, device, precision, **decoding)[0]
 
 
-def load_translator_and_config(model: str, device: str, precision: str, **decoding: Any) -> tuple[Any, Any]:
+def load_translator_and_config(
+    model: str, device: str, precision: str, ensemble: Sequence[str] | None = None, **decoding: Any
+) -> tuple[Any, Any]:
     """A translator and the config it was trained with."""
     if precision not in ("auto", "fp32", "bf16", "fp16"):
         raise ConfigError(
             f"{precision!r} is no precision", where="--precision", hint="auto, fp32, bf16 or fp16"
         )
-    from mtkit.decoding.loading import load_model
+    from mtkit.decoding.loading import load_model, load_others
     from mtkit.decoding.translator import Translator
     from mtkit.device import choose_device
 
@@ -390,7 +692,8 @@ def load_translator_and_config(model: str, device: str, precision: str, **decodi
     options = change_decoding(
         config.decoding, {key: value for key, value in decoding.items() if value is not None}
     )
-    return Translator.of(config, tokenizers, network, options, chosen, precision), config
+    others = load_others(ensemble or (), tokenizers, model)
+    return Translator.of(config, tokenizers, network, options, chosen, precision, others), config
 
 
 def change_decoding(decoding: DecodingConfig, changes: dict[str, Any]) -> DecodingConfig:
@@ -399,7 +702,8 @@ def change_decoding(decoding: DecodingConfig, changes: dict[str, Any]) -> Decodi
 
     values = decoding.model_dump() | changes
     if "n_best" in changes and "beam_size" not in changes:
-        values["beam_size"] = max(decoding.beam_size, changes["n_best"])
+        wanted = max(decoding.beam_size, changes["n_best"])
+        values["beam_size"] = -(-wanted // values["groups"]) * values["groups"]
     elif "n_best" not in changes:
         values["n_best"] = 1
     try:
@@ -407,24 +711,29 @@ def change_decoding(decoding: DecodingConfig, changes: dict[str, Any]) -> Decodi
     except ValidationError as error:
         detail = error.errors()[0]
         option = "--" + "-".join(map(str, detail["loc"])).replace("_", "-") if detail["loc"] else None
+        option = "--seed" if option == "--sample-seed" else option
         what = detail["msg"].removeprefix("Value error, ")
         raise ConfigError(what, where=option, hint="--help tells the options") from error
 
 
 @contextmanager
-def open_output(path: str | None) -> Iterator[TextIO]:
-    """stdout, or a file; what was written is flushed whatever happens. Raises: StorageError, BrokenPipeError."""
+def open_output(path: str | None, append: bool = False) -> Iterator[TextIO]:
+    """stdout, or a file; what was written is flushed whatever happens. Raises: StorageError, BrokenPipeError.
+
+    Files are written line by line: whatever ends the process, no more than a part of a line is lost or left.
+    """
     from mtkit.files import storage_errors
 
     try:
         with storage_errors(path or "stdout"):
             if path is None:
-                sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
+                sys.stdout.reconfigure(encoding="utf-8", newline="\n", line_buffering=True)  # type: ignore[union-attr]
                 yield sys.stdout
                 sys.stdout.flush()
             else:
-                with open(path, "w", encoding="utf-8", newline="\n") as file:
-                    yield file
+                mode = "a" if append else "w"
+                with open(path, mode, encoding="utf-8", newline="\n", buffering=1) as file:
+                    yield cast(TextIO, file)
     except StorageError as error:
         if isinstance(error.__cause__, BrokenPipeError):  # the reader went away: no fault of the disk
             raise BrokenPipeError from error  # without its errno, of which typer would make an exit code of its own
@@ -452,11 +761,15 @@ def begun(items: Iterator[T]) -> Iterator[T]:
 
 
 class Ticker:
-    """Says on stderr, every few seconds, how many sentences were translated and how fast."""
+    """Says on stderr, every few seconds, how many sentences were translated, how fast, and when all will be.
 
-    def __init__(self) -> None:
+    Args:
+        total: how many there are, if that is known.
+    """
+
+    def __init__(self, total: int | None = None) -> None:
         self.start = self.said = time.monotonic()
-        self.done = 0
+        self.total, self.done = total, 0
 
     def __call__(self, num_sentences: int) -> None:
         """So many more."""
@@ -464,8 +777,17 @@ class Ticker:
         now = time.monotonic()
         if now - self.said > 3:
             speed = self.done / (now - self.start)
-            print(f"{self.done:,} sentences, {speed:,.0f} sentences/s", file=sys.stderr)
+            of_all = f" of {self.total:,}" if self.total else ""
+            left = f", time left {duration((self.total - self.done) / speed)}" if self.total else ""
+            print(f"{self.done:,}{of_all} sentences, {speed:,.0f} sentences/s{left}", file=sys.stderr)
             self.said = now
+
+
+def duration(seconds: float) -> str:
+    """Such as 2 h 05 min."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -371,21 +371,64 @@ class DecodingConfig(Section):
     beam_size: Positive = 5
     """Hypotheses kept at each step; 1 is greedy."""
     length_penalty: float = 1.0
-    """alpha of the GNMT penalty ((5 + length) / 6) ** alpha (Wu et al. 2016, eq. 14); 0 is off."""
+    """alpha of the length penalty; 0 is off."""
+    penalty_kind: Literal["gnmt", "simple"] = "gnmt"
+    """gnmt: ((5 + length) / 6) ** alpha (Wu et al. 2016, eq. 14); simple: length ** alpha."""
+    coverage_penalty: Annotated[float, Field(ge=0.0)] = 0.0
+    """beta of the coverage penalty (Wu et al. 2016, eq. 14); 0 is off."""
     n_best: Positive = 1
     """Translations of each line from the Python API, best first; `mtkit translate` has `--n-best`."""
+    stop: Literal["finished", "unbeaten", "certain"] = "finished"
+    """A sentence ends when beam_size hypotheses have finished; and the best live one is worse; or none can win."""
     max_length_ratio: Rate = 2.0
     """A translation has at most ratio x source pieces + extra pieces."""
     max_length_extra: Count = 20
     """See `max_length_ratio`."""
-    batch_tokens: Positive = 4096
+    min_pieces: Count = 0
+    """A translation has at least so many pieces."""
+    no_repeat_ngram: Count = 0
+    """No sequence of so many pieces appears twice in a translation (Paulus et al. 2018); 0 is off."""
+    suppress: tuple[str, ...] = Field(default=(), strict=False)
+    """Texts whose pieces never appear."""
+    groups: Positive = 1
+    """Groups of diverse beam search (Vijayakumar et al. 2018); a divisor of `beam_size`."""
+    diversity: Annotated[float, Field(ge=0.0)] = 0.5
+    """What a piece costs that an earlier group chose at the same step."""
+    sample: bool = False
+    """Draw `n_best` translations from the model instead of searching for the best."""
+    temperature: Rate = 1.0
+    """Of samples; below 1 sharper, above 1 flatter."""
+    top_k: Count = 0
+    """Samples take only the most probable so many pieces; 0 is off."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Samples take only the fewest pieces that together have this probability; 1 is off."""
+    epsilon: Fraction = 0.0
+    """Samples take no piece less probable than this (Hewitt et al. 2022); 0 is off."""
+    sample_seed: Count = 1
+    """Another seed, other samples."""
+    mbr: Metric | None = None
+    """Minimum Bayes risk: of `mbr_candidates` translations the one that this metric finds most like all others."""
+    mbr_candidates: Annotated[int, Field(ge=2)] = 32
+    """Samples, or else hypotheses of a beam that wide, among which `mbr` chooses."""
+    batch_tokens: Positive = 16384
     """Source pieces x beam in a batch, padding included."""
 
     @model_validator(mode="after")
     def _n_best(self) -> DecodingConfig:
-        if self.n_best > self.beam_size:
+        if self.n_best > self.beam_size and not self.sample and self.mbr is None:
             raise ValueError(f"n_best {self.n_best} is more than beam_size {self.beam_size}")
+        if self.mbr is not None and self.n_best > self.mbr_candidates:
+            raise ValueError(f"n_best {self.n_best} is more than mbr_candidates {self.mbr_candidates}")
+        if self.beam_size % self.groups:
+            raise ValueError(f"beam_size {self.beam_size} is not a multiple of groups {self.groups}")
         return self
+
+    @property
+    def num_hypotheses(self) -> int:
+        """Hypotheses of a sentence that are decoded together."""
+        if self.mbr is not None:
+            return self.mbr_candidates
+        return self.n_best if self.sample else self.beam_size
 
 
 class Config(Section):

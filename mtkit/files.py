@@ -231,6 +231,32 @@ def append_line(path: str | Path, line: str) -> None:
         file.write(line + "\n")
 
 
+def cut_off_partial_line(path: str | Path) -> None:
+    """Cut what follows the last "\n" off a file: a line that was not written to its end. Raises: StorageError."""
+    with storage_errors(path), open(path, "r+b") as file:
+        file.truncate(_end_of_line_before(file, file.seek(0, os.SEEK_END)))
+
+
+def drop_last_lines(path: str | Path, number: int) -> None:
+    """Cut so many whole lines off the end of a file. Raises: StorageError."""
+    with storage_errors(path), open(path, "r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        for _ in range(number):
+            end = _end_of_line_before(file, max(0, end - 1))
+        file.truncate(end)
+
+
+def _end_of_line_before(file: BinaryIO, position: int) -> int:
+    """Where the last line before a position ends, its "\n" included; 0 if there is none."""
+    while position:
+        start = max(0, position - BLOCK_BYTES)
+        file.seek(start)
+        if (found := file.read(position - start).rfind(b"\n")) >= 0:
+            return start + found + 1
+        position = start
+    return 0
+
+
 def fsync_file(path: str | Path) -> None:
     """Wait until the content of a file is on the disk. Raises: StorageError."""
     with storage_errors(path):
@@ -277,10 +303,7 @@ def commit_folder(tmp: Path, final: Path) -> None:
         StorageError: `final` is the old folder, or the new one, complete; `tmp` is left to the caller.
     """
     old = final.with_name(f".{final.name}.old")
-    for folder, _, names in os.walk(tmp):
-        for name in names:
-            fsync_file(os.path.join(folder, name))
-        fsync_folder(folder)
+    fsync_tree(tmp)
     with storage_errors(final):
         if final.is_file():
             raise NotADirectoryError(errno.ENOTDIR, "")
@@ -295,6 +318,32 @@ def commit_folder(tmp: Path, final: Path) -> None:
             raise
         fsync_folder(final.parent)
         remove_tree(old)  # If it cannot go now, the next commit tries again.
+
+
+def publish_folder(tmp: Path, final: Path) -> bool:
+    """Make a finished folder durable and give it its name, unless a folder has it: of several, the first wins.
+
+    Returns:
+        whether it got the name; else `tmp` is left to the caller. Raises: StorageError.
+    """
+    fsync_tree(tmp)
+    try:
+        os.rename(tmp, final)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            return False
+        with storage_errors(final):
+            raise
+    fsync_folder(final.parent)
+    return True
+
+
+def fsync_tree(root: Path) -> None:
+    """Wait until a folder, with all that is below it, is on the disk. Raises: StorageError."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            fsync_file(os.path.join(folder, name))
+        fsync_folder(folder)
 
 
 def committed_folder(final: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The plain PyTorch loop that mtkit is measured against: `nn.Transformer`, cross-entropy over all positions, AdamW.
+"""The loops that mtkit is measured against: `nn.Transformer` or Marian, cross-entropy over all positions, AdamW.
 
 It is written as a tutorial would: PyTorch's own layers with their fused attention kernel, `nn.Dropout`, logits of the
 whole batch, `ignore_index` for padding, the fused optimizer. It sees the same batches as mtkit.
@@ -9,6 +9,7 @@ Shapes: B batch, S source length, T target length, D model width, V vocabulary.
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from mtkit.config import ModelConfig, TrainingConfig
 from mtkit.data.batching import Batch
+from mtkit.errors import ConfigError
 from mtkit.model.positions import sinusoids
 
 IGNORED = -100
@@ -30,17 +32,21 @@ class ReferenceTransformer(nn.Module):
         self.embedding = nn.Embedding(vocab_size, config.d_model)
         nn.init.normal_(self.embedding.weight, std=config.d_model**-0.5)
         self.dropout = nn.Dropout(config.dropout)
-        self.transformer = nn.Transformer(
-            config.d_model,
-            config.heads,
-            config.encoder_layers,
-            config.decoder_layers,
-            config.feed_forward,
-            config.dropout,
-            norm_first=config.norm_position == "pre",
-            batch_first=True,
-            bias=config.bias,
-        )
+        with (
+            warnings.catch_warnings()
+        ):  # that norm_first rules out nested tensors, which training does not use
+            warnings.simplefilter("ignore")
+            self.transformer = nn.Transformer(
+                config.d_model,
+                config.heads,
+                config.encoder_layers,
+                config.decoder_layers,
+                config.feed_forward,
+                config.dropout,
+                norm_first=config.norm_position == "pre",
+                batch_first=True,
+                bias=config.bias,
+            )
         self.drop_as(config)
 
     def drop_as(self, config: ModelConfig) -> None:
@@ -86,7 +92,7 @@ class ReferenceLoop:
         dtype: torch.dtype,
     ) -> None:
         self.training, self.device, self.dtype = training, device, dtype
-        self.model = ReferenceTransformer(model, vocab_size, pad).to(device).train()
+        self.model = self.make_model(model, vocab_size, pad).to(device).train()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             training.learning_rate,
@@ -94,6 +100,11 @@ class ReferenceLoop:
             weight_decay=training.weight_decay,
             fused=True,
         )
+
+    @staticmethod
+    def make_model(config: ModelConfig, vocab_size: int, pad: int) -> nn.Module:
+        """A model from source and target ids to the logits [B, T, V]."""
+        return ReferenceTransformer(config, vocab_size, pad)
 
     def step(self, batches: list[Batch]) -> float:
         """One update; returns the loss for each target piece."""
@@ -119,3 +130,55 @@ class ReferenceLoop:
         nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm or math.inf)
         self.optimizer.step()
         return total / num_targets
+
+
+class MarianReference(nn.Module):
+    """Hugging Face's Marian of the config's shape. It normalizes after each sublayer and always has biases."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int, pad: int) -> None:
+        """Raises: ConfigError: the package is not installed."""
+        super().__init__()
+        try:
+            from transformers import MarianConfig, MarianMTModel
+        except ImportError as error:
+            what = "transformers is not installed"
+            raise ConfigError(what, where="--against", hint="pip install transformers") from error
+        self.pad = pad
+        shape = MarianConfig(
+            vocab_size=vocab_size,
+            d_model=config.d_model,
+            encoder_layers=config.encoder_layers,
+            decoder_layers=config.decoder_layers,
+            encoder_attention_heads=config.heads,
+            decoder_attention_heads=config.heads,
+            encoder_ffn_dim=config.feed_forward,
+            decoder_ffn_dim=config.feed_forward,
+            activation_function="relu",
+            dropout=config.dropout,
+            attention_dropout=config.attention_dropout,
+            activation_dropout=config.activation_dropout,
+            scale_embedding=True,
+            share_encoder_decoder_embeddings=True,
+            tie_word_embeddings=True,
+            pad_token_id=pad,
+            decoder_start_token_id=pad,
+            use_cache=False,
+        )
+        self.marian = MarianMTModel(shape)
+
+    def forward(self, src_BS: Tensor, tgt_BT: Tensor) -> Tensor:
+        """Logits of all positions: [B, T, V]."""
+        output = self.marian(
+            input_ids=src_BS, attention_mask=(src_BS != self.pad).long(), decoder_input_ids=tgt_BT
+        )
+        logits_BTV: Tensor = output.logits
+        return logits_BTV
+
+
+class MarianLoop(ReferenceLoop):
+    """The same loop around Hugging Face's Marian."""
+
+    @staticmethod
+    def make_model(config: ModelConfig, vocab_size: int, pad: int) -> nn.Module:
+        """Raises: ConfigError: the package is not installed."""
+        return MarianReference(config, vocab_size, pad)

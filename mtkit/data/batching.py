@@ -58,13 +58,16 @@ def epoch_batches(
 ) -> list[Indices]:
     """All batches of an epoch, each pair in exactly one of them.
 
-    Pairs are sorted by their longer side, then by the target, ties in random order (so that the batches differ
-    from epoch to epoch), cut by the token budget, and the batches are shuffled.
+    Pairs are sorted by their longer side, then by how much longer the target is than the source, up and down in turn
+    (so that neighbours of different sizes are alike too), ties in random order (so that the batches differ from epoch
+    to epoch); they are cut by the token budget, and the batches are shuffled.
     """
     rng = np.random.default_rng((seed, epoch))
     shuffled = rng.permutation(len(src_lengths))
     sizes = pair_sizes(src_lengths, tgt_lengths)
-    order = shuffled[np.lexsort((tgt_lengths[shuffled], sizes[shuffled]))]
+    up_or_down = np.where(sizes % 2 == 0, 1, -1)
+    slant = (tgt_lengths - src_lengths) * up_or_down
+    order = shuffled[np.lexsort((slant[shuffled], sizes[shuffled]))]
     batches = split_by_budget(sizes, order, batch_tokens)
     return [batches[i] for i in rng.permutation(len(batches))]
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from itertools import compress, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ from mtkit.data.filters import FilterCounts, PairFilter
 from mtkit.data.sources import Source
 from mtkit.data.tokenizer import Ids, Tokenizers
 from mtkit.errors import DataError, StorageError
-from mtkit.files import commit_folder, storage_errors, write_text
+from mtkit.files import commit_folder, publish_folder, storage_errors, write_text
 
 FORMAT = 1
 """Part of every key: a change of the file's layout or of the filters' meaning needs another number."""
@@ -67,7 +68,7 @@ class Corpus:
         batches = _map_batches(folder / "pairs.arrow", self.counts.kept)
         self._src, self._tgt = _Side(batches, "src"), _Side(batches, "tgt")
         self._places = [
-            (batch.column("source").to_numpy(), batch.column("line").to_numpy()) for batch in batches
+            (_numbers(batch.column("source")), _numbers(batch.column("line"))) for batch in batches
         ]
         self.src_lengths, self.tgt_lengths = self._src.lengths(), self._tgt.lengths()
 
@@ -95,8 +96,8 @@ class _Side:
 
     def __init__(self, batches: Sequence[pa.RecordBatch], name: str) -> None:
         columns = [batch.column(name) for batch in batches]
-        self._values: list[Ids] = [column.values.to_numpy() for column in columns]
-        self._offsets: list[npt.NDArray[np.int64]] = [column.offsets.to_numpy() for column in columns]
+        self._values: list[Ids] = [_numbers(column.values) for column in columns]
+        self._offsets: list[npt.NDArray[np.int64]] = [_numbers(column.offsets) for column in columns]
 
     def row(self, index: int) -> Ids:
         batch, row = divmod(index, ROWS)
@@ -105,6 +106,12 @@ class _Side:
 
     def lengths(self) -> Ids:
         return np.concatenate([np.diff(offsets).astype(np.int32) for offsets in self._offsets])
+
+
+def _numbers(array: pa.Array) -> npt.NDArray[Any]:
+    """A view of an array without nulls. Arrow's own `to_numpy` would import pandas, a third of a second."""
+    dtype = np.dtype(str(array.type))
+    return np.frombuffer(array.buffers()[1], dtype, count=len(array), offset=array.offset * dtype.itemsize)
 
 
 def _read_counts(folder: Path, fingerprint: str) -> FilterCounts:
@@ -184,14 +191,10 @@ def _open_cached(folder: Path, fingerprint: str, sources: Sequence[Source]) -> C
 
 def _commit(temporary: Path, folder: Path, fingerprint: str, sources: Sequence[Source]) -> Corpus:
     """Give the folder its name, unless another process has encoded the same meanwhile."""
-    if (first := _open_cached(folder, fingerprint, sources)) is not None:
-        return first
-    try:
-        commit_folder(temporary, folder)
-    except StorageError:
+    if not publish_folder(temporary, folder):
         if (first := _open_cached(folder, fingerprint, sources)) is not None:
             return first
-        raise
+        commit_folder(temporary, folder)  # what is there is damaged
     return Corpus(folder, fingerprint, sources)
 
 

@@ -112,6 +112,13 @@ class Tokenizer:
         pieces: list[str] = self._processor.encode(line, out_type=str)
         return pieces
 
+    def piece(self, index: int) -> str:
+        """The text of a piece by its id; rows that the model lacks have names that no text has."""
+        if index < self._num_own:
+            return str(self._processor.id_to_piece(index))
+        names = {self.pad: SPECIALS[0], self.bos: SPECIALS[2], self.eos: SPECIALS[3]}
+        return names.get(index, f"<unused {index}>")
+
 
 def _load_processor(model: bytes, where: str) -> sentencepiece.SentencePieceProcessor:
     hint = "copy it again, or train it anew"

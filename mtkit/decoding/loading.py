@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -91,3 +92,20 @@ def load_model(path: Path) -> tuple[Config, Tokenizers, Transformer]:
     model = make_model(config.model, tokenizers)
     copy_weights(model, checkpoint.weights, str(folder))
     return config, tokenizers, model
+
+
+def load_others(paths: Sequence[str | Path], tokenizers: Tokenizers, first: str | Path) -> list[Transformer]:
+    """Further models for an ensemble.
+
+    Raises:
+        StorageError: a folder or a file of it is missing or damaged.
+        ConfigError: a model has other tokenizers than the first.
+    """
+    models = []
+    for path in paths:
+        _, own_tokenizers, model = load_model(Path(path))
+        if own_tokenizers.fingerprint != tokenizers.fingerprint:
+            what = f"its tokenizer is not that of {first}"
+            raise ConfigError(what, where=str(path), hint="an ensemble shares one vocabulary")
+        models.append(model)
+    return models

@@ -1,37 +1,57 @@
 """Beam search over a step function: it knows nothing of models, so it can be held against exhaustive search.
 
 A hypothesis has at most its sentence's `max_length` pieces, the final eos included; at the last position only eos
-is allowed. Its score is its log-probability divided by the GNMT length penalty ((5 + length) / 6) ** alpha.
-Probabilities are of the model's full softmax also where pieces are suppressed, so `score` gives the same numbers.
+is allowed. Its score is its log-probability divided by a length penalty, plus a coverage penalty (see `final_scores`).
+Probabilities are of the model's full softmax also where pieces are forbidden, so `score` gives the same numbers.
 
-Shapes: B sentences still searched, K beam, C candidates of a beam, V vocabulary, T pieces so far, N = B x K.
+The first step has one hypothesis for each sentence (bos), the others have K. Diverse search splits the K into groups;
+plain search is the case of one group.
+
+Shapes: B sentences still in the batch, K beam, G groups of the beam, C candidates of a group, V vocabulary,
+T pieces so far, S source length.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from mtkit.decoding.bans import forbid
+from mtkit.decoding.constraints import Constraint, ConstraintTracker
+from mtkit.decoding.topk import largest
 from mtkit.errors import TrainingError
 
 NEVER = float("-inf")
+"""The log-probability of what must not happen."""
+
+ENDED_SHARE = 8
+"""Ended sentences leave the batch when they are more than 1/8 of it: leaving means to copy what the others remember."""
+
+HYPOTHESES_AT_ONCE = 320
+"""Hypotheses whose next pieces are looked at together on a CPU."""
 
 
 class Stepper(Protocol):
     """A model that is asked for one piece after the other."""
 
     def step(self, tokens_BK: Tensor) -> Tensor:
-        """Unnormalized log-probabilities [B, K, V] of what follows the newest pieces [B, K]."""
+        """What `logits` needs about the hypotheses that end with these newest pieces [B, K]: [B, K, anything]."""
 
-    def reorder(self, hypotheses_N: Tensor) -> None:
-        """Continue with these hypotheses, named by their row b x K + k."""
+    def logits(self, hidden_BKD: Tensor) -> Tensor:
+        """Unnormalized log-probabilities [B, K, V] of the next piece, of all or some of the sentences."""
+
+    def reorder(self, parents_BK: Tensor) -> None:
+        """Continue with these hypotheses of each sentence, in this order; there may be more or fewer than before."""
 
     def keep(self, sentences_B: Tensor) -> None:
         """Continue with these sentences alone."""
+
+    def attention(self) -> Tensor:
+        """What the last step attended to, [B, K, S]; 1 where a source has no piece. Only for the coverage penalty."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +60,18 @@ class SearchOptions:
 
     Args:
         beam_size: hypotheses kept at each step; 1 is greedy search.
-        n_best: finished hypotheses given back for each sentence; at most `beam_size`.
-        length_penalty: alpha of Wu et al. 2016, eq. 14; 0 compares plain log-probabilities.
         bos: the piece that comes first.
         eos: the piece that ends a hypothesis.
+        n_best: finished hypotheses given back for each sentence; at most `beam_size`.
+        length_penalty: alpha of the penalty; 0 compares plain log-probabilities.
         suppressed: pieces that never appear.
+        penalty_kind: gnmt is ((5 + length) / 6) ** alpha (Wu et al. 2016, eq. 14), simple is length ** alpha.
+        coverage_penalty: beta of Wu et al. 2016, eq. 14; 0 is off.
+        stop: when a sentence ends, see `has_ended`.
+        min_length: pieces before eos at least.
+        no_repeat_ngram: no sequence of so many pieces appears twice; 0 is off.
+        groups: groups of diverse search (Vijayakumar et al. 2018); divides `beam_size`.
+        diversity: what a group's piece costs the later groups at the same step.
     """
 
     beam_size: int
@@ -53,6 +80,13 @@ class SearchOptions:
     n_best: int = 1
     length_penalty: float = 1.0
     suppressed: tuple[int, ...] = ()
+    penalty_kind: Literal["gnmt", "simple"] = "gnmt"
+    coverage_penalty: float = 0.0
+    stop: Literal["finished", "unbeaten", "certain"] = "finished"
+    min_length: int = 0
+    no_repeat_ngram: int = 0
+    groups: int = 1
+    diversity: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -62,7 +96,7 @@ class Hypothesis:
     ids: list[int]
     """Its pieces, without bos and eos."""
     score: float
-    """Its log-probability over its length penalty: what hypotheses are ranked by."""
+    """Its log-probability over its length penalty, plus its coverage penalty: what hypotheses are ranked by."""
     log_prob: float
     """Sum of the natural log-probabilities of its pieces and of eos."""
 
@@ -72,12 +106,15 @@ class Beam:
     """The search as data: live hypotheses, and the best finished ones of each sentence."""
 
     sentences_B: Tensor  # their numbers in the caller's order
+    active_B: Tensor  # False for those that have ended, but not yet left the batch
     max_lengths_B: Tensor  # most pieces, eos included
+    prefixes_BP: Tensor  # pieces that a hypothesis begins with, then -1
     tokens_BKT: Tensor  # live hypotheses, bos first
-    log_probs_BK: Tensor  # -inf where there is none yet
+    log_probs_BK: Tensor  # -inf where there is none
+    coverage_BKS: Tensor  # attention that each source piece got so far; S is 0 where it does not matter
     done_scores_BK: Tensor  # finished hypotheses, best first; -inf where there is none
     done_log_probs_BK: Tensor
-    done_tokens_BKT: Tensor  # without bos, eos and all after it
+    done_tokens_BKT: Tensor  # without bos; eos and eos for all after it
     done_counts_B: Tensor  # how many have finished so far
 
     @property
@@ -86,142 +123,260 @@ class Beam:
         return self.tokens_BKT.shape[2] - 1
 
 
-def gnmt_penalty(lengths: Tensor | int, alpha: float) -> Tensor:
-    """((5 + length) / 6) ** alpha (Wu et al. 2016, eq. 14); lengths count eos."""
-    return ((5.0 + torch.as_tensor(lengths)) / 6.0) ** alpha
-
-
 @torch.inference_mode()
 def search(
-    stepper: Stepper, max_lengths: Sequence[int], options: SearchOptions, device: torch.device | str = "cpu"
+    stepper: Stepper,
+    max_lengths: Sequence[int],
+    options: SearchOptions,
+    device: torch.device | str = "cpu",
+    prefixes: Sequence[Sequence[int]] | None = None,
+    constraints: Sequence[Sequence[Constraint]] | None = None,
 ) -> list[list[Hypothesis]]:
     """The best hypotheses of each sentence, best first.
 
     Args:
         stepper: the model, already holding the sentences.
         max_lengths: for each sentence the most pieces of a hypothesis, eos included; at least 1.
-
-    A sentence ends when `beam_size` hypotheses are finished, or when no live one can beat the `n_best` finished.
+        prefixes: for each sentence the pieces that its hypotheses begin with; shorter than its `max_lengths`.
+        constraints: for each sentence what must appear in its hypotheses (see `constraints`).
     """
     results: list[list[Hypothesis]] = [[] for _ in max_lengths]
-    beam = start_beam(max_lengths, options, device)
+    beam = start_beam(max_lengths, options, device, prefixes or [()] * len(max_lengths))
+    tracker = ConstraintTracker(constraints, options.eos) if constraints and any(constraints) else None
     while len(beam.sentences_B):
-        refuse_endless(beam, max_lengths)
-        logits_BKV = stepper.step(beam.tokens_BKT[:, :, -1])
-        candidates = best_candidates(logits_BKV, beam, options)
+        refuse_endless(beam)
+        hidden_BKD = stepper.step(beam.tokens_BKT[:, :, -1])
+        if options.coverage_penalty:
+            beam.coverage_BKS = beam.coverage_BKS + stepper.attention()
+        candidates = all_candidates(stepper, hidden_BKD, beam, options, tracker)
         finish_hypotheses(beam, candidates, options)
         parents_BK = continue_hypotheses(beam, candidates, options)
-        ended_B = has_ended(beam, options)
+        if tracker is not None:
+            tracker.advance(parents_BK, beam.tokens_BKT[:, :, -1])
+        ended_B = has_ended(beam, options) & beam.active_B
         if ended_B.any():
             collect(beam, ended_B, results, options)
-            kept_B = (~ended_B).nonzero()[:, 0]
-            keep_sentences(beam, kept_B)
-            stepper.keep(kept_B)
-            parents_BK = parents_BK[kept_B]
-        if len(beam.sentences_B) and options.beam_size > 1:
-            first_rows = torch.arange(len(parents_BK), device=device)[:, None] * options.beam_size
-            stepper.reorder((first_rows + parents_BK).flatten())
+            beam.active_B = beam.active_B & ~ended_B
+            if (num_active := int(beam.active_B.sum())) * ENDED_SHARE <= len(ended_B) * (ENDED_SHARE - 1):
+                kept_B = beam.active_B.nonzero()[:, 0]
+                parents_BK = parents_BK[kept_B]
+                keep_sentences(beam, kept_B)
+                if not num_active:
+                    break
+                stepper.keep(kept_B)
+                if tracker is not None:
+                    tracker.keep(kept_B)
+        if options.beam_size > 1:
+            stepper.reorder(parents_BK)
     return results
 
 
-def refuse_endless(beam: Beam, max_lengths: Sequence[int]) -> None:
+def refuse_endless(beam: Beam) -> None:
     """Raise TrainingError if no hypothesis ended in time, which only scores that are not numbers bring about."""
-    if beam.length >= max(max_lengths):
+    if (beam.active_B & (beam.length >= beam.max_lengths_B)).any():
         hint = "with fp16, use bf16 or fp32; else the weights are spoiled: use an earlier checkpoint"
         raise TrainingError("the model's scores are not numbers", hint=hint)
 
 
-def start_beam(max_lengths: Sequence[int], options: SearchOptions, device: torch.device | str) -> Beam:
+def start_beam(
+    max_lengths: Sequence[int],
+    options: SearchOptions,
+    device: torch.device | str,
+    prefixes: Sequence[Sequence[int]],
+) -> Beam:
     """One live hypothesis for each sentence: bos."""
     B, K = len(max_lengths), options.beam_size
-    log_probs_BK = torch.full((B, K), NEVER, device=device)
-    log_probs_BK[:, 0] = 0.0
+    longest_prefix = max(map(len, prefixes), default=0)
+    padded = [[*prefix, *[-1] * (longest_prefix - len(prefix))] for prefix in prefixes]
     return Beam(
         sentences_B=torch.arange(B, device=device),
-        max_lengths_B=torch.tensor(max_lengths, device=device),
-        tokens_BKT=torch.full((B, K, 1), options.bos, device=device),
-        log_probs_BK=log_probs_BK,
+        active_B=torch.ones(B, dtype=torch.bool, device=device),
+        max_lengths_B=torch.tensor(max_lengths, dtype=torch.long, device=device),
+        prefixes_BP=torch.tensor(padded, dtype=torch.long, device=device).view(B, longest_prefix),
+        tokens_BKT=torch.full((B, 1, 1), options.bos, device=device),
+        log_probs_BK=torch.zeros(B, 1, device=device),
+        coverage_BKS=torch.zeros(B, 1, 1 if options.coverage_penalty else 0, device=device),
         done_scores_BK=torch.full((B, K), NEVER, device=device),
         done_log_probs_BK=torch.full((B, K), NEVER, device=device),
-        done_tokens_BKT=torch.full((B, K, max(max_lengths, default=1)), options.eos, device=device),
+        done_tokens_BKT=torch.full((B, K, 0), options.eos, device=device),
         done_counts_B=torch.zeros(B, dtype=torch.long, device=device),
     )
 
 
 @dataclass
 class Candidates:
-    """The most probable continuations of each sentence, best first, C for each sentence."""
+    """The most probable continuations in each group, best first. The first K/G of a group may finish."""
 
-    log_probs_BC: Tensor
-    parents_BC: Tensor  # which beam each continues
-    tokens_BC: Tensor
-    ends_BC: Tensor  # True where the token is eos
+    log_probs_BGC: Tensor
+    parents_BGC: Tensor  # which beam each continues
+    tokens_BGC: Tensor
+    ends_BGC: Tensor  # True where the token is eos
 
 
-def best_candidates(logits_BKV: Tensor, beam: Beam, options: SearchOptions) -> Candidates:
-    """The 2K most probable continuations: enough for K that go on, since each beam offers eos at most once.
+def all_candidates(
+    stepper: Stepper,
+    hidden_BKD: Tensor,
+    beam: Beam,
+    options: SearchOptions,
+    tracker: ConstraintTracker | None,
+) -> Candidates:
+    """The candidates of all sentences.
 
-    The best 2K of each beam are chosen by logits, and only those are normalized.
+    On CPUs of some sentences at a time: numbers that fit the cache are made, normalized and looked through there.
     """
-    B, K, V = logits_BKV.shape
-    normalizers_BK1 = logits_BKV.float().logsumexp(dim=-1, keepdim=True)
-    if options.suppressed:
-        logits_BKV[:, :, list(options.suppressed)] = NEVER
-    last_B = beam.max_lengths_B == beam.length + 1
-    if last_B.any():
-        only_eos_V = torch.arange(V, device=logits_BKV.device) != options.eos
-        logits_BKV = logits_BKV.masked_fill(last_B[:, None, None] & only_eos_V, NEVER)
-    logits_BKC, tokens_BKC = logits_BKV.topk(min(2 * K, V), dim=-1)
-    log_probs_BKC = logits_BKC.float() - normalizers_BK1 + beam.log_probs_BK[:, :, None]
-    C = tokens_BKC.shape[2]
-    log_probs_BC, order_BC = log_probs_BKC.flatten(1).topk(min(2 * K, K * C), dim=-1)
-    tokens_BC = tokens_BKC.flatten(1).gather(1, order_BC)
-    return Candidates(log_probs_BC, order_BC // C, tokens_BC, tokens_BC == options.eos)
+    B, K = hidden_BKD.shape[:2]
+    num_rows = B if hidden_BKD.is_cuda else max(1, HYPOTHESES_AT_ONCE // K)
+    found = []
+    for first in range(0, B, num_rows):
+        rows = slice(first, first + num_rows)
+        log_probs_BKV = stepper.logits(hidden_BKD[rows]).log_softmax(dim=-1, dtype=torch.float32)
+        part = beam if num_rows >= B else Beam(**{name: value[rows] for name, value in vars(beam).items()})
+        forbid(log_probs_BKV, part, options)
+        if tracker is not None:
+            tracker.forbid(log_probs_BKV, first)
+        candidates = best_candidates(log_probs_BKV, part, options)
+        if tracker is not None:
+            tracker.allocate(candidates, log_probs_BKV, part, first)
+        found.append(candidates)
+    return (
+        found[0] if len(found) == 1 else Candidates(*map(torch.cat, zip(*map(as_tuple, found), strict=True)))
+    )
+
+
+def as_tuple(candidates: Candidates) -> tuple[Tensor, ...]:
+    """Its tensors in their order."""
+    return tuple(vars(candidates).values())
+
+
+def best_candidates(log_probs_BKV: Tensor, beam: Beam, options: SearchOptions) -> Candidates:
+    """Twice as many as go on: enough, since each beam offers eos at most once.
+
+    With groups, one after the other: a piece that an earlier group of the sentence chose costs `diversity`
+    (Vijayakumar et al. 2018, eq. 4, Hamming diversity). It changes the choice, not the log-probability.
+    """
+    B, K, V = log_probs_BKV.shape
+    size = options.beam_size // options.groups
+    found, counts_BV = [], torch.zeros(B, V, device=log_probs_BKV.device)
+    for group in range(options.groups):
+        first = group * size if K > 1 else 0
+        own = slice(first, first + size)
+        prices_BV = options.diversity * counts_BV if group else None
+        candidates = largest(log_probs_BKV[:, own], beam.log_probs_BK[:, own], 2 * size, prices_BV)
+        log_probs_BC, parents_BC, tokens_BC = candidates
+        found.append((log_probs_BC, parents_BC + first, tokens_BC))
+        if options.groups > 1:
+            chosen_BC = first_that_go_on(tokens_BC == options.eos, size)
+            chosen_tokens = tokens_BC.gather(1, chosen_BC)
+            counts_BV.scatter_add_(1, chosen_tokens, torch.ones_like(chosen_tokens, dtype=torch.float32))
+    log_probs, parents, tokens = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))
+    return Candidates(log_probs, parents, tokens, tokens == options.eos)
+
+
+def first_that_go_on(ends_C: Tensor, number: int) -> Tensor:
+    """Places of the first so many candidates [..., C] that do not end, in order; ended ones follow if too few."""
+    C = ends_C.shape[-1]
+    places = torch.arange(C, device=ends_C.device) + C * ends_C
+    return places.topk(min(number, C), largest=False).indices
 
 
 def finish_hypotheses(beam: Beam, candidates: Candidates, options: SearchOptions) -> None:
-    """Those of the best K candidates that end with eos join the finished ones, of which the best K are kept."""
-    K = options.beam_size
-    ends_BK = candidates.ends_BC[:, :K] & (candidates.log_probs_BC[:, :K] > NEVER)
+    """Those of each group's best K/G candidates that end join the finished ones, of which the best K are kept."""
+    K, size = options.beam_size, options.beam_size // options.groups
+    log_probs_BK = candidates.log_probs_BGC[:, :, :size].flatten(1)  # fewer than K with a small vocabulary
+    ends_BK = candidates.ends_BGC[:, :, :size].flatten(1) & (log_probs_BK > NEVER)
     if not ends_BK.any():
         return
-    log_probs_BK = candidates.log_probs_BC[:, :K].masked_fill(~ends_BK, NEVER)
-    scores_BK = log_probs_BK / gnmt_penalty(beam.length + 1, options.length_penalty).to(log_probs_BK)
-    tokens_BKT = gather_beams(beam.tokens_BKT[:, :, 1:], candidates.parents_BC[:, :K])
-    room = beam.done_tokens_BKT.shape[2] - tokens_BKT.shape[2]
-    tokens_BKT = torch.nn.functional.pad(tokens_BKT, (0, room), value=options.eos)
+    parents_BK = candidates.parents_BGC[:, :, :size].flatten(1)
+    log_probs_BK = log_probs_BK.masked_fill(~ends_BK, NEVER)
+    coverage_BKS = gather_beams(beam.coverage_BKS, parents_BK) if options.coverage_penalty else None
+    scores_BK = final_scores(log_probs_BK, beam.length + 1, options, coverage_BKS)
+    tokens_BKT = gather_beams(beam.tokens_BKT[:, :, 1:], parents_BK)
+    room = tokens_BKT.shape[2] + 1 - beam.done_tokens_BKT.shape[2]  # eos ends it also where it is the longest
+    done_BKT = torch.nn.functional.pad(beam.done_tokens_BKT, (0, room), value=options.eos)
+    tokens_BKT = torch.nn.functional.pad(tokens_BKT, (0, 1), value=options.eos)
     beam.done_scores_BK, order_BK = torch.cat([beam.done_scores_BK, scores_BK], 1).topk(K, dim=1)
     beam.done_log_probs_BK = torch.cat([beam.done_log_probs_BK, log_probs_BK], 1).gather(1, order_BK)
-    beam.done_tokens_BKT = gather_beams(torch.cat([beam.done_tokens_BKT, tokens_BKT], 1), order_BK)
+    beam.done_tokens_BKT = gather_beams(torch.cat([done_BKT, tokens_BKT], 1), order_BK)
     beam.done_counts_B = beam.done_counts_B + ends_BK.sum(1)
 
 
 def continue_hypotheses(beam: Beam, candidates: Candidates, options: SearchOptions) -> Tensor:
-    """The best K candidates that do not end go on. Returns which beam each of them continues: [B, K]."""
-    going_on_BC = candidates.log_probs_BC.masked_fill(candidates.ends_BC, NEVER)
-    K = options.beam_size
-    if going_on_BC.shape[1] < K:  # a vocabulary smaller than the beam
-        going_on_BC = torch.nn.functional.pad(going_on_BC, (0, K - going_on_BC.shape[1]), value=NEVER)
-    beam.log_probs_BK, order_BK = going_on_BC.topk(K, dim=1)
-    order_BK = order_BK.clamp(max=candidates.tokens_BC.shape[1] - 1)
-    parents_BK = candidates.parents_BC.gather(1, order_BK)
-    tokens_BK1 = candidates.tokens_BC.gather(1, order_BK)[:, :, None]
-    beam.tokens_BKT = torch.cat([gather_beams(beam.tokens_BKT, parents_BK), tokens_BK1], dim=2)
+    """The first K/G candidates of each group that do not end go on. Returns which beam each continues: [B, K]."""
+    size = options.beam_size // options.groups
+    order_BGC = first_that_go_on(candidates.ends_BGC, size)
+    log_probs_BGC = candidates.log_probs_BGC.masked_fill(candidates.ends_BGC, NEVER)
+    chosen = [x.gather(2, order_BGC) for x in (log_probs_BGC, candidates.parents_BGC, candidates.tokens_BGC)]
+    if (missing := size - order_BGC.shape[2]) > 0:  # a vocabulary smaller than the beam
+        pad = torch.nn.functional.pad
+        chosen = [pad(chosen[0], (0, missing), value=NEVER), *(pad(x, (0, missing)) for x in chosen[1:])]
+    beam.log_probs_BK, parents_BK, tokens_BK = (x.flatten(1) for x in chosen)
+    beam.tokens_BKT = torch.cat([gather_beams(beam.tokens_BKT, parents_BK), tokens_BK[:, :, None]], dim=2)
+    if options.coverage_penalty:
+        beam.coverage_BKS = gather_beams(beam.coverage_BKS, parents_BK)
     return parents_BK
 
 
 def has_ended(beam: Beam, options: SearchOptions) -> Tensor:
-    """[B]: K hypotheses are finished, or none is alive, or the best live one cannot beat the finished ones.
+    """[B]: which sentences need no further step.
 
-    Log-probabilities only fall, so with a penalty that grows a live hypothesis is at best worth its present
-    log-probability over the penalty of the greatest length.
+    Always those of which no hypothesis is alive, or no live one can still beat the `n_best` finished: since
+    log-probabilities only fall, a live hypothesis is at best worth its present log-probability under the mildest
+    penalty that is left to it. For `stop: certain` that is all, and then nothing better within the beam is missed.
+    For `finished`, also those with K finished hypotheses (the rule of fairseq and CTranslate2); for `unbeaten`, of
+    these only where the best finished hypothesis would beat the best live one if that ended now (that of Hugging
+    Face's generate, for the best instead of the worst finished one).
     """
-    best_live_B = beam.log_probs_BK[:, 0]
+    best_live_B = beam.log_probs_BK.amax(dim=1)
+    hopeless_B = beam.done_scores_BK[:, options.n_best - 1] >= best_possible_scores(
+        beam, best_live_B, options
+    )
+    ended_B = hopeless_B | (best_live_B == NEVER)
+    if options.stop == "certain":
+        return ended_B
+    enough_B = beam.done_counts_B >= options.beam_size
+    if options.stop == "unbeaten":
+        penalty = length_penalty(beam.length + 1, options)
+        enough_B &= beam.done_scores_BK[:, 0] >= best_live_B / penalty
+    return ended_B | enough_B
+
+
+def best_possible_scores(beam: Beam, log_probs_B: Tensor, options: SearchOptions) -> Tensor:
+    """Upper bounds of what live hypotheses of these log-probabilities can still come to: [B]."""
     grows = options.length_penalty > 0
-    lengths_B = beam.max_lengths_B if grows else torch.full_like(beam.max_lengths_B, beam.length + 1)
-    bound_B = best_live_B / gnmt_penalty(lengths_B, options.length_penalty)
-    hopeless_B = beam.done_scores_BK[:, options.n_best - 1] >= bound_B
-    return hopeless_B | (best_live_B == NEVER) | (beam.done_counts_B >= options.beam_size)
+    longest_B = beam.max_lengths_B.clamp(min=beam.length + 1)
+    lengths_B = longest_B if grows else torch.full_like(longest_B, beam.length + 1)
+    return log_probs_B / length_penalty(lengths_B, options)
+
+
+def final_scores(
+    log_probs: Tensor, lengths: Tensor | int, options: SearchOptions, coverage_S: Tensor | None = None
+) -> Tensor:
+    """What hypotheses are ranked by (Wu et al. 2016, eq. 14): log-probability / length penalty + coverage penalty.
+
+    The coverage penalty is beta x sum of log(min(coverage, 1)) over the source pieces.
+
+    Args:
+        log_probs: [...], sums over the pieces and eos.
+        lengths: of the hypotheses, eos included.
+        coverage_S: [..., S], attention that each source piece got in all steps, 1 where there is none.
+    """
+    scores = log_probs / length_penalty(lengths, options).to(log_probs)
+    if coverage_S is not None:
+        covered = coverage_S.clamp(min=1e-9, max=1.0).log().sum(-1)
+        scores = scores + options.coverage_penalty * covered.to(scores)
+    return scores
+
+
+def length_penalty(lengths: Tensor | int, options: SearchOptions) -> Tensor:
+    """The penalty of the options; lengths count eos."""
+    if options.penalty_kind == "gnmt":
+        return gnmt_penalty(lengths, options.length_penalty)
+    return torch.as_tensor(lengths).float() ** options.length_penalty
+
+
+def gnmt_penalty(lengths: Tensor | int, alpha: float) -> Tensor:
+    """((5 + length) / 6) ** alpha (Wu et al. 2016, eq. 14); lengths count eos."""
+    return ((5.0 + torch.as_tensor(lengths)) / 6.0) ** alpha
 
 
 def gather_beams(values_BKT: Tensor, beams_BK: Tensor) -> Tensor:
@@ -240,13 +395,15 @@ def collect(beam: Beam, ended_B: Tensor, results: list[list[Hypothesis]], option
     rows = ended_B.nonzero()[:, 0]
     for sentence, scores, log_probs, tokens in zip(
         beam.sentences_B[rows].tolist(),
-        beam.done_scores_BK[rows, : options.n_best].tolist(),
-        beam.done_log_probs_BK[rows, : options.n_best].tolist(),
-        beam.done_tokens_BKT[rows, : options.n_best].tolist(),
+        beam.done_scores_BK[rows].tolist(),
+        beam.done_log_probs_BK[rows].tolist(),
+        beam.done_tokens_BKT[rows].tolist(),
         strict=True,
     ):
-        results[sentence] = [
+        found = [
             Hypothesis(ids[: ids.index(options.eos)] if options.eos in ids else ids, score, log_prob)
             for ids, score, log_prob in zip(tokens, scores, log_probs, strict=True)
             if score > NEVER
         ]
+        different = {tuple(hypothesis.ids): hypothesis for hypothesis in reversed(found)}  # groups may agree
+        results[sentence] = [h for h in found if different[tuple(h.ids)] is h][: options.n_best]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtkit.model.cpu_attention import cpu_attention
 from mtkit.model.dropout import dropout
 from mtkit.model.positions import RelativePositions, rotate
 
@@ -37,7 +38,6 @@ def plain_attention(
     """softmax(q k^T / sqrt(E)) v (Vaswani et al. 2017, eq. 1), step by step.
 
     With fewer key/value heads than query heads, each group of H/G query heads shares one (Ainslie et al. 2023).
-    On CPUs in bfloat16 its matrix products are faster to differentiate than the fused kernel.
 
     Args:
         relative: relative positions and their [T, S] table rows.
@@ -75,6 +75,11 @@ def fused_attention(
 def fused_is_faster(x: Tensor) -> bool:
     """Whether the fused kernel is the faster one for this device and precision."""
     return x.device.type != "cpu"
+
+
+def is_trained_on_cpu(x: Tensor) -> bool:
+    """Whether attention runs on a CPU and will be differentiated, for which `cpu_attention` is made."""
+    return x.device.type == "cpu" and torch.is_grad_enabled()
 
 
 class MultiHeadAttention(nn.Module):
@@ -142,6 +147,8 @@ class MultiHeadAttention(nn.Module):
 
     def attend_self(self, x_BTD: Tensor, mask: Tensor | None, positions_T: Tensor) -> Tensor:
         """Self-attention of a whole sequence: [B, T, D]."""
+        if is_trained_on_cpu(x_BTD) and self.relative is None and not self.rotary:
+            return self._attend_on_cpu(self.qkv(x_BTD), None, mask)
         q, k, v = self.project_qkv(x_BTD, positions_T)
         return self.attend(q, k, v, mask, positions_T, positions_T)
 
@@ -151,3 +158,15 @@ class MultiHeadAttention(nn.Module):
         q = self.split_heads(self.q(x_BTD))
         nowhere = torch.empty(0, device=x_BTD.device)
         return self.attend(q, k, v, mask, nowhere, nowhere)
+
+    def attend_whole_memory(self, x_BTD: Tensor, memory_BSD: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention to a memory of which no keys and values are kept: [B, T, D]."""
+        if is_trained_on_cpu(x_BTD):
+            return self._attend_on_cpu(self.q(x_BTD), self.kv(memory_BSD), mask)
+        return self.attend_memory(x_BTD, self.project_memory(memory_BSD), mask)
+
+    def _attend_on_cpu(self, own_BTD: Tensor, memory_BSD: Tensor | None, mask: Tensor | None) -> Tensor:
+        own_BTHE = own_BTD.unflatten(-1, (-1, self.head_width))
+        memory_BSHE = None if memory_BSD is None else memory_BSD.unflatten(-1, (-1, self.head_width))
+        probability = self.dropout if self.training else 0.0
+        return self.out(cpu_attention(own_BTHE, memory_BSHE, mask, self.heads, probability))

@@ -16,8 +16,7 @@ def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, probability)
-    dropped = dropped_bytes(probability)
-    return x * keep_mask(x, dropped).mul_(256 / (256 - dropped))
+    return x * scaled_keep_mask(x, probability)
 
 
 def add_dropped(residual: Tensor, x: Tensor, probability: float, training: bool) -> Tensor:
@@ -28,6 +27,12 @@ def add_dropped(residual: Tensor, x: Tensor, probability: float, training: bool)
         return residual + F.dropout(x, probability)
     dropped = dropped_bytes(probability)
     return torch.addcmul(residual, x, keep_mask(x, dropped), value=256 / (256 - dropped))
+
+
+def scaled_keep_mask(like: Tensor, probability: float) -> Tensor:
+    """What `like` (on a CPU, any shape) is to be multiplied with: 0, or the scale of what is kept."""
+    dropped = dropped_bytes(probability)
+    return keep_mask(like, dropped).mul_(256 / (256 - dropped))
 
 
 def dropped_bytes(probability: float) -> int:

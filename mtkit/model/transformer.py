@@ -3,15 +3,13 @@
 Training: `encode` the source, `decode` the whole target at once, `logits` of the hidden states that matter.
 Translating: `encode`, `start` a `DecoderState`, then `step` by step; a step gives what `decode` would (to rounding).
 
-Shapes: B batch, S source length, T target length, D model width, V vocabulary, K beam,
-N = B x K hypotheses, G key/value heads, E head width.
+Shapes: B batch, S source length, T target length, D model width, V vocabulary, K beam.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,30 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from mtkit.config import ModelConfig
 from mtkit.model.attention import Linear, MultiHeadAttention, causal_mask
 from mtkit.model.dropout import dropout
+from mtkit.model.incremental import DecoderState, attend_memory, attend_past, start_state, step_masks
 from mtkit.model.layers import DecoderLayer, EncoderLayer, make_norm
 from mtkit.model.positions import LearnedPositions, SinusoidalPositions
-
-
-@dataclass
-class DecoderState:
-    """What a decoder remembers between steps. Keys and values of a memory are held once for all beams of a sentence."""
-
-    memory_kv: list[tuple[Tensor, Tensor]]  # of each layer: 2 x [B, G, S, E]
-    memory_mask: Tensor  # [B, 1, 1, S], True at real source pieces
-    self_kv: list[Tensor]  # of each layer: [2, N, G, max length, E], filled up to `length`
-    length: int = 0
-
-    def reorder(self, hypotheses_N: Tensor) -> None:
-        """Continue with these hypotheses (rows of the old state), K for each sentence, in this order."""
-        filled = slice(0, self.length)
-        for cache in self.self_kv:
-            cache[:, :, :, filled] = cache[:, hypotheses_N, :, filled]
-
-    def keep(self, sentences_B: Tensor, hypotheses_N: Tensor) -> None:
-        """Continue with these sentences and hypotheses alone (rows of the old state)."""
-        self.memory_kv = [(k[sentences_B], v[sentences_B]) for k, v in self.memory_kv]
-        self.memory_mask = self.memory_mask[sentences_B]
-        self.self_kv = [cache[:, hypotheses_N] for cache in self.self_kv]
 
 
 class Embedding(nn.Embedding):
@@ -89,6 +66,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.src_pad = src_pad
+        self.heads = config.heads
         self.compute_dtype = torch.float32
         self.activation_checkpointing = False
         tied = config.tie_embeddings or tie_embeddings
@@ -157,7 +135,7 @@ class Transformer(nn.Module):
             return attention.attend_self(x, mask_TT, positions_T)
 
         def cross_attention(attention: MultiHeadAttention, x: Tensor) -> Tensor:
-            return attention.attend_memory(x, attention.project_memory(memory_BSD), memory_mask)
+            return attention.attend_whole_memory(x, memory_BSD, memory_mask)
 
         x_BTD = self.tgt_embedding.embed(tgt_BT, positions_T, self.compute_dtype)
         for layer in self.decoder_stack():
@@ -182,39 +160,28 @@ class Transformer(nn.Module):
         """Source and target pieces to the hidden states [B, T, D] of the decoder, for the loss to project."""
         return self.decode(tgt_BT, self.encode(src_BS), self.source_mask(src_BS))
 
-    def start(self, memory_BSD: Tensor, memory_mask: Tensor, beam_size: int, max_length: int) -> DecoderState:
-        """An empty state for `beam_size` hypotheses of each sentence, with room for `max_length` steps."""
+    def start(self, memory_BSD: Tensor, memory_mask: Tensor) -> DecoderState:
+        """An empty state, with one hypothesis for each sentence."""
         memory_kv = [layer.cross.project_memory(memory_BSD) for layer in self.decoder_stack()]
-        self_kv = []
-        for layer in self.decoder_stack():
-            attention = layer.attention
-            shape = (2, len(memory_BSD) * beam_size, attention.kv_heads, max_length, attention.head_width)
-            self_kv.append(memory_BSD.new_empty(shape))
-        return DecoderState(memory_kv, memory_mask, self_kv)
+        return start_state([layer.attention for layer in self.decoder_stack()], memory_kv, memory_mask)
 
     def step(self, tokens_BK: Tensor, state: DecoderState) -> Tensor:
-        """The next piece's logits [B, K, V] after these newest pieces [B, K]; the state grows by one position."""
-        B, K = tokens_BK.shape
-        position = torch.tensor([state.length], device=tokens_BK.device)
-        seen = slice(0, state.length + 1)
-        past = torch.arange(state.length + 1, device=tokens_BK.device)
-        x_N1D = self.tgt_embedding.embed(tokens_BK.reshape(-1, 1), position, self.compute_dtype)
-        for layer, cache, memory_kv in zip(self.decoder_stack(), state.self_kv, state.memory_kv, strict=True):
+        """Hidden states [B, K, D] after these newest pieces [B, K], for `logits`; the state grows by one position."""
+        masks = step_masks(state, tokens_BK.shape[1], self.heads)
+        state.weights_BKS = []
+        x_BKD = self.tgt_embedding.embed(tokens_BK, masks.position, self.compute_dtype)
+        for index, layer in enumerate(self.decoder_stack()):
 
-            def self_attention(attention: MultiHeadAttention, x: Tensor, cache: Tensor = cache) -> Tensor:
-                q, k, v = attention.project_qkv(x, position)
-                cache[0, :, :, state.length], cache[1, :, :, state.length] = k[:, :, 0], v[:, :, 0]
-                return attention.attend(q, cache[0, :, :, seen], cache[1, :, :, seen], None, position, past)
+            def self_attention(attention: MultiHeadAttention, x: Tensor, index: int = index) -> Tensor:
+                return attend_past(attention, x, state, index, masks)
 
-            def cross_attention(
-                attention: MultiHeadAttention, x: Tensor, kv: tuple[Tensor, Tensor] = memory_kv
-            ) -> Tensor:
-                beams_BKD = x.view(B, K, -1)  # the beams are the queries of one attention
-                return attention.attend_memory(beams_BKD, kv, state.memory_mask).reshape(B * K, 1, -1)
+            def cross_attention(attention: MultiHeadAttention, x: Tensor, index: int = index) -> Tensor:
+                return attend_memory(attention, x, state, index)
 
-            x_N1D = layer(x_N1D, self_attention, cross_attention)
+            x_BKD = layer(x_BKD, self_attention, cross_attention)
         state.length += 1
-        return self.logits(self.decoder_norm(x_N1D)).view(B, K, -1)
+        hidden_BKD: Tensor = self.decoder_norm(x_BKD)
+        return hidden_BKD
 
     def num_parameters(self) -> int:
         """Trained numbers, shared ones counted once."""

@@ -14,7 +14,7 @@ from mtkit.data.batching import Batch
 from mtkit.model.transformer import Transformer
 
 CHUNK_POSITIONS = 1024  # logits of so many positions exist at a time
-ROWS_IN_CACHE = 128  # and so many are worked on at once
+ROWS_IN_CACHE = 128  # and so many are worked on at once by a CPU
 
 
 class LossSums(NamedTuple):
@@ -68,10 +68,11 @@ def replace_by_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Loss and nll sums of some positions; their logits [positions, V] become the gradient of the loss.
 
-    Worked out in few rows at a time, so that they stay in the processor's cache from one operation to the next.
+    A CPU works on few rows at a time, so that they stay in its cache from one operation to the next.
     """
     loss, nll = logits.new_zeros(2, dtype=precise)
-    for rows, targets in zip(logits.split(ROWS_IN_CACHE), targets_M1.split(ROWS_IN_CACHE), strict=True):
+    num_rows = ROWS_IN_CACHE if logits.device.type == "cpu" else len(logits)
+    for rows, targets in zip(logits.split(num_rows), targets_M1.split(num_rows), strict=True):
         rows_loss, rows_nll, probabilities = smoothed_cross_entropy(rows.to(precise), targets, smoothing)
         loss, nll = loss + rows_loss, nll + rows_nll
         gradient = probabilities.sub_(smoothing / logits.shape[1])

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import secrets
+import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import sentencepiece
 import torch
 
 from mtkit.config import Config, SourceConfig
 from mtkit.data.batching import padding_share
+from mtkit.data.cache import HashMemo, cache_folder
 from mtkit.data.corpus import Corpus, encode_corpus
 from mtkit.data.sources import Source, Split, open_sources, read_sides
 from mtkit.data.tokenizer import Tokenizers, load_tokenizers, make_tokenizers
 from mtkit.device import DTYPES, choose_device, keep_freed_memory
+from mtkit.errors import StorageError
 from mtkit.evaluation import metrics
+from mtkit.files import publish_folder, storage_errors
 from mtkit.training.distributed import environment
 from mtkit.training.results import TEST_METRICS, TextSet
 from mtkit.training.trainer import Trainer
@@ -54,8 +63,7 @@ def prepare(config: Config, folder: Path, *, resumed: bool, say: Say) -> Inputs:
     if resumed:
         tokenizers = load_tokenizers(folder)
     else:
-        pairs = (pair for source in sources for _, pair in source.read())
-        tokenizers = make_tokenizers(config.tokenizer, pairs, config.seed)
+        tokenizers = cached_tokenizers(config, sources)
         tokenizers.save(folder)
     corpus = encode_corpus(sources, tokenizers, config.data, lambda n: say(f"encoded {n:,} pairs"))
     valid = None
@@ -64,6 +72,38 @@ def prepare(config: Config, folder: Path, *, resumed: bool, say: Say) -> Inputs:
         tgts = [line for text in valids for line in text.tgts]
         valid = TextCorpus.of(srcs, tgts, tokenizers)
     return Inputs(tokenizers, corpus, valid, tests)
+
+
+def cached_tokenizers(config: Config, sources: Sequence[Source]) -> Tokenizers:
+    """Tokenizers of these sources: trained once for the same texts and settings, then found in the cache.
+
+    Raises:
+        ConfigError, DataError, StorageError: what `make_tokenizers` raises, or the cache cannot be written.
+    """
+    pairs = (pair for source in sources for _, pair in source.read())
+    wanted = config.tokenizer
+    if wanted.model is not None or wanted.src_model is not None:
+        return make_tokenizers(wanted, pairs, config.seed)
+    cache = cache_folder(config.data)
+    with storage_errors(cache):
+        for name in ("tokenizers", "hashes"):
+            (cache / name).mkdir(parents=True, exist_ok=True)
+    hash_file = HashMemo(cache / "hashes")
+    texts = [source.fingerprint(hash_file) for source in sources]
+    key = json.dumps([sentencepiece.__version__, wanted.model_dump(), config.seed, texts])
+    folder = cache / "tokenizers" / hashlib.sha256(key.encode()).hexdigest()[:32]
+    with suppress(StorageError):
+        return load_tokenizers(folder)
+    tokenizers = make_tokenizers(wanted, pairs, config.seed)
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with storage_errors(temporary):
+            temporary.mkdir()
+        tokenizers.save(temporary)
+        publish_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return tokenizers
 
 
 def open_splits(config: Config) -> dict[Split, list[Source]]:

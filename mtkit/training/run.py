@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
@@ -24,8 +23,8 @@ from mtkit.training.validation import Validator
 OUTPUTS = (
     "checkpoints",
     "best",
-    ".best.old",
     "average",
+    ".best.old",
     ".average.old",
     "test",
     "tensorboard",
@@ -58,7 +57,7 @@ def train(config: Config, *, fresh: bool = False, console: Console | None = None
         stack.enter_context(signals.handled())
         processes = stack.enter_context(joined_processes(device, compiles=config.training.compile))
         signals.in_company = not processes.alone
-        trainer, inputs = stack.enter_context(prepared(config, fresh, console, signals, processes))
+        trainer, inputs = prepared(config, console, signals, processes, stack, fresh=fresh)
         reason = trainer.train()
         state, progress = trainer.state, trainer.progress
         progress.say(f"training ended: {reason}; {duration(trainer.stopwatch.seconds())} in all")
@@ -72,31 +71,37 @@ def train(config: Config, *, fresh: bool = False, console: Console | None = None
         return result
 
 
-@contextmanager
 def prepared(
-    config: Config, fresh: bool, console: Console, signals: Signals, processes: Processes
-) -> Iterator[tuple[Trainer, Inputs]]:
-    """A trainer that stands where the run stands. The main process makes what the others then find on the disk."""
+    config: Config,
+    console: Console,
+    signals: Signals,
+    processes: Processes,
+    stack: ExitStack,
+    *,
+    fresh: bool,
+) -> tuple[Trainer, Inputs]:
+    """A trainer that stands where the run stands. The main process makes what the others then find on the disk.
+
+    Args:
+        stack: holds the lock on the run folder and the progress until the end of the run.
+    """
     run = Path(config.run)
-    with ExitStack() as stack:
-        with processes.main_first():
-            if processes.is_main:
-                stack.enter_context(FolderLock(run))
-                if fresh:
-                    open_splits(config)  # what is wrong with the new run should not cost the old one
-                    remove_outputs(run)
-            progress = stack.enter_context(
-                Progress(run, console, config.training.tensorboard, records=processes.is_main)
-            )
-            checkpoint = resumable(config, progress.say)
-            known = checkpoint is not None or not processes.is_main
-            inputs = prepare(config, run, resumed=known, say=progress.say)
-        validator = None if inputs.valid is None else Validator(inputs.valid, inputs.tokenizers, config)
-        trainer = Trainer(config, inputs.corpus, inputs.tokenizers, validator, progress, signals, processes)
-        describe(trainer, progress.say)
-        begin(trainer, checkpoint, progress.say)
-        del checkpoint
-        yield trainer, inputs
+    with processes.main_first():
+        if processes.is_main:
+            stack.enter_context(FolderLock(run))
+            if fresh:
+                open_splits(config)  # what is wrong with the new run should not cost the old one
+                remove_outputs(run)
+        progress = Progress(run, console, config.training.tensorboard, records=processes.is_main)
+        stack.enter_context(progress)
+        checkpoint = resumable(config, progress.say)
+        known = checkpoint is not None or not processes.is_main
+        inputs = prepare(config, run, resumed=known, say=progress.say)
+    validator = None if inputs.valid is None else Validator(inputs.valid, inputs.tokenizers, config)
+    trainer = Trainer(config, inputs.corpus, inputs.tokenizers, validator, progress, signals, processes)
+    describe(trainer, progress.say)
+    begin(trainer, checkpoint, progress.say)
+    return trainer, inputs
 
 
 def remove_outputs(run: Path) -> None:

@@ -34,10 +34,10 @@ class Signals:
     def __init__(self) -> None:
         self.pending: int | None = None
         self.depth = 0
-        self.begun = False
-        """Whether there is something to save: set when training begins."""
         self.in_company = False
         """Of several processes: a launcher may pass on the same Ctrl-C that the terminal sent to all."""
+        self.begun = False
+        """Whether there is something to save: set when training begins."""
 
     @contextmanager
     def handled(self) -> Iterator[Signals]:

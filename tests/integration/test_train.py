@@ -696,3 +696,19 @@ def test_the_demo_trains_without_any_file(tmp_path: Path) -> None:
     result = train(path)
     assert [test.name for test in result.tests] == ["held-out"]
     assert len(result.tests[0].hyps) == 10
+
+
+def test_the_tokenizer_of_the_same_texts_and_settings_is_trained_once(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ["training.max_steps=1", "data.valid=[]", "data.test=[]", f"data.cache={tmp_path / 'cache'}"]
+    train(config, *small)
+    model = (tmp_path / "run/tokenizer.model").read_bytes()
+    trained = []
+    monkeypatch.setattr("mtkit.data.tokenizer._train", lambda *_: trained.append(1) or model)
+    train(config, *small, f"run={tmp_path / 'again'}")
+    assert not trained
+    assert (tmp_path / "again/tokenizer.model").read_bytes() == model
+    for change in ("seed=2", "tokenizer.vocab_size=90", "data.train=[{src: valid.src, tgt: valid.tgt}]"):
+        train(config, *small, f"run={tmp_path / change[:4]}", change)
+    assert len(trained) == 3

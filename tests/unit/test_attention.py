@@ -18,6 +18,7 @@ from mtkit.model.attention import (
     fused_attention,
     plain_attention,
 )
+from mtkit.model.cpu_attention import cpu_attention, queries_keys_values
 from mtkit.model.positions import LearnedPositions, RelativePositions, SinusoidalPositions, rotate, sinusoids
 
 CPU = torch.device("cpu")
@@ -88,8 +89,76 @@ def test_plain_attention_drops_weights_after_the_softmax() -> None:
     torch.testing.assert_close(out[kept], weights[kept] / 0.75)
 
 
+@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize("seed", range(24))
+def test_cpu_attention_is_plain_attention_with_its_gradients(seed: int, cross: bool) -> None:
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    B, G, group, E = rng.randint(1, 4), rng.randint(1, 3), rng.randint(1, 3), rng.randint(1, 9)
+    T = rng.randint(1, 11)
+    S, H = rng.randint(1, 11) if cross else T, G * group
+    mask = random_mask(("none", "causal", "padding", "random")[seed % 4], B, H, T, S)
+    own = torch.randn(B, T, H if cross else H + 2 * G, E, dtype=torch.float64, requires_grad=True)
+    memory = torch.randn(B, S, 2 * G, E, dtype=torch.float64, requires_grad=True) if cross else None
+    probability = rng.choice([0.0, 0.4])
+    torch.manual_seed(7)
+    ours = cpu_attention(own, memory, mask, H, probability)
+    torch.manual_seed(7)
+    plain, _ = plain_attention(*queries_keys_values(own, memory, H), mask, probability)
+    plain = plain.transpose(1, 2).flatten(2)
+    torch.testing.assert_close(ours, plain, atol=1e-12, rtol=0)
+    upstream = torch.randn_like(plain)
+    inputs = [own] if memory is None else [own, memory]
+    for grad, expected in zip(
+        torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(plain, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(grad, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("cross", [False, True])
+def test_cpu_attention_passes_gradcheck(cross: bool) -> None:
+    torch.manual_seed(0)
+    own = torch.randn(2, 3, 4 if cross else 8, 2, dtype=torch.float64, requires_grad=True)
+    memory = torch.randn(2, 5, 4, 2, dtype=torch.float64, requires_grad=True) if cross else None
+    mask = torch.ones(3, 5 if cross else 3, dtype=torch.bool).tril()
+    assert torch.autograd.gradcheck(
+        lambda own, memory: cpu_attention(own, memory, mask, 4, 0.0), (own, memory)
+    )
+
+
+def test_cpu_attention_in_bfloat16_is_as_near_to_the_truth_as_the_fused_kernel() -> None:
+    torch.manual_seed(0)
+    B, T, H, E = 8, 30, 4, 32
+    mask = causal_mask(T, CPU)
+    own, upstream = torch.randn(B, T, 3 * H, E), torch.randn(B, T, H * E)
+
+    def run(kernel: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        x = own.to(dtype).requires_grad_()
+        if kernel == "cpu":
+            out = cpu_attention(x, None, mask, H, 0.0)
+        else:
+            out = fused_attention(*queries_keys_values(x, None, H), mask).transpose(1, 2).flatten(2)
+        return out, torch.autograd.grad(out, x, upstream.to(dtype))[0]
+
+    truth = run("fused", torch.float64)
+    for exact, ours, theirs in zip(
+        truth, run("cpu", torch.bfloat16), run("fused", torch.bfloat16), strict=True
+    ):
+        error, fused_error = ((x.double() - exact).norm() / exact.norm() for x in (ours, theirs))
+        assert error < max(1.5 * fused_error, 0.01)
+
+
 def test_causal_mask() -> None:
     assert causal_mask(3, CPU).int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+
+
+kinds = pytest.mark.parametrize("kind", ["trained on cpu", "plain", "fused"])
+
+
+def use(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the layers use one of the three."""
+    monkeypatch.setattr(attention, "is_trained_on_cpu", lambda x: kind == "trained on cpu")
+    monkeypatch.setattr(attention, "fused_is_faster", lambda x: kind == "fused")
 
 
 def copied(
@@ -118,11 +187,11 @@ def copied(
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("width", "heads"), [(12, 1), (12, 3), (16, 4), (8, 8)])
-@pytest.mark.parametrize("fused", [False, True])
+@kinds
 def test_self_attention_equals_torch(
-    monkeypatch: pytest.MonkeyPatch, fused: bool, width: int, heads: int, bias: bool
+    monkeypatch: pytest.MonkeyPatch, kind: str, width: int, heads: int, bias: bool
 ) -> None:
-    monkeypatch.setattr(attention, "fused_is_faster", lambda x: fused)
+    use(kind, monkeypatch)
     torch.manual_seed(width + heads)
     ours, theirs = copied(width, heads, bias, cross=False)
     x = torch.randn(3, 7, width)
@@ -139,16 +208,19 @@ def test_self_attention_equals_torch(
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("fused", [False, True])
-def test_cross_attention_equals_torch(monkeypatch: pytest.MonkeyPatch, fused: bool, bias: bool) -> None:
-    monkeypatch.setattr(attention, "fused_is_faster", lambda x: fused)
+@kinds
+def test_cross_attention_equals_torch(monkeypatch: pytest.MonkeyPatch, kind: str, bias: bool) -> None:
+    use(kind, monkeypatch)
     torch.manual_seed(5)
     ours, theirs = copied(12, 3, bias, cross=True)
     x, memory = torch.randn(4, 5, 12), torch.randn(4, 9, 12)
     real = torch.arange(9) < torch.tensor([9, 1, 5, 8])[:, None]
     expected, _ = theirs(x, memory, memory, key_padding_mask=~real)
-    out = ours.attend_memory(x, ours.project_memory(memory), real[:, None, None, :])
-    torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
+    for out in (
+        ours.attend_whole_memory(x, memory, real[:, None, None, :]),
+        ours.attend_memory(x, ours.project_memory(memory), real[:, None, None, :]),
+    ):
+        torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 3])

@@ -71,13 +71,22 @@ def test_the_quickstart_needs_no_files() -> None:
 
 
 @each_recipe
-def test_a_recipe_names_its_data_and_its_config(folder: Path) -> None:
+def test_a_recipe_is_listed_and_its_configs_read_the_data_that_it_names(folder: Path) -> None:
+    assert f"({folder.name}/README.md)" in (ROOT / "recipes/README.md").read_text("utf-8")
     text = (folder / "README.md").read_text("utf-8")
     used = [path for path in CONFIGS if path.relative_to(ROOT).as_posix() in text]
-    assert len(used) == 1
-    data = load_config(used[0]).data
+    assert used
+    if folder.name in WITHOUT_A_SCORE:
+        return
     sums = (folder / "SHA256SUMS").read_text("utf-8").removesuffix("\n").split("\n")
     assert [line for line in sums if not re.fullmatch(r"[0-9a-f]{64}  \S+", line)] == []
-    files = [name for source in (*data.train, *data.valid, *data.test) for name in (source.src, source.tgt)]
-    assert [line.split("  ")[1] for line in sums] == files
-    assert f"({folder.name}/README.md)" in (ROOT / "recipes/README.md").read_text("utf-8")
+    for path in used:
+        data = load_config(path).data
+        files = [
+            name for source in (*data.train, *data.valid, *data.test) for name in (source.src, source.tgt)
+        ]
+        assert [line.split("  ")[1] for line in sums] == files
+
+
+WITHOUT_A_SCORE = ("several-machines",)
+"""Recipes that tell how to do something, and promise no number."""

@@ -28,6 +28,7 @@ from mtkit.files import (
     count_lines,
     fsync_file,
     fsync_folder,
+    publish_folder,
     read_lines,
     sha256_file,
     storage_errors,
@@ -489,3 +490,23 @@ def test_a_lock_in_a_wrong_place_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with pytest.raises(StorageError, match="no locks: choose a folder on a local disk"):
         FolderLock(tmp_path / "run").__enter__()
+
+
+# --- publish_folder -----------------------------------------------------------------------------------------------
+
+
+def test_of_several_folders_the_first_gets_the_name(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    assert publish_folder(tmp_path / "a", tmp_path / "final")
+    assert not publish_folder(tmp_path / "b", tmp_path / "final")
+    assert (tmp_path / "final/file").read_text() == "a"
+    assert (tmp_path / "b/file").read_text() == "b"
+    assert not (tmp_path / "a").exists()
+
+
+def test_publishing_into_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(StorageError):
+        publish_folder(tmp_path / "a", tmp_path / "nowhere/final")

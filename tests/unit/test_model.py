@@ -402,25 +402,24 @@ def check_cached_steps(model: Transformer, steps: int = 6, beams: int = 3) -> No
     rng = torch.Generator().manual_seed(0)
     src = random_pieces(7, 2, 5)
     memory, mask = model.encode(src), model.source_mask(src)
-    state = model.start(memory, mask, beams, steps)
+    state = model.start(memory, mask)
     prefixes = torch.empty(len(src), beams, 0, dtype=torch.long)
     for step in range(steps):
         B = len(prefixes)
         tokens = torch.randint(1, VOCAB, (B, beams), generator=rng)
         prefixes = torch.cat([prefixes, tokens[:, :, None]], dim=2)
-        logits = model.step(tokens, state)
+        logits = model.logits(model.step(tokens, state))
         full = model.decode(
             prefixes.flatten(0, 1), memory.repeat_interleave(beams, 0), mask.repeat_interleave(beams, 0)
         )
         close(logits, model.logits(full[:, -1]).view(B, beams, -1))
         if step == 2:  # the second sentence ends
             kept = torch.tensor([0, 2])
-            rows = (kept[:, None] * beams + torch.arange(beams)).flatten()
-            state.keep(kept, rows)
+            state.keep(kept)
             prefixes, memory, mask = prefixes[kept], memory[kept], mask[kept]
         if step != 1:
             parents = torch.randint(beams, (len(prefixes), beams), generator=rng)
-            state.reorder((torch.arange(len(prefixes))[:, None] * beams + parents).flatten())
+            state.reorder(parents)
             prefixes = prefixes.gather(1, parents[:, :, None].expand_as(prefixes))
     assert state.length == steps
 

@@ -3,10 +3,12 @@
 import itertools
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
 
+from mtkit.decoding.constraints import Constraint
 from mtkit.decoding.search import Hypothesis, SearchOptions, gnmt_penalty, search
 from mtkit.errors import TrainingError
 
@@ -17,10 +19,10 @@ class TableStepper:
     """Log-probabilities that depend on the whole prefix (and the sentence), drawn from its hash."""
 
     def __init__(self, sentences: list[int], vocab: int, beam_size: int, sharpness: float = 2.0) -> None:
-        self.prefixes = [[(s,) for _ in range(beam_size)] for s in sentences]
+        self.prefixes = [[(s,)] for s in sentences]
         self.vocab, self.sharpness = vocab, sharpness
 
-    def logits(self, prefix: tuple[int, ...]) -> list[float]:
+    def scores(self, prefix: tuple[int, ...]) -> list[float]:
         rng = random.Random(str(prefix))
         return [rng.gauss(0, self.sharpness) for _ in range(self.vocab)]
 
@@ -29,54 +31,180 @@ class TableStepper:
             [(*prefix, token) for prefix, token in zip(row, tokens, strict=True)]
             for row, tokens in zip(self.prefixes, tokens_BK.tolist(), strict=True)
         ]
-        return torch.tensor([[self.logits(p) for p in row] for row in self.prefixes], dtype=torch.float64)
+        return torch.tensor([[self.scores(p) for p in row] for row in self.prefixes], dtype=torch.float64)
 
-    def reorder(self, hypotheses_N: torch.Tensor) -> None:
-        flat = [p for row in self.prefixes for p in row]
-        K = len(self.prefixes[0])
-        chosen = [flat[i] for i in hypotheses_N.tolist()]
-        self.prefixes = [chosen[i : i + K] for i in range(0, len(chosen), K)]
+    def logits(self, hidden_BKD: torch.Tensor) -> torch.Tensor:
+        return hidden_BKD
+
+    def reorder(self, parents_BK: torch.Tensor) -> None:
+        self.prefixes = [
+            [row[i] for i in parents] for row, parents in zip(self.prefixes, parents_BK.tolist(), strict=True)
+        ]
+
+    def attention(self) -> torch.Tensor:
+        return torch.tensor([[attention_row(prefix) for prefix in row] for row in self.prefixes])
 
     def keep(self, sentences_B: torch.Tensor) -> None:
         self.prefixes = [self.prefixes[i] for i in sentences_B.tolist()]
 
 
+def attention_row(prefix: tuple[int, ...], sources: int = 3) -> list[float]:
+    """What a step attends to, drawn from the hash of the prefix."""
+    rng = random.Random(f"attention {prefix}")
+    weights = [rng.random() ** 3 for _ in range(sources)]
+    return [weight / sum(weights) for weight in weights]
+
+
+def repeats(ids: tuple[int, ...], n: int) -> bool:
+    grams = [ids[i : i + n] for i in range(len(ids) - n + 1)]
+    return n > 0 and len(grams) > len(set(grams))
+
+
+def contains(ids: tuple[int, ...], phrase: tuple[int, ...]) -> bool:
+    return any(ids[i : i + len(phrase)] == phrase for i in range(len(ids)))
+
+
 def exhaustive(
-    sentence: int, vocab: int, max_length: int, alpha: float, suppressed: tuple[int, ...] = ()
+    sentence: int,
+    vocab: int,
+    max_length: int,
+    options: SearchOptions,
+    prefix: tuple[int, ...] = (),
+    constraints: tuple[Constraint, ...] = (),
 ) -> list[Hypothesis]:
     """Every hypothesis there is, best first."""
     table = TableStepper([sentence], vocab, 1)
     found = []
-    body = [v for v in range(vocab) if v != EOS and v not in suppressed]
+    alpha = options.length_penalty
     for length in range(max_length):
-        for ids in itertools.product(body, repeat=length):
-            log_prob, prefix = 0.0, (sentence, BOS)
+        for ids in itertools.product(range(vocab), repeat=length):
+            free = ids[len(prefix) :]
+            if (
+                EOS in ids
+                or set(free) & set(options.suppressed)
+                or ids[: len(prefix)] != prefix
+                or (length < options.min_length and length + 1 < max_length)
+                or any(
+                    repeats(ids[:end], options.no_repeat_ngram) for end in range(len(prefix) + 1, length + 1)
+                )
+                or not all(any(contains(ids, p) for p in c.phrases) for c in constraints)
+            ):
+                continue
+            log_prob, past, coverage = 0.0, (sentence, BOS), [0.0] * 3
             for token in (*ids, EOS):
-                logits = table.logits(prefix)
+                logits = table.scores(past)
                 log_prob += logits[token] - math.log(sum(math.exp(x) for x in logits))
-                prefix = (*prefix, token)
-            found.append(Hypothesis(list(ids), log_prob / ((5 + length + 1) / 6) ** alpha, log_prob))
+                coverage = [c + a for c, a in zip(coverage, attention_row(past), strict=True)]
+                past = (*past, token)
+            size = (5 + length + 1) / 6 if options.penalty_kind == "gnmt" else length + 1
+            covered = sum(math.log(min(c, 1.0)) for c in coverage)
+            score = log_prob / size**alpha + options.coverage_penalty * covered
+            found.append(Hypothesis(list(ids), score, log_prob))
     return sorted(found, key=lambda h: -h.score)
 
 
+@pytest.mark.parametrize("stop", ["finished", "unbeaten", "certain"])
 @pytest.mark.parametrize("seed", range(100))
-def test_beam_search_is_exhaustive_search_when_the_beam_holds_all(seed: int) -> None:
-    rng = random.Random(seed)
+def test_beam_search_is_exhaustive_search_when_the_beam_holds_all(seed: int, stop: Any) -> None:
+    """Every option, in random combinations."""
+    rng = random.Random(f"{seed} {stop}")
     vocab, max_length = rng.choice([(3, 4), (4, 3), (5, 3)])
-    alpha = rng.choice([0.0, 0.6, 1.0, 2.0, -0.5])
-    n_best = rng.choice([1, 3])
-    suppressed = rng.choice([(), (BOS,)])
     beam_size = 2 * (vocab - 1) ** max_length  # more than there are hypotheses
-    options = SearchOptions(beam_size, BOS, EOS, n_best, alpha, suppressed)
+    options = SearchOptions(
+        beam_size,
+        BOS,
+        EOS,
+        n_best=rng.choice([1, 3]),
+        length_penalty=rng.choice([0.0, 0.6, 1.0, 2.0, -0.5]),
+        suppressed=rng.choice([(), (BOS,)]),
+        penalty_kind=rng.choice(["gnmt", "simple"]),
+        coverage_penalty=rng.choice([0.0, 0.3]),
+        stop=stop,
+        min_length=rng.choice([0, 0, 1, 2]),
+        no_repeat_ngram=rng.choice([0, 0, 1, 2]),
+    )
     sentences = [seed * 3, seed * 3 + 1, seed * 3 + 2]
     lengths = [max_length, max_length - 1, max_length]
-    found = search(TableStepper(sentences, vocab, beam_size), lengths, options)
-    for sentence, length, hypotheses in zip(sentences, lengths, found, strict=True):
-        expected = exhaustive(sentence, vocab, length, alpha, suppressed)[:n_best]
-        assert [h.ids for h in hypotheses] == [h.ids for h in expected]
-        for hypothesis, reference in zip(hypotheses, expected, strict=True):
+    prefixes = [(), (), ()] if rng.random() < 0.6 else [(2,), (), (0,)]
+    wanted = (Constraint(((2,), (0, 2))),)
+    constraints = [wanted, (), ()] if rng.random() < 0.4 and not options.no_repeat_ngram else [()] * 3
+    found = search(TableStepper(sentences, vocab, beam_size), lengths, options, "cpu", prefixes, constraints)
+    for i, sentence in enumerate(sentences):
+        every = exhaustive(sentence, vocab, lengths[i], options, prefixes[i], constraints[i])
+        expected = every[: options.n_best]
+        assert [h.ids for h in found[i]] == [h.ids for h in expected]
+        for hypothesis, reference in zip(found[i], expected, strict=True):
             assert hypothesis.score == pytest.approx(reference.score, abs=1e-5)
             assert hypothesis.log_prob == pytest.approx(reference.log_prob, abs=1e-5)
+
+
+@pytest.mark.parametrize("beam_size", [2, 5])
+def test_constraints_are_always_met_in_a_narrow_beam(beam_size: int) -> None:
+    rng = random.Random(7)
+    sentences = list(range(40))
+    constraints = [
+        tuple(
+            Constraint(
+                tuple(tuple(rng.choices(range(2, 12), k=rng.randint(1, 3))) for _ in range(rng.randint(1, 2)))
+            )
+            for _ in range(rng.randint(0, 2))
+        )
+        for _ in sentences
+    ]
+    found = search(
+        TableStepper(sentences, 12, beam_size),
+        [9] * 40,
+        SearchOptions(beam_size, BOS, EOS),
+        "cpu",
+        None,
+        constraints,
+    )
+    free = search(TableStepper(sentences, 12, beam_size), [9] * 40, SearchOptions(beam_size, BOS, EOS))
+    for wanted, hypotheses, without in zip(constraints, found, free, strict=True):
+        ids = tuple(hypotheses[0].ids)
+        assert all(any(contains(ids, phrase) for phrase in c.phrases) for c in wanted)
+        if not wanted:
+            assert hypotheses == without
+
+
+def test_groups_against_a_plain_implementation() -> None:
+    """Diverse search (Vijayakumar et al. 2018) with Python lists, one sentence at a time."""
+    options = SearchOptions(
+        6, BOS, EOS, n_best=6, groups=3, diversity=0.7, stop="certain", length_penalty=0.0
+    )
+    sentences = list(range(30))
+    found = search(TableStepper(sentences, 7, 6), [5] * 30, options)
+    for sentence, hypotheses in zip(sentences, found, strict=True):
+        expected = plain_groups(sentence, 7, 5, options)
+        best = sorted(expected.items(), key=lambda item: -item[1])
+        assert hypotheses[0].ids == list(best[0][0])
+        assert all(expected[tuple(h.ids)] == pytest.approx(h.score, abs=1e-5) for h in hypotheses)
+
+
+def plain_groups(
+    sentence: int, vocab: int, max_length: int, options: SearchOptions
+) -> dict[tuple[int, ...], float]:
+    """Log-probabilities of everything that any group finishes."""
+    table = TableStepper([sentence], vocab, 1)
+    size = options.beam_size // options.groups
+    live = [[(0.0, ())] for _ in range(options.groups)]
+    finished: dict[tuple[int, ...], float] = {}
+    for length in range(1, max_length + 1):
+        counts = [0] * vocab
+        for group in range(options.groups):
+            candidates = []
+            for log_prob, ids in live[group]:
+                logits = table.scores((sentence, BOS, *ids))
+                total = math.log(sum(math.exp(x) for x in logits))
+                for v in [EOS] if length == max_length else range(vocab):
+                    true = log_prob + logits[v] - total
+                    candidates.append((true - options.diversity * counts[v], true, (*ids, v)))
+            candidates.sort(reverse=True)
+            finished |= {ids[:-1]: true for _, true, ids in candidates[:size] if ids[-1] == EOS}
+            live[group] = [(true, ids) for _, true, ids in candidates if ids[-1] != EOS][:size]
+            for _, ids in live[group]:
+                counts[ids[-1]] += 1
+    return finished
 
 
 def plain_beam_search(
@@ -89,7 +217,7 @@ def plain_beam_search(
     for length in range(1, max_length + 1):
         candidates = []
         for log_prob, ids in live:
-            logits = table.logits((sentence, BOS, *ids))
+            logits = table.scores((sentence, BOS, *ids))
             total = math.log(sum(math.exp(x) for x in logits))
             allowed = [EOS] if length == max_length else range(vocab)
             candidates += [(log_prob + logits[v] - total, (*ids, v)) for v in allowed]
@@ -123,7 +251,7 @@ def test_greedy_takes_the_most_probable_piece_each_time() -> None:
     table = TableStepper([5], 6, 1)
     ids: list[int] = []
     while len(ids) < 8:
-        logits = table.logits((5, BOS, *ids))
+        logits = table.scores((5, BOS, *ids))
         best = max(range(6), key=lambda v: logits[v])
         if best == EOS:
             break
@@ -161,7 +289,7 @@ def test_the_penalty_is_that_of_the_paper() -> None:
 
 def test_scores_that_are_not_numbers_end_the_search() -> None:
     class Spoiled(TableStepper):
-        def logits(self, prefix: tuple[int, ...]) -> list[float]:
+        def scores(self, prefix: tuple[int, ...]) -> list[float]:
             return [math.nan] * self.vocab
 
     with pytest.raises(TrainingError, match="not numbers"):

@@ -1,0 +1,80 @@
+"""How many floating-point operations an update of a Transformer needs, by its shape.
+
+Counted are the matrix products, two operations for each multiply-add; backward takes two products for each one of
+forward, so training is three times forward. Not counted: looking up embeddings, norms, softmax, activations, the
+optimizer, and what activation checkpointing works out twice.
+
+Symbols: D model width, F feed-forward width, V vocabulary, G key/value heads, E head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from mtkit.config import ModelConfig
+from mtkit.data.batching import Ids, Indices
+
+FORWARD_AND_BACKWARD = 3
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Sums over the pairs of an update, of their source and target positions and the products of them."""
+
+    src: int = 0
+    tgt: int = 0
+    src_src: int = 0
+    tgt_tgt: int = 0
+    tgt_src: int = 0
+    projected: int = 0
+    """Target positions that are projected to the vocabulary: the real ones."""
+
+    def __add__(self, other: Positions) -> Positions:
+        return Positions(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    @classmethod
+    def of_batch(cls, src_lengths: Ids, tgt_lengths: Ids, batch: Indices, *, padded: bool) -> Positions:
+        """Those of a batch: as it is computed, padding included, or its real ones alone."""
+        src, tgt = src_lengths[batch].astype(np.int64) + 1, tgt_lengths[batch].astype(np.int64) + 1
+        projected = int(tgt.sum())
+        if padded:
+            src, tgt = np.full_like(src, src.max()), np.full_like(tgt, tgt.max())
+        return cls(
+            src=int(src.sum()),
+            tgt=int(tgt.sum()),
+            src_src=int((src * src).sum()),
+            tgt_tgt=int((tgt * tgt).sum()),
+            tgt_src=int((tgt * src).sum()),
+            projected=projected,
+        )
+
+
+def forward_flops(config: ModelConfig, vocab_size: int, positions: Positions) -> int:
+    """Floating-point operations from the embeddings to the logits of the real targets."""
+    D, F = config.d_model, config.feed_forward
+    kv = 2 * config.kv_heads * (D // config.heads)  # columns of keys and values: 2GE
+    feed_forward = (3 if config.activation == "swiglu" else 2) * D * F
+    self_attention = D * (D + kv) + D * D
+    scores = 2 * D  # q k^T and weights v, for a query and a key, over all heads
+    distances = scores * (2 * config.max_relative_distance + 1) if config.positions == "relative" else 0
+    per_src = self_attention + distances + feed_forward
+    per_tgt = (
+        self_attention + distances + 2 * D * D + feed_forward
+    )  # 2 D^2: query and output of cross-attention
+    encoder = per_src * positions.src + scores * positions.src_src
+    decoder = (
+        per_tgt * positions.tgt + scores * (positions.tgt_tgt + positions.tgt_src) + D * kv * positions.src
+    )
+    multiply_adds = (
+        config.encoder_layers * encoder
+        + config.decoder_layers * decoder
+        + D * vocab_size * positions.projected
+    )
+    return 2 * multiply_adds
+
+
+def training_flops(config: ModelConfig, vocab_size: int, positions: Positions) -> int:
+    """Floating-point operations of forward and backward."""
+    return FORWARD_AND_BACKWARD * forward_flops(config, vocab_size, positions)

@@ -1,0 +1,200 @@
+"""Lexical constraints: words that must appear in a translation (terminology), each with any number of alternatives.
+
+A hypothesis may end only when every constraint is met. So that constrained hypotheses are not crowded out by those
+that have no intention of meeting them, the beam is dealt out evenly to hypotheses that have met equally much
+(dynamic beam allocation, Post and Vilar 2018, section 3); the candidates are, besides the best of all, the pieces that
+bring each hypothesis on. Alternatives make a constraint disjunctive (Hu et al. 2019). Where in the sentence the words
+stand is left to the model.
+
+Shapes: B sentences, K hypotheses, V vocabulary, C candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mtkit.decoding.search import Beam, Candidates
+
+NEVER = float("-inf")
+MET, JUST_MET = -1, -2
+"""The place in a phrase of a constraint that is met; that is met if the next piece may follow it."""
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """One of these phrases must appear.
+
+    Args:
+        phrases: sequences of piece ids, none of them empty.
+        followers: pieces that may come right after a phrase (or eos), so that it is not the beginning of a longer
+            word; None: any.
+    """
+
+    phrases: tuple[tuple[int, ...], ...]
+    followers: frozenset[int] | None = None
+
+    @cached_property
+    def borders(self) -> tuple[tuple[int, ...], ...]:
+        """For each phrase the failure function of Knuth, Morris and Pratt (1977)."""
+        return tuple(map(failure_function, self.phrases))
+
+    @property
+    def num_pieces(self) -> int:
+        """Pieces of the shortest phrase."""
+        return min(map(len, self.phrases))
+
+    def advance(self, places: tuple[int, ...], token: int) -> tuple[int, ...]:
+        """How far each phrase has come after a piece; all `MET` once one of them is whole."""
+        if places[0] == MET:
+            return places
+        if places[0] == JUST_MET:
+            if self.followers is None or token in self.followers:
+                return (MET,) * len(places)
+            places = (0,) * len(places)
+        after = tuple(
+            next_place(phrase, border, place, token)
+            for phrase, border, place in zip(self.phrases, self.borders, places, strict=True)
+        )
+        whole = any(place == len(phrase) for place, phrase in zip(after, self.phrases, strict=True))
+        met = MET if self.followers is None else JUST_MET
+        return (met,) * len(after) if whole else after
+
+    def missing(self, places: tuple[int, ...]) -> int:
+        """The fewest pieces that still have to come."""
+        if places[0] in (MET, JUST_MET):
+            return 0
+        return min(len(phrase) - place for phrase, place in zip(self.phrases, places, strict=True))
+
+    def next_pieces(self, places: tuple[int, ...]) -> set[int]:
+        """Pieces that bring a phrase on."""
+        if places[0] in (MET, JUST_MET):
+            return set()
+        return {phrase[place] for phrase, place in zip(self.phrases, places, strict=True)}
+
+
+def failure_function(phrase: Sequence[int]) -> tuple[int, ...]:
+    """For each prefix the length of its longest proper suffix that is a prefix too."""
+    borders = [0]
+    for token in phrase[1:]:
+        length = borders[-1]
+        while length and phrase[length] != token:
+            length = borders[length - 1]
+        borders.append(length + (phrase[length] == token))
+    return tuple(borders)
+
+
+def next_place(phrase: Sequence[int], borders: Sequence[int], place: int, token: int) -> int:
+    """Pieces of the phrase that the hypothesis ends with after this piece, if it ended with `place` before."""
+    while place and phrase[place] != token:
+        place = borders[place - 1]
+    return place + (phrase[place] == token)
+
+
+State = tuple[tuple[int, ...], ...]
+"""Of a hypothesis: for each of its constraints how far each phrase has come."""
+
+
+class ConstraintTracker:
+    """How far every hypothesis has come, and what the search may do because of that.
+
+    Args:
+        constraints: of each sentence; none for a sentence that is searched freely.
+        eos: the piece that ends a hypothesis.
+    """
+
+    def __init__(self, constraints: Sequence[Sequence[Constraint]], eos: int) -> None:
+        self.constraints, self.eos = [tuple(c) for c in constraints], eos
+        start = [tuple((0,) * len(c.phrases) for c in own) for own in self.constraints]
+        self.states: list[list[State]] = [[state] for state in start]
+
+    def missing(self, sentence: int, state: State) -> int:
+        """The fewest pieces that a hypothesis still lacks."""
+        own = self.constraints[sentence]
+        return sum(c.missing(places) for c, places in zip(own, state, strict=True))
+
+    def after(self, sentence: int, state: State, token: int) -> State:
+        """The state after one more piece; eos changes nothing."""
+        if token == self.eos:
+            return state
+        own = self.constraints[sentence]
+        return tuple(c.advance(places, token) for c, places in zip(own, state, strict=True))
+
+    def forbid(self, log_probs_BKV: Tensor, first: int = 0) -> None:
+        """No eos before all constraints are met, in place. The sentences are those from number `first` on."""
+        for row in range(len(log_probs_BKV)):
+            for k, state in enumerate(self.states[first + row]):
+                if self.missing(first + row, state):
+                    log_probs_BKV[row, k, self.eos] = NEVER
+
+    def allocate(self, candidates: Candidates, log_probs_BKV: Tensor, beam: Beam, first: int = 0) -> None:
+        """Deal the beam of constrained sentences out to the banks, in place of their best candidates."""
+        for row in range(len(log_probs_BKV)):
+            if self.constraints[first + row]:
+                dealt = self._dealt(first + row, candidates, row, log_probs_BKV[row], beam)
+                C = candidates.log_probs_BGC.shape[2]
+                totals, parents, tokens = zip(*[*dealt, *[(NEVER, 0, 0)] * C][:C], strict=True)
+                device = log_probs_BKV.device
+                candidates.log_probs_BGC[row, 0] = torch.tensor(totals, device=device)
+                candidates.parents_BGC[row, 0] = torch.tensor(parents, device=device)
+                candidates.tokens_BGC[row, 0] = torch.tensor(tokens, device=device)
+                candidates.ends_BGC[row, 0] = candidates.tokens_BGC[row, 0] == self.eos
+
+    def _dealt(
+        self, number: int, candidates: Candidates, row: int, log_probs_KV: Tensor, beam: Beam
+    ) -> list[tuple[float, int, int]]:
+        """(log-probability, beam, piece) in the order in which they may go on."""
+        left = int(beam.max_lengths_B[row]) - beam.length - 1  # pieces after this one, eos included
+        previous = beam.log_probs_BK[row].tolist()
+        best = zip(
+            candidates.parents_BGC[row, 0].tolist(), candidates.tokens_BGC[row, 0].tolist(), strict=True
+        )
+        own_best = enumerate(log_probs_KV.argmax(dim=-1).tolist())  # so that every hypothesis can go on
+        ends = ((k, self.eos) for k in range(len(previous)))
+        places = {*best, *own_best, *ends, *self._advancing(number)}
+        order = sorted(places)
+        scores = log_probs_KV[[k for k, _ in order], [v for _, v in order]].tolist()
+        banks: dict[int, list[tuple[float, int, int]]] = {}
+        for (k, token), log_prob in zip(order, scores, strict=True):
+            total = previous[k] + log_prob
+            missing = self.missing(number, self.after(number, self.states[number][k], token))
+            if total > NEVER and missing < max(left, 1):  # what is missing fits, and eos behind it
+                banks.setdefault(missing, []).append((total, k, token))
+        return deal([sorted(bank, reverse=True) for _, bank in sorted(banks.items())])
+
+    def _advancing(self, row: int) -> set[tuple[int, int]]:
+        """(beam, piece) of all pieces that bring a hypothesis on."""
+        own = self.constraints[row]
+        return {
+            (k, token)
+            for k, state in enumerate(self.states[row])
+            for c, places in zip(own, state, strict=True)
+            for token in c.next_pieces(places)
+        }
+
+    def advance(self, parents_BK: Tensor, tokens_BK: Tensor) -> None:
+        """The hypotheses that go on."""
+        self.states = [
+            [self.after(row, self.states[row][k], v) for k, v in zip(parents, tokens, strict=True)]
+            for row, (parents, tokens) in enumerate(zip(parents_BK.tolist(), tokens_BK.tolist(), strict=True))
+        ]
+
+    def keep(self, sentences_B: Tensor) -> None:
+        """Continue with these sentences alone."""
+        kept = sentences_B.tolist()
+        self.constraints = [self.constraints[row] for row in kept]
+        self.states = [self.states[row] for row in kept]
+
+
+def deal(banks: list[list[tuple[float, int, int]]]) -> list[tuple[float, int, int]]:
+    """One from each bank in turn, from those that lack least on, until all are empty."""
+    dealt: list[tuple[float, int, int]] = []
+    for turn in range(max(map(len, banks), default=0)):
+        dealt += [bank[turn] for bank in banks if turn < len(bank)]
+    return dealt

@@ -1,0 +1,57 @@
+"""The largest of very many numbers, on which a search would otherwise spend more time than on its bookkeeping.
+
+Shapes: B sentences, K beam, V vocabulary, C candidates, N blocks of `BLOCK` pieces.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK = 64
+
+
+def largest(
+    log_probs_BKV: Tensor, previous_BK: Tensor, number: int, prices_BV: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The most probable continuations of each sentence, best first.
+
+    The maximum of every block of 64 pieces is fast to find; the best C numbers lie in the C blocks with the largest
+    maxima, so that only these are looked into.
+
+    Args:
+        log_probs_BKV: of the pieces after each hypothesis.
+        previous_BK: log-probability of each hypothesis so far, to be added.
+        number: how many candidates are wanted.
+        prices_BV: what a piece costs in the choice; the log-probabilities given back do not contain it.
+
+    Returns:
+        Log-probabilities, beams and pieces: [B, C] each, C the smaller of `number` and K x V.
+    """
+    B, K, V = log_probs_BKV.shape
+    values_BKV = log_probs_BKV if prices_BV is None else log_probs_BKV - prices_BV[:, None]
+    C = min(number, K * V)
+    if V <= 4 * BLOCK or K * V // BLOCK <= C:
+        values_BC, places_BC = (values_BKV + previous_BK[:, :, None]).flatten(1).topk(C, dim=1)
+        beams_BC, pieces_BC = places_BC // V, places_BC % V
+    else:
+        values_BC, beams_BC, pieces_BC = largest_in_blocks(values_BKV, previous_BK, C)
+    if prices_BV is not None:
+        values_BC = values_BC + prices_BV.gather(1, pieces_BC)
+    return values_BC, beams_BC, pieces_BC
+
+
+def largest_in_blocks(values_BKV: Tensor, previous_BK: Tensor, C: int) -> tuple[Tensor, Tensor, Tensor]:
+    """See `largest`. Where there are fewer than C that are not -inf, the rest are -inf at any place."""
+    V = values_BKV.shape[2]
+    padded = F.pad(values_BKV, (0, -V % BLOCK), value=float("-inf")) if V % BLOCK else values_BKV
+    blocks_BKNb = padded.unflatten(2, (-1, BLOCK))  # [B, K, N, 64]
+    N = blocks_BKNb.shape[2]
+    maxima_BM = (blocks_BKNb.amax(dim=3) + previous_BK[:, :, None]).flatten(1)  # [B, K x N]
+    chosen_BC = maxima_BM.topk(C, dim=1, sorted=False).indices
+    inside_BCb = blocks_BKNb.flatten(1, 2).gather(1, chosen_BC[:, :, None].expand(-1, -1, BLOCK))
+    inside_BCb = inside_BCb + previous_BK.gather(1, chosen_BC // N)[:, :, None]
+    values_BC, order_BC = inside_BCb.flatten(1).topk(C, dim=1)
+    block_BC = chosen_BC.gather(1, order_BC // BLOCK)
+    pieces_BC = (block_BC % N * BLOCK + order_BC % BLOCK).clamp(max=V - 1)
+    return values_BC, block_BC // N, pieces_BC

@@ -1,0 +1,1 @@
+"""Neighbours of mtkit: one module for each toolkit whose models come or go."""

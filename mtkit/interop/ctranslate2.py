@@ -1,0 +1,178 @@
+"""Export of a trained model to CTranslate2, the C++ inference engine (https://github.com/OpenNMT/CTranslate2).
+
+The exported folder holds the same weights; with the same search it gives the same translations (to rounding).
+The package `ctranslate2` is needed only here: `pip install mtkit[ctranslate2]`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from mtkit.config import ModelConfig
+from mtkit.data.tokenizer import Tokenizer, Tokenizers
+from mtkit.errors import ConfigError
+from mtkit.files import storage_errors
+from mtkit.model.attention import Linear, MultiHeadAttention
+from mtkit.model.layers import FeedForward
+from mtkit.model.positions import LearnedPositions
+from mtkit.model.transformer import Embedding, Transformer
+
+LAYER_NORM_EPSILON = {"layernorm": 1e-5, "rmsnorm": 1e-6}
+NUM_POSITIONS = 2048
+"""Rows of the table of sinusoidal positions: CTranslate2 cannot go beyond them."""
+
+
+def export(config: ModelConfig, model: Transformer, tokenizers: Tokenizers, folder: Path) -> None:
+    """Write a model in float32 as a CTranslate2 folder (which must not exist).
+
+    Raises:
+        ConfigError: `ctranslate2` is not installed; an architecture that it has not.
+        StorageError: the folder cannot be written.
+    """
+    specs = import_ctranslate2().specs
+    refuse_unknown_parts(config)
+    spec = make_spec(specs, config)
+    fill_encoder(spec.encoder, config, model)
+    fill_decoder(spec.decoder, config, model)
+    spec.register_source_vocabulary(vocabulary(tokenizers.src))
+    spec.register_target_vocabulary(vocabulary(tokenizers.tgt))
+    tgt = tokenizers.tgt
+    spec.config.unk_token, spec.config.bos_token, spec.config.eos_token = map(
+        tgt.piece, (tgt.unk, tgt.bos, tgt.eos)
+    )
+    spec.config.decoder_start_token = spec.config.bos_token
+    spec.config.add_source_bos, spec.config.add_source_eos = False, True
+    spec.config.layer_norm_epsilon = LAYER_NORM_EPSILON[config.norm]
+    spec.validate()
+    spec.optimize(quantization=None)
+    with storage_errors(folder):
+        folder.mkdir(parents=True)
+        spec.save(str(folder))
+
+
+def import_ctranslate2() -> Any:
+    """The package. Raises: ConfigError: it is not installed."""
+    try:
+        import ctranslate2
+    except ImportError as error:
+        hint = "pip install 'mtkit[ctranslate2]'"
+        raise ConfigError("the package ctranslate2 is not installed", hint=hint) from error
+    return ctranslate2
+
+
+def refuse_unknown_parts(config: ModelConfig) -> None:
+    """Raise ConfigError for what CTranslate2 has not, or does otherwise."""
+    if config.positions in ("relative", "rotary"):
+        what = f"{config.positions} positions cannot be exported to CTranslate2"
+        raise ConfigError(what, where="model.positions", hint="sinusoidal and learned ones can")
+
+
+def make_spec(specs: Any, config: ModelConfig) -> Any:
+    """An empty model of the config's shape."""
+    activations = {
+        "relu": specs.Activation.RELU,
+        "gelu": specs.Activation.GELU,
+        "silu": specs.Activation.SWISH,
+        "swiglu": specs.Activation.SWISH,
+    }
+    shared: dict[str, Any] = {
+        "num_heads": config.heads,
+        "pre_norm": config.norm_position == "pre",
+        "activation": activations[config.activation],
+        "ffn_glu": config.activation == "swiglu",
+        "rms_norm": config.norm == "rmsnorm",
+        "num_heads_kv": config.kv_heads if config.kv_heads != config.heads else None,
+    }
+    return specs.TransformerSpec(
+        specs.TransformerEncoderSpec(config.encoder_layers, **shared),
+        specs.TransformerDecoderSpec(config.decoder_layers, **shared),
+    )
+
+
+def fill_encoder(spec: Any, config: ModelConfig, model: Transformer) -> None:
+    """Embedding, layers and the last norm of the encoder."""
+    fill_embedding(spec.embeddings[0], spec.position_encodings, model.src_embedding)
+    for layer_spec, layer in zip(spec.layer, model.encoder_stack(), strict=True):
+        fill_norm(layer_spec.self_attention.layer_norm, layer.attention_residual.norm)
+        fill_self_attention(layer_spec.self_attention, layer.attention)
+        fill_norm(layer_spec.ffn.layer_norm, layer.feed_forward_residual.norm)
+        fill_feed_forward(layer_spec.ffn, layer.feed_forward)
+    if config.norm_position == "pre":
+        fill_norm(spec.layer_norm, model.encoder_norm)
+
+
+def fill_decoder(spec: Any, config: ModelConfig, model: Transformer) -> None:
+    """Embedding, layers, the last norm and the output matrix of the decoder."""
+    fill_embedding(spec.embeddings, spec.position_encodings, model.tgt_embedding)
+    for layer_spec, layer in zip(spec.layer, model.decoder_stack(), strict=True):
+        fill_norm(layer_spec.self_attention.layer_norm, layer.attention_residual.norm)
+        fill_self_attention(layer_spec.self_attention, layer.attention)
+        fill_norm(layer_spec.attention.layer_norm, layer.cross_residual.norm)
+        for linear_spec, linear in zip(
+            layer_spec.attention.linear, (layer.cross.q, layer.cross.kv, layer.cross.out), strict=True
+        ):
+            fill_linear(linear_spec, linear)
+        fill_norm(layer_spec.ffn.layer_norm, layer.feed_forward_residual.norm)
+        fill_feed_forward(layer_spec.ffn, layer.feed_forward)
+    if config.norm_position == "pre":
+        fill_norm(spec.layer_norm, model.decoder_norm)
+    fill_linear(spec.projection, model.output)
+
+
+def fill_embedding(spec: Any, positions_spec: Any, embedding: Embedding) -> None:
+    """Piece vectors, and the table of positions."""
+    assert embedding.positions is not None  # refuse_unknown_parts
+    spec.weight = array(embedding.weight)
+    positions = embedding.positions
+    rows = len(positions.weight) if isinstance(positions, LearnedPositions) else NUM_POSITIONS
+    positions_spec.encodings = array(positions(torch.arange(rows)))
+
+
+def fill_self_attention(spec: Any, attention: MultiHeadAttention) -> None:
+    """The fused projection of queries, keys and values, and that of the output."""
+    fill_linear(spec.linear[0], attention.qkv)
+    fill_linear(spec.linear[1], attention.out)
+
+
+def fill_feed_forward(spec: Any, layer: FeedForward) -> None:
+    """Both matrices; of swiglu the gate and the value apart."""
+    if layer.activation == "swiglu":
+        gate, value = layer.inner.weight.chunk(2)
+        spec.linear_0.weight, spec.linear_0_noact.weight = array(gate), array(value)
+        if layer.inner.bias is not None:
+            gate_bias, value_bias = layer.inner.bias.chunk(2)
+            spec.linear_0.bias, spec.linear_0_noact.bias = array(gate_bias), array(value_bias)
+    else:
+        fill_linear(spec.linear_0, layer.inner)
+    fill_linear(spec.linear_1, layer.outer)
+
+
+def fill_linear(spec: Any, linear: Linear) -> None:
+    """Matrix and bias."""
+    spec.weight = array(linear.weight)
+    if linear.bias is not None:
+        spec.bias = array(linear.bias)
+
+
+def fill_norm(spec: Any, norm: nn.Module) -> None:
+    """Scale and shift; RMSNorm has no shift."""
+    spec.gamma = array(norm.weight)
+    if getattr(norm, "bias", None) is not None:
+        spec.beta = array(norm.bias)
+
+
+def array(tensor: Any) -> npt.NDArray[np.float32]:
+    """A tensor as NumPy's float32, a copy."""
+    copied: npt.NDArray[np.float32] = tensor.detach().float().cpu().numpy().copy()
+    return copied
+
+
+def vocabulary(tokenizer: Tokenizer) -> list[str]:
+    """The pieces by id; rows without a meaning have names that no text has."""
+    return [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]

@@ -1,0 +1,106 @@
+"""`mtkit benchmark train`: what it measures is there, adds up, and leaves the run folder alone."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from mtkit.benchmark.machine import matmul_peaks, peak_memory
+from mtkit.benchmark.train import STAGES
+
+
+def benchmark(*arguments: object) -> dict[str, Any]:
+    """The JSON that the command prints."""
+    code, out, err = tiny.mtkit("benchmark", "train", *arguments, "--json", "--steps", 3)
+    assert code == 0, err
+    return json.loads(out)
+
+
+@pytest.fixture
+def no_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measuring the machine takes seconds."""
+    monkeypatch.setattr("mtkit.benchmark.machine.PEAK_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("no_peaks")
+def test_numbers_are_there_and_add_up(config: Path, tmp_path: Path) -> None:
+    found = benchmark(config, "--against", "torch", "training.accumulate=2", "training.precision=fp32")
+    assert found["precision"] == "fp32"
+    assert found["num_updates"] == 3
+    assert found["shares"].keys() == {*STAGES, "other"}
+    assert sum(found["shares"].values()) == pytest.approx(1)
+    assert all(share > 0 for share in found["shares"].values())
+    for name in ("src_tokens_per_second", "tgt_tokens_per_second", "flops_per_second", "peak_memory_bytes"):
+        assert found[name] > 0
+    assert 0 < found["padding_share"] < 0.5
+    assert found["needed_flops_per_update"] < found["flops_per_update"]
+    assert found["utilization"] == found["flops_per_second"] / found["matmul_peaks"]["fp32"]
+    (other,) = found["against"]
+    assert (other["name"], other["precision"]) == ("nn.Transformer loop", "fp32")
+    low, high = other["ratio_quartiles"]
+    assert 0 < low <= other["ratio"] <= high
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("no_peaks")
+def test_synthetic_batches_need_no_corpus(config: Path) -> None:
+    missing = "data.root=/nowhere"
+    assert tiny.mtkit("benchmark", "train", config, missing)[0] == 3
+    found = benchmark(
+        config, missing, "--synthetic", "training.batch_tokens=auto", "training.update_tokens=300"
+    )
+    assert found["against"] == []
+    assert found["tgt_tokens_per_second"] > 0
+
+
+@pytest.mark.usefixtures("no_peaks")
+def test_the_table_is_for_people(config: Path) -> None:
+    code, out, _ = tiny.mtkit("benchmark", "train", config, "--against", "torch", "--steps", 3)
+    assert code == 0
+    for words in ("target tokens/s", "padding", "forward", "peak memory", "nn.Transformer loop"):
+        assert words in out
+
+
+@pytest.mark.usefixtures("no_peaks")
+def test_against_transformers(config: Path) -> None:
+    pytest.importorskip("transformers")
+    (other,) = benchmark(config, "--against", "transformers")["against"]
+    assert other["name"] == "transformers (Marian)"
+    assert other["ratio"] > 0
+
+
+def test_a_competitor_that_is_unknown_or_not_installed(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, _, err = tiny.mtkit("benchmark", "train", config, "--against", "fairseq")
+    assert code == 2
+    assert tiny.one_line(err) == "error: --against: 'fairseq' is unknown (torch, compile, transformers)"
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name.split(".")[0] == "transformers":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.delitem(sys.modules, "transformers", raising=False)
+    monkeypatch.setattr(builtins, "__import__", without)
+    code, _, err = tiny.mtkit("benchmark", "train", config, "--against", "transformers")
+    assert code == 2
+    assert "transformers is not installed (pip install transformers)" in err
+
+
+def test_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtkit.benchmark.machine.PEAK_SECONDS", 0.05)
+    cpu = torch.device("cpu")
+    peaks = matmul_peaks(cpu)
+    assert peaks.keys() >= {"fp32", "bf16"}
+    assert all(1e8 < peak < 1e14 for peak in peaks.values())
+    before = peak_memory(cpu)
+    held = torch.ones(64 << 20)  # 256 MiB
+    assert peak_memory(cpu) >= before + 100 * 2**20
+    del held

@@ -1,0 +1,259 @@
+"""What `mtkit translate` and `mtkit score` offer beyond plain beam search, from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+EXACT = ["-q", "--precision", "fp32"]
+
+
+def translate(trained: Path, *arguments: object, stdin: str | None = None) -> list[str]:
+    code, out, err = tiny.mtkit("translate", trained, *EXACT, *arguments, stdin=stdin)
+    assert (code, err) == (0, ""), err
+    return out.removesuffix("\n").split("\n")
+
+
+def test_an_ensemble_of_one_is_the_model(trained: Path, corpus: Path) -> None:
+    alone = translate(trained, corpus / "test.src", "--scores")
+    twice = translate(trained, corpus / "test.src", "--scores", "--ensemble", trained)
+    assert [line.split("\t")[1] for line in twice] == [line.split("\t")[1] for line in alone]
+    for one, other in zip(alone, twice, strict=True):
+        assert float(one.split("\t")[0]) == pytest.approx(float(other.split("\t")[0]), abs=2e-5)
+
+
+def test_an_ensemble_wants_one_vocabulary(trained: Path, tmp_path: Path, corpus: Path) -> None:
+    other = tmp_path / "other"
+    config = tiny.write_config(tmp_path / "config.yaml", run=other, root=corpus)
+    assert tiny.mtkit("train", config, "tokenizer.vocab_size=80", "training.max_steps=1")[0] == 0
+    code, _, err = tiny.mtkit("translate", trained, "--ensemble", other, stdin="a\n")
+    assert code == 2
+    assert "its tokenizer is not that of" in tiny.one_line(err)
+
+
+def test_samples_are_those_of_the_line_whatever_the_batch_or_the_shard(trained: Path, corpus: Path) -> None:
+    options = [corpus / "test.src", "--sample", "--n-best", 2, "--seed", 4, "--top-p", 0.95]
+
+    def texts(*more: object) -> list[str]:
+        return [line.rpartition(" ||| ")[0] for line in translate(trained, *options, *more)]
+
+    whole = texts()
+    assert texts("--batch-tokens", 1, "--read-ahead", 3) == whole
+    assert [x for i in (1, 2, 3) for x in texts("--shard", f"{i}/3")] == whole
+    assert texts("--seed", 5) != whole
+
+
+def test_minimum_risk_and_other_searches_translate(trained: Path, corpus: Path) -> None:
+    srcs, tgts = tiny.read_lines(corpus / "train.src")[:40], tiny.read_lines(corpus / "train.tgt")[:40]
+    text = "".join(f"{line}\n" for line in srcs)
+    for options in (
+        ["--mbr", "chrf", "--mbr-candidates", 6],
+        ["--mbr", "bleu", "--mbr-candidates", 6, "--sample", "--temperature", 0.5],
+        ["--groups", 2, "--beam-size", 4],
+        ["--stop", "unbeaten", "--penalty-kind", "simple", "--coverage-penalty", 0.1],
+        ["--stop", "certain", "--no-repeat-ngram", 4, "--min-pieces", 2],
+    ):
+        hyps = translate(trained, *options, stdin=text)
+        assert sum(hyp == tgt for hyp, tgt in zip(hyps, tgts, strict=True)) > 20, options
+
+
+def test_prefixes_and_constraints_of_each_line(trained: Path, corpus: Path, tmp_path: Path) -> None:
+    srcs = tiny.read_lines(corpus / "test.src")[:3]
+    text = "".join(f"{line}\n" for line in srcs)
+    prefix = tiny.write_lines(tmp_path / "prefix", ["un roi", "", "le"])
+    hyps = translate(trained, "--prefix", prefix, stdin=text)
+    assert hyps[0].startswith("un roi") and hyps[2].startswith("le")
+    assert hyps[1] == translate(trained, stdin=text)[1]
+    wanted = tiny.write_lines(tmp_path / "wanted", ["oiseau\ttriste", "", "vieux|vert"])
+    hyps = translate(trained, "--constraints", wanted, stdin=text)
+    assert "oiseau" in hyps[0] and "triste" in hyps[0]
+    assert hyps[1] == translate(trained, stdin=text)[1]
+    assert "vieux" in hyps[2] or "vert" in hyps[2]
+
+
+def test_constraints_that_cannot_be_met(trained: Path, corpus: Path, tmp_path: Path) -> None:
+    """The lines before are kept."""
+    srcs = tiny.read_lines(corpus / "test.src")[:3]
+    wanted = tiny.write_lines(tmp_path / "wanted", ["", "", "语言"])
+    arguments = ["translate", trained, *EXACT, "--constraints", wanted]
+    code, out, err = tiny.mtkit(*arguments, stdin="".join(f"{line}\n" for line in srcs))
+    assert code == 3
+    assert "line 3: the constraint '语言' cannot be met" in tiny.one_line(err)
+    assert out.count("\n") == 2
+    short = tiny.write_lines(tmp_path / "short", ["chat"])
+    code, _, err = tiny.mtkit("translate", trained, *EXACT, "--prefix", short, stdin="a\nb\n")
+    assert code == 3
+    assert f"{short}: ends before line 2" in tiny.one_line(err)
+
+
+def test_lines_before_one_that_is_no_text_are_kept(trained: Path, corpus: Path, tmp_path: Path) -> None:
+    path = tmp_path / "input"
+    path.write_bytes((corpus / "test.src").read_bytes() + b"\xff\n")
+    code, out, err = tiny.mtkit("translate", trained, path, *EXACT)
+    assert code == 3
+    assert f"{path}:17: not UTF-8" in tiny.one_line(err)
+    assert out.removesuffix("\n").split("\n") == translate(trained, corpus / "test.src")
+
+
+def test_suppressed_words_do_not_appear(trained: Path, corpus: Path) -> None:
+    assert any("un" in line.split() for line in translate(trained, corpus / "test.src"))
+    hyps = translate(trained, corpus / "test.src", "--suppress", "un")
+    assert not any("un" in line.split() for line in hyps)
+
+
+def test_paragraphs_are_translated_sentence_by_sentence(trained: Path, corpus: Path) -> None:
+    srcs = [line.replace(" .", ".").capitalize() for line in tiny.read_lines(corpus / "test.src")[:3]]
+    alone = translate(trained, stdin="".join(f"{line}\n" for line in srcs))
+    text = f"{srcs[0]} {srcs[1]}\n\n{srcs[2]}\n"
+    assert translate(trained, "--split-sentences", stdin=text) == [f"{alone[0]} {alone[1]}", "", alone[2]]
+
+
+def test_score_filters_a_corpus(trained: Path, corpus: Path, tmp_path: Path) -> None:
+    src, tgt = tiny.read_lines(corpus / "test.src"), tiny.read_lines(corpus / "test.tgt")
+    wrong = tiny.write_lines(tmp_path / "tgt", tgt[:8] + tgt[8:][::-1])
+    arguments = ["score", trained, corpus / "test.src", wrong, "--precision", "fp32"]
+    _, out, _ = tiny.mtkit(*arguments)
+    scores = [float(line) for line in out.split("\n")[:-1]]
+    limit = sorted(scores)[6]
+    code, out, err = tiny.mtkit(*arguments, "--minimum", limit - 1e-6)
+    assert (code, err) == (0, "kept 10 of 16 pairs\n")
+    texts = zip(src, tgt[:8] + tgt[8:][::-1], scores, strict=True)
+    assert out == "".join(f"{s}\t{t}\n" for s, t, score in texts if score >= limit - 1e-6)
+
+
+def assert_same_but_for_rounding(path: Path, other: Path) -> None:
+    """Two outputs hold the same lines; a score may differ in its last digit, for batches are cut elsewhere."""
+    for mine, theirs in zip(tiny.read_lines(path), tiny.read_lines(other), strict=True):
+        *fields, score = mine.split(" ||| ")
+        *expected, expected_score = theirs.split(" ||| ")
+        assert fields == expected
+        if fields:
+            assert float(score) == pytest.approx(float(expected_score), abs=1e-5)
+        else:
+            assert score == expected_score
+
+
+@pytest.mark.parametrize("options", [[], ["--n-best", 2, "--beam-size", 2]])
+def test_a_job_that_is_killed_goes_on_where_it_stopped(
+    trained: Path, corpus: Path, tmp_path: Path, options: list[object]
+) -> None:
+    """kill -9 at three moments; nothing is lost or doubled."""
+    whole = tmp_path / "whole.txt"
+    job = ["translate", trained, corpus / "train.src", *EXACT, "--read-ahead", 16, *options, "-o"]
+    assert tiny.mtkit(*job, whole)[0] == 0
+    output = tmp_path / "out.txt"
+    for lines in (30, 90, 200):
+        process = tiny.spawn(*job, output, "--resume")
+        deadline = time.monotonic() + 120
+        while not output.exists() or output.read_bytes().count(b"\n") < lines:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        with output.open("ab") as file:  # a line that was half written
+            file.write(b"le chi")
+    assert tiny.mtkit(*job, output, "--resume") == (0, "", "")
+    assert_same_but_for_rounding(output, whole)
+    assert tiny.mtkit(*job, output, "--resume") == (0, "", "")
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_processes_of_torchrun_divide_the_work(
+    trained: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = translate(trained, corpus / "test.src")
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        assert tiny.mtkit("translate", trained, corpus / "test.src", *EXACT, "-o", tmp_path / "out")[0] == 0
+    parts = [tmp_path / f"out.{number}-of-3" for number in (1, 2, 3)]
+    assert "".join(part.read_text() for part in parts).removesuffix("\n").split("\n") == whole
+
+
+def test_benchmark_tells_speed_and_shares(trained: Path, corpus: Path) -> None:
+    code, out, err = tiny.mtkit(
+        "benchmark",
+        "translate",
+        trained,
+        corpus / "test.src",
+        "--ref",
+        corpus / "test.tgt",
+        "--json",
+        "--rounds",
+        1,
+    )
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert sum(report["shares"].values()) == pytest.approx(1.0)
+    [speed] = report["speeds"]
+    assert speed["sentences_per_second"] > 0 and 0 <= speed["bleu"] <= 100
+
+
+@pytest.mark.parametrize(
+    "keys", [[], ["model.activation=swiglu", "model.norm=rmsnorm", "model.num_kv_heads=1"]]
+)
+def test_ctranslate2_translates_the_same(corpus: Path, tmp_path: Path, keys: list[str]) -> None:
+    pytest.importorskip("ctranslate2")
+    config = tiny.write_config(tmp_path / "config.yaml", run=tmp_path / "run", root=corpus)
+    assert tiny.mtkit("train", config, "training.max_steps=60", "decoding.length_penalty=0", *keys)[0] == 0
+    code, out, err = tiny.mtkit(
+        "benchmark", "translate", tmp_path / "run", corpus / "test.src", "--against", "ctranslate2",
+        "--compute-type", "float32", "--precision", "fp32", "--json", "--rounds", 1, "--beam-size", 1,
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert json.loads(out)["speeds"][1]["same_as_first"] >= 15 / 16
+
+
+def test_what_the_options_refuse(trained: Path, corpus: Path) -> None:
+    for arguments, what in (
+        (["--resume"], "--resume needs -o"),
+        (["--shard", "3/2"], "is no part"),
+        (["--mbr", "comet"], "--mbr"),
+        (["--groups", 2, "--beam-size", 3], "not a multiple of groups"),
+        (["--stop", "soon"], "--stop"),
+        (["--top-p", 0], "--top-p"),
+        (["--tag", "<2xx yy>"], "is no piece of the source vocabulary"),
+    ):
+        code, out, err = tiny.mtkit("translate", trained, corpus / "test.src", *arguments)
+        assert (code, out) == (2, ""), arguments
+        assert what in tiny.one_line(err)
+    assert os.environ.get("RANK") is None
+
+
+def test_alignments_and_attention(trained: Path, corpus: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    path = tmp_path / "attention.npz"
+    plain = translate(trained, corpus / "test.src")
+    rows = translate(trained, corpus / "test.src", "--alignment", "pharaoh", "--attention", path)
+    assert [row.split(" ||| ")[0] for row in rows] == plain
+    srcs = tiny.read_lines(corpus / "test.src")
+    with np.load(path) as archive:
+        for number, (src, row) in enumerate(zip(srcs, rows, strict=True), 1):
+            text, links = row.split(" ||| ")
+            for s, t in (map(int, link.split("-")) for link in links.split()):
+                assert s < len(src.split()) and t < len(text.split())
+            weights = archive[f"weights-{number}-1"]
+            assert weights.shape[1:] == (len(archive[f"tgt-{number}-1"]), len(archive[f"src-{number}-1"]))
+            assert weights.sum(-1) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_numbers_urls_and_tags_survive(trained: Path) -> None:
+    """On a written set; the model has never seen any of them."""
+    lines = [
+        "<b>the small dog</b> sees a cat .",
+        "the king <br/> likes my bird {name} .",
+        "this boy hears <i>a horse</i> .",
+        "the 語 dog follows <a href='x'>the old king</a> .",
+    ]
+    hyps = translate(trained, "--protect", stdin="".join(f"{line}\n" for line in lines))
+    kept = [["<b>", "</b>"], ["<br/>", "{name}"], ["<i>", "</i>"], ["語", "<a href='x'>", "</a>"]]
+    for hyp, wanted in zip(hyps, kept, strict=True):
+        assert all(hyp.count(text) == 1 for text in wanted), hyp

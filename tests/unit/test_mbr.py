@@ -1,0 +1,64 @@
+"""Minimum Bayes risk against a direct computation, and its approximation for many candidates."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import sacrebleu
+
+from mtkit.decoding.mbr import UTILITIES, aggregated_chrf, make_utility, minimum_risk
+from mtkit.errors import ConfigError
+
+WORDS = ["der", "ein", "alte", "Mann", "Hund", "Vogel", "sieht", "hört", "heute", "im", "Garten", "nicht"]
+
+
+def candidates(number: int, seed: int = 1) -> list[str]:
+    rng = random.Random(seed)
+    base = rng.choices(WORDS, k=7)
+    return [" ".join(rng.choice(WORDS) if rng.random() < 0.4 else w for w in base) for _ in range(number)]
+
+
+@pytest.mark.parametrize("name", UTILITIES)
+def test_against_a_direct_computation(name: str) -> None:
+    texts = [*candidates(8), candidates(8)[2]]  # one counts twice
+    metric = {
+        "bleu": sacrebleu.BLEU(effective_order=True),
+        "chrf": sacrebleu.CHRF(),
+        "chrf++": sacrebleu.CHRF(word_order=2),
+        "ter": sacrebleu.TER(),
+    }[name]
+    sign = -1 if name == "ter" else 1
+    risk = [sign * sum(metric.sentence_score(h, [r]).score for r in texts) / len(texts) for h in texts]
+    ranked = minimum_risk(texts, make_utility(name))
+    assert {number for number, _ in ranked} == {texts.index(text) for text in texts}
+    for number, utility in ranked:
+        assert utility == pytest.approx(risk[number])
+    assert ranked[0][1] == pytest.approx(max(risk))
+    assert [u for _, u in ranked] == sorted((u for _, u in ranked), reverse=True)
+
+
+def test_aggregated_chrf_of_one_reference_is_chrf() -> None:
+    """Against a single text the mean counts are its counts, and sacreBLEU's sentence score comes out."""
+    hyp, ref = "der alte Mann sieht den Hund", "ein alter Mann sah einen Hund"
+    both = aggregated_chrf([hyp, ref], [0.0, 1.0])
+    assert both[0] == pytest.approx(sacrebleu.CHRF().sentence_score(hyp, [ref]).score, abs=1e-6)
+    assert both[1] == pytest.approx(100)
+
+
+def test_of_many_candidates_only_the_best_are_compared_exactly() -> None:
+    utility = make_utility("chrf")
+    close = 0
+    for seed in range(10):
+        texts = candidates(40, seed)
+        exact, fast = minimum_risk(texts, utility), minimum_risk(texts, utility, num_exact=8)
+        assert len(fast) == 8
+        utilities = dict(exact)
+        assert all(utilities[number] == pytest.approx(value) for number, value in fast)
+        close += fast[0][0] == exact[0][0]
+    assert close >= 9
+
+
+def test_an_unknown_utility() -> None:
+    with pytest.raises(ConfigError, match="unknown metric 'comet'"):
+        make_utility("comet")
