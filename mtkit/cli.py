@@ -106,8 +106,9 @@ def train(
 
     console = make_console(sys.stdout)
     console.quiet = not is_main_process()
-    with Signals().handled():  # also while torch is loaded
-        from mtkit.training.run import train as run_training
+    with Signals().handled() as early:  # a signal while torch is loaded, too; it would be lost in an import
+        with early.protected():
+            from mtkit.training.run import train as run_training
 
         result = run_training(loaded, fresh=fresh, console=console)
     console.print(

@@ -117,7 +117,7 @@ def begin(trainer: Trainer, checkpoint: Checkpoint | None, say: Callable[[str], 
         refuse_other_corpus(checkpoint, trainer.corpus, cache_folder(trainer.config.data))
     if trainer.processes.is_main:
         write_text(trainer.run_folder / "config.yaml", dump_config(trainer.config))
-    steps = trainer.processes.gather(-1 if checkpoint is None else checkpoint.state["step"])
+    steps = trainer.processes.gather(-1 if checkpoint is None else checkpoint.state.get("step", 0))
     if len(set(steps)) > 1:
         what = f"the processes see different checkpoints, of the steps {sorted(set(steps))}"
         raise StorageError(what, where=trainer.config.run, hint="all need the same folder: use a shared disk")

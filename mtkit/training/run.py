@@ -24,7 +24,6 @@ OUTPUTS = (
     "checkpoints",
     "best",
     ".best.old",
-    "average",
     ".average.old",
     "test",
     "tensorboard",

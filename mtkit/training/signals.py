@@ -62,7 +62,7 @@ class Signals:
 
     def leave(self) -> None:
         """Raise `Interrupted` now: this process, or another of the same run, was asked to end."""
-        raise Interrupted(self.pending or signal.SIGTERM)
+        raise Interrupted(self.pending or signal.SIGTERM, self.begun)
 
     @contextmanager
     def protected(self) -> Iterator[None]:

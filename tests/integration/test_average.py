@@ -198,6 +198,7 @@ def test_at_the_end_of_training(run: Path, corpus: Path, tmp_path: Path) -> None
         loaded = mtkit.load_config(config, [*options, f"training.max_steps={steps}"])
         mtkit.train(loaded)
         assert tiny.checkpoints(tmp_path / "run") == list(averaged)
+        assert_average(tmp_path / "run" / "average", mean(run, *averaged))
         folder = average_last(loaded, said.append)
         assert folder == tmp_path / "run" / "average"
         assert f"of 3 checkpoints, steps {averaged[0]} to {averaged[2]}" in said[-1]

@@ -19,7 +19,7 @@ import tiny
 import mtkit
 from mtkit.config import Config
 
-NUM_STEPS, BEYOND = 60, 3
+NUM_STEPS, BEYOND = 60, 2
 SMALL = [
     "model.d_model=16", "model.d_ff=16", "model.dropout=0.2", "model.attention_dropout=0.1",
     "training.batch_tokens=300", "training.accumulate=2", "training.precision=fp32", "training.keep_last=1000",

@@ -131,15 +131,13 @@ def test_sigterm_anywhere(place: str, config: Path, tmp_path: Path, whole: Path)
 def test_a_second_ctrl_c_leaves_in_the_middle_of_a_save(config: Path, tmp_path: Path, whole: Path) -> None:
     run = tmp_path / "run"
     process = start_slowed("save", config, run, tmp_path / "mark")
-    start = time.monotonic()
     process.send_signal(signal.SIGINT)
     time.sleep(0.5)
     assert process.poll() is None, "the first waits for the save"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert time.monotonic() - start < 2.5, "which takes longer than that"
     assert (process.returncode, tiny.one_line(err)) == (130, "interrupted")
-    assert tiny.checkpoints(run) == [0]
+    assert tiny.checkpoints(run) == [0], "it did not wait for the save"
     assert_goes_on_to_the_same_end(config, run, whole)
 
 
@@ -167,9 +165,9 @@ def test_sigterm_while_the_tokenizer_is_trained(
     with monkeypatch.context() as patch:
         patch.setattr(sentencepiece.SentencePieceTrainer, "train", train)
         start = time.monotonic()
-        own = [f"run={tmp_path / 'run'}", f"data.cache={tmp_path / 'cache'}"]  # no tokenizer is known yet
+        options = [*OPTIONS, f"run={tmp_path / 'run'}", f"data.cache={tmp_path / 'cache'}"]
         with pytest.raises(Interrupted) as caught:
-            mtkit.train(mtkit.load_config(config, [*OPTIONS, *own]))
+            mtkit.train(mtkit.load_config(config, options))
         assert time.monotonic() - start < 10
         release.set()
     assert (caught.value.exit_code, caught.value.saved) == (143, False)
@@ -197,7 +195,7 @@ def test_ctrl_c_while_encoding_leaves_nothing_in_the_cache(
 @pytest.mark.parametrize("seed", range(2))
 def test_sigterm_ten_times_at_random(config: Path, tmp_path: Path, seed: int) -> None:
     """At any time after the process began; it is always heard, and in the end nothing is lost."""
-    options = ["training.max_steps=400", "validation.every_steps=7", "data.test=[]"]
+    options = [*OPTIONS, "training.max_steps=400", "validation.every_steps=7", "data.test=[]"]
     whole, run, rng = tmp_path / "whole", tmp_path / "run", random.Random(seed)
     assert tiny.mtkit("train", config, f"run={whole}", *options)[0] == 0
     start = time.monotonic()
