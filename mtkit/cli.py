@@ -308,7 +308,9 @@ def translate_protected(translator: Any, wanted: Any) -> Any:
     src, tgt = translator.tokenizers.src, translator.tokenizers.tgt
 
     def can_spell(word: str) -> bool:
-        return src.unk not in src.encode([word])[0] and tgt.unk not in tgt.encode([word])[0]
+        """Whether both vocabularies have its characters: bytes of them are hardly ever copied right."""
+        spelled = ((side, side.encode([word])[0].tolist()) for side in (src, tgt))
+        return not any(i == side.unk or side.piece(i).startswith("<0x") for side, ids in spelled for i in ids)
 
     lines: deque[Any] = deque()
 

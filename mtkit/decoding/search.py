@@ -83,7 +83,7 @@ class SearchOptions:
     suppressed: tuple[int, ...] = ()
     penalty_kind: Literal["gnmt", "simple"] = "gnmt"
     coverage_penalty: float = 0.0
-    stop: Literal["finished", "unbeaten", "certain"] = "finished"
+    stop: Literal["finished", "unbeaten", "certain"] = "unbeaten"
     min_length: int = 0
     no_repeat_ngram: int = 0
     groups: int = 1
