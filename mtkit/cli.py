@@ -186,6 +186,14 @@ def translate(
     prefix: Annotated[
         str | None, typer.Option(help="File with the beginning of each line's translation.")
     ] = None,
+    alternatives: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Give so many next words behind each line's --prefix (or first words), each with the best translation "
+            "that goes on so, as `LINE ||| WORD ||| PROBABILITY ||| TRANSLATION`; no word is the end.",
+        ),
+    ] = None,
     constraints: Annotated[
         str | None,
         typer.Option(
@@ -235,6 +243,17 @@ def translate(
         raise ConfigError(f"{alignment!r} is no format of alignments", where="--alignment", hint="pharaoh")
     if resume and attention is not None:
         raise ConfigError("--attention cannot be resumed", where="--attention", hint="leave out --resume")
+    if alternatives is not None:
+        others = {
+            "--constraints": constraints, "--n-best": n_best, "--sample": sample, "--mbr": mbr, "--protect": protect,
+            "--alignment": alignment, "--attention": attention, "--scores": scores, "--resume": resume,
+            "--split-sentences": split_sentences,
+        }  # fmt: skip
+        for option, value in others.items():
+            if value:
+                raise ConfigError(
+                    f"{option} does not go with --alternatives", where=option, hint="leave it out"
+                )
     if resume and output is None:
         raise ConfigError("--resume needs -o: what was written says where to go on", where="--resume")
     inputs = [*(files or ["-"])]
@@ -254,6 +273,9 @@ def translate(
     if not quiet:
         translator.on_batch = Ticker(job.total)
     wanted = requests(job, prefix, constraints, tag, translator)
+    if alternatives is not None:
+        write_alternatives(translator.alternatives(wanted, alternatives), job.first + 1, output)
+        return
     found = translate_protected(translator, wanted) if protect else translator.translate_n_best(wanted)
     translations = begun(found)  # a fault found now leaves an old output alone
     from mtkit.decoding.matrices import MatrixFile
@@ -270,6 +292,15 @@ def translate(
                 out.write(f"{best[0].score:.6f}\t{best[0].text}\n" if scores else f"{best[0].text}\n")
 
 
+def write_alternatives(found: Iterator[Any], first: int, output: str | None) -> None:
+    """The next words of each line, from line number `first` on."""
+    lines = begun(found)  # a fault found now leaves an old output alone
+    with open_output(output) as out:
+        for number, alternatives in enumerate(lines, first):
+            for a in alternatives:
+                out.write(f"{number} ||| {a.word} ||| {a.probability:.6f} ||| {a.text}\n")
+
+
 def translate_protected(translator: Any, wanted: Any) -> Any:
     """`translate_n_best` of lines whose numbers, URLs, tags and unknown words come through."""
     from mtkit.decoding.protect import protect
@@ -278,7 +309,9 @@ def translate_protected(translator: Any, wanted: Any) -> Any:
     src, tgt = translator.tokenizers.src, translator.tokenizers.tgt
 
     def can_spell(word: str) -> bool:
-        return src.unk not in src.encode([word])[0] and tgt.unk not in tgt.encode([word])[0]
+        """Whether both vocabularies have its characters: bytes of them are hardly ever copied right."""
+        spelled = ((side, side.encode([word])[0].tolist()) for side in (src, tgt))
+        return not any(i == side.unk or side.piece(i).startswith("<0x") for side, ids in spelled for i in ids)
 
     lines: deque[Any] = deque()
 
@@ -638,13 +671,19 @@ def benchmark_translate(
         refuse_unequal(file, lines, [ref or ""], [refs])
     from mtkit.benchmark.translate import benchmark
 
-    kind = "simple" if against else None  # the one that CTranslate2 has
+    kind, stop = ("simple", "finished") if against else (None, None)  # what CTranslate2 has
     report = benchmark(
         model,
         lines,
         refs,
         lambda: load_translator_and_config(
-            model, device, precision, beam_size=beam_size, batch_tokens=batch_tokens, penalty_kind=kind
+            model,
+            device,
+            precision,
+            beam_size=beam_size,
+            batch_tokens=batch_tokens,
+            penalty_kind=kind,
+            stop=stop,
         ),
         compute_types=(compute_type or ["float32", "int8"]) if against else (),
         rounds=rounds,

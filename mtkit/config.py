@@ -378,7 +378,7 @@ class DecodingConfig(Section):
     """beta of the coverage penalty (Wu et al. 2016, eq. 14); 0 is off."""
     n_best: Positive = 1
     """Translations of each line from the Python API, best first; `mtkit translate` has `--n-best`."""
-    stop: Literal["finished", "unbeaten", "certain"] = "finished"
+    stop: Literal["finished", "unbeaten", "certain"] = "unbeaten"
     """A sentence ends when beam_size hypotheses have finished; and the best live one is worse; or none can win."""
     max_length_ratio: Rate = 2.0
     """A translation has at most ratio x source pieces + extra pieces."""

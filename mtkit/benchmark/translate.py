@@ -191,6 +191,7 @@ def other_system(
             max_batch_size=BATCH_OF_CTRANSLATE2,
             length_penalty=decoding.length_penalty,
             max_decoding_length=longest,
+            min_decoding_length=decoding.min_pieces,
             suppress_sequences=banned,
         )
         rows = [[ids[piece] for piece in result.hypotheses[0]] for result in found]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 NEVER = float("-inf")
@@ -37,6 +38,8 @@ class Rules(Protocol):
     def min_length(self) -> int: ...
     @property
     def no_repeat_ngram(self) -> int: ...
+    @property
+    def after_prefix(self) -> tuple[int, ...]: ...
 
 
 def forbid(log_probs_BKV: Tensor, beam: Progress, rules: Rules) -> None:
@@ -51,6 +54,8 @@ def forbid(log_probs_BKV: Tensor, beam: Progress, rules: Rules) -> None:
     if beam.length < rules.min_length:
         early_B = beam.max_lengths_B > beam.length + 1
         log_probs_BKV[early_B, :, rules.eos] = NEVER
+    if rules.after_prefix:
+        forbid_behind_prefix(log_probs_BKV, beam, rules.after_prefix)
     if rules.no_repeat_ngram:
         forbid_repeated(log_probs_BKV, beam.tokens_BKT[:, :, 1:], rules.no_repeat_ngram)
     last_B = beam.max_lengths_B == beam.length + 1
@@ -70,6 +75,20 @@ def forced_pieces(beam: Progress) -> Tensor | None:
         return None
     forced_B = beam.prefixes_BP[:, beam.length]
     return forced_B if (forced_B >= 0).any() else None
+
+
+def forbid_behind_prefix(log_probs_BKV: Tensor, beam: Progress, allowed: tuple[int, ...]) -> None:
+    """Where a prefix has just ended, only these pieces."""
+    place, prefixes_BP = beam.length, beam.prefixes_BP
+    if not 0 < place <= prefixes_BP.shape[1]:
+        return
+    behind_B = prefixes_BP[:, place - 1] >= 0
+    if place < prefixes_BP.shape[1]:
+        behind_B = behind_B & (prefixes_BP[:, place] < 0)
+    if behind_B.any():
+        others_V = torch.ones(log_probs_BKV.shape[2], dtype=torch.bool, device=log_probs_BKV.device)
+        others_V[list(allowed)] = False
+        log_probs_BKV.masked_fill_(behind_B[:, None, None] & others_V, NEVER)
 
 
 def forbid_repeated(log_probs_BKV: Tensor, tokens_BKT: Tensor, n: int) -> None:

@@ -1,8 +1,8 @@
 """What a translation must leave as it is: mark-up tags, URLs, addresses, numbers, and words the model cannot spell.
 
-Numbers, URLs and addresses stay in the sentence, and the search may not end before they have appeared (lexical
-constraints). Tags, and words with characters that the vocabulary lacks, are taken out and put back where the words
-beside them went, by the alignment.
+Numbers stay in the sentence; where the translation lacks one, the search begins again and may not end before they have
+appeared (lexical constraints). Tags, URLs, addresses, and words with characters that the vocabulary lacks, are taken
+out and put back where the words beside them went, by the alignment.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-_TAG = r"</?[A-Za-z][^<>]*>|\{\{[^{}]*\}\}|\{[A-Za-z0-9_]*\}|%\([A-Za-z0-9_]+\)[sdf]|&[a-z]+;"
+_MARK = r"</?[A-Za-z][^<>]*>|\{\{[^{}]*\}\}|\{[A-Za-z0-9_]*\}|%\([A-Za-z0-9_]+\)[sdf]|&[a-z]+;"
 _ADDRESS = r"(?:https?://|www\.)[^\s<>\"]*[^\s<>\".,;:!?)\]']|[\w.+-]+@[\w-]+\.[\w.-]*\w"
+_TAG = f"{_MARK}|{_ADDRESS}"
 _NUMBER = r"\d(?:[\d.,:/\u00a0-]*\d)?"
 _TAGS = re.compile(_TAG)
 _KEPT = re.compile(f"{_ADDRESS}|{_NUMBER}")

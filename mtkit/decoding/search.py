@@ -72,6 +72,7 @@ class SearchOptions:
         no_repeat_ngram: no sequence of so many pieces appears twice; 0 is off.
         groups: groups of diverse search (Vijayakumar et al. 2018); divides `beam_size`.
         diversity: what a group's piece costs the later groups at the same step.
+        after_prefix: the only pieces that may come right behind a prefix; empty: any.
     """
 
     beam_size: int
@@ -82,11 +83,12 @@ class SearchOptions:
     suppressed: tuple[int, ...] = ()
     penalty_kind: Literal["gnmt", "simple"] = "gnmt"
     coverage_penalty: float = 0.0
-    stop: Literal["finished", "unbeaten", "certain"] = "finished"
+    stop: Literal["finished", "unbeaten", "certain"] = "unbeaten"
     min_length: int = 0
     no_repeat_ngram: int = 0
     groups: int = 1
     diversity: float = 0.5
+    after_prefix: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -322,9 +324,12 @@ def has_ended(beam: Beam, options: SearchOptions) -> Tensor:
     Always those of which no hypothesis is alive, or no live one can still beat the `n_best` finished: since
     log-probabilities only fall, a live hypothesis is at best worth its present log-probability under the mildest
     penalty that is left to it. For `stop: certain` that is all, and then nothing better within the beam is missed.
-    For `finished`, also those with K finished hypotheses (the rule of fairseq and CTranslate2); for `unbeaten`, of
-    these only where the best finished hypothesis would beat the best live one if that ended now (that of Hugging
-    Face's generate, for the best instead of the worst finished one).
+    For `finished`, also those with K finished hypotheses (the rule of fairseq, of CTranslate2 with a length penalty,
+    and of Hugging Face's generate with early_stopping=True); for `unbeaten`, of these only where the best finished
+    hypothesis would beat the best live one if that ended now (generate's early_stopping=False, for the best instead of
+    the worst finished one). Greedy search ends with its hypothesis in both. Without a length penalty `unbeaten` and
+    `certain` find the same best hypothesis, for then no live one is worth more later; so does CTranslate2, which there
+    ends a sentence at the first step whose best candidate ends.
     """
     best_live_B = beam.log_probs_BK.amax(dim=1)
     hopeless_B = beam.done_scores_BK[:, options.n_best - 1] >= best_possible_scores(
@@ -334,7 +339,7 @@ def has_ended(beam: Beam, options: SearchOptions) -> Tensor:
     if options.stop == "certain":
         return ended_B
     enough_B = beam.done_counts_B >= options.beam_size
-    if options.stop == "unbeaten":
+    if options.stop == "unbeaten" and options.beam_size > 1:
         penalty = length_penalty(beam.length + 1, options)
         enough_B &= beam.done_scores_BK[:, 0] >= best_live_B / penalty
     return ended_B | enough_B

@@ -5,6 +5,7 @@ Shapes: B sentences, S source length, N = B x K hypotheses.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from mtkit.config import Config, DecodingConfig
 from mtkit.data.batching import Ids, Indices, pad_rows, split_by_budget
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.decoding.alignment import WORD_START, Aligned, cross_attention, word_numbers
+from mtkit.decoding.alternatives import Alternative, next_words
 from mtkit.decoding.constraints import Constraint
 from mtkit.decoding.loading import load_model, load_others
 from mtkit.decoding.longtext import cut_place, split_sentences
@@ -74,7 +76,8 @@ class Request:
         text: the line.
         prefix: how the translation begins.
         constraints: words or phrases that must appear in it; of each tuple at least one.
-        kept: texts of the line that must appear in it too, each in the translation of the part where it stands.
+        kept: texts of the line that must appear in it too, each in the translation of the part where it stands; where
+            the search leaves one out, the part is searched again with all of them as constraints.
     """
 
     text: str
@@ -92,6 +95,7 @@ class Part:
     number: int  # of the line, for the random numbers of samples
     prefix: tuple[int, ...] = ()
     constraints: tuple[Constraint, ...] = ()
+    kept: tuple[str, ...] = ()  # texts that become constraints if the search left them out
 
 
 class Translator:
@@ -230,6 +234,67 @@ class Translator:
                 raise fault
             if not chunk:
                 return
+
+    def alternatives(self, lines: Iterable[str | Request], number: int) -> Iterator[list[Alternative]]:
+        """For each line the most probable words behind its prefix, each with the best translation that goes on so.
+
+        The prefix consists of whole words, and none of its words is made longer. An empty line has no alternatives.
+
+        Args:
+            lines: each one sentence; constraints do not matter.
+            number: alternatives of each line, best first; fewer where there are fewer.
+
+        Raises:
+            DataError: a prefix or a line that is too long.
+        """
+        for line in lines:
+            request = line if isinstance(line, Request) else Request(line)
+            where = self.first_number
+            self.first_number += 1
+            parts = self._demand(Request(request.text), self._cut_all([request])[0], where)
+            if len(parts) > 1:
+                what = "a line with alternatives must be one sentence"
+                raise DataError(what, where=f"line {where + 1}", hint="split the line")
+            if parts:
+                parts = self._demand(replace(request, constraints=(), kept=()), [parts[0].ids], where)
+            yield self._alternatives(parts[0], number) if parts else []
+            self.on_batch(1)
+
+    @torch.inference_mode()
+    def _alternatives(self, part: Part, number: int) -> list[Alternative]:
+        """See `alternatives`."""
+        tgt, followers = self.tokenizers.tgt, self.followers - set(self.options.suppressed)
+
+        def log_probs_after(words: Sequence[tuple[int, ...]]) -> Tensor:
+            begun = [np.array([*part.prefix, *word], dtype=np.int32) for word in words]
+            src_NS = self._pad_sources([part.ids] * len(words))
+            tgt_in_NT = self._tensor(pad_rows(begun, tgt.pad, first=tgt.bos))
+            lasts_N = torch.tensor([len(ids) for ids in begun], device=self.device)
+            return self._log_probs(src_NS, tgt_in_NT)[torch.arange(len(words), device=self.device), lasts_N]
+
+        forbidden = frozenset(self.options.suppressed)
+        at_boundary, wanted = bool(part.prefix), 2 * number  # pieces of the same word may differ
+        words = next_words(log_probs_after, followers, tgt.eos, forbidden, wanted, at_boundary)
+        texts = tgt.decode([word.ids for word in words])
+        first = {
+            text: word
+            for text, word in reversed(list(zip(texts, words, strict=True)))
+            if text or not word.ids
+        }
+        chosen = sorted(first.items(), key=lambda item: -item[1].log_prob)[:number]
+        prefixes = [(*part.prefix, *word.ids) for _, word in chosen]
+        limits = [
+            max(part.max_length, len(begun) + 1) if word.ids else len(begun) + 1
+            for begun, (_, word) in zip(prefixes, chosen, strict=True)
+        ]
+        src_NS = self._pad_sources([part.ids] * len(chosen))
+        stepper = self._stepper(src_NS, keep_attention=self.options.coverage_penalty > 0)
+        options = replace(self.options, n_best=1, after_prefix=tuple(sorted({*followers, tgt.eos})))
+        found = search(stepper, limits, options, self.device, prefixes)
+        return [
+            Alternative(text, float(np.exp(word.log_prob)), tgt.decode([best.ids])[0], best.score)
+            for (text, word), (best, *_) in zip(chosen, found, strict=True)
+        ]
 
     def score_stream(self, pairs: Iterable[Sequence[str]]) -> Iterator[tuple[str, Translation]]:
         """`score` of any number of pairs, each with its source, in constant memory.
@@ -394,7 +459,7 @@ class Translator:
                 fault = error
                 break
         every = [part for parts in lines for part in parts]
-        chosen = [self._chosen(hypotheses) for hypotheses in self.search_parts(every)]
+        chosen = self._with_kept(every, [self._chosen(hypotheses) for hypotheses in self.search_parts(every)])
         for part, hypotheses in zip(every, chosen, strict=True):
             if not hypotheses:  # constraints that stand in each other's way
                 what = "no translation meets all constraints"
@@ -420,7 +485,11 @@ class Translator:
         parts = [Part(ids, limit, number) for ids, limit in zip(line_parts, limits, strict=True)]
         where, tgt = f"line {number + 1}", self.tokenizers.tgt
         if request.kept:
-            parts = [self._keeping(part, request.kept) for part in parts]
+            texts = self.tokenizers.src.decode(line_parts)
+            parts = [
+                replace(part, kept=tuple(kept for kept in request.kept if kept in text))
+                for part, text in zip(parts, texts, strict=True)
+            ]
         if not request.prefix and not request.constraints:
             return parts
         if len(parts) != 1:
@@ -437,7 +506,7 @@ class Translator:
                 f"its prefix and constraints have {needed:,} pieces, but at most {part.max_length:,} may come"
             )
             raise DataError(what, where=where, hint="raise --max-length-ratio")
-        return [replace(part, prefix=prefix, constraints=(*constraints, *part.constraints))]
+        return [replace(part, prefix=prefix, constraints=constraints)]
 
     @cached_property
     def followers(self) -> frozenset[int]:
@@ -445,19 +514,42 @@ class Translator:
         tgt = self.tokenizers.tgt
         return frozenset(i for i in range(tgt.num_pieces) if tgt.piece(i)[0] in f'{WORD_START}.;!?)]}}…"”»')
 
-    def _keeping(self, part: Part, kept: Sequence[str]) -> Part:
-        """A part with those of the texts as constraints that stand in it, as far as they fit."""
-        text = self.tokenizers.src.decode([part.ids])[0]
-        phrases = [tuple(ids.tolist()) for ids in self.tokenizers.tgt.encode([k for k in kept if k in text])]
+    def _with_kept(self, parts: list[Part], chosen: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
+        """The same, with parts translated again whose best translation lacks a text that is to be kept.
+
+        Most often a model copies by itself, and then best where it is free; constraints cost more than they give there.
+        """
+        wanting = [i for i, part in enumerate(parts) if part.kept and chosen[i] and not self.decoding.sample]
+        texts = self.tokenizers.tgt.decode([chosen[i][0].ids for i in wanting])
+        again = [
+            i
+            for i, text in zip(wanting, texts, strict=True)
+            if any(re.search(rf"(?<!\w){re.escape(kept)}(?!\w)", text) is None for kept in parts[i].kept)
+        ]
+        if not again:
+            return chosen
+        found, told = list(chosen), self.on_batch
+        self.on_batch = lambda num_sentences: None  # they were counted before
+        try:
+            results = self.search_parts([self._keeping(parts[i]) for i in again])
+        finally:
+            self.on_batch = told
+        for i, hypotheses in zip(again, results, strict=True):
+            found[i] = self._chosen(hypotheses) if hypotheses else chosen[i]
+        return found
+
+    def _keeping(self, part: Part) -> Part:
+        """A part with its kept texts as further constraints, as far as they can be written."""
+        phrases = [tuple(ids.tolist()) for ids in self.tokenizers.tgt.encode(part.kept)]
         suppressed = set(self.options.suppressed)
-        constraints = [
+        kept = [
             Constraint((phrase,), self.followers)
             for phrase in phrases
             if phrase and not set(phrase) & suppressed
         ]
-        needed = sum(constraint.num_pieces for constraint in constraints) + 1
-        longest = max(part.max_length, 2 * needed)
-        return replace(part, constraints=tuple(constraints), max_length=longest)
+        constraints = (*part.constraints, *kept)
+        needed = len(part.prefix) + sum(constraint.num_pieces for constraint in constraints) + 1
+        return replace(part, constraints=constraints, max_length=max(part.max_length, 2 * needed))
 
     def _constraint(self, words: Sequence[str], where: str) -> Constraint:
         """One of these phrases, as pieces. Raises: DataError: it cannot be written in pieces that may appear."""

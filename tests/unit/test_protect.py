@@ -16,8 +16,9 @@ def same_order(number: int) -> list[tuple[int, int]]:
     ("line", "text", "kept"),
     [
         ("It cost 3,500 euros on 12/05/2021.", "It cost 3,500 euros on 12/05/2021.", ("3,500", "12/05/2021")),
-        ("See https://a.org/b?c=1, please.", "See https://a.org/b?c=1, please.", ("https://a.org/b?c=1",)),
-        ("Write to me@a-b.org (7 days).", "Write to me@a-b.org (7 days).", ("me@a-b.org", "7")),
+        ("See https://a.org/b?c=1, please.", "See, please.", ()),
+        ("Write to me@a-b.org (7 days).", "Write to (7 days).", ("7",)),
+        ("It is there (www.a.org/7).", "It is there (www.a.org/7).", ("www.a.org/7",)),
         ("A <b>red</b> car<br/> stops", "A red car stops", ()),
         ("Hello {name}, %(count)d new", "Hello, new", ()),
         ("a < b and c > d", "a < b and c > d", ()),
@@ -39,6 +40,7 @@ WRITTEN = [
     "at the end </div>",
     "<img src=x.png/> at the start",
     "unknown 語 word",
+    "see https://a.org/b?c=1, or ask me@a.org now",
 ]
 
 

@@ -208,7 +208,7 @@ def plain_groups(
 
 
 def plain_beam_search(
-    sentence: int, vocab: int, max_length: int, beam_size: int, alpha: float
+    sentence: int, vocab: int, max_length: int, beam_size: int, alpha: float, stop: str
 ) -> list[Hypothesis]:
     """Textbook beam search of one sentence with Python lists: the reference for narrow beams."""
     table = TableStepper([sentence], vocab, 1)
@@ -228,7 +228,13 @@ def plain_beam_search(
                 finished.append(Hypothesis(list(ids[:-1]), log_prob / penalty, log_prob))
         live = [c for c in candidates if c[1][-1] != EOS][:beam_size]
         finished.sort(key=lambda h: -h.score)
-        if len(finished) >= beam_size or not live:
+        if not live:
+            break
+        now = (
+            live[0][0] / ((5 + length + 1) / 6) ** alpha
+        )  # what the best live one would be worth if it ended next
+        beaten = finished and (stop == "finished" or beam_size == 1 or finished[0].score >= now)
+        if len(finished) >= beam_size and beaten:
             break
         bound = live[0][0] / ((5 + (max_length if alpha > 0 else length + 1)) / 6) ** alpha
         if finished and finished[0].score >= bound:
@@ -238,13 +244,14 @@ def plain_beam_search(
 
 @pytest.mark.parametrize("beam_size", [1, 2, 3, 5])
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
-def test_narrow_beams_against_a_plain_implementation(beam_size: int, alpha: float) -> None:
+@pytest.mark.parametrize("stop", ["finished", "unbeaten"])
+def test_narrow_beams_against_a_plain_implementation(beam_size: int, alpha: float, stop: Any) -> None:
     sentences = list(range(40))
     lengths = [3 + s % 6 for s in sentences]
-    options = SearchOptions(beam_size, BOS, EOS, 1, alpha)
+    options = SearchOptions(beam_size, BOS, EOS, 1, alpha, stop=stop)
     found = search(TableStepper(sentences, 7, beam_size), lengths, options)
     for sentence, length, hypotheses in zip(sentences, lengths, found, strict=True):
-        assert hypotheses[0].ids == plain_beam_search(sentence, 7, length, beam_size, alpha)[0].ids
+        assert hypotheses[0].ids == plain_beam_search(sentence, 7, length, beam_size, alpha, stop)[0].ids
 
 
 def test_greedy_takes_the_most_probable_piece_each_time() -> None:
