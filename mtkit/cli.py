@@ -238,7 +238,7 @@ def translate(
                 "several processes need -o", where="--output", hint="each writes a file of its own"
             )
         output = part.output(output)
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
+        attention = None if attention is None else part.output(attention)
     if alignment not in (None, "pharaoh"):
         raise ConfigError(f"{alignment!r} is no format of alignments", where="--alignment", hint="pharaoh")
     if resume and attention is not None:
@@ -257,7 +257,9 @@ def translate(
     if resume and output is None:
         raise ConfigError("--resume needs -o: what was written says where to go on", where="--resume")
     inputs = [*(files or ["-"])]
-    refuse_overwriting(output, [*inputs, *filter(None, [prefix, constraints])])
+    read = [*inputs, *filter(None, [prefix, constraints])]
+    refuse_overwriting(output, read)
+    refuse_overwriting(attention, [*read, *filter(None, [output])], "--attention")
     job = Job.plan(inputs, part, num_done(output, n_best is not None) if resume and output else 0)
     translator = load_translator(
         model, device, precision, ensemble=ensemble,
@@ -280,7 +282,7 @@ def translate(
     translations = begun(found)  # a fault found now leaves an old output alone
     from mtkit.decoding.matrices import MatrixFile
 
-    with open_output(output, append=resume) as out, MatrixFile(attention) as matrices:
+    with MatrixFile(attention) as matrices, open_output(output, append=resume) as out:
         for number, best in enumerate(translations, job.first + 1):
             matrices.add(number, best[0].aligned)
             if alignment is not None:
@@ -727,7 +729,8 @@ def load_translator_and_config(
     from mtkit.decoding.translator import Translator
     from mtkit.device import choose_device
 
-    chosen = choose_device(device, "--device")
+    number = os.environ.get("LOCAL_RANK", "0")  # of several processes that torchrun started, each has its GPU
+    chosen = choose_device(device, "--device", int(number) if number.isdecimal() else 0)
     config, tokenizers, network = load_model(Path(model))
     options = change_decoding(
         config.decoding, {key: value for key, value in decoding.items() if value is not None}
@@ -791,13 +794,15 @@ def print_text(text: str) -> None:
         out.write(text)
 
 
-def refuse_overwriting(output: str | None, inputs: Sequence[str]) -> None:
-    """Check that the output is none of the inputs, which it would empty. Raises: ConfigError."""
-    if output is not None and os.path.isfile(output):
-        for path in inputs:
-            if os.path.isfile(path) and os.path.samefile(path, output):
-                what = f"{output} is an input too"
-                raise ConfigError(what, where="--output", hint="write to another file")
+def refuse_overwriting(output: str | None, others: Sequence[str], option: str = "--output") -> None:
+    """Check that an output is none of the other files, which it would empty. Raises: ConfigError: at the option."""
+    for path in others if output is not None else ():
+        both = os.path.isfile(path) and os.path.isfile(str(output))
+        if os.path.abspath(path) == os.path.abspath(str(output)) or (
+            both and os.path.samefile(path, str(output))
+        ):
+            what = f"{output} is another file of this command too"
+            raise ConfigError(what, where=option, hint="write to another file")
 
 
 def begun(items: Iterator[T]) -> Iterator[T]:

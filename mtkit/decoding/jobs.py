@@ -32,7 +32,11 @@ class Shard:
     @classmethod
     def of_process(cls, environment: Mapping[str, str]) -> Shard:
         """The part of a process that torchrun started; else all."""
-        return cls(int(environment.get("RANK", 0)) + 1, int(environment.get("WORLD_SIZE", 1)))
+        rank, size = environment.get("RANK", "0"), environment.get("WORLD_SIZE", "1")
+        if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
+            what = f"RANK is {rank!r} and WORLD_SIZE {size!r}"
+            raise ConfigError(what, hint="start several processes with torchrun, or unset both")
+        return cls(int(rank) + 1, int(size))
 
     def lines(self, total: int) -> range:
         """Its lines of so many, from 0."""
@@ -61,12 +65,16 @@ class Job:
         """The lines of a shard that are not done yet.
 
         Raises:
-            ConfigError: a shard of stdin, whose lines cannot be counted beforehand.
+            ConfigError: a shard of stdin, whose lines cannot be counted beforehand; more is done than there is.
             DataError: a file that cannot be read.
         """
         counted = [count_lines(path) for path in files if path != "-" and not is_pipe(path)]
         if len(counted) == len(files):
-            return cls(tuple(files), shard.lines(sum(counted))[num_done:])
+            lines = shard.lines(sum(counted))
+            if num_done > len(lines):
+                what = f"the output has {num_done:,} lines, but there are {len(lines):,} to translate"
+                raise ConfigError(what, where="--resume", hint="it is of another job: write to another file")
+            return cls(tuple(files), lines[num_done:])
         if shard.count > 1:
             what = "only files can be divided: the lines of stdin are not known beforehand"
             raise ConfigError(what, where="--shard", hint="name the input files")

@@ -460,14 +460,13 @@ class Translator:
                 break
         every = [part for parts in lines for part in parts]
         chosen = self._with_kept(every, [self._chosen(hypotheses) for hypotheses in self.search_parts(every)])
-        for part, hypotheses in zip(every, chosen, strict=True):
-            if not hypotheses:  # constraints that stand in each other's way
-                what = "no translation meets all constraints"
-                raise DataError(what, where=f"line {part.number + 1}", hint="a wider beam (--beam-size)")
         aligned = iter(self._align(every, chosen) if self.keeps_attention else ())
         found = iter(chosen)
         for parts in lines:
-            translations = self._join([next(found) for _ in parts])
+            hypotheses = [next(found) for _ in parts]
+            for part, of_part in zip(parts, hypotheses, strict=True):
+                refuse_none(part, of_part)
+            translations = self._join(hypotheses)
             own = tuple(islice(aligned, len(parts)))
             yield [replace(translations[0], aligned=own), *translations[1:]] if own else translations
         if fault is not None:
@@ -622,6 +621,16 @@ class Translator:
             parts.append(ids[start:end])
             start = end
         return [*parts, ids[start:]]
+
+
+def refuse_none(part: Part, hypotheses: Sequence[Hypothesis]) -> None:
+    """Check that a part of a line has a translation. Raises: DataError: it says why it may have none."""
+    if hypotheses:
+        return
+    what, hint = "no translation has a score that is a number", "a milder length penalty or temperature"
+    if part.constraints:
+        what, hint = "no translation meets all constraints", "a wider beam (--beam-size)"
+    raise DataError(what, where=f"line {part.number + 1}", hint=hint)
 
 
 def read_ahead(stream: Iterator[T], number: int) -> tuple[list[T], MtkitError | None]:

@@ -293,3 +293,39 @@ def test_numbers_urls_and_tags_survive(trained: Path) -> None:
     kept = [["<b>", "</b>"], ["<br/>", "{name}"], ["<i>", "</i>"], ["語", "<a href='x'>", "</a>"]]
     for hyp, wanted in zip(hyps, kept, strict=True):
         assert all(hyp.count(text) == 1 for text in wanted), hyp
+
+
+def test_attention_never_takes_the_place_of_another_file(trained: Path, corpus: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.txt"
+    source.write_text((corpus / "test.src").read_text())
+    before, output = source.read_bytes(), tmp_path / "out.txt"
+    for clash in (["--attention", source], ["-o", output, "--attention", output]):
+        code, _, err = tiny.mtkit("translate", trained, source, *clash)
+        assert code == 2
+        assert "another file of this command" in tiny.one_line(err)
+    assert source.read_bytes() == before
+    output.write_text("old\n")
+    nowhere = tmp_path / "nowhere/a.npz"
+    assert tiny.mtkit("translate", trained, source, "-o", output, "--attention", nowhere)[0] == 5
+    assert output.read_text() == "old\n"
+
+
+def test_an_output_with_more_lines_than_the_input_is_not_resumed(
+    trained: Path, corpus: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.txt"
+    output.write_text("a line\n" * 100)
+    code, _, err = tiny.mtkit("translate", trained, corpus / "test.src", "-o", output, "--resume")
+    assert code == 2
+    assert "the output has 100 lines, but there are 16 to translate" in tiny.one_line(err)
+
+
+def test_lines_before_one_without_a_translation_are_kept(trained: Path, tmp_path: Path) -> None:
+    source, wanted = tmp_path / "in.txt", tmp_path / "constraints.txt"
+    source.write_text("the dog sees a cat .\n" * 3)
+    wanted.write_text("\n\nchien chien\n")
+    code, out, err = tiny.mtkit(
+        "translate", trained, source, "--constraints", wanted, "--no-repeat-ngram", 1, "-q"
+    )
+    assert (code, out.count("\n")) == (3, 2)
+    assert "no translation meets all constraints" in tiny.one_line(err)

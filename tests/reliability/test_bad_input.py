@@ -785,7 +785,7 @@ def test_an_output_that_is_the_input(trained: Path, data: Path) -> None:
     before = (data / "test.src").read_bytes()
     os.link(data / "test.src", data / "link.src")
     arguments = ["translate", trained, data / "valid.src", data / "test.src", "-o", data / "link.src"]
-    fails(USAGE, "--output: ", "link.src is an input too", arguments=arguments)
+    fails(USAGE, "--output: ", "link.src is another file of this command too", arguments=arguments)
     assert (data / "test.src").read_bytes() == before
 
 
