@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shlex
 import sys
@@ -342,7 +343,7 @@ def requests(job: Any, prefix: str | None, constraints: str | None, tag: str | N
     columns = [lines, *(job.read([path]) if path else None for path in (prefix, constraints))]
     return (
         Request(line or "", beginning or "", parse_constraints(wanted or ""))
-        for line, beginning, wanted in in_step(columns, ["the input", prefix, constraints])
+        for line, beginning, wanted in in_step(columns, ["the input", prefix, constraints], job.first + 1)
     )
 
 
@@ -353,10 +354,14 @@ def parse_constraints(line: str) -> tuple[tuple[str, ...], ...]:
 
 
 def in_step(
-    columns: Sequence[Iterator[str] | None], names: Sequence[str | None]
+    columns: Sequence[Iterator[str] | None], names: Sequence[str | None], first: int = 1
 ) -> Iterator[list[str | None]]:
-    """Line by line through several files, of which some may be missing. Raises: DataError: one ends too early."""
-    for number in count(1):
+    """Line by line through several files, of which some may be missing. Raises: DataError: one ends too early.
+
+    Args:
+        first: number of the first line, for the message.
+    """
+    for number in count(first):
         row = [next(column, None) if column is not None else "" for column in columns]
         if row[0] is None and all(value in (None, "") for value in row):
             return
@@ -388,10 +393,12 @@ def score(
 ) -> None:
     """Print the model's score of given translations: what `translate --scores` would print for them.
 
-    With --minimum it filters a corpus. Any number of lines in constant memory.
+    The same to rounding: to 1e-5 with --precision fp32. With --minimum it filters a corpus. Any number of lines in constant memory.
     """
     from mtkit.files import count_lines, read_lines
 
+    if minimum is not None and math.isnan(minimum):
+        raise ConfigError("nan is no score", where="--minimum", hint="a number, for example -1.5")
     translator = load_translator(
         model, device, precision, ensemble=ensemble, length_penalty=length_penalty, penalty_kind=penalty_kind,
         coverage_penalty=coverage_penalty, batch_tokens=batch_tokens,
