@@ -393,7 +393,8 @@ def score(
 ) -> None:
     """Print the model's score of given translations: what `translate --scores` would print for them.
 
-    The same to rounding: to 1e-5 with --precision fp32. With --minimum it filters a corpus. Any number of lines in constant memory.
+    The same to rounding: to 1e-5 with --precision fp32. With --minimum it filters a corpus. Any number of lines
+    in constant memory.
     """
     from mtkit.files import count_lines, read_lines
 
