@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -216,6 +216,22 @@ def valid_checkpoints(run: Path) -> Iterator[tuple[Path, StorageError | None]]:
             continue
         yield folder, None
         return
+
+
+def load_newest_checkpoint(
+    run: Path, on_fault: Callable[[StorageError], None]
+) -> tuple[Path, Checkpoint] | None:
+    """The newest checkpoint of a run that can be trained on from, with its optimizer; None if there is none.
+
+    Args:
+        on_fault: told what is wrong with those that are passed over.
+    """
+    for folder in checkpoints_of(run):
+        try:
+            return folder, load_checkpoint(folder, with_optimizer=True)
+        except StorageError as fault:
+            on_fault(fault)
+    return None
 
 
 def remove_old_checkpoints(run: Path, step: int, keep_last: int) -> None:

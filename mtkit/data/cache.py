@@ -25,6 +25,15 @@ def cache_folder(data: DataConfig) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "mtkit"
 
 
+def open_cache(data: DataConfig, kind: str) -> tuple[Path, HashMemo]:
+    """The cache's folder of this kind, made if it is not there, and the hashes of files. Raises: StorageError."""
+    cache = cache_folder(data)
+    with storage_errors(cache):
+        for name in (kind, "hashes"):
+            (cache / name).mkdir(parents=True, exist_ok=True)
+    return cache / kind, HashMemo(cache / "hashes")
+
+
 class HashMemo:
     """SHA-256 of files, remembered by path, size and times: a large corpus is not hashed at every start."""
 

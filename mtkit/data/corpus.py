@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mtkit.config import DataConfig
-from mtkit.data.cache import HashMemo, cache_folder, remove_abandoned
+from mtkit.data.cache import open_cache, remove_abandoned
 from mtkit.data.filters import FilterCounts, PairFilter
 from mtkit.data.sources import Source
 from mtkit.data.tokenizer import Ids, Tokenizers
@@ -164,12 +164,9 @@ def encode_corpus(
         DataError: a source cannot be read, or no pair is left.
         StorageError: the cache cannot be written.
     """
-    cache = cache_folder(data)
-    with storage_errors(cache):
-        for name in ("corpora", "hashes"):
-            (cache / name).mkdir(parents=True, exist_ok=True)
-    fingerprint = _fingerprint(sources, tokenizers, data, HashMemo(cache / "hashes"))
-    folder = cache / "corpora" / fingerprint[:32]
+    cache, hash_file = open_cache(data, "corpora")
+    fingerprint = _fingerprint(sources, tokenizers, data, hash_file)
+    folder = cache / fingerprint[:32]
     cached = _open_cached(folder, fingerprint, sources)
     if cached is not None:
         return cached

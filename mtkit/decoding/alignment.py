@@ -13,9 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mtkit.decoding.longtext import WORD_START
 from mtkit.model.transformer import Transformer
-
-WORD_START = "\u2581"
 
 Weights = npt.NDArray[np.float32]
 

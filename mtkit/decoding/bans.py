@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 NEVER = float("-inf")
+"""The log-probability of what must not happen."""
 
 
 class Progress(Protocol):

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mtkit.decoding.bans import NEVER
+
 if TYPE_CHECKING:
     from mtkit.decoding.search import Beam, Candidates
 
-NEVER = float("-inf")
 MET, JUST_MET = -1, -2
 """The place in a phrase of a constraint that is met; that is met if the next piece may follow it."""
 

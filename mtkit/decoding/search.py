@@ -20,13 +20,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from mtkit.decoding.bans import forbid
+from mtkit.decoding.bans import NEVER, forbid
 from mtkit.decoding.constraints import Constraint, ConstraintTracker
 from mtkit.decoding.topk import largest
 from mtkit.errors import TrainingError
-
-NEVER = float("-inf")
-"""The log-probability of what must not happen."""
 
 ENDED_SHARE = 8
 """Ended sentences leave the batch when they are more than 1/8 of it: leaving means to copy what the others remember."""

@@ -21,11 +21,11 @@ from torch import Tensor
 from mtkit.config import Config, DecodingConfig
 from mtkit.data.batching import Ids, Indices, pad_rows, split_by_budget
 from mtkit.data.tokenizer import Tokenizers
-from mtkit.decoding.alignment import WORD_START, Aligned, cross_attention, word_numbers
+from mtkit.decoding.alignment import Aligned, cross_attention, word_numbers
 from mtkit.decoding.alternatives import Alternative, next_words
 from mtkit.decoding.constraints import Constraint
 from mtkit.decoding.loading import load_model, load_others
-from mtkit.decoding.longtext import cut_place, split_sentences
+from mtkit.decoding.longtext import WORD_START, cut_place, split_sentences
 from mtkit.decoding.mbr import make_utility, minimum_risk
 from mtkit.decoding.sampling import SamplingOptions, sample
 from mtkit.decoding.search import Hypothesis, SearchOptions, final_scores, search

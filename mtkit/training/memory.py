@@ -44,23 +44,25 @@ def rehearse(trainer: Trainer) -> None:
         TrainingError: out of memory; it names the knob.
     """
     with out_of_memory_named(trainer.memory_hint()):
-        try:
-            run_slice(trainer, largest_batch(trainer), trainer.state.slices)
-        finally:
-            trainer.optimizer.zero_grad(set_to_none=True)
+        run_slice(trainer, largest_batch(trainer), trainer.state.slices)
         run_slice(trainer, smallest_batch(trainer), trainer.state.slices)
-        trainer.optimizer.zero_grad(set_to_none=True)
 
 
 def run_slice(trainer: Trainer, batch: Indices, slices: int) -> None:
-    """Forward and backward of one slice of a batch, beside as much memory as the optimizer will take."""
+    """Forward and backward of one slice of a batch, beside as much memory as the optimizer will take.
+
+    The gradient is thrown away, also when memory runs out.
+    """
     numel = 0 if trainer.optimizer.state else 2 * sum(p.numel() for p in trainer.model.parameters())
     reserved = torch.empty(numel if trainer.device.type == "cuda" else 0, device=trainer.device)
     trainer.objective.train()
     tried = make_batch(trainer.corpus, batch[::slices], trainer.special)
     local = trainer.config.training.parallel == "ddp"  # FSDP2 would keep what is not exchanged
-    trainer.accumulate_gradient(tried, tried.num_targets, local=local)
-    del reserved
+    try:
+        trainer.accumulate_gradient(tried, tried.num_targets, local=local)
+    finally:
+        del reserved
+        trainer.optimizer.zero_grad(set_to_none=True)
 
 
 def find_slices(trainer: Trainer) -> int:
@@ -87,7 +89,6 @@ def fits(trainer: Trainer, batch: Indices, slices: int) -> bool:
     except torch.OutOfMemoryError:
         return False
     finally:
-        trainer.optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
     return True
 
@@ -99,7 +100,6 @@ def slices_for_memory(trainer: Trainer, batch: Indices) -> int:
     forget_peak_memory(trainer.device)
     before = peak_memory(trainer.device)
     run_slice(trainer, batch, probe)
-    trainer.optimizer.zero_grad(set_to_none=True)
     needed = SAFETY * probe * max(0, peak_memory(trainer.device) - before)
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that share this machine's memory
     slices = 1

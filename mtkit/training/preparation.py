@@ -16,7 +16,7 @@ import torch
 
 from mtkit.config import Config, SourceConfig
 from mtkit.data.batching import padding_share
-from mtkit.data.cache import HashMemo, cache_folder
+from mtkit.data.cache import open_cache
 from mtkit.data.corpus import Corpus, encode_corpus
 from mtkit.data.sources import Source, Split, open_sources, read_sides
 from mtkit.data.tokenizer import Tokenizers, load_tokenizers, make_tokenizers
@@ -84,14 +84,10 @@ def cached_tokenizers(config: Config, sources: Sequence[Source]) -> Tokenizers:
     wanted = config.tokenizer
     if wanted.model is not None or wanted.src_model is not None:
         return make_tokenizers(wanted, pairs, config.seed)
-    cache = cache_folder(config.data)
-    with storage_errors(cache):
-        for name in ("tokenizers", "hashes"):
-            (cache / name).mkdir(parents=True, exist_ok=True)
-    hash_file = HashMemo(cache / "hashes")
+    cache, hash_file = open_cache(config.data, "tokenizers")
     texts = [source.fingerprint(hash_file) for source in sources]
     key = json.dumps([sentencepiece.__version__, wanted.model_dump(), config.seed, texts])
-    folder = cache / "tokenizers" / hashlib.sha256(key.encode()).hexdigest()[:32]
+    folder = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
     with suppress(StorageError):
         return load_tokenizers(folder)
     tokenizers = make_tokenizers(wanted, pairs, config.seed)

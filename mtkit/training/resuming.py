@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtkit.checkpoint import STATE_FILE, Checkpoint, checkpoints_of, load_checkpoint
+from mtkit.checkpoint import STATE_FILE, Checkpoint, load_newest_checkpoint
 from mtkit.config import Config
 from mtkit.configfile import diff_configs, dump_config
 from mtkit.data.cache import cache_folder
@@ -36,14 +36,15 @@ def resumable(config: Config, say: Callable[[str], None]) -> Checkpoint | None:
         ConfigError: the config has changed in a way that changes what is learned.
         StorageError: there are checkpoints, but none is valid.
     """
-    faults = []
-    for folder in checkpoints_of(Path(config.run)):
-        try:
-            checkpoint = load_checkpoint(folder, with_optimizer=True)
-        except StorageError as fault:
-            say(f"passing over a damaged checkpoint: {fault}")
-            faults.append(fault)
-            continue
+    faults: list[StorageError] = []
+
+    def pass_over(fault: StorageError) -> None:
+        say(f"passing over a damaged checkpoint: {fault}")
+        faults.append(fault)
+
+    found = load_newest_checkpoint(Path(config.run), pass_over)
+    if found is not None:
+        folder, checkpoint = found
         hint = "it was written by another version of mtkit: start anew with --fresh"
         refuse_changes(stored_config(folder, hint), config)
         return checkpoint

@@ -24,11 +24,10 @@ import torch
 
 from mtkit.checkpoint import (
     Checkpoint,
-    load_checkpoint,
+    load_newest_checkpoint,
     remove_old_checkpoints,
     save_checkpoint,
     step_folder,
-    valid_checkpoints,
 )
 from mtkit.config import Config
 from mtkit.configfile import dump_config
@@ -116,9 +115,8 @@ class Trainer:
         self.state = TrainState(corpus=corpus.fingerprint, tokenizers=tokenizers.fingerprint)
         self.special = special_ids(tokenizers)
         self.stopwatch = Stopwatch(0.0)
-        self.saved: tuple[int, int, bool] | None = (
-            None  # step, validated step, time over: of the newest checkpoint
-        )
+        self.saved: tuple[int, int, bool] | None = None
+        """Step, validated step and whether time was over, of the newest checkpoint."""
         self.stage: Stage = unmeasured
         self._order: tuple[int, list[Indices]] | None = None
         self._time_is_over = False
@@ -273,9 +271,8 @@ class Trainer:
         """
         with gradients_kept_local(self.objective, local):
             loss, nll = self.objective(batch)
-            with self.stage(
-                "backward"
-            ):  # the engines average gradients over processes; theirs is to be a sum
+            with self.stage("backward"):
+                # the engines average gradients over processes; theirs is to be a sum
                 self.scaler.scale(loss * (self.processes.size / num_targets)).backward()
         return torch.stack([loss.detach(), nll]).double()
 
@@ -348,10 +345,12 @@ class Trainer:
     def _roll_back(self, what: str, update: Update, hint: str) -> None:
         """Go back to the newest checkpoint, and on with the pairs behind this update (Chowdhery et al. 2022, 5.1)."""
         before, diverged = self.state, self.state.step + 1
-        folder = next((f for f, fault in valid_checkpoints(self.run_folder) if fault is None), None)
-        if len(set(self.processes.gather(str(folder)))) > 1 or folder is None:
+        found = load_newest_checkpoint(self.run_folder, lambda fault: self.progress.say(str(fault)))
+        steps = self.processes.gather(None if found is None else found[1].state["step"])
+        if len(set(steps)) > 1 or found is None:
             raise TrainingError(f"{what}; and there is no checkpoint to go back to", hint=hint)
-        self.resume(load_checkpoint(folder, with_optimizer=True), str(folder))
+        folder, checkpoint = found
+        self.resume(checkpoint, str(folder))
         if before.best is not None:  # best/ is still there
             self.state.best, self.state.best_step = before.best, before.best_step
         self._rollbacks_from[self.state.step] += 1
