@@ -51,7 +51,7 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Replace keys, for example `training.max_steps=100`."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
-Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8.")]
 BeamSize = Annotated[int | None, typer.Option(min=1, help="Hypotheses kept at each step; 1 is greedy.")]
 T = TypeVar("T")
 UsageError: Any = typer.BadParameter.__bases__[
@@ -729,9 +729,9 @@ def load_translator_and_config(
     model: str, device: str, precision: str, ensemble: Sequence[str] | None = None, **decoding: Any
 ) -> tuple[Any, Any]:
     """A translator and the config it was trained with."""
-    if precision not in ("auto", "fp32", "bf16", "fp16"):
+    if precision not in ("auto", "fp32", "bf16", "fp16", "int8"):
         raise ConfigError(
-            f"{precision!r} is no precision", where="--precision", hint="auto, fp32, bf16 or fp16"
+            f"{precision!r} is no precision", where="--precision", hint="auto, fp32, bf16, fp16 or int8"
         )
     from mtkit.decoding.loading import load_model, load_others
     from mtkit.decoding.translator import Translator

@@ -12,7 +12,8 @@ import torch
 
 from mtkit.errors import ConfigError, TrainingError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
+"""Of activations; int8 is what some products are computed in."""
 
 
 def choose_device(name: str, where: str = "training.device", number: int = 0) -> torch.device:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mtkit.decoding.bans import NEVER, forbid
-from mtkit.decoding.search import Hypothesis, SearchOptions, Stepper, final_scores
+from mtkit.decoding.search import Hypothesis, SearchOptions, Stepper, final_scores, survivors
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def sample(
             log_probs_BKV = log_probs_BKV.expand(-1, sampling.num_samples, -1)
         draw(samples, log_probs_BKV, options, sampling)
         done_B = samples.ended_BK.all(dim=1)
-        kept_B = (~done_B).nonzero()[:, 0]
+        kept_B = survivors(done_B)
         if done_B.any():
             collect_samples(samples, done_B, results, options)
             for name, value in vars(samples).items():

@@ -25,9 +25,6 @@ from mtkit.decoding.constraints import Constraint, ConstraintTracker
 from mtkit.decoding.topk import largest
 from mtkit.errors import TrainingError
 
-ENDED_SHARE = 8
-"""Ended sentences leave the batch when they are more than 1/8 of it: leaving means to copy what the others remember."""
-
 HYPOTHESES_AT_ONCE = 320
 """Hypotheses whose next pieces are looked at together on a CPU."""
 
@@ -45,7 +42,7 @@ class Stepper(Protocol):
         """Continue with these hypotheses of each sentence, in this order; there may be more or fewer than before."""
 
     def keep(self, sentences_B: Tensor) -> None:
-        """Continue with these sentences alone."""
+        """Continue with these sentences alone, in this order."""
 
     def attention(self) -> Tensor:
         """What the last step attended to, [B, K, S]; 1 where a source has no piece. Only for the coverage penalty."""
@@ -105,7 +102,6 @@ class Beam:
     """The search as data: live hypotheses, and the best finished ones of each sentence."""
 
     sentences_B: Tensor  # their numbers in the caller's order
-    active_B: Tensor  # False for those that have ended, but not yet left the batch
     max_lengths_B: Tensor  # most pieces, eos included
     prefixes_BP: Tensor  # pieces that a hypothesis begins with, then -1
     tokens_BKT: Tensor  # live hypotheses, bos first
@@ -142,7 +138,7 @@ def search(
     results: list[list[Hypothesis]] = [[] for _ in max_lengths]
     beam = start_beam(max_lengths, options, device, prefixes or [()] * len(max_lengths))
     tracker = ConstraintTracker(constraints, options.eos) if constraints and any(constraints) else None
-    while len(beam.sentences_B):
+    while max_lengths:
         refuse_endless(beam)
         hidden_BKD = stepper.step(beam.tokens_BKT[:, :, -1])
         if options.coverage_penalty:
@@ -152,19 +148,17 @@ def search(
         parents_BK = continue_hypotheses(beam, candidates, options)
         if tracker is not None:
             tracker.advance(parents_BK, beam.tokens_BKT[:, :, -1])
-        ended_B = has_ended(beam, options) & beam.active_B
+        ended_B = has_ended(beam, options)
         if ended_B.any():
             collect(beam, ended_B, results, options)
-            beam.active_B = beam.active_B & ~ended_B
-            if (num_active := int(beam.active_B.sum())) * ENDED_SHARE <= len(ended_B) * (ENDED_SHARE - 1):
-                kept_B = beam.active_B.nonzero()[:, 0]
-                parents_BK = parents_BK[kept_B]
-                keep_sentences(beam, kept_B)
-                if not num_active:
-                    break
-                stepper.keep(kept_B)
-                if tracker is not None:
-                    tracker.keep(kept_B)
+            kept_B = survivors(ended_B)
+            if not len(kept_B):
+                break
+            parents_BK = parents_BK[kept_B]
+            keep_sentences(beam, kept_B)
+            stepper.keep(kept_B)
+            if tracker is not None:
+                tracker.keep(kept_B)
         if options.beam_size > 1:
             stepper.reorder(parents_BK)
     return results
@@ -172,7 +166,7 @@ def search(
 
 def refuse_endless(beam: Beam) -> None:
     """Raise TrainingError if no hypothesis ended in time, which only scores that are not numbers bring about."""
-    if (beam.active_B & (beam.length >= beam.max_lengths_B)).any():
+    if (beam.length >= beam.max_lengths_B).any():
         hint = "with fp16, use bf16 or fp32; else the weights are spoiled: use an earlier checkpoint"
         raise TrainingError("the model's scores are not numbers", hint=hint)
 
@@ -189,7 +183,6 @@ def start_beam(
     padded = [[*prefix, *[-1] * (longest_prefix - len(prefix))] for prefix in prefixes]
     return Beam(
         sentences_B=torch.arange(B, device=device),
-        active_B=torch.ones(B, dtype=torch.bool, device=device),
         max_lengths_B=torch.tensor(max_lengths, dtype=torch.long, device=device),
         prefixes_BP=torch.tensor(padded, dtype=torch.long, device=device).view(B, longest_prefix),
         tokens_BKT=torch.full((B, 1, 1), options.bos, device=device),
@@ -384,6 +377,18 @@ def gnmt_penalty(lengths: Tensor | int, alpha: float) -> Tensor:
 def gather_beams(values_BKT: Tensor, beams_BK: Tensor) -> Tensor:
     """Rows of these beams: [B, K, T]."""
     return values_BKT.gather(1, beams_BK[:, :, None].expand(-1, -1, values_BKT.shape[2]))
+
+
+def survivors(ended_B: Tensor) -> Tensor:
+    """Rows of the sentences that go on: each keeps its place, but for the last, which fill the gaps of the ended ones.
+
+    So few have to be moved, among all that is remembered of them, however often sentences end.
+    """
+    num_kept = len(ended_B) - int(ended_B.sum())
+    rows_B = torch.arange(len(ended_B), device=ended_B.device)
+    kept_B, last_B = rows_B[:num_kept], rows_B[num_kept:]
+    kept_B[ended_B[:num_kept]] = last_B[~ended_B[num_kept:]]
+    return kept_B
 
 
 def keep_sentences(beam: Beam, kept_B: Tensor) -> None:

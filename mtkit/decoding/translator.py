@@ -32,7 +32,7 @@ from mtkit.decoding.search import Hypothesis, SearchOptions, final_scores, searc
 from mtkit.decoding.stepper import EnsembleStepper, ModelStepper
 from mtkit.device import choose_device, choose_dtype, keep_freed_memory, out_of_memory_named
 from mtkit.errors import DataError, MtkitError
-from mtkit.model.packing import pack
+from mtkit.model.packing import choose_int8, pack
 from mtkit.model.transformer import Transformer
 
 T = TypeVar("T")
@@ -177,7 +177,7 @@ class Translator:
             path: the folder.
             decoding: instead of the run's own settings.
             device: auto, cpu, cuda, cuda:1 ...
-            precision: auto, fp32, bf16 or fp16.
+            precision: auto, fp32, bf16, fp16 or int8.
             ensemble: folders of further models with the same tokenizers, whose probabilities are averaged.
 
         Raises:
@@ -201,14 +201,18 @@ class Translator:
     ) -> Translator:
         """A translator of models in memory, which are moved to the device and the precision.
 
-        On a CPU their matrices are packed, so they can be trained no more; `auto` may mean int8 for the largest.
+        On a CPU their matrices are packed, so they can be trained no more.
+
+        Raises:
+            ConfigError: int8 on a GPU, or on a processor that cannot multiply so.
         """
+        int8 = choose_int8(precision, device)
         dtype = choose_dtype(precision, device)
         for each in (model, *others):
             each.compute_dtype = dtype
             each.to(device=device, dtype=dtype).eval()
             if device.type == "cpu":
-                pack(each, int8_output=precision == "auto" and dtype == torch.bfloat16)
+                pack(each, int8)
         if device.type == "cpu":
             keep_freed_memory()
         return cls(model, tokenizers, decoding or config.decoding, config.data.max_length, others)

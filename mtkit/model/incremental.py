@@ -3,7 +3,8 @@
 No cache is ever copied when the search reorders its hypotheses. The keys and values of a sentence's K hypotheses lie
 side by side, K places for each step, and each hypothesis has a list of the places it came through (`visible`): the K
 newest pieces are the queries of one attention, masked by that list. A reordering changes the list alone, a few bytes
-for each place instead of 2 x D numbers in every layer.
+for each place instead of 2 x D numbers in every layer. Places that no hypothesis came through are given up when there
+is no room for more: hypotheses of a beam have most of their past in common.
 
 Shapes: B sentences, K hypotheses of each, S source length, L places filled so far, D model width, H query heads,
 G key/value heads, E head width.
@@ -19,7 +20,7 @@ from torch import Tensor
 from mtkit.model.attention import MultiHeadAttention
 
 FIRST_PLACES = 64
-"""Places made at first; doubled whenever they are full."""
+"""Places made at first; doubled where they are full, and still half full without those that no hypothesis needs."""
 
 
 @dataclass
@@ -30,7 +31,7 @@ class DecoderState:
     memory_mask: Tensor  # [B, 1, 1, S], True at real source pieces
     self_kv: list[Tensor]  # of each layer: [2, B, G, places, E], filled up to `num_places`
     visible_BKL: Tensor  # bool: the places that each hypothesis came through
-    steps_L: Tensor  # the step at which each place was filled
+    steps_L: Tensor | None  # the step at which each place was filled, if attention looks at it: then all places stay
     length: int = 0  # steps so far
     keep_weights: bool = False
     weights_BKS: list[Tensor] = field(default_factory=list)
@@ -48,32 +49,60 @@ class DecoderState:
         self.visible_BKL = self.visible_BKL.gather(1, index_BKL)
 
     def keep(self, sentences_B: Tensor) -> None:
-        """Continue with these sentences alone."""
-        self.memory_kv = [(k[sentences_B], v[sentences_B]) for k, v in self.memory_kv]
+        """Continue with these sentences alone, in this order; only those whose row changes are copied."""
+        num_kept = len(sentences_B)
+        moved = (sentences_B != torch.arange(num_kept, device=sentences_B.device)).nonzero()[:, 0]
+        sources, filled = sentences_B[moved], self.num_places
+        for layer, (k, v) in enumerate(self.memory_kv):
+            k[moved], v[moved] = k[sources], v[sources]
+            self.memory_kv[layer] = (k[:num_kept], v[:num_kept])
+        for layer, cache in enumerate(self.self_kv):
+            cache[:, moved, :, :filled] = cache[:, sources, :, :filled]
+            self.self_kv[layer] = cache[:, :num_kept]
         self.memory_mask = self.memory_mask[sentences_B]
         if self.memory_bias_BS is not None:
             self.memory_bias_BS = self.memory_bias_BS[sentences_B]
         self.visible_BKL = self.visible_BKL[sentences_B]
-        filled = self.num_places
-        for layer, cache in enumerate(self.self_kv):
-            kept = cache.new_empty(2, len(sentences_B), *cache.shape[2:])
-            kept[:, :, :, :filled] = cache[:, :, :, :filled][:, sentences_B]
-            self.self_kv[layer] = kept
 
     def grow(self, num_hypotheses: int) -> slice:
         """Add the places of a new step, each seen by its own hypothesis. Returns where they are."""
+        self._make_room(num_hypotheses)
         B, K, L = len(self.memory_mask), num_hypotheses, self.num_places
         device = self.visible_BKL.device
         if not L:  # nothing is shared yet: begin with as many hypotheses as there are
             self.visible_BKL = self.visible_BKL.new_empty(B, K, 0)
         own_BKK = torch.eye(K, dtype=torch.bool, device=device).expand(B, K, K)
         self.visible_BKL = torch.cat([self.visible_BKL, own_BKK], dim=2)
-        self.steps_L = torch.cat([self.steps_L, torch.full((K,), self.length, device=device)])
-        if self.self_kv[0].shape[3] < L + K:
-            self._make_room(2 * (L + K))
+        if self.steps_L is not None:
+            self.steps_L = torch.cat([self.steps_L, torch.full((K,), self.length, device=device)])
         return slice(L, L + K)
 
-    def _make_room(self, num_places: int) -> None:
+    def _make_room(self, number: int) -> None:
+        """For so many more places."""
+        if self.num_places + number <= self.self_kv[0].shape[3]:
+            return
+        if self.steps_L is None:
+            self._forget_unseen()
+        needed = self.num_places + number
+        if 2 * needed > self.self_kv[0].shape[3]:
+            self._enlarge(2 * needed)
+
+    def _forget_unseen(self) -> None:
+        """Give up the places of each sentence that none of its hypotheses came through."""
+        seen_BL = self.visible_BKL.any(dim=1)
+        num_kept = int(seen_BL.sum(dim=1).max())
+        kept_BL = seen_BL.byte().argsort(dim=1, descending=True, stable=True)[:, :num_kept]
+        for cache in self.self_kv:
+            B, G, P, E = cache.shape[1:]
+            starts_BG1 = P * torch.arange(B * G, device=cache.device).view(B, G, 1)
+            rows = (starts_BG1 + kept_BL[:, None]).flatten()
+            for k_or_v in cache:
+                kept = k_or_v.flatten(0, 2).index_select(0, rows)
+                k_or_v[:, :, :num_kept] = kept.view(B, G, num_kept, E)
+        index_BKL = kept_BL[:, None].expand(-1, self.visible_BKL.shape[1], -1)
+        self.visible_BKL = self.visible_BKL.gather(2, index_BKL)
+
+    def _enlarge(self, num_places: int) -> None:
         """Larger caches, with what was in the old ones."""
         for layer, cache in enumerate(self.self_kv):
             old_places = cache.shape[3]
@@ -97,7 +126,8 @@ def start_state(
     k = memory_kv[0][0]
     self_kv = [k.new_empty(2, len(mask), a.kv_heads, FIRST_PLACES, a.head_width) for a in attentions]
     visible_BKL = torch.empty(len(mask), 1, 0, dtype=torch.bool, device=k.device)
-    steps_L = torch.empty(0, dtype=torch.long, device=k.device)
+    relative = any(attention.relative is not None for attention in attentions)
+    steps_L = torch.empty(0, dtype=torch.long, device=k.device) if relative else None
     bias_BS = torch.zeros(mask.shape[0], mask.shape[3], dtype=k.dtype, device=k.device)
     bias_BS.masked_fill_(~mask[:, 0, 0], float("-inf"))
     return DecoderState(memory_kv, mask, self_kv, visible_BKL, steps_L, memory_bias_BS=bias_BS)
@@ -146,7 +176,8 @@ def attend_past(
     if attention.relative is not None or not can_multiply_at_once(q_BHKE, k_BGLE):
         k_BGLE, v_BGLE = k_BGLE.to(x_BKD.dtype), v_BGLE.to(x_BKD.dtype)
         mask = masks.self_mask_B1KL
-        return attention.attend(q_BHKE, k_BGLE, v_BGLE, mask, masks.positions_K, state.steps_L)
+        keys_L = masks.positions_K if state.steps_L is None else state.steps_L
+        return attention.attend(q_BHKE, k_BGLE, v_BGLE, mask, masks.positions_K, keys_L)
     out_BHKE, _ = batched_attention(q_BHKE, k_BGLE, v_BGLE, masks.self_bias_NKL)
     return attention.out(joined(out_BHKE, x_BKD.dtype))
 
