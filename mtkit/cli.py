@@ -279,6 +279,8 @@ def translate(
     if alternatives is not None:
         write_alternatives(translator.alternatives(wanted, alternatives), job.first + 1, output)
         return
+    from mtkit.decoding.protected import translate_protected
+
     found = translate_protected(translator, wanted) if protect else translator.translate_n_best(wanted)
     translations = begun(found)  # a fault found now leaves an old output alone
     from mtkit.decoding.matrices import MatrixFile
@@ -304,32 +306,6 @@ def write_alternatives(found: Iterator[Any], first: int, output: str | None) -> 
                 out.write(f"{number} ||| {a.word} ||| {a.probability:.6f} ||| {a.text}\n")
 
 
-def translate_protected(translator: Any, wanted: Any) -> Any:
-    """`translate_n_best` of lines whose numbers, URLs, tags and unknown words come through."""
-    from mtkit.decoding.protect import protect
-    from mtkit.decoding.translator import Request
-
-    src, tgt = translator.tokenizers.src, translator.tokenizers.tgt
-
-    def can_spell(word: str) -> bool:
-        """Whether both vocabularies have its characters: bytes of them are hardly ever copied right."""
-        spelled = ((side, side.encode([word])[0].tolist()) for side in (src, tgt))
-        return not any(i == side.unk or side.piece(i).startswith("<0x") for side, ids in spelled for i in ids)
-
-    lines: deque[Any] = deque()
-
-    def prepared() -> Iterator[Request]:
-        for request in wanted:
-            request = Request(request) if isinstance(request, str) else request
-            lines.append(protect(request.text, can_spell))
-            yield Request(lines[-1].text, request.prefix, request.constraints, lines[-1].kept)
-
-    for best in translator.translate_n_best(prepared()):
-        line = lines.popleft()
-        best[0] = best[0].with_text(line.restore(best[0].text, best[0].word_links()))
-        yield best
-
-
 def requests(job: Any, prefix: str | None, constraints: str | None, tag: str | None, translator: Any) -> Any:
     """The lines of a job with what is demanded of their translations. Raises: ConfigError, DataError."""
     if tag is not None and (len(ids := translator.tokenizers.src.encode([tag])[0]) > 2 or not len(ids)):
@@ -338,7 +314,7 @@ def requests(job: Any, prefix: str | None, constraints: str | None, tag: str | N
     lines = job.read() if tag is None else (f"{tag} {line}" if line.strip() else line for line in job.read())
     if prefix is None and constraints is None:
         return lines
-    from mtkit.decoding.translator import Request
+    from mtkit.decoding.requests import Request
 
     columns = [lines, *(job.read([path]) if path else None for path in (prefix, constraints))]
     return (

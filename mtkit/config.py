@@ -430,6 +430,10 @@ class DecodingConfig(Section):
             return self.mbr_candidates
         return self.n_best if self.sample else self.beam_size
 
+    def max_length(self, num_source_pieces: int) -> int:
+        """Most pieces of a translation of so many, eos included."""
+        return int(self.max_length_ratio * num_source_pieces) + self.max_length_extra + 1
+
 
 class Config(Section):
     """One training run, from text pairs to a scored translator."""

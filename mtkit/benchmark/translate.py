@@ -182,7 +182,9 @@ def other_system(
     ids = {tgt.piece(i): i for i in range(tgt.vocab_size)}
     options, decoding = translator.options, translator.decoding
     banned = [[tgt.piece(i)] for i in options.suppressed]
-    longest = max((translator.max_length(len(pieces)) for pieces in src.encode(list(lines))), default=1)
+    longest = max(
+        (translator.decoding.max_length(len(pieces)) for pieces in src.encode(list(lines))), default=1
+    )
 
     def run() -> tuple[list[str], int]:
         found = other.translate_batch(
@@ -249,11 +251,11 @@ class Clock:
 @contextmanager
 def single_worker(translator: Translator) -> Iterator[None]:
     """One batch at a time within the block."""
-    before, translator.num_workers = translator.num_workers, 1
+    before, translator.batches.num_workers = translator.batches.num_workers, 1
     try:
         yield
     finally:
-        translator.num_workers = before
+        translator.batches.num_workers = before
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -5,7 +5,7 @@ Shapes: B sentences, L layers, T target length with eos, S source length with eo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mtkit.data.batching import Ids, split_by_budget
+from mtkit.decoding.ensemble import Ensemble
 from mtkit.decoding.longtext import WORD_START
 from mtkit.model.transformer import Transformer
 
@@ -56,6 +58,27 @@ def word_numbers(pieces: Sequence[str]) -> list[int]:
         word += opens or place == 0
         numbers.append(word)
     return numbers
+
+
+def align(
+    ensemble: Ensemble, pairs: Sequence[tuple[Ids, Ids]], batch_tokens: int
+) -> Iterator[tuple[int, Aligned]]:
+    """Pairs of a source and a target with the attention between them, by the first model: number and pair.
+
+    They come in an order of their own, batch by batch of similar length.
+
+    Args:
+        batch_tokens: pieces of a batch, both sides, padding included.
+    """
+    src, tgt = ensemble.tokenizers.src, ensemble.tokenizers.tgt
+    sizes = np.array([len(s) + len(t) + 2 for s, t in pairs], dtype=np.int32)
+    for batch in split_by_budget(sizes, np.argsort(-sizes, kind="stable"), batch_tokens):
+        rows = [pairs[i] for i in batch.tolist()]
+        src_BS, tgt_in_BT = ensemble.sources([s for s, _ in rows]), ensemble.targets_in([t for _, t in rows])
+        lengths = [(len(t) + 1, len(s) + 1) for s, t in rows]
+        weights = cross_attention(ensemble.models[0], src_BS, tgt_in_BT, lengths)
+        for i, (s, t), own in zip(batch.tolist(), rows, weights, strict=True):
+            yield i, Aligned(tuple(map(src.piece, s.tolist())), tuple(map(tgt.piece, t.tolist())), own)
 
 
 @torch.inference_mode()

@@ -4,17 +4,22 @@ A word is a sequence of pieces, the last of which is followed by a piece that be
 or by eos. Its probability is the product of those of its pieces, and of all pieces together that may follow it;
 relative to the probability that the beginning's last word is at its end.
 
-Shapes: N beginnings, V vocabulary.
+Shapes: N beginnings, S source length, T target length, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from mtkit.decoding.ensemble import Ensemble
+from mtkit.decoding.requests import Part
+from mtkit.decoding.search import SearchOptions, search
 
 Ids = tuple[int, ...]
 MOST_PIECES = 32
@@ -45,6 +50,53 @@ class Alternative:
     """The whole translation, from its beginning."""
     score: float
     """Of the translation, as `translate` ranks it."""
+
+
+@torch.inference_mode()
+def best_alternatives(
+    ensemble: Ensemble, part: Part, options: SearchOptions, followers: frozenset[int], number: int
+) -> list[Alternative]:
+    """The most probable words behind a part's prefix, best first, each with the best translation that goes on so.
+
+    Args:
+        ensemble: the models.
+        part: the sentence; its prefix consists of whole words.
+        options: of the search.
+        followers: see `next_words`.
+        number: alternatives wanted; fewer are found if there are fewer.
+    """
+    tgt, device = ensemble.tokenizers.tgt, ensemble.device
+    followers = followers - set(options.suppressed)
+
+    def log_probs_after(words: Sequence[Ids]) -> Tensor:
+        begun = [np.array([*part.prefix, *word], dtype=np.int32) for word in words]
+        log_probs_NTV = ensemble.log_probs(
+            ensemble.sources([part.ids] * len(words)), ensemble.targets_in(begun)
+        )
+        lasts_N = torch.tensor([len(ids) for ids in begun], device=device)
+        return log_probs_NTV[torch.arange(len(words), device=device), lasts_N]
+
+    wanted = 2 * number  # pieces of the same word may differ
+    forbidden, at_boundary = frozenset(options.suppressed), bool(part.prefix)
+    words = next_words(log_probs_after, followers, tgt.eos, forbidden, wanted, at_boundary)
+    texts = tgt.decode([word.ids for word in words])
+    first = {
+        text: word for text, word in reversed(list(zip(texts, words, strict=True))) if text or not word.ids
+    }
+    chosen = sorted(first.items(), key=lambda item: -item[1].log_prob)[:number]
+    prefixes = [(*part.prefix, *word.ids) for _, word in chosen]
+    limits = [
+        max(part.max_length, len(begun) + 1) if word.ids else len(begun) + 1
+        for begun, (_, word) in zip(prefixes, chosen, strict=True)
+    ]
+    src_NS = ensemble.sources([part.ids] * len(chosen))
+    stepper = ensemble.stepper(src_NS, keep_attention=options.coverage_penalty > 0)
+    options = replace(options, n_best=1, after_prefix=tuple(sorted({*followers, tgt.eos})))
+    found = search(stepper, limits, options, device, prefixes)
+    return [
+        Alternative(text, math.exp(word.log_prob), tgt.decode([best.ids])[0], best.score)
+        for (text, word), (best, *_) in zip(chosen, found, strict=True)
+    ]
 
 
 @torch.inference_mode()

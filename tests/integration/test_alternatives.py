@@ -12,7 +12,8 @@ import torch
 
 from mtkit.decoding import alternatives
 from mtkit.decoding.alternatives import next_words
-from mtkit.decoding.translator import Request, Translator
+from mtkit.decoding.requests import Request
+from mtkit.decoding.translator import Translator
 from mtkit.errors import DataError
 
 VOCAB, EOS, FORBIDDEN = 7, 1, 0
@@ -76,9 +77,9 @@ def test_alternatives_of_a_model(trained: Path) -> None:
         assert f"{a.text} ".startswith(f"{prefix} {a.word} ".replace("  ", " "))
         beginning = tgt.encode([f"{prefix} {a.word}".strip()])[0].tolist()
         num_prefix = len(tgt.encode([prefix])[0])
-        src_BS = translator._pad_sources(translator.tokenizers.src.encode([line]))
-        probs_TV = translator._log_probs(src_BS, torch.tensor([[tgt.bos, *beginning]]))[0].exp()
-        boundary = [*translator.followers, tgt.eos]
+        src_BS = translator.ensemble.sources(translator.tokenizers.src.encode([line]))
+        probs_TV = translator.ensemble.log_probs(src_BS, torch.tensor([[tgt.bos, *beginning]]))[0].exp()
+        boundary = [*translator.cutter.followers, tgt.eos]
         wanted = 1 / float(probs_TV[num_prefix, boundary].sum())
         for place, piece in enumerate(beginning[num_prefix:], num_prefix):
             wanted *= float(probs_TV[place, piece])

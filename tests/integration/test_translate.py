@@ -248,7 +248,8 @@ def test_alignments_and_attention(trained: Path, corpus: Path, tmp_path: Path) -
 
 def test_a_line_is_constrained_only_where_something_is_missing(trained: Path) -> None:
     """What the model writes itself it writes as without --protect; else the translation is that with constraints."""
-    from mtkit.decoding.translator import Request, Translator
+    from mtkit.decoding.requests import Request
+    from mtkit.decoding.translator import Translator
 
     translator = Translator.load(trained, device="cpu", precision="fp32")
     line = "the small dog sees a cat ."

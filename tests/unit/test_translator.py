@@ -19,11 +19,12 @@ from mtkit.config import Config, DataConfig, DecodingConfig, ModelConfig, Source
 from mtkit.configfile import dump_config
 from mtkit.data.pairs import Pair
 from mtkit.data.tokenizer import Tokenizers, make_tokenizers
-from mtkit.decoding import translator as translator_module
 from mtkit.decoding.loading import copy_weights, find_checkpoint, load_model, make_model
 from mtkit.decoding.longtext import cut_place
+from mtkit.decoding.requests import Part
 from mtkit.decoding.search import Hypothesis, SearchOptions, gnmt_penalty, search
-from mtkit.decoding.translator import Part, Translation, Translator
+from mtkit.decoding.translation import Translation
+from mtkit.decoding.translator import Translator
 from mtkit.errors import DataError, StorageError
 from mtkit.model.transformer import Transformer
 
@@ -133,8 +134,7 @@ def test_batches_hold_their_budget() -> None:
         assert batch.numel() <= 90 // 3 or len(batch) == 1
 
 
-def test_lines_are_read_only_so_far_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(translator_module, "LINES_AT_ONCE", 4)
+def test_lines_are_read_only_so_far_ahead() -> None:
     read = []
 
     def stream() -> Iterator[str]:
@@ -142,7 +142,9 @@ def test_lines_are_read_only_so_far_ahead(monkeypatch: pytest.MonkeyPatch) -> No
             read.append(line)
             yield line
 
-    out = make().translate(stream())
+    translator = make()
+    translator.lines_at_once = 4
+    out = translator.translate(stream())
     assert read == []
     given = 0
     for _ in out:
@@ -151,14 +153,15 @@ def test_lines_are_read_only_so_far_ahead(monkeypatch: pytest.MonkeyPatch) -> No
     assert given == 9
 
 
-def test_what_was_read_before_a_bad_line_is_translated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(translator_module, "LINES_AT_ONCE", 2)
+def test_what_was_read_before_a_bad_line_is_translated() -> None:
 
     def stream() -> Iterator[str]:
         yield from ("a bird", "the man")
         raise DataError("invalid UTF-8", where="line 3")
 
-    out = make().translate(stream())
+    translator = make()
+    translator.lines_at_once = 2
+    out = translator.translate(stream())
     assert next(out).text != ""
     assert next(out).text != ""
     with pytest.raises(DataError):
@@ -206,7 +209,7 @@ def test_cached_search_equals_search_without_a_cache(positions: str, beam_size: 
         ids = src.encode([line])[0]
         src_BS = torch.tensor([[*ids.tolist(), src.eos]])
         whole = WholeStepper(translator.model, src_BS, beam_size)
-        (theirs,) = search(whole, [translator.max_length(len(ids))], translator.options)
+        (theirs,) = search(whole, [translator.decoding.max_length(len(ids))], translator.options)
         assert [h.ids for h in ours] == [h.ids for h in theirs]
         assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=1e-5)
 
@@ -224,7 +227,7 @@ def test_greedy_search_takes_the_most_probable_piece_each_time() -> None:
                 log_probs = model.logits(hidden).log_softmax(-1)
                 allowed = log_probs.clone()
                 allowed[banned] = -torch.inf
-                last = len(tokens) == translator.max_length(len(ids))
+                last = len(tokens) == translator.decoding.max_length(len(ids))
                 tokens.append(tgt.eos if last else int(allowed.argmax()))
                 log_prob += log_probs[tokens[-1]].item()
         assert found.ids == tokens[1:-1]
@@ -239,7 +242,7 @@ def test_score_of_a_translation_is_the_score_that_was_printed(joint: bool, lengt
     found = translator.search_ids(sources)
     pairs = [(ids, hypothesis) for ids, n_best in zip(sources, found, strict=True) for hypothesis in n_best]
     targets = [np.array(hypothesis.ids, dtype=np.int32) for _, hypothesis in pairs]
-    scores = translator.score_ids([ids for ids, _ in pairs], targets)
+    scores = translator.scorer.score_ids([ids for ids, _ in pairs], targets)
     assert scores == pytest.approx([hypothesis.score for _, hypothesis in pairs], abs=1e-5)
     for _, hypothesis in pairs:
         penalty = float(gnmt_penalty(len(hypothesis.ids) + 1, length_penalty))
@@ -278,7 +281,7 @@ def test_no_translation_is_longer_than_allowed(ratio: float, extra: int) -> None
     longest = 0
     for ids, hypotheses in zip(sources, translator.search_ids(sources), strict=True):
         limit = int(ratio * len(ids)) + extra
-        assert translator.max_length(len(ids)) == limit + 1
+        assert translator.decoding.max_length(len(ids)) == limit + 1
         assert all(len(hypothesis.ids) <= limit for hypothesis in hypotheses)
         longest += any(len(hypothesis.ids) == limit for hypothesis in hypotheses)
     assert longest > 0  # the limit is what ended some
@@ -340,9 +343,12 @@ def test_score_wants_as_many_sources_as_targets() -> None:
 class Recorder(Translator):
     """Notes the parts that are searched."""
 
-    parts: list[list[int]]
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.parts: list[list[int]] = []
+        self.batches.search_parts = self.note  # type: ignore[method-assign]
 
-    def search_parts(self, parts: Sequence[Part]) -> list[list[Hypothesis]]:
+    def note(self, parts: Sequence[Part]) -> list[list[Hypothesis]]:
         self.parts = [part.ids.tolist() for part in parts]
         return [[Hypothesis([5], -1.0, -1.0)] for _ in parts]
 

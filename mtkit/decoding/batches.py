@@ -1,0 +1,121 @@
+"""Parts in, hypotheses out: batches of similar length, on a CPU several at a time, in the order of the parts.
+
+Shapes: B sentences, S source length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from mtkit.config import DecodingConfig
+from mtkit.data.batching import Indices, split_by_budget
+from mtkit.data.tokenizer import Tokenizer
+from mtkit.decoding.ensemble import Ensemble
+from mtkit.decoding.requests import Part
+from mtkit.decoding.sampling import SamplingOptions, sample
+from mtkit.decoding.search import Hypothesis, SearchOptions, search
+from mtkit.device import out_of_memory_named
+
+MOST_WORKERS = 4
+"""Batches that are searched at the same time on a CPU: the small operations of one fill the pauses of the others."""
+
+
+class BatchSearch:
+    """Searches parts, or draws samples of their translations.
+
+    Args:
+        ensemble: the models.
+        decoding: beam, penalties, size of the batches.
+    """
+
+    def __init__(self, ensemble: Ensemble, decoding: DecodingConfig) -> None:
+        self.ensemble, self.decoding = ensemble, decoding
+        self.options = search_options(decoding, ensemble.tokenizers.tgt)
+        self.sampling = sampling_options(decoding)
+        self.num_workers = MOST_WORKERS
+        """Batches that may be searched at the same time."""
+        self.on_batch: Callable[[int], None] = lambda num_parts: None
+        """Told after each batch how many parts were searched."""
+
+    def search_parts(self, parts: Sequence[Part]) -> list[list[Hypothesis]]:
+        """The hypotheses of each part, best first; samples in the order they were drawn."""
+        found: list[list[Hypothesis]] = [[] for _ in parts]
+        sizes = np.array([len(part.ids) + 1 for part in parts], dtype=np.int32)
+        budget = max(1, self.decoding.batch_tokens // self.decoding.num_hypotheses)
+        batches = split_by_budget(sizes, np.argsort(-sizes, kind="stable"), budget)
+        for batch, hypotheses in self._run(batches, lambda batch: [parts[i] for i in batch.tolist()]):
+            for index, best in zip(batch.tolist(), hypotheses, strict=True):
+                found[index] = best
+            self.on_batch(len(batch))
+        return found
+
+    def _run(
+        self, batches: list[Indices], parts_of: Callable[[Indices], list[Part]]
+    ) -> Iterator[tuple[Indices, list[list[Hypothesis]]]]:
+        """Search batches, on a CPU several at a time, each with its share of the threads."""
+        num_threads = torch.get_num_threads()
+        on_cpu = self.ensemble.device.type == "cpu"
+        num_workers = min(num_threads, self.num_workers, len(batches)) if on_cpu else 1
+        if num_workers < 2:
+            yield from ((batch, self._search_batch(parts_of(batch))) for batch in batches)
+            return
+
+        def work(batch: Indices) -> list[list[Hypothesis]]:
+            torch.set_num_threads(max(1, num_threads // num_workers))  # of this worker alone
+            return self._search_batch(parts_of(batch))
+
+        pool = ThreadPoolExecutor(num_workers)
+        try:
+            yield from zip(batches, pool.map(work, batches), strict=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    @torch.inference_mode()
+    def _search_batch(self, parts: list[Part]) -> list[list[Hypothesis]]:
+        src_BS = self.ensemble.sources([part.ids for part in parts])
+        max_lengths, prefixes = [part.max_length for part in parts], [part.prefix for part in parts]
+        device = self.ensemble.device
+        with out_of_memory_named("lower decoding.batch_tokens (--batch-tokens) or the beam"):
+            stepper = self.ensemble.stepper(src_BS, keep_attention=self.options.coverage_penalty > 0)
+            if self.decoding.sample:
+                numbers = [part.number for part in parts]
+                return sample(stepper, max_lengths, self.options, self.sampling, device, prefixes, numbers)
+            constraints = [part.constraints for part in parts]
+            return search(stepper, max_lengths, self.options, device, prefixes, constraints)
+
+
+def search_options(decoding: DecodingConfig, tgt: Tokenizer) -> SearchOptions:
+    """What the search looks for, in pieces of the target vocabulary."""
+    unused = range(tgt.num_pieces, tgt.vocab_size)
+    chosen = {piece for ids in tgt.encode(decoding.suppress) for piece in ids.tolist()}
+    return SearchOptions(
+        beam_size=decoding.mbr_candidates if decoding.mbr else decoding.beam_size,
+        bos=tgt.bos,
+        eos=tgt.eos,
+        n_best=decoding.mbr_candidates if decoding.mbr else min(decoding.n_best, decoding.beam_size),
+        length_penalty=decoding.length_penalty,
+        suppressed=tuple(dict.fromkeys((tgt.pad, tgt.bos, tgt.unk, *unused, *sorted(chosen)))),
+        penalty_kind=decoding.penalty_kind,
+        coverage_penalty=decoding.coverage_penalty,
+        stop=decoding.stop,
+        min_length=decoding.min_pieces,
+        no_repeat_ngram=decoding.no_repeat_ngram,
+        groups=decoding.groups if not decoding.mbr else 1,
+        diversity=decoding.diversity,
+    )
+
+
+def sampling_options(decoding: DecodingConfig) -> SamplingOptions:
+    """What samples are drawn from."""
+    return SamplingOptions(
+        num_samples=decoding.num_hypotheses,
+        temperature=decoding.temperature,
+        top_k=decoding.top_k,
+        top_p=decoding.top_p,
+        epsilon=decoding.epsilon,
+        seed=decoding.sample_seed,
+    )
