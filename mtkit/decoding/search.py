@@ -25,12 +25,16 @@ from mtkit.decoding.constraints import Constraint, ConstraintTracker
 from mtkit.decoding.topk import largest
 from mtkit.errors import TrainingError
 
-HYPOTHESES_AT_ONCE = 320
-"""Hypotheses whose next pieces are looked at together on a CPU."""
+LOGITS_AT_ONCE = 2_500_000
+"""Numbers that are looked through together on a CPU: 10 MB, which its cache may hold."""
 
 
 class Stepper(Protocol):
     """A model that is asked for one piece after the other."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V: number of pieces."""
 
     def step(self, tokens_BK: Tensor) -> Tensor:
         """What `logits` needs about the hypotheses that end with these newest pieces [B, K]: [B, K, anything]."""
@@ -217,7 +221,7 @@ def all_candidates(
     On CPUs of some sentences at a time: numbers that fit the cache are made, normalized and looked through there.
     """
     B, K = hidden_BKD.shape[:2]
-    num_rows = B if hidden_BKD.is_cuda else max(1, HYPOTHESES_AT_ONCE // K)
+    num_rows = B if hidden_BKD.is_cuda else max(1, LOGITS_AT_ONCE // (K * stepper.vocab_size))
     found = []
     for first in range(0, B, num_rows):
         rows = slice(first, first + num_rows)

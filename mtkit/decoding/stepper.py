@@ -26,6 +26,7 @@ class ModelStepper:
         self.model = model
         self.state = model.start(model.encode(src_BS), model.source_mask(src_BS))
         self.state.keep_weights = keep_attention
+        self.vocab_size = model.tgt_embedding.num_embeddings
 
     def step(self, tokens_BK: Tensor) -> Tensor:
         """Hidden states [B, K, D]."""
@@ -54,6 +55,7 @@ class EnsembleStepper:
 
     def __init__(self, steppers: Sequence[ModelStepper]) -> None:
         self.steppers = steppers
+        self.vocab_size = steppers[0].vocab_size
         self.widths: list[int] = []
 
     def step(self, tokens_BK: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Shapes: B sentences, K beam, V vocabulary, C candidates, N blocks of `BLOCK` pie
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 BLOCK = 64
@@ -44,14 +44,19 @@ def largest(
 def largest_in_blocks(values_BKV: Tensor, previous_BK: Tensor, C: int) -> tuple[Tensor, Tensor, Tensor]:
     """See `largest`. Where there are fewer than C that are not -inf, the rest are -inf at any place."""
     V = values_BKV.shape[2]
-    padded = F.pad(values_BKV, (0, -V % BLOCK), value=float("-inf")) if V % BLOCK else values_BKV
-    blocks_BKNb = padded.unflatten(2, (-1, BLOCK))  # [B, K, N, 64]
-    N = blocks_BKNb.shape[2]
-    maxima_BM = (blocks_BKNb.amax(dim=3) + previous_BK[:, :, None]).flatten(1)  # [B, K x N]
+    whole = V // BLOCK * BLOCK
+    maxima_BKN = values_BKV[:, :, :whole].unflatten(2, (-1, BLOCK)).amax(dim=3)
+    if whole < V:  # the last block is shorter
+        maxima_BKN = torch.cat([maxima_BKN, values_BKV[:, :, whole:].amax(dim=2, keepdim=True)], dim=2)
+    N = maxima_BKN.shape[2]
+    maxima_BM = (maxima_BKN + previous_BK[:, :, None]).flatten(1)  # [B, K x N]
     chosen_BC = maxima_BM.topk(C, dim=1, sorted=False).indices
-    inside_BCb = blocks_BKNb.flatten(1, 2).gather(1, chosen_BC[:, :, None].expand(-1, -1, BLOCK))
-    inside_BCb = inside_BCb + previous_BK.gather(1, chosen_BC // N)[:, :, None]
+    beams_BC, inside_b = chosen_BC // N, torch.arange(BLOCK, device=chosen_BC.device)
+    pieces_BCb = (chosen_BC % N * BLOCK)[:, :, None] + inside_b
+    places_BM = (beams_BC[:, :, None] * V + pieces_BCb.clamp(max=V - 1)).flatten(1)  # [B, C x 64]
+    inside_BCb = values_BKV.flatten(1).gather(1, places_BM).unflatten(1, (C, BLOCK))
+    inside_BCb = inside_BCb.masked_fill(pieces_BCb >= V, float("-inf"))
+    inside_BCb = inside_BCb + previous_BK.gather(1, beams_BC)[:, :, None]
     values_BC, order_BC = inside_BCb.flatten(1).topk(C, dim=1)
-    block_BC = chosen_BC.gather(1, order_BC // BLOCK)
-    pieces_BC = (block_BC % N * BLOCK + order_BC % BLOCK).clamp(max=V - 1)
-    return values_BC, block_BC // N, pieces_BC
+    beams_BC = beams_BC.gather(1, order_BC // BLOCK)
+    return values_BC, beams_BC, pieces_BCb.flatten(1).gather(1, order_BC).clamp(max=V - 1)

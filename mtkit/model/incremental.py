@@ -31,7 +31,9 @@ class DecoderState:
     memory_mask: Tensor  # [B, 1, 1, S], True at real source pieces
     self_kv: list[Tensor]  # of each layer: [2, B, G, places, E], filled up to `num_places`
     visible_BKL: Tensor  # bool: the places that each hypothesis came through
-    steps_L: Tensor | None  # the step at which each place was filled, if attention looks at it: then all places stay
+    steps_L: (
+        Tensor | None
+    )  # the step at which each place was filled, if attention looks at it: then all places stay
     length: int = 0  # steps so far
     keep_weights: bool = False
     weights_BKS: list[Tensor] = field(default_factory=list)

@@ -113,8 +113,8 @@ INT8_SIZE = 2**17
 def packed(linear: nn.Linear, int8: bool, activation: str = "none") -> nn.Module:
     """A linear layer in the form that is fastest here: 8-bit integers, oneDNN's layout, or as it is.
 
-    For float32 without AVX-512, MKL, which `F.linear` calls, was 10 to 25 % faster than oneDNN with a packed matrix, and
-    four times as fast with few rows; with AVX-512 it was the slower one.
+    In float32 without AVX-512, MKL, which `F.linear` calls, was 10 to 25 % faster than oneDNN with a packed matrix,
+    and four times as fast with few rows; with AVX-512 it was the slower one.
     """
     if int8 and linear.weight.numel() >= INT8_SIZE:
         return Int8Linear(linear, activation)
@@ -167,8 +167,8 @@ def int8_steps() -> int:
 def choose_int8(precision: str, device: torch.device) -> Int8:
     """Which matrices multiply in 8-bit integers.
 
-    `auto` takes what was fastest: on a CPU without bfloat16 all of them (twice the speed of float32), with bfloat16 that
-    of the output.
+    `auto` takes what was fastest: on a CPU without bfloat16 all that are large (at twice the speed of float32), with
+    bfloat16 that of the output.
 
     Raises:
         ConfigError: int8 was asked for where it cannot be had.

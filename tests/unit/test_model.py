@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mtkit.config import ModelConfig
 from mtkit.model.attention import MultiHeadAttention, causal_mask
+from mtkit.model.incremental import DecoderState
 from mtkit.model.layers import DecoderLayer, EncoderLayer, FeedForward, LayerNorm, RMSNorm
 from mtkit.model.positions import sinusoids
 from mtkit.model.transformer import Transformer
@@ -397,7 +398,7 @@ def check_training_step(model: Transformer) -> None:
 
 
 @torch.no_grad()
-def check_cached_steps(model: Transformer, steps: int = 6, beams: int = 3) -> None:
+def check_cached_steps(model: Transformer, steps: int = 6, beams: int = 3) -> DecoderState:
     """Random pieces, random reordering within each sentence, a sentence that ends: each step is what `decode` gives."""
     rng = torch.Generator().manual_seed(0)
     src = random_pieces(7, 2, 5)
@@ -422,6 +423,7 @@ def check_cached_steps(model: Transformer, steps: int = 6, beams: int = 3) -> No
             state.reorder(parents)
             prefixes = prefixes.gather(1, parents[:, :, None].expand_as(prefixes))
     assert state.length == steps
+    return state
 
 
 @pytest.mark.parametrize("combination", covering_combinations(), ids=name_of)
@@ -445,6 +447,17 @@ def test_cached_steps_in_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("mtkit.model.attention.fused_is_faster", lambda x: True)
     for positions in POSITIONS:
         check_cached_steps(make(positions=positions, num_kv_heads=2))
+
+
+@every_kind
+def test_places_that_nobody_came_through_are_given_up(
+    positions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mtkit.model.incremental.FIRST_PLACES", 8)
+    steps, beams = 30, 4
+    state = check_cached_steps(make(positions=positions), steps, beams)
+    given_up = state.num_places < steps * beams // 2
+    assert given_up == (positions != "relative")  # there attention looks at the place's number
 
 
 # --- the rest ---------------------------------------------------------------------------------------------------

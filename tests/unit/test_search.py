@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mtkit.decoding.constraints import Constraint
-from mtkit.decoding.search import Hypothesis, SearchOptions, gnmt_penalty, search
+from mtkit.decoding.search import Hypothesis, SearchOptions, gnmt_penalty, search, survivors
 from mtkit.errors import TrainingError
 
 BOS, EOS = 0, 1
@@ -20,7 +20,7 @@ class TableStepper:
 
     def __init__(self, sentences: list[int], vocab: int, beam_size: int, sharpness: float = 2.0) -> None:
         self.prefixes = [[(s,)] for s in sentences]
-        self.vocab, self.sharpness = vocab, sharpness
+        self.vocab, self.vocab_size, self.sharpness = vocab, vocab, sharpness
 
     def scores(self, prefix: tuple[int, ...]) -> list[float]:
         rng = random.Random(str(prefix))
@@ -301,3 +301,11 @@ def test_scores_that_are_not_numbers_end_the_search() -> None:
 
     with pytest.raises(TrainingError, match="not numbers"):
         search(Spoiled([1, 2], 5, 2), [6, 4], SearchOptions(2, BOS, EOS))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_who_survives_keeps_the_place_if_there_is_one(seed: int) -> None:
+    ended = torch.rand(9, generator=torch.Generator().manual_seed(seed)) < 0.1 * (seed % 11)
+    kept = survivors(ended).tolist()
+    assert sorted(kept) == (~ended).nonzero()[:, 0].tolist()
+    assert all(old == new or old >= len(kept) for new, old in enumerate(kept))

@@ -176,6 +176,7 @@ class WholeStepper:
 
     def __init__(self, model: Transformer, src_BS: Tensor, beam_size: int) -> None:
         self.model, self.src_BS = model, src_BS
+        self.vocab_size = model.tgt_embedding.num_embeddings
         self.tgt_BKT = torch.empty(len(src_BS), 1, 0, dtype=torch.long)
 
     def step(self, tokens_BK: Tensor) -> Tensor:
