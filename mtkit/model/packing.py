@@ -50,6 +50,11 @@ class Int8Linear(nn.Module):
     the matrix to 255 or (see `int8_steps`) 129.
     """
 
+    bias: Tensor | None
+    packed: Tensor
+    scales: Tensor
+    zeros: Tensor
+
     def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
         super().__init__()
         self.activation = activation
