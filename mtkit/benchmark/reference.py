@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtkit.benchmark.hugging_face import import_transformers
 from mtkit.config import ModelConfig, TrainingConfig
 from mtkit.data.batching import Batch
-from mtkit.errors import ConfigError
 from mtkit.model.positions import sinusoids
 
 IGNORED = -100
@@ -138,13 +138,9 @@ class MarianReference(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int, pad: int) -> None:
         """Raises: ConfigError: the package is not installed."""
         super().__init__()
-        try:
-            from transformers import MarianConfig, MarianMTModel
-        except ImportError as error:
-            what = "transformers is not installed"
-            raise ConfigError(what, where="--against", hint="pip install transformers") from error
+        transformers = import_transformers()
         self.pad = pad
-        shape = MarianConfig(
+        shape = transformers.MarianConfig(
             vocab_size=vocab_size,
             d_model=config.d_model,
             encoder_layers=config.encoder_layers,
@@ -164,7 +160,7 @@ class MarianReference(nn.Module):
             decoder_start_token_id=pad,
             use_cache=False,
         )
-        self.marian = MarianMTModel(shape)
+        self.marian = transformers.MarianMTModel(shape)
 
     def forward(self, src_BS: Tensor, tgt_BT: Tensor) -> Tensor:
         """Logits of all positions: [B, T, V]."""

@@ -1,87 +1,35 @@
-"""The same hypotheses as Hugging Face's generate for the same weights, in a model of the shape of Marian's."""
+"""The same hypotheses as Hugging Face's generate for the same weights, in a Marian and an M2M100."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
 import torch
 
+from mtkit.benchmark.hugging_face import generate, hugging_face_model, refuse_unknown_parts
+from mtkit.config import ModelConfig
 from mtkit.decoding.loading import load_model
 from mtkit.decoding.translator import Translator
+from mtkit.errors import ConfigError
+from mtkit.model.transformer import Transformer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
-LIKE_MARIAN = [
-    "model.norm_position=post",
-    "model.positions=sinusoidal",
-    "model.bias=true",
-    "model.dropout=0.0",
-]
 MOST_PIECES = 40
 
 
-def marian(run: Path) -> Any:
-    """The run's weights in a MarianMTModel."""
-    config, tokenizers, model = load_model(run)
-    shape, tgt = config.model, tokenizers.tgt
-    made = transformers.MarianMTModel(
-        transformers.MarianConfig(
-            vocab_size=tgt.vocab_size, d_model=shape.d_model,
-            encoder_layers=shape.encoder_layers, decoder_layers=shape.decoder_layers,
-            encoder_attention_heads=shape.heads, decoder_attention_heads=shape.heads,
-            encoder_ffn_dim=shape.feed_forward, decoder_ffn_dim=shape.feed_forward,
-            activation_function=shape.activation, scale_embedding=True, max_position_embeddings=256,
-            pad_token_id=tgt.pad, eos_token_id=tgt.eos, bos_token_id=tgt.bos, decoder_start_token_id=tgt.bos,
-            forced_eos_token_id=None,
-        )
-    ).eval()  # fmt: skip
-    weights = {"final_logits_bias": torch.zeros(1, tgt.vocab_size)}
-    for side, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
-        for number, layer in enumerate(stack):
-            place = f"model.{side}.layers.{number}"
-            weights |= attention(f"{place}.self_attn", layer.attention.qkv, "qkv", layer.attention.out)
-            weights |= named(f"{place}.self_attn_layer_norm", layer.attention_residual.norm)
-            if side == "decoder":
-                weights |= named(f"{place}.encoder_attn.q_proj", layer.cross.q)
-                weights |= attention(f"{place}.encoder_attn", layer.cross.kv, "kv", layer.cross.out)
-                weights |= named(f"{place}.encoder_attn_layer_norm", layer.cross_residual.norm)
-            weights |= named(f"{place}.fc1", layer.feed_forward.inner)
-            weights |= named(f"{place}.fc2", layer.feed_forward.outer)
-            weights |= named(f"{place}.final_layer_norm", layer.feed_forward_residual.norm)
-    weights["model.shared.weight"] = model.output.weight
-    missing, unexpected = made.load_state_dict(weights, strict=False)
-    tied = ("embed_tokens.weight", "embed_positions.weight", "lm_head.weight")
-    assert not unexpected and all(name.endswith(tied) for name in missing), (missing, unexpected)
-    made.tie_weights()
-    return made
-
-
-def named(place: str, module: Any) -> dict[str, torch.Tensor]:
-    """Weight and bias of a module."""
-    return {f"{place}.weight": module.weight, f"{place}.bias": module.bias}
-
-
-def attention(place: str, fused: Any, parts: str, out: Any) -> dict[str, torch.Tensor]:
-    """The parts of a fused projection, and the output projection."""
-    weights = zip(parts, fused.weight.chunk(len(parts)), fused.bias.chunk(len(parts)), strict=True)
-    return named(f"{place}.out_proj", out) | {
-        f"{place}.{part}_proj.{kind}": tensor
-        for part, *tensors in weights
-        for kind, tensor in zip(("weight", "bias"), tensors, strict=True)
-    }
-
-
-@pytest.fixture(scope="module")
-def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained model of Marian's shape."""
+@pytest.fixture(scope="module", params=["post", "pre"])
+def run(request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained model of the shape of Marian, or of M2M100 without biases."""
     folder = tmp_path_factory.mktemp("marian")
     config = tiny.write_config(folder / "config.yaml", run=folder / "run", root=corpus)
-    assert tiny.mtkit("train", config, "training.max_steps=60", *LIKE_MARIAN)[0] == 0
+    shape = ["model.positions=sinusoidal", "model.dropout=0.0", f"model.norm_position={request.param}"]
+    keys = [*shape, f"model.bias={'true' if request.param == 'post' else 'false'}"]
+    assert tiny.mtkit("train", config, "training.max_steps=60", *keys)[0] == 0
     return folder / "run"
 
 
@@ -114,16 +62,26 @@ def test_hypotheses_are_those_of_generate(
     sentences = src.encode(lines)
     rows = [torch.tensor([*ids.tolist(), src.eos]) for ids in sentences]
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=src.pad)
-    found = marian(run).generate(
-        input_ids=padded, attention_mask=(padded != src.pad).long(), num_beams=beam_size, do_sample=False,
-        length_penalty=alpha, early_stopping=early_stopping, max_new_tokens=MOST_PIECES,
-        suppress_tokens=list(ours.options.suppressed),
+    config, tokenizers, model = load_model(run)
+    theirs = generate(
+        hugging_face_model(config.model, model, tokenizers), padded, tokenizers, beam_size=beam_size,
+        length_penalty=alpha, most_pieces=MOST_PIECES, suppressed=ours.options.suppressed,
+        early_stopping=early_stopping,
     )  # fmt: skip
-    theirs = [
-        row[1 : row.index(tgt.eos)] if tgt.eos in row else None for row in map(torch.Tensor.tolist, found)
-    ]
     complete = [
-        (h[0].ids, t) for h, t in zip(ours.search_ids(sentences), theirs, strict=True) if t is not None
+        (h[0].ids, t[:-1])
+        for h, t in zip(ours.search_ids(sentences), theirs, strict=True)
+        if t[-1] == tgt.eos
     ]
     assert len(complete) > len(lines) // 2  # the others reached the limit, where only mtkit says eos
     assert [a for a, b in complete if a != b] == []
+
+
+@pytest.mark.parametrize(
+    "key", ["positions=rotary", "norm=rmsnorm", "activation=swiglu", "tie_embeddings=none"]
+)
+def test_what_hugging_face_has_not_is_refused(key: str) -> None:
+    name, value = key.split("=")
+    config = ModelConfig(d_model=32, encoder_layers=1, decoder_layers=1, num_heads=2, **{name: value})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="have no such model"):
+        refuse_unknown_parts(config, Transformer(config, 40, 40))
