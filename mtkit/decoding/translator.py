@@ -157,13 +157,18 @@ class Translator:
             yield best_alternatives(self.ensemble, part, self.options, followers, number) if part else []
             self.on_batch(1)
 
-    def score_stream(self, pairs: Iterable[Sequence[str]]) -> Iterator[tuple[str, Translation]]:
+    def score_stream(
+        self, pairs: Iterable[Sequence[str]], skip_long: bool = False
+    ) -> Iterator[tuple[str, Translation | None]]:
         """`score` of any number of pairs, each with its source, in constant memory.
 
+        Args:
+            skip_long: give None for a pair too long to be scored in one piece.
+
         Raises:
-            DataError: a line too long to be scored in one piece, or what reading raises; after the lines before it.
+            DataError: such a pair otherwise, or what reading raises; after the lines before it.
         """
-        return self.scorer.stream(pairs)
+        return self.scorer.stream(pairs, skip_long)
 
     def score(self, srcs: Sequence[str], tgts: Sequence[str]) -> list[Translation]:
         """What the model thinks of given translations: the score `translate` would print for them.
