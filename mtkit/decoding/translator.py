@@ -141,7 +141,8 @@ class Translator:
     def alternatives(self, lines: Iterable[str | Request], number: int) -> Iterator[list[Alternative]]:
         """For each line the most probable words behind its prefix, each with the best translation that goes on so.
 
-        The prefix consists of whole words, and none of its words is made longer. An empty line has no alternatives.
+        The prefix consists of whole words, and none of its words is made longer. Punctuation behind a word is a word of
+        its own. An empty line has no alternatives.
 
         Args:
             lines: each one sentence; constraints do not matter.
@@ -153,8 +154,8 @@ class Translator:
         for line in lines:
             self.first_number += 1
             part = self.cutter.single(Request.of(line), self.first_number - 1, self.split)
-            followers = self.cutter.followers
-            yield best_alternatives(self.ensemble, part, self.options, followers, number) if part else []
+            ends = self.cutter.word_ends
+            yield best_alternatives(self.ensemble, part, self.options, ends, number) if part else []
             self.on_batch(1)
 
     def score_stream(
