@@ -369,8 +369,8 @@ def score(
 ) -> None:
     """Print the model's score of given translations: what `translate --scores` would print for them.
 
-    The same to rounding: to 1e-5 with --precision fp32. With --minimum it filters a corpus. Any number of lines
-    in constant memory.
+    The same to rounding: to 1e-5 with --precision fp32. With --minimum it filters a corpus, and leaves out pairs that
+    are too long. Any number of lines in constant memory.
     """
     from mtkit.files import count_lines, read_lines
 
@@ -387,16 +387,21 @@ def score(
         what = f"{counts[0]:,} source lines, but {counts[1]:,} target lines"
         raise DataError(what, hint="line n goes with line n")
     pairs = in_step([iter(read_lines(src)), iter(read_lines(tgt))], [src, tgt])
-    scored = begun(translator.score_stream(pairs))
-    num_kept = num_pairs = 0
+    scored = begun(translator.score_stream(pairs, skip_long=minimum is not None))
+    num_kept = num_pairs = num_long = 0
     with open_output(None) as out:
         for source, result in scored:
             num_pairs += 1
-            if minimum is None:
+            if result is None:
+                num_long += 1
+            elif minimum is None:
                 out.write(f"{result.score:.6f}\n")
             elif result.score >= minimum:
                 num_kept += 1
                 out.write(f"{source}\t{result.text}\n")
+    if num_long:
+        which = "pair that is" if num_long == 1 else "pairs that are"
+        print(f"left out {num_long:,} {which} too long", file=sys.stderr)
     if minimum is not None:
         print(f"kept {num_kept:,} of {num_pairs:,} pairs", file=sys.stderr)
 

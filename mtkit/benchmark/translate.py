@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ import torch
 from mtkit.config import Config
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.decoding.loading import load_model
+from mtkit.decoding.requests import Request
 from mtkit.decoding.translator import Translator
 from mtkit.errors import ConfigError
 from mtkit.evaluation import metrics
 from mtkit.interop.ctranslate2 import export, import_ctranslate2
 
 BATCH_OF_CTRANSLATE2 = 64
+WARM_UP_LINES = 64
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,17 @@ class Speed:
     bleu: float | None
     same_as_first: float
     """Share of the lines whose translation is that of the first system."""
+    num_over_limit: int = 0
+    """Lines with a translation longer than mtkit allows: CTranslate2 has one limit for all lines, the largest."""
 
     def line(self) -> str:
         """In words."""
         bleu = "" if self.bleu is None else f"  BLEU {self.bleu:.2f}"
+        over = f"  {self.num_over_limit:,} over mtkit's length limit" if self.num_over_limit else ""
         slowest, fastest = min(self.rounds), max(self.rounds)
         return (
             f"{self.system:24} {self.sentences_per_second:8.1f} sentences/s ({slowest:.1f} to {fastest:.1f})"
-            f"  {self.output_tokens_per_second:8.0f} tokens/s{bleu}  same {100 * self.same_as_first:.1f} %"
+            f"  {self.output_tokens_per_second:8.0f} tokens/s{bleu}  same {100 * self.same_as_first:.1f} %{over}"
         )
 
 
@@ -80,6 +86,19 @@ class Report:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Output:
+    """The translations of a round."""
+
+    hyps: list[str]
+    num_over_limit: int = 0
+    """See `Speed`."""
+
+
+System = Callable[[Sequence[str]], Output]
+"""From lines to their translations."""
+
+
 def benchmark(
     model: str,
     lines: Sequence[str],
@@ -96,20 +115,23 @@ def benchmark(
         lines: what to translate.
         refs: its references, for BLEU.
         make: loads the translator.
-        compute_types: types of CTranslate2 to compare with, such as float32 and int8; it then runs with batches of 64
-            and the same beam, limits and simple length penalty.
-        rounds: how often each system translates everything, after a short warm-up.
+        compute_types: types of CTranslate2 to compare with, such as float32 and int8; it then runs with batches of 64,
+            gets long lines in the same parts, and has the same beam, penalties and bans.
+        rounds: how often each system translates everything, after a warm-up.
 
     Raises:
-        ConfigError: CTranslate2 is not installed, lacks a type, or cannot run the model.
+        ConfigError: CTranslate2 is not installed, lacks a type or an option of the search, or cannot run the model.
         StorageError: see `load_model`.
     """
     translator, config = make()
-    systems: dict[str, Callable[[], tuple[list[str], int]]] = {
-        f"mtkit {precision_name(translator)}": lambda: translate_all(translator, lines)
+    if compute_types:
+        refuse_unlike(translator)
+    systems: dict[str, System] = {
+        f"mtkit {precision_name(translator)}": lambda lines: translate_all(translator, lines)
     }
-    list(translator.translate(lines[:64]))
+    translate_all(translator, lines[:WARM_UP_LINES])
     shares = time_shares(translator, lines[:512])
+    translate_all(translator, lines)  # as in a round, for the memory
     memory = peak_memory_mb(translator.device)
     with tempfile.TemporaryDirectory() as folder:
         if compute_types:
@@ -117,36 +139,59 @@ def benchmark(
             export(exact.model, network, tokenizers, Path(folder) / "model")
             for kind in compute_types:
                 other = load_ctranslate2(Path(folder) / "model", kind, translator.device)
-                systems[f"CTranslate2 {kind}"] = other_system(other, translator, tokenizers, lines)
+                systems[f"CTranslate2 {kind}"] = system = other_system(other, translator)
+                system(lines[:WARM_UP_LINES])
         times: dict[str, list[float]] = {name: [] for name in systems}
-        hyps: dict[str, tuple[list[str], int]] = {}
+        outputs: dict[str, Output] = {}
         for _ in range(rounds):
-            for name, run in systems.items():
+            for name, system in systems.items():
                 start = time.perf_counter()
-                hyps[name] = run()
+                outputs[name] = system(lines)
                 times[name].append(time.perf_counter() - start)
-    first = next(iter(hyps.values()))[0]
-    speeds = [speed_of(name, times[name], *hyps[name], first, refs, config.data.tgt) for name in systems]
+    first = next(iter(outputs.values())).hyps
+    speeds = [
+        speed_of(name, times[name], outputs[name], translator.tokenizers, first, refs, config.data.tgt)
+        for name in systems
+    ]
     beam = translator.decoding.beam_size
     device = str(translator.device)
     return Report(len(lines), beam, torch.get_num_threads(), device, speeds, shares, memory)
 
 
+def refuse_unlike(translator: Translator) -> None:
+    """Check that CTranslate2 can search in the same way. Raises: ConfigError: at the key that it lacks."""
+    decoding = translator.decoding
+    lacking = {
+        "sample": decoding.sample,
+        "mbr": decoding.mbr is not None,
+        "groups": decoding.groups > 1,
+        "stop": decoding.stop != "finished",
+        "penalty_kind": decoding.penalty_kind != "simple" and decoding.length_penalty != 0,
+    }
+    for key, is_set in lacking.items():
+        if is_set:
+            what = "CTranslate2 cannot be compared with this, for it has nothing like it"
+            raise ConfigError(what, where=f"decoding.{key}", hint="change it, or leave out --against")
+    if len(translator.ensemble.models) > 1:
+        raise ConfigError("CTranslate2 has no ensembles", hint="leave out --against")
+
+
 def speed_of(
     name: str,
     seconds: Sequence[float],
-    hyps: Sequence[str],
-    num_tokens: int,
+    output: Output,
+    tokenizers: Tokenizers,
     first: Sequence[str],
     refs: Sequence[str] | None,
     tgt: str,
 ) -> Speed:
-    """The numbers of one system."""
-    median = statistics.median(seconds)
+    """The numbers of one system; its tokens are the pieces of its translations, eos included."""
+    hyps, median = output.hyps, statistics.median(seconds)
+    num_tokens = sum(len(ids) + 1 for ids in tokenizers.tgt.encode(hyps))
     bleu = None if refs is None else metrics.score(hyps, [refs], ["bleu"], tgt=tgt)[0].value
     same = sum(a == b for a, b in zip(hyps, first, strict=True)) / len(first)
     each = [len(hyps) / s for s in seconds]
-    return Speed(name, len(hyps) / median, num_tokens / median, each, bleu, same)
+    return Speed(name, len(hyps) / median, num_tokens / median, each, bleu, same, output.num_over_limit)
 
 
 def precision_name(translator: Translator) -> str:
@@ -156,10 +201,9 @@ def precision_name(translator: Translator) -> str:
     return names[translator.model.compute_dtype] + (" + int8 output" if int8 else "")
 
 
-def translate_all(translator: Translator, lines: Sequence[str]) -> tuple[list[str], int]:
-    """Translations and how many pieces they have, eos included."""
-    hyps = [translation.text for translation in translator.translate(lines)]
-    return hyps, sum(len(ids) + 1 for ids in translator.tokenizers.tgt.encode(hyps))
+def translate_all(translator: Translator, lines: Sequence[str]) -> Output:
+    """The translations by mtkit."""
+    return Output([translation.text for translation in translator.translate(lines)])
 
 
 def load_ctranslate2(folder: Path, kind: str, device: torch.device) -> Any:
@@ -170,34 +214,47 @@ def load_ctranslate2(folder: Path, kind: str, device: torch.device) -> Any:
         what = f"CTranslate2 has no {kind} on this machine"
         raise ConfigError(what, where="--compute-type", hint=f"one of {', '.join(sorted(supported))}")
     return ctranslate2.Translator(
-        str(folder), device=device.type, compute_type=kind, intra_threads=torch.get_num_threads()
+        str(folder),
+        device=device.type,
+        device_index=device.index or 0,
+        compute_type=kind,
+        intra_threads=torch.get_num_threads(),
     )
 
 
-def other_system(
-    other: Any, translator: Translator, tokenizers: Tokenizers, lines: Sequence[str]
-) -> Callable[[], tuple[list[str], int]]:
-    """The same search by CTranslate2, from text to text."""
-    src, tgt = tokenizers.src, tokenizers.tgt
-    ids = {tgt.piece(i): i for i in range(tgt.vocab_size)}
-    options, decoding = translator.options, translator.decoding
-    banned = [[tgt.piece(i)] for i in options.suppressed]
-    longest = max(
-        (translator.decoding.max_length(len(pieces)) for pieces in src.encode(list(lines))), default=1
-    )
+def other_system(other: Any, translator: Translator) -> System:
+    """The same search by CTranslate2, from text to text.
 
-    def run() -> tuple[list[str], int]:
+    Args:
+        other: its translator.
+        translator: whose tokenizers, parts of long lines, beam, penalties, bans and limits it gets. Of these only the
+            limits are not the same: it takes one for all lines, so what is longer than mtkit's own is counted.
+    """
+    src, tgt = translator.tokenizers.src, translator.tokenizers.tgt
+    src_pieces = [src.piece(i) for i in range(src.vocab_size)]
+    tgt_ids = {tgt.piece(i): i for i in range(tgt.vocab_size)}
+    decoding = translator.decoding
+    banned = [[tgt.piece(i)] for i in translator.options.suppressed]
+
+    def run(lines: Sequence[str]) -> Output:
+        cut = list(translator.cutter.parts([Request(line) for line in lines], 0, translator.split))
+        parts = [part for line_parts in cut for part in line_parts]
         found = other.translate_batch(
-            [src.pieces(line) for line in lines],
+            [[src_pieces[i] for i in part.ids.tolist()] for part in parts],
             beam_size=decoding.beam_size,
             max_batch_size=BATCH_OF_CTRANSLATE2,
             length_penalty=decoding.length_penalty,
-            max_decoding_length=longest,
+            coverage_penalty=decoding.coverage_penalty,
+            no_repeat_ngram_size=decoding.no_repeat_ngram,
+            max_decoding_length=max((part.max_length for part in parts), default=1),
             min_decoding_length=decoding.min_pieces,
             suppress_sequences=banned,
         )
-        rows = [[ids[piece] for piece in result.hypotheses[0]] for result in found]
-        return tgt.decode(rows), sum(len(row) + 1 for row in rows)
+        rows = [[tgt_ids[piece] for piece in result.hypotheses[0]] for result in found]
+        over = {p.number for p, row in zip(parts, rows, strict=True) if len(row) + 1 > p.max_length}
+        texts = iter(tgt.decode(rows))
+        hyps = [" ".join(islice(texts, len(line_parts))) for line_parts in cut]
+        return Output(hyps, len(over))
 
     return run
 

@@ -82,7 +82,7 @@ class BatchSearch:
         with out_of_memory_named("lower decoding.batch_tokens (--batch-tokens) or the beam"):
             stepper = self.ensemble.stepper(src_BS, keep_attention=self.options.coverage_penalty > 0)
             if self.decoding.sample:
-                numbers = [part.number for part in parts]
+                numbers = [part.numbers for part in parts]
                 return sample(stepper, max_lengths, self.options, self.sampling, device, prefixes, numbers)
             constraints = [part.constraints for part in parts]
             return search(stepper, max_lengths, self.options, device, prefixes, constraints)

@@ -11,6 +11,7 @@ Shapes: B sentences, K hypotheses, V vocabulary, C candidates.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,7 @@ from torch import Tensor
 from mtkit.decoding.bans import NEVER
 
 if TYPE_CHECKING:
-    from mtkit.decoding.search import Beam, Candidates
+    from mtkit.decoding.search import Beam, Candidates, SearchOptions
 
 MET, JUST_MET = -1, -2
 """The place in a phrase of a constraint that is met; that is met if the next piece may follow it."""
@@ -107,11 +108,11 @@ class ConstraintTracker:
 
     Args:
         constraints: of each sentence; none for a sentence that is searched freely.
-        eos: the piece that ends a hypothesis.
+        options: of the search.
     """
 
-    def __init__(self, constraints: Sequence[Sequence[Constraint]], eos: int) -> None:
-        self.constraints, self.eos = [tuple(c) for c in constraints], eos
+    def __init__(self, constraints: Sequence[Sequence[Constraint]], options: SearchOptions) -> None:
+        self.constraints, self.options, self.eos = [tuple(c) for c in constraints], options, options.eos
         start = [tuple((0,) * len(c.phrases) for c in own) for own in self.constraints]
         self.states: list[list[State]] = [[state] for state in start]
 
@@ -135,31 +136,47 @@ class ConstraintTracker:
                     log_probs_BKV[row, k, self.eos] = NEVER
 
     def allocate(self, candidates: Candidates, log_probs_BKV: Tensor, beam: Beam, first: int = 0) -> None:
-        """Deal the beam of constrained sentences out to the banks, in place of their best candidates."""
+        """Deal the beam of constrained sentences out to the banks, in place of their best candidates.
+
+        Each group of diverse search deals its own hypotheses, and pays for the pieces of the groups before it.
+        """
+        C, K = candidates.log_probs_BGC.shape[2], log_probs_BKV.shape[1]
+        size = self.options.beam_size // self.options.groups
         for row in range(len(log_probs_BKV)):
-            if self.constraints[first + row]:
-                dealt = self._dealt(first + row, candidates, row, log_probs_BKV[row], beam)
-                C = candidates.log_probs_BGC.shape[2]
-                totals, parents, tokens = zip(*[*dealt, *[(NEVER, 0, 0)] * C][:C], strict=True)
-                device = log_probs_BKV.device
-                candidates.log_probs_BGC[row, 0] = torch.tensor(totals, device=device)
-                candidates.parents_BGC[row, 0] = torch.tensor(parents, device=device)
-                candidates.tokens_BGC[row, 0] = torch.tensor(tokens, device=device)
-                candidates.ends_BGC[row, 0] = candidates.tokens_BGC[row, 0] == self.eos
+            prices: Counter[int] = Counter()
+            for group in range(self.options.groups if self.constraints[first + row] else 0):
+                own = range(group * size, (group + 1) * size) if K > 1 else range(1)
+                pool = candidates.parents_BGC[row, group], candidates.tokens_BGC[row, group]
+                best = set(zip(*(column.tolist() for column in pool), strict=True))
+                dealt = self._dealt(first + row, row, own, best, log_probs_BKV[row], beam, prices)
+                write(candidates, row, group, [*dealt, *[(NEVER, own[0], 0)] * C][:C], self.eos)
+                go_on = [token for _, _, token in dealt[:C] if token != self.eos]
+                prices.update(go_on[:size])
 
     def _dealt(
-        self, number: int, candidates: Candidates, row: int, log_probs_KV: Tensor, beam: Beam
+        self,
+        number: int,
+        row: int,
+        own: range,
+        best: set[tuple[int, int]],
+        log_probs_KV: Tensor,
+        beam: Beam,
+        prices: Counter[int],
     ) -> list[tuple[float, int, int]]:
-        """(log-probability, beam, piece) in the order in which they may go on."""
+        """(log-probability, hypothesis, piece) in the order in which they may go on.
+
+        Args:
+            number, row: of the sentence, among all and among those looked at.
+            own: hypotheses of the group.
+            best: (hypothesis, piece) of its best candidates.
+            prices: how many hypotheses of the groups before chose a piece.
+        """
         left = int(beam.max_lengths_B[row]) - beam.length - 1  # pieces after this one, eos included
         previous = beam.log_probs_BK[row].tolist()
-        best = zip(
-            candidates.parents_BGC[row, 0].tolist(), candidates.tokens_BGC[row, 0].tolist(), strict=True
-        )
-        own_best = enumerate(log_probs_KV.argmax(dim=-1).tolist())  # so that every hypothesis can go on
-        ends = ((k, self.eos) for k in range(len(previous)))
-        places = {*best, *own_best, *ends, *self._advancing(number)}
-        order = sorted(places)
+        most_probable = log_probs_KV.argmax(dim=-1).tolist()
+        own_best = ((k, most_probable[k]) for k in own)  # so that every hypothesis can go on
+        ends = ((k, self.eos) for k in own)
+        order = sorted({*best, *own_best, *ends, *self._advancing(number, own)})
         scores = log_probs_KV[[k for k, _ in order], [v for _, v in order]].tolist()
         banks: dict[int, list[tuple[float, int, int]]] = {}
         for (k, token), log_prob in zip(order, scores, strict=True):
@@ -167,15 +184,19 @@ class ConstraintTracker:
             missing = self.missing(number, self.after(number, self.states[number][k], token))
             if total > NEVER and missing < max(left, 1):  # what is missing fits, and eos behind it
                 banks.setdefault(missing, []).append((total, k, token))
-        return deal([sorted(bank, reverse=True) for _, bank in sorted(banks.items())])
 
-    def _advancing(self, row: int) -> set[tuple[int, int]]:
-        """(beam, piece) of all pieces that bring a hypothesis on."""
-        own = self.constraints[row]
+        def value(candidate: tuple[float, int, int]) -> tuple[float, int, int]:
+            total, k, token = candidate
+            return total - self.options.diversity * prices[token], k, token
+
+        return deal([sorted(bank, key=value, reverse=True) for _, bank in sorted(banks.items())])
+
+    def _advancing(self, number: int, own: range) -> set[tuple[int, int]]:
+        """(hypothesis, piece) of all pieces that bring one of these hypotheses on."""
         return {
             (k, token)
-            for k, state in enumerate(self.states[row])
-            for c, places in zip(own, state, strict=True)
+            for k in own
+            for c, places in zip(self.constraints[number], self.states[number][k], strict=True)
             for token in c.next_pieces(places)
         }
 
@@ -191,6 +212,18 @@ class ConstraintTracker:
         kept = sentences_B.tolist()
         self.constraints = [self.constraints[row] for row in kept]
         self.states = [self.states[row] for row in kept]
+
+
+def write(
+    candidates: Candidates, row: int, group: int, dealt: Sequence[tuple[float, int, int]], eos: int
+) -> None:
+    """Put (log-probability, hypothesis, piece) in place of a group's candidates."""
+    totals, parents, tokens = zip(*dealt, strict=True)
+    device = candidates.log_probs_BGC.device
+    candidates.log_probs_BGC[row, group] = torch.tensor(totals, device=device)
+    candidates.parents_BGC[row, group] = torch.tensor(parents, device=device)
+    candidates.tokens_BGC[row, group] = torch.tensor(tokens, device=device)
+    candidates.ends_BGC[row, group] = candidates.tokens_BGC[row, group] == eos
 
 
 def deal(banks: list[list[tuple[float, int, int]]]) -> list[tuple[float, int, int]]:

@@ -27,12 +27,14 @@ class Request:
         constraints: words or phrases that must appear in it; of each tuple at least one.
         kept: texts of the line that must appear in it too, each in the translation of the part where it stands; where
             the search leaves one out, the part is searched again with all of them as constraints.
+        links: whether its translations come with word links, whatever the translator does for others.
     """
 
     text: str
     prefix: str = ""
     constraints: tuple[tuple[str, ...], ...] = ()
     kept: tuple[str, ...] = ()
+    links: bool = False
 
     @classmethod
     def of(cls, line: str | Request) -> Request:
@@ -46,10 +48,16 @@ class Part:
 
     ids: Ids
     max_length: int  # of a hypothesis, eos included
-    number: int  # of the line, for the random numbers of samples
+    number: int  # of the line
+    place: int = 0  # among the parts of the line
     prefix: tuple[int, ...] = ()
     constraints: tuple[Constraint, ...] = ()
     kept: tuple[str, ...] = ()  # texts that become constraints if the search left them out
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """What the random numbers of its samples depend on."""
+        return (self.number, self.place) if self.place else (self.number,)
 
 
 class Cutter:
@@ -86,7 +94,10 @@ class Cutter:
         texts = [request.text for request in requests]
         encoded = self.tokenizers.src.encode(texts)
         for number, (request, ids) in enumerate(zip(requests, encoded, strict=True), first):
-            yield self._demand(request, self._cut_line(request.text, ids, split), number)
+            limit = self.decoding.max_length
+            cut = self._cut_line(request.text, ids, split)
+            parts = [Part(own, limit(len(own)), number, place) for place, own in enumerate(cut)]
+            yield self._demand(request, parts, number, split)
 
     def single(self, request: Request, number: int, split: bool = False) -> Part | None:
         """The part of a line that must be one sentence, with its prefix alone; None of an empty line.
@@ -95,13 +106,11 @@ class Cutter:
             DataError: it is not; its prefix is too long.
         """
         [parts] = self.parts([Request(request.text)], number, split)
-        if len(parts) > 1:
-            what = "a line with alternatives must be one sentence"
-            raise DataError(what, where=f"line {number + 1}", hint="split the line")
         if not parts:
             return None
-        [part] = self._demand(replace(request, constraints=(), kept=()), [parts[0].ids], number)
-        return part
+        if len(parts) > 1:
+            raise self._several("alternatives", request.text, parts, split)
+        return self._steer(parts[0], request.prefix, ())
 
     def keeping(self, part: Part) -> Part:
         """A part with its kept texts as further constraints, as far as they can be written."""
@@ -117,47 +126,79 @@ class Cutter:
 
     @cached_property
     def followers(self) -> frozenset[int]:
-        """Target pieces that do not lengthen the word before them: they begin a word, or with a punctuation mark."""
-        tgt = self.tokenizers.tgt
-        return frozenset(i for i in range(tgt.num_pieces) if tgt.piece(i)[0] in f'{WORD_START}.;!?)]}}…"”»')
+        """Target pieces that do not lengthen the word or number before them: they begin a word, or with a mark.
 
-    def _demand(self, request: Request, line_parts: list[Ids], number: int) -> list[Part]:
-        """The parts of a line with its prefix (on the first) and its constraints. Raises: DataError: impossible."""
-        limits = [self.decoding.max_length(len(ids)) for ids in line_parts]
-        parts = [Part(ids, limit, number) for ids, limit in zip(line_parts, limits, strict=True)]
-        where = f"line {number + 1}"
+        Commas and colons are not among them: 3 is another number than 3,500.
+        """
+        return self._beginning_with(f'{WORD_START}.;!?)]}}…"”»。！？；')
+
+    @cached_property
+    def word_ends(self) -> frozenset[int]:
+        """Target pieces that end the word before them; commas and colons too, so that `Hund,` is no other word."""
+        return self.followers | self._beginning_with(",:“，、：")
+
+    def _beginning_with(self, characters: str) -> frozenset[int]:
+        tgt = self.tokenizers.tgt
+        return frozenset(i for i in range(tgt.num_pieces) if tgt.piece(i)[0] in characters)
+
+    def _demand(self, request: Request, parts: list[Part], number: int, split: bool) -> list[Part]:
+        """The parts of a line with what is demanded of them. Raises: DataError: impossible."""
         if request.kept:
-            texts = self.tokenizers.src.decode(line_parts)
+            texts = self.tokenizers.src.decode([part.ids for part in parts])
             parts = [
                 replace(part, kept=tuple(kept for kept in request.kept if kept in text))
                 for part, text in zip(parts, texts, strict=True)
             ]
         if not request.prefix and not request.constraints:
             return parts
-        if len(parts) != 1:
-            what = "a line with a prefix or constraints must be one sentence that is not empty"
-            raise DataError(what, where=where, hint="give one sentence a line, without --split-sentences")
-        (part,) = parts
-        prefix = tuple(self.tokenizers.tgt.encode([request.prefix])[0].tolist())
-        constraints = tuple(self._constraint(words, where) for words in request.constraints)
-        needed = num_needed(prefix, constraints)
-        if self.decoding.sample and constraints:
+        if not parts:
+            hint = "leave theirs empty too"
+            raise DataError("an empty line has no prefix or constraints", where=place_of(number), hint=hint)
+        if len(parts) > 1:
+            raise self._several("a prefix or constraints", request.text, parts, split)
+        return [self._steer(parts[0], request.prefix, request.constraints)]
+
+    def _several(self, what_it_has: str, text: str, parts: list[Part], split: bool) -> DataError:
+        """Why a line that must be one part is several."""
+        where, num_sentences = place_of(parts[0].number), len(split_sentences(text))
+        if split and num_sentences > 1:
+            what = f"a line with {what_it_has} must be one sentence, but this one has {num_sentences}"
+            return DataError(what, where=where, hint="give one sentence a line, without --split-sentences")
+        num_pieces, limit = sum(len(part.ids) for part in parts), self.max_source_pieces
+        what = f"a line with {what_it_has} may have {limit:,} pieces, but this one has {num_pieces:,}"
+        return DataError(what, where=where, hint="split the line")
+
+    def _steer(self, part: Part, prefix: str, constraints: Sequence[Sequence[str]]) -> Part:
+        """A part with a prefix and constraints. Raises: DataError: they cannot be met."""
+        where = place_of(part.number)
+        begun = tuple(self.tokenizers.tgt.encode([prefix])[0].tolist())
+        wanted = tuple(self._constraint(words, where) for words in constraints)
+        if self.decoding.sample and wanted:
             raise DataError("constraints need a search, not samples", where=where, hint="leave out --sample")
-        if needed > part.max_length:
+        if (needed := num_needed(begun, wanted)) > part.max_length:
             what = (
                 f"its prefix and constraints have {needed:,} pieces, but at most {part.max_length:,} may come"
             )
             raise DataError(what, where=where, hint="raise --max-length-ratio")
-        return [replace(part, prefix=prefix, constraints=constraints)]
+        return replace(part, prefix=begun, constraints=wanted)
 
     def _constraint(self, words: Sequence[str], where: str) -> Constraint:
         """One of these phrases, as pieces. Raises: DataError: it cannot be written in pieces that may appear."""
         phrases = [tuple(ids.tolist()) for ids in self.tokenizers.tgt.encode(list(words))]
         possible = [phrase for phrase in phrases if phrase and not self.suppressed & set(phrase)]
         if not possible:
-            what = f"the constraint {' | '.join(words)!r} cannot be met: the vocabulary lacks its characters"
+            reasons = dict.fromkeys(map(self._why_impossible, phrases))
+            what = f"the constraint {' | '.join(words)!r} cannot be met: {', or '.join(reasons)}"
             raise DataError(what, where=where, hint="leave it out")
         return Constraint(tuple(possible))
+
+    def _why_impossible(self, phrase: Sequence[int]) -> str:
+        """Why a phrase cannot appear."""
+        if not phrase:
+            return "it has no pieces"
+        if self.tokenizers.tgt.unk in phrase:
+            return "the vocabulary lacks its characters"
+        return "a piece of it is suppressed"
 
     def _cut_line(self, line: str, ids: Ids, split: bool) -> list[Ids]:
         """The parts of a line: itself, or its sentences, and of too long ones their parts; none for an empty line."""
@@ -181,6 +222,11 @@ class Cutter:
             parts.append(ids[start:end])
             start = end
         return [*parts, ids[start:]]
+
+
+def place_of(number: int) -> str:
+    """What messages call a line of this number, from 0."""
+    return f"line {number + 1}"
 
 
 def num_needed(prefix: Sequence[int], constraints: Sequence[Constraint]) -> int:

@@ -1,7 +1,7 @@
 """Sampling from a step function: translations drawn from the model instead of searched for.
 
-Every sample has random numbers of its own, made from (seed, sentence, number of the sample): what is drawn does not
-depend on the batch, its order or the neighbours.
+Every sample has random numbers of its own, made from (seed, sentence, number of the sample) and, where a line has
+several parts, the part: what is drawn does not depend on the batch, its order or the neighbours.
 
 Shapes: B sentences, K samples of each, V vocabulary, T pieces so far.
 """
@@ -66,16 +66,17 @@ def sample(
     sampling: SamplingOptions,
     device: torch.device | str = "cpu",
     prefixes: Sequence[Sequence[int]] | None = None,
-    numbers: Sequence[int] | None = None,
+    numbers: Sequence[tuple[int, ...]] | None = None,
 ) -> list[list[Hypothesis]]:
     """The samples of each sentence in the order they were drawn; the same one may come twice.
 
     Args:
         stepper, max_lengths, prefixes: see `search`.
         options: bos, eos, rules of what is forbidden, and the penalties of the scores.
-        numbers: of the sentences, for their random numbers; by default their order.
+        numbers: of each sentence, what its random numbers depend on: the line, and the part unless it is the first;
+            by default (0,), (1,), (2,) ...
     """
-    numbers = range(len(max_lengths)) if numbers is None else numbers
+    numbers = [(number,) for number in range(len(max_lengths))] if numbers is None else numbers
     samples = start_samples(max_lengths, options, sampling, device, prefixes, numbers)
     results: list[list[Hypothesis]] = [[] for _ in max_lengths]
     while len(samples.sentences_B):
@@ -105,15 +106,18 @@ def start_samples(
     sampling: SamplingOptions,
     device: torch.device | str,
     prefixes: Sequence[Sequence[int]] | None,
-    numbers: Sequence[int],
+    numbers: Sequence[tuple[int, ...]],
 ) -> Samples:
     """One past for each sentence, bos; and the random numbers of all samples."""
     B, T = len(max_lengths), max(max_lengths, default=1)
     longest = max(map(len, prefixes or []), default=0)
     padded = [[*prefix, *[-1] * (longest - len(prefix))] for prefix in prefixes or [()] * B]
     uniforms = [
-        [np.random.default_rng((sampling.seed, number, k)).random(T) for k in range(sampling.num_samples)]
-        for number in numbers
+        [
+            np.random.default_rng((sampling.seed, line, k, *part)).random(T)
+            for k in range(sampling.num_samples)
+        ]
+        for line, *part in numbers
     ]
     return Samples(
         sentences_B=torch.arange(B, device=device),

@@ -37,35 +37,64 @@ class Scorer:
         self.ensemble, self.decoding, self.options = ensemble, decoding, options
         self.max_source_pieces = max_source_pieces
 
-    def stream(self, pairs: Iterable[Sequence[str]]) -> Iterator[tuple[str, Translation]]:
+    def stream(
+        self, pairs: Iterable[Sequence[str]], skip_long: bool = False
+    ) -> Iterator[tuple[str, Translation | None]]:
         """See `Translator.score_stream`."""
         first = 1
         for chunk in in_chunks(pairs, LINES_AT_ONCE):
             srcs, tgts = [pair[0] for pair in chunk], [pair[1] for pair in chunk]
-            yield from zip(srcs, self.score(srcs, tgts, first), strict=True)
+            src_ids, tgt_ids = self._encode(srcs, tgts)
+            faults = self._too_long(src_ids, tgt_ids, first)
+            end = len(chunk) if skip_long else min(faults, default=len(chunk))
+            order = [i for i in range(end) if i not in faults]
+            scores = dict(zip(order, self._scores(src_ids, tgt_ids, order), strict=True))
+            for i in range(end):
+                yield srcs[i], Translation(tgts[i], scores[i]) if i in scores else None
+            if end < len(chunk):
+                raise faults[end]
             first += len(chunk)
 
-    def score(self, srcs: Sequence[str], tgts: Sequence[str], first: int = 1) -> list[Translation]:
-        """See `Translator.score`. Args: first: number of the first line, for messages."""
+    def score(self, srcs: Sequence[str], tgts: Sequence[str]) -> list[Translation]:
+        """See `Translator.score`."""
         if len(srcs) != len(tgts):
             raise DataError(
                 f"{len(srcs):,} source lines, but {len(tgts):,} target lines", hint="line n goes with line n"
             )
+        src_ids, tgt_ids = self._encode(srcs, tgts)
+        for fault in self._too_long(src_ids, tgt_ids, 1).values():
+            raise fault
+        scores = self._scores(src_ids, tgt_ids, range(len(srcs)))
+        return [Translation(text, score) for text, score in zip(tgts, scores, strict=True)]
+
+    def _encode(self, srcs: Sequence[str], tgts: Sequence[str]) -> tuple[list[Ids], list[Ids]]:
         tokenizers = self.ensemble.tokenizers
-        src_ids, tgt_ids = tokenizers.src.encode(srcs), tokenizers.tgt.encode(tgts)
-        refuse_long(src_ids, self.max_source_pieces, "source", first)
-        refuse_long(tgt_ids, self.decoding.max_length(self.max_source_pieces), "target", first)
-        sizes = np.array(
-            [max(len(s), len(t)) + 1 for s, t in zip(src_ids, tgt_ids, strict=True)], dtype=np.int32
-        )
-        scores = np.zeros(len(srcs))
+        return tokenizers.src.encode(srcs), tokenizers.tgt.encode(tgts)
+
+    def _too_long(self, src_ids: list[Ids], tgt_ids: list[Ids], first: int) -> dict[int, DataError]:
+        """The pairs that cannot be scored in one piece, and what is to be said. Args: first: number of line 0."""
+        limit = self.max_source_pieces
+        limits = {"source": limit, "target": self.decoding.max_length(limit)}
+        faults: dict[int, DataError] = {}
+        for i, pair in enumerate(zip(src_ids, tgt_ids, strict=True)):
+            for ids, (side, most) in zip(pair, limits.items(), strict=True):
+                if len(ids) > most and i not in faults:
+                    what = f"{len(ids):,} pieces, but a {side} line of at most {most:,} can be scored"
+                    faults[i] = DataError(what, where=f"{side} line {first + i}", hint="split the line")
+        return faults
+
+    def _scores(self, src_ids: list[Ids], tgt_ids: list[Ids], chosen: Sequence[int]) -> list[float]:
+        """Of the chosen pairs, found in batches of similar length."""
+        sizes = np.array([max(len(src_ids[i]), len(tgt_ids[i])) + 1 for i in chosen], dtype=np.int32)
+        scores = np.zeros(len(chosen))
         order = np.argsort(-sizes, kind="stable")
         order = order[sizes[order] > 1]  # an empty line that stays empty: 0, as `translate` says
         for batch in split_by_budget(sizes, order, self.decoding.batch_tokens):
-            pairs = [(src_ids[i], tgt_ids[i]) for i in batch.tolist()]
+            rows = [chosen[i] for i in batch.tolist()]
             with out_of_memory_named("lower decoding.batch_tokens (--batch-tokens)"):
-                scores[batch] = self.score_ids([s for s, _ in pairs], [t for _, t in pairs])
-        return [Translation(text, score) for text, score in zip(tgts, scores.tolist(), strict=True)]
+                scores[batch] = self.score_ids([src_ids[i] for i in rows], [tgt_ids[i] for i in rows])
+        found: list[float] = scores.tolist()
+        return found
 
     @torch.inference_mode()
     def score_ids(self, src_ids: Sequence[Ids], tgt_ids: Sequence[Ids]) -> list[float]:
@@ -90,11 +119,3 @@ class Scorer:
             stepper.step(tgt_in_BT[:, place : place + 1])
             total_BS += stepper.attention()[:, 0] * real_BT[:, place : place + 1]
         return total_BS
-
-
-def refuse_long(rows: Sequence[Ids], limit: int, side: str, first: int) -> None:
-    """Raise DataError if a line has more pieces than `limit`."""
-    for number, ids in enumerate(rows, first):
-        if len(ids) > limit:
-            what = f"{len(ids):,} pieces, but a {side} line of at most {limit:,} can be scored"
-            raise DataError(what, where=f"{side} line {number}", hint="split the line")

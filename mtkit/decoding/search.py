@@ -141,7 +141,7 @@ def search(
     """
     results: list[list[Hypothesis]] = [[] for _ in max_lengths]
     beam = start_beam(max_lengths, options, device, prefixes or [()] * len(max_lengths))
-    tracker = ConstraintTracker(constraints, options.eos) if constraints and any(constraints) else None
+    tracker = ConstraintTracker(constraints, options) if constraints and any(constraints) else None
     while max_lengths:
         refuse_endless(beam)
         hidden_BKD = stepper.step(beam.tokens_BKT[:, :, -1])

@@ -145,7 +145,8 @@ class Translator:
     def alternatives(self, lines: Iterable[str | Request], number: int) -> Iterator[list[Alternative]]:
         """For each line the most probable words behind its prefix, each with the best translation that goes on so.
 
-        The prefix consists of whole words, and none of its words is made longer. An empty line has no alternatives.
+        The prefix consists of whole words, and none of its words is made longer. Punctuation behind a word is a word of
+        its own. An empty line has no alternatives.
 
         Args:
             lines: each one sentence; constraints do not matter.
@@ -157,17 +158,22 @@ class Translator:
         for line in lines:
             self.first_number += 1
             part = self.cutter.single(Request.of(line), self.first_number - 1, self.split)
-            followers = self.cutter.followers
-            yield best_alternatives(self.ensemble, part, self.options, followers, number) if part else []
+            ends = self.cutter.word_ends
+            yield best_alternatives(self.ensemble, part, self.options, ends, number) if part else []
             self.on_batch(1)
 
-    def score_stream(self, pairs: Iterable[Sequence[str]]) -> Iterator[tuple[str, Translation]]:
+    def score_stream(
+        self, pairs: Iterable[Sequence[str]], skip_long: bool = False
+    ) -> Iterator[tuple[str, Translation | None]]:
         """`score` of any number of pairs, each with its source, in constant memory.
 
+        Args:
+            skip_long: give None for a pair too long to be scored in one piece.
+
         Raises:
-            DataError: a line too long to be scored in one piece, or what reading raises; after the lines before it.
+            DataError: such a pair otherwise, or what reading raises; after the lines before it.
         """
-        return self.scorer.stream(pairs)
+        return self.scorer.stream(pairs, skip_long)
 
     def score(self, srcs: Sequence[str], tgts: Sequence[str]) -> list[Translation]:
         """What the model thinks of given translations: the score `translate` would print for them.

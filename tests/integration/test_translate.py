@@ -127,6 +127,17 @@ def test_score_filters_a_corpus(trained: Path, corpus: Path, tmp_path: Path) -> 
     assert out == "".join(f"{s}\t{t}\n" for s, t, score in texts if score >= limit - 1e-6)
 
 
+def test_pairs_that_are_too_long_to_be_scored(trained: Path, tmp_path: Path) -> None:
+    src = tiny.write_lines(tmp_path / "src", ["the dog sees a cat .", "dog " * 600, "the cat sees a dog ."])
+    tgt = tiny.write_lines(tmp_path / "tgt", ["le chien un chat voit .", "chien", "le chat un chien voit ."])
+    code, out, err = tiny.mtkit("score", trained, src, tgt)
+    assert (code, out.count("\n")) == (3, 1)
+    assert "source line 2: " in tiny.one_line(err)
+    code, out, err = tiny.mtkit("score", trained, src, tgt, "--minimum", -1000)
+    assert (code, err) == (0, "left out 1 pair that is too long\nkept 2 of 3 pairs\n")
+    assert out.startswith("the dog") and "\nthe cat" in out and out.count("\n") == 2
+
+
 def assert_same_but_for_rounding(path: Path, other: Path) -> None:
     """Two outputs hold the same lines; a score may differ in its last digit, for batches are cut elsewhere."""
     for mine, theirs in zip(tiny.read_lines(path), tiny.read_lines(other), strict=True):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from test_search import BOS, EOS, TableStepper
 
-from mtkit.decoding.sampling import SamplingOptions, cut_probabilities, sample
+from mtkit.decoding.sampling import SamplingOptions, cut_probabilities, sample, start_samples
 from mtkit.decoding.search import SearchOptions
 
 OPTIONS = SearchOptions(1, BOS, EOS, length_penalty=0.0)
@@ -60,14 +61,29 @@ def test_samples_do_not_depend_on_the_batch() -> None:
     sampling = SamplingOptions(3, seed=2)
     together = sample(TableStepper(list(range(20)), 9, 3), [8] * 20, OPTIONS, sampling)
     backwards = sample(
-        TableStepper(list(range(20))[::-1], 9, 3), [8] * 20, OPTIONS, sampling, numbers=list(range(20))[::-1]
+        TableStepper(list(range(20))[::-1], 9, 3),
+        [8] * 20,
+        OPTIONS,
+        sampling,
+        numbers=[(s,) for s in range(20)][::-1],
     )
-    alone = [sample(TableStepper([s], 9, 3), [8], OPTIONS, sampling, numbers=[s])[0] for s in range(20)]
+    alone = [sample(TableStepper([s], 9, 3), [8], OPTIONS, sampling, numbers=[(s,)])[0] for s in range(20)]
     ids = [[h.ids for h in hypotheses] for hypotheses in together]
     assert ids == [[h.ids for h in hypotheses] for hypotheses in backwards[::-1]]
     assert ids == [[h.ids for h in hypotheses] for hypotheses in alone]
     other = sample(TableStepper(list(range(20)), 9, 3), [8] * 20, OPTIONS, SamplingOptions(3, seed=3))
     assert ids != [[h.ids for h in hypotheses] for hypotheses in other]
+
+
+def test_parts_of_a_line_draw_other_numbers_and_the_first_those_of_a_whole_line() -> None:
+    sampling = SamplingOptions(2, seed=3)
+    table = TableStepper([4, 4, 4], 9, 2)
+    numbers = [(7,), (7, 1), (7, 2)]
+    parts = sample(table, [12] * 3, OPTIONS, sampling, numbers=numbers)
+    assert len({tuple(map(str, hypotheses)) for hypotheses in parts}) == 3
+    uniforms_BKT = start_samples([12] * 3, OPTIONS, sampling, "cpu", None, numbers).uniforms_BKT
+    whole_line = [np.random.default_rng((3, 7, k)).random(12) for k in range(2)]
+    assert (uniforms_BKT[0].numpy() == np.array(whole_line)).all()
 
 
 def test_the_log_probability_is_the_models() -> None:

@@ -8,8 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from mtkit.decoding.constraints import Constraint
-from mtkit.decoding.search import Hypothesis, SearchOptions, gnmt_penalty, search, survivors
+from mtkit.decoding.constraints import Constraint, ConstraintTracker
+from mtkit.decoding.search import (
+    Hypothesis,
+    SearchOptions,
+    best_candidates,
+    gnmt_penalty,
+    search,
+    start_beam,
+    survivors,
+)
 from mtkit.errors import TrainingError
 
 BOS, EOS = 0, 1
@@ -138,8 +146,8 @@ def test_beam_search_is_exhaustive_search_when_the_beam_holds_all(seed: int, sto
             assert hypothesis.log_prob == pytest.approx(reference.log_prob, abs=1e-5)
 
 
-@pytest.mark.parametrize("beam_size", [2, 5])
-def test_constraints_are_always_met_in_a_narrow_beam(beam_size: int) -> None:
+@pytest.mark.parametrize(("beam_size", "groups"), [(2, 1), (5, 1), (4, 2), (6, 3)])
+def test_constraints_are_always_met_in_a_narrow_beam(beam_size: int, groups: int) -> None:
     rng = random.Random(7)
     sentences = list(range(40))
     constraints = [
@@ -151,20 +159,33 @@ def test_constraints_are_always_met_in_a_narrow_beam(beam_size: int) -> None:
         )
         for _ in sentences
     ]
-    found = search(
-        TableStepper(sentences, 12, beam_size),
-        [9] * 40,
-        SearchOptions(beam_size, BOS, EOS),
-        "cpu",
-        None,
-        constraints,
-    )
-    free = search(TableStepper(sentences, 12, beam_size), [9] * 40, SearchOptions(beam_size, BOS, EOS))
+    options = SearchOptions(beam_size, BOS, EOS, n_best=beam_size, groups=groups)
+    found = search(TableStepper(sentences, 12, beam_size), [9] * 40, options, "cpu", None, constraints)
+    free = search(TableStepper(sentences, 12, beam_size), [9] * 40, options)
     for wanted, hypotheses, without in zip(constraints, found, free, strict=True):
-        ids = tuple(hypotheses[0].ids)
-        assert all(any(contains(ids, phrase) for phrase in c.phrases) for c in wanted)
+        assert hypotheses
+        for ids in (tuple(hypothesis.ids) for hypothesis in hypotheses):
+            assert all(any(contains(ids, phrase) for phrase in c.phrases) for c in wanted)
         if not wanted:
             assert hypotheses == without
+
+
+def test_every_group_deals_its_own_hypotheses_to_the_constraints() -> None:
+    """Of three groups of two; the piece of the constraint is so improbable that no beam would hold it."""
+    options = SearchOptions(6, BOS, EOS, groups=3, diversity=2.0)
+    tracker = ConstraintTracker([(Constraint(((5,),)),)], options)
+    tracker.states = [[((0,),)] * 6]
+    beam = start_beam([9], options, "cpu", [()])
+    beam.log_probs_BK = torch.zeros(1, 6)
+    log_probs_BKV = torch.tensor([-4.0, -9.0, -1.0, -2.0, -2.1, -30.0]).expand(1, 6, 6)
+    candidates = best_candidates(log_probs_BKV, beam, options)
+    tracker.allocate(candidates, log_probs_BKV, beam)
+    for group in range(3):
+        chosen = list(zip(*(x[0, group].tolist() for x in vars(candidates).values()), strict=True))
+        assert all(parent in (2 * group, 2 * group + 1) for _, parent, _, _ in chosen)
+        assert chosen[0][0] == -30.0 and chosen[0][2] == 5
+    second = candidates.tokens_BGC[0, :, 1].tolist()
+    assert second == [2, 3, 4]  # the best but for the constraint; then what the groups before did not choose
 
 
 def test_groups_against_a_plain_implementation() -> None:

@@ -1,0 +1,108 @@
+"""The comparison with CTranslate2 is one of the same work; without CTranslate2 itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from test_translator import make, sentences
+
+from mtkit.benchmark import translate as benchmark_module
+from mtkit.benchmark.translate import benchmark, load_ctranslate2, other_system, refuse_unlike
+from mtkit.errors import ConfigError
+
+
+class Recorder:
+    """In CTranslate2's place: notes what it is given, and says one piece so many times."""
+
+    def __init__(self, piece: str, times: int) -> None:
+        self.hypothesis = [piece] * times
+
+    def translate_batch(self, sources: list[list[str]], **options: Any) -> list[Any]:
+        self.sources, self.options = sources, options
+        return [SimpleNamespace(hypotheses=[self.hypothesis]) for _ in sources]
+
+
+def test_it_gets_long_lines_in_the_same_parts() -> None:
+    translator = make(max_source_pieces=6, coverage_penalty=0.2, no_repeat_ngram=3, min_pieces=2)
+    long_line = "the old man sees a bird and my sister hears children in houses, the man sees a bird."
+    lines = ["a bird", "", long_line]
+    tgt = translator.tokenizers.tgt
+    piece = tgt.piece(int(tgt.encode(["Vogel"])[0][-1]))
+    other = Recorder(piece, 3)
+    output = other_system(other, translator)(lines)
+    cut = list(translator.cutter.parts([benchmark_module.Request(line) for line in lines], 0))
+    src = translator.tokenizers.src
+    assert other.sources == [[src.piece(i) for i in part.ids] for parts in cut for part in parts]
+    assert len(other.sources) > 3 and max(map(len, other.sources)) <= 6
+    [one] = tgt.decode([tgt.encode(["Vogel"])[0][-1:].tolist() * 3])
+    assert output.hyps == [one, "", " ".join([one] * len(cut[2]))]
+    wanted = {"coverage_penalty": 0.2, "no_repeat_ngram_size": 3, "min_decoding_length": 2}
+    assert wanted.items() <= other.options.items()
+    assert other.options["max_decoding_length"] == translator.decoding.max_length(
+        max(map(len, other.sources))
+    )
+
+
+def test_what_is_longer_than_mtkit_allows_is_counted() -> None:
+    translator = make(max_length_ratio=1.0, max_length_extra=0)
+    lines = ["a bird", " ".join(sentences(3)), "a bird", ""]
+    tgt = translator.tokenizers.tgt
+    piece = tgt.piece(int(tgt.encode(["Vogel"])[0][-1]))
+    longest = len(translator.tokenizers.src.encode(["a bird"])[0])
+    for times, expected in ((longest, 0), (longest + 1, 2), (10**4, 3)):
+        assert other_system(Recorder(piece, times), translator)(lines).num_over_limit == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "where"),
+    [
+        ({"sample": True}, "sample"),
+        ({"mbr": "chrf"}, "mbr"),
+        ({"groups": 3}, "groups"),
+        ({"stop": "certain"}, "stop"),
+        ({"penalty_kind": "gnmt"}, "penalty_kind"),
+    ],
+)
+def test_what_it_has_not_is_refused(keys: Any, where: str) -> None:
+    alike = {"stop": "finished", "penalty_kind": "simple"}
+    refuse_unlike(make(**alike))
+    with pytest.raises(ConfigError) as caught:
+        refuse_unlike(make(**(alike | keys)))
+    assert caught.value.where == f"decoding.{where}"
+
+
+def test_it_runs_on_the_same_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[dict[str, Any]] = []
+    package = SimpleNamespace(
+        get_supported_compute_types=lambda device: {"float16"},
+        Translator=lambda folder, **options: loaded.append(options),
+    )
+    monkeypatch.setattr(benchmark_module, "import_ctranslate2", lambda: package)
+    load_ctranslate2(Path("model"), "float16", torch.device("cuda:1"))
+    load_ctranslate2(Path("model"), "float16", torch.device("cpu"))
+    assert [(options["device"], options["device_index"]) for options in loaded] == [("cuda", 1), ("cpu", 0)]
+
+
+def test_memory_is_measured_after_all_lines_were_translated_with_all_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    translator = make(beam_size=1, max_length_ratio=0.1, max_length_extra=1)
+    lines = sentences(520, longest=2)
+    events: list[Any] = []
+    translate = translator.translate
+
+    def noting(given: Any) -> Any:
+        events.append((len(given), translator.batches.num_workers))
+        return translate(given)
+
+    translator.translate = noting  # type: ignore[method-assign]
+    monkeypatch.setattr(benchmark_module, "peak_memory_mb", lambda device: events.append("memory") or 1.0)
+    config: Any = SimpleNamespace(data=SimpleNamespace(tgt="de"))
+    report = benchmark("model", lines, None, lambda: (translator, config), rounds=1)
+    assert (520, translator.batches.num_workers) in events[: events.index("memory")]
+    assert report.peak_memory_mb == 1.0
+    assert translator.batches.num_workers > 1
