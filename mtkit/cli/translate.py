@@ -137,7 +137,7 @@ def write_alternatives(found: Iterator[Any], first: int, output: str | None) -> 
 
 def requests(job: Any, prefix: str | None, constraints: str | None, tag: str | None, translator: Any) -> Any:
     """The lines of a job with what is demanded of their translations. Raises: ConfigError, DataError."""
-    if tag is not None and (len(ids := translator.tokenizers.src.encode([tag])[0]) > 2 or not len(ids)):
+    if tag is not None and not translator.tokenizers.src.is_symbol(tag):
         what = f"{tag!r} is no piece of the source vocabulary"
         raise ConfigError(what, where="--tag", hint="train with it among tokenizer.user_symbols")
     lines = job.read() if tag is None else (f"{tag} {line}" if line.strip() else line for line in job.read())
