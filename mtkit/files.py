@@ -237,6 +237,17 @@ def cut_off_partial_line(path: str | Path) -> None:
         file.truncate(_end_of_line_before(file, file.seek(0, os.SEEK_END)))
 
 
+def last_line(path: str | Path) -> str | None:
+    """The last line that was written to its end; None if there is none. Raises: StorageError."""
+    with storage_errors(path), open(path, "rb") as file:
+        end = _end_of_line_before(file, file.seek(0, os.SEEK_END))
+        if not end:
+            return None
+        start = _end_of_line_before(file, end - 1)
+        file.seek(start)
+        return file.read(end - 1 - start).decode("utf-8", errors="replace")
+
+
 def drop_last_lines(path: str | Path, number: int) -> None:
     """Cut so many whole lines off the end of a file. Raises: StorageError."""
     with storage_errors(path), open(path, "r+b") as file:

@@ -62,6 +62,7 @@ def translate(
     OUT.1-of-N, OUT.2-of-N …
     """
     from mtkit.decoding.jobs import Job, Shard, num_done
+    from mtkit.decoding.output import LineFormat
 
     part = Shard.parse(shard) if shard else Shard.of_process(os.environ)
     if shard is None and part.count > 1:
@@ -92,7 +93,10 @@ def translate(
     read = [*inputs, *filter(None, [prefix, constraints])]
     refuse_overwriting(output, read)
     refuse_overwriting(attention, [*read, *filter(None, [output])], "--attention")
-    job = Job.plan(inputs, part, num_done(output, n_best is not None) if resume and output else 0)
+    line_format = LineFormat(n_best is not None, scores, alignment is not None)
+    job = Job.plan(inputs, part)
+    if resume and output is not None:
+        job = job.without_first(num_done(output, line_format, job.first + 1))
     translator = load_translator(
         model, device, precision, ensemble=ensemble,
         beam_size=beam_size, n_best=n_best, length_penalty=length_penalty, max_length_ratio=max_length_ratio,
@@ -117,13 +121,7 @@ def translate(
     with MatrixFile(attention) as matrices, open_output(output, append=resume) as out:
         for number, best in enumerate(translations, job.first + 1):
             matrices.add(number, best[0].aligned)
-            if alignment is not None:
-                links = " ".join(f"{s}-{t}" for s, t in best[0].word_links())
-                best[0] = best[0].with_text(f"{best[0].text} ||| {links}".rstrip())
-            if n_best is not None:
-                out.write("".join(f"{number} ||| {t.text} ||| {t.score:.6f}\n" for t in best))
-            else:
-                out.write(f"{best[0].score:.6f}\t{best[0].text}\n" if scores else f"{best[0].text}\n")
+            out.write(line_format.write(number, best))
 
 
 def write_alternatives(found: Iterator[Any], first: int, output: str | None) -> None:
