@@ -54,7 +54,11 @@ STARTS_WITHOUT_TORCH = [
     "yamlfile",
     "config",
     "configfile",
+    "checkpoint",
     "data.demo",
+    "decoding.folder",
+    "decoding.jobs",
+    "decoding.output",
     *(name for name in MODULES if name.split(".")[0] == "cli"),
 ]
 
