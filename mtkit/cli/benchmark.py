@@ -10,8 +10,9 @@ import typer
 
 from mtkit.cli import options
 from mtkit.cli.lines import refuse_unequal
+from mtkit.cli.rules import BENCHMARK_TRANSLATE, check_options
 from mtkit.cli.terminal import make_console, print_text
-from mtkit.cli.translators import load_translator_and_config
+from mtkit.cli.translators import decoding_of, load_translator_and_config
 from mtkit.errors import ConfigError, DataError
 
 
@@ -54,6 +55,7 @@ def benchmark_train(
 
 
 def benchmark_translate(
+    context: typer.Context,
     model: options.ModelPath,
     file: Annotated[str, typer.Argument(metavar="FILE", help="Lines to translate.")],
     ref: Annotated[str | None, typer.Option(help="Their references, for BLEU.")] = None,
@@ -74,6 +76,7 @@ def benchmark_translate(
     """Measure how fast a model translates: sentences and tokens a second, shares of the time, peak memory."""
     from mtkit.files import read_lines
 
+    check_options(context, BENCHMARK_TRANSLATE)
     if against not in (None, "ctranslate2"):
         raise ConfigError(f"{against!r} is nothing to compare with", where="--against", hint="ctranslate2")
     lines, refs = list(read_lines(file)), None if ref is None else list(read_lines(ref))
@@ -81,22 +84,17 @@ def benchmark_translate(
         raise DataError("nothing to translate", where=file, hint="it has no lines")
     if refs is not None:
         refuse_unequal(file, lines, [ref or ""], [refs])
+    decoding = decoding_of(model, {
+        "beam_size": beam_size, "batch_tokens": batch_tokens,
+        "penalty_kind": "simple" if against else None, "stop": "finished" if against else None,  # as CTranslate2
+    })  # fmt: skip
     from mtkit.benchmark.translate import benchmark
 
-    kind, stop = ("simple", "finished") if against else (None, None)  # what CTranslate2 has
     report = benchmark(
         model,
         lines,
         refs,
-        lambda: load_translator_and_config(
-            model,
-            device,
-            precision,
-            beam_size=beam_size,
-            batch_tokens=batch_tokens,
-            penalty_kind=kind,
-            stop=stop,
-        ),
+        lambda: load_translator_and_config(model, decoding, device, precision),
         compute_types=(compute_type or ["float32", "int8"]) if against else (),
         rounds=rounds,
     )

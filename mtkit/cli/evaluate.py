@@ -10,7 +10,7 @@ import typer
 from mtkit.cli import options
 from mtkit.cli.lines import refuse_unequal
 from mtkit.cli.terminal import Ticker, print_text
-from mtkit.cli.translators import load_translator_and_config
+from mtkit.cli.translators import decoding_of, load_translator_and_config
 from mtkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def evaluate(
     config = None
     tgt_language = langs.rpartition("-")[2] if langs else None
     if model is not None:
-        translator, config = load_translator_and_config(model, device, precision, beam_size=beam_size)
+        decoding = decoding_of(model, {"beam_size": beam_size})
+        translator, config = load_translator_and_config(model, decoding, device, precision)
         if not (quiet or as_json):
             translator.on_batch = Ticker()
         langs, tgt_language = langs or f"{config.data.src}-{config.data.tgt}", tgt_language or config.data.tgt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, count, islice
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from mtkit.errors import DataError
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 def in_step(
     columns: Sequence[Iterator[str] | None], names: Sequence[str | None], first: int = 1
-) -> Iterator[list[str | None]]:
+) -> Iterator[list[str]]:
     """Line by line through several files, of which some may be missing. Raises: DataError: one ends too early.
 
     Args:
@@ -27,7 +27,7 @@ def in_step(
             if value is None:
                 what = f"ends before line {number:,} of the others"
                 raise DataError(what, where=name, hint="line n of one goes with line n of the other")
-        yield row
+        yield cast(list[str], row)
 
 
 def refuse_unequal(

@@ -58,7 +58,11 @@ Protect = Annotated[
 ]
 NBest = Annotated[
     int | None,
-    typer.Option(min=1, help="Give so many translations, as `LINE ||| TEXT ||| SCORE`; widens the beam."),
+    typer.Option(
+        min=1,
+        help="Give so many translations, as `LINE ||| TEXT ||| SCORE`; widens the beam. With --groups at most so "
+        "many, for hypotheses of groups may agree.",
+    ),
 ]
 Alternatives = Annotated[
     int | None,
@@ -70,7 +74,10 @@ Alternatives = Annotated[
 ]
 Alignment = Annotated[
     str | None,
-    typer.Option(help="`pharaoh` adds ` ||| 0-0 1-2`: which source word, from 0, became which word."),
+    typer.Option(
+        help="`pharaoh` adds ` ||| 0-0 1-2`: which source word, from 0, became which word; where none did, "
+        "` ||| ` alone."
+    ),
 ]
 Attention = Annotated[
     str | None, typer.Option(help="File (.npz) of the attention of each line: layers x target x source.")
@@ -95,7 +102,10 @@ NoRepeatNgram = Annotated[
     int | None, typer.Option(min=0, help="No sequence of so many pieces comes twice; 0 is off.")
 ]
 Suppress = Annotated[
-    list[str] | None, typer.Option(help="A text whose pieces never appear; repeat for several.")
+    list[str] | None,
+    typer.Option(
+        help="A text whose pieces never appear, instead of the config's; repeat for several; '' for none."
+    ),
 ]
 Groups = Annotated[int | None, typer.Option(min=1, help="Groups of diverse beam search.")]
 Diversity = Annotated[float | None, typer.Option(min=0, help="Cost of a piece that an earlier group chose.")]
@@ -103,7 +113,8 @@ Diversity = Annotated[float | None, typer.Option(min=0, help="Cost of a piece th
 # --- translate: samples and minimum Bayes risk --------------------------------------------------------------------
 
 Sample = Annotated[
-    bool, typer.Option("--sample", help="Draw translations from the model instead of searching.")
+    bool | None,
+    typer.Option("--sample/--no-sample", help="Draw translations from the model instead of searching."),
 ]
 Temperature = Annotated[float | None, typer.Option(help="Of samples: below 1 sharper.")]
 TopK = Annotated[int | None, typer.Option(min=0, help="Samples take the best so many pieces.")]
@@ -111,7 +122,10 @@ TopP = Annotated[float | None, typer.Option(help="Samples take pieces of this pr
 Epsilon = Annotated[float | None, typer.Option(help="Samples take no piece less probable.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Of samples.")]
 Mbr = Annotated[
-    str | None, typer.Option(help="Minimum Bayes risk with bleu, chrf, chrf++ or ter as utility.")
+    str | None,
+    typer.Option(
+        help="Minimum Bayes risk with bleu, chrf, chrf++ or ter as utility; `none` switches it off."
+    ),
 ]
 MbrCandidates = Annotated[
     int | None, typer.Option(min=2, help="Samples, or hypotheses, among which --mbr chooses.")

@@ -13,7 +13,7 @@ import typer
 from mtkit.cli import options
 from mtkit.cli.lines import begun, in_step
 from mtkit.cli.terminal import open_output
-from mtkit.cli.translators import load_translator
+from mtkit.cli.translators import decoding_of, load_translator
 from mtkit.errors import ConfigError, DataError
 
 
@@ -42,10 +42,11 @@ def score(
 
     if minimum is not None and math.isnan(minimum):
         raise ConfigError("nan is no score", where="--minimum", hint="a number, for example -1.5")
-    translator = load_translator(
-        model, device, precision, ensemble=ensemble, length_penalty=length_penalty, penalty_kind=penalty_kind,
-        coverage_penalty=coverage_penalty, batch_tokens=batch_tokens,
-    )  # fmt: skip
+    decoding = decoding_of(model, {
+        "length_penalty": length_penalty, "penalty_kind": penalty_kind, "coverage_penalty": coverage_penalty,
+        "batch_tokens": batch_tokens,
+    })  # fmt: skip
+    translator = load_translator(model, decoding, device, precision, ensemble or ())
     counts = [count_lines(path) if os.path.isfile(path) else None for path in (src, tgt)]
     if None not in counts and counts[0] != counts[1]:
         for path in (src, tgt):

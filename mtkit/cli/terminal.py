@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
 from mtkit.errors import ConfigError, StorageError
@@ -72,6 +73,16 @@ def refuse_overwriting(output: str | None, others: Sequence[str], option: str = 
         ):
             what = f"{output} is another file of this command too"
             raise ConfigError(what, where=option, hint="write to another file")
+
+
+def refuse_compressed(output: str | None, option: str = "--output") -> None:
+    """Check that the name of a text file does not promise a compressed one. Raises: ConfigError: at the option."""
+    from mtkit.files import COMPRESSED_SUFFIXES
+
+    path = Path(output or "")
+    if path.suffix.lower() in COMPRESSED_SUFFIXES:
+        what = f"{output} would be plain text, not {path.suffix}"
+        raise ConfigError(what, where=option, hint=f"write to {path.with_suffix('')}, then compress it")
 
 
 class Ticker:
