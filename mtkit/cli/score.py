@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections import deque
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
@@ -26,7 +27,9 @@ def score(
     coverage_penalty: options.CoveragePenalty = None,
     minimum: Annotated[
         float | None,
-        typer.Option(help="Print the pairs with at least this score, `SRC tab TGT`, instead of scores."),
+        typer.Option(
+            help="Print the pairs with at least this score, `SRC tab TGT`, instead of scores (none that hold a tab)."
+        ),
     ] = None,
     ensemble: options.Ensemble = None,
     batch_tokens: options.BatchTokens = None,
@@ -35,8 +38,8 @@ def score(
 ) -> None:
     """Print the model's score of given translations: what `translate --scores` would print for them.
 
-    The same to rounding: to 1e-5 with --precision fp32. With --minimum it filters a corpus. Any number of lines
-    in constant memory.
+    The same to rounding: to 1e-5 with --precision fp32. With --minimum it filters a corpus, and leaves out pairs
+    with tabs in them. Any number of lines in constant memory.
     """
     from mtkit.files import count_lines, read_lines
 
@@ -55,14 +58,35 @@ def score(
         raise DataError(what, hint="line n goes with line n")
     pairs = in_step([iter(read_lines(src)), iter(read_lines(tgt))], [src, tgt])
     scored = begun(translator.score_stream(pairs))
-    num_kept = num_pairs = 0
+    if minimum is None:
+        write_scores(result.score for _, result in scored)
+    else:
+        write_pairs(((source, result.text, result.score) for source, result in scored), minimum)
+
+
+def write_scores(scores: Iterable[float]) -> None:
+    """A score a line. Raises: StorageError, BrokenPipeError, and what scoring raises."""
     with open_output(None) as out:
-        for source, result in scored:
+        for score in scores:
+            out.write(f"{score:.6f}\n")
+
+
+def write_pairs(scored: Iterable[tuple[str, str, float]], minimum: float) -> None:
+    """The pairs with at least this score, a tab between, and on stderr how many; raises the same.
+
+    Pairs with a tab of their own are left out, for nobody could tell where the target begins.
+    """
+    num_pairs = num_kept = num_with_tabs = 0
+    with open_output(None) as out:
+        for source, target, score in scored:
             num_pairs += 1
-            if minimum is None:
-                out.write(f"{result.score:.6f}\n")
-            elif result.score >= minimum:
-                num_kept += 1
-                out.write(f"{source}\t{result.text}\n")
-    if minimum is not None:
-        print(f"kept {num_kept:,} of {num_pairs:,} pairs", file=sys.stderr)
+            if score < minimum:
+                continue
+            if "\t" in source or "\t" in target:
+                num_with_tabs += 1
+                continue
+            num_kept += 1
+            out.write(f"{source}\t{target}\n")
+    print(f"kept {num_kept:,} of {num_pairs:,} pairs", file=sys.stderr)
+    if num_with_tabs:
+        print(f"left out {num_with_tabs:,} pairs with tabs in them", file=sys.stderr)
