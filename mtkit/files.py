@@ -55,12 +55,16 @@ def read_lines(path: str | Path) -> Iterator[str]:
             raise DataError(what, where=f"{_name(path)}:{number + 1}", hint=hint)
 
 
-def count_lines(path: str | Path) -> int:
-    """How many lines `read_lines` yields, without decoding them. Raises: DataError (not for the text)."""
+def count_lines(path: str | Path, *, complete: bool = False) -> int:
+    """How many lines `read_lines` yields, without decoding them. Raises: DataError (not for the text).
+
+    Args:
+        complete: do not count a last line without "\\n".
+    """
     number, last = 0, b"\n"
     for block in _blocks(path):
         number, last = number + block.count(b"\n"), block[-1:]
-    return number + (last != b"\n")
+    return number + (last != b"\n" and not complete)
 
 
 def _blocks(path: str | Path) -> Iterator[bytes]:

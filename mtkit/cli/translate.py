@@ -137,16 +137,19 @@ def refuse_outputs(output: str | None, attention: str | None, read: Sequence[str
 def plan_job(files: Sequence[str], part: Shard, resumed: str | None, line_format: LineFormat) -> Job:
     """The lines to translate: of the part, those that the output to be resumed, if any, lacks.
 
+    What is incomplete at the end of that output is cut off.
+
     Raises:
         ConfigError: the output is of another job.
         DataError: an input cannot be read.
     """
-    from mtkit.decoding.jobs import Job, num_done
+    from mtkit.decoding.jobs import Job, cut_off_incomplete, num_done
 
     job = Job.plan(files, part)
-    if resumed is None:
-        return job
-    return job.without_first(num_done(resumed, line_format, job.first + 1))
+    if resumed is not None:
+        job = job.without_first(num_done(resumed, line_format, job.first + 1))
+        cut_off_incomplete(resumed, line_format)
+    return job
 
 
 def refuse_no_symbol(tag: str, translator: Translator) -> None:
@@ -203,4 +206,4 @@ def write_translations(
     with MatrixFile(attention) as matrices, open_output(output, append=append) as out:
         for number, translations in enumerate(lines, first):
             matrices.add(number, translations[0].aligned)
-            out.write(line_format.write(number, translations))
+            out.write(line_format.lines(number, translations))

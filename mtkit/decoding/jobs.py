@@ -113,9 +113,9 @@ def is_pipe(path: str) -> bool:
 
 
 def num_done(output: str, line_format: LineFormat, first: int = 1) -> int:
-    """How many lines an interrupted job has translated; what is incomplete is cut off its output.
+    """How many lines an interrupted job has translated.
 
-    With several translations of each line, those of the last line may not be all, and are cut off too.
+    With several translations of each line, those of the last line may not be all, so that it is not counted.
 
     Args:
         output: the file; if there is none, nothing is done.
@@ -123,28 +123,33 @@ def num_done(output: str, line_format: LineFormat, first: int = 1) -> int:
         first: number of the job's first line, from 1.
 
     Raises:
-        ConfigError: it is no output of such a job; then nothing is cut off.
-        StorageError, DataError: it cannot be read or written.
+        ConfigError: it is no output of such a job.
+        StorageError, DataError: it cannot be read.
     """
-    if not Path(output).exists():
+    last = last_line(output) if Path(output).exists() else None
+    if last is None:
         return 0
-    last = last_line(output)
-    if last is not None and (difference := line_format.difference(last)) is not None:
+    if (difference := line_format.difference(last)) is not None:
         what = f"{output} was written {difference}"
         raise ConfigError(what, where="--resume", hint="give the options of the stopped job")
     if not line_format.n_best:
-        cut_off_partial_line(output)
-        return count_lines(output)
-    if last is None:
-        cut_off_partial_line(output)
-        return 0
+        return count_lines(output, complete=True)
     begins, ends = line_number(next(read_lines(output))), line_number(last)
     if begins != first or ends is None or ends < first:
         what = f"{output} begins with line {begins}, but this job with line {first}"
         raise ConfigError(what, where="--resume", hint="it is of another job: write to another file")
-    cut_off_partial_line(output)
-    drop_last_lines(output, sum(line_number(line) == ends for line in read_lines(output)))
     return ends - first
+
+
+def cut_off_incomplete(output: str, line_format: LineFormat) -> None:
+    """Cut off an output, if there is one, what `num_done` does not count. Raises: StorageError, DataError."""
+    if not Path(output).exists():
+        return
+    cut_off_partial_line(output)
+    last = last_line(output)
+    if line_format.n_best and last is not None:
+        of_last = sum(line_number(line) == line_number(last) for line in read_lines(output))
+        drop_last_lines(output, of_last)
 
 
 def line_number(line: str) -> int | None:

@@ -35,7 +35,7 @@ class LineFormat:
     scores: bool = False
     alignment: bool = False
 
-    def write(self, number: int, translations: Sequence[Translation]) -> str:
+    def lines(self, number: int, translations: Sequence[Translation]) -> str:
         """The lines of the translations, best first, of line `number` of the input (from 1)."""
         if self.n_best:
             return "".join(f"{number} ||| {t.text} ||| {t.score:.6f}\n" for t in translations)

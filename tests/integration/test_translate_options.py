@@ -136,6 +136,7 @@ def test_every_line_with_alignment_has_its_field(trained: Path) -> None:
         (["--alignment", "pharaoh"], ["--scores"], "without --scores"),
         (["--alternatives", 2], [], "written with --alternatives"),
         (["--n-best", 2, "--shard", "1/2"], ["--n-best", 2, "--shard", "2/2"], "begins with line 1"),
+        (["--n-best", 2], ["--n-best", 2, "--shard", "1/4"], "has 15 lines, but there are 4 to translate"),
     ],
 )
 def test_an_output_of_other_options_is_not_resumed(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mtkit.decoding.jobs import Job, Shard, num_done
+from mtkit.decoding.jobs import Job, Shard, cut_off_incomplete, num_done
 from mtkit.decoding.output import LineFormat
 from mtkit.errors import ConfigError
 
@@ -75,8 +75,12 @@ def test_what_is_done(
 ) -> None:
     path = tmp_path / "out"
     assert num_done(str(path), line_format, first) == 0
+    cut_off_incomplete(str(path), line_format)
+    assert not path.exists()
     path.write_text(text)
     assert num_done(str(path), line_format, first) == done
+    assert path.read_text() == text
+    cut_off_incomplete(str(path), line_format)
     assert path.read_text() == left
 
 
