@@ -17,11 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import safetensors
-import safetensors.torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from mtkit.errors import StorageError
 from mtkit.files import (
@@ -34,6 +30,9 @@ from mtkit.files import (
     write_bytes,
     write_text,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
 CONFIG_FILE, MANIFEST_FILE = "config.yaml", "manifest.json"
@@ -104,6 +103,8 @@ def _write_files(folder: Path, checkpoint: Checkpoint, files: Mapping[str, bytes
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    import safetensors.torch
+
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_bytes(path, safetensors.torch.save(contiguous))
 
@@ -159,6 +160,8 @@ def load_checkpoint(folder: Path, *, with_optimizer: bool = False) -> Checkpoint
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """A safetensors file. Raises: StorageError: missing, damaged or of another kind."""
+    import safetensors.torch
+
     with tensor_errors(path):
         return safetensors.torch.load_file(path)
 
@@ -166,6 +169,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 @contextmanager
 def tensor_errors(path: Path) -> Iterator[None]:
     """Turns what safetensors raises in reading a file into a StorageError."""
+    import safetensors
+
     with storage_errors(path):
         try:
             yield

@@ -366,23 +366,26 @@ class ValidationConfig(Section):
 
 
 class DecodingConfig(Section):
-    """How the finished model translates; `mtkit translate` starts from these."""
+    """How the finished model translates; `mtkit translate` starts from these.
+
+    Penalties and temperature are bounded so that scores stay finite in float32, whatever the length.
+    """
 
     beam_size: Positive = 5
     """Hypotheses kept at each step; 1 is greedy."""
-    length_penalty: float = 1.0
+    length_penalty: Annotated[float, Field(ge=-5.0, le=5.0)] = 1.0
     """alpha of the length penalty; 0 is off."""
     penalty_kind: Literal["gnmt", "simple"] = "gnmt"
     """gnmt: ((5 + length) / 6) ** alpha (Wu et al. 2016, eq. 14); simple: length ** alpha."""
-    coverage_penalty: Annotated[float, Field(ge=0.0)] = 0.0
+    coverage_penalty: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
     """beta of the coverage penalty (Wu et al. 2016, eq. 14); 0 is off."""
     n_best: Positive = 1
     """Translations of each line from the Python API, best first; `mtkit translate` has `--n-best`."""
     stop: Literal["finished", "unbeaten", "certain"] = "unbeaten"
     """A sentence ends when beam_size hypotheses have finished; and the best live one is worse; or none can win."""
-    max_length_ratio: Rate = 2.0
+    max_length_ratio: Annotated[float, Field(gt=0.0, le=1000.0)] = 2.0
     """A translation has at most ratio x source pieces + extra pieces."""
-    max_length_extra: Count = 20
+    max_length_extra: Annotated[int, Field(ge=0, le=1_000_000)] = 20
     """See `max_length_ratio`."""
     min_pieces: Count = 0
     """A translation has at least so many pieces."""
@@ -392,11 +395,11 @@ class DecodingConfig(Section):
     """Texts whose pieces never appear."""
     groups: Positive = 1
     """Groups of diverse beam search (Vijayakumar et al. 2018); a divisor of `beam_size`."""
-    diversity: Annotated[float, Field(ge=0.0)] = 0.5
+    diversity: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.5
     """What a piece costs that an earlier group chose at the same step."""
     sample: bool = False
     """Draw `n_best` translations from the model instead of searching for the best."""
-    temperature: Rate = 1.0
+    temperature: Annotated[float, Field(ge=0.01, le=100.0)] = 1.0
     """Of samples; below 1 sharper, above 1 flatter."""
     top_k: Count = 0
     """Samples take only the most probable so many pieces; 0 is off."""

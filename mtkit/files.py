@@ -55,12 +55,16 @@ def read_lines(path: str | Path) -> Iterator[str]:
             raise DataError(what, where=f"{_name(path)}:{number + 1}", hint=hint)
 
 
-def count_lines(path: str | Path) -> int:
-    """How many lines `read_lines` yields, without decoding them. Raises: DataError (not for the text)."""
+def count_lines(path: str | Path, *, complete: bool = False) -> int:
+    """How many lines `read_lines` yields, without decoding them. Raises: DataError (not for the text).
+
+    Args:
+        complete: do not count a last line without "\\n".
+    """
     number, last = 0, b"\n"
     for block in _blocks(path):
         number, last = number + block.count(b"\n"), block[-1:]
-    return number + (last != b"\n")
+    return number + (last != b"\n" and not complete)
 
 
 def _blocks(path: str | Path) -> Iterator[bytes]:
@@ -235,6 +239,17 @@ def cut_off_partial_line(path: str | Path) -> None:
     """Cut what follows the last "\n" off a file: a line that was not written to its end. Raises: StorageError."""
     with storage_errors(path), open(path, "r+b") as file:
         file.truncate(_end_of_line_before(file, file.seek(0, os.SEEK_END)))
+
+
+def last_line(path: str | Path) -> str | None:
+    """The last line that was written to its end; None if there is none. Raises: StorageError."""
+    with storage_errors(path), open(path, "rb") as file:
+        end = _end_of_line_before(file, file.seek(0, os.SEEK_END))
+        if not end:
+            return None
+        start = _end_of_line_before(file, end - 1)
+        file.seek(start)
+        return file.read(end - 1 - start).decode("utf-8", errors="replace")
 
 
 def drop_last_lines(path: str | Path, number: int) -> None:

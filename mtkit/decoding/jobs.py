@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
+from mtkit.decoding.output import LineFormat
 from mtkit.errors import ConfigError
-from mtkit.files import count_lines, cut_off_partial_line, drop_last_lines, read_lines
+from mtkit.files import count_lines, cut_off_partial_line, drop_last_lines, last_line, read_lines
+
+ENDLESS = 2**62
+"""More lines than any stream has."""
 
 
 @dataclass(frozen=True)
@@ -61,24 +65,29 @@ class Job:
     lines: range | None = None
 
     @classmethod
-    def plan(cls, files: Sequence[str], shard: Shard, num_done: int = 0) -> Job:
-        """The lines of a shard that are not done yet.
+    def plan(cls, files: Sequence[str], shard: Shard) -> Job:
+        """The lines of a shard.
 
         Raises:
-            ConfigError: a shard of stdin, whose lines cannot be counted beforehand; more is done than there is.
+            ConfigError: a shard of stdin, whose lines cannot be counted beforehand.
             DataError: a file that cannot be read.
         """
         counted = [count_lines(path) for path in files if path != "-" and not is_pipe(path)]
         if len(counted) == len(files):
-            lines = shard.lines(sum(counted))
-            if num_done > len(lines):
-                what = f"the output has {num_done:,} lines, but there are {len(lines):,} to translate"
-                raise ConfigError(what, where="--resume", hint="it is of another job: write to another file")
-            return cls(tuple(files), lines[num_done:])
+            return cls(tuple(files), shard.lines(sum(counted)))
         if shard.count > 1:
             what = "only files can be divided: the lines of stdin are not known beforehand"
             raise ConfigError(what, where="--shard", hint="name the input files")
-        return cls(tuple(files), range(num_done, 2**62) if num_done else None)
+        return cls(tuple(files))
+
+    def without_first(self, num_done: int) -> Job:
+        """What is left to do. Raises: ConfigError: more is done than there is."""
+        if self.lines is None:
+            return replace(self, lines=range(num_done, ENDLESS) if num_done else None)
+        if num_done > len(self.lines):
+            what = f"the output has {num_done:,} lines, but there are {len(self.lines):,} to translate"
+            raise ConfigError(what, where="--resume", hint="it is of another job: write to another file")
+        return replace(self, lines=self.lines[num_done:])
 
     @property
     def first(self) -> int:
@@ -88,7 +97,7 @@ class Job:
     @property
     def total(self) -> int | None:
         """How many lines, if that is known."""
-        return None if self.lines is None or self.lines.stop == 2**62 else len(self.lines)
+        return None if self.lines is None or self.lines.stop == ENDLESS else len(self.lines)
 
     def read(self, files: Sequence[str] | None = None) -> Iterator[str]:
         """The lines, of the input or of files that go with it line by line. Raises: DataError."""
@@ -103,29 +112,47 @@ def is_pipe(path: str) -> bool:
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
-def num_done(output: str, n_best: bool) -> int:
-    """How many lines an interrupted job has translated; what is incomplete is cut off its output.
+def num_done(output: str, line_format: LineFormat, first: int = 1) -> int:
+    """How many lines an interrupted job has translated.
+
+    With several translations of each line, those of the last line may not be all, so that it is not counted.
 
     Args:
         output: the file; if there is none, nothing is done.
-        n_best: whether it has several translations of each line, each with the line's number; then those of the last
-            line may not be all, and are cut off too.
+        line_format: of the job that is to go on.
+        first: number of the job's first line, from 1.
 
     Raises:
-        StorageError, DataError: it cannot be read or written, or is no output of such a job.
+        ConfigError: it is no output of such a job.
+        StorageError, DataError: it cannot be read.
     """
-    if not Path(output).exists():
+    last = last_line(output) if Path(output).exists() else None
+    if last is None:
         return 0
+    if (difference := line_format.difference(last)) is not None:
+        what = f"{output} was written {difference}"
+        raise ConfigError(what, where="--resume", hint="give the options of the stopped job")
+    if not line_format.n_best:
+        return count_lines(output, complete=True)
+    begins, ends = line_number(next(read_lines(output))), line_number(last)
+    if begins != first or ends is None or ends < first:
+        what = f"{output} begins with line {begins}, but this job with line {first}"
+        raise ConfigError(what, where="--resume", hint="it is of another job: write to another file")
+    return ends - first
+
+
+def cut_off_incomplete(output: str, line_format: LineFormat) -> None:
+    """Cut off an output, if there is one, what `num_done` does not count. Raises: StorageError, DataError."""
+    if not Path(output).exists():
+        return
     cut_off_partial_line(output)
-    if not n_best:
-        return count_lines(output)
-    last, of_last, num_lines = "", 0, 0
-    for line in read_lines(output):
-        number = line.partition(" ||| ")[0]
-        num_lines += number != last
-        of_last, last = (of_last + 1 if number == last else 1), number
-    if last and not last.isdigit():
-        hint = "without --resume it is overwritten"
-        raise ConfigError(f"{output} has no line numbers", where="--resume", hint=hint)
-    drop_last_lines(output, of_last)
-    return max(0, num_lines - 1)
+    last = last_line(output)
+    if line_format.n_best and last is not None:
+        of_last = sum(line_number(line) == line_number(last) for line in read_lines(output))
+        drop_last_lines(output, of_last)
+
+
+def line_number(line: str) -> int | None:
+    """The number before the first ` ||| ` of a line; None if there is none."""
+    number = line.partition(" ||| ")[0]
+    return int(number) if number.isascii() and number.isdigit() else None

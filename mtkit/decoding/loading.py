@@ -8,12 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mtkit.checkpoint import CONFIG_FILE, MANIFEST_FILE, load_checkpoint, valid_checkpoints
+from mtkit.checkpoint import load_checkpoint
 from mtkit.config import Config, ModelConfig
-from mtkit.configfile import load_config
 from mtkit.data.tokenizer import Tokenizers, load_tokenizers
+from mtkit.decoding.folder import find_checkpoint, stored_config, tokenizer_folder
 from mtkit.errors import ConfigError, StorageError
-from mtkit.files import committed_folder
 from mtkit.model.transformer import Transformer
 
 
@@ -36,48 +35,6 @@ def copy_weights(model: Transformer, weights: dict[str, Tensor], where: str) -> 
                 shapes = f"{list(weights[name].shape)}, not {list(parameter.shape)}"
                 raise StorageError(f"{name} has the shape {shapes}", where=where, hint=hint)
             parameter.copy_(weights[name])
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path means: itself, or a run's best one, or its newest valid one.
-
-    Raises:
-        StorageError: there is none.
-    """
-    if not path.is_dir():
-        what = "a file, not a model folder" if path.exists() else "no such folder"
-        raise StorageError(what, where=str(path), hint="name a run folder or a checkpoint folder")
-    if (path / MANIFEST_FILE).exists():
-        return path
-    best = committed_folder(path / "best")
-    if best.is_dir():
-        return best
-    for folder, fault in valid_checkpoints(path):
-        if fault is None:
-            return folder
-    what = "no checkpoint in this folder"
-    raise StorageError(
-        what, where=str(path), hint=f"a model folder holds {MANIFEST_FILE}: train one, or copy all of it"
-    )
-
-
-def tokenizer_folder(checkpoint: Path) -> Path:
-    """Where a checkpoint's tokenizers are: beside its weights, or in the run folder above."""
-    for folder in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
-        if any(folder.glob("tokenizer*.model")):
-            return folder
-    return checkpoint
-
-
-def stored_config(checkpoint: Path, hint: str) -> Config:
-    """The config in a checkpoint. Raises: StorageError: this version does not understand it; with the hint."""
-    try:
-        return load_config(checkpoint / CONFIG_FILE)
-    except ConfigError as error:
-        first, *problems = str(error).split("\n")
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        what = f"not a config of this version: {problems[0] if problems else first}{more}"
-        raise StorageError(what, where=str(checkpoint), hint=hint) from error
 
 
 def load_model(path: Path) -> tuple[Config, Tokenizers, Transformer]:

@@ -32,7 +32,7 @@ from mtkit.checkpoint import (
 from mtkit.config import Config
 from mtkit.configfile import diff_configs
 from mtkit.data.tokenizer import load_tokenizers
-from mtkit.decoding.loading import find_checkpoint, stored_config, tokenizer_folder
+from mtkit.decoding.folder import find_checkpoint, stored_config, tokenizer_folder
 from mtkit.errors import ConfigError, StorageError
 from mtkit.files import committed_folder, storage_errors
 from mtkit.training.resuming import is_harmless

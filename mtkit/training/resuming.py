@@ -13,7 +13,7 @@ from mtkit.config import Config
 from mtkit.configfile import diff_configs, dump_config
 from mtkit.data.cache import cache_folder
 from mtkit.data.corpus import Corpus
-from mtkit.decoding.loading import stored_config
+from mtkit.decoding.folder import stored_config
 from mtkit.errors import ConfigError, StorageError
 from mtkit.files import committed_folder, storage_errors, write_text
 from mtkit.training.state import TrainState

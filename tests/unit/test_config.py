@@ -197,6 +197,16 @@ BAD_KEYS: dict[str, tuple[int, str, str | None]] = {
         "tokenizer.character_coverage: must be at most 1, got 2",
         "the default is 1.0",
     ),
+    "decoding:\n  temperature: 1e-30": (
+        7,
+        "decoding.temperature: must be at least 0.01, got 1e-30",
+        "the default is 1.0",
+    ),
+    "decoding:\n  length_penalty: -6": (
+        7,
+        "decoding.length_penalty: must be at least -5, got -6",
+        "the default is 1.0",
+    ),
     # Choices.
     "training:\n  schedule: Cosin": (
         7,

@@ -28,6 +28,7 @@ from mtkit.files import (
     count_lines,
     fsync_file,
     fsync_folder,
+    last_line,
     publish_folder,
     read_lines,
     sha256_file,
@@ -261,6 +262,19 @@ def test_what_is_no_readable_file_is_refused(
     monkeypatch.setattr(files, "open", refuse, raising=False)
     with pytest.raises(DataError, match="not allowed to read it"):
         read(tmp_path / "train.en.gz")
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [(b"", None), (b"a", None), (b"\n", ""), (b"a\nb", "a"), (b"a\n\n", ""), (b"a\n\xe4b\n", "\ufffdb")],
+)
+def test_the_last_line_that_is_complete(tmp_path: Path, data: bytes, line: str | None) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(data)
+    assert last_line(path) == line
+    long = "x" * (2 * files.BLOCK_BYTES + 1)
+    path.write_bytes(f"{long}\n{long}".encode())
+    assert last_line(path) == long
 
 
 def test_a_failing_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

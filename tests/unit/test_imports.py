@@ -35,6 +35,18 @@ LAYERS = [
 
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
+
+def modules() -> dict[str, Path]:
+    """All modules of the package by name, `mtkit.` left off; the package itself is the empty name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
 STARTS_WITHOUT_TORCH = [
     "errors",
     "files",
@@ -42,8 +54,12 @@ STARTS_WITHOUT_TORCH = [
     "yamlfile",
     "config",
     "configfile",
-    "cli",
+    "checkpoint",
     "data.demo",
+    "decoding.folder",
+    "decoding.jobs",
+    "decoding.output",
+    *(name for name in MODULES if name.split(".")[0] == "cli"),
 ]
 
 SLOW = {
@@ -58,16 +74,6 @@ SLOW = {
 }
 
 
-def modules() -> dict[str, Path]:
-    """All modules of the package by name, `mtkit.` left off; the package itself is the empty name."""
-    found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-MODULES = modules()
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mtkit.decoding.jobs import Job, Shard, num_done
+from mtkit.decoding.jobs import Job, Shard, cut_off_incomplete, num_done
+from mtkit.decoding.output import LineFormat
 from mtkit.errors import ConfigError
 
 
@@ -22,7 +23,7 @@ def test_shards_are_the_whole(tmp_path: Path, count: int) -> None:
 
 def test_a_shard_goes_on_where_it_stopped(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("".join(f"{i}\n" for i in range(10)))
-    job = Job.plan([str(tmp_path / "a")], Shard(2, 2), 3)
+    job = Job.plan([str(tmp_path / "a")], Shard(2, 2)).without_first(3)
     assert (list(job.read()), job.first, job.total) == (["8", "9"], 8, 2)
 
 
@@ -37,26 +38,80 @@ def test_stdin_cannot_be_divided() -> None:
         Job.plan(["-"], Shard(1, 2))
 
 
+PLAIN, N_BEST = LineFormat(), LineFormat(n_best=True)
+
+
 @pytest.mark.parametrize(
-    ("text", "n_best", "done", "left"),
+    ("text", "line_format", "first", "done", "left"),
     [
-        ("", False, 0, ""),
-        ("a\nb\n", False, 2, "a\nb\n"),
-        ("a\nb", False, 1, "a\n"),
-        ("half a li", False, 0, ""),
+        ("", PLAIN, 1, 0, ""),
+        ("a\nb\n", PLAIN, 1, 2, "a\nb\n"),
+        ("a\nb", PLAIN, 1, 1, "a\n"),
+        ("\n\n", PLAIN, 1, 2, "\n\n"),
+        ("half a li", PLAIN, 1, 0, ""),
+        ("-0.500000\ta\n-1.000000\tb", LineFormat(scores=True), 1, 1, "-0.500000\ta\n"),
+        ("a ||| 0-0 1-1\n ||| \nb ||| 0-", LineFormat(alignment=True), 1, 2, "a ||| 0-0 1-1\n ||| \n"),
+        ("-0.500000\ta ||| 0-0\n", LineFormat(scores=True, alignment=True), 1, 1, "-0.500000\ta ||| 0-0\n"),
         (
-            "1 ||| a ||| -1\n1 ||| b ||| -2\n2 ||| c ||| -1\n2 ||| d",
-            True,
+            "1 ||| a ||| -1.000000\n1 ||| b ||| -2.000000\n2 ||| c ||| -1.000000\n2 ||| d",
+            N_BEST,
             1,
-            "1 ||| a ||| -1\n1 ||| b ||| -2\n",
+            1,
+            "1 ||| a ||| -1.000000\n1 ||| b ||| -2.000000\n",
         ),
-        ("5 ||| a ||| -1\n6 ||| b ||| -2\n7 ||| c ||| -1\n", True, 2, "5 ||| a ||| -1\n6 ||| b ||| -2\n"),
-        ("", True, 0, ""),
+        (
+            "5 ||| a ||| -1.000000\n6 |||  ||| 0.000000\n7 ||| c ||| -1.000000\n",
+            N_BEST,
+            5,
+            2,
+            "5 ||| a ||| -1.000000\n6 |||  ||| 0.000000\n",
+        ),
+        ("", N_BEST, 1, 0, ""),
+        ("1 ||| a", N_BEST, 1, 0, ""),
     ],
 )
-def test_what_is_done(tmp_path: Path, text: str, n_best: bool, done: int, left: str) -> None:
+def test_what_is_done(
+    tmp_path: Path, text: str, line_format: LineFormat, first: int, done: int, left: str
+) -> None:
     path = tmp_path / "out"
-    assert num_done(str(path), n_best) == 0
+    assert num_done(str(path), line_format, first) == 0
+    cut_off_incomplete(str(path), line_format)
+    assert not path.exists()
     path.write_text(text)
-    assert num_done(str(path), n_best) == done
+    assert num_done(str(path), line_format, first) == done
+    assert path.read_text() == text
+    cut_off_incomplete(str(path), line_format)
     assert path.read_text() == left
+
+
+@pytest.mark.parametrize(
+    ("text", "line_format", "what"),
+    [
+        ("1 ||| a ||| -1.000000\n", PLAIN, "was written with --n-best"),
+        ("1 |||  ||| 0.000000\n", LineFormat(alignment=True), "was written with --n-best"),
+        ("-0.250000\ta\n", PLAIN, "was written with --scores"),
+        ("a ||| 0-0 1-2\n", PLAIN, "was written with --alignment"),
+        (" ||| \n", PLAIN, "was written with --alignment"),
+        ("1 ||| chat ||| 0.900000 ||| le chat\n", PLAIN, "was written with --alternatives"),
+        ("a\n", N_BEST, "was written without --n-best"),
+        ("a\n", LineFormat(scores=True), "was written without --scores"),
+        ("a\n", LineFormat(alignment=True), "was written without --alignment"),
+        ("-0.250000\ta\n", LineFormat(alignment=True), "was written with --scores"),
+        ("3 ||| a ||| -1.000000\n", N_BEST, "begins with line 3, but this job with line 1"),
+    ],
+)
+def test_an_output_of_other_options_or_lines_is_left_as_it_is(
+    tmp_path: Path, text: str, line_format: LineFormat, what: str
+) -> None:
+    path = tmp_path / "out"
+    path.write_text(f"{text}a line that was not en")
+    with pytest.raises(ConfigError, match=what):
+        num_done(str(path), line_format)
+    assert path.read_text() == f"{text}a line that was not en"
+
+
+def test_more_is_done_than_there_is(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a\nb\n")
+    with pytest.raises(ConfigError, match="the output has 3 lines, but there are 2 to translate"):
+        Job.plan([str(tmp_path / "a")], Shard()).without_first(3)
+    assert Job(("-",)).without_first(3).first == 3

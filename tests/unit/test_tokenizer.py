@@ -242,6 +242,15 @@ def test_odd_text(unigram: Tokenizer) -> None:
         unigram.encode(["a", "b\ud800"])
 
 
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_symbols_are_pieces_by_themselves(kind: str) -> None:
+    own = make_tokenizers(small(type=kind, user_symbols=("<2de>",)), PAIRS).src
+    assert own.is_symbol("<2de>")
+    word = next(own.piece(i) for i in range(300, own.num_pieces) if own.piece(i)[0] == "\u2581")
+    for text in ("", " ", "<2fr>", "<2de><2de>", "<2de> a", word, word[1:] or "ab", "\u2581", "<unk>", "語"):
+        assert not own.is_symbol(text), text
+
+
 def test_many_lines_equal_single_lines(unigram: Tokenizer) -> None:
     lines = [text for pair in PAIRS for text in pair] * 10
     together = unigram.encode(lines)

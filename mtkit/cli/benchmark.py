@@ -1,0 +1,104 @@
+"""`mtkit benchmark`: how fast training and translating are on this machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from mtkit.cli import options
+from mtkit.cli.lines import refuse_unequal
+from mtkit.cli.rules import BENCHMARK_TRANSLATE, check_options
+from mtkit.cli.terminal import make_console, print_text
+from mtkit.cli.translators import decoding_of, load_translator_and_config
+from mtkit.errors import ConfigError, DataError
+
+
+def benchmark_train(
+    config: options.ConfigPath,
+    overrides: options.Overrides = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another loop on the same batches, in turn with mtkit: torch (nn.Transformer), compile (mtkit "
+            "with torch.compile) or transformers (Hugging Face's Marian); repeat for several."
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=3, help="Updates to measure, after a warm-up.")] = 20,
+    minutes: Annotated[float | None, typer.Option(min=0.0, help="Measure for so long instead.")] = None,
+    synthetic: Annotated[
+        bool, typer.Option("--synthetic", help="Random pieces in sentences as long as news; needs no corpus.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure training: speed, shares of an update, memory, FLOP/s. The run folder stays as it is."""
+    from mtkit.configfile import load_config
+
+    loaded = load_config(config, overrides or ())
+    from mtkit.benchmark.train import benchmark_train as benchmark
+
+    progress = make_console(sys.stderr)
+    result = benchmark(
+        loaded,
+        against=tuple(against or ()),
+        num_updates=steps,
+        minutes=minutes,
+        synthetic=synthetic,
+        say=lambda line: progress.print(line, markup=False, highlight=False, soft_wrap=True),
+    )
+    if as_json:
+        print_text(json.dumps(result.as_dict(), indent=2) + "\n")
+    else:
+        make_console(sys.stdout).print(result.table())
+
+
+def benchmark_translate(
+    context: typer.Context,
+    model: options.ModelPath,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Lines to translate.")],
+    ref: Annotated[str | None, typer.Option(help="Their references, for BLEU.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="`ctranslate2`: the same weights in CTranslate2, in turn with mtkit.")
+    ] = None,
+    compute_type: Annotated[
+        list[str] | None,
+        typer.Option(help="CTranslate2's types; repeat for several. Default: float32 and int8."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each translates everything.")] = 3,
+    beam_size: options.BeamSize = None,
+    batch_tokens: options.BatchTokens = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure how fast a model translates: sentences and tokens a second, shares of the time, peak memory."""
+    from mtkit.files import read_lines
+
+    check_options(context, BENCHMARK_TRANSLATE)
+    if against not in (None, "ctranslate2"):
+        raise ConfigError(f"{against!r} is nothing to compare with", where="--against", hint="ctranslate2")
+    lines, refs = list(read_lines(file)), None if ref is None else list(read_lines(ref))
+    if not lines:
+        raise DataError("nothing to translate", where=file, hint="it has no lines")
+    if refs is not None:
+        refuse_unequal(file, lines, [ref or ""], [refs])
+    decoding = decoding_of(model, {
+        "beam_size": beam_size, "batch_tokens": batch_tokens,
+        "penalty_kind": "simple" if against else None, "stop": "finished" if against else None,  # as CTranslate2
+    })  # fmt: skip
+    from mtkit.benchmark.translate import benchmark
+
+    report = benchmark(
+        model,
+        lines,
+        refs,
+        lambda: load_translator_and_config(model, decoding, device, precision),
+        compute_types=(compute_type or ["float32", "int8"]) if against else (),
+        rounds=rounds,
+    )
+    if as_json:
+        print_text(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n")
+    else:
+        print_text("".join(f"{line}\n" for line in report.lines()))

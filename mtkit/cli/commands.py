@@ -1,0 +1,67 @@
+"""The commands, in the order of `mtkit --help`, each with the example that ends its own help."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mtkit.cli.benchmark import benchmark_train, benchmark_translate
+from mtkit.cli.config import schema, show
+from mtkit.cli.evaluate import evaluate
+from mtkit.cli.score import score
+from mtkit.cli.train import average, check, train
+from mtkit.cli.translate import translate
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        from mtkit import __version__
+
+        typer.echo(f"mtkit {__version__}")
+        raise typer.Exit
+
+
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option(help="Add the traceback to error messages.")] = False,
+) -> None:
+    """Options of every command."""
+
+
+app = typer.Typer(
+    name="mtkit",
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Train your own machine-translation system: from text pairs to a scored translator.",
+    epilog="Example: `mtkit train configs/quickstart.yaml`",
+    callback=main_options,
+)
+config_app = typer.Typer(help="About the YAML itself.", epilog="Example: `mtkit config schema`")
+benchmark_app = typer.Typer(
+    help="How fast mtkit is on this machine.", epilog="Example: `mtkit benchmark train configs/small.yaml`"
+)
+
+app.command(epilog="Example: `mtkit train configs/quickstart.yaml training.max_steps=400`")(train)
+app.command(epilog="Example: `echo 'A dog runs.' | mtkit translate runs/my-run`")(translate)
+app.command(epilog="Example: `mtkit score runs/my-run source.txt translation.txt`")(score)
+app.command(
+    epilog="Example: `mtkit evaluate hyps.txt --ref refs.txt`, or `mtkit evaluate --model runs/my-run`"
+)(evaluate)
+app.command(epilog="Example: `mtkit check config.yaml`")(check)
+app.command(epilog="Example: `mtkit average runs/my-run --last 5 -o runs/my-run-average`")(average)
+
+app.add_typer(config_app, name="config")
+config_app.command(epilog="Example: `mtkit config schema > mtkit.schema.json`")(schema)
+config_app.command(epilog="Example: `mtkit config show config.yaml training.max_steps=100`")(show)
+
+app.add_typer(benchmark_app, name="benchmark")
+benchmark_app.command(
+    "train", epilog="Example: `mtkit benchmark train configs/base.yaml --synthetic --against torch`"
+)(benchmark_train)
+benchmark_app.command(
+    "translate", epilog="Example: `mtkit benchmark translate runs/my-run test.en --against ctranslate2`"
+)(benchmark_translate)

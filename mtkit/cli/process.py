@@ -1,0 +1,82 @@
+"""The process: runs a command, makes one line and an exit code of whatever ends it. Only here the process is ended.
+
+Exit codes: 0 ok, 1 a bug, 2 usage or config, 3 data, 4 training failed, 5 disk or checkpoint,
+130 interrupted, 141 the reader of our output went away, 143 terminated after saving.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from contextlib import suppress
+from typing import Any
+
+import typer
+
+from mtkit.cli.commands import app
+from mtkit.cli.terminal import is_main_process
+from mtkit.errors import ConfigError, MtkitError, StorageError
+
+# Newer typers carry their own click: this is the one in use.
+UsageError: Any = typer.BadParameter.__bases__[0]
+
+EXPECTED_CODES = (130, 143)
+"""Of ends that were asked for: of several processes one says so."""
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and end the process with its exit code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command; every error becomes one line and an exit code."""
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
+    try:
+        code = app(arguments, prog_name="mtkit", standalone_mode=False)
+        sys.stdout.flush()
+        if code == 130:  # what some versions of typer make of a Ctrl-C
+            return fail("interrupted", 130, debug)
+        return code if isinstance(code, int) else 0
+    except MtkitError as error:
+        return fail(f"error: {error}", error.exit_code, debug)
+    except typer.Abort:
+        return fail("interrupted", 130, debug)
+    except UsageError as error:
+        command = error.ctx.command_path if error.ctx else "mtkit"
+        usage = ConfigError(error.format_message().rstrip("."), hint=f"{command} --help")
+        return fail(f"error: {usage}", usage.exit_code, debug)
+    except BrokenPipeError:
+        return fail("stdout: the reader went away; what it read is complete lines", 141, debug)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        full = StorageError(os.strerror(error.errno).lower(), where="stdout", hint="free some space")
+        return fail(f"error: {full}", full.exit_code, debug)
+    except KeyboardInterrupt:
+        return fail("interrupted", 130, debug)
+    except BaseException as error:
+        if (code := getattr(error, "exit_code", None)) in (130, 143):  # training's Interrupted
+            if getattr(error, "saved", False):
+                return fail("stopped after saving: run the same command again to go on", code, debug)
+            return fail("stopped before training began: run the same command again", code, debug)
+        raise
+
+
+def fail(message: str, code: int, debug: bool) -> int:
+    """One line on stderr, and the traceback if asked for."""
+    if debug:
+        traceback.print_exc()
+    if code not in EXPECTED_CODES or is_main_process():
+        with suppress(OSError):
+            print(message, file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # the interpreter, which flushes at its end, must not find out again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code

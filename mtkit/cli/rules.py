@@ -1,0 +1,122 @@
+"""Which options of a command go together: rules that are held before anything is loaded or written.
+
+A rule speaks of options of the command line. The option that they need, or with which they do not go, may instead be
+switched on, or off, by the `decoding:` section of the model's config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import typer
+
+from mtkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mtkit.config import DecodingConfig
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a command line must observe. Args: options: each of them; other: the option that they need or refuse."""
+
+    options: tuple[str, ...]
+    other: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The rules of a command."""
+
+    needs: tuple[Rule, ...] = ()
+    """The options do nothing without the other."""
+    excludes: tuple[Rule, ...] = ()
+    """The options do nothing, or something else than they say, together with the other."""
+
+
+TRANSLATE = Rules(
+    needs=(
+        Rule(("--resume",), "-o", "what was written says where to go on"),
+        Rule(("--temperature", "--top-k", "--top-p", "--epsilon", "--seed"), "--sample", "only samples have it"),
+        Rule(("--mbr-candidates",), "--mbr", "--mbr chrf chooses among them"),
+        Rule(("--diversity",), "--groups", "2 or more, among which it divides"),
+    ),
+    excludes=(
+        Rule(("--resume",), "--attention", "its file cannot be continued: leave out one of them"),
+        Rule(("--groups", "--diversity", "--beam-size", "--stop", "--coverage-penalty", "--constraints"), "--sample",
+             "it is of the search, not of samples"),
+        Rule(("--groups", "--diversity", "--beam-size"), "--mbr", "--mbr-candidates is the width of its beam"),
+        Rule(("--scores",), "--n-best", "which prints scores anyway"),
+        Rule(("--alignment",), "--n-best", "only the best translation is aligned"),
+        Rule(("--n-best", "--sample", "--mbr", "--constraints", "--split-sentences", "--protect", "--alignment",
+              "--attention", "--scores", "--resume", "--read-ahead"), "--alternatives", "leave it out"),
+    ),
+)  # fmt: skip
+
+BENCHMARK_TRANSLATE = Rules(needs=(Rule(("--compute-type",), "--against", "--against ctranslate2"),))
+
+OFF = {"groups": 1, "mbr": "none"}
+"""Values with which an option switches off."""
+
+
+def check_options(context: typer.Context, rules: Rules, decoding: DecodingConfig | None = None) -> None:
+    """Hold the rules of a command against its command line.
+
+    Args:
+        context: of the command, parsed.
+        rules: what must be so.
+        decoding: the model's own settings with what the command line changes in them.
+
+    Raises:
+        ConfigError: options that do not go together.
+    """
+    hold(rules, given_options(context), switched_on(decoding) if decoding is not None else ())
+
+
+def given_options(context: typer.Context) -> set[str]:
+    """The names, long and short, of the options that the command line gives, unless it switches them off."""
+    given = set()
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        source, value = context.get_parameter_source(name), context.params.get(name)
+        is_off = value is False or (name in OFF and value == OFF[name])
+        if source is not None and source.name == "COMMANDLINE" and not is_off:
+            given.update(parameter.opts)
+    return given
+
+
+def switched_on(decoding: DecodingConfig) -> set[str]:
+    """The options of `translate` that a config has switched on."""
+    on = {"--sample": decoding.sample, "--mbr": decoding.mbr is not None, "--groups": decoding.groups > 1}
+    return {option for option, is_so in on.items() if is_so}
+
+
+def hold(rules: Rules, given: Collection[str], by_config: Collection[str] = ()) -> None:
+    """Check options by name.
+
+    Args:
+        rules: what must be so.
+        given: those of the command line.
+        by_config: those that the config has switched on.
+
+    Raises:
+        ConfigError: at the first rule that is not observed.
+    """
+    for rule in rules.excludes:
+        for option in rule.options:
+            if option in given and rule.other in given:
+                raise ConfigError(f"{option} does not go with {rule.other}", hint=rule.hint)
+            if option in given and rule.other in by_config:
+                what = f"{option} does not go with {rule.other}, which the model's config switches on"
+                raise ConfigError(what, hint=f"{rule.hint}; {SWITCHES_OFF[rule.other]} switches it off")
+    for rule in rules.needs:
+        for option in rule.options:
+            if option in given and rule.other not in given and rule.other not in by_config:
+                raise ConfigError(f"{option} needs {rule.other}", hint=rule.hint)
+
+
+SWITCHES_OFF = {"--sample": "--no-sample", "--mbr": "--mbr none", "--groups": "--groups 1"}
+"""How the command line takes back what a config has switched on."""

@@ -1,0 +1,115 @@
+"""What a command says and where it writes: stdout or a file, consoles, progress on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO, cast
+
+from mtkit.errors import ConfigError, StorageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def make_console(stream: TextIO) -> Console:
+    """Where progress is shown."""
+    from rich.console import Console
+
+    class PipeConsole(Console):
+        """If the reader goes away, rich would leave without a word; here it is an error like any other."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return PipeConsole(file=stream)
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that speaks, of those that torchrun may have started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def open_output(path: str | None, append: bool = False) -> Iterator[TextIO]:
+    """stdout, or a file; what was written is flushed whatever happens. Raises: StorageError, BrokenPipeError.
+
+    Files are written line by line: whatever ends the process, no more than a part of a line is lost or left.
+    """
+    from mtkit.files import storage_errors
+
+    try:
+        with storage_errors(path or "stdout"):
+            if path is None:
+                sys.stdout.reconfigure(encoding="utf-8", newline="\n", line_buffering=True)  # type: ignore[union-attr]
+                yield sys.stdout
+                sys.stdout.flush()
+            else:
+                mode = "a" if append else "w"
+                with open(path, mode, encoding="utf-8", newline="\n", buffering=1) as file:
+                    yield cast(TextIO, file)
+    except StorageError as error:
+        if isinstance(error.__cause__, BrokenPipeError):  # the reader went away: no fault of the disk
+            raise BrokenPipeError from error  # without its errno, of which typer would make an exit code of its own
+        raise
+
+
+def print_text(text: str) -> None:
+    """Text to stdout. Raises: StorageError, BrokenPipeError."""
+    with open_output(None) as out:
+        out.write(text)
+
+
+def refuse_overwriting(output: str | None, others: Sequence[str], option: str = "--output") -> None:
+    """Check that an output is none of the other files, which it would empty. Raises: ConfigError: at the option."""
+    for path in others if output is not None else ():
+        both = os.path.isfile(path) and os.path.isfile(str(output))
+        if os.path.abspath(path) == os.path.abspath(str(output)) or (
+            both and os.path.samefile(path, str(output))
+        ):
+            what = f"{output} is another file of this command too"
+            raise ConfigError(what, where=option, hint="write to another file")
+
+
+def refuse_compressed(output: str | None, option: str = "--output") -> None:
+    """Check that the name of a text file does not promise a compressed one. Raises: ConfigError: at the option."""
+    from mtkit.files import COMPRESSED_SUFFIXES
+
+    path = Path(output or "")
+    if path.suffix.lower() in COMPRESSED_SUFFIXES:
+        what = f"{output} would be plain text, not {path.suffix}"
+        raise ConfigError(what, where=option, hint=f"write to {path.with_suffix('')}, then compress it")
+
+
+class Ticker:
+    """Says on stderr, every few seconds, how many sentences were translated, how fast, and when all will be.
+
+    Args:
+        total: how many there are, if that is known.
+    """
+
+    def __init__(self, total: int | None = None) -> None:
+        self.start = self.said = time.monotonic()
+        self.total, self.done = total, 0
+
+    def __call__(self, num_sentences: int) -> None:
+        """So many more."""
+        self.done += num_sentences
+        now = time.monotonic()
+        if now - self.said > 3:
+            speed = self.done / (now - self.start)
+            of_all = f" of {self.total:,}" if self.total else ""
+            left = f", time left {duration((self.total - self.done) / speed)}" if self.total else ""
+            print(f"{self.done:,}{of_all} sentences, {speed:,.0f} sentences/s{left}", file=sys.stderr)
+            self.said = now
+
+
+def duration(seconds: float) -> str:
+    """Such as 2 h 05 min."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

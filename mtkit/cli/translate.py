@@ -1,0 +1,212 @@
+"""`mtkit translate`: lines in, translations out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from mtkit.cli import options
+from mtkit.cli.lines import begun, in_step
+from mtkit.cli.rules import TRANSLATE, check_options
+from mtkit.cli.terminal import Ticker, open_output, refuse_compressed, refuse_overwriting
+from mtkit.cli.translators import decoding_of, load_translator
+from mtkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mtkit.decoding.alternatives import Alternative
+    from mtkit.decoding.jobs import Job, Shard
+    from mtkit.decoding.output import LineFormat
+    from mtkit.decoding.requests import Request
+    from mtkit.decoding.translation import Translation
+    from mtkit.decoding.translator import Translator
+
+
+def translate(
+    context: typer.Context,
+    model: options.ModelPath,
+    files: options.Files = None,
+    output: options.Output = None,
+    resume: options.Resume = False,
+    shard: options.Shard = None,
+    read_ahead: options.ReadAhead = None,
+    beam_size: options.BeamSize = None,
+    n_best: options.NBest = None,
+    length_penalty: options.LengthPenalty = None,
+    penalty_kind: options.PenaltyKind = None,
+    coverage_penalty: options.CoveragePenalty = None,
+    stop: options.Stop = None,
+    max_length_ratio: options.MaxLengthRatio = None,
+    min_pieces: options.MinPieces = None,
+    no_repeat_ngram: options.NoRepeatNgram = None,
+    suppress: options.Suppress = None,
+    groups: options.Groups = None,
+    diversity: options.Diversity = None,
+    sample: options.Sample = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    epsilon: options.Epsilon = None,
+    seed: options.Seed = None,
+    mbr: options.Mbr = None,
+    mbr_candidates: options.MbrCandidates = None,
+    ensemble: options.Ensemble = None,
+    prefix: options.Prefix = None,
+    alternatives: options.Alternatives = None,
+    constraints: options.Constraints = None,
+    tag: options.Tag = None,
+    split_sentences: options.SplitSentences = False,
+    protect: options.Protect = False,
+    alignment: options.Alignment = None,
+    attention: options.Attention = None,
+    batch_tokens: options.BatchTokens = None,
+    scores: options.Scores = False,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    quiet: options.Quiet = False,
+) -> None:
+    """Translate text: one line in, one line out, in order; an empty line stays empty.
+
+    Output flows while input is read. Started by torchrun with -o OUT, every process translates its part into
+    OUT.1-of-N, OUT.2-of-N …
+    """
+    from mtkit.decoding.output import LineFormat
+
+    decoding = decoding_of(model, {
+        "beam_size": beam_size, "n_best": n_best, "length_penalty": length_penalty, "penalty_kind": penalty_kind,
+        "coverage_penalty": coverage_penalty, "stop": stop, "max_length_ratio": max_length_ratio,
+        "min_pieces": min_pieces, "no_repeat_ngram": no_repeat_ngram, "suppress": suppress or None,
+        "groups": groups, "diversity": diversity, "sample": sample, "temperature": temperature, "top_k": top_k,
+        "top_p": top_p, "epsilon": epsilon, "sample_seed": seed, "mbr": mbr, "mbr_candidates": mbr_candidates,
+        "batch_tokens": batch_tokens,
+    })  # fmt: skip
+    check_options(context, TRANSLATE, decoding)
+    if alignment not in (None, "pharaoh"):
+        raise ConfigError(f"{alignment!r} is no format of alignments", where="--alignment", hint="pharaoh")
+    refuse_compressed(output)
+    part, output, attention = own_share(shard, output, attention)
+    refuse_outputs(output, attention, [*(files or ["-"]), *filter(None, [prefix, constraints])])
+    line_format = LineFormat(n_best is not None, scores, alignment is not None)
+    job = plan_job(files or ["-"], part, output if resume else None, line_format)
+
+    translator = load_translator(model, decoding, device, precision, ensemble or ())
+    translator.first_number, translator.lines_at_once = job.first, read_ahead
+    translator.split = split_sentences
+    translator.keeps_attention = protect or alignment is not None or attention is not None
+    if not quiet:
+        translator.on_batch = Ticker(job.total)
+    if tag is not None:
+        refuse_no_symbol(tag, translator)
+
+    from mtkit.decoding.protected import translate_protected
+
+    wanted = requests(job, prefix, constraints, tag)
+    if alternatives is not None:
+        write_alternatives(translator.alternatives(wanted, alternatives), job.first + 1, output)
+        return
+    found = translate_protected(translator, wanted) if protect else translator.translate_n_best(wanted)
+    write_translations(found, job.first + 1, line_format, output, attention, append=resume)
+
+
+def own_share(
+    shard: str | None, output: str | None, attention: str | None
+) -> tuple[Shard, str | None, str | None]:
+    """Which part of the lines this process translates, and the files it writes: of several, each has its own.
+
+    Raises:
+        ConfigError: no part, or several processes without a file.
+    """
+    from mtkit.decoding.jobs import Shard
+
+    if shard is not None:
+        return Shard.parse(shard), output, attention
+    part = Shard.of_process(os.environ)
+    if part.count == 1:
+        return part, output, attention
+    if output is None:
+        what = "several processes need -o"
+        raise ConfigError(what, where="--output", hint="each writes a file of its own")
+    return part, part.output(output), None if attention is None else part.output(attention)
+
+
+def refuse_outputs(output: str | None, attention: str | None, read: Sequence[str]) -> None:
+    """Check that the files to be written take no other's place. Raises: ConfigError."""
+    refuse_overwriting(output, read)
+    refuse_overwriting(attention, [*read, *filter(None, [output])], "--attention")
+
+
+def plan_job(files: Sequence[str], part: Shard, resumed: str | None, line_format: LineFormat) -> Job:
+    """The lines to translate: of the part, those that the output to be resumed, if any, lacks.
+
+    What is incomplete at the end of that output is cut off.
+
+    Raises:
+        ConfigError: the output is of another job.
+        DataError: an input cannot be read.
+    """
+    from mtkit.decoding.jobs import Job, cut_off_incomplete, num_done
+
+    job = Job.plan(files, part)
+    if resumed is not None:
+        job = job.without_first(num_done(resumed, line_format, job.first + 1))
+        cut_off_incomplete(resumed, line_format)
+    return job
+
+
+def refuse_no_symbol(tag: str, translator: Translator) -> None:
+    """Check that the model knows a tag as one piece. Raises: ConfigError."""
+    if not translator.tokenizers.src.is_symbol(tag):
+        what = f"{tag!r} is no piece of the source vocabulary"
+        raise ConfigError(what, where="--tag", hint="train with it among tokenizer.user_symbols")
+
+
+def requests(
+    job: Job, prefix: str | None, constraints: str | None, tag: str | None
+) -> Iterator[str] | Iterator[Request]:
+    """The lines of a job with what is demanded of their translations. Raises: DataError."""
+    lines = job.read() if tag is None else (f"{tag} {line}" if line.strip() else line for line in job.read())
+    if prefix is None and constraints is None:
+        return lines
+    from mtkit.decoding.requests import Request
+
+    columns = [lines, *(job.read([path]) if path else None for path in (prefix, constraints))]
+    return (
+        Request(line, beginning, parse_constraints(wanted))
+        for line, beginning, wanted in in_step(columns, ["the input", prefix, constraints], job.first + 1)
+    )
+
+
+def parse_constraints(line: str) -> tuple[tuple[str, ...], ...]:
+    """What must appear, from tab-separated text; alternatives are divided by `|`."""
+    wanted = (tuple(filter(None, map(str.strip, part.split("|")))) for part in line.split("\t"))
+    return tuple(filter(None, wanted))
+
+
+def write_alternatives(found: Iterator[list[Alternative]], first: int, output: str | None) -> None:
+    """The next words of each line, from line number `first` on. Raises: StorageError, BrokenPipeError."""
+    lines = begun(found)  # a fault found now leaves an old output alone
+    with open_output(output) as out:
+        for number, alternatives in enumerate(lines, first):
+            for a in alternatives:
+                out.write(f"{number} ||| {a.word} ||| {a.probability:.6f} ||| {a.text}\n")
+
+
+def write_translations(
+    found: Iterator[list[Translation]],
+    first: int,
+    line_format: LineFormat,
+    output: str | None,
+    attention: str | None,
+    *,
+    append: bool,
+) -> None:
+    """The translations of each line, from line number `first` on. Raises: StorageError, BrokenPipeError."""
+    from mtkit.decoding.matrices import MatrixFile
+
+    lines = begun(found)  # a fault found now leaves an old output alone
+    with MatrixFile(attention) as matrices, open_output(output, append=append) as out:
+        for number, translations in enumerate(lines, first):
+            matrices.add(number, translations[0].aligned)
+            out.write(line_format.lines(number, translations))

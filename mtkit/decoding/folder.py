@@ -1,0 +1,68 @@
+"""What is where in a run folder or checkpoint folder, known without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mtkit.checkpoint import CONFIG_FILE, MANIFEST_FILE, valid_checkpoints
+from mtkit.config import Config, DecodingConfig
+from mtkit.configfile import load_config
+from mtkit.errors import ConfigError, StorageError
+from mtkit.files import committed_folder
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path means: itself, or a run's best one, or its newest valid one.
+
+    Raises:
+        StorageError: there is none.
+    """
+    if not path.is_dir():
+        what = "a file, not a model folder" if path.exists() else "no such folder"
+        raise StorageError(what, where=str(path), hint="name a run folder or a checkpoint folder")
+    if (path / MANIFEST_FILE).exists():
+        return path
+    best = committed_folder(path / "best")
+    if best.is_dir():
+        return best
+    for folder, fault in valid_checkpoints(path):
+        if fault is None:
+            return folder
+    what = "no checkpoint in this folder"
+    raise StorageError(
+        what, where=str(path), hint=f"a model folder holds {MANIFEST_FILE}: train one, or copy all of it"
+    )
+
+
+def tokenizer_folder(checkpoint: Path) -> Path:
+    """Where a checkpoint's tokenizers are: beside its weights, or in the run folder above."""
+    for folder in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
+        if any(folder.glob("tokenizer*.model")):
+            return folder
+    return checkpoint
+
+
+def stored_config(checkpoint: Path, hint: str) -> Config:
+    """The config in a checkpoint. Raises: StorageError: this version does not understand it; with the hint."""
+    try:
+        return load_config(checkpoint / CONFIG_FILE)
+    except ConfigError as error:
+        first, *problems = str(error).split("\n")
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        what = f"not a config of this version: {problems[0] if problems else first}{more}"
+        raise StorageError(what, where=str(checkpoint), hint=hint) from error
+
+
+def stored_decoding(path: Path) -> DecodingConfig:
+    """How a run or checkpoint folder asks to be decoded; what this says, nothing has verified.
+
+    Of a damaged folder these are the defaults: `loading.load_model` will say what is wrong with it.
+
+    Raises:
+        StorageError: there is no checkpoint.
+    """
+    folder = find_checkpoint(path)
+    try:
+        return stored_config(folder, hint="").decoding
+    except StorageError:
+        return DecodingConfig()

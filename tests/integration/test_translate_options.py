@@ -1,0 +1,170 @@
+"""What the options of `mtkit translate` and `mtkit score` mean, take back and refuse, on a trained model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+
+from mtkit.decoding import loading
+from mtkit.files import COMPRESSED_SUFFIXES, sha256_file
+
+EXACT = ["-q", "--precision", "fp32"]
+
+
+def translate(model: Path, *arguments: object, stdin: str | None = None) -> list[str]:
+    code, out, err = tiny.mtkit("translate", model, *EXACT, *arguments, stdin=stdin)
+    assert (code, err) == (0, ""), err
+    return out.removesuffix("\n").split("\n")
+
+
+def refused(*arguments: object, stdin: str = "the dog sees a cat .\n") -> str:
+    code, out, err = tiny.mtkit(*arguments, stdin=stdin)
+    assert (code, out) == (2, ""), err
+    return tiny.one_line(err)
+
+
+def with_decoding(trained: Path, folder: Path, **keys: str) -> Path:
+    """A copy of the model whose config has other keys in its decoding section."""
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("checkpoints"))
+    path = folder / "best/config.yaml"
+    before, text = path.read_text().split("\ndecoding:\n")
+    lines = [line for line in text.split("\n") if line.strip().split(":")[0] not in keys]
+    path.write_text("\n".join([f"{before}\ndecoding:", *(f"  {k}: {v}" for k, v in keys.items()), *lines]))
+    manifest = json.loads((folder / "best/manifest.json").read_text())
+    manifest["files"]["config.yaml"] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    (folder / "best/manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (["--temperature", 0.5], "--temperature needs --sample"),
+        (["--no-sample", "--seed", 0], "--seed needs --sample"),
+        (["--sample", "--groups", 3], "--groups does not go with --sample"),
+        (["--scores", "--n-best", 1], "--scores does not go with --n-best"),
+        (["--mbr", "none", "--mbr-candidates", 4], "--mbr-candidates needs --mbr"),
+        (["--top-p", 0], "--top-p: Input should be greater than 0"),
+        (["--sample", "--temperature", 1e-30], "--temperature: Input should be greater than or equal to 0.01"),
+        (["--length-penalty", 1e6], "--length-penalty: Input should be less than or equal to 5"),
+        (["--length-penalty", -1e6], "--length-penalty: Input should be greater than or equal to -5"),
+        (["--max-length-ratio", 1e30], "--max-length-ratio: Input should be less than or equal to 1000"),
+        (["--coverage-penalty", 1e39], "--coverage-penalty: Input should be less than or equal to 100"),
+        (["--groups", 2, "--beam-size", 4, "--diversity", 1e39], "--diversity: Input should be less than or"),
+        *((["-o", f"out{suffix}"], f"out{suffix} would be plain text") for suffix in COMPRESSED_SUFFIXES),
+    ],
+)  # fmt: skip
+def test_refused_before_the_model_is_loaded(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, options: list[object], what: str
+) -> None:
+    monkeypatch.setattr(loading, "load_model", lambda path: pytest.fail("loaded"))
+    assert what in refused("translate", trained, *options)
+
+
+def test_other_commands_refuse_too(trained: Path, corpus: Path) -> None:
+    benchmark = ["benchmark", "translate", trained, corpus / "test.src"]
+    assert "--compute-type needs --against" in refused(*benchmark, "--compute-type", "int8")
+    score = ["score", trained, corpus / "test.src", corpus / "test.tgt"]
+    assert "--length-penalty: " in refused(*score, "--length-penalty", 1e6)
+
+
+def test_a_compressed_output_is_refused_for_each_process(
+    trained: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    line = refused("translate", trained, corpus / "test.src", "-o", tmp_path / "out.gz")
+    assert f"(write to {tmp_path / 'out'}, then compress it)" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_takes_back_what_the_config_switched_on(
+    trained: Path, corpus: Path, tmp_path: Path
+) -> None:
+    plain = translate(trained, corpus / "test.src")
+    keys = {"sample": "true", "temperature": "5.0", "mbr": "chrf", "mbr_candidates": "4", "suppress": "[un]"}
+    model = with_decoding(trained, tmp_path / "model", **keys)
+    assert translate(model, corpus / "test.src") != plain
+    back = ["--no-sample", "--mbr", "none", "--suppress", ""]
+    assert translate(model, corpus / "test.src", *back) == plain
+    assert translate(model, corpus / "test.src", "--seed", 2)  # samples are what the config asks for
+    constraints = tiny.write_lines(tmp_path / "constraints", ["chat"])
+    line = refused("translate", model, "--constraints", constraints)
+    assert "--constraints does not go with --sample, which the model's config switches on" in line
+
+
+@pytest.mark.parametrize("kind", ["gnmt", "simple"])
+@pytest.mark.parametrize("penalty", [-5, 5])
+def test_scores_are_numbers_at_the_bounds_of_the_length_penalty(
+    trained: Path, corpus: Path, kind: str, penalty: int
+) -> None:
+    options = ["--penalty-kind", kind, "--length-penalty", penalty, "--coverage-penalty", 100]
+    rows = translate(trained, corpus / "test.src", *options, "--scores", "--max-length-ratio", 20)
+    assert all(abs(float(row.split("\t")[0])) < 1e30 for row in rows)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 100])
+def test_samples_at_the_bounds_of_the_temperature(trained: Path, corpus: Path, temperature: float) -> None:
+    rows = translate(trained, corpus / "test.src", "--sample", "--temperature", temperature)
+    assert len(rows) == 16
+
+
+@pytest.mark.parametrize("tag", ["", "the", "cat .", "<2fr>", "\u2581the"])
+def test_tags_that_are_no_symbol(trained: Path, tag: str) -> None:
+    assert "is no piece of the source vocabulary" in refused("translate", trained, "--tag", tag)
+
+
+def test_every_line_with_alignment_has_its_field(trained: Path) -> None:
+    text = "the small dog sees a cat .\n\nthe king likes my bird .\n"
+    rows = translate(trained, "--alignment", "pharaoh", stdin=text)
+    assert [len(row.split(" ||| ")) for row in rows] == [2, 2, 2]
+    assert rows[1] == " ||| "
+    rows = translate(trained, "--alignment", "pharaoh", "--scores", stdin=text)
+    assert rows[1] == "0.000000\t ||| "
+
+
+@pytest.mark.parametrize(
+    ("options", "others", "what"),
+    [
+        (["--n-best", 2], [], "written with --n-best"),
+        ([], ["--n-best", 2], "written without --n-best"),
+        (["--scores"], [], "written with --scores"),
+        (["--alignment", "pharaoh"], ["--scores"], "without --scores"),
+        (["--alternatives", 2], [], "written with --alternatives"),
+        (["--n-best", 2, "--shard", "1/2"], ["--n-best", 2, "--shard", "2/2"], "begins with line 1"),
+        (["--n-best", 2], ["--n-best", 2, "--shard", "1/4"], "has 15 lines, but there are 4 to translate"),
+    ],
+)
+def test_an_output_of_other_options_is_not_resumed(
+    trained: Path, corpus: Path, tmp_path: Path, options: list[object], others: list[object], what: str
+) -> None:
+    output = tmp_path / "out"
+    job = ["translate", trained, corpus / "test.src", *EXACT, "-o", output]
+    assert tiny.mtkit(*job, *options)[0] == 0
+    before = output.read_bytes()
+    assert what in refused(*job, *others, "--resume")
+    assert output.read_bytes() == before
+
+
+def test_a_job_with_alignment_is_resumed_at_an_empty_line(trained: Path, tmp_path: Path) -> None:
+    source = tiny.write_lines(tmp_path / "in", ["the dog sees a cat .", "", "my bird hears this king ."])
+    job = ["translate", trained, source, *EXACT, "--alignment", "pharaoh", "-o", tmp_path / "out"]
+    assert tiny.mtkit(*job)[0] == 0
+    whole = (tmp_path / "out").read_bytes()
+    (tmp_path / "out").write_bytes(b"".join(whole.splitlines(keepends=True)[:2]) + b"mon oi")
+    assert tiny.mtkit(*job, "--resume") == (0, "", "")
+    assert (tmp_path / "out").read_bytes() == whole
+
+
+def test_pairs_with_tabs_are_left_out_and_counted(trained: Path, tmp_path: Path) -> None:
+    src = tiny.write_lines(tmp_path / "src", ["a dog", "a\tdog", "a cat", "a cat"])
+    tgt = tiny.write_lines(tmp_path / "tgt", ["un chien", "un chien", "un\tchat", "un chat"])
+    code, out, err = tiny.mtkit("score", trained, src, tgt, "--minimum", -1000)
+    assert (code, out) == (0, "a dog\tun chien\na cat\tun chat\n")
+    assert err == "kept 2 of 4 pairs; left out whatever their score: 2 with tabs in them\n"
+    code, out, err = tiny.mtkit("score", trained, src, tgt)
+    assert (code, out.count("\n"), err) == (0, 4, "")

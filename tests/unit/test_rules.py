@@ -1,0 +1,112 @@
+"""Which options go together: every rule of the tables, from the command line and against a model's config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import typer
+
+from mtkit.cli import app
+from mtkit.cli.rules import (
+    BENCHMARK_TRANSLATE,
+    SWITCHES_OFF,
+    TRANSLATE,
+    Rule,
+    Rules,
+    check_options,
+    given_options,
+    hold,
+)
+from mtkit.config import DecodingConfig
+from mtkit.errors import ConfigError
+
+TABLES = {("translate",): TRANSLATE, ("benchmark", "translate"): BENCHMARK_TRANSLATE}
+
+VALUES = {"--mbr": "chrf", "--against": "ctranslate2", "--compute-type": "int8", "--stop": "certain"}
+"""Of options that take a certain word; others take the number 2, or nothing."""
+
+
+def command_of(names: tuple[str, ...]) -> Any:
+    command = typer.main.get_command(app)
+    for name in names:
+        command = command.commands[name]  # type: ignore[attr-defined]
+    return command
+
+
+def parse(names: tuple[str, ...], *options: str) -> typer.Context:
+    """The context of a command line with these options, each with a value if it takes one."""
+    command = command_of(names)
+    flags = {
+        name
+        for parameter in command.params
+        if getattr(parameter, "is_flag", False)
+        for name in parameter.opts
+    }
+    words = [word for o in options for word in ([o] if o in flags else [o, VALUES.get(o, "2")])]
+    context: typer.Context = command.make_context("x", ["model", "file", *words])
+    return context
+
+
+def every(kind: str) -> list[Any]:
+    """The command, the rules, an option and the rule, of each rule that needs or excludes something."""
+    return [
+        pytest.param(names, rules, option, rule, id=f"{' '.join(names)} {option} {rule.other}")
+        for names, rules in TABLES.items()
+        for rule in getattr(rules, kind)
+        for option in rule.options
+    ]
+
+
+@pytest.mark.parametrize(("names", "rules"), list(TABLES.items()))
+def test_every_option_of_the_tables_exists(names: tuple[str, ...], rules: Rules) -> None:
+    there = {option for parameter in command_of(names).params for option in parameter.opts}
+    for rule in (*rules.needs, *rules.excludes):
+        assert {*rule.options, rule.other} <= there
+    switches = {option for p in command_of(("translate",)).params for option in (*p.opts, *p.secondary_opts)}
+    assert {text.split()[0] for text in SWITCHES_OFF.values()} <= switches
+
+
+@pytest.mark.parametrize(("names", "rules", "option", "rule"), every("needs"))
+def test_what_an_option_needs(names: tuple[str, ...], rules: Rules, option: str, rule: Rule) -> None:
+    needed = f"^{option} needs {rule.other} "
+    with pytest.raises(ConfigError, match=needed):
+        check_options(parse(names, option), rules, DecodingConfig())
+    assert {option, rule.other} <= given_options(parse(names, option, rule.other))
+    alone = Rules(needs=(rule,))
+    check_options(parse(names, option, rule.other), alone, DecodingConfig())
+    hold(alone, {option}, {rule.other})
+
+
+@pytest.mark.parametrize(("names", "rules", "option", "rule"), every("excludes"))
+def test_what_an_option_does_not_go_with(
+    names: tuple[str, ...], rules: Rules, option: str, rule: Rule
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^{option} does not go with {rule.other} \("):
+        check_options(parse(names, option, rule.other), Rules(excludes=(rule,)), DecodingConfig())
+    with pytest.raises(ConfigError):
+        check_options(parse(names, option, rule.other), rules, DecodingConfig())
+    check_options(parse(names, option), Rules(excludes=(rule,)), DecodingConfig())
+
+
+def test_a_config_may_have_switched_on_what_an_option_needs() -> None:
+    sampling, groups = DecodingConfig(sample=True), DecodingConfig(beam_size=4, groups=2)
+    check_options(parse(("translate",), "--seed", "--top-p"), TRANSLATE, sampling)
+    check_options(parse(("translate",), "--diversity"), TRANSLATE, groups)
+    check_options(
+        parse(("translate",), "--sample", "--mbr"), TRANSLATE, groups
+    )  # an option given counts more
+    with pytest.raises(ConfigError, match=r"--sample, which the model's config switches on .*--no-sample"):
+        check_options(parse(("translate",), "--constraints"), TRANSLATE, sampling)
+
+
+@pytest.mark.parametrize("decoding", [DecodingConfig(), DecodingConfig(sample=True)])
+def test_samples_with_minimum_risk_go_together(decoding: DecodingConfig) -> None:
+    options = ["--sample", "--temperature", "--mbr", "--mbr-candidates", "--n-best", "--protect"]
+    check_options(parse(("translate",), *options), TRANSLATE, decoding)
+
+
+def test_zero_is_a_value_and_off_is_none() -> None:
+    command = command_of(("translate",))
+    context = command.make_context("x", ["m", "--seed", "0", "--groups", "1", "--mbr", "none", "--no-sample"])
+    assert given_options(context) == {"model", "--seed"}
