@@ -12,19 +12,16 @@ import numpy as np
 import torch
 
 from mtkit.config import DecodingConfig
-from mtkit.data.batching import Ids, Indices, split_by_budget
+from mtkit.data.batching import Indices, split_by_budget
 from mtkit.data.tokenizer import Tokenizer
 from mtkit.decoding.ensemble import Ensemble
 from mtkit.decoding.requests import Part
 from mtkit.decoding.sampling import SamplingOptions, sample
-from mtkit.decoding.search import Hypothesis, SearchOptions, search_until
+from mtkit.decoding.search import Hypothesis, SearchOptions, search
 from mtkit.device import out_of_memory_named
 
 MOST_WORKERS = 4
 """Batches that are searched at the same time on a CPU: the small operations of one fill the pauses of the others."""
-
-STRAGGLERS = 1 / 16
-"""Share of a batch that is given up and searched anew with that of the others."""
 
 
 class BatchSearch:
@@ -45,51 +42,31 @@ class BatchSearch:
         """Told after each batch how many parts were searched."""
 
     def search_parts(self, parts: Sequence[Part]) -> list[list[Hypothesis]]:
-        """The hypotheses of each part, best first; samples in the order they were drawn.
-
-        The last few sentences of a batch would cost as much for each step as many do. They are given up, and searched
-        anew together with those of the other batches.
-        """
-        found: dict[int, list[Hypothesis]] = {}
+        """The hypotheses of each part, best first; samples in the order they were drawn."""
+        found: list[list[Hypothesis]] = [[] for _ in parts]
         sizes = np.array([len(part.ids) + 1 for part in parts], dtype=np.int32)
-        while len(found) < len(parts):
-            waiting = np.array([i for i in range(len(parts)) if i not in found], dtype=np.int64)
-            batches = self._batches(sizes, waiting[np.argsort(-sizes[waiting], kind="stable")])
-            left_share = STRAGGLERS if len(batches) > 1 else 0.0
-            for batch, of_batch in self._run(
-                batches, lambda batch: [parts[i] for i in batch.tolist()], left_share
-            ):
-                found |= {int(batch[row]): hypotheses for row, hypotheses in of_batch.items()}
-                self.on_batch(len(of_batch))
-        return [found[i] for i in range(len(parts))]
-
-    def _batches(self, sizes: Ids, order: Indices) -> list[Indices]:
-        """Batches in this order; if there are several, as many for each of the workers."""
         budget = max(1, self.decoding.batch_tokens // self.decoding.num_hypotheses)
-        batches = split_by_budget(sizes, order, budget)
-        wanted = -(-len(batches) // self._most_workers()) * self._most_workers()
-        while 1 < len(batches) < min(wanted, len(order)):
-            budget = max(1, budget * len(batches) // wanted)
-            batches = split_by_budget(sizes, order, budget)
-        return batches
-
-    def _most_workers(self) -> int:
-        on_cpu = self.ensemble.device.type == "cpu"
-        return min(torch.get_num_threads(), self.num_workers) if on_cpu else 1
+        batches = split_by_budget(sizes, np.argsort(-sizes, kind="stable"), budget)
+        for batch, hypotheses in self._run(batches, lambda batch: [parts[i] for i in batch.tolist()]):
+            for index, best in zip(batch.tolist(), hypotheses, strict=True):
+                found[index] = best
+            self.on_batch(len(batch))
+        return found
 
     def _run(
-        self, batches: list[Indices], parts_of: Callable[[Indices], list[Part]], left_share: float
-    ) -> Iterator[tuple[Indices, dict[int, list[Hypothesis]]]]:
+        self, batches: list[Indices], parts_of: Callable[[Indices], list[Part]]
+    ) -> Iterator[tuple[Indices, list[list[Hypothesis]]]]:
         """Search batches, on a CPU several at a time, each with its share of the threads."""
         num_threads = torch.get_num_threads()
-        num_workers = min(self._most_workers(), len(batches))
+        on_cpu = self.ensemble.device.type == "cpu"
+        num_workers = min(num_threads, self.num_workers, len(batches)) if on_cpu else 1
         if num_workers < 2:
-            yield from ((batch, self._search_batch(parts_of(batch), left_share)) for batch in batches)
+            yield from ((batch, self._search_batch(parts_of(batch))) for batch in batches)
             return
 
-        def work(batch: Indices) -> dict[int, list[Hypothesis]]:
+        def work(batch: Indices) -> list[list[Hypothesis]]:
             torch.set_num_threads(max(1, num_threads // num_workers))  # of this worker alone
-            return self._search_batch(parts_of(batch), left_share)
+            return self._search_batch(parts_of(batch))
 
         pool = ThreadPoolExecutor(num_workers)
         try:
@@ -98,20 +75,17 @@ class BatchSearch:
             pool.shutdown(cancel_futures=True)
 
     @torch.inference_mode()
-    def _search_batch(self, parts: list[Part], left_share: float) -> dict[int, list[Hypothesis]]:
-        """The hypotheses of all parts but the last few, by their numbers in the batch."""
+    def _search_batch(self, parts: list[Part]) -> list[list[Hypothesis]]:
         src_BS = self.ensemble.sources([part.ids for part in parts])
         max_lengths, prefixes = [part.max_length for part in parts], [part.prefix for part in parts]
-        options, device = self.options, self.ensemble.device
+        device = self.ensemble.device
         with out_of_memory_named("lower decoding.batch_tokens (--batch-tokens) or the beam"):
-            stepper = self.ensemble.stepper(src_BS, keep_attention=options.coverage_penalty > 0)
+            stepper = self.ensemble.stepper(src_BS, keep_attention=self.options.coverage_penalty > 0)
             if self.decoding.sample:
                 numbers = [part.numbers for part in parts]
-                drawn = sample(stepper, max_lengths, options, self.sampling, device, prefixes, numbers)
-                return dict(enumerate(drawn))
+                return sample(stepper, max_lengths, self.options, self.sampling, device, prefixes, numbers)
             constraints = [part.constraints for part in parts]
-            num_left = int(left_share * len(parts))
-            return search_until(num_left, stepper, max_lengths, options, device, prefixes, constraints)
+            return search(stepper, max_lengths, self.options, device, prefixes, constraints)
 
 
 def search_options(decoding: DecodingConfig, tgt: Tokenizer) -> SearchOptions:

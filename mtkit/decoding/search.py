@@ -122,6 +122,7 @@ class Beam:
         return self.tokens_BKT.shape[2] - 1
 
 
+@torch.inference_mode()
 def search(
     stepper: Stepper,
     max_lengths: Sequence[int],
@@ -138,25 +139,10 @@ def search(
         prefixes: for each sentence the pieces that its hypotheses begin with; shorter than its `max_lengths`.
         constraints: for each sentence what must appear in its hypotheses (see `constraints`).
     """
-    found = search_until(0, stepper, max_lengths, options, device, prefixes, constraints)
-    return [found[sentence] for sentence in range(len(max_lengths))]
-
-
-@torch.inference_mode()
-def search_until(
-    num_left: int,
-    stepper: Stepper,
-    max_lengths: Sequence[int],
-    options: SearchOptions,
-    device: torch.device | str = "cpu",
-    prefixes: Sequence[Sequence[int]] | None = None,
-    constraints: Sequence[Sequence[Constraint]] | None = None,
-) -> dict[int, list[Hypothesis]]:
-    """`search` of all sentences but the last `num_left` that would end, of which nothing is found."""
-    results: dict[int, list[Hypothesis]] = {}
+    results: list[list[Hypothesis]] = [[] for _ in max_lengths]
     beam = start_beam(max_lengths, options, device, prefixes or [()] * len(max_lengths))
     tracker = ConstraintTracker(constraints, options) if constraints and any(constraints) else None
-    while len(beam.sentences_B) > num_left:
+    while max_lengths:
         refuse_endless(beam)
         hidden_BKD = stepper.step(beam.tokens_BKT[:, :, -1])
         if options.coverage_penalty:
@@ -168,15 +154,16 @@ def search_until(
             tracker.advance(parents_BK, beam.tokens_BKT[:, :, -1])
         ended_B = has_ended(beam, options)
         if ended_B.any():
-            results |= best_finished(beam, ended_B, options)
+            collect(beam, ended_B, results, options)
             kept_B = survivors(ended_B)
+            if not len(kept_B):
+                break
             parents_BK = parents_BK[kept_B]
             keep_sentences(beam, kept_B)
-            if len(kept_B) > num_left:
-                stepper.keep(kept_B)
-                if tracker is not None:
-                    tracker.keep(kept_B)
-        if options.beam_size > 1 and len(beam.sentences_B) > num_left:
+            stepper.keep(kept_B)
+            if tracker is not None:
+                tracker.keep(kept_B)
+        if options.beam_size > 1:
             stepper.reorder(parents_BK)
     return results
 
@@ -414,9 +401,8 @@ def keep_sentences(beam: Beam, kept_B: Tensor) -> None:
         setattr(beam, name, value[kept_B])
 
 
-def best_finished(beam: Beam, ended_B: Tensor, options: SearchOptions) -> dict[int, list[Hypothesis]]:
-    """The finished hypotheses of the sentences that have ended, by their numbers."""
-    results: dict[int, list[Hypothesis]] = {}
+def collect(beam: Beam, ended_B: Tensor, results: list[list[Hypothesis]], options: SearchOptions) -> None:
+    """Write the finished hypotheses of the sentences that have ended into the results."""
     rows = ended_B.nonzero()[:, 0]
     for sentence, scores, log_probs, tokens in zip(
         beam.sentences_B[rows].tolist(),
@@ -432,4 +418,3 @@ def best_finished(beam: Beam, ended_B: Tensor, options: SearchOptions) -> dict[i
         ]
         different = {tuple(hypothesis.ids): hypothesis for hypothesis in reversed(found)}  # groups may agree
         results[sentence] = [h for h in found if different[tuple(h.ids)] is h][: options.n_best]
-    return results

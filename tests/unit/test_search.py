@@ -15,7 +15,6 @@ from mtkit.decoding.search import (
     best_candidates,
     gnmt_penalty,
     search,
-    search_until,
     start_beam,
     survivors,
 )
@@ -331,13 +330,3 @@ def test_who_survives_keeps_the_place_if_there_is_one(seed: int) -> None:
     kept = survivors(ended).tolist()
     assert sorted(kept) == (~ended).nonzero()[:, 0].tolist()
     assert all(old == new or old >= len(kept) for new, old in enumerate(kept))
-
-
-@pytest.mark.parametrize("num_left", [0, 1, 3, 7, 9])
-def test_a_search_may_stop_before_its_last_sentences(num_left: int) -> None:
-    limits, options = [5, 2, 4, 3, 5, 4, 2], SearchOptions(2, BOS, EOS)
-    whole = search(TableStepper(list(range(7)), 5, 2), limits, options)
-    some = search_until(num_left, TableStepper(list(range(7)), 5, 2), limits, options)
-    assert all(some[sentence] == whole[sentence] for sentence in some)
-    assert len(whole) - num_left <= len(some) <= len(whole)
-    assert (len(some) < len(whole)) == (num_left > 0)

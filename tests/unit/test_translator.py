@@ -300,37 +300,6 @@ def test_no_special_or_unused_piece_is_ever_translated() -> None:
         assert not any(banned & set(hypothesis.ids) for hypothesis in hypotheses)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_sentences_that_hold_up_a_batch_are_searched_anew(
-    threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same hypotheses; each sentence is counted once; batches are dealt out evenly to the workers."""
-    lines = make().tokenizers.src.encode(sentences(60))
-    plain = make(beam_size=3, n_best=3).search_ids(lines)
-    monkeypatch.setattr("mtkit.decoding.batches.STRAGGLERS", 0.4)
-    translator, sizes, told = make(beam_size=3, n_best=3, batch_tokens=300), [], []
-    search_batch = translator.batches._search_batch
-
-    def noted(parts: Any, left_share: float) -> dict[int, list[Hypothesis]]:
-        found = search_batch(parts, left_share)
-        sizes.append((len(parts), len(found)))
-        return found
-
-    translator.batches._search_batch = noted  # type: ignore[method-assign]
-    translator.batches.on_batch = told.append
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        found = translator.search_ids(lines)
-    finally:
-        torch.set_num_threads(before)
-    for ours, theirs in zip(found, plain, strict=True):
-        assert [h.ids for h in ours] == [h.ids for h in theirs]
-        assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=1e-5)
-    assert sum(found for _, found in sizes) == sum(told) == len(lines)
-    assert any(found < rows for rows, found in sizes) and sizes[-1][0] == sizes[-1][1]
-
-
 # --- given translations --------------------------------------------------------------------------------------------
 
 
