@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mtkit.config import DecodingConfig
+    from mtkit.decoding.translation import Translation
     from mtkit.evaluation.metrics import Score
 
 app = typer.Typer(
@@ -272,7 +273,7 @@ def translate(
     )  # fmt: skip
     translator.first_number, translator.lines_at_once = job.first, read_ahead
     translator.split = split_sentences
-    translator.keeps_attention = protect or alignment is not None or attention is not None
+    translator.keeps_links, translator.keeps_attention = alignment is not None, attention is not None
     if not quiet:
         translator.on_batch = Ticker(job.total)
     wanted = requests(job, prefix, constraints, tag, translator)
@@ -288,13 +289,18 @@ def translate(
     with MatrixFile(attention) as matrices, open_output(output, append=resume) as out:
         for number, best in enumerate(translations, job.first + 1):
             matrices.add(number, best[0].aligned)
-            if alignment is not None:
-                links = " ".join(f"{s}-{t}" for s, t in best[0].word_links())
-                best[0] = best[0].with_text(f"{best[0].text} ||| {links}".rstrip())
+            texts = [with_links(t) for t in best] if alignment is not None else [t.text for t in best]
             if n_best is not None:
-                out.write("".join(f"{number} ||| {t.text} ||| {t.score:.6f}\n" for t in best))
+                rows = zip(texts, best, strict=True)
+                out.write("".join(f"{number} ||| {text} ||| {t.score:.6f}\n" for text, t in rows))
             else:
-                out.write(f"{best[0].score:.6f}\t{best[0].text}\n" if scores else f"{best[0].text}\n")
+                out.write(f"{best[0].score:.6f}\t{texts[0]}\n" if scores else f"{texts[0]}\n")
+
+
+def with_links(translation: Translation) -> str:
+    """The text and which source word, from 0, became which word of it, in Pharaoh's format."""
+    links = " ".join(f"{s}-{t}" for s, t in translation.links)
+    return f"{translation.text} ||| {links}".rstrip()
 
 
 def write_alternatives(found: Iterator[Any], first: int, output: str | None) -> None:
@@ -800,7 +806,7 @@ def begun(items: Iterator[T]) -> Iterator[T]:
 
 
 class Ticker:
-    """Says on stderr, every few seconds, how many sentences were translated, how fast, and when all will be.
+    """Says on stderr, every few seconds, how many lines were translated, how fast, and when all will be.
 
     Args:
         total: how many there are, if that is known.
@@ -810,15 +816,15 @@ class Ticker:
         self.start = self.said = time.monotonic()
         self.total, self.done = total, 0
 
-    def __call__(self, num_sentences: int) -> None:
+    def __call__(self, num_lines: int) -> None:
         """So many more."""
-        self.done += num_sentences
+        self.done += num_lines
         now = time.monotonic()
         if now - self.said > 3:
             speed = self.done / (now - self.start)
             of_all = f" of {self.total:,}" if self.total else ""
             left = f", time left {duration((self.total - self.done) / speed)}" if self.total else ""
-            print(f"{self.done:,}{of_all} sentences, {speed:,.0f} sentences/s{left}", file=sys.stderr)
+            print(f"{self.done:,}{of_all} lines, {speed:,.0f} lines/s{left}", file=sys.stderr)
             self.said = now
 
 
