@@ -227,8 +227,9 @@ def other_system(other: Any, translator: Translator) -> System:
 
     Args:
         other: its translator.
-        translator: whose tokenizers, parts of long lines, beam, penalties, bans and limits it gets. Of these only the
-            limits are not the same: it takes one for all lines, so what is longer than mtkit's own is counted.
+        translator: whose tokenizers, parts of long lines, beam, penalties, bans and limits it gets. Two of these are
+            not quite the same: it takes one longest length for all lines, so what is longer than mtkit's own is
+            counted; and it normalizes probabilities after its bans (repeated n-grams, shortest length), mtkit before.
     """
     src, tgt = translator.tokenizers.src, translator.tokenizers.tgt
     src_pieces = [src.piece(i) for i in range(src.vocab_size)]

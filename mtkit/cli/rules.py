@@ -50,7 +50,6 @@ TRANSLATE = Rules(
              "it is of the search, not of samples"),
         Rule(("--groups", "--diversity", "--beam-size"), "--mbr", "--mbr-candidates is the width of its beam"),
         Rule(("--scores",), "--n-best", "which prints scores anyway"),
-        Rule(("--alignment",), "--n-best", "only the best translation is aligned"),
         Rule(("--n-best", "--sample", "--mbr", "--constraints", "--split-sentences", "--protect", "--alignment",
               "--attention", "--scores", "--resume", "--read-ahead"), "--alternatives", "leave it out"),
     ),

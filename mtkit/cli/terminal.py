@@ -86,7 +86,7 @@ def refuse_compressed(output: str | None, option: str = "--output") -> None:
 
 
 class Ticker:
-    """Says on stderr, every few seconds, how many sentences were translated, how fast, and when all will be.
+    """Says on stderr, every few seconds, how many lines were translated, how fast, and when all will be.
 
     Args:
         total: how many there are, if that is known.
@@ -96,15 +96,15 @@ class Ticker:
         self.start = self.said = time.monotonic()
         self.total, self.done = total, 0
 
-    def __call__(self, num_sentences: int) -> None:
+    def __call__(self, num_lines: int) -> None:
         """So many more."""
-        self.done += num_sentences
+        self.done += num_lines
         now = time.monotonic()
         if now - self.said > 3:
             speed = self.done / (now - self.start)
             of_all = f" of {self.total:,}" if self.total else ""
             left = f", time left {duration((self.total - self.done) / speed)}" if self.total else ""
-            print(f"{self.done:,}{of_all} sentences, {speed:,.0f} sentences/s{left}", file=sys.stderr)
+            print(f"{self.done:,}{of_all} lines, {speed:,.0f} lines/s{left}", file=sys.stderr)
             self.said = now
 
 

@@ -94,7 +94,7 @@ def translate(
     translator = load_translator(model, decoding, device, precision, ensemble or ())
     translator.first_number, translator.lines_at_once = job.first, read_ahead
     translator.split = split_sentences
-    translator.keeps_attention = protect or alignment is not None or attention is not None
+    translator.keeps_links, translator.keeps_attention = alignment is not None, attention is not None
     if not quiet:
         translator.on_batch = Ticker(job.total)
     if tag is not None:

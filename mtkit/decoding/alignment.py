@@ -16,9 +16,19 @@ from torch import Tensor
 from mtkit.data.batching import Ids, split_by_budget
 from mtkit.decoding.ensemble import Ensemble
 from mtkit.decoding.longtext import WORD_START
+from mtkit.device import out_of_memory_named
 from mtkit.model.transformer import Transformer
 
 Weights = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class WordLinks:
+    """Pairs of a source word and a target word of a sentence, from 0; and how many words there are."""
+
+    pairs: tuple[tuple[int, int], ...]
+    num_src: int
+    num_tgt: int
 
 
 @dataclass(frozen=True)
@@ -35,8 +45,8 @@ class Aligned:
     tgt: tuple[str, ...]
     weights: Weights
 
-    def word_links(self) -> list[tuple[int, int]]:
-        """Pairs of a source word and a target word, from 0, words being what spaces divide.
+    def word_links(self) -> WordLinks:
+        """Which source word became which target word, words being what spaces divide.
 
         Each target piece is linked with the source piece that gets most attention in the step that gives it, in the
         mean of the last two layers (Garg et al. 2019 take the last but one); with none if that is eos. Of a
@@ -46,8 +56,19 @@ class Aligned:
         weights = self.weights[-2:].mean(axis=0)  # [T, S]
         source_words, target_words = word_numbers(self.src), word_numbers(self.tgt)
         best = weights.argmax(axis=1).tolist()[: len(self.tgt)]
-        links = {(source_words[s], target_words[t]) for t, s in enumerate(best) if s < len(self.src)}
-        return sorted(links)
+        pairs = {(source_words[s], target_words[t]) for t, s in enumerate(best) if s < len(self.src)}
+        counts = (max(words, default=-1) + 1 for words in (source_words, target_words))
+        return WordLinks(tuple(sorted(pairs)), *counts)
+
+
+def join_links(parts: Sequence[WordLinks]) -> tuple[tuple[int, int], ...]:
+    """The pairs of all parts of a line, the words numbered through."""
+    pairs: list[tuple[int, int]] = []
+    first_src = first_tgt = 0
+    for part in parts:
+        pairs += [(first_src + s, first_tgt + t) for s, t in part.pairs]
+        first_src, first_tgt = first_src + part.num_src, first_tgt + part.num_tgt
+    return tuple(pairs)
 
 
 def word_numbers(pieces: Sequence[str]) -> list[int]:
@@ -65,7 +86,8 @@ def align(
 ) -> Iterator[tuple[int, Aligned]]:
     """Pairs of a source and a target with the attention between them, by the first model: number and pair.
 
-    They come in an order of their own, batch by batch of similar length.
+    They come in an order of their own, batch by batch of similar length; of the matrices, which are large, none is
+    held but those of the batch.
 
     Args:
         batch_tokens: pieces of a batch, both sides, padding included.
@@ -76,9 +98,11 @@ def align(
         rows = [pairs[i] for i in batch.tolist()]
         src_BS, tgt_in_BT = ensemble.sources([s for s, _ in rows]), ensemble.targets_in([t for _, t in rows])
         lengths = [(len(t) + 1, len(s) + 1) for s, t in rows]
-        weights = cross_attention(ensemble.models[0], src_BS, tgt_in_BT, lengths)
+        with out_of_memory_named("lower decoding.batch_tokens (--batch-tokens)"):
+            weights = cross_attention(ensemble.models[0], src_BS, tgt_in_BT, lengths)
         for i, (s, t), own in zip(batch.tolist(), rows, weights, strict=True):
             yield i, Aligned(tuple(map(src.piece, s.tolist())), tuple(map(tgt.piece, t.tolist())), own)
+        del own, weights
 
 
 @torch.inference_mode()
@@ -102,4 +126,4 @@ def cross_attention(
         model.step(tgt_in_BT[:, place : place + 1], state)
         steps.append(torch.stack(state.weights_BKS, dim=1)[:, :, 0])  # [B, L, S]
     weights_BLTS = torch.stack(steps, dim=2).cpu().numpy()
-    return [weights[:, :T, :S] for weights, (T, S) in zip(weights_BLTS, lengths, strict=True)]
+    return [weights[:, :T, :S].copy() for weights, (T, S) in zip(weights_BLTS, lengths, strict=True)]

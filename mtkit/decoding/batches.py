@@ -38,11 +38,15 @@ class BatchSearch:
         self.sampling = sampling_options(decoding)
         self.num_workers = MOST_WORKERS
         """Batches that may be searched at the same time."""
-        self.on_batch: Callable[[int], None] = lambda num_parts: None
-        """Told after each batch how many parts were searched."""
 
-    def search_parts(self, parts: Sequence[Part]) -> list[list[Hypothesis]]:
-        """The hypotheses of each part, best first; samples in the order they were drawn."""
+    def search_parts(
+        self, parts: Sequence[Part], on_batch: Callable[[Sequence[int]], None] | None = None
+    ) -> list[list[Hypothesis]]:
+        """The hypotheses of each part, best first; samples in the order they were drawn.
+
+        Args:
+            on_batch: told after each batch which parts it had.
+        """
         found: list[list[Hypothesis]] = [[] for _ in parts]
         sizes = np.array([len(part.ids) + 1 for part in parts], dtype=np.int32)
         budget = max(1, self.decoding.batch_tokens // self.decoding.num_hypotheses)
@@ -50,7 +54,8 @@ class BatchSearch:
         for batch, hypotheses in self._run(batches, lambda batch: [parts[i] for i in batch.tolist()]):
             for index, best in zip(batch.tolist(), hypotheses, strict=True):
                 found[index] = best
-            self.on_batch(len(batch))
+            if on_batch is not None:
+                on_batch(batch.tolist())
         return found
 
     def _run(

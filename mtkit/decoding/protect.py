@@ -25,12 +25,14 @@ class Inset:
 
     Args:
         text: the tag or word.
+        words: of the line, those that it is or is a part of.
         start, end: the words it surrounds if it is one of a pair of tags; else both number the word after it.
         closes: whether it stands behind the word before it, not before the next.
         glue_before, glue_after: whether no space divided it from its neighbours.
     """
 
     text: str
+    words: range
     start: int
     end: int
     closes: bool
@@ -49,52 +51,126 @@ class Inset:
         return min((t for s, t in links if s == nearest), default=num_words)
 
 
+Links = Sequence[tuple[int, int]]
+"""Pairs of a source word and a target word, from 0."""
+
+
 @dataclass(frozen=True)
 class Protected:
-    """A line made ready: what is to be translated, what must appear, what is put back."""
+    """A line made ready.
+
+    Attributes:
+        text: what is to be translated.
+        kept: texts that must appear in the translation.
+        insets: what is put back.
+        words: of each word of `text`, which word of the line it is or is a part of.
+    """
 
     text: str
     kept: tuple[str, ...]
     insets: tuple[Inset, ...]
+    words: tuple[int, ...] = ()
 
-    def restore(self, translation: str, links: Sequence[tuple[int, int]]) -> str:
-        """The translation with the insets back. Args: links: pairs of source word and target word, from 0."""
+    def restore(self, translation: str, links: Links) -> tuple[str, Links]:
+        """The translation with the insets back, and its links with the line.
+
+        Args:
+            links: between the words of `text` and those of the translation.
+        """
         if not self.insets:
-            return translation
+            return translation, links
         words = translation.split()
-        before: list[str] = [""] * (len(words) + 1)
-        behind: list[str] = [""] * (len(words) + 1)
+        builder = TextBuilder()
+        closing: list[list[Inset]] = [[] for _ in range(len(words) + 1)]
+        opening: list[list[Inset]] = [[] for _ in range(len(words) + 1)]
         for inset in self.insets:
-            place = inset.place(links, len(words))
-            if inset.closes:
-                behind[place] += inset.text if inset.glue_before else f" {inset.text}"
+            (closing if inset.closes else opening)[inset.place(links, len(words))].append(inset)
+        for inset in closing[0]:
+            builder.add(inset.text, inset, glued=inset.glue_before)
+        for number, before in enumerate(opening):
+            builder.end_word()
+            glued = False
+            for inset in before:
+                builder.add(inset.text, inset, glued)
+                glued = inset.glue_after
+            if number < len(words):
+                builder.add(words[number], number, glued)
+                for inset in closing[number + 1]:
+                    builder.add(inset.text, inset, glued=inset.glue_before)
+        return builder.text, self._links(links, builder)
+
+    def _links(self, links: Links, restored: TextBuilder) -> Links:
+        """Links with the words of the line and of the restored translation; insets are linked with themselves."""
+        numbers = word_of_each_character(restored.text)
+        words: dict[int, int] = {}
+        pairs: set[tuple[int, int]] = set()
+        for start, end, item in restored.places:
+            if isinstance(item, Inset):
+                pairs.update(zip(item.words, range(numbers[start], numbers[end - 1] + 1), strict=False))
             else:
-                before[place] += inset.text if inset.glue_after else f"{inset.text} "
-        marked = [f"{b}{word}{a}" for b, word, a in zip(before, words, behind[1:], strict=False)]
-        return " ".join(filter(None, (part.strip() for part in (behind[0], *marked, before[-1]))))
+                words[item] = numbers[start]
+        pairs.update((self.words[s], words[t]) for s, t in links if s < len(self.words) and t in words)
+        return sorted(pairs)
+
+
+class TextBuilder:
+    """Puts a text together and remembers where each item of it stands."""
+
+    def __init__(self) -> None:
+        self.text, self.is_new_word = "", True
+        self.places: list[tuple[int, int, Inset | int]] = []  # start, end, item
+
+    def end_word(self) -> None:
+        """What comes next is glued to nothing."""
+        self.is_new_word = True
+
+    def add(self, text: str, item: Inset | int, glued: bool) -> None:
+        """One more, behind a space if it is not glued to what is there."""
+        if self.text and (self.is_new_word or not glued):
+            self.text += " "
+        self.places.append((len(self.text), len(self.text) + len(text), item))
+        self.text, self.is_new_word = self.text + text, False
+
+
+def word_of_each_character(text: str) -> list[int]:
+    """How many words begin before or at each character, less one: of a character of a word the word's number."""
+    numbers, number, inside = [], -1, False
+    for character in text:
+        number += not inside and not character.isspace()
+        inside = not character.isspace()
+        numbers.append(number)
+    return numbers
 
 
 def protect(line: str, can_spell: Callable[[str], bool]) -> Protected:
     """Divide a line. Args: can_spell: whether the vocabularies have all characters of a word."""
     insets: list[Inset] = []
     text, place = "", 0
+    in_line = word_of_each_character(line)
+    origins: list[int] = []  # of each character of the text, its word of the line
     for match in re.finditer(rf"{_TAG}|[^\s<>]+", line):
         token = match.group()
         if not _TAGS.fullmatch(token) and can_spell(token):
             continue
         text += line[place : match.start()]
+        origins += in_line[place : match.start()]
         place = match.end()
         glue_before = bool(text) and not line[match.start() - 1].isspace()
         glue_after = place < len(line) and not line[place].isspace()
         closes = token.startswith("</") or (glue_before and not glue_after)
         number = len(text.split())
-        insets.append(Inset(token, number, number, closes, glue_before, glue_after))
-        text += " " if glue_before and glue_after else ""
+        words = range(in_line[match.start()], in_line[place - 1] + 1)
+        insets.append(Inset(token, words, number, number, closes, glue_before, glue_after))
+        if glue_before and glue_after:
+            text += " "
+            origins.append(0)
     text += line[place:]
+    origins += in_line[place:]
     if not insets:
         return Protected(line, tuple(_KEPT.findall(line)), ())
+    own = tuple(origins[match.start()] for match in re.finditer(r"\S+", text))
     text = " ".join(text.split())
-    return Protected(text, tuple(_KEPT.findall(text)), tuple(pair_tags(insets)))
+    return Protected(text, tuple(_KEPT.findall(text)), tuple(pair_tags(insets)), own)
 
 
 def pair_tags(insets: Sequence[Inset]) -> list[Inset]:

@@ -18,19 +18,27 @@ def translate_protected(
 ) -> Iterator[list[Translation]]:
     """`translate_n_best` of lines whose numbers, URLs, tags and unknown words come through.
 
-    The translator must keep attention. Raises: DataError: see there.
+    Their links, if the translator keeps links, are between the words of the lines and those of the translations as
+    they are given. Raises: DataError: see there.
     """
     waiting: deque[Protected] = deque()
 
     def prepared() -> Iterator[Request]:
         for request in map(Request.of, lines):
-            waiting.append(protect(request.text, lambda word: can_spell(translator.tokenizers, word)))
-            yield replace(request, text=waiting[-1].text, kept=waiting[-1].kept)
+            line = protect(request.text, lambda word: can_spell(translator.tokenizers, word))
+            waiting.append(line)
+            links = request.links or bool(line.insets)  # they say where what was taken out goes
+            yield replace(request, text=line.text, kept=line.kept, links=links)
 
-    for best in translator.translate_n_best(prepared()):
+    for translations in translator.translate_n_best(prepared()):
         line = waiting.popleft()
-        best[0] = best[0].with_text(line.restore(best[0].text, best[0].word_links()))
-        yield best
+        yield [restored(line, translation) for translation in translations]
+
+
+def restored(line: Protected, translation: Translation) -> Translation:
+    """The translation with what was taken out of the line."""
+    text, links = line.restore(translation.text, translation.links)
+    return replace(translation, text=text, links=tuple(links))
 
 
 def can_spell(tokenizers: Tokenizers, word: str) -> bool:

@@ -1,10 +1,18 @@
-"""What comes out: a translation of a line."""
+"""Hypotheses in, translations out: those of the parts of a line are joined, and aligned where that was asked for."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
-from mtkit.decoding.alignment import Aligned, word_numbers
+import numpy as np
+
+from mtkit.decoding.alignment import Aligned, WordLinks, align, join_links
+from mtkit.decoding.ensemble import Ensemble
+from mtkit.decoding.requests import Part, place_of
+from mtkit.decoding.search import Hypothesis
+from mtkit.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -14,18 +22,97 @@ class Translation:
     text: str
     score: float
     """What hypotheses are ranked by; 0 for an empty line, the mean over the parts of a cut line."""
+    links: tuple[tuple[int, int], ...] = ()
+    """Pairs of a source word and a target word of the line, from 0, if they were asked for."""
     aligned: tuple[Aligned, ...] = ()
-    """Of each part of the line, if the translator keeps attention."""
+    """Of the best translation, each part with its attention, if the translator keeps attention."""
 
-    def with_text(self, text: str) -> Translation:
-        """The same with another text."""
-        return replace(self, text=text)
 
-    def word_links(self) -> list[tuple[int, int]]:
-        """Pairs of a source word and a target word of the line, from 0. Needs `aligned`."""
-        links, first_src, first_tgt = [], 0, 0
-        for part in self.aligned:
-            links += [(first_src + s, first_tgt + t) for s, t in part.word_links()]
-            first_src += max(word_numbers(part.src), default=-1) + 1
-            first_tgt += max(word_numbers(part.tgt), default=-1) + 1
-        return links
+@dataclass(frozen=True)
+class SearchedLine:
+    """The parts of a line, and what was found for each.
+
+    Attributes:
+        hypotheses: of each part, best first; of a part that has no translation none.
+        links: whether word links are wanted of its translations.
+    """
+
+    parts: list[Part]
+    hypotheses: list[list[Hypothesis]]
+    links: bool = False
+
+    def num_aligned(self, keep_attention: bool) -> int:
+        """Translations that are aligned: all if links are wanted; the best for its attention; none."""
+        num_translations = min(map(len, self.hypotheses), default=0)  # as many as every part has
+        return num_translations if self.links else min(num_translations, int(keep_attention))
+
+    def refuse_none(self) -> None:
+        """Check that every part has a translation. Raises: DataError: it says why one may have none."""
+        for part, hypotheses in zip(self.parts, self.hypotheses, strict=True):
+            if hypotheses:
+                continue
+            where = place_of(part.number)
+            if part.constraints:
+                hint = "a wider beam (--beam-size)"
+                raise DataError("no translation meets all constraints", where=where, hint=hint)
+            hint = "a milder length penalty or temperature"
+            raise DataError("no translation has a score that is a number", where=where, hint=hint)
+
+
+class Joiner:
+    """Makes translations of what was found.
+
+    Args:
+        ensemble: the models, the first of which aligns.
+        batch_tokens: pieces of a batch that is aligned.
+    """
+
+    def __init__(self, ensemble: Ensemble, batch_tokens: int) -> None:
+        self.ensemble, self.batch_tokens = ensemble, batch_tokens
+
+    def join(self, lines: Sequence[SearchedLine], keep_attention: bool) -> Iterator[list[Translation]]:
+        """The translations of each line, best first; of an empty line one that is empty.
+
+        Args:
+            keep_attention: give the best ones their attention; that of all these lines is held at the same time.
+
+        Raises:
+            DataError: a part of a line has no translation; the lines before are yielded.
+        """
+        aligned = iter(self._align(lines, keep_attention))
+        for line in lines:
+            line.refuse_none()
+            if not line.parts:
+                yield [Translation("", 0.0)]
+                continue
+            translations = []
+            for rank, hypotheses in enumerate(zip(*line.hypotheses, strict=False)):
+                of_rank = len(line.parts) if rank < line.num_aligned(keep_attention) else 0
+                translations.append(self._joined(hypotheses, list(islice(aligned, of_rank))))
+            yield translations
+
+    def _joined(
+        self, hypotheses: Sequence[Hypothesis], aligned: Sequence[tuple[WordLinks, Aligned | None]]
+    ) -> Translation:
+        """One translation of hypotheses of the parts: best with best, second with second."""
+        texts = self.ensemble.tokenizers.tgt.decode([hypothesis.ids for hypothesis in hypotheses])
+        score = sum(hypothesis.score for hypothesis in hypotheses) / len(hypotheses)
+        matrices = tuple(matrix for _, matrix in aligned if matrix is not None)
+        return Translation(" ".join(texts), score, join_links([links for links, _ in aligned]), matrices)
+
+    def _align(
+        self, lines: Sequence[SearchedLine], keep_attention: bool
+    ) -> list[tuple[WordLinks, Aligned | None]]:
+        """Of each line, of each rank, of each part the links; and the attention if it is kept."""
+        ranks, pairs = [], []
+        for line in lines:
+            for rank in range(line.num_aligned(keep_attention)):
+                ranks += [rank] * len(line.parts)
+                pairs += [
+                    (part.ids, np.array(hypotheses[rank].ids, dtype=np.int32))
+                    for part, hypotheses in zip(line.parts, line.hypotheses, strict=True)
+                ]
+        found: dict[int, tuple[WordLinks, Aligned | None]] = {}
+        for i, aligned in align(self.ensemble, pairs, self.batch_tokens):
+            found[i] = aligned.word_links(), aligned if keep_attention and ranks[i] == 0 else None
+        return [found[i] for i in range(len(pairs))]

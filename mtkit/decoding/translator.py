@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from mtkit.config import Config, DecodingConfig
 from mtkit.data.batching import Ids
 from mtkit.data.tokenizer import Tokenizers
-from mtkit.decoding.alignment import Aligned, align
 from mtkit.decoding.alternatives import Alternative, best_alternatives
 from mtkit.decoding.batches import BatchSearch
 from mtkit.decoding.ensemble import Ensemble
@@ -27,11 +24,14 @@ from mtkit.decoding.reading import LINES_AT_ONCE, in_chunks
 from mtkit.decoding.requests import Cutter, Part, Request
 from mtkit.decoding.scoring import Scorer
 from mtkit.decoding.search import Hypothesis
-from mtkit.decoding.translation import Translation
+from mtkit.decoding.translation import Joiner, SearchedLine, Translation
 from mtkit.device import choose_device, choose_dtype, keep_freed_memory
 from mtkit.errors import DataError
 from mtkit.model.packing import choose_int8, pack
 from mtkit.model.transformer import Transformer
+
+ALIGNED_TOGETHER = 16
+"""Lines whose attention is in memory at the same time, if it is kept: layers x target x source numbers of each."""
 
 
 class Translator:
@@ -64,10 +64,13 @@ class Translator:
         self.options = self.batches.options
         self.cutter = Cutter(tokenizers, decoding, self.options.suppressed, max_source_pieces)
         self.scorer = Scorer(self.ensemble, decoding, self.options, max_source_pieces)
-        self.on_batch: Callable[[int], None] = lambda num_sentences: None
-        """Told after each batch how many sentences (or parts of long lines) were translated."""
+        self.joiner = Joiner(self.ensemble, decoding.batch_tokens)
+        self.on_batch: Callable[[int], None] = lambda num_lines: None
+        """Told after each batch how many more lines are translated."""
+        self.keeps_links = False
+        """Whether translations come with links of their words; requests can want them too."""
         self.keeps_attention = False
-        """Whether translations come with their attention."""
+        """Whether the best translations come with their attention."""
         self.lines_at_once: int | None = None
         """Instead of `LINES_AT_ONCE`."""
         self.first_number = 0
@@ -193,28 +196,30 @@ class Translator:
     def _translate_chunk(self, requests: list[Request]) -> Iterator[list[Translation]]:
         """Search the parts of all lines together, and join those of each line."""
         first, self.first_number = self.first_number, self.first_number + len(requests)
-        lines: list[list[Part]] = []
+        cut: list[list[Part]] = []
         fault = None
         try:
             for parts in self.cutter.parts(requests, first, self.split):
-                lines.append(parts)
+                cut.append(parts)
         except DataError as error:  # told after the translations of the lines before it
             fault = error
-        every = [part for parts in lines for part in parts]
-        self.batches.on_batch = self.on_batch
-        found = map(self._chosen, self.batches.search_parts(every))
-        chosen = self._with_kept(every, list(found))
-        aligned = iter(self._align(every, chosen) if self.keeps_attention else ())
-        hypotheses = iter(chosen)
-        for parts in lines:
-            of_parts = list(islice(hypotheses, len(parts)))
-            for part, of_part in zip(parts, of_parts, strict=True):
-                refuse_none(part, of_part)
-            translations = self._join(of_parts)
-            own = tuple(islice(aligned, len(parts)))
-            yield [replace(translations[0], aligned=own), *translations[1:]] if own else translations
+        lines = self._searched(requests, cut)
+        num_together = ALIGNED_TOGETHER if self.keeps_attention else max(1, len(lines))
+        for start in range(0, len(lines), num_together):
+            yield from self.joiner.join(lines[start : start + num_together], self.keeps_attention)
         if fault is not None:
             raise fault
+
+    def _searched(self, requests: list[Request], cut: list[list[Part]]) -> list[SearchedLine]:
+        """The parts of lines with what is found for them."""
+        every = [part for parts in cut for part in parts]
+        finished = LineCounter([len(parts) for parts in cut], self.on_batch)
+        found = list(map(self._chosen, self.batches.search_parts(every, finished)))
+        of_parts = iter(self._with_kept(every, found))
+        return [
+            SearchedLine(parts, list(islice(of_parts, len(parts))), self.keeps_links or request.links)
+            for parts, request in zip(cut, requests, strict=False)  # no parts behind a fault
+        ]
 
     def _chosen(self, hypotheses: list[Hypothesis]) -> list[Hypothesis]:
         """The `n_best` hypotheses; with minimum Bayes risk those of least risk."""
@@ -238,40 +243,32 @@ class Translator:
         ]
         if not again:
             return chosen
-        found, told = list(chosen), self.batches.on_batch
-        self.batches.on_batch = lambda num_parts: None  # they were counted before
-        try:
-            results = self.batches.search_parts([self.cutter.keeping(parts[i]) for i in again])
-        finally:
-            self.batches.on_batch = told
+        found = list(chosen)
+        results = self.batches.search_parts([self.cutter.keeping(parts[i]) for i in again])
         for i, hypotheses in zip(again, results, strict=True):
             found[i] = self._chosen(hypotheses) if hypotheses else chosen[i]
         return found
 
-    def _align(self, parts: list[Part], chosen: list[list[Hypothesis]]) -> list[Aligned]:
-        """The best hypothesis of each part with its attention."""
-        best = [np.array(hypotheses[0].ids, dtype=np.int32) for hypotheses in chosen]
-        pairs = [(part.ids, ids) for part, ids in zip(parts, best, strict=True)]
-        found = dict(align(self.ensemble, pairs, self.decoding.batch_tokens))
-        return [found[i] for i in range(len(parts))]
 
-    def _join(self, parts: list[list[Hypothesis]]) -> list[Translation]:
-        """The translations of a line from those of its parts: best with best, second with second."""
-        if not parts:
-            return [Translation("", 0.0)]
-        joined = []
-        for ranked in zip(*parts, strict=False):  # as many as every part has
-            texts = self.tokenizers.tgt.decode([hypothesis.ids for hypothesis in ranked])
-            score = sum(hypothesis.score for hypothesis in ranked) / len(ranked)
-            joined.append(Translation(" ".join(texts), score))
-        return joined
+class LineCounter:
+    """Counts lines as their parts are searched: a line is done with its last part, an empty one from the beginning.
 
+    Args:
+        num_parts: of each line.
+        tell: is told how many more lines are done.
+    """
 
-def refuse_none(part: Part, hypotheses: Sequence[Hypothesis]) -> None:
-    """Check that a part of a line has a translation. Raises: DataError: it says why it may have none."""
-    if hypotheses:
-        return
-    what, hint = "no translation has a score that is a number", "a milder length penalty or temperature"
-    if part.constraints:
-        what, hint = "no translation meets all constraints", "a wider beam (--beam-size)"
-    raise DataError(what, where=f"line {part.number + 1}", hint=hint)
+    def __init__(self, num_parts: Sequence[int], tell: Callable[[int], None]) -> None:
+        self.num_left, self.tell = list(num_parts), tell
+        self.lines = [line for line, number in enumerate(num_parts) for _ in range(number)]
+        if empty := self.num_left.count(0):
+            tell(empty)
+
+    def __call__(self, parts: Sequence[int]) -> None:
+        """These parts were searched."""
+        num_done = 0
+        for part in parts:
+            self.num_left[self.lines[part]] -= 1
+            num_done += not self.num_left[self.lines[part]]
+        if num_done:
+            self.tell(num_done)

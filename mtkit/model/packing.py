@@ -98,9 +98,9 @@ class PackedFeedForward(nn.Module):
 
 def to_octets(x_ND: Tensor) -> tuple[Tensor, Tensor]:
     """Rows [N, D] as bytes [N, D], 128 being zero, and what a step of each row is worth, [N, 1]."""
-    largest_N1 = x_ND.abs().amax(dim=1, keepdim=True).float().clamp_(min=1e-12)
-    rounded = (x_ND * (127 / largest_N1)).round_().to(torch.int8)
-    return rounded.view(torch.uint8).add_(128), largest_N1 / 127  # PyTorch is slow at float to uint8
+    worth_N1 = x_ND.abs().amax(dim=1, keepdim=True).float().clamp_(min=1e-12).mul_(1 / 127)
+    rounded = (x_ND / worth_N1).round_().to(torch.int8)
+    return rounded.view(torch.uint8).add_(128), worth_N1  # PyTorch is slow at float to uint8
 
 
 def multiply_octets(octets: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor, activation: str) -> Tensor:

@@ -307,6 +307,19 @@ def test_numbers_urls_and_tags_survive(trained: Path) -> None:
         assert all(hyp.count(text) == 1 for text in wanted), hyp
 
 
+def test_links_of_protected_lines_are_of_the_words_that_are_seen(trained: Path) -> None:
+    line = "see https://a.org/b <b>the small dog</b> sees a cat ."
+    rows = translate(trained, "--protect", "--alignment", "pharaoh", "--n-best", 3, stdin=f"{line}\n")
+    assert len(rows) == 3
+    for row in rows:
+        number, text, links, _ = row.split(" ||| ")
+        pairs = [tuple(map(int, link.split("-"))) for link in links.split()]
+        assert number == "1"
+        assert all(text.count(inset) == 1 for inset in ("https://a.org/b", "<b>", "</b>"))
+        assert all(s < len(line.split()) and t < len(text.split()) for s, t in pairs)
+        assert any("a.org" in text.split()[t] for s, t in pairs if s == 1)
+
+
 def test_attention_never_takes_the_place_of_another_file(trained: Path, corpus: Path, tmp_path: Path) -> None:
     source = tmp_path / "in.txt"
     source.write_text((corpus / "test.src").read_text())

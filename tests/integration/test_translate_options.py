@@ -125,6 +125,9 @@ def test_every_line_with_alignment_has_its_field(trained: Path) -> None:
     assert rows[1] == " ||| "
     rows = translate(trained, "--alignment", "pharaoh", "--scores", stdin=text)
     assert rows[1] == "0.000000\t ||| "
+    rows = translate(trained, "--alignment", "pharaoh", "--n-best", 2, stdin=text)
+    assert [len(row.split(" ||| ")) for row in rows] == [4] * 5
+    assert rows[2] == "2 |||  |||  ||| 0.000000"
 
 
 @pytest.mark.parametrize(
@@ -135,6 +138,8 @@ def test_every_line_with_alignment_has_its_field(trained: Path) -> None:
         (["--scores"], [], "written with --scores"),
         (["--alignment", "pharaoh"], ["--scores"], "without --scores"),
         (["--alternatives", 2], [], "written with --alternatives"),
+        (["--n-best", 2, "--alignment", "pharaoh"], ["--n-best", 2], "written with --alignment"),
+        (["--n-best", 2], ["--n-best", 2, "--alignment", "pharaoh"], "written without --alignment"),
         (["--n-best", 2, "--shard", "1/2"], ["--n-best", 2, "--shard", "2/2"], "begins with line 1"),
         (["--n-best", 2], ["--n-best", 2, "--shard", "1/4"], "has 15 lines, but there are 4 to translate"),
     ],
@@ -150,9 +155,12 @@ def test_an_output_of_other_options_is_not_resumed(
     assert output.read_bytes() == before
 
 
-def test_a_job_with_alignment_is_resumed_at_an_empty_line(trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_best", [[], ["--n-best", 2]])
+def test_a_job_with_alignment_is_resumed_at_an_empty_line(
+    trained: Path, tmp_path: Path, n_best: list[object]
+) -> None:
     source = tiny.write_lines(tmp_path / "in", ["the dog sees a cat .", "", "my bird hears this king ."])
-    job = ["translate", trained, source, *EXACT, "--alignment", "pharaoh", "-o", tmp_path / "out"]
+    job = ["translate", trained, source, *EXACT, "--alignment", "pharaoh", *n_best, "-o", tmp_path / "out"]
     assert tiny.mtkit(*job)[0] == 0
     whole = (tmp_path / "out").read_bytes()
     (tmp_path / "out").write_bytes(b"".join(whole.splitlines(keepends=True)[:2]) + b"mon oi")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mtkit.decoding.alignment import Aligned, word_numbers
+from mtkit.decoding.alignment import Aligned, WordLinks, join_links, word_numbers
 from mtkit.decoding.protect import protect
 
 
@@ -47,22 +47,57 @@ WRITTEN = [
 @pytest.mark.parametrize("line", WRITTEN)
 def test_words_that_stay_in_order_give_the_line_back(line: str) -> None:
     found = protect(line, lambda word: word.isascii())
-    assert found.restore(found.text, same_order(len(found.text.split()))) == line
+    assert found.restore(found.text, same_order(len(found.text.split())))[0] == line
 
 
 def test_tags_go_where_the_words_between_them_went() -> None:
     found = protect("I saw <b>the red</b> car", lambda word: True)
     assert found.text == "I saw the red car"
     links = [(0, 0), (1, 4), (2, 1), (3, 2), (4, 3)]
-    assert found.restore("Ich das rote Auto sah", links) == "Ich <b>das rote</b> Auto sah"
+    assert found.restore("Ich das rote Auto sah", links)[0] == "Ich <b>das rote</b> Auto sah"
 
 
 @pytest.mark.parametrize("links", [[], [(0, 0)], [(9, 0)]])
 def test_nothing_is_lost_whatever_the_alignment(links: list[tuple[int, int]]) -> None:
     for line in WRITTEN:
         found = protect(line, lambda word: word.isascii())
-        restored = found.restore("ein paar andere Wörter", links)
+        restored, _ = found.restore("ein paar andere Wörter", links)
         assert all(inset.text in restored for inset in found.insets)
+
+
+@pytest.mark.parametrize("line", [*WRITTEN, "no tag", "glued<br/>on both sides", "<br/>", ""])
+def test_links_are_between_words_of_the_line_and_of_what_is_given(line: str) -> None:
+    found = protect(line, lambda word: word.isascii())
+    _, links = found.restore(found.text, same_order(len(found.text.split())))
+    if "glued" not in line:
+        assert list(links) == same_order(len(line.split()))
+
+
+def test_links_of_words_that_move() -> None:
+    line = "See https://a.org/b , I saw <b>the red</b> car"
+    found = protect(line, lambda word: True)
+    assert found.text == "See , I saw the red car"
+    #                         0    1 2  3   4   5    6
+    links = [(0, 0), (1, 1), (2, 2), (3, 6), (4, 3), (5, 4), (6, 5)]
+    text, restored = found.restore("Siehe , ich das rote Auto sah", links)
+    assert text == "Siehe https://a.org/b , ich <b>das rote</b> Auto sah"
+    source, target = line.split(), text.split()
+    assert [(source[s], target[t]) for s, t in restored] == [
+        ("See", "Siehe"), ("https://a.org/b", "https://a.org/b"), (",", ","), ("I", "ich"), ("saw", "sah"),
+        ("<b>the", "<b>das"), ("red</b>", "rote</b>"), ("car", "Auto"),
+    ]  # fmt: skip
+
+
+def test_a_tag_between_two_words_is_a_part_of_one_word() -> None:
+    found = protect("foo<br/>bar baz", lambda word: True)
+    assert found.text == "foo bar baz"
+    text, links = found.restore("x y z", same_order(3))
+    assert (text, links) == ("x <br/>y z", [(0, 0), (0, 1), (1, 2)])
+
+
+def test_links_of_the_parts_of_a_line_are_numbered_through() -> None:
+    parts = [WordLinks(((0, 1), (1, 0)), 2, 2), WordLinks((), 1, 1), WordLinks(((0, 0),), 1, 2)]
+    assert join_links(parts) == ((0, 1), (1, 0), (3, 3))
 
 
 def test_words_of_pieces() -> None:
@@ -76,4 +111,4 @@ def test_links_are_of_the_upper_layers_and_not_to_eos() -> None:
     weights = np.zeros((2, 3, 4), dtype=np.float32)
     weights[:, 0, 1], weights[:, 1, 3], weights[:, 2, 0] = 1, 1, 1
     aligned = Aligned(("▁a", "▁b", "c"), ("▁x", "▁y"), weights)
-    assert aligned.word_links() == [(1, 0)]
+    assert aligned.word_links() == WordLinks(((1, 0),), 2, 2)

@@ -21,7 +21,7 @@ from mtkit.data.pairs import Pair
 from mtkit.data.tokenizer import Tokenizers, make_tokenizers
 from mtkit.decoding.loading import copy_weights, find_checkpoint, load_model, make_model
 from mtkit.decoding.longtext import cut_place
-from mtkit.decoding.requests import Part
+from mtkit.decoding.requests import Part, Request
 from mtkit.decoding.search import Hypothesis, SearchOptions, gnmt_penalty, search
 from mtkit.decoding.translation import Translation
 from mtkit.decoding.translator import Translator
@@ -349,7 +349,7 @@ class Recorder(Translator):
         self.parts: list[list[int]] = []
         self.batches.search_parts = self.note  # type: ignore[method-assign]
 
-    def note(self, parts: Sequence[Part]) -> list[list[Hypothesis]]:
+    def note(self, parts: Sequence[Part], on_batch: Any = None) -> list[list[Hypothesis]]:
         self.parts = [part.ids.tolist() for part in parts]
         return [[Hypothesis([5], -1.0, -1.0)] for _ in parts]
 
@@ -420,6 +420,35 @@ def test_a_long_line_is_the_translations_of_its_parts() -> None:
 )
 def test_where_a_line_is_cut(pieces: str, place: int) -> None:
     assert cut_place(pieces.split()) == place
+
+
+# --- progress -----------------------------------------------------------------------------------------------------
+
+
+def test_progress_counts_lines_each_once() -> None:
+    """Lines of several sentences, long lines, empty ones, ones that are searched again; over several chunks."""
+    translator = make(max_source_pieces=10, batch_tokens=60)
+    translator.split, translator.lines_at_once = True, 7
+    told: list[int] = []
+    translator.on_batch = told.append
+    lines: list[str | Request] = ["", "A bird. The man! My sister?", *sentences(9, longest=20), "  "]
+    lines += [Request("a bird 7", kept=("7",)), "the old man. " * 12]
+    for num_given, _ in enumerate(translator.translate(lines), 1):
+        assert sum(told) >= num_given
+    assert sum(told) == len(lines)
+    assert len(told) > 4
+    assert all(number > 0 for number in told)
+
+
+def test_parts_of_a_line_are_sampled_apart() -> None:
+    translator = make(sample=True, n_best=4)
+    sentence = "The old man sees a bird."
+    [alone] = translator.translate_n_best([sentence])
+    translator.split, translator.first_number = True, 0
+    [twice] = translator.translate_n_best([f"{sentence} {sentence}"])
+    for one, both in zip(alone, twice, strict=True):
+        assert both.text.startswith(f"{one.text} ")  # the first part draws as the line alone
+        assert both.text != f"{one.text} {one.text}"
 
 
 # --- loading --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,55 @@
+"""Translations of protected lines: each of several is restored, and links are those of the real words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from test_translator import make
+
+from mtkit.decoding.protected import translate_protected
+from mtkit.decoding.requests import Request
+
+LINES = ["the old man <b>sees</b> a bird", "my sister", "see https://a.org/b now, children"]
+
+
+@pytest.mark.parametrize("keys", [{"n_best": 3}, {"n_best": 2, "sample": True}])
+def test_all_translations_of_a_line_are_restored(keys: Any) -> None:
+    translator = make(**keys)
+    for line, translations in zip(LINES, translate_protected(translator, LINES), strict=True):
+        assert len(translations) == keys["n_best"]
+        insets = [text for text in ("<b>", "</b>", "https://a.org/b") if text in line]
+        for translation in translations:
+            assert all(translation.text.count(text) == 1 for text in insets)
+
+
+def test_links_are_those_of_the_words_that_are_read_and_printed() -> None:
+    translator = make(n_best=2)
+    translator.keeps_links = True
+    for line, translations in zip(LINES, translate_protected(translator, LINES), strict=True):
+        for translation in translations:
+            source, target = line.split(), translation.text.split()
+            assert all(s < len(source) and t < len(target) for s, t in translation.links)
+            if "https://a.org/b" in source:
+                own = source.index("https://a.org/b"), target.index("https://a.org/b")
+                assert own in translation.links
+            assert translation.links
+
+
+def test_only_lines_with_something_to_put_back_are_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mtkit.decoding import translation as module
+
+    translator, num_aligned = make(), 0
+    align = module.align
+
+    def counting(ensemble: Any, pairs: Any, batch_tokens: int) -> Any:
+        nonlocal num_aligned
+        num_aligned += len(pairs)
+        return align(ensemble, pairs, batch_tokens)
+
+    monkeypatch.setattr(module, "align", counting)
+    assert len(list(translate_protected(translator, LINES))) == 3
+    assert num_aligned == 2
+    found = list(translator.translate([Request(LINES[1], links=True), LINES[1]]))
+    assert found[0].links and not found[1].links
+    assert num_aligned == 3
