@@ -134,6 +134,7 @@ def generate(
     most_pieces: int,
     suppressed: Sequence[int],
     early_stopping: bool | str = True,
+    no_repeat_ngram: int = 0,
 ) -> list[list[int]]:
     """The best hypothesis of each sentence by Hugging Face's `generate`, without bos and what follows eos.
 
@@ -149,6 +150,7 @@ def generate(
         input_ids=src_BS, attention_mask=(src_BS != tokenizers.src.pad).long(), num_beams=beam_size, do_sample=False,
         length_penalty=length_penalty, early_stopping=early_stopping, max_new_tokens=most_pieces,
         suppress_tokens=list(suppressed),
+        no_repeat_ngram_size=no_repeat_ngram,
     )  # fmt: skip
     rows = (row[1:] for row in found.tolist())
     return [row[: row.index(tgt.eos) + 1] if tgt.eos in row else row for row in rows]

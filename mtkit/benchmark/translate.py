@@ -1,4 +1,4 @@
-"""How fast a model translates here, on what the time is spent, and how CTranslate2 does with the same weights."""
+"""How fast a model translates here, on what the time is spent, and how other systems do with the same weights."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mtkit.benchmark.peers import (
+    PEERS,
+    Output,
+    System,
+    ctranslate2_systems,
+    hugging_face_system,
+    refuse_unlike,
+)
 from mtkit.config import Config
 from mtkit.data.tokenizer import Tokenizers
-from mtkit.decoding.loading import load_model
-from mtkit.decoding.requests import Request
 from mtkit.decoding.translator import Translator
 from mtkit.errors import ConfigError
 from mtkit.evaluation import metrics
-from mtkit.interop.ctranslate2 import export, import_ctranslate2
 
-BATCH_OF_CTRANSLATE2 = 64
 WARM_UP_LINES = 64
 
 
@@ -42,7 +45,7 @@ class Speed:
     same_as_first: float
     """Share of the lines whose translation is that of the first system."""
     num_over_limit: int = 0
-    """Lines with a translation longer than mtkit allows: CTranslate2 has one limit for all lines, the largest."""
+    """Lines with a translation longer than mtkit allows: others have one limit for all lines, the largest."""
 
     def line(self) -> str:
         """In words."""
@@ -86,26 +89,14 @@ class Report:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Output:
-    """The translations of a round."""
-
-    hyps: list[str]
-    num_over_limit: int = 0
-    """See `Speed`."""
-
-
-System = Callable[[Sequence[str]], Output]
-"""From lines to their translations."""
-
-
 def benchmark(
     model: str,
     lines: Sequence[str],
     refs: Sequence[str] | None,
     make: Callable[[], tuple[Translator, Config]],
     *,
-    compute_types: Sequence[str] = (),
+    against: Sequence[str] = (),
+    compute_types: Sequence[str] = ("float32", "int8"),
     rounds: int = 3,
 ) -> Report:
     """Translate the lines again and again, the systems in turn.
@@ -115,16 +106,20 @@ def benchmark(
         lines: what to translate.
         refs: its references, for BLEU.
         make: loads the translator.
-        compute_types: types of CTranslate2 to compare with, such as float32 and int8; it then runs with batches of 64,
-            gets long lines in the same parts, and has the same beam, penalties and bans.
+        against: other systems, of `PEERS`.
+        compute_types: types of CTranslate2.
         rounds: how often each system translates everything, after a warm-up.
 
     Raises:
-        ConfigError: CTranslate2 is not installed, lacks a type or an option of the search, or cannot run the model.
+        ConfigError: another system is not installed, lacks a type or an option of the search, or cannot run the model.
         StorageError: see `load_model`.
     """
+    for name in against:
+        if name not in PEERS:
+            what = f"{name!r} is nothing to compare with"
+            raise ConfigError(what, where="--against", hint=" or ".join(PEERS))
     translator, config = make()
-    if compute_types:
+    if against:
         refuse_unlike(translator)
     systems: dict[str, System] = {
         f"mtkit {precision_name(translator)}": lambda lines: translate_all(translator, lines)
@@ -134,13 +129,12 @@ def benchmark(
     translate_all(translator, lines)  # as in a round, for the memory
     memory = peak_memory_mb(translator.device)
     with tempfile.TemporaryDirectory() as folder:
-        if compute_types:
-            exact, tokenizers, network = load_model(Path(model))
-            export(exact.model, network, tokenizers, Path(folder) / "model")
-            for kind in compute_types:
-                other = load_ctranslate2(Path(folder) / "model", kind, translator.device)
-                systems[f"CTranslate2 {kind}"] = system = other_system(other, translator)
-                system(lines[:WARM_UP_LINES])
+        if "ctranslate2" in against:
+            systems |= ctranslate2_systems(model, translator, compute_types, Path(folder) / "model")
+        if "transformers" in against:
+            systems["Hugging Face generate"] = hugging_face_system(model, translator)
+        for system in list(systems.values())[1:]:
+            system(lines[:WARM_UP_LINES])
         times: dict[str, list[float]] = {name: [] for name in systems}
         outputs: dict[str, Output] = {}
         for _ in range(rounds):
@@ -156,24 +150,6 @@ def benchmark(
     beam = translator.decoding.beam_size
     device = str(translator.device)
     return Report(len(lines), beam, torch.get_num_threads(), device, speeds, shares, memory)
-
-
-def refuse_unlike(translator: Translator) -> None:
-    """Check that CTranslate2 can search in the same way. Raises: ConfigError: at the key that it lacks."""
-    decoding = translator.decoding
-    lacking = {
-        "sample": decoding.sample,
-        "mbr": decoding.mbr is not None,
-        "groups": decoding.groups > 1,
-        "stop": decoding.stop != "finished",
-        "penalty_kind": decoding.penalty_kind != "simple" and decoding.length_penalty != 0,
-    }
-    for key, is_set in lacking.items():
-        if is_set:
-            what = "CTranslate2 cannot be compared with this, for it has nothing like it"
-            raise ConfigError(what, where=f"decoding.{key}", hint="change it, or leave out --against")
-    if len(translator.ensemble.models) > 1:
-        raise ConfigError("CTranslate2 has no ensembles", hint="leave out --against")
 
 
 def speed_of(
@@ -204,60 +180,6 @@ def precision_name(translator: Translator) -> str:
 def translate_all(translator: Translator, lines: Sequence[str]) -> Output:
     """The translations by mtkit."""
     return Output([translation.text for translation in translator.translate(lines)])
-
-
-def load_ctranslate2(folder: Path, kind: str, device: torch.device) -> Any:
-    """CTranslate2's translator. Raises: ConfigError: it has no such type here."""
-    ctranslate2 = import_ctranslate2()
-    supported = ctranslate2.get_supported_compute_types(device.type)
-    if kind not in supported:
-        what = f"CTranslate2 has no {kind} on this machine"
-        raise ConfigError(what, where="--compute-type", hint=f"one of {', '.join(sorted(supported))}")
-    return ctranslate2.Translator(
-        str(folder),
-        device=device.type,
-        device_index=device.index or 0,
-        compute_type=kind,
-        intra_threads=torch.get_num_threads(),
-    )
-
-
-def other_system(other: Any, translator: Translator) -> System:
-    """The same search by CTranslate2, from text to text.
-
-    Args:
-        other: its translator.
-        translator: whose tokenizers, parts of long lines, beam, penalties, bans and limits it gets. Two of these are
-            not quite the same: it takes one longest length for all lines, so what is longer than mtkit's own is
-            counted; and it normalizes probabilities after its bans (repeated n-grams, shortest length), mtkit before.
-    """
-    src, tgt = translator.tokenizers.src, translator.tokenizers.tgt
-    src_pieces = [src.piece(i) for i in range(src.vocab_size)]
-    tgt_ids = {tgt.piece(i): i for i in range(tgt.vocab_size)}
-    decoding = translator.decoding
-    banned = [[tgt.piece(i)] for i in translator.options.suppressed]
-
-    def run(lines: Sequence[str]) -> Output:
-        cut = list(translator.cutter.parts([Request(line) for line in lines], 0, translator.split))
-        parts = [part for line_parts in cut for part in line_parts]
-        found = other.translate_batch(
-            [[src_pieces[i] for i in part.ids.tolist()] for part in parts],
-            beam_size=decoding.beam_size,
-            max_batch_size=BATCH_OF_CTRANSLATE2,
-            length_penalty=decoding.length_penalty,
-            coverage_penalty=decoding.coverage_penalty,
-            no_repeat_ngram_size=decoding.no_repeat_ngram,
-            max_decoding_length=max((part.max_length for part in parts), default=1),
-            min_decoding_length=decoding.min_pieces,
-            suppress_sequences=banned,
-        )
-        rows = [[tgt_ids[piece] for piece in result.hypotheses[0]] for result in found]
-        over = {p.number for p, row in zip(parts, rows, strict=True) if len(row) + 1 > p.max_length}
-        texts = iter(tgt.decode(rows))
-        hyps = [" ".join(islice(texts, len(line_parts))) for line_parts in cut]
-        return Output(hyps, len(over))
-
-    return run
 
 
 def time_shares(translator: Translator, lines: Sequence[str]) -> dict[str, float]:

@@ -55,8 +55,6 @@ TRANSLATE = Rules(
     ),
 )  # fmt: skip
 
-BENCHMARK_TRANSLATE = Rules(needs=(Rule(("--compute-type",), "--against", "--against ctranslate2"),))
-
 OFF = {"groups": 1, "mbr": "none"}
 """Values with which an option switches off."""
 

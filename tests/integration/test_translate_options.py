@@ -67,7 +67,9 @@ def test_refused_before_the_model_is_loaded(
 
 def test_other_commands_refuse_too(trained: Path, corpus: Path) -> None:
     benchmark = ["benchmark", "translate", trained, corpus / "test.src"]
-    assert "--compute-type needs --against" in refused(*benchmark, "--compute-type", "int8")
+    for against in ([], ["--against", "transformers"]):
+        assert "--compute-type is of ctranslate2" in refused(*benchmark, "--compute-type", "int8", *against)
+    assert "'marian' is nothing to compare with" in refused(*benchmark, "--against", "marian")
     score = ["score", trained, corpus / "test.src", corpus / "test.tgt"]
     assert "--length-penalty: " in refused(*score, "--length-penalty", 1e6)
 

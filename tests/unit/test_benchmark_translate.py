@@ -11,7 +11,9 @@ import torch
 from test_translator import make, sentences
 
 from mtkit.benchmark import translate as benchmark_module
-from mtkit.benchmark.translate import benchmark, load_ctranslate2, other_system, refuse_unlike
+from mtkit.benchmark.peers import ctranslate2_system, load_ctranslate2, refuse_unlike
+from mtkit.benchmark.translate import benchmark
+from mtkit.decoding.requests import Request
 from mtkit.errors import ConfigError
 
 
@@ -33,8 +35,8 @@ def test_it_gets_long_lines_in_the_same_parts() -> None:
     tgt = translator.tokenizers.tgt
     piece = tgt.piece(int(tgt.encode(["Vogel"])[0][-1]))
     other = Recorder(piece, 3)
-    output = other_system(other, translator)(lines)
-    cut = list(translator.cutter.parts([benchmark_module.Request(line) for line in lines], 0))
+    output = ctranslate2_system(other, translator)(lines)
+    cut = list(translator.cutter.parts([Request(line) for line in lines], 0))
     src = translator.tokenizers.src
     assert other.sources == [[src.piece(i) for i in part.ids] for parts in cut for part in parts]
     assert len(other.sources) > 3 and max(map(len, other.sources)) <= 6
@@ -54,7 +56,7 @@ def test_what_is_longer_than_mtkit_allows_is_counted() -> None:
     piece = tgt.piece(int(tgt.encode(["Vogel"])[0][-1]))
     longest = len(translator.tokenizers.src.encode(["a bird"])[0])
     for times, expected in ((longest, 0), (longest + 1, 2), (10**4, 3)):
-        assert other_system(Recorder(piece, times), translator)(lines).num_over_limit == expected
+        assert ctranslate2_system(Recorder(piece, times), translator)(lines).num_over_limit == expected
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def test_it_runs_on_the_same_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         get_supported_compute_types=lambda device: {"float16"},
         Translator=lambda folder, **options: loaded.append(options),
     )
-    monkeypatch.setattr(benchmark_module, "import_ctranslate2", lambda: package)
+    monkeypatch.setattr("mtkit.benchmark.peers.import_ctranslate2", lambda: package)
     load_ctranslate2(Path("model"), "float16", torch.device("cuda:1"))
     load_ctranslate2(Path("model"), "float16", torch.device("cpu"))
     assert [(options["device"], options["device_index"]) for options in loaded] == [("cuda", 1), ("cpu", 0)]

@@ -9,7 +9,6 @@ import typer
 
 from mtkit.cli import app
 from mtkit.cli.rules import (
-    BENCHMARK_TRANSLATE,
     SWITCHES_OFF,
     TRANSLATE,
     Rule,
@@ -21,9 +20,9 @@ from mtkit.cli.rules import (
 from mtkit.config import DecodingConfig
 from mtkit.errors import ConfigError
 
-TABLES = {("translate",): TRANSLATE, ("benchmark", "translate"): BENCHMARK_TRANSLATE}
+TABLES = {("translate",): TRANSLATE}
 
-VALUES = {"--mbr": "chrf", "--against": "ctranslate2", "--compute-type": "int8", "--stop": "certain"}
+VALUES = {"--mbr": "chrf", "--stop": "certain"}
 """Of options that take a certain word; others take the number 2, or nothing."""
 
 
