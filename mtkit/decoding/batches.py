@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mtkit.config import DecodingConfig
-from mtkit.data.batching import Indices, split_by_budget
+from mtkit.data.batching import Ids, Indices, split_by_budget
 from mtkit.data.tokenizer import Tokenizer
 from mtkit.decoding.ensemble import Ensemble
 from mtkit.decoding.requests import Part
@@ -49,22 +49,40 @@ class BatchSearch:
         """
         found: list[list[Hypothesis]] = [[] for _ in parts]
         sizes = np.array([len(part.ids) + 1 for part in parts], dtype=np.int32)
-        budget = max(1, self.decoding.batch_tokens // self.decoding.num_hypotheses)
-        batches = split_by_budget(sizes, np.argsort(-sizes, kind="stable"), budget)
-        for batch, hypotheses in self._run(batches, lambda batch: [parts[i] for i in batch.tolist()]):
+        for batch, hypotheses in self._run(
+            self._batches(sizes), lambda batch: [parts[i] for i in batch.tolist()]
+        ):
             for index, best in zip(batch.tolist(), hypotheses, strict=True):
                 found[index] = best
             if on_batch is not None:
                 on_batch(batch.tolist())
         return found
 
+    def _batches(self, sizes: Ids) -> list[Indices]:
+        """Parts of similar length together, the longest first; if there are several batches, as many for each worker.
+
+        Otherwise one worker would end with a batch while the others wait.
+        """
+        order = np.argsort(-sizes, kind="stable")
+        budget = max(1, self.decoding.batch_tokens // self.decoding.num_hypotheses)
+        batches = split_by_budget(sizes, order, budget)
+        workers = self._most_workers()
+        wanted = -(-len(batches) // workers) * workers
+        while 1 < len(batches) < min(wanted, len(order)):
+            budget = max(1, budget * len(batches) // wanted)
+            batches = split_by_budget(sizes, order, budget)
+        return batches
+
+    def _most_workers(self) -> int:
+        """Batches that are searched at the same time, if there are so many."""
+        return min(torch.get_num_threads(), self.num_workers) if self.ensemble.device.type == "cpu" else 1
+
     def _run(
         self, batches: list[Indices], parts_of: Callable[[Indices], list[Part]]
     ) -> Iterator[tuple[Indices, list[list[Hypothesis]]]]:
         """Search batches, on a CPU several at a time, each with its share of the threads."""
         num_threads = torch.get_num_threads()
-        on_cpu = self.ensemble.device.type == "cpu"
-        num_workers = min(num_threads, self.num_workers, len(batches)) if on_cpu else 1
+        num_workers = min(self._most_workers(), len(batches))
         if num_workers < 2:
             yield from ((batch, self._search_batch(parts_of(batch))) for batch in batches)
             return

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 PREFERRED_CUTS = ".!?;:,"
 FULL_WIDTH_CUTS = "。！？；：，、"  # no space follows these
 WORD_START = "\u2581"
+UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+"""Inside the brackets of a regular expression: kana and Han characters, whose words no space divides."""
 
 _ENGLISH = "mr mrs ms dr prof st vs etc e.g i.e cf no vol fig approx jr sr inc ltd co corp gen sen rep gov"
 _GERMAN = "z.b bzw ca nr usw vgl hr fr bspw d.h u.a s.o s.u evtl ggf inkl str tel abs art bd"

@@ -5,6 +5,7 @@ A `Request` is text; a `Part` is pieces, with what a hypothesis of it must be li
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ from mtkit.config import DecodingConfig
 from mtkit.data.batching import Ids
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.decoding.constraints import Constraint
-from mtkit.decoding.longtext import WORD_START, cut_place, split_sentences
+from mtkit.decoding.longtext import UNSPACED, WORD_START, cut_place, split_sentences
 from mtkit.errors import DataError
 
 
@@ -128,7 +129,8 @@ class Cutter:
     def followers(self) -> frozenset[int]:
         """Target pieces that do not lengthen the word or number before them: they begin a word, or with a mark.
 
-        Commas and colons are not among them: 3 is another number than 3,500.
+        Words without spaces between them may begin at any of their characters. Commas and colons are not among the
+        marks: 3 is another number than 3,500.
         """
         return self._beginning_with(f'{WORD_START}.;!?)]}}…"”»。！？；')
 
@@ -138,8 +140,8 @@ class Cutter:
         return self.followers | self._beginning_with(",:“，、：")
 
     def _beginning_with(self, characters: str) -> frozenset[int]:
-        tgt = self.tokenizers.tgt
-        return frozenset(i for i in range(tgt.num_pieces) if tgt.piece(i)[0] in characters)
+        tgt, begins = self.tokenizers.tgt, re.compile(rf"[{re.escape(characters)}{UNSPACED}]")
+        return frozenset(i for i in range(tgt.num_pieces) if begins.match(tgt.piece(i)))
 
     def _demand(self, request: Request, parts: list[Part], number: int, split: bool) -> list[Part]:
         """The parts of a line with what is demanded of them. Raises: DataError: impossible."""
@@ -232,3 +234,9 @@ def place_of(number: int) -> str:
 def num_needed(prefix: Sequence[int], constraints: Sequence[Constraint]) -> int:
     """The fewest pieces of a hypothesis that begins so and meets these, eos included."""
     return len(prefix) + sum(constraint.num_pieces for constraint in constraints) + 1
+
+
+def holds(text: str, kept: str) -> bool:
+    """Whether a text holds another that is not a part of a longer word or number there."""
+    within_word = rf"[^\W{UNSPACED}]"
+    return re.search(rf"(?<!{within_word}){re.escape(kept)}(?!{within_word})", text) is not None

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -21,7 +20,7 @@ from mtkit.decoding.ensemble import Ensemble
 from mtkit.decoding.loading import load_model, load_others
 from mtkit.decoding.mbr import make_utility, minimum_risk
 from mtkit.decoding.reading import LINES_AT_ONCE, in_chunks
-from mtkit.decoding.requests import Cutter, Part, Request
+from mtkit.decoding.requests import Cutter, Part, Request, holds
 from mtkit.decoding.scoring import Scorer
 from mtkit.decoding.search import Hypothesis
 from mtkit.decoding.translation import Joiner, SearchedLine, Translation
@@ -239,7 +238,7 @@ class Translator:
         again = [
             i
             for i, text in zip(wanting, texts, strict=True)
-            if any(re.search(rf"(?<!\w){re.escape(kept)}(?!\w)", text) is None for kept in parts[i].kept)
+            if not all(holds(text, kept) for kept in parts[i].kept)
         ]
         if not again:
             return chosen

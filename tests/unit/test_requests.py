@@ -10,7 +10,7 @@ from test_translator import make
 from mtkit.config import TokenizerConfig
 from mtkit.data.pairs import Pair
 from mtkit.data.tokenizer import make_tokenizers
-from mtkit.decoding.requests import Cutter, Request
+from mtkit.decoding.requests import Cutter, Request, holds
 from mtkit.decoding.translator import Translator
 from mtkit.errors import DataError
 
@@ -120,3 +120,21 @@ def test_punctuation_is_no_part_of_an_alternative() -> None:
     assert len(found) == 12
     assert not [a.word for a in found if a.word.endswith(",") and a.word.strip(",")]
     assert found[0].word == ","
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "there"),
+    [
+        ("er hat 3 Hunde", "3", True),
+        ("er hat 13 Hunde", "3", False),
+        ("3000 Hunde", "3", False),
+        ("am 3.", "3", True),
+        ("3日に", "3", True),
+        ("第3章", "3", True),
+        ("3rd", "3", False),
+        ("3ä", "3", False),
+        ("ein a+b.de.", "a+b.de", True),
+    ],
+)
+def test_what_a_translation_holds(text: str, kept: str, there: bool) -> None:
+    assert holds(text, kept) == there
