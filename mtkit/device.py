@@ -12,8 +12,7 @@ import torch
 
 from mtkit.errors import ConfigError, TrainingError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
-"""Of activations; int8 is what some products are computed in."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str, where: str = "training.device", number: int = 0) -> torch.device:
@@ -47,6 +46,11 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return torch.bfloat16 if cpu_has_bf16() else torch.float32
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name that a config gives it."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
 
 
 def cpu_has_bf16() -> bool:

@@ -18,9 +18,6 @@ from mtkit.errors import ConfigError
 from mtkit.model.positions import sinusoids
 from mtkit.model.transformer import Transformer
 
-NUM_POSITIONS = 1024
-"""Rows of the table of positions."""
-
 
 def import_transformers() -> Any:
     """The package. Raises: ConfigError: it is not installed."""
@@ -32,8 +29,14 @@ def import_transformers() -> Any:
     return transformers
 
 
-def hugging_face_model(config: ModelConfig, model: Transformer, tokenizers: Tokenizers) -> Any:
-    """A `MarianMTModel` or `M2M100ForConditionalGeneration` with the weights of a model, on its device.
+def hugging_face_model(config: ModelConfig, model: Transformer, tokenizers: Tokenizers, longest: int) -> Any:
+    """A `MarianMTModel` or `M2M100ForConditionalGeneration` with the weights of a model.
+
+    Args:
+        config: of the model.
+        model: on the CPU.
+        tokenizers: of both sides.
+        longest: most pieces of a sentence, eos included.
 
     Raises:
         ConfigError: the package is not installed; an architecture that neither of them has.
@@ -51,7 +54,7 @@ def hugging_face_model(config: ModelConfig, model: Transformer, tokenizers: Toke
         encoder_layers=config.encoder_layers, decoder_layers=config.decoder_layers,
         encoder_attention_heads=config.heads, decoder_attention_heads=config.heads,
         encoder_ffn_dim=config.feed_forward, decoder_ffn_dim=config.feed_forward,
-        activation_function=config.activation, scale_embedding=True, max_position_embeddings=NUM_POSITIONS,
+        activation_function=config.activation, scale_embedding=True, max_position_embeddings=longest + 1,
         pad_token_id=tgt.pad, eos_token_id=tgt.eos, bos_token_id=tgt.bos, decoder_start_token_id=tgt.bos,
         forced_eos_token_id=None,
     )  # fmt: skip
@@ -69,7 +72,7 @@ def hugging_face_model(config: ModelConfig, model: Transformer, tokenizers: Toke
     tied = ("embed_tokens.weight", "embed_positions.weight", "lm_head.weight")
     assert not unexpected and all(name.endswith(tied) for name in missing), (missing, unexpected)
     made.tie_weights()
-    return made.to(model.output.weight.device)
+    return made
 
 
 def refuse_unknown_parts(config: ModelConfig, model: Transformer) -> None:
@@ -135,8 +138,9 @@ def generate(
     suppressed: Sequence[int],
     early_stopping: bool | str = True,
     no_repeat_ngram: int = 0,
+    min_pieces: int = 0,
 ) -> list[list[int]]:
-    """The best hypothesis of each sentence by Hugging Face's `generate`, without bos and what follows eos.
+    """The best hypothesis of each sentence by Hugging Face's `generate`, from behind bos up to eos.
 
     Args:
         made: see `hugging_face_model`.
@@ -150,7 +154,7 @@ def generate(
         input_ids=src_BS, attention_mask=(src_BS != tokenizers.src.pad).long(), num_beams=beam_size, do_sample=False,
         length_penalty=length_penalty, early_stopping=early_stopping, max_new_tokens=most_pieces,
         suppress_tokens=list(suppressed),
-        no_repeat_ngram_size=no_repeat_ngram,
+        no_repeat_ngram_size=no_repeat_ngram, min_new_tokens=min_pieces,
     )  # fmt: skip
     rows = (row[1:] for row in found.tolist())
     return [row[: row.index(tgt.eos) + 1] if tgt.eos in row else row for row in rows]

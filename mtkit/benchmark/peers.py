@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from mtkit.benchmark.hugging_face import generate, hugging_face_model
-from mtkit.config import DecodingConfig
 from mtkit.decoding.loading import load_model
 from mtkit.decoding.requests import Part, Request
 from mtkit.decoding.translator import Translator
+from mtkit.device import dtype_name
 from mtkit.errors import ConfigError
 from mtkit.interop.ctranslate2 import export, import_ctranslate2
 
@@ -122,22 +122,23 @@ def ctranslate2_system(other: Any, translator: Translator) -> System:
     return lambda lines: translated(lines, translator, run)
 
 
-def hugging_face_system(model: str, translator: Translator) -> System:
-    """Hugging Face's `generate`, which gets sentences of similar length together.
+def hugging_face_systems(model: str, translator: Translator) -> dict[str, System]:
+    """Hugging Face's `generate` in the precision of the translator's activations; like lengths go together.
 
     Raises:
         ConfigError: it is not installed, cannot run the model, or lacks a kind of search.
     """
-    decoding: DecodingConfig = translator.decoding
-    for key, is_set in (("coverage_penalty", decoding.coverage_penalty), ("min_pieces", decoding.min_pieces)):
-        if is_set:
-            what = "Hugging Face's generate has nothing like it"
-            raise ConfigError(
-                what, where=f"decoding.{key}", hint="change it, or leave out --against transformers"
-            )
+    decoding = translator.decoding
+    if decoding.coverage_penalty:
+        what, hint = (
+            "Hugging Face has no coverage penalty",
+            "set it to 0, or leave out --against transformers",
+        )
+        raise ConfigError(what, where="decoding.coverage_penalty", hint=hint)
     config, tokenizers, network = load_model(Path(model))
-    made = hugging_face_model(config.model, network.to(translator.device), tokenizers)
-    made = made.to(translator.model.compute_dtype)
+    dtype = translator.model.compute_dtype
+    longest = decoding.max_length(translator.max_source_pieces)
+    made = hugging_face_model(config.model, network, tokenizers, longest).to(translator.device, dtype)
 
     def run(parts: list[Part]) -> list[list[int]]:
         order = sorted(range(len(parts)), key=lambda i: -len(parts[i].ids))
@@ -148,13 +149,13 @@ def hugging_face_system(model: str, translator: Translator) -> System:
                 made, translator.ensemble.sources([parts[i].ids for i in batch]), tokenizers,
                 beam_size=decoding.beam_size, length_penalty=decoding.length_penalty,
                 most_pieces=max(parts[i].max_length for i in batch), suppressed=translator.options.suppressed,
-                no_repeat_ngram=decoding.no_repeat_ngram,
+                no_repeat_ngram=decoding.no_repeat_ngram, min_pieces=decoding.min_pieces,
             )  # fmt: skip
             for i, row in zip(batch, found, strict=True):
                 rows[i] = row[:-1] if row and row[-1] == tokenizers.tgt.eos else row
         return rows
 
-    return lambda lines: translated(lines, translator, run)
+    return {f"Hugging Face {dtype_name(dtype)}": lambda lines: translated(lines, translator, run)}
 
 
 def translated(

@@ -20,12 +20,13 @@ from mtkit.benchmark.peers import (
     Output,
     System,
     ctranslate2_systems,
-    hugging_face_system,
+    hugging_face_systems,
     refuse_unlike,
 )
 from mtkit.config import Config
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.decoding.translator import Translator
+from mtkit.device import dtype_name
 from mtkit.errors import ConfigError
 from mtkit.evaluation import metrics
 
@@ -45,7 +46,7 @@ class Speed:
     same_as_first: float
     """Share of the lines whose translation is that of the first system."""
     num_over_limit: int = 0
-    """Lines with a translation longer than mtkit allows: others have one limit for all lines, the largest."""
+    """Lines with a translation longer than mtkit allows: others have one limit for all lines of a call, the largest."""
 
     def line(self) -> str:
         """In words."""
@@ -132,7 +133,7 @@ def benchmark(
         if "ctranslate2" in against:
             systems |= ctranslate2_systems(model, translator, compute_types, Path(folder) / "model")
         if "transformers" in against:
-            systems["Hugging Face generate"] = hugging_face_system(model, translator)
+            systems |= hugging_face_systems(model, translator)
         for system in list(systems.values())[1:]:
             system(lines[:WARM_UP_LINES])
         times: dict[str, list[float]] = {name: [] for name in systems}
@@ -171,10 +172,9 @@ def speed_of(
 
 
 def precision_name(translator: Translator) -> str:
-    """How the model computes: fp32, bf16, fp16, or bf16 with an int8 output matrix."""
-    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-    int8 = type(translator.model.output).__name__ == "Int8Linear"
-    return names[translator.model.compute_dtype] + (" + int8 output" if int8 else "")
+    """How the model computes: fp32, bf16, fp16, int8, or bf16 with an int8 output matrix."""
+    dtype = dtype_name(translator.model.compute_dtype)
+    return {"all": "int8", "output": f"{dtype} + int8 output", "none": dtype}[translator.int8]
 
 
 def translate_all(translator: Translator, lines: Sequence[str]) -> Output:

@@ -21,7 +21,7 @@ def in_step(
     """
     for number in count(first):
         row = [next(column, None) if column is not None else "" for column in columns]
-        if row[0] is None and all(value in (None, "") for value in row):
+        if all(value is None for value, column in zip(row, columns, strict=True) if column is not None):
             return
         for value, name in zip(row, names, strict=True):
             if value is None:

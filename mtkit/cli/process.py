@@ -61,7 +61,7 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return fail("interrupted", 130, debug)
     except BaseException as error:
-        if (code := getattr(error, "exit_code", None)) in (130, 143):  # training's Interrupted
+        if (code := getattr(error, "exit_code", None)) in EXPECTED_CODES:  # training's Interrupted
             if getattr(error, "saved", False):
                 return fail("stopped after saving: run the same command again to go on", code, debug)
             return fail("stopped before training began: run the same command again", code, debug)

@@ -59,7 +59,7 @@ OFF = {"groups": 1, "mbr": "none"}
 """Values with which an option switches off."""
 
 
-def check_options(context: typer.Context, rules: Rules, decoding: DecodingConfig | None = None) -> None:
+def check_options(context: typer.Context, rules: Rules, decoding: DecodingConfig) -> None:
     """Hold the rules of a command against its command line.
 
     Args:
@@ -70,7 +70,7 @@ def check_options(context: typer.Context, rules: Rules, decoding: DecodingConfig
     Raises:
         ConfigError: options that do not go together.
     """
-    hold(rules, given_options(context), switched_on(decoding) if decoding is not None else ())
+    hold(rules, given_options(context), switched_on(decoding))
 
 
 def given_options(context: typer.Context) -> set[str]:
@@ -91,7 +91,7 @@ def switched_on(decoding: DecodingConfig) -> set[str]:
     return {option for option, is_so in on.items() if is_so}
 
 
-def hold(rules: Rules, given: Collection[str], by_config: Collection[str] = ()) -> None:
+def hold(rules: Rules, given: Collection[str], by_config: Collection[str]) -> None:
     """Check options by name.
 
     Args:

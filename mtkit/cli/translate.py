@@ -92,7 +92,9 @@ def translate(
     job = plan_job(files or ["-"], part, output if resume else None, line_format)
 
     translator = load_translator(model, decoding, device, precision, ensemble or ())
-    translator.first_number, translator.lines_at_once = job.first, read_ahead
+    translator.first_number = job.first
+    if read_ahead is not None:
+        translator.lines_at_once = read_ahead
     translator.split = split_sentences
     translator.keeps_links, translator.keeps_attention = alignment is not None, attention is not None
     if not quiet:

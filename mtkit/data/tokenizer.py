@@ -35,7 +35,7 @@ MAX_TRAINING_CHARS = 4000
 
 JOINT_FILE, SRC_FILE, TGT_FILE = "tokenizer.model", "tokenizer.src.model", "tokenizer.tgt.model"
 
-_WORD_START = "\u2581"
+WORD_START = "\u2581"
 _ROW_MULTIPLE = 8
 _MANY_LINES = 256  # From here on SentencePiece's threads pay for being started.
 _TRAINING_THREADS = 16  # Sums of the EM algorithm are made per thread: another number, another model.
@@ -124,7 +124,7 @@ class Tokenizer:
         """Whether a text is a piece by itself, as user symbols are: neither several pieces nor the word of one."""
         ids = self.encode([text])[0].tolist()
         pieces = [self.piece(i) for i in ids]
-        return pieces in ([text], [_WORD_START, text]) and self.unk not in ids and _WORD_START not in text
+        return pieces in ([text], [WORD_START, text]) and self.unk not in ids and WORD_START not in text
 
 
 def _load_processor(model: bytes, where: str) -> sentencepiece.SentencePieceProcessor:

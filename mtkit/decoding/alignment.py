@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from mtkit.data.batching import Ids, split_by_budget
+from mtkit.data.tokenizer import WORD_START
 from mtkit.decoding.ensemble import Ensemble
-from mtkit.decoding.longtext import WORD_START
 from mtkit.device import out_of_memory_named
 from mtkit.model.transformer import Transformer
 

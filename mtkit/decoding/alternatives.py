@@ -70,11 +70,9 @@ def best_alternatives(
 
     def log_probs_after(words: Sequence[Ids]) -> Tensor:
         begun = [np.array([*part.prefix, *word], dtype=np.int32) for word in words]
-        log_probs_NTV = ensemble.log_probs(
-            ensemble.sources([part.ids] * len(words)), ensemble.targets_in(begun)
-        )
+        hidden = ensemble.hidden(ensemble.sources([part.ids] * len(words)), ensemble.targets_in(begun))
         lasts_N = torch.tensor([len(ids) for ids in begun], device=device)
-        return log_probs_NTV[torch.arange(len(words), device=device), lasts_N]
+        return ensemble.log_probs([h[torch.arange(len(words), device=device), lasts_N] for h in hidden])
 
     wanted = 2 * number  # pieces of the same word may differ
     forbidden, at_boundary = frozenset(options.suppressed), bool(part.prefix)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mtkit.config import DecodingConfig
-from mtkit.data.batching import Ids, Indices, split_by_budget
+from mtkit.data.batching import Ids, split_by_budget
 from mtkit.data.tokenizer import Tokenizer
 from mtkit.decoding.ensemble import Ensemble
 from mtkit.decoding.requests import Part
@@ -22,6 +22,9 @@ from mtkit.device import out_of_memory_named
 
 MOST_WORKERS = 4
 """Batches that are searched at the same time on a CPU: the small operations of one fill the pauses of the others."""
+
+MOST_PIECES_ON_CPU = 8192
+"""Source pieces in a batch on a CPU: more are no faster, and lengths that differ more are padded more."""
 
 
 class BatchSearch:
@@ -49,53 +52,56 @@ class BatchSearch:
         """
         found: list[list[Hypothesis]] = [[] for _ in parts]
         sizes = np.array([len(part.ids) + 1 for part in parts], dtype=np.int32)
-        for batch, hypotheses in self._run(
-            self._batches(sizes), lambda batch: [parts[i] for i in batch.tolist()]
-        ):
-            for index, best in zip(batch.tolist(), hypotheses, strict=True):
+        for batch, hypotheses in self._run(parts, self._batches(sizes)):
+            for index, best in zip(batch, hypotheses, strict=True):
                 found[index] = best
             if on_batch is not None:
-                on_batch(batch.tolist())
+                on_batch(batch)
         return found
 
-    def _batches(self, sizes: Ids) -> list[Indices]:
-        """Parts of similar length together, the longest first; if there are several batches, as many for each worker.
+    def _batches(self, sizes: Ids) -> list[list[int]]:
+        """Parts of similar length together, the longest first; if there are several, about as many for each worker.
 
         Otherwise one worker would end with a batch while the others wait.
         """
         order = np.argsort(-sizes, kind="stable")
         budget = max(1, self.decoding.batch_tokens // self.decoding.num_hypotheses)
+        if self.ensemble.device.type == "cpu":
+            budget = min(budget, MOST_PIECES_ON_CPU)
         batches = split_by_budget(sizes, order, budget)
         workers = self._most_workers()
         wanted = -(-len(batches) // workers) * workers
         while 1 < len(batches) < min(wanted, len(order)):
             budget = max(1, budget * len(batches) // wanted)
             batches = split_by_budget(sizes, order, budget)
-        return batches
+        return [batch.tolist() for batch in batches]
 
     def _most_workers(self) -> int:
         """Batches that are searched at the same time, if there are so many."""
         return min(torch.get_num_threads(), self.num_workers) if self.ensemble.device.type == "cpu" else 1
 
     def _run(
-        self, batches: list[Indices], parts_of: Callable[[Indices], list[Part]]
-    ) -> Iterator[tuple[Indices, list[list[Hypothesis]]]]:
+        self, parts: Sequence[Part], batches: list[list[int]]
+    ) -> Iterator[tuple[list[int], list[list[Hypothesis]]]]:
         """Search batches, on a CPU several at a time, each with its share of the threads."""
         num_threads = torch.get_num_threads()
         num_workers = min(self._most_workers(), len(batches))
         if num_workers < 2:
-            yield from ((batch, self._search_batch(parts_of(batch))) for batch in batches)
+            yield from ((batch, self._search_batch([parts[i] for i in batch])) for batch in batches)
             return
 
-        def work(batch: Indices) -> list[list[Hypothesis]]:
-            torch.set_num_threads(max(1, num_threads // num_workers))  # of this worker alone
-            return self._search_batch(parts_of(batch))
+        def work(batch: list[int]) -> list[list[Hypothesis]]:
+            torch.set_num_threads(
+                max(1, num_threads // num_workers)
+            )  # of this worker, and of threads yet to begin
+            return self._search_batch([parts[i] for i in batch])
 
         pool = ThreadPoolExecutor(num_workers)
         try:
             yield from zip(batches, pool.map(work, batches), strict=True)
         finally:
             pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(num_threads)
 
     @torch.inference_mode()
     def _search_batch(self, parts: list[Part]) -> list[list[Hypothesis]]:

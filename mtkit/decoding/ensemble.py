@@ -5,7 +5,6 @@ Shapes: B sentences, S source length, T target length, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from mtkit.data.batching import Ids, pad_rows
 from mtkit.data.tokenizer import Tokenizers
-from mtkit.decoding.stepper import EnsembleStepper, ModelStepper
+from mtkit.decoding.stepper import EnsembleStepper, ModelStepper, mean_log_probs
 from mtkit.model.transformer import Transformer
 
 
@@ -50,12 +49,13 @@ class Ensemble:
         steppers = [ModelStepper(model, src_BS, keep_attention) for model in self.models]
         return steppers[0] if len(steppers) == 1 else EnsembleStepper(steppers)
 
-    def log_probs(self, src_BS: Tensor, tgt_in_BT: Tensor) -> Tensor:
-        """Of all pieces at all places, [B, T, V]; of several models the log of the mean probability."""
-        parts = [m.logits(m(src_BS, tgt_in_BT)).log_softmax(dim=-1, dtype=torch.float32) for m in self.models]
-        if len(parts) == 1:
-            return parts[0]
-        return torch.stack(parts).logsumexp(dim=0) - math.log(len(parts))
+    def hidden(self, src_BS: Tensor, tgt_in_BT: Tensor) -> list[Tensor]:
+        """Of each model the hidden states of given targets, [B, T, D], for `log_probs`."""
+        return [model(src_BS, tgt_in_BT) for model in self.models]
+
+    def log_probs(self, hidden: Sequence[Tensor]) -> Tensor:
+        """Hidden states of each model, [..., D], to log-probabilities of all pieces, [..., V]."""
+        return mean_log_probs([model.logits(h) for model, h in zip(self.models, hidden, strict=True)])
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)

@@ -136,20 +136,20 @@ def num_done(output: str, line_format: LineFormat, first: int = 1) -> int:
         return count_lines(output, complete=True)
     begins, ends = line_number(next(read_lines(output))), line_number(last)
     if begins != first or ends is None or ends < first:
-        what = f"{output} begins with line {begins}, but this job with line {first}"
-        raise ConfigError(what, where="--resume", hint="it is of another job: write to another file")
+        what = f"{output} is not of a job that begins with line {first}"
+        raise ConfigError(what, where="--resume", hint="write to another file")
     return ends - first
 
 
 def cut_off_incomplete(output: str, line_format: LineFormat) -> None:
-    """Cut off an output, if there is one, what `num_done` does not count. Raises: StorageError, DataError."""
+    """Cut what `num_done` does not count off an output, if there is one. Raises: StorageError, DataError."""
     if not Path(output).exists():
         return
     cut_off_partial_line(output)
     last = last_line(output)
     if line_format.n_best and last is not None:
-        of_last = sum(line_number(line) == line_number(last) for line in read_lines(output))
-        drop_last_lines(output, of_last)
+        number = line_number(last)
+        drop_last_lines(output, sum(line_number(line) == number for line in read_lines(output)))
 
 
 def line_number(line: str) -> int | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from mtkit.data.tokenizer import WORD_START
+
 PREFERRED_CUTS = ".!?;:,"
 FULL_WIDTH_CUTS = "。！？；：，、"  # no space follows these
-WORD_START = "\u2581"
 UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 """Inside the brackets of a regular expression: kana and Han characters, whose words no space divides."""
 

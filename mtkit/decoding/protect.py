@@ -19,6 +19,10 @@ _TAGS = re.compile(_TAG)
 _KEPT = re.compile(f"{_ADDRESS}|{_NUMBER}")
 
 
+Links = Sequence[tuple[int, int]]
+"""Pairs of a source word and a target word, from 0."""
+
+
 @dataclass(frozen=True)
 class Inset:
     """What was taken out of a line.
@@ -39,7 +43,7 @@ class Inset:
     glue_before: bool
     glue_after: bool
 
-    def place(self, links: Sequence[tuple[int, int]], num_words: int) -> int:
+    def place(self, links: Links, num_words: int) -> int:
         """Before which word of the translation it goes, or behind which (counted from 1) if it closes."""
         inside = [t for s, t in links if self.start <= s < self.end]
         if inside:
@@ -49,10 +53,6 @@ class Inset:
             return max((t + 1 for s, t in links if s == nearest), default=0)
         nearest = min((s for s, _ in links if s >= self.start), default=None)
         return min((t for s, t in links if s == nearest), default=num_words)
-
-
-Links = Sequence[tuple[int, int]]
-"""Pairs of a source word and a target word, from 0."""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from functools import cached_property
 
 from mtkit.config import DecodingConfig
 from mtkit.data.batching import Ids
-from mtkit.data.tokenizer import Tokenizers
+from mtkit.data.tokenizer import WORD_START, Tokenizers
 from mtkit.decoding.constraints import Constraint
-from mtkit.decoding.longtext import UNSPACED, WORD_START, cut_place, split_sentences
+from mtkit.decoding.longtext import UNSPACED, cut_place, split_sentences
 from mtkit.errors import DataError
 
 
@@ -148,7 +148,7 @@ class Cutter:
         if request.kept:
             texts = self.tokenizers.src.decode([part.ids for part in parts])
             parts = [
-                replace(part, kept=tuple(kept for kept in request.kept if kept in text))
+                replace(part, kept=tuple(kept for kept in request.kept if holds(text, kept)))
                 for part, text in zip(parts, texts, strict=True)
             ]
         if not request.prefix and not request.constraints:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mtkit.decoding.bans import NEVER, forbid
-from mtkit.decoding.search import Hypothesis, SearchOptions, Stepper, final_scores, survivors
+from mtkit.decoding.search import Hypothesis, SearchOptions, Stepper, final_scores, keep_sentences, survivors
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,14 @@ def sample(
             log_probs_BKV = log_probs_BKV.expand(-1, sampling.num_samples, -1)
         draw(samples, log_probs_BKV, options, sampling)
         done_B = samples.ended_BK.all(dim=1)
-        kept_B = survivors(done_B)
         if done_B.any():
             collect_samples(samples, done_B, results, options)
-            for name, value in vars(samples).items():
-                setattr(samples, name, value[kept_B])
+            kept_B = survivors(done_B)
+            keep_sentences(samples, kept_B)
             stepper.keep(kept_B)
-        if expanded and len(kept_B):
-            stepper.reorder(torch.zeros(len(kept_B), sampling.num_samples, dtype=torch.long, device=device))
+        if expanded:
+            num_left = len(samples.sentences_B)
+            stepper.reorder(torch.zeros(num_left, sampling.num_samples, dtype=torch.long, device=device))
     return results
 
 

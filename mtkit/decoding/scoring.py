@@ -15,7 +15,7 @@ from mtkit.config import DecodingConfig
 from mtkit.data.batching import Ids, split_by_budget
 from mtkit.decoding.ensemble import Ensemble
 from mtkit.decoding.reading import LINES_AT_ONCE, in_chunks
-from mtkit.decoding.search import SearchOptions, final_scores
+from mtkit.decoding.search import LOGITS_AT_ONCE, SearchOptions, final_scores
 from mtkit.decoding.translation import Translation
 from mtkit.device import out_of_memory_named
 from mtkit.errors import DataError
@@ -101,15 +101,27 @@ class Scorer:
         """Log-probability over the length penalty of each pair, by one pass through the whole target."""
         src_BS = self.ensemble.sources(src_ids)
         tgt_in_BT, tgt_out_BT = self.ensemble.targets_in(tgt_ids), self.ensemble.targets_out(tgt_ids)
-        log_probs_BTV = self.ensemble.log_probs(src_BS, tgt_in_BT)
         device = self.ensemble.device
         lengths_B = torch.tensor([len(ids) + 1 for ids in tgt_ids], device=device)
         real_BT = torch.arange(tgt_out_BT.shape[1], device=device) < lengths_B[:, None]
-        log_probs_BT = log_probs_BTV.gather(2, tgt_out_BT[:, :, None])[:, :, 0]
-        sums_B = log_probs_BT.masked_fill(~real_BT, 0.0).sum(1)
+        hidden = [hidden_BTD[real_BT] for hidden_BTD in self.ensemble.hidden(src_BS, tgt_in_BT)]
+        log_probs_BT = torch.zeros(real_BT.shape, device=device)
+        log_probs_BT[real_BT] = self._of_pieces(hidden, tgt_out_BT[real_BT])
+        sums_B = log_probs_BT.sum(1)
         coverage_BS = self.coverage(src_BS, tgt_in_BT, real_BT) if self.options.coverage_penalty else None
         scores: list[float] = final_scores(sums_B, lengths_B, self.options, coverage_BS).tolist()
         return scores
+
+    def _of_pieces(self, hidden: Sequence[Tensor], pieces_N: Tensor) -> Tensor:
+        """Log-probabilities [N] of a piece at each of N places, some at a time. Args: hidden: of each model, [N, D]."""
+        at_once = max(1, LOGITS_AT_ONCE // self.ensemble.tokenizers.tgt.vocab_size)
+        found = [
+            self.ensemble.log_probs([h[first : first + at_once] for h in hidden])
+            .gather(1, pieces_N[first : first + at_once, None])
+            .squeeze(1)
+            for first in range(0, len(pieces_N), at_once)
+        ]
+        return torch.cat(found)
 
     def coverage(self, src_BS: Tensor, tgt_in_BT: Tensor, real_BT: Tensor) -> Tensor:
         """Attention that each source piece gets over the real places of given targets, 1 at padding: [B, S]."""

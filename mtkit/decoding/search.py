@@ -395,10 +395,10 @@ def survivors(ended_B: Tensor) -> Tensor:
     return kept_B
 
 
-def keep_sentences(beam: Beam, kept_B: Tensor) -> None:
-    """Go on with these sentences alone."""
-    for name, value in vars(beam).items():
-        setattr(beam, name, value[kept_B])
+def keep_sentences(record: object, kept_B: Tensor) -> None:
+    """Go on with these sentences alone. Args: record: a beam, or samples: tensors with a row for each sentence."""
+    for name, value in vars(record).items():
+        setattr(record, name, value[kept_B])
 
 
 def collect(beam: Beam, ended_B: Tensor, results: list[list[Hypothesis]], options: SearchOptions) -> None:

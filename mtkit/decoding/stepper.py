@@ -67,8 +67,7 @@ class EnsembleStepper:
     def logits(self, hidden_BKD: Tensor) -> Tensor:
         """Log of the mean probability: [B, K, V]."""
         parts = zip(self.steppers, hidden_BKD.split(self.widths, dim=-1), strict=True)
-        log_probs = [s.logits(part).log_softmax(dim=-1, dtype=torch.float32) for s, part in parts]
-        return torch.stack(log_probs).logsumexp(dim=0) - math.log(len(log_probs))
+        return mean_log_probs([stepper.logits(part) for stepper, part in parts])
 
     def reorder(self, parents_BK: Tensor) -> None:
         """Continue with these hypotheses."""
@@ -83,3 +82,11 @@ class EnsembleStepper:
     def attention(self) -> Tensor:
         """Mean over the models: [B, K, S]."""
         return torch.stack([stepper.attention() for stepper in self.steppers]).mean(dim=0)
+
+
+def mean_log_probs(logits: Sequence[Tensor]) -> Tensor:
+    """The log of the mean probability, [..., V], of several models' logits; of one model its log-probabilities."""
+    log_probs = [each.log_softmax(dim=-1, dtype=torch.float32) for each in logits]
+    if len(log_probs) == 1:
+        return log_probs[0]
+    return torch.stack(log_probs).logsumexp(dim=0) - math.log(len(log_probs))

@@ -26,7 +26,7 @@ from mtkit.decoding.search import Hypothesis
 from mtkit.decoding.translation import Joiner, SearchedLine, Translation
 from mtkit.device import choose_device, choose_dtype, keep_freed_memory
 from mtkit.errors import DataError
-from mtkit.model.packing import choose_int8, pack
+from mtkit.model.packing import Int8, choose_int8, pack
 from mtkit.model.transformer import Transformer
 
 ALIGNED_TOGETHER = 16
@@ -43,7 +43,6 @@ class Translator:
         max_source_pieces: longer lines are split at sentence ends, longer sentences are cut (see `longtext`),
             translated part by part and joined.
         others: further models of an ensemble, for the same vocabularies.
-        split: split every line at sentence ends, not only the long ones.
     """
 
     def __init__(
@@ -53,10 +52,9 @@ class Translator:
         decoding: DecodingConfig,
         max_source_pieces: int = 256,
         others: Sequence[Transformer] = (),
-        split: bool = False,
     ) -> None:
         self.model, self.tokenizers, self.decoding = model, tokenizers, decoding
-        self.max_source_pieces, self.split = max_source_pieces, split
+        self.max_source_pieces = max_source_pieces
         self.ensemble = Ensemble((model, *others), tokenizers)
         self.device = self.ensemble.device
         self.batches = BatchSearch(self.ensemble, decoding)
@@ -66,12 +64,16 @@ class Translator:
         self.joiner = Joiner(self.ensemble, decoding.batch_tokens)
         self.on_batch: Callable[[int], None] = lambda num_lines: None
         """Told after each batch how many more lines are translated."""
+        self.split = False
+        """Whether every line is split at sentence ends, not only the long ones."""
         self.keeps_links = False
         """Whether translations come with links of their words; requests can want them too."""
         self.keeps_attention = False
         """Whether the best translations come with their attention."""
-        self.lines_at_once: int | None = None
-        """Instead of `LINES_AT_ONCE`."""
+        self.lines_at_once = LINES_AT_ONCE
+        """Lines read before they are translated together."""
+        self.int8: Int8 = "none"
+        """Which matrices of the models multiply in 8-bit integers."""
         self.first_number = 0
         """Number of the next line, on which the random numbers of its samples depend."""
 
@@ -96,7 +98,7 @@ class Translator:
 
         Raises:
             StorageError: the folder or a file of it is missing or damaged.
-            ConfigError: the device is not there; a model of the ensemble has another vocabulary.
+            ConfigError: the device is not there, or has no int8; a model of the ensemble has another vocabulary.
         """
         config, tokenizers, model = load_model(Path(path))
         others = load_others(ensemble, tokenizers, path)
@@ -121,7 +123,7 @@ class Translator:
             ConfigError: int8 on a GPU, or on a processor that cannot multiply so.
         """
         int8 = choose_int8(precision, device)
-        dtype = choose_dtype(precision, device)
+        dtype = choose_dtype("fp32" if precision == "int8" else precision, device)
         for each in (model, *others):
             each.compute_dtype = dtype
             each.to(device=device, dtype=dtype).eval()
@@ -129,7 +131,9 @@ class Translator:
                 pack(each, int8)
         if device.type == "cpu":
             keep_freed_memory()
-        return cls(model, tokenizers, decoding or config.decoding, config.data.max_length, others)
+        translator = cls(model, tokenizers, decoding or config.decoding, config.data.max_length, others)
+        translator.int8 = int8
+        return translator
 
     def translate(self, lines: Iterable[str | Request]) -> Iterator[Translation]:
         """The best translation of each line, in order; lines are read ahead by `LINES_AT_ONCE`."""
@@ -141,7 +145,7 @@ class Translator:
         Raises:
             DataError: a prefix or constraints that cannot be met; at the line's number. The lines before are yielded.
         """
-        for chunk in in_chunks(lines, self.lines_at_once or LINES_AT_ONCE):
+        for chunk in in_chunks(lines, self.lines_at_once):
             yield from self._translate_chunk(list(map(Request.of, chunk)))
 
     def alternatives(self, lines: Iterable[str | Request], number: int) -> Iterator[list[Alternative]]:

@@ -31,9 +31,8 @@ class DecoderState:
     memory_mask: Tensor  # [B, 1, 1, S], True at real source pieces
     self_kv: list[Tensor]  # of each layer: [2, B, G, places, E], filled up to `num_places`
     visible_BKL: Tensor  # bool: the places that each hypothesis came through
-    steps_L: (
-        Tensor | None
-    )  # the step at which each place was filled, if attention looks at it: then all places stay
+    steps_L: Tensor | None
+    """The step at which each place was filled, if attention looks at it: then all places stay."""
     length: int = 0  # steps so far
     keep_weights: bool = False
     weights_BKS: list[Tensor] = field(default_factory=list)
@@ -45,6 +44,11 @@ class DecoderState:
         """Filled places of each sentence."""
         return self.visible_BKL.shape[2]
 
+    def multiplies_at_once(self, num_heads: int) -> bool:
+        """Whether `batched_attention` is the way: on CPUs, where each head has keys of its own."""
+        cache = self.self_kv[0]
+        return cache.device.type == "cpu" and cache.shape[2] == num_heads
+
     def reorder(self, parents_BK: Tensor) -> None:
         """Continue with these hypotheses of each sentence, in this order; there may be more or fewer than before."""
         index_BKL = parents_BK[:, :, None].expand(-1, -1, self.num_places)
@@ -54,13 +58,14 @@ class DecoderState:
         """Continue with these sentences alone, in this order; only those whose row changes are copied."""
         num_kept = len(sentences_B)
         moved = (sentences_B != torch.arange(num_kept, device=sentences_B.device)).nonzero()[:, 0]
-        sources, filled = sentences_B[moved], self.num_places
-        for layer, (k, v) in enumerate(self.memory_kv):
-            k[moved], v[moved] = k[sources], v[sources]
-            self.memory_kv[layer] = (k[:num_kept], v[:num_kept])
-        for layer, cache in enumerate(self.self_kv):
-            cache[:, moved, :, :filled] = cache[:, sources, :, :filled]
-            self.self_kv[layer] = cache[:, :num_kept]
+        if len(moved):
+            sources, filled = sentences_B[moved], self.num_places
+            for k, v in self.memory_kv:
+                k[moved], v[moved] = k[sources], v[sources]
+            for cache in self.self_kv:
+                cache[:, moved, :, :filled] = cache[:, sources, :, :filled]
+        self.memory_kv = [(k[:num_kept], v[:num_kept]) for k, v in self.memory_kv]
+        self.self_kv = [cache[:, :num_kept] for cache in self.self_kv]
         self.memory_mask = self.memory_mask[sentences_B]
         if self.memory_bias_BS is not None:
             self.memory_bias_BS = self.memory_bias_BS[sentences_B]
@@ -93,6 +98,8 @@ class DecoderState:
         """Give up the places of each sentence that none of its hypotheses came through."""
         seen_BL = self.visible_BKL.any(dim=1)
         num_kept = int(seen_BL.sum(dim=1).max())
+        if num_kept == self.num_places:
+            return
         kept_BL = seen_BL.byte().argsort(dim=1, descending=True, stable=True)[:, :num_kept]
         for cache in self.self_kv:
             B, G, P, E = cache.shape[1:]
@@ -151,7 +158,9 @@ class StepMasks:
     position: Tensor  # [1]: of the newest pieces
     positions_K: Tensor  # the same for each hypothesis
     self_mask_B1KL: Tensor
-    self_bias_NKL: Tensor  # N = B x H: 0 where visible, else -inf
+    self_bias_NKL: (
+        Tensor | None
+    )  # for `batched_attention`, if that is the way; N = B x H: 0 where visible, else -inf
 
 
 def step_masks(state: DecoderState, num_hypotheses: int, num_heads: int) -> StepMasks:
@@ -159,9 +168,11 @@ def step_masks(state: DecoderState, num_hypotheses: int, num_heads: int) -> Step
     new = state.grow(num_hypotheses)
     visible = state.visible_BKL
     B, K, L = visible.shape
-    bias_BKL = torch.zeros(B, K, L, dtype=state.self_kv[0].dtype, device=visible.device)
-    bias_BKL.masked_fill_(~visible, float("-inf"))
-    bias_NKL = bias_BKL[:, None].expand(B, num_heads, K, L).reshape(-1, K, L)
+    bias_NKL = None
+    if state.multiplies_at_once(num_heads) and state.steps_L is None:  # relative positions are another way
+        bias_BKL = torch.zeros(B, K, L, dtype=state.self_kv[0].dtype, device=visible.device)
+        bias_BKL.masked_fill_(~visible, float("-inf"))
+        bias_NKL = bias_BKL[:, None].expand(B, num_heads, K, L).reshape(-1, K, L)
     position = torch.tensor([state.length], device=visible.device)
     return StepMasks(new, position, position.expand(K), visible[:, None], bias_NKL)
 
@@ -175,10 +186,10 @@ def attend_past(
     cache[0, :, :, masks.new], cache[1, :, :, masks.new] = k, v
     past = slice(0, masks.new.stop)
     k_BGLE, v_BGLE = cache[0, :, :, past], cache[1, :, :, past]
-    if attention.relative is not None or not can_multiply_at_once(q_BHKE, k_BGLE):
+    if masks.self_bias_NKL is None:
         k_BGLE, v_BGLE = k_BGLE.to(x_BKD.dtype), v_BGLE.to(x_BKD.dtype)
         mask = masks.self_mask_B1KL
-        keys_L = masks.positions_K if state.steps_L is None else state.steps_L
+        keys_L = k_BGLE.new_empty(0) if state.steps_L is None else state.steps_L
         return attention.attend(q_BHKE, k_BGLE, v_BGLE, mask, masks.positions_K, keys_L)
     out_BHKE, _ = batched_attention(q_BHKE, k_BGLE, v_BGLE, masks.self_bias_NKL)
     return attention.out(joined(out_BHKE, x_BKD.dtype))
@@ -187,10 +198,11 @@ def attend_past(
 def attend_memory(attention: MultiHeadAttention, x_BKD: Tensor, state: DecoderState, layer: int) -> Tensor:
     """Attention of the newest pieces to the source: [B, K, D]."""
     k_BGSE, v_BGSE = state.memory_kv[layer]
+    if not state.keep_weights and not state.multiplies_at_once(attention.heads):
+        return attention.attend_memory(
+            x_BKD, (k_BGSE.to(x_BKD.dtype), v_BGSE.to(x_BKD.dtype)), state.memory_mask
+        )
     q_BHKE = attention.split_heads(attention.q(x_BKD))
-    if not state.keep_weights and not can_multiply_at_once(q_BHKE, k_BGSE):
-        memory_kv = (k_BGSE.to(x_BKD.dtype), v_BGSE.to(x_BKD.dtype))
-        return attention.attend_memory(x_BKD, memory_kv, state.memory_mask)
     assert state.memory_bias_BS is not None
     B, H, K, _ = q_BHKE.shape
     if k_BGSE.shape[1] != H:
@@ -205,11 +217,6 @@ def attend_memory(attention: MultiHeadAttention, x_BKD: Tensor, state: DecoderSt
 def joined(out_BHKE: Tensor, dtype: torch.dtype) -> Tensor:
     """The heads side by side, [B, K, D], in one copy."""
     return out_BHKE.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format).flatten(2)
-
-
-def can_multiply_at_once(q_BHKE: Tensor, k_BGLE: Tensor) -> bool:
-    """Whether `batched_attention` is the way: on CPUs, where each head has keys of its own."""
-    return q_BHKE.device.type == "cpu" and q_BHKE.shape[1] == k_BGLE.shape[1]
 
 
 def batched_attention(

@@ -23,13 +23,21 @@ from mtkit.model.layers import FeedForward
 Int8 = Literal["none", "output", "all"]
 """Which matrices multiply in 8-bit integers."""
 
+INT8_SIZE = 2**17
+"""Numbers in the smallest matrix that is worth turning its inputs into integers for."""
+
 
 class PackedLinear(nn.Module):
-    """A `Linear` that cannot be trained. Args: linear: in the precision that it is to run in."""
+    """A `Linear` that cannot be trained.
 
-    def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
+    Args:
+        linear: in the precision that it is to run in.
+        relu: whether relu is part of the product.
+    """
+
+    def __init__(self, linear: nn.Linear, relu: bool = False) -> None:
         super().__init__()
-        self.activation = activation
+        self.activation = "relu" if relu else "none"
         bias = None if linear.bias is None else linear.bias.detach()
         self.register_buffer("bias", bias, persistent=False)
         self.register_buffer("packed", pack_matrix(linear.weight.detach()), persistent=False)
@@ -55,9 +63,9 @@ class Int8Linear(nn.Module):
     scales: Tensor
     zeros: Tensor
 
-    def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
+    def __init__(self, linear: nn.Linear, relu: bool = False) -> None:
         super().__init__()
-        self.activation = activation
+        self.relu = relu
         weight, steps = linear.weight.detach().float(), int8_steps()
         scales = weight.abs().amax(dim=1).clamp(min=1e-12) / steps
         rounded = (weight / scales[:, None]).round().to(torch.int8)
@@ -70,30 +78,12 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features] in float32, activated."""
         octets, row_scales = to_octets(x.flatten(0, -2))
-        first = self.activation if self.bias is None else "none"
-        products = multiply_octets(octets, self.packed, self.scales, self.zeros, first)
-        products.mul_(row_scales)  # positive: relu before it is relu after it
+        products = multiply_octets(octets, self.packed, self.scales, self.zeros).mul_(row_scales)
         if self.bias is not None:
             products.add_(self.bias)
-            if self.activation == "relu":
-                products.relu_()
+        if self.relu:
+            products.relu_()
         return products.unflatten(0, x.shape[:-1])
-
-
-class PackedFeedForward(nn.Module):
-    """A feed-forward layer whose relu is part of the product."""
-
-    def __init__(self, layer: FeedForward, int8: bool) -> None:
-        super().__init__()
-        self.activate = layer.activate
-        self.fused = layer.activation == "relu"
-        self.inner = packed(layer.inner, int8, "relu" if self.fused else "none")
-        self.outer = packed(layer.outer, int8)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, D] to the same shape."""
-        h = self.inner(x_BTD)
-        return self.outer(h if self.fused else self.activate(h))
 
 
 def to_octets(x_ND: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,29 +93,25 @@ def to_octets(x_ND: Tensor) -> tuple[Tensor, Tensor]:
     return rounded.view(torch.uint8).add_(128), worth_N1  # PyTorch is slow at float to uint8
 
 
-def multiply_octets(octets: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor, activation: str) -> Tensor:
+def multiply_octets(octets: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
     """[N, in_features] by a packed matrix to [N, out_features] in float32, each column times its scale."""
     products: Tensor = torch.ops.onednn.qlinear_pointwise(
-        octets, 1.0, 128, packed, scales, zeros, None, 1.0, 0, torch.float32, activation, [], ""
+        octets, 1.0, 128, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )
     return products
 
 
-INT8_SIZE = 2**17
-"""Numbers in the smallest matrix that is worth turning its inputs into integers for."""
-
-
-def packed(linear: nn.Linear, int8: bool, activation: str = "none") -> nn.Module:
+def pack_linear(linear: nn.Linear, int8: bool, relu: bool = False) -> nn.Module:
     """A linear layer in the form that is fastest here: 8-bit integers, oneDNN's layout, or as it is.
 
     In float32 without AVX-512, MKL, which `F.linear` calls, was 10 to 25 % faster than oneDNN with a packed matrix,
     and four times as fast with few rows; with AVX-512 it was the slower one.
     """
     if int8 and linear.weight.numel() >= INT8_SIZE:
-        return Int8Linear(linear, activation)
+        return Int8Linear(linear, relu)
     if linear.weight.dtype == torch.float32 and "AVX512" not in torch.backends.cpu.get_cpu_capability():
-        return linear if activation == "none" else nn.Sequential(linear, nn.ReLU(inplace=True))
-    return PackedLinear(linear, activation)
+        return nn.Sequential(linear, nn.ReLU(inplace=True)) if relu else linear
+    return PackedLinear(linear, relu)
 
 
 def pack_matrix(weight: Tensor) -> Tensor:
@@ -161,7 +147,7 @@ def int8_steps() -> int:
         matrix[::2] = -steps
         try:
             packed = torch.ops.onednn.qlinear_prepack(matrix, None)
-            found = multiply_octets(octets, packed, torch.ones(96), torch.zeros(96, dtype=torch.long), "none")
+            found = multiply_octets(octets, packed, torch.ones(96), torch.zeros(96, dtype=torch.long))
         except (AttributeError, RuntimeError):
             return 0
         if torch.equal(found, (octets.float() - 128) @ matrix.float().T):
@@ -181,8 +167,8 @@ def choose_int8(precision: str, device: torch.device) -> Int8:
     possible = device.type == "cpu" and can_pack(torch.float32) and int8_steps() > 0
     if precision == "int8":
         if not possible:
-            what = "int8 products are not to be had on this processor"
-            raise ConfigError(what, where="--precision", hint="auto or fp32")
+            what = f"int8 products are not to be had on {'this CPU' if device.type == 'cpu' else device}"
+            raise ConfigError(what, where="--precision", hint="auto, or --device cpu")
         return "all"
     if precision != "auto" or not possible:
         return "none"
@@ -202,17 +188,18 @@ def pack(model: nn.Module, int8: Int8 = "none") -> None:
     model.eval().requires_grad_(False)
     output = model.get_submodule("output")
     assert isinstance(output, Linear)
-    _pack_children(model, {id(output): packed(output, int8 != "none")}, int8 == "all")
+    _pack_children(model, {id(output): pack_linear(output, int8 != "none")}, int8 == "all")
 
 
 def _pack_children(module: nn.Module, done: dict[int, nn.Module], int8: bool) -> None:
     """Below a module; one that is used twice stays one."""
     for name, child in module.named_children():
         if id(child) not in done:
-            if isinstance(child, FeedForward):
-                done[id(child)] = PackedFeedForward(child, int8)
+            if isinstance(child, FeedForward) and child.activation == "relu":
+                inner, outer = pack_linear(child.inner, int8, relu=True), pack_linear(child.outer, int8)
+                done[id(child)] = nn.Sequential(inner, outer)
             elif isinstance(child, Linear):
-                done[id(child)] = packed(child, int8)
+                done[id(child)] = pack_linear(child, int8)
             else:
                 _pack_children(child, done, int8)
                 done[id(child)] = child

@@ -78,7 +78,8 @@ def test_alternatives_of_a_model(trained: Path) -> None:
         beginning = tgt.encode([f"{prefix} {a.word}".strip()])[0].tolist()
         num_prefix = len(tgt.encode([prefix])[0])
         src_BS = translator.ensemble.sources(translator.tokenizers.src.encode([line]))
-        probs_TV = translator.ensemble.log_probs(src_BS, torch.tensor([[tgt.bos, *beginning]]))[0].exp()
+        hidden = translator.ensemble.hidden(src_BS, torch.tensor([[tgt.bos, *beginning]]))
+        probs_TV = translator.ensemble.log_probs(hidden)[0].exp()
         boundary = [*translator.cutter.word_ends, tgt.eos]
         wanted = 1 / float(probs_TV[num_prefix, boundary].sum())
         for place, piece in enumerate(beginning[num_prefix:], num_prefix):

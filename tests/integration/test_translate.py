@@ -171,7 +171,7 @@ def test_a_job_that_is_killed_goes_on_where_it_stopped(
         with output.open("ab") as file:  # a line that was half written
             file.write(b"le chi")
     assert tiny.mtkit(*job, output, "--resume") == (0, "", "")
-    for _ in range(2):  # the second time nothing is left but to see whether the last line has all its translations
+    for _ in range(2):  # the second time only the last line is left, which may not have all its translations
         assert_same_but_for_rounding(output, whole)
         assert tiny.mtkit(*job, output, "--resume") == (0, "", "")
     assert_same_but_for_rounding(output, whole)

@@ -142,7 +142,11 @@ def test_every_line_with_alignment_has_its_field(trained: Path) -> None:
         (["--alternatives", 2], [], "written with --alternatives"),
         (["--n-best", 2, "--alignment", "pharaoh"], ["--n-best", 2], "written with --alignment"),
         (["--n-best", 2], ["--n-best", 2, "--alignment", "pharaoh"], "written without --alignment"),
-        (["--n-best", 2, "--shard", "1/2"], ["--n-best", 2, "--shard", "2/2"], "begins with line 1"),
+        (
+            ["--n-best", 2, "--shard", "1/2"],
+            ["--n-best", 2, "--shard", "2/2"],
+            "not of a job that begins with line 9",
+        ),
         (["--n-best", 2], ["--n-best", 2, "--shard", "1/4"], "has 15 lines, but there are 4 to translate"),
     ],
 )

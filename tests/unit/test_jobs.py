@@ -97,7 +97,7 @@ def test_what_is_done(
         ("a\n", LineFormat(scores=True), "was written without --scores"),
         ("a\n", LineFormat(alignment=True), "was written without --alignment"),
         ("-0.250000\ta\n", LineFormat(alignment=True), "was written with --scores"),
-        ("3 ||| a ||| -1.000000\n", N_BEST, "begins with line 3, but this job with line 1"),
+        ("3 ||| a ||| -1.000000\n", N_BEST, "is not of a job that begins with line 1"),
     ],
 )
 def test_an_output_of_other_options_or_lines_is_left_as_it_is(

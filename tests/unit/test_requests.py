@@ -132,9 +132,22 @@ def test_punctuation_is_no_part_of_an_alternative() -> None:
         ("3日に", "3", True),
         ("第3章", "3", True),
         ("3rd", "3", False),
+        ("H2O", "2", False),
         ("3ä", "3", False),
         ("ein a+b.de.", "a+b.de", True),
     ],
 )
 def test_what_a_translation_holds(text: str, kept: str, there: bool) -> None:
     assert holds(text, kept) == there
+
+
+def test_a_part_keeps_only_what_stands_in_it_as_a_word() -> None:
+    translator = make()
+    translator.split = True
+    request = Request("The man sees 15 birds. My sister hears 5 children.", kept=("15", "5"))
+    [parts] = translator.cutter.parts([request], 0, split=True)
+    texts = translator.tokenizers.src.decode([part.ids for part in parts])
+    assert [part.kept for part in parts] == [tuple(k for k in request.kept if holds(t, k)) for t in texts]
+    assert all(
+        "5" not in part.kept for part, text in zip(parts, texts, strict=True) if " 5 " not in f" {text} "
+    )

@@ -37,3 +37,12 @@ def test_pairs_that_are_too_long_can_be_left_out() -> None:
     )
     with pytest.raises(DataError, match="target line 2"):
         list(translator.score_stream([pairs[0], pairs[2]]))
+
+
+def test_scores_do_not_depend_on_how_many_places_are_looked_at_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    srcs, tgts = sentences(12), sentences(12, seed=3)
+    together = [t.score for t in make().score(srcs, tgts)]
+    monkeypatch.setattr("mtkit.decoding.scoring.LOGITS_AT_ONCE", 1)
+    assert [t.score for t in make().score(srcs, tgts)] == pytest.approx(together, abs=1e-5)

@@ -1,0 +1,22 @@
+"""Files that go together line by line."""
+
+from __future__ import annotations
+
+import pytest
+
+from mtkit.cli.lines import in_step
+from mtkit.errors import DataError
+
+
+def test_a_missing_file_has_empty_lines() -> None:
+    assert list(in_step([iter("ab"), None], ["x", None])) == [["a", ""], ["b", ""]]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "where"),
+    [("ab", ["x", "y", "", "z"], "one"), ("ab", ["x", "y", ""], "one"), ("abc", ["x", "y"], "two")],
+)
+def test_one_that_ends_before_the_other_is_refused(first: str, second: list[str], where: str) -> None:
+    with pytest.raises(DataError, match="ends before line 13 of the others") as caught:
+        list(in_step([iter(first), iter(second)], ["one", "two"], 11))
+    assert caught.value.where == where
