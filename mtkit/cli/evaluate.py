@@ -58,6 +58,8 @@ def evaluate(
         raise ConfigError("give either HYPS or --model", hint="mtkit evaluate --help")
     if src is not None and (model is None or not ref):
         raise ConfigError("--src goes with --model and --ref", hint="mtkit evaluate --help")
+    if model is None and beam_size is not None:
+        raise ConfigError("--beam-size goes with --model", hint="mtkit evaluate --help")
     if resamples == 1:
         raise ConfigError(
             "1 resample gives no interval", where="--resamples", hint="0 for none; 1000 is usual"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -13,7 +15,7 @@ from mtkit.cli.lines import begun, in_step
 from mtkit.cli.rules import TRANSLATE, check_options
 from mtkit.cli.terminal import Ticker, open_output, refuse_compressed, refuse_overwriting
 from mtkit.cli.translators import decoding_of, load_translator
-from mtkit.errors import ConfigError
+from mtkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from mtkit.decoding.alternatives import Alternative
@@ -72,6 +74,7 @@ def translate(
     Output flows while input is read. Started by torchrun with -o OUT, every process translates its part into
     OUT.1-of-N, OUT.2-of-N …
     """
+    from mtkit.decoding.jobnote import JobNote, describe_job
     from mtkit.decoding.output import LineFormat
 
     decoding = decoding_of(model, {
@@ -88,7 +91,14 @@ def translate(
     refuse_compressed(output)
     part, output, attention = own_share(shard, output, attention)
     refuse_outputs(output, attention, [*(files or ["-"]), *filter(None, [prefix, constraints])])
+    refuse_other_length(files or ["-"], [prefix, constraints])
     line_format = LineFormat(n_best is not None, scores, alignment is not None)
+    note = None if output is None else JobNote(Path(output), describe_job(
+        [model, *(ensemble or ())], decoding, [*(files or ["-"]), prefix, constraints],
+        {"precision": precision, "tag": tag, "split": split_sentences, "protect": protect, "part": part},
+    ))  # fmt: skip
+    if note is not None and resume:
+        note.refuse_other()
     job = plan_job(files or ["-"], part, output if resume else None, line_format)
 
     translator = load_translator(model, decoding, device, precision, ensemble or ())
@@ -109,7 +119,8 @@ def translate(
         write_alternatives(translator.alternatives(wanted, alternatives), job.first + 1, output)
         return
     found = translate_protected(translator, wanted) if protect else translator.translate_n_best(wanted)
-    write_translations(found, job.first + 1, line_format, output, attention, append=resume)
+    with note.while_unfinished(resume) if note is not None else nullcontext():
+        write_translations(found, job.first + 1, line_format, output, attention, append=resume)
 
 
 def own_share(
@@ -137,6 +148,22 @@ def refuse_outputs(output: str | None, attention: str | None, read: Sequence[str
     """Check that the files to be written take no other's place. Raises: ConfigError."""
     refuse_overwriting(output, read)
     refuse_overwriting(attention, [*read, *filter(None, [output])], "--attention")
+
+
+def refuse_other_length(files: Sequence[str], others: Sequence[str | None]) -> None:
+    """Check that files that go with the input line by line have as many lines, where they can be counted.
+
+    Raises:
+        DataError: they have not; a file cannot be read.
+    """
+    from mtkit.decoding.jobs import count_all
+
+    num_lines = count_all(files)
+    for path in filter(None, others):
+        found = count_all([path])
+        if None not in (num_lines, found) and found != num_lines:
+            what = f"{found:,} lines, but the input has {num_lines:,}"
+            raise DataError(what, where=path, hint="line n of one goes with line n of the other")
 
 
 def plan_job(files: Sequence[str], part: Shard, resumed: str | None, line_format: LineFormat) -> Job:

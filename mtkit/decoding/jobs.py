@@ -72,9 +72,9 @@ class Job:
             ConfigError: a shard of stdin, whose lines cannot be counted beforehand.
             DataError: a file that cannot be read.
         """
-        counted = [count_lines(path) for path in files if path != "-" and not is_pipe(path)]
-        if len(counted) == len(files):
-            return cls(tuple(files), shard.lines(sum(counted)))
+        num_lines = count_all(files)
+        if num_lines is not None:
+            return cls(tuple(files), shard.lines(num_lines))
         if shard.count > 1:
             what = "only files can be divided: the lines of stdin are not known beforehand"
             raise ConfigError(what, where="--shard", hint="name the input files")
@@ -105,6 +105,13 @@ class Job:
         if self.lines is None:
             return every
         return islice(every, self.lines.start, self.lines.stop)
+
+
+def count_all(paths: Sequence[str]) -> int | None:
+    """How many lines files have together; None if one can be read only once. Raises: DataError."""
+    if any(path == "-" or is_pipe(path) for path in paths):
+        return None
+    return sum(map(count_lines, paths))
 
 
 def is_pipe(path: str) -> bool:

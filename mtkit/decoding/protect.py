@@ -11,7 +11,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-_MARK = r"</?[A-Za-z][^<>]*>|\{\{[^{}]*\}\}|\{[A-Za-z0-9_]*\}|%\([A-Za-z0-9_]+\)[sdf]|&[a-z]+;"
+_QUOTED = r"""(?:"[^"]*"|'[^']*')"""
+_ELEMENT = rf"""</?[A-Za-z](?:[^<>"']|{_QUOTED})*>|</?[A-Za-z][^<>]*>"""
+_MARK = rf"{_ELEMENT}|\{{\{{[^{{}}]*\}}\}}|\{{[A-Za-z0-9_]*\}}|%\([A-Za-z0-9_]+\)[sdf]|&[a-z]+;"
 _ADDRESS = r"(?:https?://|www\.)[^\s<>\"]*[^\s<>\".,;:!?)\]']|[\w.+-]+@[\w-]+\.[\w.-]*\w"
 _TAG = f"{_MARK}|{_ADDRESS}"
 _NUMBER = r"\d(?:[\d.,:/\u00a0-]*\d)?"
@@ -125,8 +127,9 @@ class TextBuilder:
         self.is_new_word = True
 
     def add(self, text: str, item: Inset | int, glued: bool) -> None:
-        """One more, behind a space if it is not glued to what is there."""
-        if self.text and (self.is_new_word or not glued):
+        """One more, behind a space if it is not glued to what is there; two words never become one."""
+        makes_one = self.text[-1:].isalnum() and text[:1].isalnum()
+        if self.text and (self.is_new_word or not glued or makes_one):
             self.text += " "
         self.places.append((len(self.text), len(self.text) + len(text), item))
         self.text, self.is_new_word = self.text + text, False

@@ -170,7 +170,15 @@ def test_a_job_that_is_killed_goes_on_where_it_stopped(
         process.communicate()
         with output.open("ab") as file:  # a line that was half written
             file.write(b"le chi")
+    before = output.read_bytes()
+    other_input = ["translate", trained, corpus / "train.tgt", *job[3:]]
+    other_search = [*job[:-1], "--length-penalty", 0.5, "-o"]
+    for other, what in ((other_input, "input"), (other_search, "way of searching")):
+        code, _, err = tiny.mtkit(*other, output, "--resume")
+        assert (code, f"out.txt was begun with another {what}" in err) == (2, True)
+    assert output.read_bytes() == before
     assert tiny.mtkit(*job, output, "--resume") == (0, "", "")
+    assert not (tmp_path / "out.txt.job").exists()
     for _ in range(2):  # the second time only the last line is left, which may not have all its translations
         assert_same_but_for_rounding(output, whole)
         assert tiny.mtkit(*job, output, "--resume") == (0, "", "")

@@ -70,6 +70,7 @@ def test_other_commands_refuse_too(trained: Path, corpus: Path) -> None:
     for against in ([], ["--against", "transformers"]):
         assert "--compute-type is of ctranslate2" in refused(*benchmark, "--compute-type", "int8", *against)
     assert "'marian' is nothing to compare with" in refused(*benchmark, "--against", "marian")
+    assert "--beam-size goes with --model" in refused("evaluate", "a", "--ref", "b", "--beam-size", 2)
     score = ["score", trained, corpus / "test.src", corpus / "test.tgt"]
     assert "--length-penalty: " in refused(*score, "--length-penalty", 1e6)
 
@@ -182,3 +183,28 @@ def test_pairs_with_tabs_are_left_out_and_counted(trained: Path, tmp_path: Path)
     assert err == "kept 2 of 4 pairs; left out whatever their score: 2 with tabs in them\n"
     code, out, err = tiny.mtkit("score", trained, src, tgt)
     assert (code, out.count("\n"), err) == (0, 4, "")
+
+
+@pytest.mark.parametrize("option", ["--prefix", "--constraints"])
+@pytest.mark.parametrize("num_lines", [15, 17])
+def test_a_file_beside_the_input_has_as_many_lines(
+    trained: Path, corpus: Path, tmp_path: Path, option: str, num_lines: int
+) -> None:
+    beside = tiny.write_lines(tmp_path / "beside", [""] * num_lines)
+    code, out, err = tiny.mtkit("translate", trained, corpus / "test.src", option, beside)
+    assert (code, out) == (3, "")
+    assert f"beside: {num_lines} lines, but the input has 16" in err
+
+
+def test_a_job_that_is_not_resumable_removes_the_note_of_an_older_one(
+    trained: Path, corpus: Path, tmp_path: Path
+) -> None:
+    note = tmp_path / "out.job"
+    note.write_text("{}")
+    (tmp_path / "out").write_text("")
+    job = ["translate", trained, corpus / "test.src", *EXACT, "-o", tmp_path / "out"]
+    assert "was begun with another model and another way of searching and another input" in refused(
+        *job, "--resume"
+    )
+    assert tiny.mtkit(*job)[0] == 0
+    assert not note.exists()

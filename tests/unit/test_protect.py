@@ -112,3 +112,21 @@ def test_links_are_of_the_upper_layers_and_not_to_eos() -> None:
     weights[:, 0, 1], weights[:, 1, 3], weights[:, 2, 0] = 1, 1, 1
     aligned = Aligned(("▁a", "▁b", "c"), ("▁x", "▁y"), weights)
     assert aligned.word_links() == WordLinks(((1, 0),), 2, 2)
+
+
+@pytest.mark.parametrize(
+    "tag", ['<img src="a>b.png">', "<a title='x > y' href=\"z\">", '<b class="x">', '<p title="open>']
+)
+def test_a_tag_with_its_quoted_attributes_is_one(tag: str) -> None:
+    protected = protect(f"{tag} A man.", lambda word: True)
+    assert [inset.text for inset in protected.insets] == [tag]
+
+
+def test_what_is_put_back_never_becomes_one_word_with_its_neighbour() -> None:
+    protected = protect("Visit www.test.org!", lambda word: True)
+    text, _ = protected.restore("Besuche Formen", [(0, 0), (1, 1)])
+    assert "www.test.org" in text.split() or "www.test.org!" in text
+    text, _ = protect("un<b>done</b>ly", lambda word: True).restore(
+        "un fertig lich", [(0, 0), (1, 1), (2, 2)]
+    )
+    assert text.replace(" ", "") == "un<b>fertig</b>lich"

@@ -1,0 +1,107 @@
+"""A note beside the output of an unfinished job: what the job is, so that no other goes on in its place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtkit.checkpoint import MANIFEST_FILE
+from mtkit.config import DecodingConfig
+from mtkit.decoding.folder import find_checkpoint
+from mtkit.errors import ConfigError
+from mtkit.files import storage_errors, write_text
+
+DIGESTED_BYTES = 2**20
+"""From the beginning of a file; with its size they tell it from others."""
+
+
+@dataclass(frozen=True)
+class JobNote:
+    """The note of a job.
+
+    Args:
+        output: the file that the job writes, beside which the note stands.
+        parts: what the job is made of, and a digest of each.
+    """
+
+    output: Path
+    parts: Mapping[str, str]
+
+    @property
+    def path(self) -> Path:
+        """OUT.job for OUT."""
+        return self.output.with_name(f"{self.output.name}.job")
+
+    def refuse_other(self) -> None:
+        """Check that what was written is of this job, if there is a note. Raises: ConfigError, StorageError."""
+        if not self.output.is_file() or not self.path.is_file():
+            return
+        with storage_errors(self.path):
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+        try:
+            before = json.loads(text)
+        except ValueError:
+            before = {}
+        if changed := [name for name, digest in self.parts.items() if before.get(name) != digest]:
+            what = f"{self.output} was begun with another {' and another '.join(changed)}"
+            hint = "give what the stopped job was given, or write to another file"
+            raise ConfigError(what, where="--resume", hint=hint)
+
+    @contextmanager
+    def while_unfinished(self, resumable: bool) -> Iterator[None]:
+        """The note stands from the first line to the last. A job that is not resumable removes an old one.
+
+        Raises:
+            StorageError: it cannot be written or removed.
+        """
+        if resumable and (self.output.is_file() or not self.output.exists()):
+            write_text(self.path, json.dumps(self.parts, indent=1) + "\n")
+        else:
+            self._remove()
+        yield
+        self._remove()
+
+    def _remove(self) -> None:
+        with storage_errors(self.path):
+            self.path.unlink(missing_ok=True)
+
+
+def describe_job(
+    models: Sequence[str],
+    decoding: DecodingConfig,
+    files: Sequence[str | None],
+    options: Mapping[str, object],
+) -> dict[str, str]:
+    """What a job is made of. Files that can be read only once are not looked at.
+
+    Args:
+        models: folders; the weights count, wherever they are.
+        decoding: the size of the batches does not count.
+        files: input, and what goes with it line by line.
+        options: others that change the translations.
+
+    Raises:
+        StorageError: a model or a file cannot be read.
+    """
+    return {
+        "model": digest([beginning(find_checkpoint(Path(model)) / MANIFEST_FILE) for model in models]),
+        "way of searching": digest([decoding.model_dump(exclude={"batch_tokens"}), dict(options)]),
+        "input": digest([None if path is None else beginning(Path(path)) for path in files]),
+    }
+
+
+def beginning(path: Path) -> list[object] | None:
+    """Size and first bytes of a file, digested; None of what is no file."""
+    if not path.is_file():
+        return None
+    with storage_errors(path), open(path, "rb") as file:
+        return [path.stat().st_size, hashlib.sha256(file.read(DIGESTED_BYTES)).hexdigest()]
+
+
+def digest(value: object) -> str:
+    """Of anything that JSON can write."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
