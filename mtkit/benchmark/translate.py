@@ -55,7 +55,7 @@ class Speed:
         slowest, fastest = min(self.rounds), max(self.rounds)
         return (
             f"{self.system:24} {self.sentences_per_second:8.1f} sentences/s ({slowest:.1f} to {fastest:.1f})"
-            f"  {self.output_tokens_per_second:8.0f} tokens/s{bleu}  same {100 * self.same_as_first:.1f} %{over}"
+            f"  {self.output_tokens_per_second:8.0f} tokens/s{bleu}  same text {100 * self.same_as_first:.1f} %{over}"
         )
 
 
@@ -77,10 +77,10 @@ class Report:
         """In words."""
         yield f"{self.num_sentences:,} sentences, beam {self.beam_size}, {self.num_threads} threads, {self.device}"
         yield from (speed.line() for speed in self.speeds)
-        if len(self.speeds) > 1:
-            fastest = max(self.speeds[1:], key=lambda speed: speed.sentences_per_second)
-            ratio = self.speeds[0].sentences_per_second / fastest.sentences_per_second
-            yield f"{self.speeds[0].system} is {ratio:.2f} times as fast as {fastest.system}"
+        first, *others = self.speeds
+        for other in others:
+            ratio = first.sentences_per_second / other.sentences_per_second
+            yield f"{first.system} is {ratio:.2f} times as fast as {other.system}"
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in self.shares.items())
         yield f"time: {shares}"
         yield f"peak memory: {self.peak_memory_mb:,.0f} MB"

@@ -54,7 +54,11 @@ SplitSentences = Annotated[
     bool, typer.Option("--split-sentences", help="Lines are paragraphs: translate sentence by sentence.")
 ]
 Protect = Annotated[
-    bool, typer.Option("--protect", help="Numbers, URLs and mark-up tags come through as they are.")
+    bool,
+    typer.Option(
+        "--protect",
+        help="Put mark-up tags, URLs and unknown words back as they are; ask again for numbers that are missing.",
+    ),
 ]
 NBest = Annotated[
     int | None,
