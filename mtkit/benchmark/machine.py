@@ -10,7 +10,7 @@ import torch
 
 from mtkit.device import DTYPES
 
-CPU_SIZES, GPU_SIZES = (1024, 2048), (4096, 8192)
+CPU_SIZES, GPU_SIZES = (256, 1024, 2048), (4096, 8192)
 PEAK_SECONDS = 0.5
 """For each precision and size."""
 
@@ -40,7 +40,7 @@ def matmul_peaks(device: torch.device) -> dict[str, float]:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest of repeated square products, 2 n^3 each. Slow precisions are given up soon."""
+    """FLOP/s of the fastest of repeated square products, 2 n^3 each. A slow precision is given up at the first size."""
     best = 0.0
     for size in CPU_SIZES if device.type == "cpu" else GPU_SIZES:
         if best and 2 * size**3 / best > PEAK_SECONDS:

@@ -67,7 +67,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("num_processes", "parallel"), [(2, "ddp"), (4, "ddp"), (2, "fsdp")], ids=lambda value: str(value)
+    ("num_processes", "parallel"),
+    [(2, "ddp"), pytest.param(4, "ddp", marks=pytest.mark.slow), (2, "fsdp")],
+    ids=lambda value: str(value),
 )
 def test_the_number_of_processes_changes_nothing(
     alone: Path, config: Path, tmp_path: Path, num_processes: int, parallel: str
@@ -90,6 +92,7 @@ def test_the_number_of_processes_changes_nothing(
     }
 
 
+@pytest.mark.slow
 def test_a_batch_is_cut_where_there_are_fewer_batches_than_processes(config: Path, tmp_path: Path) -> None:
     overrides = ["training.accumulate=1", "model.dropout=0.0", "model.attention_dropout=0.0"]
     done = train_together(3, config, *overrides)
@@ -142,7 +145,7 @@ def workers(launcher: subprocess.Popen[str]) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in /proc")
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_process_is_replaced_and_the_run_goes_on(
     alone: Path, config: Path, tmp_path: Path, rank: int
 ) -> None:
