@@ -33,12 +33,12 @@ class JobNote:
 
     @property
     def path(self) -> Path:
-        """OUT.job for OUT."""
-        return self.output.with_name(f"{self.output.name}.job")
+        """OUT.mtkit-job for OUT."""
+        return self.output.with_name(f"{self.output.name}.mtkit-job")
 
     def refuse_other(self) -> None:
         """Check that what was written is of this job, if there is a note. Raises: ConfigError, StorageError."""
-        if not self.output.is_file() or not self.path.is_file():
+        if not self.output.is_file() or self.output.stat().st_size == 0 or not self.path.is_file():
             return
         with storage_errors(self.path):
             text = self.path.read_text(encoding="utf-8", errors="replace")

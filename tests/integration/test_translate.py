@@ -178,7 +178,7 @@ def test_a_job_that_is_killed_goes_on_where_it_stopped(
         assert (code, f"out.txt was begun with another {what}" in err) == (2, True)
     assert output.read_bytes() == before
     assert tiny.mtkit(*job, output, "--resume") == (0, "", "")
-    assert not (tmp_path / "out.txt.job").exists()
+    assert not (tmp_path / "out.txt.mtkit-job").exists()
     for _ in range(2):  # the second time only the last line is left, which may not have all its translations
         assert_same_but_for_rounding(output, whole)
         assert tiny.mtkit(*job, output, "--resume") == (0, "", "")

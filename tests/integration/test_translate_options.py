@@ -199,9 +199,9 @@ def test_a_file_beside_the_input_has_as_many_lines(
 def test_a_job_that_is_not_resumable_removes_the_note_of_an_older_one(
     trained: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    note = tmp_path / "out.job"
+    note = tmp_path / "out.mtkit-job"
     note.write_text("{}")
-    (tmp_path / "out").write_text("")
+    (tmp_path / "out").write_text("le chat\n")
     job = ["translate", trained, corpus / "test.src", *EXACT, "-o", tmp_path / "out"]
     assert "was begun with another model and another way of searching and another input" in refused(
         *job, "--resume"
