@@ -91,7 +91,8 @@ def translate(
     refuse_compressed(output)
     part, output, attention = own_share(shard, output, attention)
     refuse_outputs(output, attention, [*(files or ["-"]), *filter(None, [prefix, constraints])])
-    refuse_other_length(files or ["-"], [prefix, constraints])
+    if beside := [path for path in (prefix, constraints) if path is not None]:
+        refuse_other_length(files or ["-"], beside)
     line_format = LineFormat(n_best is not None, scores, alignment is not None)
     note = None if output is None else JobNote(Path(output), describe_job(
         [model, *(ensemble or ())], decoding, [*(files or ["-"]), prefix, constraints],
@@ -150,7 +151,7 @@ def refuse_outputs(output: str | None, attention: str | None, read: Sequence[str
     refuse_overwriting(attention, [*read, *filter(None, [output])], "--attention")
 
 
-def refuse_other_length(files: Sequence[str], others: Sequence[str | None]) -> None:
+def refuse_other_length(files: Sequence[str], others: Sequence[str]) -> None:
     """Check that files that go with the input line by line have as many lines, where they can be counted.
 
     Raises:
@@ -159,7 +160,7 @@ def refuse_other_length(files: Sequence[str], others: Sequence[str | None]) -> N
     from mtkit.decoding.jobs import count_all
 
     num_lines = count_all(files)
-    for path in filter(None, others):
+    for path in others:
         found = count_all([path])
         if None not in (num_lines, found) and found != num_lines:
             what = f"{found:,} lines, but the input has {num_lines:,}"
