@@ -90,17 +90,17 @@ def translate(
         raise ConfigError(f"{alignment!r} is no format of alignments", where="--alignment", hint="pharaoh")
     refuse_compressed(output)
     part, output, attention = own_share(shard, output, attention)
-    refuse_outputs(output, attention, [*(files or ["-"]), *filter(None, [prefix, constraints])])
-    if beside := [path for path in (prefix, constraints) if path is not None]:
-        refuse_other_length(files or ["-"], beside)
+    inputs, beside = files or ["-"], [path for path in (prefix, constraints) if path is not None]
+    refuse_outputs(output, attention, [*inputs, *beside])
+    refuse_other_length(inputs, beside)
     line_format = LineFormat(n_best is not None, scores, alignment is not None)
     note = None if output is None else JobNote(Path(output), describe_job(
-        [model, *(ensemble or ())], decoding, [*(files or ["-"]), prefix, constraints],
+        [model, *(ensemble or ())], decoding, [*inputs, prefix, constraints],
         {"precision": precision, "tag": tag, "split": split_sentences, "protect": protect, "part": part},
     ))  # fmt: skip
     if note is not None and resume:
         note.refuse_other()
-    job = plan_job(files or ["-"], part, output if resume else None, line_format)
+    job = plan_job(inputs, part, output if resume else None, line_format)
 
     translator = load_translator(model, decoding, device, precision, ensemble or ())
     translator.first_number = job.first
@@ -159,7 +159,7 @@ def refuse_other_length(files: Sequence[str], others: Sequence[str]) -> None:
     """
     from mtkit.decoding.jobs import count_all
 
-    num_lines = count_all(files)
+    num_lines = count_all(files) if others else None
     for path in others:
         found = count_all([path])
         if None not in (num_lines, found) and found != num_lines:
