@@ -150,16 +150,18 @@ def assert_same_but_for_rounding(path: Path, other: Path) -> None:
             assert score == expected_score
 
 
-@pytest.mark.parametrize("options", [[], ["--n-best", 2, "--beam-size", 2]])
+@pytest.mark.parametrize(
+    ("options", "moments"), [([], (30, 90, 200)), (["--n-best", 2, "--beam-size", 2], (90,))]
+)
 def test_a_job_that_is_killed_goes_on_where_it_stopped(
-    trained: Path, corpus: Path, tmp_path: Path, options: list[object]
+    trained: Path, corpus: Path, tmp_path: Path, options: list[object], moments: tuple[int, ...]
 ) -> None:
-    """kill -9 at three moments; nothing is lost or doubled."""
+    """kill -9 when so many lines are written; nothing is lost or doubled."""
     whole = tmp_path / "whole.txt"
     job = ["translate", trained, corpus / "train.src", *EXACT, "--read-ahead", 16, *options, "-o"]
     assert tiny.mtkit(*job, whole)[0] == 0
     output = tmp_path / "out.txt"
-    for lines in (30, 90, 200):
+    for lines in moments:
         process = tiny.spawn(*job, output, "--resume")
         deadline = time.monotonic() + 120
         while not output.exists() or output.read_bytes().count(b"\n") < lines:
