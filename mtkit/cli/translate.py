@@ -94,10 +94,11 @@ def translate(
     refuse_outputs(output, attention, [*inputs, *beside])
     refuse_other_length(inputs, beside)
     line_format = LineFormat(n_best is not None, scores, alignment is not None)
-    note = None if output is None else JobNote(Path(output), describe_job(
+    parts = describe_job(
         [model, *(ensemble or ())], decoding, [*inputs, prefix, constraints],
         {"precision": precision, "tag": tag, "split": split_sentences, "protect": protect, "part": part},
-    ))  # fmt: skip
+    ) if resume else {}  # fmt: skip
+    note = None if output is None else JobNote(Path(output), parts)
     if note is not None and resume:
         note.refuse_other()
     job = plan_job(inputs, part, output if resume else None, line_format)

@@ -25,7 +25,7 @@ class JobNote:
 
     Args:
         output: the file that the job writes, beside which the note stands.
-        parts: what the job is made of, and a digest of each.
+        parts: what the job is made of, and a digest of each; of a job that is not resumable nothing.
     """
 
     output: Path
