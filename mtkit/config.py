@@ -352,7 +352,7 @@ class ValidationConfig(Section):
     patience: Positive | None = None
     """Stop after so many validations without a new best; null never stops early."""
     beam_size: Positive = 1
-    """Beam of the validation translations; 1 is greedy."""
+    """Beam of the validation translations, which are never samples, groups or minimum Bayes risk; 1 is greedy."""
     max_sentences: Positive | None = None
     """Translate only the first so many validation sentences (the loss is of all)."""
     num_samples: Count = 2
@@ -433,9 +433,25 @@ class DecodingConfig(Section):
             return self.mbr_candidates
         return self.n_best if self.sample else self.beam_size
 
+    @property
+    def label(self) -> str:
+        """The search in a few words, for reports: `beam 5`, `samples`, `mbr chrf of 32 samples`."""
+        if self.mbr is not None:
+            kind = "samples" if self.sample else "hypotheses"
+            return f"mbr {self.mbr} of {self.mbr_candidates} {kind}"
+        return "samples" if self.sample else f"beam {self.beam_size}"
+
     def max_length(self, num_source_pieces: int) -> int:
         """Most pieces of a translation of so many, eos included."""
         return int(self.max_length_ratio * num_source_pieces) + self.max_length_extra + 1
+
+
+VALIDATION_SEARCH_KEYS = (
+    "length_penalty", "penalty_kind", "coverage_penalty", "stop", "max_length_ratio", "max_length_extra",
+    "min_pieces", "no_repeat_ngram", "suppress", "batch_tokens",
+)  # fmt: skip
+"""Keys of `decoding` that validation searches with too. Its beam is its own, and it never draws samples, divides the
+beam into groups or minimizes risk: the best checkpoint is chosen by what the weights give, not by chance."""
 
 
 class Config(Section):
@@ -468,3 +484,9 @@ class Config(Section):
         if self.model.tie_embeddings == "three-way" and not joint:
             raise ValueError("model.tie_embeddings three-way needs a joint tokenizer")
         return self
+
+    @property
+    def validation_decoding(self) -> DecodingConfig:
+        """The search of validation: the run's penalties and limits, with `validation.beam_size`."""
+        shared = self.decoding.model_dump(include=set(VALIDATION_SEARCH_KEYS))
+        return DecodingConfig.model_validate(shared | {"beam_size": self.validation.beam_size})

@@ -64,7 +64,7 @@ class Report:
     """All that was measured."""
 
     num_sentences: int
-    beam_size: int
+    search: str
     num_threads: int
     device: str
     speeds: list[Speed]
@@ -75,7 +75,7 @@ class Report:
 
     def lines(self) -> Iterator[str]:
         """In words."""
-        yield f"{self.num_sentences:,} sentences, beam {self.beam_size}, {self.num_threads} threads, {self.device}"
+        yield f"{self.num_sentences:,} sentences, {self.search}, {self.num_threads} threads, {self.device}"
         yield from (speed.line() for speed in self.speeds)
         first, *others = self.speeds
         for other in others:
@@ -148,9 +148,9 @@ def benchmark(
         speed_of(name, times[name], outputs[name], translator.tokenizers, first, refs, config.data.tgt)
         for name in systems
     ]
-    beam = translator.decoding.beam_size
+    label = translator.decoding.label
     device = str(translator.device)
-    return Report(len(lines), beam, torch.get_num_threads(), device, speeds, shares, memory)
+    return Report(len(lines), label, torch.get_num_threads(), device, speeds, shares, memory)
 
 
 def speed_of(

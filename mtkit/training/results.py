@@ -65,7 +65,7 @@ def score_tests(config: Config, tests: list[TextSet], progress: Progress) -> lis
         write_text(file, "".join(hyp + "\n" for hyp in hyps))
         scores = metrics.score(hyps, [test.tgts], TEST_METRICS, tgt=config.data.tgt)
         results.append(TestResult(test.name, hyps, scores))
-        progress.say(f"test {test.name}, {len(hyps):,} sentences, beam {config.decoding.beam_size}:")
+        progress.say(f"test {test.name}, {len(hyps):,} sentences, {config.decoding.label}:")
         for result in scores:
             progress.say(f"    {result.format()}")
     return results

@@ -10,7 +10,7 @@ from itertools import zip_longest
 import numpy as np
 import torch
 
-from mtkit.config import Config, DecodingConfig, ValidationConfig
+from mtkit.config import Config
 from mtkit.data.batching import Ids, SpecialIds, make_batch, pair_sizes, split_by_budget
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.decoding.translator import Translator
@@ -129,17 +129,12 @@ class Validator:
             return ValidationResult(loss, {}, [])
         srcs, tgts = (side[: validation.max_sentences] for side in (self.corpus.srcs, self.corpus.tgts))
         translator = Translator(
-            model, self.tokenizers, self.decoding(validation), self.config.data.max_length
+            model, self.tokenizers, self.config.validation_decoding, self.config.data.max_length
         )
         own = [translation.text for translation in translator.translate(processes.share(srcs))]
         hyps = deal_back(processes.gather(own))
         scores = metrics.score(hyps, [tgts], validation.metrics, tgt=self.config.data.tgt)
         return ValidationResult(loss, dict(zip(validation.metrics, scores, strict=True)), hyps)
-
-    def decoding(self, validation: ValidationConfig) -> DecodingConfig:
-        """The run's decoding with the beam of validation."""
-        changes = {"beam_size": validation.beam_size, "n_best": 1}
-        return self.config.decoding.model_copy(update=changes)
 
     @torch.inference_mode()
     def loss(self, model: Transformer, processes: Processes = ALONE) -> float:
