@@ -162,7 +162,7 @@ def translated(
     lines: Sequence[str], translator: Translator, run: Callable[[list[Part]], Iterable[list[int]]]
 ) -> Output:
     """The output of a system that makes target pieces, without eos, of the parts of the lines."""
-    cut = list(translator.cutter.parts([Request(line) for line in lines], 0, translator.split))
+    cut = list(translator.cutter.parts([Request(line) for line in lines], 0))
     parts = [part for line_parts in cut for part in line_parts]
     rows = list(run(parts))
     over = {p.number for p, row in zip(parts, rows, strict=True) if len(row) + 1 > p.max_length}

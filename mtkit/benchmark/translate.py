@@ -25,6 +25,7 @@ from mtkit.benchmark.peers import (
 )
 from mtkit.config import Config
 from mtkit.data.tokenizer import Tokenizers
+from mtkit.decoding.options import TranslateOptions
 from mtkit.decoding.translator import Translator
 from mtkit.device import dtype_name
 from mtkit.errors import ConfigError
@@ -186,10 +187,10 @@ def time_shares(translator: Translator, lines: Sequence[str]) -> dict[str, float
     """Which part of the time is spent on what, in one thread of control, so that they add up."""
     clock = Clock(translator.device)
     model, tokenizers = translator.model, translator.tokenizers
-    with single_worker(translator), clock.timed(model, "encode"), clock.timed(model, "step"):
+    with clock.timed(model, "encode"), clock.timed(model, "step"):
         with clock.timed(model, "logits"), clock.timed(tokenizers.tgt, "decode"):
             start = time.perf_counter()
-            list(translator.translate(lines))
+            list(translator.translate(lines, TranslateOptions(num_workers=1)))
             total = time.perf_counter() - start
     parts = {
         "encode": clock.seconds["encode"],
@@ -226,16 +227,6 @@ class Clock:
             yield
         finally:
             delattr(thing, name)
-
-
-@contextmanager
-def single_worker(translator: Translator) -> Iterator[None]:
-    """One batch at a time within the block."""
-    before, translator.batches.num_workers = translator.batches.num_workers, 1
-    try:
-        yield
-    finally:
-        translator.batches.num_workers = before
 
 
 def peak_memory_mb(device: torch.device) -> float:

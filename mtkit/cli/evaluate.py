@@ -49,6 +49,7 @@ def evaluate(
 
     With --model alone, the test sets of the model's own config are translated.
     """
+    from mtkit.decoding.options import DEFAULT_OPTIONS, TranslateOptions
     from mtkit.evaluation import metrics
     from mtkit.files import read_lines
 
@@ -69,14 +70,14 @@ def evaluate(
     if model is not None:
         decoding = decoding_of(model, {"beam_size": beam_size})
         translator, config = load_translator_and_config(model, decoding, device, precision)
-        if not (quiet or as_json):
-            translator.on_batch = Ticker()
+        silent = quiet or as_json
+        translate_options = DEFAULT_OPTIONS if silent else TranslateOptions(on_progress=Ticker())
         langs, tgt_language = langs or f"{config.data.src}-{config.data.tgt}", tgt_language or config.data.tgt
     metrics.check_metrics(names, tokenize=tokenize, tgt=tgt_language)
     results = {}
     for name, srcs, refs in reference_sets(src, ref, test_set, langs, config):
         if hyps is None:
-            found = [translation.text for translation in translator.translate(srcs or [])]
+            found = [translation.text for translation in translator.translate(srcs or [], translate_options)]
         else:
             found = list(read_lines(hyps))
         refuse_unequal(src or hyps or name, found, ref or [name], refs)

@@ -104,23 +104,29 @@ def translate(
     job = plan_job(inputs, part, output if resume else None, line_format)
 
     translator = load_translator(model, decoding, device, precision, ensemble or ())
-    translator.first_number = job.first
-    if read_ahead is not None:
-        translator.lines_at_once = read_ahead
-    translator.split = split_sentences
-    translator.keeps_links, translator.keeps_attention = alignment is not None, attention is not None
-    if not quiet:
-        translator.on_batch = Ticker(job.total)
     if tag is not None:
         refuse_no_symbol(tag, translator)
 
+    from mtkit.decoding.options import LINES_AT_ONCE, TranslateOptions, say_nothing
     from mtkit.decoding.protected import translate_protected
 
+    asked = TranslateOptions(
+        split_sentences=split_sentences,
+        keep_links=alignment is not None,
+        keep_attention=attention is not None,
+        read_ahead=read_ahead or LINES_AT_ONCE,
+        first_line=job.first,
+        on_progress=say_nothing if quiet else Ticker(job.total),
+    )
     wanted = requests(job, prefix, constraints, tag)
     if alternatives is not None:
-        write_alternatives(translator.alternatives(wanted, alternatives), job.first + 1, output)
+        write_alternatives(translator.alternatives(wanted, alternatives, asked), job.first + 1, output)
         return
-    found = translate_protected(translator, wanted) if protect else translator.translate_n_best(wanted)
+    found = (
+        translate_protected(translator, wanted, asked)
+        if protect
+        else translator.translate_n_best(wanted, asked)
+    )
     with note.while_unfinished(resume) if note is not None else nullcontext():
         write_translations(found, job.first + 1, line_format, output, attention, append=resume)
 

@@ -15,13 +15,11 @@ from mtkit.config import DecodingConfig
 from mtkit.data.batching import Ids, split_by_budget
 from mtkit.data.tokenizer import Tokenizer
 from mtkit.decoding.ensemble import Ensemble
+from mtkit.decoding.options import MOST_WORKERS
 from mtkit.decoding.requests import Part
 from mtkit.decoding.sampling import SamplingOptions, sample
 from mtkit.decoding.search import Hypothesis, SearchOptions, search
 from mtkit.device import out_of_memory_named
-
-MOST_WORKERS = 4
-"""Batches that are searched at the same time on a CPU: the small operations of one fill the pauses of the others."""
 
 MOST_PIECES_ON_CPU = 8192
 """Source pieces in a batch on a CPU: more are no faster, and lengths that differ more are padded more."""
@@ -39,27 +37,31 @@ class BatchSearch:
         self.ensemble, self.decoding = ensemble, decoding
         self.options = search_options(decoding, ensemble.tokenizers.tgt)
         self.sampling = sampling_options(decoding)
-        self.num_workers = MOST_WORKERS
-        """Batches that may be searched at the same time."""
 
     def search_parts(
-        self, parts: Sequence[Part], on_batch: Callable[[Sequence[int]], None] | None = None
+        self,
+        parts: Sequence[Part],
+        on_batch: Callable[[Sequence[int]], None] | None = None,
+        num_workers: int = MOST_WORKERS,
     ) -> list[list[Hypothesis]]:
         """The hypotheses of each part, best first; samples in the order they were drawn.
 
         Args:
             on_batch: told after each batch which parts it had.
+            num_workers: batches that may be searched at the same time on a CPU.
         """
+        on_cpu = self.ensemble.device.type == "cpu"
+        num_workers = min(torch.get_num_threads(), num_workers) if on_cpu else 1
         found: list[list[Hypothesis]] = [[] for _ in parts]
         sizes = np.array([len(part.ids) + 1 for part in parts], dtype=np.int32)
-        for batch, hypotheses in self._run(parts, self._batches(sizes)):
+        for batch, hypotheses in self._run(parts, self._batches(sizes, num_workers), num_workers):
             for index, best in zip(batch, hypotheses, strict=True):
                 found[index] = best
             if on_batch is not None:
                 on_batch(batch)
         return found
 
-    def _batches(self, sizes: Ids) -> list[list[int]]:
+    def _batches(self, sizes: Ids, num_workers: int) -> list[list[int]]:
         """Parts of similar length together, the longest first; if there are several, about as many for each worker.
 
         Otherwise one worker would end with a batch while the others wait.
@@ -69,23 +71,18 @@ class BatchSearch:
         if self.ensemble.device.type == "cpu":
             budget = min(budget, MOST_PIECES_ON_CPU)
         batches = split_by_budget(sizes, order, budget)
-        workers = self._most_workers()
-        wanted = -(-len(batches) // workers) * workers
+        wanted = -(-len(batches) // num_workers) * num_workers
         while 1 < len(batches) < min(wanted, len(order)):
             budget = max(1, budget * len(batches) // wanted)
             batches = split_by_budget(sizes, order, budget)
         return [batch.tolist() for batch in batches]
 
-    def _most_workers(self) -> int:
-        """Batches that are searched at the same time, if there are so many."""
-        return min(torch.get_num_threads(), self.num_workers) if self.ensemble.device.type == "cpu" else 1
-
     def _run(
-        self, parts: Sequence[Part], batches: list[list[int]]
+        self, parts: Sequence[Part], batches: list[list[int]], num_workers: int
     ) -> Iterator[tuple[list[int], list[list[Hypothesis]]]]:
         """Search batches, on a CPU several at a time, each with its share of the threads."""
         num_threads = torch.get_num_threads()
-        num_workers = min(self._most_workers(), len(batches))
+        num_workers = min(num_workers, len(batches))
         if num_workers < 2:
             yield from ((batch, self._search_batch([parts[i] for i in batch])) for batch in batches)
             return

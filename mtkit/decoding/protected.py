@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from mtkit.data.tokenizer import Tokenizers
+from mtkit.decoding.options import DEFAULT_OPTIONS, TranslateOptions
 from mtkit.decoding.protect import Protected, protect
 from mtkit.decoding.requests import Request
 from mtkit.decoding.translation import Translation
@@ -14,11 +15,11 @@ from mtkit.decoding.translator import Translator
 
 
 def translate_protected(
-    translator: Translator, lines: Iterable[str | Request]
+    translator: Translator, lines: Iterable[str | Request], options: TranslateOptions = DEFAULT_OPTIONS
 ) -> Iterator[list[Translation]]:
     """`translate_n_best` of lines whose numbers, URLs, tags and unknown words come through.
 
-    Their links, if the translator keeps links, are between the words of the lines and those of the translations as
+    Their links, if `options` keep them, are between the words of the lines and those of the translations as
     they are given. Raises: DataError: see there.
     """
     waiting: deque[Protected] = deque()
@@ -30,7 +31,7 @@ def translate_protected(
             links = request.links or bool(line.insets)  # they say where what was taken out goes
             yield replace(request, text=line.text, kept=line.kept, links=links)
 
-    for translations in translator.translate_n_best(prepared()):
+    for translations in translator.translate_n_best(prepared(), options):
         line = waiting.popleft()
         yield [restored(line, translation) for translation in translations]
 

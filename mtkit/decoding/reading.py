@@ -10,9 +10,6 @@ from mtkit.errors import MtkitError
 
 T = TypeVar("T")
 
-LINES_AT_ONCE = 4096
-"""Lines read before the first batch is made: they are sorted by length, and their translations come out together."""
-
 
 def in_chunks(items: Iterable[T], number: int) -> Iterator[list[T]]:
     """Lists of so many items, the last of fewer.

@@ -14,7 +14,8 @@ from torch import Tensor
 from mtkit.config import DecodingConfig
 from mtkit.data.batching import Ids, split_by_budget
 from mtkit.decoding.ensemble import Ensemble
-from mtkit.decoding.reading import LINES_AT_ONCE, in_chunks
+from mtkit.decoding.options import LINES_AT_ONCE
+from mtkit.decoding.reading import in_chunks
 from mtkit.decoding.search import LOGITS_AT_ONCE, SearchOptions, final_scores
 from mtkit.decoding.translation import Translation
 from mtkit.device import out_of_memory_named

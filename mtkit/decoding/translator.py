@@ -19,7 +19,8 @@ from mtkit.decoding.batches import BatchSearch
 from mtkit.decoding.ensemble import Ensemble
 from mtkit.decoding.loading import load_model, load_others
 from mtkit.decoding.mbr import make_utility, minimum_risk
-from mtkit.decoding.reading import LINES_AT_ONCE, in_chunks
+from mtkit.decoding.options import DEFAULT_OPTIONS, TranslateOptions
+from mtkit.decoding.reading import in_chunks
 from mtkit.decoding.requests import Cutter, Part, Request, holds
 from mtkit.decoding.scoring import Scorer
 from mtkit.decoding.search import Hypothesis
@@ -43,6 +44,7 @@ class Translator:
         max_source_pieces: longer lines are split at sentence ends, longer sentences are cut (see `longtext`),
             translated part by part and joined.
         others: further models of an ensemble, for the same vocabularies.
+        int8: which matrices of the models were packed to multiply in 8-bit integers.
     """
 
     def __init__(
@@ -52,9 +54,10 @@ class Translator:
         decoding: DecodingConfig,
         max_source_pieces: int = 256,
         others: Sequence[Transformer] = (),
+        int8: Int8 = "none",
     ) -> None:
         self.model, self.tokenizers, self.decoding = model, tokenizers, decoding
-        self.max_source_pieces = max_source_pieces
+        self.max_source_pieces, self.int8 = max_source_pieces, int8
         self.ensemble = Ensemble((model, *others), tokenizers)
         self.device = self.ensemble.device
         self.batches = BatchSearch(self.ensemble, decoding)
@@ -62,20 +65,6 @@ class Translator:
         self.cutter = Cutter(tokenizers, decoding, self.options.suppressed, max_source_pieces)
         self.scorer = Scorer(self.ensemble, decoding, self.options, max_source_pieces)
         self.joiner = Joiner(self.ensemble, decoding.batch_tokens)
-        self.on_batch: Callable[[int], None] = lambda num_lines: None
-        """Told after each batch how many more lines are translated."""
-        self.split = False
-        """Whether every line is split at sentence ends, not only the long ones."""
-        self.keeps_links = False
-        """Whether translations come with links of their words; requests can want them too."""
-        self.keeps_attention = False
-        """Whether the best translations come with their attention."""
-        self.lines_at_once = LINES_AT_ONCE
-        """Lines read before they are translated together."""
-        self.int8: Int8 = "none"
-        """Which matrices of the models multiply in 8-bit integers."""
-        self.first_number = 0
-        """Number of the next line, on which the random numbers of its samples depend."""
 
     @classmethod
     def load(
@@ -131,24 +120,37 @@ class Translator:
                 pack(each, int8)
         if device.type == "cpu":
             keep_freed_memory()
-        translator = cls(model, tokenizers, decoding or config.decoding, config.data.max_length, others)
-        translator.int8 = int8
-        return translator
+        decoding = decoding or config.decoding
+        return cls(model, tokenizers, decoding, config.data.max_length, others, int8)
 
-    def translate(self, lines: Iterable[str | Request]) -> Iterator[Translation]:
-        """The best translation of each line, in order; lines are read ahead by `LINES_AT_ONCE`."""
-        return (translations[0] for translations in self.translate_n_best(lines))
+    def translate(
+        self, lines: Iterable[str | Request], options: TranslateOptions = DEFAULT_OPTIONS
+    ) -> Iterator[Translation]:
+        """The best translation of each line, in order; lines are read ahead by `options.read_ahead`.
 
-    def translate_n_best(self, lines: Iterable[str | Request]) -> Iterator[list[Translation]]:
+        Raises:
+            DataError: see `translate_n_best`.
+        """
+        return (translations[0] for translations in self.translate_n_best(lines, options))
+
+    def translate_n_best(
+        self, lines: Iterable[str | Request], options: TranslateOptions = DEFAULT_OPTIONS
+    ) -> Iterator[list[Translation]]:
         """The `n_best` translations of each line, best first; samples in the order they were drawn.
+
+        Every call counts its lines from `options.first_line`, so the same call gives the same samples.
 
         Raises:
             DataError: a prefix or constraints that cannot be met; at the line's number. The lines before are yielded.
         """
-        for chunk in in_chunks(lines, self.lines_at_once):
-            yield from self._translate_chunk(list(map(Request.of, chunk)))
+        first = options.first_line
+        for chunk in in_chunks(lines, options.read_ahead):
+            yield from self._translate_chunk(list(map(Request.of, chunk)), first, options)
+            first += len(chunk)
 
-    def alternatives(self, lines: Iterable[str | Request], number: int) -> Iterator[list[Alternative]]:
+    def alternatives(
+        self, lines: Iterable[str | Request], number: int, options: TranslateOptions = DEFAULT_OPTIONS
+    ) -> Iterator[list[Alternative]]:
         """For each line the most probable words behind its prefix, each with the best translation that goes on so.
 
         The prefix consists of whole words, and none of its words is made longer. Punctuation behind a word is a word of
@@ -157,16 +159,16 @@ class Translator:
         Args:
             lines: each one sentence; constraints do not matter.
             number: alternatives of each line, best first; fewer where there are fewer.
+            options: of which links, attention and read-ahead do not matter.
 
         Raises:
             DataError: a prefix or a line that is too long.
         """
-        for line in lines:
-            self.first_number += 1
-            part = self.cutter.single(Request.of(line), self.first_number - 1, self.split)
+        for line_number, line in enumerate(lines, options.first_line):
+            part = self.cutter.single(Request.of(line), line_number, options.split_sentences)
             ends = self.cutter.word_ends
             yield best_alternatives(self.ensemble, part, self.options, ends, number) if part else []
-            self.on_batch(1)
+            options.on_progress(1)
 
     def score_stream(
         self, pairs: Iterable[Sequence[str]], skip_long: bool = False
@@ -196,31 +198,35 @@ class Translator:
             [Part(ids, limit(len(ids)), number) for number, ids in enumerate(sentences)]
         )
 
-    def _translate_chunk(self, requests: list[Request]) -> Iterator[list[Translation]]:
-        """Search the parts of all lines together, and join those of each line."""
-        first, self.first_number = self.first_number, self.first_number + len(requests)
+    def _translate_chunk(
+        self, requests: list[Request], first: int, options: TranslateOptions
+    ) -> Iterator[list[Translation]]:
+        """Search the parts of all lines together, and join those of each line. Args: first: number of line 0."""
         cut: list[list[Part]] = []
         fault = None
         try:
-            for parts in self.cutter.parts(requests, first, self.split):
+            for parts in self.cutter.parts(requests, first, options.split_sentences):
                 cut.append(parts)
         except DataError as error:  # told after the translations of the lines before it
             fault = error
-        lines = self._searched(requests, cut)
-        num_together = ALIGNED_TOGETHER if self.keeps_attention else max(1, len(lines))
+        lines = self._searched(requests, cut, options)
+        num_together = ALIGNED_TOGETHER if options.keep_attention else max(1, len(lines))
         for start in range(0, len(lines), num_together):
-            yield from self.joiner.join(lines[start : start + num_together], self.keeps_attention)
+            yield from self.joiner.join(lines[start : start + num_together], options.keep_attention)
         if fault is not None:
             raise fault
 
-    def _searched(self, requests: list[Request], cut: list[list[Part]]) -> list[SearchedLine]:
+    def _searched(
+        self, requests: list[Request], cut: list[list[Part]], options: TranslateOptions
+    ) -> list[SearchedLine]:
         """The parts of lines with what is found for them."""
         every = [part for parts in cut for part in parts]
-        finished = LineCounter([len(parts) for parts in cut], self.on_batch)
-        found = list(map(self._chosen, self.batches.search_parts(every, finished)))
-        of_parts = iter(self._with_kept(every, found))
+        finished = LineCounter([len(parts) for parts in cut], options.on_progress)
+        workers = options.num_workers
+        found = list(map(self._chosen, self.batches.search_parts(every, finished, workers)))
+        of_parts = iter(self._with_kept(every, found, workers))
         return [
-            SearchedLine(parts, list(islice(of_parts, len(parts))), self.keeps_links or request.links)
+            SearchedLine(parts, list(islice(of_parts, len(parts))), options.keep_links or request.links)
             for parts, request in zip(cut, requests, strict=False)  # no parts behind a fault
         ]
 
@@ -232,7 +238,9 @@ class Translator:
         ranked = minimum_risk(texts, make_utility(self.decoding.mbr))
         return [hypotheses[number] for number, _ in ranked[: self.decoding.n_best]]
 
-    def _with_kept(self, parts: list[Part], chosen: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
+    def _with_kept(
+        self, parts: list[Part], chosen: list[list[Hypothesis]], num_workers: int
+    ) -> list[list[Hypothesis]]:
         """The same, with parts translated again whose best translation lacks a text that is to be kept.
 
         Most often a model copies by itself, and then best where it is free; constraints cost more than they give there.
@@ -247,7 +255,9 @@ class Translator:
         if not again:
             return chosen
         found = list(chosen)
-        results = self.batches.search_parts([self.cutter.keeping(parts[i]) for i in again])
+        results = self.batches.search_parts(
+            [self.cutter.keeping(parts[i]) for i in again], num_workers=num_workers
+        )
         for i, hypotheses in zip(again, results, strict=True):
             found[i] = self._chosen(hypotheses) if hypotheses else chosen[i]
         return found

@@ -10,6 +10,7 @@ import pytest
 from test_translator import make, sentences
 
 from mtkit.decoding import translation as translation_module
+from mtkit.decoding.options import TranslateOptions
 from mtkit.decoding.translator import ALIGNED_TOGETHER
 
 LINES = sentences(5 * ALIGNED_TOGETHER, longest=6)
@@ -23,10 +24,9 @@ def num_alive(references: list[weakref.ref[Any]]) -> int:
 def test_attention_of_earlier_lines_is_gone() -> None:
     """While lines are read one by one, never more than two groups of matrices exist."""
     translator = make(beam_size=1)
-    translator.keeps_attention = True
     matrices: list[weakref.ref[Any]] = []
     most = 0
-    for translation in translator.translate(LINES):
+    for translation in translator.translate(LINES, TranslateOptions(keep_attention=True)):
         [aligned] = translation.aligned
         assert aligned.weights.base is None  # a view would hold the whole batch
         matrices.append(weakref.ref(aligned.weights))
@@ -51,8 +51,7 @@ def test_links_need_no_matrices_but_those_of_a_batch(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(translation_module, "align", watching)
     translator = make(beam_size=2, n_best=2, batch_tokens=60)
-    translator.keeps_links = True
-    found = list(translator.translate_n_best(LINES))
+    found = list(translator.translate_n_best(LINES, TranslateOptions(keep_links=True)))
     assert len(matrices) == 2 * len(LINES)
     assert most <= 30  # of a batch of 60 pieces, and the newest of the batch before
     assert not any(translation.aligned for translations in found for translation in translations)
@@ -61,17 +60,16 @@ def test_links_need_no_matrices_but_those_of_a_batch(monkeypatch: pytest.MonkeyP
 
 def test_links_do_not_depend_on_the_neighbours() -> None:
     translator = make(n_best=2, max_source_pieces=12)
-    translator.keeps_links = True
+    links, attention = TranslateOptions(keep_links=True), TranslateOptions(keep_attention=True)
     lines = ["", *LINES[:6], " ".join(LINES[:4])]
-    together = list(translator.translate_n_best(lines))
+    together = list(translator.translate_n_best(lines, links))
     for line, translations in zip(lines, together, strict=True):
-        [alone] = translator.translate_n_best([line])
+        [alone] = translator.translate_n_best([line], links)
         assert [t.links for t in translations] == [t.links for t in alone]
         for translation in translations:
             assert all(
                 s < len(line.split()) and t < len(translation.text.split()) for s, t in translation.links
             )
-    translator.keeps_links, translator.keeps_attention = False, True
-    for line, translations in zip(lines, translator.translate_n_best(lines), strict=True):
+    for line, translations in zip(lines, translator.translate_n_best(lines, attention), strict=True):
         num_parts = len(translations[0].aligned)
         assert num_parts >= bool(line) and not any(t.aligned for t in translations[1:])

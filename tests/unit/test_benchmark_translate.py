@@ -13,6 +13,7 @@ from test_translator import make, sentences
 from mtkit.benchmark import translate as benchmark_module
 from mtkit.benchmark.peers import ctranslate2_system, load_ctranslate2, refuse_unlike
 from mtkit.benchmark.translate import benchmark
+from mtkit.decoding.options import DEFAULT_OPTIONS
 from mtkit.decoding.requests import Request
 from mtkit.errors import ConfigError
 
@@ -97,14 +98,14 @@ def test_memory_is_measured_after_all_lines_were_translated_with_all_workers(
     events: list[Any] = []
     translate = translator.translate
 
-    def noting(given: Any) -> Any:
-        events.append((len(given), translator.batches.num_workers))
-        return translate(given)
+    def noting(given: Any, options: Any = DEFAULT_OPTIONS) -> Any:
+        events.append((len(given), options.num_workers))
+        return translate(given, options)
 
     translator.translate = noting  # type: ignore[method-assign]
     monkeypatch.setattr(benchmark_module, "peak_memory_mb", lambda device: events.append("memory") or 1.0)
     config: Any = SimpleNamespace(data=SimpleNamespace(tgt="de"))
     report = benchmark("model", lines, None, lambda: (translator, config), rounds=1)
-    assert (520, translator.batches.num_workers) in events[: events.index("memory")]
+    assert (520, DEFAULT_OPTIONS.num_workers) in events[: events.index("memory")]
     assert report.peak_memory_mb == 1.0
-    assert translator.batches.num_workers > 1
+    assert DEFAULT_OPTIONS.num_workers > 1

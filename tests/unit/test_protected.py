@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from test_translator import make
 
+from mtkit.decoding.options import TranslateOptions
 from mtkit.decoding.protected import translate_protected
 from mtkit.decoding.requests import Request
 
@@ -25,8 +26,8 @@ def test_all_translations_of_a_line_are_restored(keys: Any) -> None:
 
 def test_links_are_those_of_the_words_that_are_read_and_printed() -> None:
     translator = make(n_best=2)
-    translator.keeps_links = True
-    for line, translations in zip(LINES, translate_protected(translator, LINES), strict=True):
+    found = translate_protected(translator, LINES, TranslateOptions(keep_links=True))
+    for line, translations in zip(LINES, found, strict=True):
         for translation in translations:
             source, target = line.split(), translation.text.split()
             assert all(s < len(source) and t < len(target) for s, t in translation.links)

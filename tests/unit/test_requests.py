@@ -10,6 +10,7 @@ from test_translator import make
 from mtkit.config import TokenizerConfig
 from mtkit.data.pairs import Pair
 from mtkit.data.tokenizer import make_tokenizers
+from mtkit.decoding.options import TranslateOptions
 from mtkit.decoding.requests import Cutter, Request, holds
 from mtkit.decoding.translator import Translator
 from mtkit.errors import DataError
@@ -28,9 +29,8 @@ TWO = "the old man sees a bird. My sister hears children."
 )
 def test_why_a_line_has_no_prefix(text: str, split: bool, limit: int, what: str) -> None:
     translator = make(max_source_pieces=limit)
-    translator.split = split
     lines = [Request("a bird"), Request(text, prefix="der")]
-    translations = translator.translate(lines)
+    translations = translator.translate(lines, TranslateOptions(split_sentences=split))
     next(translations)
     with pytest.raises(DataError) as caught:
         next(translations)
@@ -44,9 +44,8 @@ def test_why_a_line_has_no_alternatives() -> None:
         (False, 8, "may have 8"),
     ):
         translator = make(max_source_pieces=limit)
-        translator.split = split
         with pytest.raises(DataError, match=f"a line with alternatives {what}"):
-            next(translator.alternatives([TWO], 2))
+            next(translator.alternatives([TWO], 2, TranslateOptions(split_sentences=split)))
 
 
 def constrained(translator: Translator, *phrases: str) -> str:
@@ -143,7 +142,6 @@ def test_what_a_translation_holds(text: str, kept: str, there: bool) -> None:
 
 def test_a_part_keeps_only_what_stands_in_it_as_a_word() -> None:
     translator = make()
-    translator.split = True
     request = Request("The man sees 15 birds. My sister hears 5 children.", kept=("15", "5"))
     [parts] = translator.cutter.parts([request], 0, split=True)
     texts = translator.tokenizers.src.decode([part.ids for part in parts])

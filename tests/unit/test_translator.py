@@ -21,6 +21,7 @@ from mtkit.data.pairs import Pair
 from mtkit.data.tokenizer import Tokenizers, make_tokenizers
 from mtkit.decoding.loading import copy_weights, find_checkpoint, load_model, make_model
 from mtkit.decoding.longtext import cut_place
+from mtkit.decoding.options import TranslateOptions
 from mtkit.decoding.requests import Part, Request
 from mtkit.decoding.search import Hypothesis, SearchOptions, gnmt_penalty, search
 from mtkit.decoding.translation import Translation
@@ -142,9 +143,7 @@ def test_lines_are_read_only_so_far_ahead() -> None:
             read.append(line)
             yield line
 
-    translator = make()
-    translator.lines_at_once = 4
-    out = translator.translate(stream())
+    out = make().translate(stream(), TranslateOptions(read_ahead=4))
     assert read == []
     given = 0
     for _ in out:
@@ -159,9 +158,7 @@ def test_what_was_read_before_a_bad_line_is_translated() -> None:
         yield from ("a bird", "the man")
         raise DataError("invalid UTF-8", where="line 3")
 
-    translator = make()
-    translator.lines_at_once = 2
-    out = translator.translate(stream())
+    out = make().translate(stream(), TranslateOptions(read_ahead=2))
     assert next(out).text != ""
     assert next(out).text != ""
     with pytest.raises(DataError):
@@ -349,7 +346,7 @@ class Recorder(Translator):
         self.parts: list[list[int]] = []
         self.batches.search_parts = self.note  # type: ignore[method-assign]
 
-    def note(self, parts: Sequence[Part], on_batch: Any = None) -> list[list[Hypothesis]]:
+    def note(self, parts: Sequence[Part], *_: Any) -> list[list[Hypothesis]]:
         self.parts = [part.ids.tolist() for part in parts]
         return [[Hypothesis([5], -1.0, -1.0)] for _ in parts]
 
@@ -428,12 +425,11 @@ def test_where_a_line_is_cut(pieces: str, place: int) -> None:
 def test_progress_counts_lines_each_once() -> None:
     """Lines of several sentences, long lines, empty ones, ones that are searched again; over several chunks."""
     translator = make(max_source_pieces=10, batch_tokens=60)
-    translator.split, translator.lines_at_once = True, 7
     told: list[int] = []
-    translator.on_batch = told.append
+    options = TranslateOptions(split_sentences=True, read_ahead=7, on_progress=told.append)
     lines: list[str | Request] = ["", "A bird. The man! My sister?", *sentences(9, longest=20), "  "]
     lines += [Request("a bird 7", kept=("7",)), "the old man. " * 12]
-    for num_given, _ in enumerate(translator.translate(lines), 1):
+    for num_given, _ in enumerate(translator.translate(lines, options), 1):
         assert sum(told) >= num_given
     assert sum(told) == len(lines)
     assert len(told) > 4
@@ -444,11 +440,33 @@ def test_parts_of_a_line_are_sampled_apart() -> None:
     translator = make(sample=True, n_best=4)
     sentence = "The old man sees a bird."
     [alone] = translator.translate_n_best([sentence])
-    translator.split, translator.first_number = True, 0
-    [twice] = translator.translate_n_best([f"{sentence} {sentence}"])
+    options = TranslateOptions(split_sentences=True)
+    [twice] = translator.translate_n_best([f"{sentence} {sentence}"], options)
     for one, both in zip(alone, twice, strict=True):
         assert both.text.startswith(f"{one.text} ")  # the first part draws as the line alone
         assert both.text != f"{one.text} {one.text}"
+
+
+def test_calls_know_nothing_of_each_other() -> None:
+    """One after the other, and two at the same time, a call draws the same samples and counts its own lines."""
+    translator = make(sample=True, n_best=2)
+    lines = sentences(6)
+    expected = [[t.text for t in n_best] for n_best in translator.translate_n_best(lines)]
+    options = TranslateOptions(read_ahead=2)
+    interleaved = zip(
+        translator.translate_n_best(lines, options), translator.translate_n_best(lines), strict=True
+    )
+    for n_best, (one, other) in zip(expected, interleaved, strict=True):
+        assert [t.text for t in one] == [t.text for t in other] == n_best
+    rest = translator.translate_n_best(lines[4:], TranslateOptions(first_line=4))
+    assert [[t.text for t in n_best] for n_best in rest] == expected[4:]
+    for first in (0, 0, 7):
+        with pytest.raises(DataError) as caught:
+            list(translator.translate(["", Request("", prefix="der")], TranslateOptions(first_line=first)))
+        assert caught.value.where == f"line {first + 2}"
+        with pytest.raises(DataError) as caught:
+            list(translator.alternatives(["", "the man. " * 99], 1, TranslateOptions(first_line=first)))
+        assert caught.value.where == f"line {first + 2}"
 
 
 # --- loading --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,42 @@
+"""What a caller asks of one translation job; how the model searches is `DecodingConfig`'s."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+LINES_AT_ONCE = 4096
+"""Lines read before the first batch is made: they are sorted by length, and their translations come out together."""
+
+MOST_WORKERS = 4
+"""Batches that are searched at the same time on a CPU: the small operations of one fill the pauses of the others."""
+
+
+def say_nothing(num_lines: int) -> None:
+    """Hear of progress and keep it to oneself."""
+
+
+@dataclass(frozen=True)
+class TranslateOptions:
+    """How the lines of one call are read, and what comes with their translations.
+
+    Args:
+        split_sentences: split every line at sentence ends, not only the long ones.
+        keep_links: give every translation its word links; without it only requests that want them have them.
+        keep_attention: give the best translation of each line its attention.
+        read_ahead: lines read before they are translated together.
+        first_line: number of the first line, from 0: messages and the random numbers of samples go by it.
+        on_progress: told after each batch how many more lines are translated.
+        num_workers: batches that may be searched at the same time on a CPU.
+    """
+
+    split_sentences: bool = False
+    keep_links: bool = False
+    keep_attention: bool = False
+    read_ahead: int = LINES_AT_ONCE
+    first_line: int = 0
+    on_progress: Callable[[int], None] = say_nothing
+    num_workers: int = MOST_WORKERS
+
+
+DEFAULT_OPTIONS = TranslateOptions()
