@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -68,6 +68,38 @@ def dump_config(config: Config) -> str:
 def config_schema() -> dict[str, object]:
     """JSON Schema of the YAML, with the description and default of every key, for editors."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+
+
+def config_keys() -> dict[str, FieldInfo]:
+    """Every key that an override may name, such as `training.max_steps`, with its field."""
+    found = {}
+    for name, field in Config.model_fields.items():
+        section = _section((name,))
+        if section is None:
+            found[name] = field
+        else:
+            found |= {f"{name}.{key}": below for key, below in section.model_fields.items()}
+    return found
+
+
+def key_values(name: str) -> list[str]:
+    """What a key may be, as it is written: the words that it takes, and its default; nothing for other names."""
+    field = config_keys().get(name)
+    if field is None:
+        return []
+    words = ["true", "false"] if field.annotation is bool else list(_words(field.annotation))
+    default = field.get_default()
+    known = [] if default is None or field.is_required() else [format_value(default)]
+    return list(dict.fromkeys([*words, *known]))
+
+
+def _words(annotation: object) -> Iterator[str]:
+    """The words that a type names; those of a list's entries do not count."""
+    if get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    elif get_origin(annotation) is not tuple:
+        for part in get_args(annotation):
+            yield from _words(part)
 
 
 def diff_configs(old: Config, new: Config) -> list[str]:

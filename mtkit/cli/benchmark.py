@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mtkit.cli import options
+from mtkit.cli import completion, options
 from mtkit.cli.lines import refuse_unequal
 from mtkit.cli.terminal import make_console, print_text
 from mtkit.cli.translators import decoding_of, load_translator_and_config
@@ -22,7 +22,8 @@ def benchmark_train(
         list[str] | None,
         typer.Option(
             help="Another loop on the same batches, in turn with mtkit: torch (nn.Transformer), compile (mtkit "
-            "with torch.compile) or transformers (Hugging Face's Marian); repeat for several."
+            "with torch.compile) or transformers (Hugging Face's Marian); repeat for several.",
+            autocompletion=completion.one_of("torch", "compile", "transformers"),
         ),
     ] = None,
     steps: Annotated[int, typer.Option(min=3, help="Updates to measure, after a warm-up.")] = 20,
@@ -61,7 +62,8 @@ def benchmark_translate(
         list[str] | None,
         typer.Option(
             help="Another system with the same weights, in turn with mtkit: ctranslate2, or transformers (Hugging "
-            "Face's generate); repeat for several."
+            "Face's generate); repeat for several.",
+            autocompletion=completion.one_of("ctranslate2", "transformers"),
         ),
     ] = None,
     compute_type: Annotated[

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mtkit.cli import options
+from mtkit.cli import completion, options
 from mtkit.cli.lines import refuse_unequal
 from mtkit.cli.terminal import Ticker, print_text
 from mtkit.cli.translators import decoding_of, load_translator_and_config
@@ -34,9 +34,16 @@ def evaluate(
     ] = None,
     langs: Annotated[str | None, typer.Option(help="Languages of the test set, for example en-de.")] = None,
     metric: Annotated[
-        list[str] | None, typer.Option(help="bleu, chrf, chrf++, ter; repeat for several.")
+        list[str] | None,
+        typer.Option(
+            help="bleu, chrf, chrf++, ter; repeat for several.",
+            autocompletion=completion.values_of("decoding.mbr"),
+        ),
     ] = None,
-    tokenize: Annotated[str | None, typer.Option(help="sacreBLEU's tokenizer for BLEU.")] = None,
+    tokenize: Annotated[
+        str | None,
+        typer.Option(help="sacreBLEU's tokenizer for BLEU.", autocompletion=completion.bleu_tokenizers),
+    ] = None,
     lowercase: Annotated[bool, typer.Option("--lowercase", help="Ignore case.")] = False,
     resamples: Annotated[int, typer.Option(min=0, help="Of the 95 % bootstrap interval; 0 for none.")] = 1000,
     beam_size: options.BeamSize = None,

@@ -36,9 +36,9 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Run a command; every error becomes one line and an exit code."""
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
+    arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        code = app(arguments, prog_name="mtkit", standalone_mode=False)
+        code = app(with_help(arguments), prog_name="mtkit", standalone_mode=False)
         sys.stdout.flush()
         if code == 130:  # what some versions of typer make of a Ctrl-C
             return fail("interrupted", 130, debug)
@@ -66,6 +66,14 @@ def run(arguments: list[str]) -> int:
                 return fail("stopped after saving: run the same command again to go on", code, debug)
             return fail("stopped before training began: run the same command again", code, debug)
         raise
+
+
+def with_help(arguments: list[str]) -> list[str]:
+    """The arguments; where they name mtkit, or a group of commands, and nothing more, they ask for its help."""
+    command: Any = typer.main.get_command(app)
+    for argument in arguments:
+        command = getattr(command, "commands", {}).get(argument)
+    return [*arguments, "--help"] if hasattr(command, "commands") else arguments
 
 
 def fail(message: str, code: int, debug: bool) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtkit.cli.completion import PRECISIONS
 from mtkit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def load_translator_and_config(
     model: str, decoding: DecodingConfig, device: str, precision: str, ensemble: Sequence[str] = ()
 ) -> tuple[Translator, Config]:
     """A translator and the config it was trained with."""
-    if precision not in ("auto", "fp32", "bf16", "fp16", "int8"):
+    if precision not in PRECISIONS:
         raise ConfigError(
             f"{precision!r} is no precision", where="--precision", hint="auto, fp32, bf16, fp16 or int8"
         )

@@ -1,0 +1,106 @@
+"""What the command line tells a newcomer: help of groups, options in panels, completion at the keyboard."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any, get_args
+
+import pytest
+import tiny
+import typer
+
+from mtkit.cli import app
+from mtkit.cli.completion import PRECISIONS
+from mtkit.config import Config, DecodingConfig, Metric
+from mtkit.configfile import config_keys, key_values
+
+
+@pytest.mark.parametrize("group", [[], ["config"], ["benchmark"]], ids=lambda words: " ".join(words))
+def test_a_group_alone_prints_its_help(group: list[str]) -> None:
+    code, out, err = tiny.mtkit(*group)
+    assert (code, err) == (0, "")
+    assert out == tiny.mtkit(*group, "--help")[1]
+    assert "Usage: " + " ".join(["mtkit", *group]) in out
+
+
+def test_a_command_without_its_arguments_is_a_mistake() -> None:
+    code, out, err = tiny.mtkit("config", "show")
+    assert (code, out) == (2, "")
+    assert "CONFIG" in tiny.one_line(err)
+
+
+def translate_options() -> dict[str, Any]:
+    command: Any = typer.main.get_command(app).commands["translate"]  # type: ignore[attr-defined]
+    return {p.name: p for p in command.params if p.param_type_name == "option"}
+
+
+def test_every_option_of_translate_stands_in_a_panel() -> None:
+    panels = {name: option.rich_help_panel for name, option in translate_options().items()}
+    assert [name for name, panel in panels.items() if panel is None] == []
+    assert set(panels.values()) == {
+        "Input and output", "Search", "Sampling", "Constraints", "Text handling", "Machine",
+    }  # fmt: skip
+
+
+def complete(*words: str) -> list[str]:
+    """What the last word of a command line may become, as a shell hears it."""
+    command: Any = typer.main.get_command(app)
+    *names, last = words
+    with command.make_context("mtkit", list(names), resilient_parsing=True) as context:
+        below = context.command.commands[names[0]]
+        with below.make_context(names[0], list(names[1:]), parent=context, resilient_parsing=True) as inner:
+            option = names[-1] if names[-1].startswith("--") else None
+            (parameter,) = [
+                p for p in below.params if option in p.opts or (not option and p.name == "overrides")
+            ]
+            return [item.value for item in parameter.shell_complete(inner, last)]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("translate", "m", "--precision", ""), PRECISIONS),
+        (("translate", "m", "--stop", "un"), ["unbeaten"]),
+        (("translate", "m", "--penalty-kind", ""), ["gnmt", "simple"]),
+        (("translate", "m", "--mbr", ""), [*get_args(Metric), "none"]),
+        (("translate", "m", "--device", "c"), ["cpu", "cuda"]),
+        (("evaluate", "--metric", "chr"), ["chrf", "chrf++"]),
+        (("train", "my.yaml", "training.le"), ["training.learning_rate=", "training.learning_rate=0.001"]),
+        (("train", "my.yaml", "training.warm"), ["training.warmup_steps=", "training.warmup_steps=1000"]),
+        (("check", "my.yaml", "seed=1", "decoding.m"), [f"decoding.{key}=" for key in DecodingConfig.model_fields
+                                                       if key.startswith("m")]),
+        (("train", "my.yaml", "model.bias=f"), ["model.bias=false"]),
+        (("train", "my.yaml", "training.schedule", "=", "co"), ["cosine", "constant"]),  # as bash cuts it
+        (("train", "my.yaml", "nothing.l"), []),
+    ],
+)  # fmt: skip
+def test_completion(words: tuple[str, ...], expected: list[str]) -> None:
+    assert complete(*words) == list(expected)
+
+
+def test_every_key_can_be_completed() -> None:
+    keys = config_keys()
+    assert {key.split(".")[0] for key in keys} == set(Config.model_fields)
+    assert key_values("training.batch_tokens") == ["auto", "4096"]
+    assert key_values("validation.metrics") == ["[bleu, chrf]"]
+    assert key_values("run") == key_values("no.such") == []
+
+
+def test_completion_waits_for_no_torch() -> None:
+    words = "mtkit train my.yaml training.sch"
+    code = """
+import sys
+from mtkit.cli import app
+try:
+    app([], prog_name="mtkit")
+finally:
+    assert not {"torch", "sacrebleu", "datasets"} & sys.modules.keys()
+"""
+    variables = {"_MTKIT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "3"}
+    environment = tiny.child_environment() | variables
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == [
+        f"training.schedule={name}" for name in ["", *key_values("training.schedule")]
+    ]
+    assert (done.returncode, done.stderr) == (0, "")
