@@ -15,28 +15,47 @@ from mtkit.errors import ConfigError, TrainingError
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(name: str, where: str = "training.device", number: int = 0) -> torch.device:
-    """The device of this name. Raises: ConfigError: at `where`, it is not there.
+def choose_device(name: str, where: str = "training.device", local_rank: int | None = None) -> torch.device:
+    """The device of this name; a GPU with its index, which `torch.cuda.set_device` asks for.
 
     Args:
-        name: `auto` is a GPU if there is one.
+        name: `auto` is a GPU if there is one; `cuda` without an index the present GPU of the process.
         where: for the message.
-        number: of the GPU, where the name does not say it: that of the process on its machine.
+        local_rank: number on its machine of a process that trains together with others: it takes the GPU of that
+            number, or the only one that its launcher lets it see.
+
+    Raises:
+        ConfigError: at `where`, it is not there, or the processes would share it.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and number:
-        name = f"cuda:{number}"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"{name!r} is no device", where=where, hint="auto, cpu, cuda or cuda:1") from error
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"{name!r} is not supported", where=where, hint="auto, cpu, cuda or cuda:1")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        there = f"{torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else "no GPU"
-        raise ConfigError(f"{name!r} is not there: PyTorch sees {there}", where=where, hint="auto or cpu")
-    return device
+    return device if device.type == "cpu" else choose_gpu(device, where, local_rank)
+
+
+def choose_gpu(device: torch.device, where: str, local_rank: int | None) -> torch.device:
+    """The GPU that `choose_device` describes. Raises: ConfigError."""
+    index: int | None = device.index
+    count = torch.cuda.device_count()
+    there = f"{count} GPU{'s' if count > 1 else ''}" if torch.cuda.is_available() and count else "no GPU"
+    if there == "no GPU" or (index or 0) >= count:
+        raise ConfigError(f"'{device}' is not there: PyTorch sees {there}", where=where, hint="auto or cpu")
+    if local_rank is None:
+        return torch.device("cuda", torch.cuda.current_device()) if index is None else device
+    if index is not None:
+        what = f"'{device}' names one GPU, but there are several processes, each with its own"
+        raise ConfigError(what, where=where, hint="cuda or auto")
+    if count == 1:
+        return torch.device("cuda", 0)
+    if local_rank >= count:
+        what = f"no GPU for process {local_rank} of this machine: PyTorch sees {there}"
+        raise ConfigError(what, where=where, hint="start as many processes as there are GPUs")
+    return torch.device("cuda", local_rank)
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -44,7 +63,10 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision != "auto":
         return DTYPES[precision]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+        with torch.cuda.device(device):  # PyTorch asks the present one, and a machine may have two kinds
+            return (
+                torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+            )
     return torch.bfloat16 if cpu_has_bf16() else torch.float32
 
 

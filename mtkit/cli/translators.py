@@ -73,8 +73,9 @@ def load_translator_and_config(
     from mtkit.decoding.translator import Translator
     from mtkit.device import choose_device
 
-    number = os.environ.get("LOCAL_RANK", "0")  # of several processes that torchrun started, each has its GPU
-    chosen = choose_device(device, "--device", int(number) if number.isdecimal() else 0)
+    number = os.environ.get("LOCAL_RANK", "")  # of several processes that torchrun started, each has its GPU
+    together = os.environ.get("WORLD_SIZE", "1") != "1" and number.isdecimal()
+    chosen = choose_device(device, "--device", int(number) if together else None)
     config, tokenizers, network = load_model(Path(model))
     others = load_others(ensemble, tokenizers, model)
     return Translator.of(config, tokenizers, network, decoding, chosen, precision, others), config

@@ -41,13 +41,13 @@ class Processes:
     Attributes:
         rank: this one's number; 0 is the one that speaks, writes and decides.
         size: how many there are.
-        local_rank: its number on its own machine, which is the number of its GPU.
+        local_rank: its number on its own machine, which chooses its GPU; None for one process alone.
         patient: group of the same processes, for waits that may be long.
     """
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
+    local_rank: int | None = None
     patient: Any = None
 
     @property
@@ -125,13 +125,13 @@ def peers_named() -> Iterator[None]:
         raise TrainingError(what, hint="its own message says why; see that of process 0 first") from error
 
 
-def environment(variables: Mapping[str, str] = os.environ) -> tuple[int, int, int]:
-    """(rank, size, local rank) as torchrun tells them, else (0, 1, 0). Raises: ConfigError: they are incomplete."""
+def environment(variables: Mapping[str, str] = os.environ) -> tuple[int, int, int | None]:
+    """(rank, size, local rank) as torchrun tells them, else (0, 1, None). Raises: ConfigError: they are incomplete."""
     hint = "start several processes with torchrun, or unset WORLD_SIZE"
     try:
         size = int(variables.get("WORLD_SIZE", "1"))
         if size == 1:
-            return 0, 1, 0
+            return 0, 1, None
         rank, local_rank = int(variables["RANK"]), int(variables["LOCAL_RANK"])
     except ValueError as error:
         raise ConfigError("WORLD_SIZE, RANK and LOCAL_RANK are not numbers", hint=hint) from error
@@ -162,10 +162,23 @@ def joined_processes(device: torch.device, *, compiles: bool = False) -> Iterato
         store = meeting_place(rank, size)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         patient = dist.new_group(backend="gloo", timeout=WAIT_TIMEOUT)
+    processes = Processes(rank, size, local_rank, patient)
     try:
-        yield Processes(rank, size, local_rank, patient)
+        if device.type == "cuda":
+            refuse_shared_gpus(processes, device)
+        yield processes
     finally:
         dist.destroy_process_group()
+
+
+def refuse_shared_gpus(processes: Processes, device: torch.device) -> None:
+    """Check that each process has a GPU of its own: NCCL fails without. Raises: ConfigError: two have the same."""
+    owners: dict[str, int] = {}
+    for rank, gpu in enumerate(processes.gather(str(torch.cuda.get_device_properties(device).uuid))):
+        if gpu in owners:
+            what = f"processes {owners[gpu]} and {rank} have the same GPU"
+            raise ConfigError(what, where="training.device", hint="start as many processes as there are GPUs")
+        owners[gpu] = rank
 
 
 def meeting_place(rank: int, size: int) -> Any:

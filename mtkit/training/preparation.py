@@ -49,7 +49,7 @@ def set_up(config: Config) -> torch.device:
         torch.set_num_threads(config.training.num_threads)
     metrics.check_metrics((*config.validation.metrics, *TEST_METRICS), tgt=config.data.tgt)
     _, _, local_rank = environment()
-    return choose_device(config.training.device, number=local_rank)
+    return choose_device(config.training.device, local_rank=local_rank)
 
 
 def prepare(config: Config, folder: Path, *, resumed: bool, say: Say) -> Inputs:

@@ -98,7 +98,7 @@ class Trainer:
         self.processes = processes
         self.run_folder = Path(config.run)
         training = config.training
-        self.device = choose_device(training.device, number=self.processes.local_rank)
+        self.device = choose_device(training.device, local_rank=processes.local_rank)
         self.dtype = choose_dtype(training.precision, self.device)
         torch.manual_seed(config.seed)
         self.model = self.make_model().to(self.device)

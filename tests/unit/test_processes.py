@@ -13,8 +13,8 @@ TOLD = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "here"
 
 
 def test_what_the_launcher_tells() -> None:
-    assert environment({}) == (0, 1, 0)
-    assert environment({"WORLD_SIZE": "1"}) == (0, 1, 0)
+    assert environment({}) == (0, 1, None)
+    assert environment({"WORLD_SIZE": "1"}) == (0, 1, None)
     assert environment(TOLD) == (3, 4, 1)
 
 

@@ -1,0 +1,126 @@
+"""Which GPU a process takes, with PyTorch's CUDA calls faked: no GPU is needed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.cuda._utils import _get_device_index
+
+from mtkit.device import choose_device
+from mtkit.errors import ConfigError
+from mtkit.training import distributed
+from mtkit.training.distributed import Processes, joined_processes
+
+TOLD = {"WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
+
+
+class Gpus:
+    """What `torch.cuda` would say on a machine with some GPUs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+        self.present = 0
+        fakes = {
+            "is_available": lambda: count > 0,
+            "device_count": lambda: count,
+            "current_device": lambda: self.present,
+            "set_device": self.set_device,
+            "get_device_properties": lambda device: SimpleNamespace(uuid=f"GPU-{device.index}"),
+        }
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+
+    def set_device(self, device: torch.device) -> None:
+        """As PyTorch does, which takes no device without an index."""
+        self.present = _get_device_index(device)
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+@pytest.mark.parametrize(
+    ("count", "local_rank", "expected"),
+    [
+        (2, 0, 0),
+        (2, 1, 1),
+        (1, 0, 0),
+        (1, 1, 0),
+    ],  # the last two: a launcher that shows each process its own GPU
+)
+def test_every_process_has_its_own_gpu(
+    monkeypatch: pytest.MonkeyPatch, name: str, count: int, local_rank: int, expected: int
+) -> None:
+    Gpus(monkeypatch, count)
+    assert choose_device(name, local_rank=local_rank) == torch.device("cuda", expected)
+
+
+def test_one_process_has_the_present_gpu_or_the_one_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = Gpus(monkeypatch, 2)
+    assert choose_device("cuda") == choose_device("auto") == torch.device("cuda:0")
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    gpus.set_device(torch.device("cuda:1"))  # a user's own choice, or training's before its test sets
+    assert choose_device("cuda") == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "local_rank", "message"),
+    [
+        ("cuda", 0, None, "training.device: 'cuda' is not there: PyTorch sees no GPU (auto or cpu)"),
+        ("cuda:2", 2, None, "training.device: 'cuda:2' is not there: PyTorch sees 2 GPUs (auto or cpu)"),
+        (
+            "cuda:1",
+            2,
+            1,
+            "training.device: 'cuda:1' names one GPU, but there are several processes, each with its own "
+            "(cuda or auto)",
+        ),
+        (
+            "cuda",
+            2,
+            2,
+            "training.device: no GPU for process 2 of this machine: PyTorch sees 2 GPUs "
+            "(start as many processes as there are GPUs)",
+        ),
+    ],
+)
+def test_a_gpu_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, name: str, count: int, local_rank: int | None, message: str
+) -> None:
+    Gpus(monkeypatch, count)
+    with pytest.raises(ConfigError) as caught:
+        choose_device(name, local_rank=local_rank)
+    assert str(caught.value) == message
+
+
+def fake_join(monkeypatch: pytest.MonkeyPatch, rank: int, gpus_seen: list[str]) -> list[Any]:
+    """Let `joined_processes` meet nobody; returns the list of backends that it will have asked for."""
+    asked: list[Any] = []
+    for name, value in (TOLD | {"RANK": str(rank), "LOCAL_RANK": str(rank)}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "meeting_place", lambda rank, size: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: asked.append(backend))
+    monkeypatch.setattr(torch.distributed, "new_group", lambda **_: None)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(Processes, "gather", lambda self, value: gpus_seen)
+    return asked
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_processes_join_on_two_gpus(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    gpus = Gpus(monkeypatch, 2)
+    asked = fake_join(monkeypatch, rank, ["GPU-0", "GPU-1"])
+    with joined_processes(choose_device("auto", local_rank=rank)) as processes:
+        assert (gpus.present, processes.local_rank) == (rank, rank)
+        assert choose_device("auto", local_rank=processes.local_rank).index == rank  # the trainer asks again
+        assert choose_device("auto").index == rank  # and so do the test sets
+    assert asked == ["cpu:gloo,cuda:nccl"]
+
+
+def test_two_processes_that_see_the_same_gpu_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    Gpus(monkeypatch, 1)
+    fake_join(monkeypatch, 1, ["GPU-0", "GPU-0"])
+    with pytest.raises(ConfigError) as caught, joined_processes(choose_device("auto", local_rank=1)):
+        pytest.fail("joined")
+    assert str(caught.value) == (
+        "training.device: processes 0 and 1 have the same GPU (start as many processes as there are GPUs)"
+    )
