@@ -348,7 +348,7 @@ class ValidationConfig(Section):
     metrics: tuple[Metric, ...] = Field(default=("bleu", "chrf"), strict=False)
     """Scores of real translations; empty for loss and perplexity only."""
     best: Literal["loss", "perplexity", "bleu", "chrf", "chrf++", "ter"] = "bleu"
-    """Which number chooses the best checkpoint and drives early stopping."""
+    """Which number chooses the best checkpoint and drives early stopping; between equal scores the loss decides."""
     patience: Positive | None = None
     """Stop after so many validations without a new best; null never stops early."""
     beam_size: Positive = 1

@@ -36,7 +36,7 @@ from mtkit.decoding.folder import find_checkpoint, stored_config, tokenizer_fold
 from mtkit.errors import ConfigError, StorageError
 from mtkit.files import committed_folder, storage_errors
 from mtkit.training.resuming import is_harmless
-from mtkit.training.validation import is_better
+from mtkit.training.validation import Standing, is_better
 
 AVERAGE_FOLDER = "average"
 Say = Callable[[str], None]
@@ -153,12 +153,12 @@ def best_checkpoints(run: Path, number: int) -> list[Path]:
         return enough(found, number, run, "--best", "checkpoints")
     hint = "it was written by another version of mtkit, or changed by hand"
     name = stored_config(found[0], hint).validation.best
-    numbers = validation_numbers(run / "metrics.jsonl", name)
-    measured = [folder for folder in found if step_of(folder.name) in numbers]
+    standings = validation_standings(run / "metrics.jsonl", name)
+    measured = [folder for folder in found if step_of(folder.name) in standings]
     ranked: list[Path] = []
     for folder in measured:  # newest first: of equals the newer
-        value = numbers[step_of(folder.name)]
-        worse = (i for i, f in enumerate(ranked) if is_better(name, value, numbers[step_of(f.name)]))
+        own = standings[step_of(folder.name)]
+        worse = (i for i, f in enumerate(ranked) if is_better(name, own, standings[step_of(f.name)]))
         ranked.insert(next(worse, len(ranked)), folder)
     return enough(ranked, number, run, "--best", f"checkpoints with a validation ({name})")
 
@@ -185,19 +185,21 @@ def enough(found: list[Path], number: int, run: Path, option: str, what: str) ->
     return found[:number]
 
 
-def validation_numbers(path: Path, name: str) -> dict[int, float]:
-    """The number of each validated step in a metrics.jsonl. A line that is not whole is passed over."""
+def validation_standings(path: Path, name: str) -> dict[int, Standing]:
+    """The standing of each validated step in a metrics.jsonl. A line that is not whole is passed over."""
     with storage_errors(path):
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    numbers: dict[int, float] = {}
+    standings: dict[int, Standing] = {}
     for line in lines:
         try:
             record = json.loads(line)
             if record["kind"] == "valid":
-                numbers[int(record["step"])] = float(record[name])
-        except (ValueError, KeyError, TypeError):  # null stands for what is no number
+                loss = record.get("loss")
+                standing = Standing(float(record[name]), None if loss is None else float(loss))
+                standings[int(record["step"])] = standing
+        except (ValueError, KeyError, TypeError, AttributeError):  # null stands for what is no number
             continue
-    return numbers
+    return standings
 
 
 # --- the average --------------------------------------------------------------------------------------------------

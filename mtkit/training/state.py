@@ -90,6 +90,8 @@ class TrainState:
     validated_step: int = 0
     best: float | None = None
     """Best validation number so far, of the kind that the config names."""
+    best_loss: float | None = None
+    """The loss there."""
     best_step: int | None = None
     validations_without_best: int = 0
     scaler: dict[str, Any] | None = None
@@ -114,6 +116,7 @@ class TrainState:
     @classmethod
     def of(cls, values: dict[str, Any]) -> TrainState:
         """What `as_dict` gave. Raises: KeyError, TypeError: it is of another version of mtkit."""
+        values = {"best_loss": None} | values  # states of before it was kept do not know it
         if values.keys() != asdict(cls()).keys():
             raise KeyError("the keys of another version")
         window, watch = Window(**values["window"]), LossWatch(**values["watch"])

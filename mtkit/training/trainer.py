@@ -61,7 +61,7 @@ from mtkit.training.progress import Progress, Stopwatch
 from mtkit.training.schedule import learning_rate
 from mtkit.training.signals import Interrupted, Signals
 from mtkit.training.state import TrainState, Window
-from mtkit.training.validation import ValidationResult, Validator, is_better, special_ids
+from mtkit.training.validation import Standing, ValidationResult, Validator, is_better, special_ids
 
 SMALLEST_LOSS_SCALE = 2.0**-14
 MOST_ROLLBACKS = 5  # from one checkpoint: then it is not the sentences
@@ -352,7 +352,8 @@ class Trainer:
         folder, checkpoint = found
         self.resume(checkpoint, str(folder))
         if before.best is not None:  # best/ is still there
-            self.state.best, self.state.best_step = before.best, before.best_step
+            self.state.best, self.state.best_loss = before.best, before.best_loss
+            self.state.best_step = before.best_step
         self._rollbacks_from[self.state.step] += 1
         if self._rollbacks_from[self.state.step] > MOST_ROLLBACKS:
             raise TrainingError(f"{what}; going back {MOST_ROLLBACKS} times did not help", hint=hint)
@@ -413,19 +414,25 @@ class Trainer:
         with self.averaged_weights():
             result = self.validator.validate(self._whole_model(), self.processes)
             name = self.config.validation.best
-            improved = is_better(name, result.number(name), self.state.best)
+            improved = is_better(name, result.standing(name), self._best_so_far())
             with self.signals.protected():
                 self._note(result, improved)
                 if improved:
                     self._save_best(averaged=True)
         self.stopwatch.skip()
 
+    def _best_so_far(self) -> Standing | None:
+        """The standing of best/."""
+        best = self.state.best
+        return None if best is None else Standing(best, self.state.best_loss)
+
     def _note(self, result: ValidationResult, improved: bool) -> None:
         state = self.state
         state.validated_step = state.step
         state.validations_without_best = 0 if improved else state.validations_without_best + 1
         if improved:
-            state.best, state.best_step = result.number(self.config.validation.best), state.step
+            state.best, state.best_loss = result.standing(self.config.validation.best)
+            state.best_step = state.step
         assert self.validator is not None
         samples = list(zip(self.validator.corpus.srcs, self.validator.corpus.tgts, result.hyps, strict=False))
         marker = "  (best so far)" if improved else ""

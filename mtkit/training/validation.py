@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from mtkit.training.loss import batch_loss
 
 LOSS_TOKENS = 4096
 """Size of a batch of which the loss is taken; larger ones are no faster, and might not fit."""
+
+LOSS_DECIMALS, SCORE_DECIMALS = 4, 2
+"""With which numbers are shown, and compared."""
 
 
 def special_ids(tokenizers: Tokenizers) -> SpecialIds:
@@ -78,14 +82,14 @@ class ValidationResult:
         """exp(loss); infinite where that does not fit a float."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
-    def number(self, name: str) -> float:
-        """The loss, the perplexity, or the score of a metric."""
-        return self.as_dict()[name]
+    def standing(self, name: str) -> Standing:
+        """By the loss, the perplexity, or the score of a metric."""
+        return Standing(self.as_dict()[name], self.loss)
 
     def line(self) -> str:
         """In words."""
-        parts = [f"loss {self.loss:.4f}", f"perplexity {self.perplexity:.2f}"]
-        parts += [f"{score.name} {score.value:.2f}" for score in self.scores.values()]
+        parts = [f"loss {self.loss:.{LOSS_DECIMALS}f}", f"perplexity {self.perplexity:.2f}"]
+        parts += [f"{score.name} {score.value:.{SCORE_DECIMALS}f}" for score in self.scores.values()]
         return "  ".join(parts)
 
     def as_dict(self) -> dict[str, float]:
@@ -95,11 +99,29 @@ class ValidationResult:
         }
 
 
-def is_better(name: str, new: float, old: float | None) -> bool:
-    """Whether a number is a new best. A number that is none is never better."""
+class Standing(NamedTuple):
+    """What validations are ranked by."""
+
+    number: float
+    """What `validation.best` names."""
+    loss: float | None
+    """Decides between equal scores; None where it is not known."""
+
+
+def is_better(name: str, new: Standing, old: Standing | None) -> bool:
+    """Whether a validation is better than another: by the number of that name, and at equal scores by the loss.
+
+    Scores are equal, and so are then losses, if they are shown alike, with two and four decimals: while BLEU is 0.00
+    the loss tells whether the model learns, and the last digits of neither do. A number that is none is never better.
+    """
     if old is None:
-        return not math.isnan(new)
-    return new < old if name in ("loss", "perplexity") else metrics.better(name, new, old)
+        return not math.isnan(new.number)
+    if name in ("loss", "perplexity"):
+        return new.number < old.number
+    score, best = round(new.number, SCORE_DECIMALS), round(old.number, SCORE_DECIMALS)
+    if score != best or new.loss is None or old.loss is None:
+        return metrics.better(name, score, best)
+    return round(new.loss, LOSS_DECIMALS) < round(old.loss, LOSS_DECIMALS)
 
 
 class Validator:

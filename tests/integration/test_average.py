@@ -14,9 +14,9 @@ import torch
 from safetensors.numpy import load_file
 
 import mtkit
-from mtkit.checkpoint import load_checkpoint, verify_checkpoint
+from mtkit.checkpoint import load_checkpoint, step_of, verify_checkpoint
 from mtkit.errors import StorageError
-from mtkit.training.averaging import average_last, average_weights, validation_numbers
+from mtkit.training.averaging import average_last, average_weights, best_checkpoints, validation_standings
 
 OPTIONS = [
     "training.max_steps=20",
@@ -78,7 +78,8 @@ def test_the_checkpoints_with_the_best_validation(run: Path, tmp_path: Path) -> 
     numbers = {4: 1.0, 8: 5.0, 12: None, 16: 2.0, 20: 3.0}
     lines = [json.dumps({"kind": "valid", "step": step, "loss": loss}) for step, loss in numbers.items()]
     (copy / "metrics.jsonl").write_text("\n".join([*lines, '{"kind": "valid", "step": 12, "lo']))
-    assert validation_numbers(copy / "metrics.jsonl", "loss") == {4: 1.0, 8: 5.0, 16: 2.0, 20: 3.0}
+    found = validation_standings(copy / "metrics.jsonl", "loss")
+    assert {step: own.number for step, own in found.items()} == {4: 1.0, 8: 5.0, 16: 2.0, 20: 3.0}
     code, out, _ = tiny.mtkit("average", copy, "--best", 3, "-o", tmp_path / "average")
     assert code == 0
     steps = [tiny.checkpoint(copy, step) for step in (4, 16, 20)]
@@ -86,6 +87,20 @@ def test_the_checkpoints_with_the_best_validation(run: Path, tmp_path: Path) -> 
     assert_average(tmp_path / "average", mean(copy, 4, 16, 20))
     fails(2, "4 checkpoints with a validation (loss), not 5", "--best 4", "keep_last",
           arguments=[copy, "--best", 5, "-o", tmp_path / "other"])  # fmt: skip
+
+
+def test_equal_scores_are_ranked_by_the_loss(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    numbers = {4: (0.001, 5.0), 8: (0.004, 7.0), 12: (0.0, 4.0), 16: (0.1, 9.0), 20: (0.003, 6.0)}
+    lines = [
+        json.dumps({"kind": "valid", "step": step, "bleu": bleu, "loss": loss})
+        for step, (bleu, loss) in numbers.items()
+    ]
+    (copy / "metrics.jsonl").write_text("\n".join(lines))
+    for config in copy.glob("checkpoints/*/config.yaml"):
+        text = config.read_text()
+        config.write_text(text.replace("best: loss", "best: bleu"))
+    assert [step_of(folder.name) for folder in best_checkpoints(copy, 5)] == [16, 12, 4, 20, 8]
 
 
 def test_named_checkpoints(run: Path, tmp_path: Path) -> None:

@@ -534,15 +534,18 @@ def test_the_best_checkpoint_is_best_by_the_chosen_number(config: Path, tmp_path
         f"validation.best={metric}", "training.keep_last=100", "training.learning_rate=0.03",
     )  # fmt: skip
     run = tmp_path / "run"
-    found = {line["step"]: line[metric] for line in tiny.records(run, "valid")}
+    found = {line["step"]: (line[metric], line["loss"]) for line in tiny.records(run, "valid")}
     assert list(found) == [5, 10, 15, 20, 25, 30]
-    choose = min if metric == "loss" else max
-    assert result.best == choose(found.values())
-    assert result.best_step == next(step for step, number in found.items() if number == result.best)
+    shown = {
+        step: (-round(number, 2), round(loss, 4)) if metric != "loss" else (number, loss)
+        for step, (number, loss) in found.items()
+    }
+    assert result.best_step == min(shown, key=lambda step: shown[step])
+    assert result.best == found[result.best_step][0]
     best = tiny.checkpoint(run, result.best_step) / "model.safetensors"
     assert (run / "best/model.safetensors").read_bytes() == best.read_bytes()
     flags = [line["best"] for line in tiny.records(run, "valid")]
-    assert [number for number, flag in zip(found.values(), flags, strict=True) if flag][-1] == result.best
+    assert [step for step, flag in zip(found, flags, strict=True) if flag][-1] == result.best_step
 
 
 def test_patience_ends_a_run_that_gets_no_better(config: Path, tmp_path: Path) -> None:
@@ -553,6 +556,14 @@ def test_patience_ends_a_run_that_gets_no_better(config: Path, tmp_path: Path) -
     assert (result.step, result.best_step) == (9, 3)
     assert result.reason == "no better bleu in 2 validations"
     assert tiny.checkpoints(tmp_path / "run")[-1] == 9
+
+
+def test_a_run_that_learns_while_its_score_is_zero_goes_on(config: Path, tmp_path: Path) -> None:
+    """Which its loss tells."""
+    result = train(config, "validation.every_steps=2", "validation.patience=1", "training.max_steps=6")
+    found = tiny.records(tmp_path / "run", "valid")
+    assert {round(line["bleu"], 2) for line in found} == {0.0}
+    assert (result.step, result.best_step, result.best) == (6, 6, found[-1]["bleu"])
 
 
 def test_patience_still_counts_after_a_run_has_ended(config: Path) -> None:

@@ -59,3 +59,9 @@ def test_a_state_of_another_version_is_refused(change: dict[str, int] | None) ->
         values |= change
     with pytest.raises(KeyError):
         TrainState.of(values)
+
+
+def test_a_state_of_before_the_loss_of_the_best_was_kept_is_read() -> None:
+    values = TrainState(best=3.5).as_dict()
+    del values["best_loss"]
+    assert TrainState.of(values) == TrainState(best=3.5)

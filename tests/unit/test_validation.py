@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,7 @@ from mtkit.data.tokenizer import Tokenizers, make_tokenizers
 from mtkit.decoding.loading import make_model
 from mtkit.decoding.translator import Translator
 from mtkit.model.transformer import Transformer
-from mtkit.training.validation import TextCorpus, ValidationResult, Validator
+from mtkit.training.validation import Standing, TextCorpus, ValidationResult, Validator, is_better
 from tests import tiny
 
 PAIRS = tiny.pairs(6, seed=3)
@@ -96,3 +97,31 @@ def test_penalties_and_limits_of_the_run_hold_in_validation() -> None:
         random_model(config), tokenizers(), config.validation_decoding, config.data.max_length
     )
     assert found == [t.text for t in translator.translate([src for src, _ in PAIRS])]
+
+
+NO_LOSS = Standing(3.0, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "new", "old", "better"),
+    [
+        ("bleu", Standing(0.0, 5.0), None, True),
+        ("bleu", Standing(math.nan, 5.0), None, False),
+        ("bleu", Standing(0.001, 5.0), Standing(0.004, 5.1), True),  # both are shown as 0.00
+        ("bleu", Standing(0.004, 5.1), Standing(0.001, 5.0), False),
+        ("bleu", Standing(0.0, 5.00001), Standing(0.0, 5.00002), False),  # and both losses as 5.0000
+        ("bleu", Standing(0.02, 9.0), Standing(0.01, 5.0), True),
+        ("ter", Standing(50.0, 2.0), Standing(50.0, 2.5), True),
+        ("ter", Standing(51.0, 2.0), Standing(50.0, 2.5), False),
+        ("chrf", Standing(3.0, 1.0), NO_LOSS, False),  # a run of before its loss was kept
+        ("chrf", Standing(3.5, 1.0), NO_LOSS, True),
+        ("chrf", Standing(3.0, math.nan), Standing(3.0, 1.0), False),
+        ("chrf", Standing(math.nan, 0.1), Standing(3.0, 1.0), False),
+        ("loss", Standing(1.00001, 1.00001), Standing(1.00002, 1.00002), True),
+        ("perplexity", Standing(2.0, 0.7), Standing(2.0, 0.7), False),
+    ],
+)
+def test_which_of_two_validations_is_better(
+    name: str, new: Standing, old: Standing | None, better: bool
+) -> None:
+    assert is_better(name, new, old) is better
