@@ -41,14 +41,15 @@ _PAIRS_AT_ONCE = 1 << 14
 EncodedRow = tuple[Ids, Ids, int, int]
 """Source ids, target ids, number of the source, line."""
 
-_SCHEMA = pa.schema(
-    {
-        "src": pa.large_list(pa.int32()),
-        "tgt": pa.large_list(pa.int32()),
-        "source": pa.int16(),
-        "line": pa.int64(),
-    }
-)
+
+def _schema(numbers: pa.DataType) -> pa.Schema:
+    ids = pa.large_list(pa.int32())
+    return pa.schema({"src": ids, "tgt": ids, "source": numbers, "line": pa.int64()})
+
+
+_SCHEMA = _schema(pa.int32())
+_READABLE = (_SCHEMA, _schema(pa.int16()))
+"""What is written, and what was: a folder of before is as good, its key the same."""
 
 
 class Corpus:
@@ -141,7 +142,7 @@ def _map_batches(path: Path, num_pairs: int) -> list[pa.RecordBatch]:
     except pa.ArrowException as error:
         raise damaged from error
     full = all(len(batch) == ROWS for batch in batches[:-1])
-    if not batches or not full or sum(map(len, batches)) != num_pairs or reader.schema != _SCHEMA:
+    if not batches or not full or sum(map(len, batches)) != num_pairs or reader.schema not in _READABLE:
         raise damaged
     return batches
 

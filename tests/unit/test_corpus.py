@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from mtkit.config import DataConfig, SourceConfig, TokenizerConfig
 from mtkit.data import cache, corpus
 from mtkit.data.corpus import Corpus, encode_corpus
 from mtkit.data.filters import FilterCounts
-from mtkit.data.pairs import Pair
+from mtkit.data.pairs import NumberedPairs, Pair
 from mtkit.data.sources import ParallelFiles, Source, open_sources
+from mtkit.data.tables import HashFile
 from mtkit.data.tokenizer import Tokenizers, make_tokenizers
 from mtkit.errors import DataError, StorageError
+from mtkit.files import sha256_file
 
 WORDS = [
     ("one", "eins"),
@@ -118,6 +121,41 @@ def test_places_are_lines_of_files(setting: Setting) -> None:
     assert encoded.place(len(PAIRS)) == f"{setting.root}/other.en:2"
     with pytest.raises(IndexError):
         encoded.place(len(encoded))
+
+
+@dataclass(frozen=True)
+class OnePair(Source):
+    """A source of one pair, or of none."""
+
+    pairs: int
+
+    def read(self) -> NumberedPairs:
+        yield from [(7, PAIRS[0])] * self.pairs
+
+    def place(self, number: int) -> str:
+        return f"{self.name}:{number}"
+
+    def fingerprint(self, hash_file: HashFile = sha256_file) -> str:
+        return self.name
+
+
+def test_places_in_more_sources_than_16_bits_count(setting: Setting) -> None:
+    sources = [OnePair(str(number), number % 40_000 == 0) for number in range(40_001)]
+    data = setting.data()
+    for encoded in (encode_corpus(sources, setting.tokenizers, data) for _ in range(2)):  # written, then read
+        assert [encoded.place(0), encoded.place(1)] == ["0:7", "40000:7"]
+
+
+def test_a_folder_of_before_with_16_bits_is_read(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "_SCHEMA", corpus._schema(pa.int16()))
+        before = setting.encode()
+    (entry,) = setting.entries()
+    written = entry.stat().st_mtime_ns
+    encoded = setting.encode()
+    assert entry.stat().st_mtime_ns == written
+    assert [encoded.place(i) for i in range(len(PAIRS))] == [before.place(i) for i in range(len(PAIRS))]
+    assert pairs_of(encoded, setting.tokenizers) == PAIRS
 
 
 def test_filters_leave_out_and_count(setting: Setting) -> None:
