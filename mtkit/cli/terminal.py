@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +29,17 @@ def make_console(stream: TextIO) -> Console:
             raise BrokenPipeError
 
     return PipeConsole(file=stream)
+
+
+def own_command() -> str:
+    """How mtkit was called, in words that the same shell understands again."""
+    called = sys.argv[0]
+    if os.path.basename(called) == "__main__.py":
+        return shlex.join([sys.orig_argv[0], "-m", "mtkit"])
+    installed = shutil.which("mtkit")
+    if os.path.basename(called) != "mtkit" or (installed and os.path.samefile(installed, called)):
+        return "mtkit"
+    return shlex.quote(called)
 
 
 def is_main_process() -> bool:

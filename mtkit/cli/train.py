@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mtkit.cli import options
-from mtkit.cli.terminal import is_main_process, make_console, print_text
+from mtkit.cli.terminal import is_main_process, make_console, own_command, print_text
 
 
 def train(
@@ -33,11 +33,12 @@ def train(
             from mtkit.training.run import train as run_training
 
         result = run_training(loaded, fresh=fresh, console=console)
+    translate = f"{own_command()} translate {shlex.quote(str(result.run))}"
+    echoed = (
+        f"echo {shlex.quote(result.example)} | {translate}" if result.example else f"{translate} < input.txt"
+    )
     console.print(
-        f"\nThe model is in {result.run}. Next:\n    mtkit translate {shlex.quote(str(result.run))} < input.txt",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
+        f"\nThe model is in {result.run}. Next:\n    {echoed}", highlight=False, markup=False, soft_wrap=True
     )
 
 

@@ -38,6 +38,8 @@ class TrainResult:
     """Best validation number."""
     best_step: int | None
     tests: list[TestResult] = field(default_factory=list)
+    example: str | None = None
+    """A source sentence of a test or validation set, to try the model with."""
 
 
 @dataclass(frozen=True)

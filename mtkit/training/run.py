@@ -66,7 +66,10 @@ def train(config: Config, *, fresh: bool = False, console: Console | None = None
             return TrainResult(Path(config.run), reason, state.step, state.best, state.best_step, [])
         average_last(config, progress.say)
         tests = score_tests(config, inputs.tests, progress)
-        result = TrainResult(Path(config.run), reason, state.step, state.best, state.best_step, tests)
+        example = inputs.example()
+        result = TrainResult(
+            Path(config.run), reason, state.step, state.best, state.best_step, tests, example
+        )
         write_results(config, result)
         return result
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any, cast, get_args
 
 import pytest
 import tiny
@@ -12,8 +13,11 @@ import typer
 
 from mtkit.cli import app
 from mtkit.cli.completion import PRECISIONS
+from mtkit.cli.terminal import own_command
 from mtkit.config import Config, DecodingConfig, Metric
 from mtkit.configfile import config_keys, key_values
+from mtkit.training.preparation import Inputs
+from mtkit.training.results import TextSet
 
 
 @pytest.mark.parametrize("group", [[], ["config"], ["benchmark"]], ids=lambda words: " ".join(words))
@@ -104,3 +108,40 @@ finally:
         f"training.schedule={name}" for name in ["", *key_values("training.schedule")]
     ]
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("called", "shown"),
+    [
+        (".venv/bin/mtkit", ".venv/bin/mtkit"),
+        ("my tools/mtkit", "'my tools/mtkit'"),
+        ("{installed}/mtkit", "mtkit"),
+        ("{installed}/../bin/mtkit", "mtkit"),
+        ("/x/mtkit/__main__.py", "python3 -m mtkit"),
+        ("/x/pytest", "mtkit"),
+    ],
+)
+def test_what_is_to_be_typed_next_is_called_as_this_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: str, shown: str
+) -> None:
+    for folder in ("bin", ".venv/bin", "my tools"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "mtkit").write_text("")
+        (tmp_path / folder / "mtkit").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin")
+    monkeypatch.setattr(sys, "argv", [called.format(installed=tmp_path / "bin"), "train"])
+    monkeypatch.setattr(sys, "orig_argv", ["python3", "-m", "mtkit", "train"])
+    assert own_command() == shown
+
+
+@pytest.mark.parametrize(
+    ("lines", "example"),
+    [
+        (["", "-n", "a\\nb", " c", "d\te", "x" * 200, "It's a dog.", "Next."], "It's a dog."),
+        ([""], None),
+    ],
+)
+def test_the_sentence_that_is_offered_reaches_echo_unchanged(lines: list[str], example: str | None) -> None:
+    inputs = Inputs(cast(Any, None), cast(Any, None), None, [TextSet("test", lines, lines)])
+    assert inputs.example() == example
