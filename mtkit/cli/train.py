@@ -43,7 +43,7 @@ def train(
 
 
 def check(config: options.ConfigPath, overrides: options.Overrides = None) -> None:
-    """See what `train` would do, without training: config, data, tokenizer, model, memory, largest batch, disk."""
+    """See what `train` would do, without training: config, data, tokenizer, model, memory, largest batch, time."""
     from mtkit.configfile import load_config
 
     loaded = load_config(config, overrides or ())

@@ -1,6 +1,6 @@
-"""`mtkit check`: everything `train` would do before its first update, and its most expensive update, without a trace.
+"""`mtkit check`: everything `train` would do before its first update, its most expensive one and a few others.
 
-Nothing is written but the cache of encoded corpora, which `train` then finds.
+It leaves no trace: nothing is written but the cache of encoded corpora, which `train` then finds.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from mtkit.data.tokenizer import Tokenizers
 from mtkit.device import peak_memory
 from mtkit.errors import StorageError
 from mtkit.files import storage_errors
+from mtkit.training.forecast import extent_of, in_words, measure_pace, objections
 from mtkit.training.memory import find_slices, largest_batch
 from mtkit.training.preparation import describe, prepare, set_up
 from mtkit.training.progress import Progress
@@ -63,6 +64,7 @@ def check_run(config: Config, console: Console) -> None:
     say("memory", f"{megabytes(trainer.model.num_parameters() * 4 * ADAM_TENSORS)} for weights and optimizer")
     check_largest_batch(trainer, inputs.corpus, say)
     check_disk(config, trainer, say)
+    foretell(trainer, 0 if checkpoint is None else int(checkpoint.state["step"]), say)
     say("ok", f"train would run: mtkit train does what was checked here; {limits(trainer)}")
 
 
@@ -139,6 +141,16 @@ def check_disk(config: Config, trainer: Trainer, say: Say) -> None:
     if needed > free:
         hint = "free some space, choose another run folder, or lower training.keep_last"
         raise StorageError("no room for the checkpoints", where=str(run), hint=hint)
+
+
+def foretell(trainer: Trainer, num_done: int, say: Say) -> None:
+    """How long it will take, how many epochs that is, and what speaks against it."""
+    pace = measure_pace(trainer)
+    extent = extent_of(trainer, pace)
+    for name, fact in in_words(trainer.config, extent, pace, num_done):
+        say(name, fact)
+    for objection in objections(trainer.config, extent, pace):
+        say("warning", objection)
 
 
 def limits(trainer: Trainer) -> str:

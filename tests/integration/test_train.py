@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -168,10 +169,14 @@ def test_check_says_what_train_would_do_and_leaves_nothing(config: Path, tmp_pat
         "model",
         "largest",
         "disk",
+        "epochs",
+        "time",
         "ok",
     ]
     assert [name for name in names if not any(line.split(" ")[0] == name for line in lines)] == []
     assert "24 of 24 lines come back as they were" in out
+    assert "\nepochs     40 updates are 2.4 epochs of 17 updates\n" in out
+    assert re.search(r"\ntime .* 40 updates of .* s \(median of 5 .*\), 2 validations of .* s ", out)
     assert lines[-1].startswith("ok ")
     assert tiny.tree(tmp_path) == before
 
@@ -183,6 +188,7 @@ def test_check_sees_that_a_run_would_go_on(first: FirstRun, tmp_path: Path) -> N
     code, out, err = tiny.mtkit("check", config, "training.keep_last=1", f"run={run}")
     assert (code, err) == (0, "")
     assert "the run folder has a checkpoint of this run" in out
+    assert "of 17 updates, 40 are done\ntime       about 0 s " in out
     assert tiny.tree(run) == before
 
 
