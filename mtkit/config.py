@@ -9,7 +9,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from mtkit.languages import bleu_finds_words
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(gt=0, lt=2**63)]
@@ -30,6 +40,7 @@ PositiveOrAuto = Annotated[
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Rate = Annotated[float, Field(gt=0.0)]
 Metric = Literal["bleu", "chrf", "chrf++", "ter"]
+BleuTokenizer = Literal["13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "flores101", "flores200", "none"]
 
 
 class Section(BaseModel):
@@ -347,8 +358,10 @@ class ValidationConfig(Section):
     """Updates between validations; the last step is always validated."""
     metrics: tuple[Metric, ...] = Field(default=("bleu", "chrf"), strict=False)
     """Scores of real translations; empty for loss and perplexity only."""
+    bleu_tokenizer: BleuTokenizer | None = None
+    """sacreBLEU's tokenizer for BLEU, of test sets too; by default 13a, or that of the target language."""
     best: Literal["loss", "perplexity", "bleu", "chrf", "chrf++", "ter"] = "bleu"
-    """Which number chooses the best checkpoint and drives early stopping; between equal scores the loss decides."""
+    """Chooses the best checkpoint, of equals the lower loss; by default bleu, or chrf where BLEU finds no words."""
     patience: Positive | None = None
     """Stop after so many validations without a new best; null never stops early."""
     beam_size: Positive = 1
@@ -465,8 +478,18 @@ class Config(Section):
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
-    validation: ValidationConfig = ValidationConfig()
+    validation: ValidationConfig = Field(default=ValidationConfig(), validate_default=True)
     decoding: DecodingConfig = DecodingConfig()
+
+    @field_validator("validation")
+    @classmethod
+    def _best_by_language(cls, validation: ValidationConfig, info: ValidationInfo) -> ValidationConfig:
+        """Resolve the default of `best`, which depends on `data.tgt`."""
+        data: DataConfig | None = info.data.get("data")  # None: it is wrong, which is said elsewhere
+        chosen = "best" in validation.model_fields_set or validation.bleu_tokenizer is not None
+        if data is None or chosen or "chrf" not in validation.metrics or bleu_finds_words(data.tgt):
+            return validation
+        return validation.model_copy(update={"best": "chrf"})
 
     @model_validator(mode="after")
     def _positions(self) -> Config:

@@ -146,7 +146,7 @@ def benchmark(
                 times[name].append(time.perf_counter() - start)
     first = next(iter(outputs.values())).hyps
     speeds = [
-        speed_of(name, times[name], outputs[name], translator.tokenizers, first, refs, config.data.tgt)
+        speed_of(name, times[name], outputs[name], translator.tokenizers, first, refs, config)
         for name in systems
     ]
     label = translator.decoding.label
@@ -161,12 +161,15 @@ def speed_of(
     tokenizers: Tokenizers,
     first: Sequence[str],
     refs: Sequence[str] | None,
-    tgt: str,
+    config: Config,
 ) -> Speed:
     """The numbers of one system; its tokens are the pieces of its translations, eos included."""
     hyps, median = output.hyps, statistics.median(seconds)
     num_tokens = sum(len(ids) + 1 for ids in tokenizers.tgt.encode(hyps))
-    bleu = None if refs is None else metrics.score(hyps, [refs], ["bleu"], tgt=tgt)[0].value
+    bleu = None
+    if refs is not None:
+        tokenizer, tgt = config.validation.bleu_tokenizer, config.data.tgt
+        bleu = metrics.score(hyps, [refs], ["bleu"], tokenize=tokenizer, tgt=tgt)[0].value
     same = sum(a == b for a, b in zip(hyps, first, strict=True)) / len(first)
     each = [len(hyps) / s for s in seconds]
     return Speed(name, len(hyps) / median, num_tokens / median, each, bleu, same, output.num_over_limit)

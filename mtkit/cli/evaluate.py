@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -79,8 +80,12 @@ def evaluate(
         translator, config = load_translator_and_config(model, decoding, device, precision)
         silent = quiet or as_json
         translate_options = DEFAULT_OPTIONS if silent else TranslateOptions(on_progress=Ticker())
+        tokenize = tokenize or config.validation.bleu_tokenizer
         langs, tgt_language = langs or f"{config.data.src}-{config.data.tgt}", tgt_language or config.data.tgt
     metrics.check_metrics(names, tokenize=tokenize, tgt=tgt_language)
+    told = metrics.notice(names, tgt_language, tokenize=tokenize)
+    if told is not None and not quiet:
+        print(told, file=sys.stderr)
     results = {}
     for name, srcs, refs in reference_sets(src, ref, test_set, langs, config):
         if hyps is None:

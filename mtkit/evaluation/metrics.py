@@ -8,7 +8,6 @@ chrF++ (Popović 2017), TER (Snover et al. 2006), and the bootstrap intervals of
 import difflib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from mtkit.errors import ConfigError, DataError
+from mtkit.languages import BLEU_TOKENIZERS, bleu_finds_words, short_code
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric
@@ -30,8 +30,7 @@ SEED = 12345
 
 _SEED_VARIABLE = "SACREBLEU_SEED"
 
-_SACREBLEU_LANGUAGES = {"zho": "zh", "cmn": "zh", "jpn": "ja", "kor": "ko"}
-"""Longer codes of the languages for which sacreBLEU has a BLEU tokenizer of its own."""
+_USUAL_TOKENIZER = "13a"
 
 
 @dataclass(frozen=True)
@@ -92,9 +91,9 @@ def score(
         refs: one or more streams of references, each as long as `hyps`. A sentence may lack some of its
             references: None there means "missing" (the signature then says `nrefs:var`), "" an empty one.
         metrics: names out of `METRICS`.
-        tokenize: sacreBLEU's tokenizer for BLEU; None lets `tgt` decide.
+        tokenize: sacreBLEU's tokenizer for BLEU; None lets `tgt` decide (see `tokenizer_of`).
         lowercase: ignore case in BLEU and chrF. TER always ignores it, as is its convention.
-        tgt: code of the target language. In Chinese, Japanese and Korean it chooses BLEU's tokenizer.
+        tgt: code of the target language.
         num_bootstrap: resamples for the 95% interval (1000 is usual); 0 for none. chrF++ takes about
             100 kB of memory per sentence at 1000 resamples, the others less.
         seed: of the resampling. It alone decides: the variable SACREBLEU_SEED is not read.
@@ -120,6 +119,39 @@ def score(
 def check_metrics(metrics: Sequence[str], *, tokenize: str | None = None, tgt: str | None = None) -> None:
     """Raise now what `score` would otherwise raise about its options at the first validation."""
     _build_metrics(metrics, tokenize, lowercase=False, tgt=tgt)
+
+
+def tokenizer_of(tgt: str | None) -> str:
+    """sacreBLEU's tokenizer for BLEU in a language if nobody chooses another: its own if it has one, else 13a.
+
+    Japanese and Korean need packages for theirs. Without them BLEU counts characters.
+    """
+    from sacrebleu import BLEU
+
+    own = BLEU_TOKENIZERS.get(short_code(tgt), _USUAL_TOKENIZER)
+    try:
+        BLEU(tokenize=own)
+    except RuntimeError:
+        return "char"
+    return own
+
+
+def notice(metrics: Sequence[str], tgt: str | None, *, tokenize: str | None = None) -> str | None:
+    """What a user should know of BLEU in a language where nobody chose its tokenizer; None if there is nothing."""
+    if "bleu" not in metrics or tokenize is not None:
+        return None
+    language, chosen = short_code(tgt), tokenizer_of(tgt)
+    if chosen == "char":
+        return (
+            f"BLEU counts characters (tok:char), for {BLEU_TOKENIZERS[language]} is not installed: run "
+            f'`pip install "sacrebleu[{language}]"`, or choose validation.bleu_tokenizer (--tokenize)'
+        )
+    if not bleu_finds_words(tgt):
+        return (
+            f"BLEU means nothing in {tgt}, where {chosen} finds no words: go by chrF, or choose "
+            "validation.bleu_tokenizer (--tokenize) char or flores200"
+        )
+    return None
 
 
 def better(metric: str, a: float, b: float) -> bool:
@@ -209,10 +241,9 @@ def _build_metrics(
     for name in names:
         match name:
             case "bleu":
-                with _tokenizer_errors(tokenize or tgt or ""):
-                    built.append(
-                        BLEU(lowercase=lowercase, tokenize=tokenize, trg_lang=_sacrebleu_language(tgt))
-                    )
+                wanted = tokenize or tokenizer_of(tgt)
+                with _tokenizer_errors(wanted):
+                    built.append(BLEU(lowercase=lowercase, tokenize=wanted))
             case "chrf":
                 built.append(CHRF(lowercase=lowercase))
             case "chrf++":
@@ -265,15 +296,15 @@ def _bootstrap_seed(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _tokenizer_errors(wanted: str) -> Iterator[None]:
-    """Tell in one line why sacreBLEU could not load the tokenizer `wanted`, a tokenizer or a language."""
+    """Tell in one line why sacreBLEU could not load the tokenizer `wanted`."""
     causes: tuple[type[BaseException], ...] = (RuntimeError, *_unreadable())
     try:
         yield
     except causes as error:
-        language = _sacrebleu_language(wanted)
-        if language in ("ja", "ko"):
+        if wanted in ("ja-mecab", "ko-mecab"):
+            language = wanted.partition("-")[0]
             raise ConfigError(
-                f"BLEU of {wanted!r} needs a tokenizer that is not installed",
+                f"the tokenizer {wanted} is not installed",
                 hint=f'run `pip install "sacrebleu[{language}]"`, or choose another tokenizer, such as char',
             ) from error
         raise DataError(
@@ -286,12 +317,6 @@ def _cache_folder() -> Path:
     from sacrebleu import SACREBLEU_DIR
 
     return Path(SACREBLEU_DIR)
-
-
-def _sacrebleu_language(code: str | None) -> str:
-    """The code under which sacreBLEU knows a language: zh for zh-CN, zh_TW, zho_Hans."""
-    primary = re.split("[-_]", code or "")[0].lower()
-    return _SACREBLEU_LANGUAGES.get(primary, primary)
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -62,7 +62,8 @@ def set_up(config: Config) -> torch.device:
     keep_freed_memory()
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
-    metrics.check_metrics((*config.validation.metrics, *TEST_METRICS), tgt=config.data.tgt)
+    wanted, tokenizer = (*config.validation.metrics, *TEST_METRICS), config.validation.bleu_tokenizer
+    metrics.check_metrics(wanted, tokenize=tokenizer, tgt=config.data.tgt)
     _, _, local_rank = environment()
     return choose_device(config.training.device, local_rank=local_rank)
 
@@ -129,13 +130,13 @@ def open_splits(config: Config) -> dict[Split, list[Source]]:
 
 
 def describe(trainer: Trainer, say: Say) -> None:
-    """What will be trained, on what, in four lines."""
-    corpus, tokenizers = trainer.corpus, trainer.tokenizers
+    """What will be trained, on what."""
+    config, corpus, tokenizers = trainer.config, trainer.corpus, trainer.tokenizers
     batches = trainer.epoch_order(trainer.state.epoch)
     padding = padding_share(batches, corpus.src_lengths, corpus.tgt_lengths)
     sizes = " and ".join(f"{t.num_pieces:,}" for t in dict.fromkeys([tokenizers.src, tokenizers.tgt]))
     say(f"data       {corpus.counts.summary()}")
-    wanted = trainer.config.tokenizer
+    wanted = config.tokenizer
     trained = wanted.model is None and wanted.src_model is None
     fewer = trained and max(tokenizers.src.num_pieces, tokenizers.tgt.num_pieces) < wanted.vocab_size
     say(f"tokenizer  {sizes} pieces" + (f": the corpus gives no {wanted.vocab_size:,}" if fewer else ""))
@@ -144,6 +145,9 @@ def describe(trainer: Trainer, say: Say) -> None:
         say(
             f"valid      {trainer.validator.num_left_out:,} pairs longer than data.max_length are not in the loss"
         )
+    told = metrics.notice(TEST_METRICS, config.data.tgt, tokenize=config.validation.bleu_tokenizer)
+    if told is not None:
+        say(f"metrics    {told}")
     precision = next(name for name, dtype in DTYPES.items() if dtype == trainer.dtype)
     company = "" if trainer.processes.alone else f", {trainer.processes.size} processes"
     say(f"model      {trainer.model.num_parameters():,} parameters, {precision} on {trainer.device}{company}")

@@ -55,7 +55,7 @@ def score_tests(config: Config, tests: list[TextSet], progress: Progress) -> lis
     """Translate the test sets with the best weights, write the translations, score them."""
     if not tests:
         return []
-    run = Path(config.run)
+    run, tokenizer = Path(config.run), config.validation.bleu_tokenizer
     device, precision = config.training.device, config.training.precision
     translator = Translator.load(run, decoding=config.decoding, device=device, precision=precision)
     results = []
@@ -65,7 +65,7 @@ def score_tests(config: Config, tests: list[TextSet], progress: Progress) -> lis
         hyps = [translation.text for translation in translator.translate(test.srcs)]
         file = run / "test" / f"{test.name.replace('/', '_')}.hyps.txt"
         write_text(file, "".join(hyp + "\n" for hyp in hyps))
-        scores = metrics.score(hyps, [test.tgts], TEST_METRICS, tgt=config.data.tgt)
+        scores = metrics.score(hyps, [test.tgts], TEST_METRICS, tokenize=tokenizer, tgt=config.data.tgt)
         results.append(TestResult(test.name, hyps, scores))
         progress.say(f"test {test.name}, {len(hyps):,} sentences, {config.decoding.label}:")
         for result in scores:

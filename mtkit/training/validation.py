@@ -155,7 +155,9 @@ class Validator:
         )
         own = [translation.text for translation in translator.translate(processes.share(srcs))]
         hyps = deal_back(processes.gather(own))
-        scores = metrics.score(hyps, [tgts], validation.metrics, tgt=self.config.data.tgt)
+        scores = metrics.score(
+            hyps, [tgts], validation.metrics, tokenize=validation.bleu_tokenizer, tgt=self.config.data.tgt
+        )
         return ValidationResult(loss, dict(zip(validation.metrics, scores, strict=True)), hyps)
 
     @torch.inference_mode()

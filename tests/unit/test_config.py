@@ -53,6 +53,27 @@ def test_values_arrive_as_they_are_meant(tmp_path: Path) -> None:
     assert (config.decoding.beam_size, config.seed) == (4, 0)
 
 
+@pytest.mark.parametrize(
+    ("tgt", "overrides", "best"),
+    [
+        ("de", [], "bleu"),
+        ("ja-JP", [], "bleu"),
+        ("zh_Hant", [], "bleu"),
+        ("th", [], "chrf"),
+        ("mya_Mymr", ["validation.every_steps=5"], "chrf"),
+        ("th", ["validation.best=bleu"], "bleu"),
+        ("th", ["validation.bleu_tokenizer=flores200"], "bleu"),
+        ("th", ["validation.metrics=[bleu]"], "bleu"),
+    ],
+)
+def test_the_best_is_by_default_what_says_something_of_the_language(
+    tmp_path: Path, tgt: str, overrides: list[str], best: str
+) -> None:
+    config = load_config(write(tmp_path, HEAD.replace("tgt: de", f"tgt: {tgt}")), overrides)
+    assert config.validation.best == best
+    assert load_config(write(tmp_path, dump_config(config))) == config
+
+
 def test_a_config_cannot_be_changed(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, HEAD))
     with pytest.raises(ValidationError):

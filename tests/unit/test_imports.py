@@ -17,7 +17,7 @@ PACKAGE = Path(mtkit.__file__).parent
 
 LAYERS = [
     ["errors"],
-    ["files"],
+    ["files", "languages"],
     ["yamlreader"],
     ["yamlfile"],
     ["config"],
@@ -50,6 +50,7 @@ MODULES = modules()
 STARTS_WITHOUT_TORCH = [
     "errors",
     "files",
+    "languages",
     "yamlreader",
     "yamlfile",
     "config",

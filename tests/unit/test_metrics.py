@@ -12,6 +12,7 @@ import tarfile
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 from urllib.error import URLError
 
 import pytest
@@ -22,8 +23,10 @@ from sacrebleu.dataset.fake_sgml import FakeSGMLDataset
 from sacrebleu.dataset.plain_text import PlainTextDataset
 from sacrebleu.dataset.wmt_xml import WMTXMLDataset
 
+from mtkit.config import BleuTokenizer
 from mtkit.errors import ConfigError, DataError
 from mtkit.evaluation import metrics  # the module: pytest would collect its function test_set
+from mtkit.languages import BLEU_TOKENIZERS
 
 HYPS = [
     "Ein Mann fährt mit dem Fahrrad durch die Stadt.",
@@ -226,7 +229,7 @@ def test_two_processes_find_the_same_interval() -> None:
 # Tokenizers
 
 
-@pytest.mark.parametrize("tgt", ["zh", "zh-CN", "zh_TW", "ZH", "zho_Hans", "cmn"])
+@pytest.mark.parametrize("tgt", ["zh", "zh-CN", "zh_TW", "ZH", "zho_Hans", "cmn", "yue", "chi"])
 def test_chinese_is_scored_with_its_own_tokenizer(tgt: str) -> None:
     (score,) = metrics.score(["你好世界"], [["你好,世界"]], ["bleu"], tgt=tgt)
     assert "|tok:zh|" in score.signature
@@ -242,16 +245,48 @@ def test_the_tokenizer_asked_for_wins() -> None:
     assert "|tok:char|" in score.signature
 
 
-@pytest.mark.parametrize(
-    ("options", "extra"), [({"tgt": "jpn_Jpan"}, "ja"), ({"tokenize": "ko-mecab"}, "ko")]
-)
+@pytest.mark.parametrize("extra", ["ja", "ko"])
 def test_a_tokenizer_that_is_not_installed_says_what_to_install(
-    options: dict[str, str], extra: str, monkeypatch: pytest.MonkeyPatch
+    extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f"sacrebleu.tokenizers.tokenizer_{extra}_mecab.MeCab", None)
     with pytest.raises(ConfigError, match=rf'pip install "sacrebleu\[{extra}\]"') as caught:
-        metrics.check_metrics(["bleu"], **options)
+        metrics.check_metrics(["bleu"], tokenize=f"{extra}-mecab")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("tgt", "extra"), [("ja", "ja"), ("jpn_Jpan", "ja"), ("ja-JP", "ja"), ("kor", "ko")])
+def test_without_its_tokenizer_a_language_is_scored_by_characters_and_that_is_said(
+    tgt: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"sacrebleu.tokenizers.tokenizer_{extra}_mecab.MeCab", None)
+    (score,) = metrics.score(["猫が好きです"], [["猫が好きだ"]], ["bleu"], tgt=tgt)
+    assert "|tok:char|" in score.signature
+    told = metrics.notice(["bleu"], tgt)
+    assert told is not None and "\n" not in told
+    for part in ("tok:char", f"sacrebleu[{extra}]", "validation.bleu_tokenizer"):
+        assert part in told
+    assert metrics.notice(["bleu"], tgt, tokenize="char") is None
+    assert metrics.notice(["chrf"], tgt) is None
+
+
+@pytest.mark.parametrize(
+    "tgt", ["th", "tha_Thai", "km-KH", "mya", "lo", "bod_Tibt", "dz", "shn_Mymr", "pli_Thai"]
+)
+def test_where_words_are_not_divided_bleu_is_warned_of(tgt: str) -> None:
+    told = metrics.notice(["bleu", "chrf"], tgt)
+    assert told is not None and "char or flores200" in told and tgt in told
+    assert metrics.notice(["bleu"], tgt, tokenize="char") is None
+
+
+@pytest.mark.parametrize("tgt", ["de", "vi", "zh", "yue", "zh-Latn", "tha_Latn", "ar", "", None])
+def test_other_languages_need_no_notice(tgt: str | None) -> None:
+    assert metrics.notice(metrics.METRICS, tgt) is None
+
+
+def test_the_config_knows_tokenizers_of_sacrebleu() -> None:
+    assert set(get_args(BleuTokenizer)) <= set(sacrebleu.BLEU.TOKENIZERS)
+    assert set(BLEU_TOKENIZERS.values()) <= set(get_args(BleuTokenizer))
 
 
 def test_a_tokenizer_model_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""What the code of a language tells: ISO 639, with or without region and script, as in zh, zh-TW or zho_Hans."""
+
+from __future__ import annotations
+
+import re
+
+_SHORT = {
+    **dict.fromkeys(("zho", "chi", "cmn", "yue", "wuu", "gan", "hak", "hsn", "lzh"), "zh"),
+    **{"jpn": "ja", "kor": "ko", "tha": "th", "lao": "lo", "khm": "km", "mya": "my", "bur": "my"},
+    **{"bod": "bo", "tib": "bo", "dzo": "dz"},
+}
+"""Two letters for the longer codes of languages that are looked at here; Sinitic languages are written like Chinese."""
+_UNSPACED_LANGUAGES = {"zh", "ja", "th", "lo", "km", "my", "bo", "dz", "shn", "nod", "khb", "tdd"}
+_UNSPACED_SCRIPTS = {
+    "hans",
+    "hant",
+    "hani",
+    "jpan",
+    "thai",
+    "laoo",
+    "khmr",
+    "mymr",
+    "tibt",
+    "lana",
+    "talu",
+    "tale",
+}
+
+
+BLEU_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
+"""sacreBLEU's tokenizers for languages that have one of their own."""
+
+
+def short_code(code: str | None) -> str:
+    """The language alone, in two letters where there are such: zh for zh-CN, zh_TW and zho_Hans; empty for None."""
+    primary = _subtags(code)[0]
+    return _SHORT.get(primary, primary)
+
+
+def is_unspaced(code: str | None) -> bool:
+    """Whether words are written without spaces between them. If the code names a script, that decides."""
+    scripts = [subtag for subtag in _subtags(code)[1:] if len(subtag) == 4 and subtag.isalpha()]
+    if scripts:
+        return scripts[0] in _UNSPACED_SCRIPTS
+    return short_code(code) in _UNSPACED_LANGUAGES
+
+
+def bleu_finds_words(code: str | None) -> bool:
+    """Whether one of sacreBLEU's tokenizers divides text of a language into words."""
+    return short_code(code) in BLEU_TOKENIZERS or not is_unspaced(code)
+
+
+def _subtags(code: str | None) -> list[str]:
+    return re.split("[-_]", (code or "").lower())
