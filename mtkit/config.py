@@ -7,17 +7,20 @@ The text under each key is its description in `mtkit config schema`.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     PlainValidator,
     ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from mtkit.languages import bleu_finds_words
 
@@ -41,6 +44,22 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Rate = Annotated[float, Field(gt=0.0)]
 Metric = Literal["bleu", "chrf", "chrf++", "ter"]
 BleuTokenizer = Literal["13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "flores101", "flores200", "none"]
+
+
+def dependent(usual: object, choose: Callable[[dict[str, Any]], object]) -> Any:
+    """A field whose default depends on the keys above it in its section.
+
+    Args:
+        usual: the default where those have theirs, which editors and hints show.
+        choose: the default from the values above; those that are wrong are missing.
+    """
+    return Field(default_factory=choose, json_schema_extra={"default": cast(JsonValue, usual)})
+
+
+def usual_default(field: FieldInfo) -> object:
+    """The default of a field that is not required, where it depends on others the usual one."""
+    extra = field.json_schema_extra
+    return extra["default"] if isinstance(extra, dict) and "default" in extra else field.default
 
 
 class Section(BaseModel):
@@ -257,10 +276,10 @@ class TrainingConfig(Section):
     """Stop after so many minutes of training, earlier runs of the same folder included."""
     label_smoothing: Fraction = 0.1
     """Share of the probability spread evenly over the vocabulary (Szegedy et al. 2016)."""
-    learning_rate: Rate = 0.001
-    """Peak learning rate; for `noam` the factor before the formula (2.0 is usual)."""
     schedule: Literal["inverse_sqrt", "noam", "linear", "cosine", "constant"] = "inverse_sqrt"
     """How the rate falls after the warm-up; linear and cosine reach `min_learning_rate` at the last step."""
+    learning_rate: Rate = dependent(0.001, lambda above: 2.0 if above.get("schedule") == "noam" else 0.001)
+    """Peak learning rate; for `noam` the factor before the formula, by default 2.0."""
     warmup_steps: Count = 1000
     """Updates over which the rate rises from 0."""
     min_learning_rate: Annotated[float, Field(ge=0.0)] = 0.0

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from mtkit.config import Config, Section, SourceConfig
+from mtkit.config import Config, Section, SourceConfig, usual_default
 from mtkit.errors import ConfigError
 from mtkit.yamlfile import YamlDocument, apply_overrides, dump_yaml, format_value, load_yaml, parse_value
 from mtkit.yamlreader import Keys
@@ -88,7 +88,7 @@ def key_values(name: str) -> list[str]:
     if field is None:
         return []
     words = ["true", "false"] if field.annotation is bool else list(_words(field.annotation))
-    default = field.get_default()
+    default = usual_default(field)
     known = [] if default is None or field.is_required() else [format_value(default)]
     return list(dict.fromkeys([*words, *known]))
 
@@ -135,11 +135,15 @@ def _validated(data: Mapping[str, object], document: YamlDocument | None) -> Con
         return Config.model_validate(filled)
     except ValidationError as error:
         details = error.errors(include_url=False)
-    # A list whose only entry is wrong is called empty as well: that is no news.
+    # A list whose only entry is wrong is called empty as well, and where a key is wrong, others have no default yet:
+    # that is no news.
     places = {detail["loc"] for detail in details}
     inside = {place[:length] for place in places for length in range(len(place))}
     details = [
-        detail for detail in details if not (detail["type"] == "too_short" and detail["loc"] in inside)
+        detail
+        for detail in details
+        if not (detail["type"] == "too_short" and detail["loc"] in inside)
+        and detail["type"] != "default_factory_not_called"
     ]
     found = {str(problem): problem for problem in (_problem(detail, document) for detail in details)}
     problems = sorted(found.values(), key=_order)
@@ -280,7 +284,11 @@ def _about(keys: Keys) -> str | None:
 
 def _default(keys: Keys) -> str | None:
     field = _field(keys)
-    return None if field is None or field.is_required() else f"the default is {format_value(field.default)}"
+    return (
+        None
+        if field is None or field.is_required()
+        else f"the default is {format_value(usual_default(field))}"
+    )
 
 
 def _unknown_hint(key: str, above: Keys) -> str:

@@ -26,6 +26,7 @@ from mtkit.evaluation import metrics
 from mtkit.files import publish_folder, storage_errors
 from mtkit.training.distributed import environment
 from mtkit.training.results import TEST_METRICS, TextSet
+from mtkit.training.schedule import low_peak
 from mtkit.training.trainer import Trainer
 from mtkit.training.validation import TextCorpus
 
@@ -148,6 +149,9 @@ def describe(trainer: Trainer, say: Say) -> None:
     told = metrics.notice(TEST_METRICS, config.data.tgt, tokenize=config.validation.bleu_tokenizer)
     if told is not None:
         say(f"metrics    {told}")
+    warning = low_peak(config.training, config.model.d_model)
+    if warning is not None:
+        say(f"warning    {warning}")
     precision = next(name for name, dtype in DTYPES.items() if dtype == trainer.dtype)
     company = "" if trainer.processes.alone else f", {trainer.processes.size} processes"
     say(f"model      {trainer.model.num_parameters():,} parameters, {precision} on {trainer.device}{company}")

@@ -74,6 +74,14 @@ def test_the_best_is_by_default_what_says_something_of_the_language(
     assert load_config(write(tmp_path, dump_config(config))) == config
 
 
+def test_the_default_learning_rate_is_of_the_schedule(tmp_path: Path) -> None:
+    path = write(tmp_path, HEAD + "training: {schedule: noam}\n")
+    assert load_config(path).training.learning_rate == 2.0
+    assert "learning_rate: 2.0\n" in dump_config(load_config(path))
+    assert load_config(path, ["training.learning_rate=0.001"]).training.learning_rate == 0.001
+    assert load_config(path, ["training.schedule=constant"]).training.learning_rate == 0.001
+
+
 def test_a_config_cannot_be_changed(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, HEAD))
     with pytest.raises(ValidationError):

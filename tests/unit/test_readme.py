@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 
 import mtkit
 from mtkit.cli import app
-from mtkit.config import Config
+from mtkit.config import Config, usual_default
 from mtkit.configfile import load_config
 from mtkit.yamlfile import parse_value
 
@@ -170,7 +170,7 @@ def test_keys_exist_and_have_these_defaults() -> None:
     for key in keys:
         section_name, name = key.split(".")
         section: Any = Config.model_fields[section_name].annotation
-        default = section.model_fields[name].default
+        default = usual_default(section.model_fields[name])
         assert key not in rows or parse_value(rows[key]) == default
 
 

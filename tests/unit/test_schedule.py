@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mtkit.config import TrainingConfig
-from mtkit.training.schedule import learning_rate, progress
+from mtkit.training.schedule import learning_rate, low_peak, progress
 
 SCHEDULES = ["inverse_sqrt", "noam", "linear", "cosine", "constant"]
 
@@ -101,3 +101,32 @@ def test_a_warm_up_of_one_step() -> None:
 def test_progress_ends_at_one() -> None:
     config = training("linear")
     assert [progress(step, config) for step in (100, 550, 1000, 5000)] == [0.0, 0.5, 1.0, 1.0]
+
+
+def test_by_default_noam_peaks_where_it_learns() -> None:
+    """The factor 2.0 of the paper's code; a learning rate that is given is taken as it is."""
+    config = TrainingConfig(schedule="noam", warmup_steps=4000)
+    assert config.learning_rate == 2.0
+    assert max(learning_rate(step, config, 512) for step in (3999, 4000, 4001)) == pytest.approx(
+        1.4e-3, rel=0.01
+    )
+    assert [TrainingConfig(schedule=other).learning_rate for other in ("inverse_sqrt", "constant")] == [
+        0.001
+    ] * 2
+    assert TrainingConfig(schedule="noam", learning_rate=0.001).learning_rate == 0.001
+
+
+@pytest.mark.parametrize(
+    ("keys", "peak"),
+    [
+        ({"schedule": "noam", "learning_rate": 0.001, "warmup_steps": 4000}, "7.0e-07"),
+        ({"schedule": "noam", "learning_rate": 0.001, "warmup_steps": 0}, "4.4e-05"),
+        ({"schedule": "noam", "learning_rate": 0.5}, None),
+        ({"schedule": "noam"}, None),
+        ({"schedule": "inverse_sqrt", "learning_rate": 1e-7}, None),
+    ],
+)
+def test_a_factor_of_noam_that_looks_like_a_rate_is_warned_of(keys: dict[str, Any], peak: str | None) -> None:
+    warning = low_peak(TrainingConfig(**keys), 512)
+    assert (warning is None) == (peak is None)
+    assert peak is None or (warning is not None and peak in warning and "usually 2.0" in warning)
