@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from mtkit.config import ModelConfig
-from mtkit.data.batching import Ids, Indices
+from mtkit.data.order import Indices, Lengths
 
 FORWARD_AND_BACKWARD = 3
 
@@ -35,7 +35,9 @@ class Positions:
         return Positions(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     @classmethod
-    def of_batch(cls, src_lengths: Ids, tgt_lengths: Ids, batch: Indices, *, padded: bool) -> Positions:
+    def of_batch(
+        cls, src_lengths: Lengths, tgt_lengths: Lengths, batch: Indices, *, padded: bool
+    ) -> Positions:
         """Those of a batch: as it is computed, padding included, or its real ones alone."""
         src, tgt = src_lengths[batch].astype(np.int64) + 1, tgt_lengths[batch].astype(np.int64) + 1
         projected = int(tgt.sum())

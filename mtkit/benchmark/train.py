@@ -24,8 +24,9 @@ from mtkit.benchmark.machine import machine_name, matmul_peaks, synchronize
 from mtkit.benchmark.reference import MarianLoop, ReferenceLoop
 from mtkit.benchmark.synthetic import MEDIAN_SRC_PIECES, SyntheticCorpus, SyntheticTokenizer
 from mtkit.config import Config
-from mtkit.data.batching import Indices, cut_update, make_batch
+from mtkit.data.batching import cut_update, make_batch
 from mtkit.data.corpus import Corpus
+from mtkit.data.order import Indices
 from mtkit.data.tokenizer import Tokenizer, Tokenizers
 from mtkit.device import DTYPES, forget_peak_memory, out_of_memory_named, peak_memory
 from mtkit.errors import ConfigError

@@ -1,6 +1,5 @@
-"""Which pairs go together: batches of similar lengths under a token budget, and the arrays made of them.
+"""Batches under a token budget, and the arrays made of them.
 
-The order is a pure function of (lengths, seed, epoch): no state is carried, so any step can be resumed exactly.
 Shapes: B pairs in a batch, S source length, T target length.
 """
 
@@ -13,19 +12,20 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from mtkit.data.order import Indices, Lengths
+
 Ids = npt.NDArray[np.int32]
-Indices = npt.NDArray[np.int64]
 
 
 class EncodedPairs(Protocol):
     """What batching needs of a corpus."""
 
     @property
-    def src_lengths(self) -> Ids:
+    def src_lengths(self) -> Lengths:
         """Pieces of each source."""
 
     @property
-    def tgt_lengths(self) -> Ids:
+    def tgt_lengths(self) -> Lengths:
         """Pieces of each target."""
 
     def src(self, index: int) -> Ids:
@@ -53,25 +53,6 @@ def split_by_budget(sizes: Ids, order: Indices, batch_tokens: int) -> list[Indic
     return batches
 
 
-def epoch_batches(
-    src_lengths: Ids, tgt_lengths: Ids, batch_tokens: int, seed: int, epoch: int
-) -> list[Indices]:
-    """All batches of an epoch, each pair in exactly one of them.
-
-    Pairs are sorted by their longer side, then by how much longer the target is than the source, up and down in turn
-    (so that neighbours of different sizes are alike too), ties in random order (so that the batches differ from epoch
-    to epoch); they are cut by the token budget, and the batches are shuffled.
-    """
-    rng = np.random.default_rng((seed, epoch))
-    shuffled = rng.permutation(len(src_lengths))
-    sizes = pair_sizes(src_lengths, tgt_lengths)
-    up_or_down = np.where(sizes % 2 == 0, 1, -1)
-    slant = (tgt_lengths - src_lengths) * up_or_down
-    order = shuffled[np.lexsort((slant[shuffled], sizes[shuffled]))]
-    batches = split_by_budget(sizes, order, batch_tokens)
-    return [batches[i] for i in rng.permutation(len(batches))]
-
-
 def cut_update(batches: Sequence[Indices], num_processes: int = 1, slices: int = 1) -> list[Indices]:
     """The parts of an update in the order they are dealt to the processes: process p runs part p, p + P, p + 2P, ...
 
@@ -85,19 +66,9 @@ def cut_update(batches: Sequence[Indices], num_processes: int = 1, slices: int =
     return [batch[first::num_parts] for batch in batches for first in range(num_parts)]
 
 
-def num_positions(batch: Indices, src_lengths: Ids, tgt_lengths: Ids) -> int:
+def num_positions(batch: Indices, src_lengths: Lengths, tgt_lengths: Lengths) -> int:
     """Positions of a batch, both sides padded: what its memory and time grow with."""
-    return len(batch) * int(src_lengths[batch].max() + tgt_lengths[batch].max() + 2)
-
-
-def padding_share(batches: list[Indices], src_lengths: Ids, tgt_lengths: Ids) -> float:
-    """Share of the positions of all batches, both sides, that is padding."""
-    real = padded = 0
-    for batch in batches:
-        for lengths in (src_lengths[batch] + 1, tgt_lengths[batch] + 1):
-            real += int(lengths.sum())
-            padded += int(lengths.max()) * len(batch)
-    return 1 - real / padded if padded else 0.0
+    return len(batch) * (int(src_lengths[batch].max()) + int(tgt_lengths[batch].max()) + 2)
 
 
 @dataclass(frozen=True)

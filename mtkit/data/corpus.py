@@ -25,6 +25,7 @@ import pyarrow as pa
 from mtkit.config import DataConfig
 from mtkit.data.cache import open_cache, remove_abandoned
 from mtkit.data.filters import FilterCounts, PairFilter
+from mtkit.data.order import Lengths
 from mtkit.data.sources import Source
 from mtkit.data.tokenizer import Ids, Tokenizers
 from mtkit.errors import DataError, StorageError
@@ -56,7 +57,7 @@ class Corpus:
     """Encoded training pairs in mapped memory. Pairs are numbered from 0, in the order of the sources.
 
     Attributes:
-        src_lengths, tgt_lengths: int32 [pairs], the number of pieces, without bos and eos.
+        src_lengths, tgt_lengths: [pairs], the number of tokens, without bos and eos; int16 if all fit, else int32.
         counts: what was kept and what the filters left out.
         fingerprint: the key of the content: texts, tokenizers and filters.
     """
@@ -105,8 +106,17 @@ class _Side:
         offsets = self._offsets[batch]
         return self._values[batch][offsets[row] : offsets[row + 1]]
 
-    def lengths(self) -> Ids:
-        return np.concatenate([np.diff(offsets).astype(np.int32) for offsets in self._offsets])
+    def lengths(self) -> Lengths:
+        longest = max(int(np.diff(offsets).max()) for offsets in self._offsets)
+        lengths = np.empty(sum(len(offsets) - 1 for offsets in self._offsets), _length_type(longest))
+        for batch, offsets in enumerate(self._offsets):
+            lengths[batch * ROWS : (batch + 1) * ROWS] = np.diff(offsets)
+        return lengths
+
+
+def _length_type(longest: int) -> type[np.signedinteger[Any]]:
+    """Wide enough for every length, also framed; signed, so that lengths can be subtracted."""
+    return np.int16 if longest < np.iinfo(np.int16).max else np.int32
 
 
 def _numbers(array: pa.Array) -> npt.NDArray[Any]:

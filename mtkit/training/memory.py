@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mtkit.data.batching import Indices, make_batch, num_positions
+from mtkit.data.batching import make_batch, num_positions
+from mtkit.data.order import Indices
 from mtkit.device import forget_peak_memory, out_of_memory_named, peak_memory
 from mtkit.errors import TrainingError
 
@@ -27,14 +28,12 @@ SAFETY = 1.25
 
 def largest_batch(trainer: Trainer) -> Indices:
     """The batch of the present epoch with the most positions."""
-    lengths = trainer.corpus.src_lengths, trainer.corpus.tgt_lengths
-    return max(trainer.epoch_order(trainer.state.epoch), key=lambda batch: num_positions(batch, *lengths))
+    return trainer.epoch_order(trainer.state.epoch).largest()
 
 
 def smallest_batch(trainer: Trainer) -> Indices:
     """The batch of the present epoch with the fewest positions."""
-    lengths = trainer.corpus.src_lengths, trainer.corpus.tgt_lengths
-    return min(trainer.epoch_order(trainer.state.epoch), key=lambda batch: num_positions(batch, *lengths))
+    return trainer.epoch_order(trainer.state.epoch).smallest()
 
 
 def rehearse(trainer: Trainer) -> None:

@@ -15,7 +15,6 @@ import sentencepiece
 import torch
 
 from mtkit.config import Config, SourceConfig
-from mtkit.data.batching import padding_share
 from mtkit.data.cache import open_cache
 from mtkit.data.corpus import Corpus, encode_corpus
 from mtkit.data.sources import Source, Split, open_sources, read_sides
@@ -132,16 +131,14 @@ def open_splits(config: Config) -> dict[Split, list[Source]]:
 
 def describe(trainer: Trainer, say: Say) -> None:
     """What will be trained, on what."""
-    config, corpus, tokenizers = trainer.config, trainer.corpus, trainer.tokenizers
-    batches = trainer.epoch_order(trainer.state.epoch)
-    padding = padding_share(batches, corpus.src_lengths, corpus.tgt_lengths)
+    config, corpus, tokenizers, order = trainer.config, trainer.corpus, trainer.tokenizers, trainer.order
     sizes = " and ".join(f"{t.num_pieces:,}" for t in dict.fromkeys([tokenizers.src, tokenizers.tgt]))
     say(f"data       {corpus.counts.summary()}")
     wanted = config.tokenizer
     trained = wanted.model is None and wanted.src_model is None
     fewer = trained and max(tokenizers.src.num_pieces, tokenizers.tgt.num_pieces) < wanted.vocab_size
     say(f"tokenizer  {sizes} pieces" + (f": the corpus gives no {wanted.vocab_size:,}" if fewer else ""))
-    say(f"batches    {len(batches):,} an epoch, {100 * padding:.1f} % padding")
+    say(f"batches    {len(order):,} an epoch, {100 * order.padding_share:.1f} % padding")
     if trainer.validator is not None and trainer.validator.num_left_out:
         say(
             f"valid      {trainer.validator.num_left_out:,} pairs longer than data.max_length are not in the loss"

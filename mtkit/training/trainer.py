@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mtkit.checkpoint import (
@@ -31,8 +32,9 @@ from mtkit.checkpoint import (
 )
 from mtkit.config import Config
 from mtkit.configfile import dump_config
-from mtkit.data.batching import Batch, Indices, cut_update, epoch_batches, make_batch, make_silent_batch
+from mtkit.data.batching import Batch, cut_update, make_batch, make_silent_batch
 from mtkit.data.corpus import Corpus
+from mtkit.data.order import BatchOrder, EpochBatches, Indices
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.decoding.loading import copy_weights, make_model
 from mtkit.device import choose_device, choose_dtype, out_of_memory_named
@@ -118,7 +120,10 @@ class Trainer:
         self.saved: tuple[int, int, bool] | None = None
         """Step, validated step and whether time was over, of the newest checkpoint."""
         self.stage: Stage = unmeasured
-        self._order: tuple[int, list[Indices]] | None = None
+        lengths = corpus.src_lengths, corpus.tgt_lengths
+        self.order = BatchOrder(*lengths, training.cut_tokens, config.seed)
+        self._epoch: tuple[int, EpochBatches] | None = None
+        self._targets_an_epoch = int(corpus.tgt_lengths.sum(dtype=np.int64)) + len(corpus)
         self._time_is_over = False
         self._rollbacks_from: Counter[int] = Counter()
 
@@ -187,13 +192,11 @@ class Trainer:
                 yield epoch, number, order[number]
             epoch, first = epoch + 1, 0
 
-    def epoch_order(self, epoch: int) -> list[Indices]:
+    def epoch_order(self, epoch: int) -> EpochBatches:
         """The batches of an epoch; those of the latest one asked for are kept."""
-        if self._order is None or self._order[0] != epoch:
-            lengths = self.corpus.src_lengths, self.corpus.tgt_lengths
-            budget = self.config.training.cut_tokens
-            self._order = epoch, epoch_batches(*lengths, budget, self.config.seed, epoch)
-        return self._order[1]
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = epoch, self.order.epoch(epoch)
+        return self._epoch[1]
 
     def ended(self) -> str | None:
         """Why training is at its end, if it is."""
@@ -379,7 +382,7 @@ class Trainer:
 
     def epochs_done(self) -> float:
         """Passes over the training pairs, with the share of the present one by tokens."""
-        return self.state.target_tokens / (int(self.corpus.tgt_lengths.sum()) + len(self.corpus))
+        return self.state.target_tokens / self._targets_an_epoch
 
     def seconds_left(self) -> float | None:
         """Until a limit that can be foreseen."""

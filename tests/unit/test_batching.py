@@ -13,13 +13,12 @@ import pytest
 from mtkit.data.batching import (
     Batch,
     SpecialIds,
-    epoch_batches,
     make_batch,
     pad_rows,
-    padding_share,
     pair_sizes,
     split_by_budget,
 )
+from mtkit.data.order import BatchOrder, Indices
 
 Ints = npt.NDArray[np.int32]
 SPECIAL = SpecialIds(src_pad=0, src_eos=3, tgt_pad=1, tgt_bos=2, tgt_eos=5)
@@ -31,6 +30,10 @@ def realistic_lengths(count: int, seed: int = 0) -> tuple[Ints, Ints]:
     src = np.clip(rng.lognormal(3.0, 0.6, count), 1, 250)
     tgt = np.clip(src * rng.lognormal(0.05, 0.2, count), 1, 250)
     return src.astype(np.int32), tgt.astype(np.int32)
+
+
+def epoch_batches(src: Ints, tgt: Ints, batch_tokens: int, seed: int, epoch: int) -> list[Indices]:
+    return list(BatchOrder(src, tgt, batch_tokens, seed).epoch(epoch))
 
 
 def rows_of(batches: list[Any]) -> list[list[int]]:
@@ -95,10 +98,14 @@ def test_batches_do_not_come_by_length() -> None:
     assert abs(np.corrcoef(longest, range(len(longest)))[0, 1]) < 0.3
 
 
+def padding_share(batches: list[Indices], src: Ints, tgt: Ints) -> float:
+    lengths = [side[batch] + 1 for batch in batches for side in (src, tgt)]
+    return 1 - sum(int(rows.sum()) for rows in lengths) / sum(len(rows) * int(rows.max()) for rows in lengths)
+
+
 def test_padding_of_realistic_lengths_is_small() -> None:
     src, tgt = realistic_lengths(20_000)
-    batches = epoch_batches(src, tgt, 4096, seed=1, epoch=0)
-    assert padding_share(batches, src, tgt) < 0.15
+    assert BatchOrder(src, tgt, 4096, seed=1).padding_share < 0.15
     shuffled = split_by_budget(pair_sizes(src, tgt), np.arange(len(src)), 4096)
     assert padding_share(shuffled, src, tgt) > 0.5  # what sorting saves
 
@@ -106,14 +113,15 @@ def test_padding_of_realistic_lengths_is_small() -> None:
 def test_padding_share_is_counted_on_the_arrays() -> None:
     src, tgt = realistic_lengths(300)
     pairs = [([7] * s, [8] * t) for s, t in zip(src.tolist(), tgt.tolist(), strict=True)]
-    batches = epoch_batches(src, tgt, 800, seed=1, epoch=0)
+    order = BatchOrder(src, tgt, 800, seed=1)
     padding = total = 0
-    for indices in batches:
+    for indices in order.epoch(0):
         batch = make_batch(Corpus(pairs), indices, SPECIAL)
         padding += int((batch.src == SPECIAL.src_pad).sum() + (batch.tgt_out == SPECIAL.tgt_pad).sum())
         total += batch.src.size + batch.tgt_out.size
-    assert padding_share(batches, src, tgt) == pytest.approx(padding / total, rel=1e-12)
-    assert padding_share([], src, tgt) == 0.0
+    assert order.padding_share == pytest.approx(padding / total, rel=1e-12)
+    assert int(order.num_positions.sum()) == total
+    assert BatchOrder(src[:0], tgt[:0], 800, seed=1).padding_share == 0.0
 
 
 def test_a_pair_beyond_the_budget_is_a_batch_of_its_own() -> None:

@@ -102,7 +102,14 @@ def test_it_equals_direct_encoding(setting: Setting, monkeypatch: pytest.MonkeyP
         expected = [row.tolist() for row in tokenizer.encode(texts)]
         assert [get(i).tolist() for i in range(len(PAIRS))] == expected
         assert lengths.tolist() == [len(row) for row in expected]
-        assert lengths.dtype == get(0).dtype == np.int32
+        assert (lengths.dtype, get(0).dtype) == (np.int16, np.int32)
+
+
+@pytest.mark.parametrize("longest", [2, 2**15 - 2, 2**15 - 1, 2**15])
+def test_a_length_and_its_frame_fit_their_type(longest: int) -> None:
+    type_of_lengths = corpus._length_type(longest)
+    assert np.full(1, longest, type_of_lengths)[0] + 1 == longest + 1
+    assert type_of_lengths is (np.int16 if longest < 2**15 - 1 else np.int32)
 
 
 def test_rows_are_views_that_cannot_be_written_to(setting: Setting) -> None:

@@ -1,0 +1,137 @@
+"""The order of batches: the same as by its definition, and in little memory for any number of pairs."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from mtkit.data import order as order_module
+from mtkit.data.batching import num_positions, pair_sizes, split_by_budget
+from mtkit.data.order import BatchOrder, Indices, permute_within
+
+Ints = npt.NDArray[np.int32]
+
+
+def by_definition(src: Ints, tgt: Ints, batch_tokens: int, seed: int, epoch: int) -> list[list[int]]:
+    """Shuffled, sorted by two columns, cut pair by pair, shuffled: how all runs so far were made."""
+    rng = np.random.default_rng((seed, epoch))
+    shuffled = rng.permutation(len(src))
+    sizes = pair_sizes(src, tgt)
+    slant = (tgt - src) * np.where(sizes % 2 == 0, 1, -1)
+    order = shuffled[np.lexsort((slant[shuffled], sizes[shuffled]))]
+    batches = split_by_budget(sizes, order, batch_tokens)
+    return [batches[i].tolist() for i in rng.permutation(len(batches))]
+
+
+def random_lengths(count: int, longest: int, seed: int) -> tuple[Ints, Ints]:
+    rng = np.random.default_rng(seed)
+    src, tgt = (np.clip(rng.lognormal(3.0, 0.8, count), 0, longest) for _ in range(2))
+    return src.astype(np.int32), tgt.astype(np.int32)
+
+
+@pytest.fixture
+def lazy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every corpus is one that is permuted batch by batch."""
+    monkeypatch.setattr(order_module, "LAZY_PAIRS", 0)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32])
+@pytest.mark.parametrize("count", [0, 1, 2, 37, 3000])
+def test_an_order_is_that_of_its_definition(count: int, dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order_module, "_SORTED_AT_ONCE", 300)
+    monkeypatch.setattr(order_module, "_PAIRS_AT_ONCE", 100)
+    for longest, budget, seed in itertools.product((1, 9, 250), (1, 90, 3000, 10**9), (1, 2)):
+        src, tgt = random_lengths(count, longest, seed)
+        order = BatchOrder(src.astype(dtype), tgt.astype(dtype), budget, seed)
+        for epoch in (0, 7):
+            batches = order.epoch(epoch)
+            assert [batch.tolist() for batch in batches] == by_definition(src, tgt, budget, seed, epoch)
+            assert len(order) == len(batches)
+
+
+def test_lengths_too_long_for_packed_keys() -> None:
+    rng = np.random.default_rng(0)
+    src, tgt = (rng.integers(0, 2**30, 500, dtype=np.int32) for _ in range(2))
+    batches = BatchOrder(src, tgt, 2**32, seed=1).epoch(0)
+    assert [batch.tolist() for batch in batches] == by_definition(src, tgt, 2**32, 1, 0)
+
+
+@pytest.mark.parametrize("limit", [0, 10**6])
+def test_the_largest_and_the_smallest_batch(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order_module, "LAZY_PAIRS", limit)
+    src, tgt = random_lengths(3000, 100, 3)
+    order = BatchOrder(src, tgt, 500, seed=1)
+    for epoch in range(3):
+        batches = list(order.epoch(epoch))
+        positions = [num_positions(batch, src, tgt) for batch in batches]
+        assert sorted(positions) == sorted(order.num_positions.tolist())
+        assert order.epoch(epoch).largest().tolist() == batches[np.argmax(positions)].tolist()
+        assert order.epoch(epoch).smallest().tolist() == batches[np.argmin(positions)].tolist()
+
+
+def buckets(batches: list[Indices], src: Ints, tgt: Ints) -> list[list[tuple[int, int]]]:
+    return sorted([(int(src[i]), int(tgt[i])) for i in batch] for batch in batches)
+
+
+@pytest.mark.usefixtures("lazy")
+@pytest.mark.parametrize("count", [1, 37, 2000])
+def test_batch_by_batch_an_epoch_has_batches_of_the_same_lengths(count: int) -> None:
+    for longest, budget in ((1, 90), (9, 90), (250, 1000)):
+        src, tgt = random_lengths(count, longest, 5)
+        order = BatchOrder(src, tgt, budget, seed=1)
+        for epoch in (0, 3):
+            batches = list(order.epoch(epoch))
+            assert sorted(i for batch in batches for i in batch.tolist()) == list(range(count))
+            defined = [np.array(batch) for batch in by_definition(src, tgt, budget, 1, epoch)]
+            assert buckets(batches, src, tgt) == buckets(defined, src, tgt)
+
+
+@pytest.mark.usefixtures("lazy")
+def test_batch_by_batch_an_epoch_is_a_function_of_seed_and_number() -> None:
+    src, tgt = random_lengths(3000, 50, 5)
+
+    def made(seed: int, epoch: int) -> list[list[int]]:
+        return [batch.tolist() for batch in BatchOrder(src, tgt, 400, seed).epoch(epoch)]
+
+    assert made(1, 2) == made(1, 2)
+    order = BatchOrder(src, tgt, 400, 1)
+    batches = order.epoch(2)
+    assert [batches[i].tolist() for i in (5, 3)] == [made(1, 2)[i] for i in (5, 3)], "any batch alone"
+    several = [made(1, 2), made(1, 3), made(2, 2), made(2, 3)]
+    for one, other in itertools.combinations(several, 2):
+        assert one != other
+        assert list(map(sorted, sorted(one))) != list(map(sorted, sorted(other))), "other pairs together"
+
+
+def test_a_permutation_within_buckets() -> None:
+    sizes = np.array([*range(1, 70), 1000, 1024, 1025, 4097])
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    slots = np.arange(starts[-1])
+    for seed in range(5):
+        keys = np.random.default_rng(seed).integers(2**64, size=(4, 3), dtype=np.uint64)
+        sent = permute_within(starts, slots, keys)
+        for first, behind in itertools.pairwise(starts.tolist()):
+            assert sorted(sent[first:behind].tolist()) == list(range(first, behind))
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 8, 100])
+def test_a_permutation_sends_a_slot_anywhere(size: int) -> None:
+    """Over keys and over buckets of one size: Pearson's chi-squared of the places, of neighbours' distances too."""
+    starts = np.arange(0, 40 * size + 1, size)
+    rng, trials = np.random.default_rng(0), 200 * size // 40 + 1
+    places: Counter[int] = Counter()
+    steps: Counter[int] = Counter()
+    for _ in range(trials):
+        keys = rng.integers(2**64, size=(4, 3), dtype=np.uint64)
+        sent = permute_within(starts, np.arange(starts[-1]), keys).reshape(-1, size) % size
+        places.update(sent[:, size // 2].tolist())
+        steps.update(((sent[:, 1] - sent[:, 0]) % size).tolist())
+    for found, values in ((places, range(size)), (steps, range(1, size))):
+        expected = 40 * trials / len(values)
+        chi_squared = sum((found[value] - expected) ** 2 / expected for value in values)
+        freedom = max(1, len(values) - 1)
+        assert chi_squared < freedom + 5 * np.sqrt(2 * freedom) + 5
