@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,19 +22,35 @@ def make_model(config: ModelConfig, tokenizers: Tokenizers) -> Transformer:
     return Transformer(config, tokenizers.src.vocab_size, tokenizers.tgt.vocab_size, tokenizers.src.pad, tied)
 
 
-def copy_weights(model: Transformer, weights: dict[str, Tensor], where: str) -> None:
-    """Fill a model's parameters. Raises: StorageError: names or shapes are not the model's."""
+def copy_weights(
+    model: Transformer,
+    weights: Mapping[str, Tensor],
+    where: str,
+    held_as: Callable[[Tensor, Tensor], Tensor] = lambda weight, parameter: weight,
+) -> None:
+    """Fill a model's parameters.
+
+    Args:
+        model: to fill.
+        weights: by name.
+        where: for the message.
+        held_as: gives what is copied, from a weight and its parameter: where shards are held, the shard.
+
+    Raises:
+        StorageError: names or shapes are not the model's; nothing was copied.
+    """
     own = dict(model.named_parameters())
     hint = "the config and the weights of a model belong together"
     if own.keys() != weights.keys():
         names = ", ".join(sorted(own.keys() ^ weights.keys())[:3])
         raise StorageError(f"not the weights of this model: {names}", where=where, hint=hint)
+    for name, parameter in own.items():
+        if parameter.shape != weights[name].shape:
+            shapes = f"{list(weights[name].shape)}, not {list(parameter.shape)}"
+            raise StorageError(f"{name} has the shape {shapes}", where=where, hint=hint)
     with torch.no_grad():
         for name, parameter in own.items():
-            if parameter.shape != weights[name].shape:
-                shapes = f"{list(weights[name].shape)}, not {list(parameter.shape)}"
-                raise StorageError(f"{name} has the shape {shapes}", where=where, hint=hint)
-            parameter.copy_(weights[name])
+            parameter.copy_(held_as(weights[name], parameter))
 
 
 def load_model(path: Path) -> tuple[Config, Tokenizers, Transformer]:

@@ -16,6 +16,7 @@ from mtkit.data.batching import make_batch, num_positions
 from mtkit.data.order import Indices
 from mtkit.device import forget_peak_memory, out_of_memory_named, peak_memory
 from mtkit.errors import TrainingError
+from mtkit.training.parallel import num_held
 
 if TYPE_CHECKING:
     from mtkit.training.trainer import Trainer
@@ -52,7 +53,7 @@ def run_slice(trainer: Trainer, batch: Indices, slices: int) -> None:
 
     The gradient is thrown away, also when memory runs out.
     """
-    numel = 0 if trainer.optimizer.state else 2 * sum(p.numel() for p in trainer.model.parameters())
+    numel = 0 if trainer.optimizer.state else 2 * sum(map(num_held, trainer.model.parameters()))
     reserved = torch.empty(numel if trainer.device.type == "cuda" else 0, device=trainer.device)
     trainer.objective.train()
     tried = make_batch(trainer.corpus, batch[::slices], trainer.special)

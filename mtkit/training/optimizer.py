@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mtkit.config import TrainingConfig
-from mtkit.training.parallel import is_sharded, shard_like, whole
+from mtkit.training.parallel import is_sharded, shard_like
 
 
 def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
@@ -30,9 +30,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as `KEY/PARAMETER` tensors."""
+    """The optimizer's state as `KEY/PARAMETER` tensors, in shards where the parameters are."""
     return {
-        f"{key}/{name}": whole(value)
+        f"{key}/{name}": value
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state[parameter].items()
     }

@@ -7,11 +7,12 @@ PyTorch's sharding takes half a second to import: only a run that shards does so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -46,32 +47,71 @@ class Objective(nn.Module):
         return sums.loss, sums.nll
 
 
-def spread(objective: Objective, processes: Processes, how: str, dtype: torch.dtype) -> nn.Module:
-    """The objective as several processes run it; alone, as it is.
+def whole_in_each(objective: Objective, processes: Processes) -> nn.Module:
+    """The objective as several processes run it, each with all of the model (DDP); alone, as it is."""
+    return objective if processes.alone else DistributedDataParallel(objective, gradient_as_bucket_view=True)
+
+
+def shard(
+    objective: Objective,
+    initial: Transformer | None,
+    processes: Processes,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Give every process its shard of each layer, and of what is outside of the layers (FSDP2).
+
+    No process has the whole model on its device: what is sharded together, most often a layer, is whole there for as
+    long as it takes to cut it.
 
     Args:
-        how: `ddp` or `fsdp`.
+        objective: of a model without memory, on the meta device.
+        initial: in the main process, the same model with its first weights, on the CPU.
+        processes: all come here.
+        device: of the shards.
         dtype: of the matrix products: what FSDP2 gathers weights in.
     """
-    if processes.alone:
-        return objective
-    if how == "ddp":
-        return DistributedDataParallel(objective, gradient_as_bucket_view=True)
-    shard(objective, processes, dtype)
-    return objective
-
-
-def shard(objective: Objective, processes: Processes, dtype: torch.dtype) -> None:
-    """Give every process its shard of each layer, and of what is outside of the layers."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    device = next(objective.parameters()).device
+    names = {parameter: name for name, parameter in objective.model.named_parameters()}
+    weights = {} if initial is None else dict(initial.named_parameters())
+
+    @torch.no_grad()
+    def fill(parameter: nn.Parameter, tensor: Tensor) -> None:
+        if weights:
+            tensor.copy_(weights[names[parameter]])
+        dist.broadcast(tensor, src=0)
+
     mesh = init_device_mesh(device.type, (processes.size,))
     policy = MixedPrecisionPolicy(None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
     for layer in layers_run_once(objective.model):
+        materialize(layer, device, fill)
         fully_shard(layer, mesh=mesh, mp_policy=policy)
+    materialize(objective, device, fill)
     fully_shard(objective, mesh=mesh)
+
+
+def materialize(
+    module: nn.Module, device: torch.device, fill: Callable[[nn.Parameter, Tensor], object]
+) -> None:
+    """Give the parameters that are on the meta device memory; those that are shared stay shared.
+
+    Args:
+        module: with its submodules.
+        device: where the memory is.
+        fill: called with each such parameter and the tensor that takes its place, to write its values.
+    """
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            if not parameter.is_meta:
+                continue
+            if parameter not in made:
+                tensor = torch.empty_like(parameter, device=device, requires_grad=False)
+                fill(parameter, tensor)
+                made[parameter] = nn.Parameter(tensor, parameter.requires_grad)
+            setattr(part, name, made[parameter])
 
 
 def layers_run_once(model: Transformer) -> Iterator[nn.Module]:
@@ -104,6 +144,20 @@ def whole(tensor: Tensor) -> Tensor:
     return gathered
 
 
+def gathered(tensors: Mapping[str, Tensor], processes: Processes) -> dict[str, Tensor]:
+    """In the main process all tensors, those in shards made whole on its CPU; in the others none.
+
+    All processes have to come here. One whole tensor at a time is on each device.
+    """
+    held: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if processes.is_main:
+            held[name] = whole(tensor).cpu() if is_shard(tensor) else tensor
+        else:
+            whole(tensor)  # it takes all of them
+    return held
+
+
 def shard_like(tensor: Tensor, like: Any) -> Tensor:
     """A whole tensor as the other one is held: the same, or this process's shard of it."""
     tensor = tensor.to(like.device)
@@ -112,6 +166,12 @@ def shard_like(tensor: Tensor, like: Any) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def num_held(tensor: Any) -> int:
+    """Numbers of a tensor that this process holds."""
+    held: Tensor = tensor.to_local() if is_shard(tensor) else tensor
+    return held.numel()
 
 
 def is_sharded(parameters: Iterable[Tensor]) -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from mtkit.checkpoint import (
     Checkpoint,
@@ -52,12 +53,15 @@ from mtkit.training.optimizer import (
 from mtkit.training.parallel import (
     Objective,
     Stage,
+    gathered,
     gradients_kept_local,
     is_sharded,
+    materialize,
+    shard,
     shard_like,
-    spread,
     unmeasured,
     whole,
+    whole_in_each,
 )
 from mtkit.training.progress import Progress, Stopwatch
 from mtkit.training.schedule import learning_rate
@@ -102,14 +106,21 @@ class Trainer:
         training = config.training
         self.device = choose_device(training.device, local_rank=processes.local_rank)
         self.dtype = choose_dtype(training.precision, self.device)
+        shards = training.parallel == "fsdp" and not processes.alone
         torch.manual_seed(config.seed)
-        self.model = self.make_model().to(self.device)
+        self.model = self.make_model("meta") if shards else self.make_model().to(self.device)
         self.model.activation_checkpointing = training.activation_checkpointing
         if training.compile:
             self.model.compile(dynamic=True)
         self._objective = Objective(self.model, training.label_smoothing)
         with peers_named():
-            self.objective = spread(self._objective, self.processes, training.parallel, self.dtype)
+            if shards:
+                initial = self.make_model() if processes.is_main else None
+                processes.wait()  # a large model takes the main process longer than a collective may
+                shard(self._objective, initial, processes, self.device, self.dtype)
+                self.objective: nn.Module = self._objective
+            else:
+                self.objective = whole_in_each(self._objective, processes)
         self.optimizer = make_optimizer(self.model, training)
         self.scaler = self._make_scaler()
         decay = training.ema_decay
@@ -131,9 +142,14 @@ class Trainer:
         """Enter `stage(name)` around each stage of an update: data, forward, loss, backward, optimizer."""
         self.stage = self._objective.stage = stage
 
-    def make_model(self) -> Transformer:
-        """An untrained model of the config's shape, which computes in the run's precision."""
-        model = make_model(self.config.model, self.tokenizers)
+    def make_model(self, device: str = "cpu") -> Transformer:
+        """An untrained model of the config's shape, which computes in the run's precision.
+
+        Args:
+            device: `meta` for one without memory.
+        """
+        with torch.device(device):
+            model = make_model(self.config.model, self.tokenizers)
         model.compute_dtype = self.dtype
         return model
 
@@ -461,27 +477,35 @@ class Trainer:
                     self.average.swap(self.model)
 
     def _whole_model(self) -> Transformer:
-        """The model; if it is held in shards, a copy of it made whole: a search calls it in its own way."""
+        """The model; if it is held in shards, a copy of it made whole for a validation.
+
+        A search takes as many steps as its own sentences ask for: were layers gathered at each step, every process
+        would wait for the others. The copy is made tensor by tensor. Its layers are in the precision that they
+        compute in; embeddings, which are summed in float32, in float32.
+        """
         if not is_sharded(self.model.parameters()):
             return self.model
-        model = self.make_model().to(self.device)
-        copy_weights(model, self.weights(), "shards")
+        own = self.weights()
+        model = self.make_model("meta")
+        for layer in (*model.encoder, *model.decoder):
+            layer.to(self.dtype)
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        materialize(model, self.device, lambda parameter, tensor: tensor.copy_(whole(own[names[parameter]])))
         return model
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The parameters by name, whole, shared ones once."""
-        return {name: whole(parameter.detach()) for name, parameter in self.model.named_parameters()}
+        """The parameters by name, shared ones once; in shards if the model is."""
+        return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
 
     def averaged(self) -> dict[str, torch.Tensor]:
         """The weights to translate with: their moving average if there is one."""
-        if self.average is None:
-            return self.weights()
-        return {name: whole(weight) for name, weight in self.average.weights.items()}
+        return self.weights() if self.average is None else self.average.weights
 
     def _save_best(self, *, averaged: bool = False) -> None:
         """Write best/: the weights to translate with, no optimizer."""
         held = self.weights() if averaged else self.averaged()
-        checkpoint = Checkpoint(held, dump_config(self.config), self._state_dict())
+        weights = gathered(held, self.processes)
+        checkpoint = Checkpoint(weights, dump_config(self.config), self._state_dict())
         if self.processes.is_main:
             save_checkpoint(self.run_folder / "best", checkpoint)
         self.processes.wait()
@@ -499,7 +523,8 @@ class Trainer:
         tensors = optimizer_tensors(self.model, self.optimizer)
         if self.average is not None:  # the averaged weights are the model; the raw ones go with the optimizer
             tensors |= {f"weight/{name}": value for name, value in self.weights().items()}
-        return Checkpoint(self.averaged(), dump_config(self.config), self._state_dict(), tensors)
+        weights, optimizer = (gathered(held, self.processes) for held in (self.averaged(), tensors))
+        return Checkpoint(weights, dump_config(self.config), self._state_dict(), optimizer)
 
     def _state_dict(self) -> dict[str, Any]:
         self.state.seconds = self.stopwatch.seconds()
@@ -533,9 +558,7 @@ class Trainer:
 
     def _copy_weights(self, weights: dict[str, torch.Tensor], where: str) -> None:
         """Fill the model, or this process's shard of it. Raises: StorageError: names or shapes are not the model's."""
-        own = dict(self.model.named_parameters())
-        held = {name: shard_like(w, own[name]) if name in own else w for name, w in weights.items()}
-        copy_weights(self.model, held, where)
+        copy_weights(self.model, weights, where, shard_like)
 
 
 def dropout_seed(seed: int, step: int, part: int) -> int:
