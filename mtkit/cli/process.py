@@ -1,7 +1,7 @@
 """The process: runs a command, makes one line and an exit code of whatever ends it. Only here the process is ended.
 
 Exit codes: 0 ok, 1 a bug, 2 usage or config, 3 data, 4 training failed, 5 disk or checkpoint,
-130 interrupted, 141 the reader of our output went away, 143 terminated after saving.
+129 hung up after saving, 130 interrupted, 141 the reader of our output went away, 143 terminated after saving.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 import typer
 
 from mtkit.cli.commands import app
-from mtkit.cli.terminal import is_main_process
+from mtkit.cli.terminal import flush_or_drop, is_main_process, spell_everything
 from mtkit.errors import ConfigError, MtkitError, StorageError
 
 # Newer typers carry their own click: this is the one in use.
 UsageError: Any = typer.BadParameter.__bases__[0]
 
-EXPECTED_CODES = (130, 143)
+EXPECTED_CODES = (129, 130, 143)
 """Of ends that were asked for: of several processes one says so."""
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -30,16 +30,28 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and end the process with its exit code."""
+    occupy_closed_descriptors()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def occupy_closed_descriptors() -> None:
+    """Keep 0, 1 and 2 from files that are opened later: what a library says there would be written into them."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
 
 
 def run(arguments: list[str]) -> int:
     """Run a command; every error becomes one line and an exit code."""
+    spell_everything()
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         code = app(with_help(arguments), prog_name="mtkit", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         if code == 130:  # what some versions of typer make of a Ctrl-C
             return fail("interrupted", 130, debug)
         return code if isinstance(code, int) else 0
@@ -80,11 +92,8 @@ def fail(message: str, code: int, debug: bool) -> int:
     """One line on stderr, and the traceback if asked for."""
     if debug:
         traceback.print_exc()
-    if code not in EXPECTED_CODES or is_main_process():
+    if sys.stderr is not None and (code not in EXPECTED_CODES or is_main_process()):
         with suppress(OSError):
             print(message, file=sys.stderr)
-    try:
-        sys.stdout.flush()
-    except OSError:  # the interpreter, which flushes at its end, must not find out again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    flush_or_drop(sys.stdout)
     return code

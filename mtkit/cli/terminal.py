@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import shutil
@@ -16,6 +17,13 @@ from mtkit.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+def spell_everything() -> None:
+    """Show what an encoding lacks as escapes. `open_output`, for what is not only shown, writes UTF-8 instead."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def make_console(stream: TextIO) -> Console:
@@ -40,6 +48,16 @@ def own_command() -> str:
     if os.path.basename(called) != "mtkit" or (installed and os.path.samefile(installed, called)):
         return "mtkit"
     return shlex.quote(called)
+
+
+def flush_or_drop(stream: TextIO | None) -> None:
+    """Flush a stream. If nobody takes what it holds, that is dropped, so that the interpreter's end is silent too."""
+    if stream is None:  # closed before the process began
+        return
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def is_main_process() -> bool:

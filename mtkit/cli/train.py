@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mtkit.cli import options
-from mtkit.cli.terminal import is_main_process, make_console, own_command, print_text
+from mtkit.cli.terminal import flush_or_drop, is_main_process, make_console, own_command, print_text
 
 
 def train(
@@ -30,6 +30,7 @@ def train(
     console.quiet = not is_main_process()
     with Signals().handled() as early:  # a signal while torch is loaded, too; it would be lost in an import
         with early.protected():
+            from mtkit.training.display import Display
             from mtkit.training.run import train as run_training
 
         result = run_training(loaded, fresh=fresh, console=console)
@@ -37,9 +38,8 @@ def train(
     echoed = (
         f"echo {shlex.quote(result.example)} | {translate}" if result.example else f"{translate} < input.txt"
     )
-    console.print(
-        f"\nThe model is in {result.run}. Next:\n    {echoed}", highlight=False, markup=False, soft_wrap=True
-    )
+    Display(console).say(f"\nThe model is in {result.run}. Next:\n    {echoed}")
+    flush_or_drop(sys.stdout)  # who does not read how training went does not make it fail
 
 
 def check(config: options.ConfigPath, overrides: options.Overrides = None) -> None:

@@ -13,13 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console, Group, OverflowMethod
 from rich.table import Table
 from rich.text import Text
 
 from mtkit.errors import ConfigError
 from mtkit.files import append_line
+from mtkit.training.display import Display
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -41,10 +41,11 @@ class Progress:
     def __init__(
         self, run: Path, console: Console, tensorboard: bool = False, *, records: bool = True
     ) -> None:
-        self.run, self.console, self.records = run, console, records
+        self.run, self.display, self.records = run, Display(console), records
         self.writer = make_writer(run) if tensorboard and records else None
-        self.live: Live | None = None
-        self.last_validation = ""
+        self.numbers: dict[str, str] = {}
+        """What the live view shows of training, by name."""
+        self.validated_step, self.last_validation = 0, ""
         self.samples: Sequence[Sample] = ()
 
     def __enter__(self) -> Progress:
@@ -59,7 +60,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.display.say(line)
 
     def record(self, kind: str, step: int, numbers: dict[str, Any]) -> None:
         """Append to metrics.jsonl, where null stands for a number that JSON does not have, and to TensorBoard."""
@@ -84,39 +85,43 @@ class Progress:
         }
         if seconds_left is not None:
             shown["time left"] = duration(seconds_left)
-        if self.console.is_terminal:
-            self._live_view().update(self._view(shown), refresh=True)
+        self.numbers = shown
+        if self.display.is_live:
+            self.display.redraw(self._view())
         else:
             self.say("  ".join(f"{name} {value}" for name, value in shown.items()))
 
-    def _live_view(self) -> Live:
-        if self.live is None:
-            self.live = Live(console=self.console, auto_refresh=False, transient=True)
-            self.live.start()
-        return self.live
-
-    def _view(self, shown: dict[str, str]) -> Group:
+    def _view(self) -> Group:
         """The numbers of training, the last validation and its translations."""
         table = Table.grid(padding=(0, 2))
-        for name, value in shown.items():
+        for name, value in self.numbers.items():
             table.add_row(Text(name, style="dim"), Text(value, style="bold"))
-        samples = Text("\n".join(map(sample_lines, self.samples)), "dim", no_wrap=True, overflow="ellipsis")
+        lines = self.display.spelled("\n".join(map(sample_lines, self.samples)))
+        overflow: OverflowMethod = "ellipsis" if self.display.spelled("…") == "…" else "crop"
+        samples = Text(lines, "dim", no_wrap=True, overflow=overflow)
         return Group(table, Text(self.last_validation, style="green"), samples)
 
     def stop_live(self) -> None:
         """Leave the live view."""
-        if self.live is not None:
-            self.live.stop()
-            self.live = None
+        self.display.stop_live()
 
-    def validation(self, step: int, numbers: dict[str, Any], line: str, samples: Sequence[Sample]) -> None:
-        """The numbers of a validation, and sample translations."""
-        self.record("valid", step, numbers)
-        self.last_validation, self.samples = line, samples
+    def validation(self, step: int, line: str, samples: Sequence[Sample]) -> None:
+        """What a validation found, in words, and sample translations."""
+        self.validated_step, self.last_validation, self.samples = step, line, samples
+        if self.display.is_live:
+            self.display.redraw(self._view())
         self.say(line)
-        if not self.console.is_terminal:
+        if not self.display.is_live:
             for sample in samples:
                 self.say(sample_lines(sample))
+
+    def rolled_back(self, step: int, line: str) -> None:
+        """That the run went back to a step; a later validation is no longer shown."""
+        if self.validated_step > step:
+            self.validated_step, self.last_validation, self.samples = 0, "", ()
+            if self.display.is_live:
+                self.display.redraw(self._view())
+        self.say(line)
 
 
 def is_finite(value: Any) -> bool:

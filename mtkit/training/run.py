@@ -47,7 +47,7 @@ def train(config: Config, *, fresh: bool = False, console: Console | None = None
         DataError: a corpus is missing, malformed or empty.
         TrainingError: not-a-number, out of memory.
         StorageError: the disk failed, or another run uses the folder.
-        Interrupted: SIGINT or SIGTERM, after saving.
+        Interrupted: SIGINT, SIGTERM or SIGHUP, after saving.
     """
     signals = Signals()
     console = console or Console(quiet=True)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training: what is underway is finished, the run is saved, the process leaves."""
+"""Ctrl-C, SIGTERM and SIGHUP while training: what is underway is finished, the run is saved, the process leaves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+EXIT_CODES = {signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 class Interrupted(BaseException):
@@ -41,11 +41,17 @@ class Signals:
 
     @contextmanager
     def handled(self) -> Iterator[Signals]:
-        """Take over SIGINT and SIGTERM for the block; elsewhere than in the main thread they stay as they are."""
+        """Take over SIGINT, SIGTERM and SIGHUP for the block; elsewhere than in the main thread they stay as they are.
+
+        A SIGHUP that is ignored stays ignored: that is what `nohup` is for.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {number: signal.signal(number, self._receive) for number in EXIT_CODES}
+        taken = set(EXIT_CODES)
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+            taken.remove(signal.SIGHUP)
+        before = {number: signal.signal(number, self._receive) for number in taken}
         try:
             yield self
         finally:

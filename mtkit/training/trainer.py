@@ -63,7 +63,7 @@ from mtkit.training.parallel import (
     whole,
     whole_in_each,
 )
-from mtkit.training.progress import Progress, Stopwatch
+from mtkit.training.progress import Progress, Sample, Stopwatch
 from mtkit.training.schedule import learning_rate
 from mtkit.training.signals import Interrupted, Signals
 from mtkit.training.state import TrainState, Window
@@ -85,7 +85,7 @@ class Trainer:
         tokenizers: of both sides.
         validator: validates, or None without validation pairs.
         progress: where to show and record what happens.
-        signals: Ctrl-C and SIGTERM.
+        signals: Ctrl-C, SIGTERM and SIGHUP.
         processes: those that train this model together; by default one alone.
     """
 
@@ -379,7 +379,8 @@ class Trainer:
         self._pass(update)
         self.state.rollbacks = before.rollbacks + 1
         self.progress.record("rollback", self.state.step, {"diverged_step": diverged, "reason": what})
-        self.progress.say(f"{what}; going back to step {self.state.step} and on behind these")
+        step = self.state.step
+        self.progress.rolled_back(step, f"{what}; going back to step {step} and on behind these")
 
     # --- what is shown ----------------------------------------------------------------------------------------
 
@@ -418,8 +419,7 @@ class Trainer:
         step, training = self.state.step, self.config.training
         every = self.config.validation.every_steps
         validates = self.validator is not None and step > 0 and (last or step % every == 0)
-        if validates and self.state.validated_step != step:
-            self._validate()
+        found = self._validate() if validates and self.state.validated_step != step else None
         saves = step % (training.save_every_steps or every) == 0 or last
         if saves and self.saved != (step, self.state.validated_step, self._time_is_over):
             with self.signals.protected():
@@ -427,8 +427,11 @@ class Trainer:
         if last and self.validator is None:
             with self.signals.protected():
                 self._save_best()
+        if found is not None:  # shown when all that it changed is on the disk
+            self.progress.validation(step, *found)
 
-    def _validate(self) -> None:
+    def _validate(self) -> tuple[str, list[Sample]]:
+        """Validate, and save the weights if they are the best. Returns what to show: a line, sample translations."""
         assert self.validator is not None
         with self.averaged_weights():
             result = self.validator.validate(self._whole_model(), self.processes)
@@ -439,6 +442,11 @@ class Trainer:
                 if improved:
                     self._save_best(averaged=True)
         self.stopwatch.skip()
+        marker = "  (best so far)" if improved else ""
+        corpus = self.validator.corpus
+        samples = list(zip(corpus.srcs, corpus.tgts, result.hyps, strict=False))
+        line = f"validation at step {self.state.step}: {result.line()}{marker}"
+        return line, samples[: self.config.validation.num_samples]
 
     def _best_so_far(self) -> Standing | None:
         """The standing of best/."""
@@ -452,12 +460,8 @@ class Trainer:
         if improved:
             state.best, state.best_loss = result.standing(self.config.validation.best)
             state.best_step = state.step
-        assert self.validator is not None
-        samples = list(zip(self.validator.corpus.srcs, self.validator.corpus.tgts, result.hyps, strict=False))
-        marker = "  (best so far)" if improved else ""
         numbers = result.as_dict() | {"seconds": self.stopwatch.seconds(), "best": improved}
-        line = f"validation at step {state.step}: {result.line()}{marker}"
-        self.progress.validation(state.step, numbers, line, samples[: self.config.validation.num_samples])
+        self.progress.record("valid", state.step, numbers)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:

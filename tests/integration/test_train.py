@@ -21,12 +21,33 @@ from rich.console import Console
 
 import mtkit
 from mtkit.cli import app
+from mtkit.training.progress import Progress
 from mtkit.training.run import TrainResult
 
 
 def train(config: Path, *overrides: str) -> TrainResult:
     """Train through the Python API."""
     return mtkit.train(mtkit.load_config(config, overrides))
+
+
+def test_what_a_validation_found_is_shown_when_it_is_saved(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, saved = tmp_path / "run", list[tuple[int, ...]]()
+
+    def validation(self: Progress, step: int, line: str, samples: object) -> None:
+        best = json.loads((run / "best/state.json").read_text())["step"]
+        saved.append((step, tiny.checkpoints(run)[-1], best, tiny.records(run, "valid")[-1]["step"]))
+
+    monkeypatch.setattr(Progress, "validation", validation)
+    train(
+        config,
+        "training.max_steps=2",
+        "validation.every_steps=1",
+        "validation.metrics=[]",
+        "validation.best=loss",
+    )
+    assert saved == [(1, 1, 1, 1), (2, 2, 2, 2)]
 
 
 # --- the run that a user sees -------------------------------------------------------------------------------------

@@ -803,24 +803,28 @@ def test_a_reader_that_goes_away(trained: Path, corpus: Path) -> None:
     assert "reader went away" in tiny.one_line(done.stderr)
 
 
-def test_a_reader_of_training_that_goes_away(train: list[object], tmp_path: Path) -> None:
-    """What was saved is kept, and the same command goes on."""
-    process = tiny.spawn(
-        *train, "training.max_steps=100000", "training.save_every_steps=20", "validation.every_steps=999"
-    )
-    assert process.stdout is not None
-    while not process.stdout.readline().startswith("step 30 "):
+NO_UTF8 = {"LANG": "C", "LC_ALL": "POSIX", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+
+
+def test_training_where_nothing_is_utf8_and_the_readers_go_away(
+    train: list[object], data: Path, tmp_path: Path
+) -> None:
+    """Samples are shown as far as the terminal can; when it is gone training goes on, and ends as ever."""
+    tiny.write_lines(data / "valid.tgt", ["un Garçon 中 ."] * 24)
+    options = ["training.max_steps=40", "validation.every_steps=20", "validation.metrics=[bleu]"]
+    arguments = tiny.command(*train, *options)
+    environment = tiny.child_environment() | NO_UTF8
+    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    while not (line := process.stdout.readline()).startswith(b"    reference"):
         assert process.poll() is None
+    assert line == rb"    reference   un Gar\xe7on \u4e2d ." + b"\n"
     process.stdout.close()
-    assert process.stderr is not None
-    assert "reader went away" in tiny.one_line(process.stderr.read())
-    assert process.wait(300) == PIPE
     process.stderr.close()
-    saved = tiny.checkpoints(tmp_path / "run")[-1]
-    assert saved >= 20
-    code, out, _ = tiny.mtkit(*train, f"training.max_steps={saved + 1}", "validation.every_steps=999")
-    assert code == 0
-    assert f"going on from step {saved}" in out
+    assert process.wait(300) == 0
+    assert tiny.checkpoints(tmp_path / "run")[-1] == 40
+    assert len(tiny.records(tmp_path / "run", "train")) == 40
+    assert (tmp_path / "run/results.json").exists()
 
 
 def test_a_closed_stdin(trained: Path) -> None:

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C at any time of a run: what is to be saved is saved, soon, and the exit code says what happened."""
+"""SIGTERM, SIGHUP and Ctrl-C at any time of a run: it saves what is to be saved, soon, and the exit code says so."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import tiny
 import mtkit
 from mtkit.checkpoint import verify_checkpoint
 from mtkit.data.tokenizer import Tokenizer
-from mtkit.training.signals import Interrupted
+from mtkit.training.signals import Interrupted, Signals
 
 OPTIONS = [
     "training.max_steps=6",
@@ -65,6 +65,8 @@ PLACES = {
     "tests": ("mtkit.decoding.translator.Translator.translate", 0, AFTER_SAVING),
 }
 SLOW_PLACES = {"encoding", "first-save", "best", "tests"}
+HUNG_UP = {"validation", "first-save"}
+"""Where the signal is SIGHUP, which a terminal sends when it is closed."""
 
 
 def start_slowed(place: str, config: Path, run: Path, mark: Path) -> subprocess.Popen[str]:
@@ -114,15 +116,16 @@ def assert_goes_on_to_the_same_end(config: Path, run: Path, whole: Path) -> None
 @pytest.mark.parametrize(
     "place", [pytest.param(p, marks=pytest.mark.slow if p in SLOW_PLACES else []) for p in PLACES]
 )
-def test_sigterm_anywhere(place: str, config: Path, tmp_path: Path, whole: Path) -> None:
+def test_a_signal_anywhere(place: str, config: Path, tmp_path: Path, whole: Path) -> None:
     """Real processes, stopped in the middle of what takes them three seconds."""
     run = tmp_path / "run"
     process = start_slowed(place, config, run, tmp_path / "mark")
     start = time.monotonic()
-    process.send_signal(signal.SIGTERM)
+    number, code = (signal.SIGHUP, 129) if place in HUNG_UP else (signal.SIGTERM, 143)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert time.monotonic() - start < 10
-    assert (process.returncode, tiny.one_line(err)) == (143, PLACES[place][2])
+    assert (process.returncode, tiny.one_line(err)) == (code, PLACES[place][2])
     for step in tiny.checkpoints(run):
         verify_checkpoint(tiny.checkpoint(run, step))
     assert_goes_on_to_the_same_end(config, run, whole)
@@ -139,6 +142,18 @@ def test_a_second_ctrl_c_leaves_in_the_middle_of_a_save(config: Path, tmp_path: 
     assert (process.returncode, tiny.one_line(err)) == (130, "interrupted")
     assert tiny.checkpoints(run) == [0], "it did not wait for the save"
     assert_goes_on_to_the_same_end(config, run, whole)
+
+
+def test_nohup_is_heeded() -> None:
+    """It sets SIGHUP to be ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals().handled():
+            signal.raise_signal(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_sigterm_while_torch_is_loaded(config: Path, tmp_path: Path) -> None:
