@@ -15,16 +15,20 @@ import hashlib
 import io
 import lzma
 import os
+import select
 import shutil
 import stat
 import sys
+import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from mtkit.errors import DataError, StorageError
+from mtkit.errors import DataError, MtkitError, StorageError
 
 BLOCK_BYTES = 1 << 20
 _UNPACKERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
@@ -42,13 +46,69 @@ def read_lines(path: str | Path) -> Iterator[str]:
     Raises:
         DataError: not UTF-8 or a NUL (at file:line); missing, unreadable, truncated, not as its suffix says.
     """
+    for lines in _lists_of_lines(path):
+        yield from lines
+
+
+class LineReader(Iterator[str]):
+    """The lines of text files, one file after the other, as `read_lines` gives them; tells whether one is there yet.
+
+    Args:
+        paths: of the files; "-" is stdin.
+
+    Raises:
+        DataError: on iterating, see `read_lines`.
+    """
+
+    def __init__(self, paths: Iterable[str | Path]) -> None:
+        self._lists = chain.from_iterable(_lists_of_lines(path, self._note_descriptor) for path in paths)
+        self._lines: deque[str] = deque()
+        self._descriptor: int | None = None
+        self._end: Exception | None = None
+
+    def __next__(self) -> str:
+        while not self._lines:
+            if self._end is not None:
+                raise self._end
+            self._read_more()
+        return self._lines.popleft()
+
+    def is_ready(self, seconds: float) -> bool:
+        """Whether the next line, or the end, can be read without waiting longer than this.
+
+        What has come of a line whose end has not is kept for later. Compressed files are never waited for.
+        """
+        deadline = time.monotonic() + seconds
+        while not self._lines and self._end is None:
+            if self._descriptor is not None:
+                left = max(0.0, deadline - time.monotonic())
+                if not select.select([self._descriptor], [], [], left)[0]:
+                    return False
+            self._read_more()
+        return True
+
+    def _note_descriptor(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+
+    def _read_more(self) -> None:
+        """One read more, which may bring no line; what ends the lines is kept until those before it are read."""
+        try:
+            self._lines.extend(next(self._lists))
+        except (StopIteration, MtkitError) as end:
+            self._end = end
+
+
+def _lists_of_lines(
+    path: str | Path, opened: Callable[[int | None], None] = lambda descriptor: None
+) -> Iterator[list[str]]:
+    """The lines that each read of a file completes: see `read_lines`, and `_blocks` for the arguments."""
     number = 0
-    for block in _blocks(path):
+    for block in _blocks(path, opened):
         text, fault = _decode(block)
         lines = text.replace("\r\n", "\n").split("\n")
         if lines[-1] == "":  # What follows the last "\n" is no line.
             lines.pop()
-        yield from lines
+        yield lines
         number += len(lines)
         if fault:
             what, hint = fault
@@ -63,28 +123,39 @@ def count_lines(path: str | Path, *, complete: bool = False) -> int:
     """
     number, last = 0, b"\n"
     for block in _blocks(path):
-        number, last = number + block.count(b"\n"), block[-1:]
+        number, last = number + block.count(b"\n"), block[-1:] or last
     return number + (last != b"\n" and not complete)
 
 
-def _blocks(path: str | Path) -> Iterator[bytes]:
-    """The bytes of a file, unpacked, cut after line ends, without the byte order mark; no block is empty."""
+def _blocks(
+    path: str | Path, opened: Callable[[int | None], None] = lambda descriptor: None
+) -> Iterator[bytes]:
+    """The bytes of a file, unpacked, cut after line ends, without the byte order mark.
+
+    Opening and every read give a block, an empty one where no line ended.
+
+    Args:
+        opened: told the file descriptor, if reads of it are of what is there; None when nothing has to be waited for.
+    """
     start = True
     pending: list[bytes] = []
-    with _read_errors(path), _open_bytes(path) as read:
+    with _read_errors(path), _open_bytes(path) as (read, descriptor):
+        opened(descriptor)
+        yield b""  # whoever wants to can ask now whether there is something to read
         while True:
             chunk = read(BLOCK_BYTES)
             cut = chunk.rfind(b"\n") + 1
             if chunk and not cut:  # A line longer than a block: joined once, when its end is seen.
                 pending.append(chunk)
+                yield b""
                 continue
             block = b"".join((*pending, chunk[:cut]))
             pending = [chunk[cut:]]
-            if start:
+            if start and block:
                 block, start = block.removeprefix(_BOM), False
-            if block:
-                yield block
+            yield block
             if not chunk:
+                opened(None)
                 return
 
 
@@ -111,12 +182,16 @@ def _decode(block: bytes) -> tuple[str, tuple[str, str] | None]:
 
 
 @contextmanager
-def _open_bytes(path: str | Path) -> Iterator[Callable[[int], bytes]]:
-    """A function that reads at most so many unpacked bytes; b"" at the end."""
+def _open_bytes(path: str | Path) -> Iterator[tuple[Callable[[int], bytes], int | None]]:
+    """A function that reads at most so many unpacked bytes, b"" at the end; and what can be asked for more.
+
+    The file descriptor is None where the function may have read more than it has given.
+    """
     if str(path) == "-":
         if sys.stdin is None:
             raise DataError("stdin is closed", where="stdin", hint="give a file, or pipe text in")
-        yield cast(io.BufferedReader, sys.stdin.buffer).read1
+        buffer = cast(io.BufferedReader, sys.stdin.buffer)
+        yield buffer.read1, buffer.fileno() if hasattr(buffer, "raw") else None
         return
     suffix = Path(path).suffix.lower()
     with open(path, "rb") as raw:
@@ -126,11 +201,11 @@ def _open_bytes(path: str | Path) -> Iterator[Callable[[int], bytes]]:
         if suffix == ".zst":
             import pyarrow  # Slow to import, rarely needed.
 
-            yield pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd").read
+            yield pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd").read, None
         elif suffix in _UNPACKERS:
-            yield _UNPACKERS[suffix](raw).read
+            yield _UNPACKERS[suffix](raw).read, None
         else:
-            yield raw.read1  # Of a pipe, what is there, without waiting for a full block.
+            yield raw.read1, raw.fileno()  # Of a pipe, what is there, without waiting for a full block.
 
 
 @contextmanager

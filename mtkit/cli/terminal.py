@@ -18,6 +18,8 @@ from mtkit.errors import ConfigError, StorageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mtkit.files import LineReader
+
 
 def spell_everything() -> None:
     """Show what an encoding lacks as escapes. `open_output`, for what is not only shown, writes UTF-8 instead."""
@@ -63,6 +65,25 @@ def flush_or_drop(stream: TextIO | None) -> None:
 def is_main_process() -> bool:
     """Whether this is the process that speaks, of those that torchrun may have started."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody sits at the other end of a stream."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def prompted(lines: LineReader) -> Iterator[str]:
+    """The lines that somebody types, each behind a prompt on stderr."""
+    print("Type a line to translate, Ctrl-D to end.", file=sys.stderr)
+    while True:
+        if not lines.is_ready(0.0):  # of several lines that were pasted, those behind the first are there
+            print("> ", end="", file=sys.stderr, flush=True)
+        try:
+            line = next(lines)
+        except StopIteration:
+            print(file=sys.stderr)  # so that what comes next begins a line
+            return
+        yield line
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,7 +14,14 @@ import typer
 from mtkit.cli import options
 from mtkit.cli.lines import begun, in_step
 from mtkit.cli.rules import TRANSLATE, check_options
-from mtkit.cli.terminal import Ticker, open_output, refuse_compressed, refuse_overwriting
+from mtkit.cli.terminal import (
+    Ticker,
+    is_terminal,
+    open_output,
+    prompted,
+    refuse_compressed,
+    refuse_overwriting,
+)
 from mtkit.cli.translators import decoding_of, load_translator
 from mtkit.errors import ConfigError, DataError
 
@@ -71,8 +79,8 @@ def translate(
 ) -> None:
     """Translate text: one line in, one line out, in order; an empty line stays empty.
 
-    Output flows while input is read. Started by torchrun with -o OUT, every process translates its part into
-    OUT.1-of-N, OUT.2-of-N …
+    Output flows: what is there is translated when more input would have to be waited for. Started by torchrun with
+    -o OUT, every process translates its part into OUT.1-of-N, OUT.2-of-N …
     """
     from mtkit.decoding.jobnote import JobNote, describe_job
     from mtkit.decoding.output import LineFormat
@@ -109,16 +117,21 @@ def translate(
 
     from mtkit.decoding.options import LINES_AT_ONCE, TranslateOptions, say_nothing
     from mtkit.decoding.protected import translate_protected
+    from mtkit.files import LineReader
 
+    reader = LineReader(job.files)
+    typed = inputs == ["-"] and is_terminal(sys.stdin)
     asked = TranslateOptions(
         split_sentences=split_sentences,
         keep_links=alignment is not None,
         keep_attention=attention is not None,
         read_ahead=read_ahead or LINES_AT_ONCE,
+        is_ready=reader.is_ready,
         first_line=job.first,
-        on_progress=say_nothing if quiet else Ticker(job.total),
+        on_progress=say_nothing if quiet or typed else Ticker(job.total),
     )
-    wanted = requests(job, prefix, constraints, tag)
+    lines = prompted(reader) if typed and not quiet and is_terminal(sys.stderr) else reader
+    wanted = requests(job, lines, prefix, constraints, tag)
     if alternatives is not None:
         write_alternatives(translator.alternatives(wanted, alternatives, asked), job.first + 1, output)
         return
@@ -200,15 +213,26 @@ def refuse_no_symbol(tag: str, translator: Translator) -> None:
 
 
 def requests(
-    job: Job, prefix: str | None, constraints: str | None, tag: str | None
+    job: Job, every: Iterator[str], prefix: str | None, constraints: str | None, tag: str | None
 ) -> Iterator[str] | Iterator[Request]:
-    """The lines of a job with what is demanded of their translations. Raises: DataError."""
-    lines = job.read() if tag is None else (f"{tag} {line}" if line.strip() else line for line in job.read())
+    """The lines of a job with what is demanded of their translations.
+
+    Args:
+        every: all lines of the input.
+
+    Raises:
+        DataError: a file cannot be read, or is shorter than another.
+    """
+    from mtkit.files import read_lines
+
+    lines = job.of(every)
+    if tag is not None:
+        lines = (f"{tag} {line}" if line.strip() else line for line in lines)
     if prefix is None and constraints is None:
         return lines
     from mtkit.decoding.requests import Request
 
-    columns = [lines, *(job.read([path]) if path else None for path in (prefix, constraints))]
+    columns = [lines, *(job.of(read_lines(path)) if path else None for path in (prefix, constraints))]
     return (
         Request(line, beginning, parse_constraints(wanted))
         for line, beginning, wanted in in_step(columns, ["the input", prefix, constraints], job.first + 1)

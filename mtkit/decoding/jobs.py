@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 from mtkit.decoding.output import LineFormat
@@ -99,9 +99,8 @@ class Job:
         """How many lines, if that is known."""
         return None if self.lines is None or self.lines.stop == ENDLESS else len(self.lines)
 
-    def read(self, files: Sequence[str] | None = None) -> Iterator[str]:
-        """The lines, of the input or of files that go with it line by line. Raises: DataError."""
-        every = chain.from_iterable(read_lines(path) for path in files or self.files)
+    def of(self, every: Iterator[str]) -> Iterator[str]:
+        """Its lines of all lines of the input, or of a file that goes with it line by line."""
         if self.lines is None:
             return every
         return islice(every, self.lines.start, self.lines.stop)

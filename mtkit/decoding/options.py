@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mtkit.decoding.reading import always_ready
+
 LINES_AT_ONCE = 4096
 """Lines read before the first batch is made: they are sorted by length, and their translations come out together."""
 
@@ -25,6 +27,8 @@ class TranslateOptions:
         keep_links: give every translation its word links; without it only requests that want them have them.
         keep_attention: give the best translation of each line its attention.
         read_ahead: lines read before they are translated together.
+        is_ready: asked after each line whether the next one, or the end, can be read within so many seconds; if not,
+            the lines read so far are translated.
         first_line: number of the first line, from 0: messages and the random numbers of samples go by it.
         on_progress: told after each batch how many more lines are translated.
         num_workers: batches that may be searched at the same time on a CPU.
@@ -34,6 +38,7 @@ class TranslateOptions:
     keep_links: bool = False
     keep_attention: bool = False
     read_ahead: int = LINES_AT_ONCE
+    is_ready: Callable[[float], bool] = always_ready
     first_line: int = 0
     on_progress: Callable[[int], None] = say_nothing
     num_workers: int = MOST_WORKERS

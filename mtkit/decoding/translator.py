@@ -144,7 +144,7 @@ class Translator:
             DataError: a prefix or constraints that cannot be met; at the line's number. The lines before are yielded.
         """
         first = options.first_line
-        for chunk in in_chunks(lines, options.read_ahead):
+        for chunk in in_chunks(lines, options.read_ahead, options.is_ready):
             yield from self._translate_chunk(list(map(Request.of, chunk)), first, options)
             first += len(chunk)
 

@@ -23,6 +23,7 @@ from mtkit import files
 from mtkit.errors import DataError, StorageError
 from mtkit.files import (
     FolderLock,
+    LineReader,
     commit_folder,
     committed_folder,
     count_lines,
@@ -145,6 +146,47 @@ def test_a_pipe_gives_each_line_when_it_is_there(tmp_path: Path) -> None:
     os.close(writer)
     assert list(lines) == []
     os.close(reader)
+
+
+def test_a_reader_knows_whether_a_line_is_there(tmp_path: Path) -> None:
+    """A line whose end has not come is not there, wherever it is cut; nor does asking lose a byte of it."""
+    path = tmp_path / "file"
+    path.write_text("of a file\nwithout an end", encoding="utf-8")
+    read_end, write_end = os.pipe()
+    lines = LineReader([path, f"/dev/fd/{read_end}", path])
+    for expected in ("of a file", "without an end"):
+        assert next(lines) == expected
+        assert lines.is_ready(0.0) == (expected == "of a file")
+    for octet in "\ufeffGrüße 東京\r\n".encode():
+        assert not lines.is_ready(0.0)
+        os.write(write_end, bytes([octet]))
+    assert lines.is_ready(0.0)
+    assert next(lines) == "Grüße 東京"
+    os.write(write_end, b"\n\nx\nno en")
+    assert [next(lines), next(lines), next(lines)] == ["", "", "x"]
+    assert not lines.is_ready(0.0)
+    os.write(write_end, b"d yet")
+    assert not lines.is_ready(0.01)
+    os.close(write_end)
+    os.close(read_end)  # the reader has opened it anew
+    assert lines.is_ready(0.0)
+    assert list(lines) == ["no end yet", "of a file", "without an end"]
+    assert lines.is_ready(0.0)
+    with pytest.raises(StopIteration):
+        next(lines)
+
+
+def test_a_reader_gives_what_comes_before_a_fault(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"a\nb\n\xff\n")
+    lines = LineReader([path, path])
+    assert lines.is_ready(0.0)
+    assert [next(lines), next(lines)] == ["a", "b"]
+    assert lines.is_ready(0.0)
+    for _ in range(2):
+        with pytest.raises(DataError) as caught:
+            next(lines)
+        assert caught.value.where == f"{path}:3"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,11 @@ import pytest
 from mtkit.decoding.jobs import Job, Shard, cut_off_incomplete, num_done
 from mtkit.decoding.output import LineFormat
 from mtkit.errors import ConfigError
+from mtkit.files import LineReader
+
+
+def lines_of(job: Job) -> list[str]:
+    return list(job.of(LineReader(job.files)))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 20])
@@ -16,7 +21,7 @@ def test_shards_are_the_whole(tmp_path: Path, count: int) -> None:
     (tmp_path / "a").write_text("".join(f"{i}\n" for i in range(9)))
     (tmp_path / "b").write_text("".join(f"{i}\n" for i in range(9, 13)))
     files = [str(tmp_path / "a"), str(tmp_path / "b")]
-    parts = [list(Job.plan(files, Shard(i + 1, count)).read()) for i in range(count)]
+    parts = [lines_of(Job.plan(files, Shard(i + 1, count))) for i in range(count)]
     assert [line for part in parts for line in part] == [str(i) for i in range(13)]
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -24,7 +29,7 @@ def test_shards_are_the_whole(tmp_path: Path, count: int) -> None:
 def test_a_shard_goes_on_where_it_stopped(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("".join(f"{i}\n" for i in range(10)))
     job = Job.plan([str(tmp_path / "a")], Shard(2, 2)).without_first(3)
-    assert (list(job.read()), job.first, job.total) == (["8", "9"], 8, 2)
+    assert (lines_of(job), job.first, job.total) == (["8", "9"], 8, 2)
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/", "-1/2", "1/2/3"])

@@ -22,6 +22,7 @@ from mtkit.data.tokenizer import Tokenizers, make_tokenizers
 from mtkit.decoding.loading import copy_weights, find_checkpoint, load_model, make_model
 from mtkit.decoding.longtext import cut_place
 from mtkit.decoding.options import TranslateOptions
+from mtkit.decoding.reading import PATIENCE_SECONDS, in_chunks
 from mtkit.decoding.requests import Part, Request
 from mtkit.decoding.search import Hypothesis, SearchOptions, gnmt_penalty, search
 from mtkit.decoding.translation import Translation
@@ -150,6 +151,40 @@ def test_lines_are_read_only_so_far_ahead() -> None:
         given += 1
         assert len(read) == min(9, -(-given // 4) * 4)
     assert given == 9
+
+
+def test_lines_that_are_there_do_not_wait_for_those_that_are_not() -> None:
+    """However the lines come, they are translated as those that come at once."""
+    lines = [*sentences(6), "", "a"]
+    translator = make(sample=True, n_best=2, max_source_pieces=12)
+    together = [[t.text for t in n_best] for n_best in translator.translate_n_best(lines)]
+    comes_late = iter([True, False, False, True, True, True, False, True])
+    read: list[str] = []
+
+    def stream() -> Iterator[str]:
+        for line in lines:
+            read.append(line)
+            yield line
+
+    options = TranslateOptions(is_ready=lambda seconds: next(comes_late))
+    had = []
+    for n_best, expected in zip(translator.translate_n_best(stream(), options), together, strict=True):
+        assert [t.text for t in n_best] == expected
+        had.append(len(read))
+    assert had == [2, 2, 3, 7, 7, 7, 7, 8]
+
+
+def test_a_steady_writer_does_not_keep_a_line_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr("mtkit.decoding.reading.time.monotonic", lambda: next(clock) * PATIENCE_SECONDS / 4)
+    waits: list[float] = []
+
+    def is_ready(seconds: float) -> bool:
+        waits.append(seconds)
+        return seconds > 0
+
+    assert [len(chunk) for chunk in in_chunks(range(10), 100, is_ready)] == [5, 5]
+    assert waits[:5] == pytest.approx([PATIENCE_SECONDS * i / 4 for i in (4, 3, 2, 1, 0)], abs=1e-9)
 
 
 def test_what_was_read_before_a_bad_line_is_translated() -> None:
