@@ -154,10 +154,12 @@ class TokenizerConfig(Section):
     """Pieces, special ones included (of each side if `joint` is false)."""
     joint: bool = True
     """One vocabulary for both languages, which the tied embeddings need."""
-    character_coverage: Annotated[float, Field(gt=0.9, le=1.0)] = 1.0
-    """Share of the characters that become pieces; 0.9995 for Chinese, Japanese, Korean."""
     byte_fallback: bool = True
     """Spell unknown characters as UTF-8 bytes, so that nothing is lost."""
+    character_coverage: Annotated[float, Field(gt=0.9, le=1.0)] = dependent(
+        0.9995, lambda above: 0.9995 if above.get("byte_fallback", True) else 1.0
+    )
+    """Share of the text whose characters become pieces; by default 0.9995, or 1.0 without `byte_fallback`."""
     normalization: Literal["nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity"] = "nmt_nfkc"
     """SentencePiece's normalization rule; `_cf` also folds case."""
     user_symbols: tuple[str, ...] = Field(default=(), strict=False)

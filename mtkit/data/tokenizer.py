@@ -11,6 +11,7 @@ import os
 import random
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -113,6 +114,15 @@ class Tokenizer:
         pieces: list[str] = self._processor.encode(line, out_type=str)
         return pieces
 
+    def count_characters(self, lines: Sequence[str]) -> Counter[str]:
+        """How often each character comes in lines, as the model normalizes them; spaces are left out."""
+        counts: Counter[str] = Counter()
+        for line in lines:
+            counts.update(self._processor.normalize(line))
+        for space in (" ", WORD_START):
+            counts.pop(space, None)
+        return counts
+
     def piece(self, index: int) -> str:
         """The text of a piece by its id; rows that the model lacks have names that no text has."""
         if index < self._num_own:
@@ -188,13 +198,16 @@ def load_tokenizers(folder: Path) -> Tokenizers:
     return Tokenizers(Tokenizer.load(folder / SRC_FILE), Tokenizer.load(folder / TGT_FILE), joint=False)
 
 
-def make_tokenizers(config: TokenizerConfig, pairs: Iterable[Pair], seed: int = 1) -> Tokenizers:
+def make_tokenizers(
+    config: TokenizerConfig, pairs: Iterable[Pair], seed: int = 1, say: Callable[[str], None] | None = None
+) -> Tokenizers:
     """Load the models that the config names, or train on the pairs (which are read only then).
 
     Args:
         config: kind and size of the vocabulary, or paths of models.
         pairs: the training pairs; sampled evenly if they are more than `config.training_lines`.
         seed: of the sample. The same pairs, config and seed give the same model, byte for byte.
+        say: told, after training, which share of the text got no pieces of its own.
 
     Raises:
         ConfigError: a vocabulary too small for the corpus, user symbols that clash.
@@ -210,11 +223,39 @@ def make_tokenizers(config: TokenizerConfig, pairs: Iterable[Pair], seed: int = 
     _check_symbols(config.user_symbols)
     if config.joint:
         sample = _sample(pairs, max(1, config.training_lines // 2), seed)
-        joint = Tokenizer(_train([text for pair in sample for text in pair], config))
+        joint = _trained([text for pair in sample for text in pair], config, "tokenizer", say)
         return Tokenizers(joint, joint, joint=True)
     sample = _sample(pairs, config.training_lines, seed)
-    src, tgt = (Tokenizer(_train([pair[side] for pair in sample], config)) for side in (0, 1))
+    src, tgt = (
+        _trained([pair[side] for pair in sample], config, f"{name} tokenizer", say)
+        for side, name in enumerate(("source", "target"))
+    )
     return Tokenizers(src, tgt, joint=False)
+
+
+def _trained(
+    lines: list[str], config: TokenizerConfig, name: str, say: Callable[[str], None] | None
+) -> Tokenizer:
+    """A tokenizer trained on these lines, and what is to be said of it."""
+    tokenizer = Tokenizer(_train(lines, config))
+    if say is not None and (told := _left_out(tokenizer, lines, config)):
+        say(f"{name}: {told}")
+    return tokenizer
+
+
+def _left_out(tokenizer: Tokenizer, lines: Sequence[str], config: TokenizerConfig) -> str | None:
+    """How many characters of the lines, and which share of their text, have no pieces; None if all have."""
+    counts = tokenizer.count_characters(lines)
+    known = {tokenizer.piece(i) for i in range(tokenizer.num_pieces)}
+    lost = {character: number for character, number in counts.items() if character not in known}
+    if not lost:
+        return None
+    share = sum(lost.values()) / counts.total()
+    what = "spelled as bytes" if config.byte_fallback else "unknown"
+    return (
+        f"{len(lost):,} of {len(counts):,} different characters, {100 * share:.2g} % of the text, are {what} "
+        f"(tokenizer.character_coverage {config.character_coverage:g})"
+    )
 
 
 def _sample(pairs: Iterable[Pair], size: int, seed: int) -> list[Pair]:
@@ -294,7 +335,7 @@ def _explain(message: str, config: TokenizerConfig) -> MtkitError:
     """What SentencePiece means."""
     if needed := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         what = f"{config.vocab_size} is too few for the characters, bytes and special pieces of this corpus"
-        hint = f"at least {needed[1]}, or a tokenizer.character_coverage below 1"
+        hint = f"at least {needed[1]}, or a tokenizer.character_coverage below {config.character_coverage:g}"
         return ConfigError(what, where="tokenizer.vocab_size", hint=hint)
     if clash := re.search(r"(\S+) is already defined", message):
         what = f"{clash[1]!r} is a piece already"

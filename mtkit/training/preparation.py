@@ -79,7 +79,7 @@ def prepare(config: Config, folder: Path, *, resumed: bool, say: Say) -> Inputs:
     if resumed:
         tokenizers = load_tokenizers(folder)
     else:
-        tokenizers = cached_tokenizers(config, sources)
+        tokenizers = cached_tokenizers(config, sources, say)
         tokenizers.save(folder)
     corpus = encode_corpus(sources, tokenizers, config.data, lambda n: say(f"encoded {n:,} pairs"))
     valid = None
@@ -90,7 +90,7 @@ def prepare(config: Config, folder: Path, *, resumed: bool, say: Say) -> Inputs:
     return Inputs(tokenizers, corpus, valid, tests)
 
 
-def cached_tokenizers(config: Config, sources: Sequence[Source]) -> Tokenizers:
+def cached_tokenizers(config: Config, sources: Sequence[Source], say: Say) -> Tokenizers:
     """Tokenizers of these sources: trained once for the same texts and settings, then found in the cache.
 
     Raises:
@@ -106,7 +106,7 @@ def cached_tokenizers(config: Config, sources: Sequence[Source]) -> Tokenizers:
     folder = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
     with suppress(StorageError):
         return load_tokenizers(folder)
-    tokenizers = make_tokenizers(wanted, pairs, config.seed)
+    tokenizers = make_tokenizers(wanted, pairs, config.seed, say)
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     try:
         with storage_errors(temporary):

@@ -20,7 +20,9 @@ from rich.console import Console
 import mtkit
 from mtkit.checkpoint import verify_checkpoint
 from mtkit.config import Config
+from mtkit.errors import ConfigError
 from mtkit.training import trainer as trainer_module
+from mtkit.training.resuming import refuse_changes
 from mtkit.training.signals import Interrupted
 from mtkit.training.trainer import Trainer
 from mtkit.training.validation import Validator
@@ -466,6 +468,17 @@ def test_harmless_changes_are_accepted(copied: list[str], halfway: Path, tmp_pat
     assert "going on from step 12" in out
     trained = tiny.tensors(tiny.checkpoint(tmp_path / "run", 18))
     assert trained == tiny.tensors(tiny.checkpoint(halfway / "18", 18))
+
+
+def test_the_coverage_that_was_a_default_before_is_no_change(config: Path) -> None:
+    """It is about a tokenizer that the run has already."""
+    by_bytes = "tokenizer.byte_fallback=true"
+    old, new = (
+        mtkit.load_config(config, [by_bytes, *more]) for more in (["tokenizer.character_coverage=1.0"], [])
+    )
+    refuse_changes(old, new)
+    with pytest.raises(ConfigError, match="character_coverage: 0.9995 -> 1.0"):
+        refuse_changes(new, old)
 
 
 def test_the_corpus_may_move_but_not_change(copied: list[str], corpus: Path, tmp_path: Path) -> None:

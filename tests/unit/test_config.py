@@ -82,6 +82,21 @@ def test_the_default_learning_rate_is_of_the_schedule(tmp_path: Path) -> None:
     assert load_config(path, ["training.schedule=constant"]).training.learning_rate == 0.001
 
 
+@pytest.mark.parametrize(
+    ("keys", "coverage"),
+    [
+        ("", 0.9995),
+        ("byte_fallback: true", 0.9995),
+        ("byte_fallback: false", 1.0),
+        ("character_coverage: 1.0", 1.0),
+    ],
+)
+def test_the_default_coverage_depends_on_byte_fallback(tmp_path: Path, keys: str, coverage: float) -> None:
+    config = load_config(write(tmp_path, HEAD + f"tokenizer: {{{keys}}}\n"))
+    assert config.tokenizer.character_coverage == coverage
+    assert load_config(write(tmp_path, dump_config(config))) == config
+
+
 def test_a_config_cannot_be_changed(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, HEAD))
     with pytest.raises(ValidationError):
@@ -224,7 +239,7 @@ BAD_KEYS: dict[str, tuple[int, str, str | None]] = {
     "tokenizer:\n  character_coverage: 2": (
         7,
         "tokenizer.character_coverage: must be at most 1, got 2",
-        "the default is 1.0",
+        "the default is 0.9995",
     ),
     "decoding:\n  temperature: 1e-30": (
         7,

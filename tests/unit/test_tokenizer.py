@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,33 @@ def test_user_symbols_are_one_piece() -> None:
 def test_impossible_user_symbols(symbols: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"^tokenizer\.user_symbols: "):
         make_tokenizers(small(user_symbols=symbols), PAIRS)
+
+
+RARE = "".join(map(chr, range(0x4E00, 0x4E00 + 40)))
+TEXT = PAIRS * 100 + [Pair(character, character) for character in RARE]
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({}, r"tokenizer: 40 of 71 different characters, 0\.0\d+ % of the text, are spelled as bytes"),
+        ({"joint": False}, r"target tokenizer: 40 of \d\d different characters, "),
+        ({"character_coverage": 0.9992, "byte_fallback": False}, "are unknown .*coverage 0.9992"),
+        ({"character_coverage": 1.0}, None),
+        ({"byte_fallback": False}, None),
+    ],
+    ids=str,
+)
+def test_rare_characters_take_no_pieces_and_are_counted(keys: dict[str, Any], told: str | None) -> None:
+    """Unless nothing could spell them: then each has its piece by default."""
+    said: list[str] = []
+    tokenizer = make_tokenizers(small(vocab_size=400, **keys), TEXT, say=said.append).tgt
+    own = {tokenizer.piece(i) for i in range(tokenizer.num_pieces)} & set(RARE)
+    assert len(own) == (40 if told is None else 0)
+    assert (said == []) == (told is None)
+    assert told is None or re.search(told, said[-1])
+    [ids] = tokenizer.encode(["Der alte 丁 Mann"])
+    assert (tokenizer.unk in ids.tolist()) == ("byte_fallback" in keys and told is not None)
 
 
 def test_a_vocabulary_that_is_too_small() -> None:
