@@ -477,7 +477,7 @@ def test_the_coverage_that_was_a_default_before_is_no_change(config: Path) -> No
         mtkit.load_config(config, [by_bytes, *more]) for more in (["tokenizer.character_coverage=1.0"], [])
     )
     refuse_changes(old, new)
-    with pytest.raises(ConfigError, match="character_coverage: 0.9995 -> 1.0"):
+    with pytest.raises(ConfigError, match=r"character_coverage: 0\.9995 -> 1\.0"):
         refuse_changes(new, old)
 
 
