@@ -9,6 +9,7 @@ import typer
 from mtkit.cli.benchmark import benchmark_train, benchmark_translate
 from mtkit.cli.config import schema, show
 from mtkit.cli.evaluate import evaluate
+from mtkit.cli.init import init
 from mtkit.cli.score import score
 from mtkit.cli.train import average, check, train
 from mtkit.cli.translate import translate
@@ -52,6 +53,7 @@ app.command(
     epilog="Example: `mtkit evaluate hyps.txt --ref refs.txt`, or `mtkit evaluate --model runs/my-run`"
 )(evaluate)
 app.command(epilog="Example: `mtkit check config.yaml`")(check)
+app.command(epilog="Example: `mtkit init data/train.en.gz data/train.de.gz -o my.yaml`")(init)
 app.command(epilog="Example: `mtkit average runs/my-run --last 5 -o runs/my-run-average`")(average)
 
 app.add_typer(config_app, name="config")

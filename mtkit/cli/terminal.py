@@ -44,7 +44,7 @@ def make_console(stream: TextIO) -> Console:
 def own_command() -> str:
     """How mtkit was called, in words that the same shell understands again."""
     called = sys.argv[0]
-    if os.path.basename(called) == "__main__.py":
+    if called.endswith(os.path.join("mtkit", "__main__.py")):
         return shlex.join([sys.orig_argv[0], "-m", "mtkit"])
     installed = shutil.which("mtkit")
     if os.path.basename(called) != "mtkit" or (installed and os.path.samefile(installed, called)):
@@ -108,6 +108,17 @@ def open_output(path: str | None, append: bool = False) -> Iterator[TextIO]:
         if isinstance(error.__cause__, BrokenPipeError):  # the reader went away: no fault of the disk
             raise BrokenPipeError from error  # without its errno, of which typer would make an exit code of its own
         raise
+
+
+@contextmanager
+def open_new(path: str) -> Iterator[TextIO]:
+    """A text file that is not there yet. Raises: ConfigError: it is; StorageError."""
+    from mtkit.files import storage_errors
+
+    if os.path.lexists(path):
+        raise ConfigError("the file is there already", where=path, hint="choose another with -o")
+    with storage_errors(path), open(path, "x", encoding="utf-8", newline="\n") as file:
+        yield cast(TextIO, file)
 
 
 def print_text(text: str) -> None:

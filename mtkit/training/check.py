@@ -64,7 +64,8 @@ def check_run(config: Config, console: Console) -> None:
     say("memory", f"{megabytes(trainer.model.num_parameters() * 4 * ADAM_TENSORS)} for weights and optimizer")
     check_largest_batch(trainer, inputs.corpus, say)
     check_disk(config, trainer, say)
-    foretell(trainer, 0 if checkpoint is None else int(checkpoint.state["step"]), say)
+    done = checkpoint.state.get("step") if checkpoint is not None else None
+    foretell(trainer, done if isinstance(done, int) else 0, say)
     say("ok", f"train would run: mtkit train does what was checked here; {limits(trainer)}")
 
 

@@ -118,7 +118,7 @@ finally:
         ("{installed}/mtkit", "mtkit"),
         ("{installed}/../bin/mtkit", "mtkit"),
         ("/x/mtkit/__main__.py", "python3 -m mtkit"),
-        ("/x/pytest", "mtkit"),
+        ("/x/pytest/__main__.py", "mtkit"),
     ],
 )
 def test_what_is_to_be_typed_next_is_called_as_this_was(

@@ -1,0 +1,185 @@
+"""`mtkit init`: what files are is recognised, and the YAML is one that `check` accepts."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from mtkit.configfile import load_config
+from mtkit.errors import ConfigError
+from mtkit.training.starter import make_starter, two_digits
+
+EN, DE = ["Hello.", "A dog."], ["Hallo.", "Ein Hund."]
+LINES = "".join(f"{line}\n" for line in EN)
+BOTH = dict(zip(EN, DE, strict=True))
+
+
+def write(folder: Path, name: str) -> None:
+    """Two pairs in the form that the name tells; of parallel files one side."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = list(BOTH.items())
+    if name.endswith(".parquet"):
+        import pyarrow
+        from pyarrow import parquet
+
+        columns: dict[str, list[Any]] = {"id": [1, 2]}
+        if "nested" in name:
+            columns["translation"] = [{"en": en, "de": de} for en, de in rows]
+        else:
+            columns |= {"en": EN, "de": DE}
+        parquet.write_table(pyarrow.table(columns), path)
+        return
+    if ".tsv" in name:
+        header = "source\ttarget\n" if "header" in name else ""
+        text = header + "".join(f"{en}\t{de}\n" for en, de in rows)
+    elif ".csv" in name:
+        header = {"codes": "id,en,de", "sides": "source,target,note"}[Path(name).stem.split("-")[0]]
+        cells = {"id": '1,"{}","{}"', "source": '"{}","{}",x'}[header.split(",")[0]]
+        text = f"{header}\n" + "".join(cells.format(*row) + "\n" for row in rows)
+    elif ".jsonl" in name:
+        objects = [{"translation": {"en": en, "de": de}} if "nested" in name else {"x": 1, "en": en, "de": de}
+                   for en, de in rows]  # fmt: skip
+        text = "".join(json.dumps(row) + "\n" for row in objects)
+    else:
+        text = LINES
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "train"),
+    [
+        (["train.en", "train.de"], {}, [{"src": "train.en", "tgt": "train.de"}]),
+        (["train.de", "train.en"], {"languages": ("en", None)}, [{"src": "train.en", "tgt": "train.de"}]),
+        (["en.txt", "de.txt"], {}, [{"src": "en.txt", "tgt": "de.txt"}]),
+        (["c_en.txt.gz", "c_de.txt.gz"], {}, [{"src": "c_en.txt.gz", "tgt": "c_de.txt.gz"}]),
+        (["train.src", "train.tgt"], {"languages": ("en", "de")}, [{"src": "train.src", "tgt": "train.tgt"}]),
+        (["a.en", "b.en", "a.de", "b.de"], {}, [{"src": "a.en", "tgt": "a.de"}, {"src": "b.en", "tgt": "b.de"}]),
+        (["news.en-de.tsv"], {}, [{"path": "news.en-de.tsv"}]),
+        (["news-en-de/train.tsv.gz"], {}, [{"path": "train.tsv.gz"}]),
+        (["header-en-de.tsv"], {}, [{"path": "header-en-de.tsv", "columns": ["source", "target"]}]),
+        (["codes.csv"], {}, [{"path": "codes.csv"}]),
+        (["sides-en-de.csv"], {}, [{"path": "sides-en-de.csv", "columns": ["source", "target"]}]),
+        (["flat.jsonl"], {}, [{"path": "flat.jsonl"}]),
+        (["nested.jsonl"], {}, [{"path": "nested.jsonl"}]),
+        (["flat.parquet"], {}, [{"path": "flat.parquet"}]),
+        (["nested.parquet"], {}, [{"path": "nested.parquet"}]),
+        (["x/flat.parquet", "codes.csv"], {}, [{"path": "codes.csv"}, {"path": "x/flat.parquet"}]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and isinstance(value[0], str) else "",
+)  # fmt: skip
+def test_files_are_recognised(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    files: list[str],
+    options: dict[str, Any],
+    train: list[Any],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in files:
+        write(tmp_path, name)
+    made = make_starter(sorted(files) if len(files) == 2 and "codes.csv" in files else files, **options)
+    Path("my.yaml").write_text(made.text)
+    config = load_config("my.yaml")
+    assert (made.languages, made.num_pairs, made.missing) == (("en", "de"), 2 * len(train), ("valid", "test"))
+    assert (config.data.src, config.data.tgt) == ("en", "de")
+    found = [entry.model_dump(exclude_none=True, mode="json") for entry in config.data.train]
+    assert found == train
+
+
+@pytest.mark.parametrize(
+    ("files", "part"),
+    [
+        (
+            ["train.src", "train.tgt"],
+            "train.src: its name does not tell its language (name the languages: --src",
+        ),
+        (["train.en"], "train.en: 1 files for two sides"),
+        (["a.en", "b.en"], "both sides are 'en'"),
+        (["a.en", "a.de", "b.fr", "b.de"], "b.fr: fr and de, but the languages are en and de"),
+        (["pairs.tsv"], "pairs.tsv: its name does not tell its languages"),
+        (["sides.csv"], "sides.csv: its columns do not tell its languages"),
+        (["."], ".: a folder, not a file"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_told_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], part: str
+) -> None:
+    folder = tmp_path / "corpora"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for name in files:
+        if name != ".":
+            write(folder, name)
+    with pytest.raises(ConfigError) as told:
+        make_starter(files)
+    assert part in str(told.value)
+
+
+def test_validation_and_test_sets_beside_the_training_files(tmp_path: Path) -> None:
+    names = ["valid_2013", "dev.x", "test.a", "newstest2014", "devtest", "more", "validity", "train"]
+    for name in names:
+        for side in ("en", "de"):
+            write(tmp_path, f"{name}.{side}.gz")
+    write(tmp_path, "test.alone.en")
+    made = make_starter([str(tmp_path / f"train.{side}.gz") for side in ("en", "de")])
+    (tmp_path / "my.yaml").write_text(made.text)
+    data = load_config(tmp_path / "my.yaml").data
+    assert data.root == str(tmp_path)
+    assert [entry.src for entry in data.valid] == ["dev.x.en.gz", "valid_2013.en.gz"]
+    assert [entry.tgt for entry in data.test] == ["devtest.de.gz", "newstest2014.de.gz", "test.a.de.gz"]
+    assert made.missing == ()
+
+
+def test_the_command_writes_a_config_that_check_accepts(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [corpus / "train.src", corpus / "train.tgt"]
+    code, out, err = tiny.mtkit("init", *files, "--src", "en", "--tgt", "fr", "-o", "my config.yaml")
+    assert (code, err) == (0, "")
+    assert out == (
+        "my config.yaml: en -> fr, 400 training pairs\n"
+        "    mtkit check 'my config.yaml'\n    mtkit train 'my config.yaml'\n"
+    )
+    small = [
+        "model.d_model=16",
+        "model.encoder_layers=1",
+        "model.decoder_layers=1",
+        "training.batch_tokens=400",
+    ]
+    code, out, err = tiny.mtkit("check", "my config.yaml", *small)
+    assert (code, err) == (0, "")
+    assert "valid      24 pairs" in out
+    assert "test       test: 16 pairs" in out
+    before = Path("my config.yaml").read_text()
+    code, _, err = tiny.mtkit("init", *files, "--src", "en", "--tgt", "fr", "-o", "my config.yaml")
+    assert (code, tiny.one_line(err)) == (
+        2, "error: my config.yaml: the file is there already (choose another with -o)"
+    )  # fmt: skip
+    assert Path("my config.yaml").read_text() == before
+    assert tiny.mtkit("init", *files, "--src", "en", "--tgt", "fr", "-o", "-")[1] == before
+
+
+def test_unequal_files_are_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.write_lines(tmp_path / "train.en", ["a", "b"])
+    tiny.write_lines(tmp_path / "train.de", ["a"])
+    code, out, err = tiny.mtkit("init", "train.en", "train.de")
+    assert (code, out) == (3, "")
+    assert "train.en: 2 lines, but 1 in" in tiny.one_line(err)
+    assert not Path("en-de.yaml").exists()
+
+
+def test_numbers_are_rounded_to_two_digits() -> None:
+    assert [two_digits(number) for number in (0.2, 7, 12.4, 99.6, 128, 38_512, 32_000)] == [
+        1, 7, 12, 100, 130, 39_000, 32_000,
+    ]  # fmt: skip
