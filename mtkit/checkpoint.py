@@ -38,6 +38,7 @@ MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safeten
 CONFIG_FILE, MANIFEST_FILE = "config.yaml", "manifest.json"
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 _OLD_STEP_FOLDER = re.compile(r"\.(step-\d{8,})\.old")
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,22 @@ def checkpoints_of(run: Path) -> list[Path]:
     return [committed_folder(folder / name) for name in sorted(names, key=step_of, reverse=True)]
 
 
+def is_checkpoint_name(name: str) -> bool:
+    """Whether an entry of `checkpoints/` is mtkit's: a checkpoint, or what an interrupted save left of one."""
+    match = _LEFTOVER.fullmatch(name) or _OLD_STEP_FOLDER.fullmatch(name)
+    return _STEP_FOLDER.fullmatch(match[1] if match else name) is not None
+
+
+def leftovers(path: Path) -> list[Path]:
+    """What interrupted writes of a file or folder left beside it, under temporary names of mtkit's own."""
+    if not path.parent.is_dir():
+        return []
+    matches = [(name, _LEFTOVER.fullmatch(name)) for name in os.listdir(path.parent)]
+    return [
+        path.with_name(name) for name, match in matches if match is not None and match["name"] == path.name
+    ]
+
+
 def step_of(name: str) -> int:
     """The step in a checkpoint folder's name."""
     match = _STEP_FOLDER.search(name)
@@ -244,14 +261,18 @@ def remove_old_checkpoints(run: Path, step: int, keep_last: int) -> None:
 
     A later one is damaged, for the run went on from before it: it counts for nothing until it is written again.
     """
-    for parent in (run / "checkpoints", run):
-        for leftover in [*parent.glob(".*.tmp"), *parent.glob(".*.old")]:
-            replaced = leftover.name.removeprefix(".").removesuffix(".old")
-            if leftover.suffix == ".tmp" or (parent / replaced).exists():
-                remove_tree(leftover)
+    folder = run / "checkpoints"
+    for name in os.listdir(folder):
+        match = _OLD_STEP_FOLDER.fullmatch(name)
+        replaced = match is not None and (folder / match[1]).exists()
+        if replaced or (name.endswith(".tmp") and is_checkpoint_name(name)):
+            remove_tree(folder / name)
+    best = run / "best"
+    for leftover in leftovers(best) + ([best.with_name(".best.old")] if best.exists() else []):
+        remove_tree(leftover)
     folders = [folder for folder in checkpoints_of(run) if step_of(folder.name) <= step]
     for folder in folders[keep_last:]:
-        doomed = folder.with_name(f".{folder.name.strip('.')}.{os.getpid()}.tmp")
+        doomed = folder.with_name(f".{step_folder(run, step_of(folder.name)).name}.{os.getpid()}.tmp")
         with suppress(OSError):
             os.rename(folder, doomed)  # half deleted it must not bear the name of a checkpoint
         remove_tree(doomed)

@@ -15,6 +15,7 @@ import hashlib
 import io
 import lzma
 import os
+import re
 import select
 import shutil
 import stat
@@ -465,7 +466,11 @@ class FolderLock:
     def __enter__(self) -> FolderLock:
         with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            file = open(self.folder / ".lock", "a+b", buffering=0)
+            path = self.folder / ".lock"
+            if path.exists() and not (path.is_file() and re.fullmatch(rb"\d*\n?", path.read_bytes())):
+                hint = "remove it, or choose another folder"
+                raise StorageError("not a lock of mtkit's", where=str(path), hint=hint)
+            file = open(path, "a+b", buffering=0)
             try:
                 self._hold(file)
             except BaseException:

@@ -55,6 +55,11 @@ class Source(ABC):
     def place(self, number: int) -> str:
         """Where the pair of this number stands, such as `train.en.gz:17`."""
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files or folders of this machine that are read."""
+        return ()
+
     @abstractmethod
     def fingerprint(self, hash_file: HashFile = sha256_file) -> str:
         """A hash that is another whenever `read` yields something else; `hash_file` is SHA-256 of a file."""
@@ -66,6 +71,11 @@ class ParallelFiles(Source):
 
     src: Path
     tgt: Path
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """See `Source.paths`."""
+        return self.src, self.tgt
 
     @cached_property
     def num_pairs(self) -> int:
@@ -102,6 +112,11 @@ class PairsFile(Source):
     """What it is: .tsv, .csv or .jsonl (its name may end in .gz and the like)."""
     columns: Columns
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """See `Source.paths`."""
+        return (self.path,)
+
     def read(self) -> NumberedPairs:
         """See `Source.read`."""
         return _READERS[self.suffix](self.path, self.columns)
@@ -121,6 +136,12 @@ class TableSource(Source):
 
     table: Table
     columns: Columns
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """See `Source.paths`."""
+        path = Path(self.table.path)
+        return (path,) if path.is_absolute() or not isinstance(self.table, HubTable) else ()
 
     @cached_property
     def _rows(self) -> Dataset | IterableDataset:

@@ -23,6 +23,7 @@ from mtkit.checkpoint import (
     STATE_FILE,
     Checkpoint,
     checkpoints_of,
+    leftovers,
     read_json,
     save_checkpoint,
     step_of,
@@ -34,7 +35,7 @@ from mtkit.configfile import diff_configs
 from mtkit.data.tokenizer import load_tokenizers
 from mtkit.decoding.folder import find_checkpoint, stored_config, tokenizer_folder
 from mtkit.errors import ConfigError, StorageError
-from mtkit.files import committed_folder, storage_errors
+from mtkit.files import committed_folder, remove_tree, storage_errors
 from mtkit.training.resuming import is_harmless
 from mtkit.training.validation import Standing, is_better
 
@@ -100,6 +101,8 @@ def average_last(config: Config, say: Say) -> Path | None:
         say(f"no average: the run has {len(sources)} checkpoint")
         return None
     folder = run / AVERAGE_FOLDER
+    for leftover in leftovers(folder):  # of a run that was killed while it wrote one
+        remove_tree(leftover)
     write_average(sources, folder)
     say(f"average    of {len(sources)} checkpoints, steps {step_range(sources)}, in {folder}")
     return folder

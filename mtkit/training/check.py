@@ -23,7 +23,8 @@ from mtkit.errors import StorageError
 from mtkit.files import storage_errors
 from mtkit.training.forecast import extent_of, in_words, measure_pace, objections
 from mtkit.training.memory import find_slices, largest_batch
-from mtkit.training.preparation import describe, prepare, set_up
+from mtkit.training.ownership import refuse_foreign
+from mtkit.training.preparation import describe, open_splits, prepare, set_up
 from mtkit.training.progress import Progress
 from mtkit.training.resuming import refuse_other_corpus, resumable
 from mtkit.training.signals import Signals
@@ -43,7 +44,7 @@ def check_run(config: Config, console: Console) -> None:
     say = Reporter(console)
     say("config", f"{config.data.src} -> {config.data.tgt}, run folder {config.run}")
     set_up(config)
-    refuse_files_in_the_way(Path(config.run))
+    refuse_foreign(config, open_splits(config))
     checkpoint = resumable(config, lambda line: say("resume", line))
     resumed = checkpoint is not None
     say("resume", "the run folder has a checkpoint of this run" if resumed else "a new run")
@@ -67,13 +68,6 @@ def check_run(config: Config, console: Console) -> None:
     done = checkpoint.state.get("step") if checkpoint is not None else None
     foretell(trainer, done if isinstance(done, int) else 0, say)
     say("ok", f"train would run: mtkit train does what was checked here; {limits(trainer)}")
-
-
-def refuse_files_in_the_way(run: Path) -> None:
-    """Check that the run folder can be made. Raises: StorageError: it, or what should hold it, is a file."""
-    for path in (run, *run.parents):
-        if path.exists() and not path.is_dir():
-            raise StorageError("a file, not a folder", where=str(path), hint="choose another run folder")
 
 
 class Reporter:

@@ -15,6 +15,10 @@ from mtkit.files import storage_errors, write_text
 from mtkit.training.progress import Progress
 
 TEST_METRICS = ("bleu", "chrf")
+TEST_FOLDER, HYPS_SUFFIX = "test", ".hyps.txt"
+RESULTS_FILE, CARD_FILE = "results.json", "README.md"
+CARD_PHRASE = "Trained with mtkit for "
+"""By it a model card is known."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,11 @@ class TextSet:
     tgts: list[str]
 
 
+def hyps_file(name: str) -> str:
+    """Where the translations of a test set go, from the run folder."""
+    return f"{TEST_FOLDER}/{name.replace('/', '_')}{HYPS_SUFFIX}"
+
+
 def score_tests(config: Config, tests: list[TextSet], progress: Progress) -> list[TestResult]:
     """Translate the test sets with the best weights, write the translations, score them."""
     if not tests:
@@ -60,11 +69,10 @@ def score_tests(config: Config, tests: list[TextSet], progress: Progress) -> lis
     translator = Translator.load(run, decoding=config.decoding, device=device, precision=precision)
     results = []
     with storage_errors(run):
-        (run / "test").mkdir(exist_ok=True)
+        (run / TEST_FOLDER).mkdir(exist_ok=True)
     for test in tests:
         hyps = [translation.text for translation in translator.translate(test.srcs)]
-        file = run / "test" / f"{test.name.replace('/', '_')}.hyps.txt"
-        write_text(file, "".join(hyp + "\n" for hyp in hyps))
+        write_text(run / hyps_file(test.name), "".join(hyp + "\n" for hyp in hyps))
         scores = metrics.score(hyps, [test.tgts], TEST_METRICS, tokenize=tokenizer, tgt=config.data.tgt)
         results.append(TestResult(test.name, hyps, scores))
         progress.say(f"test {test.name}, {len(hyps):,} sentences, {config.decoding.label}:")
@@ -76,8 +84,8 @@ def score_tests(config: Config, tests: list[TextSet], progress: Progress) -> lis
 def write_results(config: Config, result: TrainResult) -> None:
     """Write results.json and the model card into the run folder. Raises: StorageError."""
     text = json.dumps(results_as_dict(result), indent=2, ensure_ascii=False)
-    write_text(result.run / "results.json", text + "\n")
-    write_text(result.run / "README.md", model_card(config, result))
+    write_text(result.run / RESULTS_FILE, text + "\n")
+    write_text(result.run / CARD_FILE, model_card(config, result))
 
 
 def results_as_dict(result: TrainResult) -> dict[str, Any]:
@@ -99,7 +107,7 @@ def model_card(config: Config, result: TrainResult) -> str:
     lines = [
         f"# {config.data.src} → {config.data.tgt} translation model",
         "",
-        f"Trained with mtkit for {result.step:,} updates; {result.reason}.",
+        f"{CARD_PHRASE}{result.step:,} updates; {result.reason}.",
         "",
     ]
     for test in result.tests:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
 
+from mtkit.checkpoint import CONFIG_FILE
 from mtkit.config import Config
-from mtkit.files import FolderLock, storage_errors
+from mtkit.configfile import dump_config
+from mtkit.files import FolderLock, write_text
 from mtkit.training.averaging import average_last
 from mtkit.training.distributed import Processes, joined_processes
+from mtkit.training.ownership import claim, refuse_foreign, remove_outputs
 from mtkit.training.preparation import Inputs, describe, open_splits, prepare, set_up
 from mtkit.training.progress import Progress, duration
 from mtkit.training.results import TrainResult, score_tests, write_results
@@ -19,19 +21,6 @@ from mtkit.training.resuming import begin, resumable
 from mtkit.training.signals import Signals
 from mtkit.training.trainer import Trainer
 from mtkit.training.validation import Validator
-
-OUTPUTS = (
-    "checkpoints",
-    "best",
-    ".best.old",
-    ".average.old",
-    "test",
-    "tensorboard",
-    "metrics.jsonl",
-    "results.json",
-    "README.md",
-    "config.yaml",
-)
 
 
 def train(config: Config, *, fresh: bool = False, console: Console | None = None) -> TrainResult:
@@ -91,9 +80,12 @@ def prepared(
     run = Path(config.run)
     with processes.main_first():
         if processes.is_main:
+            splits = open_splits(config)  # what is wrong with the new run should not cost the old one
+            refuse_foreign(config, splits, fresh=fresh)
             stack.enter_context(FolderLock(run))
+            claim(config, splits)
             if fresh:
-                open_splits(config)  # what is wrong with the new run should not cost the old one
+                write_text(run / CONFIG_FILE, dump_config(config))  # it may be the only copy of what was read
                 remove_outputs(run)
         progress = Progress(run, console, config.training.tensorboard, records=processes.is_main)
         stack.enter_context(progress)
@@ -106,13 +98,3 @@ def prepared(
     describe(trainer, progress.say)
     begin(trainer, checkpoint, progress.say)
     return trainer, inputs
-
-
-def remove_outputs(run: Path) -> None:
-    """Delete what a run writes, and nothing else."""
-    with storage_errors(run):
-        for path in [run / name for name in OUTPUTS] + list(run.glob("tokenizer*.model")):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)

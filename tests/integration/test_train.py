@@ -102,6 +102,7 @@ def test_the_files_of_a_run(first: FirstRun) -> None:
     assert sorted(tiny.tree(first.run)) == sorted(
         [
             ".lock",
+            ".mtkit-run",
             "README.md",
             "config.yaml",
             "metrics.jsonl",

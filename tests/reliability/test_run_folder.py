@@ -1,10 +1,13 @@
 """What a run folder survives: death before the first save, a `--fresh` that cannot begin, leftovers of other runs."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import tiny
+
+from mtkit.training.ownership import claimed_names
 
 
 def fails(code: int, *parts: str, arguments: list[object]) -> None:
@@ -69,14 +72,167 @@ def test_a_model_without_its_checkpoints_is_not_overwritten(config: Path, old_ru
     assert tiny.tree(old_run / "best") == before
 
 
-def test_separate_tokenizers_replace_a_joint_one_that_was_left_behind(config: Path, tmp_path: Path) -> None:
+def test_separate_tokenizers_replace_a_joint_one_that_was_left_behind(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
-    run.mkdir()
-    (run / "tokenizer.model").write_bytes(b"left by a run that died")
+    with monkeypatch.context() as patch:
+        patch.setattr("mtkit.training.preparation.encode_corpus", killed)
+        with pytest.raises(Killed):
+            tiny.mtkit("train", config, f"run={run}")
+    assert (run / "tokenizer.model").exists()
     options = [f"run={run}", "training.max_steps=2", "tokenizer.joint=false", "tokenizer.vocab_size=64"]
     assert tiny.mtkit("train", config, *options)[0] == 0
     assert not (run / "tokenizer.model").exists()
     assert tiny.mtkit("translate", run, stdin="a\n")[0] == 0
+
+
+class Killed(BaseException):
+    """In the place of SIGKILL."""
+
+
+def killed(*_: object) -> None:
+    raise Killed
+
+
+# --- what is not mtkit's ------------------------------------------------------------------------------------------
+
+
+SHORT = ["training.max_steps=2", "training.average_last=2", "training.save_every_steps=1"]
+
+
+@pytest.fixture
+def project(tmp_path: Path, corpus: Path) -> Path:
+    """A user's folder with a config, data and other things in it, some with names that a run uses too."""
+    folder = tmp_path / "project"
+    shutil.copytree(corpus, folder / "data")
+    tiny.write_config(folder / "config.yaml", run=folder, root=folder / "data")
+    users = {
+        "README.md": "# My project\n",
+        "test/news.txt": "news\n",
+        "checkpoints/notes.txt": "mine\n",
+        ".draft.7.tmp": "a draft\n",
+        ".README.md.old": "an old one\n",
+        "tensorboard/mine.txt": "mine\n",
+    }
+    for name, text in users.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("command", [["train"], ["train", "--fresh"], ["check"]], ids=" ".join)
+def test_a_users_files_are_named_and_kept(
+    project: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    before = tiny.tree(project)
+    arguments = [*command, "config.yaml", "run=."]
+    fails(2, ".: mtkit did not write README.md, config.yaml, and", "choose another", arguments=arguments)
+    assert tiny.tree(project) == before
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "tokenizer.model", "best/x", "test/test.hyps.txt", "test"])
+def test_whatever_would_be_overwritten_is_named(config: Path, tmp_path: Path, name: str) -> None:
+    place = tmp_path / "run" / name
+    place.parent.mkdir(parents=True)
+    place.write_text("mine\n")
+    shown = name.split("/")[0] if name == "best/x" else name
+    fails(2, f"mtkit did not write {shown}, and", arguments=["train", config])
+    assert tiny.tree(tmp_path / "run") == {name: b"mine\n"}
+
+
+def test_every_byte_of_a_user_survives_a_run_in_his_folder_and_fresh_ones(
+    project: Path, tmp_path: Path
+) -> None:
+    config = (project / "config.yaml").rename(tmp_path / "mine.yaml")
+    (project / "README.md").rename(project / "NOTES.md")
+    before = tiny.tree(project)
+    assert tiny.mtkit("train", config, *SHORT)[0] == 0
+    (project / "checkpoints/.step-00000002.77.tmp").mkdir()
+    first = tiny.tree(project)
+    assert first.items() >= before.items()
+    assert {"README.md", "config.yaml", "test/test.hyps.txt", "average/manifest.json"} <= first.keys()
+    short = ["training.max_steps=1", "training.save_every_steps=1"]
+    code, out, err = tiny.mtkit("train", config, *short, "--fresh", "data.test=[]")
+    assert (code, err) == (0, "")
+    assert "going on" not in out
+    again = tiny.tree(project)
+    assert again.items() >= before.items()
+    assert tiny.checkpoints(project) == [0, 1]
+    gone = ("average", "test/test.hyps.txt", "checkpoints/.step-00000002.77.tmp")
+    assert [name for name in gone if (project / name).exists()] == []
+
+
+def test_fresh_reads_its_config_from_the_folder_that_it_empties(config: Path, tmp_path: Path) -> None:
+    own = tmp_path / "run" / "config.yaml"
+    assert tiny.mtkit("train", config, "training.max_steps=1")[0] == 0
+    before = own.read_text()
+    assert tiny.mtkit("train", own, "--fresh")[0] == 0
+    assert own.read_text() == before
+
+
+def test_fresh_keeps_a_link_to_another_disk(config: Path, tmp_path: Path) -> None:
+    disk, run = tmp_path / "disk", tmp_path / "run"
+    for folder in (disk, run):
+        folder.mkdir()
+    (disk / "other").write_text("of somebody else")
+    (run / "checkpoints").symlink_to(disk)
+    for steps in (2, 1):
+        options = [f"training.max_steps={steps}", "training.save_every_steps=1", "--fresh"]
+        assert tiny.mtkit("train", config, *options)[0] == 0
+        assert (run / "checkpoints").readlink() == disk
+        assert tiny.checkpoints(run) == list(range(max(0, steps - 1), steps + 1))
+        assert (disk / "other").read_text() == "of somebody else"
+
+
+@pytest.mark.parametrize("fresh", [[], ["--fresh"]])
+def test_what_the_run_reads_is_not_its_output(
+    config: Path, old_run: Path, corpus: Path, fresh: list[str]
+) -> None:
+    (old_run.parent / "link.src").symlink_to(old_run / "test/test.hyps.txt")
+    shutil.copy(corpus / "test.tgt", old_run.parent / "text.tgt")
+    more = "data.train=[{src: link.src, tgt: text.tgt}]"
+    before = tiny.tree(old_run)
+    arguments = ["train", config, f"run={old_run}", f"data.root={old_run.parent}", more, *fresh]
+    fails(2, "link.src: training reads it", arguments=[*arguments, "data.valid=[]", "data.test=[]"])
+    assert tiny.tree(old_run) == before
+
+
+def test_fresh_does_not_delete_the_tokenizer_that_it_is_to_read(config: Path, old_run: Path) -> None:
+    model = old_run / "tokenizer.model"
+    arguments = ["train", config, f"run={old_run}", f"tokenizer.model={model}", "--fresh"]
+    fails(2, f"{model}: training reads it", arguments=arguments)
+    assert model.exists()
+
+
+def test_a_run_without_its_list_is_known_by_its_files(config: Path, old_run: Path) -> None:
+    (old_run / ".mtkit-run").unlink()
+    (old_run / "notes.md").write_text("mine")
+    assert tiny.mtkit("train", config, f"run={old_run}", "--fresh", "training.max_steps=1")[0] == 0
+    assert tiny.checkpoints(old_run) == [0, 1]
+    assert (old_run / "notes.md").read_text() == "mine"
+    (old_run / ".mtkit-run").unlink()
+    for name in ("config.yaml", "README.md", "results.json"):
+        (old_run / name).write_text("{run: mine}\n")
+    parts = "mtkit did not write README.md, config.yaml, results.json, test/test.hyps.txt, and"
+    fails(2, parts, arguments=["train", config, f"run={old_run}", "--fresh"])
+
+
+def test_a_list_that_was_tampered_with_deletes_nothing_else(
+    config: Path, old_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "victim").write_text("x")
+    names = ["../victim", "test/../../victim", str(tmp_path / "victim"), "best"]
+    (old_run / ".mtkit-run").write_text(json.dumps({"written": names}))
+    assert claimed_names(old_run) == {"best"}
+
+
+def test_a_lock_of_another_program_is_kept(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").write_text("not 123")
+    fails(5, ".lock: not a lock of mtkit's", arguments=["train", config])
+    assert (tmp_path / "run" / ".lock").read_text() == "not 123"
 
 
 def test_test_sets_are_read_before_training(config: Path, corpus: Path, tmp_path: Path) -> None:
