@@ -6,8 +6,6 @@ Memory is not learned about at step 40,000: what is run here is the worst that t
 from __future__ import annotations
 
 import os
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +14,7 @@ from mtkit.data.batching import make_batch, num_positions
 from mtkit.data.order import Indices
 from mtkit.device import forget_peak_memory, out_of_memory_named, peak_memory
 from mtkit.errors import TrainingError
+from mtkit.training.memory_limits import available_bytes
 from mtkit.training.parallel import num_held
 
 if TYPE_CHECKING:
@@ -68,13 +67,17 @@ def run_slice(trainer: Trainer, batch: Indices, slices: int) -> None:
 def find_slices(trainer: Trainer) -> int:
     """The fewest slices, a power of two, in which the largest batch fits every process.
 
+    A run that goes on is cut finer where its batches no longer fit, on a smaller device or beside other programs; it is
+    never cut coarser than before.
+
     Raises:
         TrainingError: not even one pair fits.
     """
     batch = largest_batch(trainer)
-    slices = 1 if trainer.device.type == "cuda" else slices_for_memory(trainer, batch)
+    on_gpu = trainer.device.type == "cuda"
+    slices = trainer.state.slices if on_gpu else slices_for_memory(trainer, batch)
     while slices < 2 * len(batch):
-        failed = trainer.device.type == "cuda" and not fits(trainer, batch, slices)
+        failed = on_gpu and not fits(trainer, batch, slices)
         if not any(trainer.processes.sum([float(failed)])):
             return slices
         slices *= 2
@@ -94,29 +97,19 @@ def fits(trainer: Trainer, batch: Indices, slices: int) -> bool:
 
 
 def slices_for_memory(trainer: Trainer, batch: Indices) -> int:
-    """How many slices a CPU's memory asks for, judged by a small one: a CPU is not tried until it breaks."""
+    """How many slices a CPU's memory asks for, judged by a small one: a CPU is not tried until it breaks.
+
+    What a run has had is kept if it fits without the margin, so that it goes on as it was on the same machine.
+    """
     lengths = trainer.corpus.src_lengths, trainer.corpus.tgt_lengths
     probe = max(1, min(len(batch), num_positions(batch, *lengths) // PROBE_POSITIONS))
     forget_peak_memory(trainer.device)
     before = peak_memory(trainer.device)
     run_slice(trainer, batch, probe)
-    needed = SAFETY * probe * max(0, peak_memory(trainer.device) - before)
-    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that share this machine's memory
-    slices = 1
-    while neighbours * needed / slices > available_bytes() and slices < len(batch):
-        slices *= 2
+    needed = probe * max(0, peak_memory(trainer.device) - before)
+    available = available_bytes(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    slices = trainer.state.slices
+    if trainer.state.step == 0 or needed / slices > available:
+        while SAFETY * needed / slices > available and slices < len(batch):
+            slices *= 2
     return int(max(trainer.processes.gather(slices)))
-
-
-def available_bytes() -> float:
-    """Memory that this process may still take: the machine's, or what is left of a container's limit."""
-    available = float("inf")
-    with suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text().split("\n")
-        line = next(line for line in lines if line.startswith("MemAvailable"))
-        available = 1024.0 * int(line.split()[1])
-    with suppress(OSError, ValueError):
-        cgroup = Path("/sys/fs/cgroup")
-        limit, used = ((cgroup / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        available = min(available, float(int(limit) - int(used)))
-    return available

@@ -101,7 +101,7 @@ class TrainState:
     tokenizers: str = ""
     """Fingerprint of the tokenizers: `load_model` takes no others."""
     slices: int = 1
-    """Into how many slices a batch is cut so that memory holds; found at the start for `batch_tokens: auto`."""
+    """Into how many slices a batch is cut so that memory holds; found at each start for `batch_tokens: auto`."""
     rollbacks: int = 0
     """How often the run went back to a checkpoint because the loss diverged."""
     window: Window = field(default_factory=Window)

@@ -193,9 +193,13 @@ class Trainer:
 
     def _make_sure_it_fits(self) -> None:
         """Run the largest and the smallest batch; the worst is known before time is spent."""
-        if self.config.training.batch_tokens == "auto" and self.state.step == 0:
-            self.state.slices = find_slices(self)
-            self.save()  # a run that is killed now goes on with as many
+        if self.config.training.batch_tokens == "auto":
+            before, self.state.slices = self.state.slices, find_slices(self)
+            if self.state.step and self.state.slices != before:
+                what = f"memory asks for batches in {self.state.slices} slices, {before} before"
+                self.progress.say(f"{what}: dropout draws other masks from here on")
+            if self.state.slices != before:
+                self.save()  # a run that is killed now goes on with as many
         rehearse(self)
         self.stopwatch.skip()
 
@@ -370,6 +374,7 @@ class Trainer:
             raise TrainingError(f"{what}; and there is no checkpoint to go back to", hint=hint)
         folder, checkpoint = found
         self.resume(checkpoint, str(folder))
+        self.state.slices = before.slices
         if before.best is not None:  # best/ is still there
             self.state.best, self.state.best_loss = before.best, before.best_loss
             self.state.best_step = before.best_step

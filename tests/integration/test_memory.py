@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import mtkit
 from mtkit.errors import TrainingError
 from mtkit.training import memory
 from mtkit.training.parallel import Objective
+from mtkit.training.progress import Progress
 from mtkit.training.trainer import Trainer
 
 SAME = ["training.precision=fp32", "training.max_steps=8", "model.attention_dropout=0.1", "data.test=[]"]
@@ -81,10 +83,31 @@ def test_auto_takes_one_slice_where_memory_is_plenty_and_more_where_it_is_not(
     auto = ["training.batch_tokens=auto", "training.update_tokens=1500", "training.max_steps=2"]
     train(config, *auto)
     peaks = iter([0, 10**9])
-    monkeypatch.setattr(memory, "available_bytes", lambda: 0.4e9)
+    monkeypatch.setattr(memory, "available_bytes", lambda num_processes: 0.4e9)
     monkeypatch.setattr(memory, "peak_memory", lambda device: next(peaks))
     train(config, *auto, "run=" + str(config.parent / "tight"))
     assert found == [1, 4]  # one slice of the probe took 1 GB, with the margin 1.25: a quarter fits into 0.4
+
+
+def test_a_run_that_goes_on_where_memory_is_less_is_cut_finer_and_never_coarser(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auto = ["training.batch_tokens=auto", "training.update_tokens=1500", "data.valid=[]"]
+    said: list[str] = []
+    monkeypatch.setattr(Progress, "say", lambda self, line: said.append(line))
+    for step, (room, slices) in enumerate(
+        [(1.3e9, 1), (1.1e9, 1), (0.9e9, 2), (0.4e9, 4), (9e9, 4)], start=1
+    ):  # the largest batch takes 1 GB
+        peaks = iter([0, 10**9])
+        monkeypatch.setattr(memory, "available_bytes", lambda num_processes, room=room: room)
+        monkeypatch.setattr(memory, "peak_memory", lambda device, peaks=peaks: next(peaks))
+        train(config, *auto, f"training.max_steps={step}")
+        state = json.loads((tiny.checkpoint(tmp_path / "run", step) / "state.json").read_text())
+        assert (state["step"], state["slices"]) == (step, slices)
+    assert [line for line in said if line.startswith("memory asks")] == [
+        "memory asks for batches in 2 slices, 1 before: dropout draws other masks from here on",
+        "memory asks for batches in 4 slices, 2 before: dropout draws other masks from here on",
+    ]
 
 
 def test_memory_that_runs_out_is_known_before_the_first_update(
