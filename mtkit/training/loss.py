@@ -1,10 +1,11 @@
 """Label-smoothed cross-entropy over real target pieces, without ever holding the logits of a whole batch.
 
-Shapes: M real target positions, D model width, V vocabulary.
+Shapes: M real target positions, D model width, V vocabulary; B, S, T as in mtkit/data/batching.py.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -111,14 +112,30 @@ def loss_sums(hidden_MD: Tensor, output_weight_VD: Tensor, targets_M: Tensor, sm
     return LossSums(loss, nll)
 
 
-def hidden_at_targets(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class TensorBatch:
+    """A batch where the model is."""
+
+    src_BS: Tensor
+    tgt_in_BT: Tensor
+    tgt_out_BT: Tensor
+    mask_BT: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch, device: torch.device) -> TensorBatch:
+        """Share a batch's memory, or copy it to a GPU, which does not wait for that: through pinned memory."""
+        arrays = batch.src, batch.tgt_in, batch.tgt_out, batch.tgt_mask
+        tensors = [torch.from_numpy(array) for array in arrays]
+        if device.type == "cuda":
+            tensors = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
+        return cls(*tensors)
+
+
+def hidden_at_targets(model: Transformer, batch: Batch | TensorBatch) -> tuple[Tensor, Tensor]:
     """The decoder's output at the real target positions of a batch [M, D], and what should follow there [M]."""
-    device = model.output.weight.device
-    src_BS, tgt_in_BT, tgt_out_BT, mask_BT = (
-        torch.from_numpy(array).to(device, non_blocking=True)
-        for array in (batch.src, batch.tgt_in, batch.tgt_out, batch.tgt_mask)
-    )
-    return model(src_BS, tgt_in_BT)[mask_BT], tgt_out_BT[mask_BT]
+    if isinstance(batch, Batch):
+        batch = TensorBatch.of(batch, model.output.weight.device)
+    return model(batch.src_BS, batch.tgt_in_BT)[batch.mask_BT], batch.tgt_out_BT[batch.mask_BT]
 
 
 def batch_loss(model: Transformer, batch: Batch, smoothing: float) -> LossSums:

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mtkit.data.batching import Batch
 from mtkit.model.transformer import Transformer
 from mtkit.training.distributed import Processes
-from mtkit.training.loss import hidden_at_targets, loss_sums
+from mtkit.training.loss import TensorBatch, hidden_at_targets, loss_sums
 
 Stage = Callable[[str], AbstractContextManager[None]]
 """Entered around each stage of an update, for a benchmark to measure."""
@@ -38,7 +38,7 @@ class Objective(nn.Module):
         self.model, self.label_smoothing = model, label_smoothing
         self.stage: Stage = unmeasured
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch | TensorBatch) -> tuple[Tensor, Tensor]:
         """Loss and nll sums over the real targets of a batch."""
         with self.stage("forward"):
             hidden_MD, targets_M = hidden_at_targets(self.model, batch)

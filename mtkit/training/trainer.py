@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,7 @@ from mtkit.device import choose_device, choose_dtype, out_of_memory_named
 from mtkit.errors import StorageError, TrainingError
 from mtkit.model.transformer import Transformer
 from mtkit.training.distributed import ALONE, Processes, peers_named
+from mtkit.training.loss import TensorBatch
 from mtkit.training.memory import find_slices, rehearse
 from mtkit.training.optimizer import (
     MovingAverage,
@@ -74,6 +78,19 @@ MOST_ROLLBACKS = 5  # from one checkpoint: then it is not the sentences
 
 Update = list[tuple[int, int, Indices]]
 """(epoch, number in it, pairs) of the batches of an update."""
+
+
+@dataclass(frozen=True)
+class MadeUpdate:
+    """An update and what a process runs of it, where the model is."""
+
+    update: Update
+    parts: list[TensorBatch]
+
+    def is_of(self, batches: list[Indices]) -> bool:
+        """Whether these are its batches, not only equal ones."""
+        own = [indices for _, _, indices in self.update]
+        return len(own) == len(batches) and all(map(operator.is_, own, batches))
 
 
 class Trainer:
@@ -134,6 +151,7 @@ class Trainer:
         lengths = corpus.src_lengths, corpus.tgt_lengths
         self.order = BatchOrder(*lengths, training.cut_tokens, config.seed)
         self._epoch: tuple[int, EpochBatches] | None = None
+        self._made: MadeUpdate | None = None
         self._targets_an_epoch = int(corpus.tgt_lengths.sum(dtype=np.int64)) + len(corpus)
         self._time_is_over = False
         self._rollbacks_from: Counter[int] = Counter()
@@ -179,17 +197,17 @@ class Trainer:
         self._agree([])
         if self.ended() is None:
             self._make_sure_it_fits()
-        batches = self.batches()
-        while True:
-            self.validate_and_save(last=False)
-            reason = self.ended()
-            update = [] if reason else list(islice(batches, self.config.training.batches_per_update))
-            if not update:
-                self.validate_and_save(last=True)
-                return reason or f"epoch {self.config.training.max_epochs} was the last"
-            with self.signals.protected():
-                self.train_step(update)
-                self._log()
+        with closing(self.made_ahead(self.updates())) as updates:
+            while True:
+                self.validate_and_save(last=False)
+                reason = self.ended()
+                update = None if reason else next(updates, None)
+                if update is None:
+                    self.validate_and_save(last=True)
+                    return reason or f"epoch {self.config.training.max_epochs} was the last"
+                with self.signals.protected():
+                    self.train_step(update)
+                    self._log()
 
     def _make_sure_it_fits(self) -> None:
         """Run the largest and the smallest batch; the worst is known before time is spent."""
@@ -211,6 +229,34 @@ class Trainer:
             for number in range(first, len(order)):
                 yield epoch, number, order[number]
             epoch, first = epoch + 1, 0
+
+    def updates(self) -> Iterator[Update]:
+        """The batches from where the run stands, as many at a time as an update has."""
+        batches = self.batches()
+        while update := list(islice(batches, self.config.training.batches_per_update)):
+            yield update
+
+    def made_ahead(self, updates: Iterator[Update]) -> Generator[Update, None, None]:
+        """The same updates; while one is made, a thread fetches the pairs of the next and copies them to the device.
+
+        What the thread raises is raised where its update was due. Close this iterator to end the thread.
+        """
+
+        def following() -> MadeUpdate | None:
+            update = next(updates, None)
+            if update is None:
+                return None
+            return MadeUpdate(update, list(self._make_parts([indices for _, _, indices in update])))
+
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
+            future = thread.submit(following)
+            while True:
+                with self.stage("data"):
+                    self._made = future.result()
+                if self._made is None:
+                    return
+                future = thread.submit(following)
+                yield self._made.update
 
     def epoch_order(self, epoch: int) -> EpochBatches:
         """The batches of an epoch; those of the latest one asked for are kept."""
@@ -270,23 +316,37 @@ class Trainer:
     def _gradients(self, batches: list[Indices], num_targets: int) -> list[float]:
         """Add up the gradients of this process's parts. Returns their loss and nll sums."""
         self.objective.train()
-        parts = cut_update(batches, self.processes.size, self.state.slices)
-        numbers = range(self.processes.rank, len(parts), self.processes.size)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        numbers, parts = list(self._own_parts(batches)), self._parts(batches)
         for number in numbers:
             with self.stage("data"):
-                batch = self._part(parts[number], batches[0])
+                batch = next(parts)
             torch.manual_seed(dropout_seed(self.config.seed, self.state.step, number))
             sums += self.accumulate_gradient(batch, num_targets, local=number != numbers[-1])
         loss, nll = sums.tolist()
         return [loss, nll]
 
-    def _part(self, indices: Indices, any_batch: Indices) -> Batch:
-        if len(indices):
-            return make_batch(self.corpus, indices, self.special)
-        return make_silent_batch(self.corpus, any_batch, self.special)
+    def _own_parts(self, batches: list[Indices]) -> dict[int, Indices]:
+        """The parts of an update that this process runs, by their numbers among all."""
+        parts = dict(enumerate(cut_update(batches, self.processes.size, self.state.slices)))
+        return {
+            number: parts[number] for number in range(self.processes.rank, len(parts), self.processes.size)
+        }
 
-    def accumulate_gradient(self, batch: Batch, num_targets: int, *, local: bool = False) -> torch.Tensor:
+    def _parts(self, batches: list[Indices]) -> Iterator[TensorBatch]:
+        """This process's parts of an update, as a thread has made them; else each made when it is due."""
+        if self._made is not None and self._made.is_of(batches):
+            return iter(self._made.parts)
+        return self._make_parts(batches)
+
+    def _make_parts(self, batches: list[Indices]) -> Iterator[TensorBatch]:
+        for part in self._own_parts(batches).values():
+            make, pairs = (make_batch, part) if len(part) else (make_silent_batch, batches[0])
+            yield TensorBatch.of(make(self.corpus, pairs, self.special), self.device)
+
+    def accumulate_gradient(
+        self, batch: Batch | TensorBatch, num_targets: int, *, local: bool = False
+    ) -> torch.Tensor:
         """Add a batch's gradient, of its loss sum over `num_targets`. Returns loss and nll sums: [2].
 
         Args:
