@@ -51,18 +51,32 @@ def read_lines(path: str | Path) -> Iterator[str]:
         yield from lines
 
 
+class BadLine(str):
+    """A line that is no text, with U+FFFD in the place of what is none. Args: fault: what is wrong with it."""
+
+    fault: DataError
+
+    def __new__(cls, text: str, fault: DataError) -> BadLine:
+        line = super().__new__(cls, text)
+        line.fault = fault
+        return line
+
+
 class LineReader(Iterator[str]):
     """The lines of text files, one file after the other, as `read_lines` gives them; tells whether one is there yet.
 
     Args:
         paths: of the files; "-" is stdin.
+        keep_bad: give a line that is no text as a `BadLine` instead of ending there.
 
     Raises:
         DataError: on iterating, see `read_lines`.
     """
 
-    def __init__(self, paths: Iterable[str | Path]) -> None:
-        self._lists = chain.from_iterable(_lists_of_lines(path, self._note_descriptor) for path in paths)
+    def __init__(self, paths: Iterable[str | Path], *, keep_bad: bool = False) -> None:
+        self._lists = chain.from_iterable(
+            _lists_of_lines(path, self._note_descriptor, keep_bad) for path in paths
+        )
         self._lines: deque[str] = deque()
         self._descriptor: int | None = None
         self._end: Exception | None = None
@@ -100,12 +114,19 @@ class LineReader(Iterator[str]):
 
 
 def _lists_of_lines(
-    path: str | Path, opened: Callable[[int | None], None] = lambda descriptor: None
+    path: str | Path,
+    opened: Callable[[int | None], None] = lambda descriptor: None,
+    keep_bad: bool = False,
 ) -> Iterator[list[str]]:
-    """The lines that each read of a file completes: see `read_lines`, and `_blocks` for the arguments."""
+    """The lines that each read of a file completes: see `read_lines`; for the arguments, `_blocks` and `LineReader`."""
     number = 0
     for block in _blocks(path, opened):
         text, fault = _decode(block)
+        if fault and keep_bad:
+            lines = list(_decode_each(block, _name(path), number))
+            yield lines
+            number += len(lines)
+            continue
         lines = text.replace("\r\n", "\n").split("\n")
         if lines[-1] == "":  # What follows the last "\n" is no line.
             lines.pop()
@@ -180,6 +201,19 @@ def _decode(block: bytes) -> tuple[str, tuple[str, str] | None]:
     else:
         fault = (f"not UTF-8: 0x{block[offset]:02x}, {byte}", "convert the file: iconv -f ENCODING -t UTF-8")
     return block[:start].decode("utf-8"), fault
+
+
+def _decode_each(block: bytes, name: str, number: int) -> Iterator[str]:
+    """The lines of a block one by one, those that are no text as `BadLine`. Args: number: of the lines before it."""
+    lines = block.replace(b"\r\n", b"\n").removesuffix(b"\n").split(b"\n")
+    for place, line in enumerate(lines, number + 1):
+        text, fault = _decode(line)
+        if fault:
+            what, hint = fault
+            text = line.decode("utf-8", errors="replace").replace("\0", "\ufffd")
+            yield BadLine(text, DataError(what, where=f"{name}:{place}", hint=hint))
+        else:
+            yield text
 
 
 @contextmanager

@@ -15,6 +15,9 @@ Complete = Callable[[str], list[str]]
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 """The precisions in which a model can translate."""
 
+ON_ERROR = ("stop", "skip", "copy")
+"""What can be done about a line that cannot be translated."""
+
 
 def one_of(*values: str) -> Complete:
     """Complete to one of these values."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mtkit.cli import completion, options
 from mtkit.cli.lines import refuse_unequal
-from mtkit.cli.terminal import Ticker, print_text
+from mtkit.cli.terminal import Ticker, print_text, say
 from mtkit.cli.translators import decoding_of, load_translator_and_config
 from mtkit.errors import ConfigError, DataError
 
@@ -85,7 +84,7 @@ def evaluate(
     metrics.check_metrics(names, tokenize=tokenize, tgt=tgt_language)
     told = metrics.notice(names, tgt_language, tokenize=tokenize)
     if told is not None and not quiet:
-        print(told, file=sys.stderr)
+        say(told)
     results = {}
     for name, srcs, refs in reference_sets(src, ref, test_set, langs, config):
         if hyps is None:

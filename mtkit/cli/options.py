@@ -91,6 +91,15 @@ ReadAhead = Annotated[
     int | None,
     typer.Option(min=1, help="Lines read before they are translated together; 4096.", rich_help_panel=INPUT),
 ]
+OnError = Annotated[
+    str,
+    typer.Option(
+        help="A line that cannot be translated ends the job (`stop`), has an empty translation (`skip`), or stays "
+        "as it is (`copy`).",
+        autocompletion=completion.one_of(*completion.ON_ERROR),
+        rich_help_panel=INPUT,
+    ),
+]
 Prefix = Annotated[
     str | None,
     typer.Option(help="File with the beginning of each line's translation.", rich_help_panel=CONSTRAINTS),

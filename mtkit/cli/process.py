@@ -10,13 +10,12 @@ import errno
 import os
 import sys
 import traceback
-from contextlib import suppress
 from typing import Any
 
 import typer
 
 from mtkit.cli.commands import app
-from mtkit.cli.terminal import flush_or_drop, is_main_process, spell_everything
+from mtkit.cli.terminal import flush_or_drop, is_main_process, say, spell_everything
 from mtkit.errors import ConfigError, MtkitError, StorageError
 
 # Newer typers carry their own click: this is the one in use.
@@ -92,8 +91,7 @@ def fail(message: str, code: int, debug: bool) -> int:
     """One line on stderr, and the traceback if asked for."""
     if debug:
         traceback.print_exc()
-    if sys.stderr is not None and (code not in EXPECTED_CODES or is_main_process()):
-        with suppress(OSError):
-            print(message, file=sys.stderr)
+    if code not in EXPECTED_CODES or is_main_process():
+        say(message)
     flush_or_drop(sys.stdout)
     return code

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,7 @@ import typer
 
 from mtkit.cli import options
 from mtkit.cli.lines import begun, in_step
-from mtkit.cli.terminal import open_output
+from mtkit.cli.terminal import open_output, say
 from mtkit.cli.translators import decoding_of, load_translator
 from mtkit.errors import ConfigError, DataError
 
@@ -96,4 +95,4 @@ def write_pairs(scored: Iterable[tuple[str, Translation | None]], minimum: float
     faults = ((num_long, "too long"), (num_with_tabs, "with tabs in them"))
     left_out = ", ".join(f"{number:,} {what}" for number, what in faults if number)
     also = f"; left out whatever their score: {left_out}" if left_out else ""
-    print(f"kept {num_kept:,} of {num_pairs:,} pairs{also}", file=sys.stderr)
+    say(f"kept {num_kept:,} of {num_pairs:,} pairs{also}")

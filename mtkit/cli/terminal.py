@@ -9,16 +9,20 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
-from mtkit.errors import ConfigError, StorageError
+from mtkit.errors import ConfigError, DataError, StorageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from mtkit.files import LineReader
+
+
+MOST_FAULTS_TOLD = 10
+"""Lines whose fault is said; of more it would be no report."""
 
 
 def spell_everything() -> None:
@@ -67,6 +71,13 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def say(text: str, end: str = "\n") -> None:
+    """Show something on stderr, if there is one. What nobody reads is no fault."""
+    if sys.stderr is not None:  # print would take stdout in its place
+        with suppress(OSError):
+            print(text, end=end, file=sys.stderr, flush=True)
+
+
 def is_terminal(stream: TextIO | None) -> bool:
     """Whether somebody sits at the other end of a stream."""
     return stream is not None and not stream.closed and stream.isatty()
@@ -74,14 +85,14 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 def prompted(lines: LineReader) -> Iterator[str]:
     """The lines that somebody types, each behind a prompt on stderr."""
-    print("Type a line to translate, Ctrl-D to end.", file=sys.stderr)
+    say("Type a line to translate, Ctrl-D to end.")
     while True:
         if not lines.is_ready(0.0):  # of several lines that were pasted, those behind the first are there
-            print("> ", end="", file=sys.stderr, flush=True)
+            say("> ", end="")
         try:
             line = next(lines)
         except StopIteration:
-            print(file=sys.stderr)  # so that what comes next begins a line
+            say("")  # so that what comes next begins a line
             return
         yield line
 
@@ -148,6 +159,36 @@ def refuse_compressed(output: str | None, option: str = "--output") -> None:
         raise ConfigError(what, where=option, hint=f"write to {path.with_suffix('')}, then compress it")
 
 
+class FaultReport:
+    """Says on stderr which lines could not be translated and why: the first ones at once, how many at the end.
+
+    Args:
+        done: what was done about them.
+    """
+
+    def __init__(self, done: str) -> None:
+        self.done = done
+        self.count = 0
+        self.first_numbers: list[int] = []
+
+    def __call__(self, number: int, fault: DataError) -> None:
+        """One more. Args: number: of the line, from 0."""
+        self.count += 1
+        if self.count <= MOST_FAULTS_TOLD:
+            self.first_numbers.append(number + 1)
+            say(f"{self.done}: {fault}")
+
+    def __enter__(self) -> FaultReport:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.count:
+            numbers = ", ".join(f"{number:,}" for number in self.first_numbers)
+            more = " …" if self.count > len(self.first_numbers) else ""
+            what = "1 line was" if self.count == 1 else f"{self.count:,} lines were"
+            say(f"{what} not translated but {self.done}: {numbers}{more}")
+
+
 class Ticker:
     """Says on stderr, every few seconds, how many lines were translated, how fast, and when all will be.
 
@@ -167,7 +208,7 @@ class Ticker:
             speed = self.done / (now - self.start)
             of_all = f" of {self.total:,}" if self.total else ""
             left = f", time left {duration((self.total - self.done) / speed)}" if self.total else ""
-            print(f"{self.done:,}{of_all} lines, {speed:,.0f} lines/s{left}", file=sys.stderr)
+            say(f"{self.done:,}{of_all} lines, {speed:,.0f} lines/s{left}")
             self.said = now
 
 

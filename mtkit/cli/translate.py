@@ -7,14 +7,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import typer
 
 from mtkit.cli import options
+from mtkit.cli.completion import ON_ERROR
 from mtkit.cli.lines import begun, in_step
 from mtkit.cli.rules import TRANSLATE, check_options
 from mtkit.cli.terminal import (
+    FaultReport,
     Ticker,
     is_terminal,
     open_output,
@@ -28,6 +30,7 @@ from mtkit.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from mtkit.decoding.alternatives import Alternative
     from mtkit.decoding.jobs import Job, Shard
+    from mtkit.decoding.options import OnError
     from mtkit.decoding.output import LineFormat
     from mtkit.decoding.requests import Request
     from mtkit.decoding.translation import Translation
@@ -42,6 +45,7 @@ def translate(
     resume: options.Resume = False,
     shard: options.Shard = None,
     read_ahead: options.ReadAhead = None,
+    on_error: options.OnError = "stop",
     beam_size: options.BeamSize = None,
     n_best: options.NBest = None,
     length_penalty: options.LengthPenalty = None,
@@ -96,6 +100,11 @@ def translate(
     check_options(context, TRANSLATE, decoding)
     if alignment not in (None, "pharaoh"):
         raise ConfigError(f"{alignment!r} is no format of alignments", where="--alignment", hint="pharaoh")
+    what_to_do = known_on_error(on_error)
+    if what_to_do == "copy" and alternatives is not None:
+        raise ConfigError(
+            "--on-error copy does not go with --alternatives", hint="skip gives such a line none"
+        )
     refuse_compressed(output)
     part, output, attention = own_share(shard, output, attention)
     inputs, beside = files or ["-"], [path for path in (prefix, constraints) if path is not None]
@@ -119,7 +128,8 @@ def translate(
     from mtkit.decoding.protected import translate_protected
     from mtkit.files import LineReader
 
-    reader = LineReader(job.files)
+    reader = LineReader(job.files, keep_bad=on_error != "stop")
+    report = FaultReport("copied" if on_error == "copy" else "left empty")
     typed = inputs == ["-"] and is_terminal(sys.stdin)
     asked = TranslateOptions(
         split_sentences=split_sentences,
@@ -128,20 +138,30 @@ def translate(
         read_ahead=read_ahead or LINES_AT_ONCE,
         is_ready=reader.is_ready,
         first_line=job.first,
+        on_error=what_to_do,
+        on_fault=report,
         on_progress=say_nothing if quiet or typed else Ticker(job.total),
     )
     lines = prompted(reader) if typed and not quiet and is_terminal(sys.stderr) else reader
-    wanted = requests(job, lines, prefix, constraints, tag)
+    wanted = requests(job, lines, prefix, constraints, tag, keep_bad=on_error != "stop")
     if alternatives is not None:
-        write_alternatives(translator.alternatives(wanted, alternatives, asked), job.first + 1, output)
+        with report:
+            write_alternatives(translator.alternatives(wanted, alternatives, asked), job.first + 1, output)
         return
     found = (
         translate_protected(translator, wanted, asked)
         if protect
         else translator.translate_n_best(wanted, asked)
     )
-    with note.while_unfinished(resume) if note is not None else nullcontext():
+    with report, note.while_unfinished(resume) if note is not None else nullcontext():
         write_translations(found, job.first + 1, line_format, output, attention, append=resume)
+
+
+def known_on_error(on_error: str) -> OnError:
+    """The same, if it is one of those that there are. Raises: ConfigError."""
+    if on_error not in ON_ERROR:
+        raise ConfigError(f"{on_error!r} is nothing to do", where="--on-error", hint=", ".join(ON_ERROR))
+    return cast("OnError", on_error)
 
 
 def own_share(
@@ -213,29 +233,45 @@ def refuse_no_symbol(tag: str, translator: Translator) -> None:
 
 
 def requests(
-    job: Job, every: Iterator[str], prefix: str | None, constraints: str | None, tag: str | None
+    job: Job,
+    every: Iterator[str],
+    prefix: str | None,
+    constraints: str | None,
+    tag: str | None,
+    *,
+    keep_bad: bool,
 ) -> Iterator[str] | Iterator[Request]:
     """The lines of a job with what is demanded of their translations.
 
     Args:
         every: all lines of the input.
+        keep_bad: see `LineReader`.
 
     Raises:
         DataError: a file cannot be read, or is shorter than another.
     """
-    from mtkit.files import read_lines
+    from mtkit.files import BadLine, LineReader
 
     lines = job.of(every)
     if tag is not None:
-        lines = (f"{tag} {line}" if line.strip() else line for line in lines)
+        lines = (line if isinstance(line, BadLine) or not line.strip() else f"{tag} {line}" for line in lines)
     if prefix is None and constraints is None:
         return lines
     from mtkit.decoding.requests import Request
 
-    columns = [lines, *(job.of(read_lines(path)) if path else None for path in (prefix, constraints))]
+    others = [
+        job.of(LineReader([path], keep_bad=keep_bad)) if path else None for path in (prefix, constraints)
+    ]
+    rows = in_step([lines, *others], ["the input", prefix, constraints], job.first + 1)
     return (
-        Request(line, beginning, parse_constraints(wanted))
-        for line, beginning, wanted in in_step(columns, ["the input", prefix, constraints], job.first + 1)
+        Request(
+            line,
+            beginning,
+            parse_constraints(wanted),
+            fault=next((text.fault for text in row if isinstance(text, BadLine)), None),
+        )
+        for row in rows
+        for line, beginning, wanted in [row]
     )
 
 

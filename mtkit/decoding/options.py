@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from mtkit.decoding.reading import always_ready
+from mtkit.errors import DataError
 
 LINES_AT_ONCE = 4096
 """Lines read before the first batch is made: they are sorted by length, and their translations come out together."""
 
 MOST_WORKERS = 4
 """Batches that are searched at the same time on a CPU: the small operations of one fill the pauses of the others."""
+
+
+OnError = Literal["stop", "skip", "copy"]
+"""What is done about a line that cannot be translated."""
+
+
+def ignore_fault(number: int, fault: DataError) -> None:
+    """Leave it to whoever reads `Translation.fault`."""
 
 
 def say_nothing(num_lines: int) -> None:
@@ -30,6 +40,9 @@ class TranslateOptions:
         is_ready: asked after each line whether the next one, or the end, can be read within so many seconds; if not,
             the lines read so far are translated.
         first_line: number of the first line, from 0: messages and the random numbers of samples go by it.
+        on_error: what a line that cannot be translated does: `stop` raises its fault, `skip` leaves its translation
+            empty, `copy` gives the line itself.
+        on_fault: told the number of such a line, from 0, and what is wrong with it, unless that is raised.
         on_progress: told after each batch how many more lines are translated.
         num_workers: batches that may be searched at the same time on a CPU.
     """
@@ -40,6 +53,8 @@ class TranslateOptions:
     read_ahead: int = LINES_AT_ONCE
     is_ready: Callable[[float], bool] = always_ready
     first_line: int = 0
+    on_error: OnError = "stop"
+    on_fault: Callable[[int, DataError], None] = ignore_fault
     on_progress: Callable[[int], None] = say_nothing
     num_workers: int = MOST_WORKERS
 

@@ -22,18 +22,21 @@ def translate_protected(
     Their links, if `options` keep them, are between the words of the lines and those of the translations as
     they are given. Raises: DataError: see there.
     """
-    waiting: deque[Protected] = deque()
+    waiting: deque[tuple[str, Protected]] = deque()
 
     def prepared() -> Iterator[Request]:
         for request in map(Request.of, lines):
             line = protect(request.text, lambda word: can_spell(translator.tokenizers, word))
-            waiting.append(line)
+            waiting.append((request.text, line))
             links = request.links or bool(line.insets)  # they say where what was taken out goes
             yield replace(request, text=line.text, kept=line.kept, links=links)
 
     for translations in translator.translate_n_best(prepared(), options):
-        line = waiting.popleft()
-        yield [restored(line, translation) for translation in translations]
+        text, line = waiting.popleft()
+        if (fault := translations[0].fault) is not None:
+            yield [Translation.none_of(text, fault, options.on_error)]
+        else:
+            yield [restored(line, translation) for translation in translations]
 
 
 def restored(line: Protected, translation: Translation) -> Translation:

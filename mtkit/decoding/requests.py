@@ -16,6 +16,7 @@ from mtkit.data.tokenizer import WORD_START, Tokenizers
 from mtkit.decoding.constraints import Constraint
 from mtkit.decoding.longtext import UNSPACED, cut_place, split_sentences
 from mtkit.errors import DataError
+from mtkit.files import BadLine
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Request:
         kept: texts of the line that must appear in it too, each in the translation of the part where it stands; where
             the search leaves one out, the part is searched again with all of them as constraints.
         links: whether its translations come with word links, whatever the translator does for others.
+        fault: why there is nothing to translate, if the line or what goes with it could not be read.
     """
 
     text: str
@@ -36,11 +38,14 @@ class Request:
     constraints: tuple[tuple[str, ...], ...] = ()
     kept: tuple[str, ...] = ()
     links: bool = False
+    fault: DataError | None = None
 
     @classmethod
     def of(cls, line: str | Request) -> Request:
         """A line without demands, or what is a request already."""
-        return cls(line) if isinstance(line, str) else line
+        if not isinstance(line, str):
+            return line
+        return cls(line, fault=line.fault if isinstance(line, BadLine) else None)
 
 
 @dataclass(frozen=True)
@@ -92,13 +97,22 @@ class Cutter:
         Raises:
             DataError: a prefix or constraints that cannot be met; at the line's number.
         """
+        for parts in self.parts_or_faults(requests, first, split):
+            if isinstance(parts, DataError):
+                raise parts
+            yield parts
+
+    def parts_or_faults(
+        self, requests: Sequence[Request], first: int, split: bool = False
+    ) -> Iterator[list[Part] | DataError]:
+        """The same, with what `parts` would raise in the place of the line's parts."""
         texts = [request.text for request in requests]
         encoded = self.tokenizers.src.encode(texts)
         for number, (request, ids) in enumerate(zip(requests, encoded, strict=True), first):
-            limit = self.decoding.max_length
-            cut = self._cut_line(request.text, ids, split)
-            parts = [Part(own, limit(len(own)), number, place) for place, own in enumerate(cut)]
-            yield self._demand(request, parts, number, split)
+            try:
+                yield self._parts_of(request, ids, number, split)
+            except DataError as fault:
+                yield fault
 
     def single(self, request: Request, number: int, split: bool = False) -> Part | None:
         """The part of a line that must be one sentence, with its prefix alone; None of an empty line.
@@ -106,7 +120,7 @@ class Cutter:
         Raises:
             DataError: it is not; its prefix is too long.
         """
-        [parts] = self.parts([Request(request.text)], number, split)
+        [parts] = self.parts([Request(request.text, fault=request.fault)], number, split)
         if not parts:
             return None
         if len(parts) > 1:
@@ -142,6 +156,15 @@ class Cutter:
     def _beginning_with(self, characters: str) -> frozenset[int]:
         tgt, begins = self.tokenizers.tgt, re.compile(rf"[{re.escape(characters)}{UNSPACED}]")
         return frozenset(i for i in range(tgt.num_pieces) if begins.match(tgt.piece(i)))
+
+    def _parts_of(self, request: Request, ids: Ids, number: int, split: bool) -> list[Part]:
+        """The parts of one request, whose pieces these are. Raises: DataError."""
+        if request.fault is not None:
+            raise request.fault
+        limit = self.decoding.max_length
+        cut = self._cut_line(request.text, ids, split)
+        parts = [Part(own, limit(len(own)), number, place) for place, own in enumerate(cut)]
+        return self._demand(request, parts, number, split)
 
     def _demand(self, request: Request, parts: list[Part], number: int, split: bool) -> list[Part]:
         """The parts of a line with what is demanded of them. Raises: DataError: impossible."""

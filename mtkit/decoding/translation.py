@@ -10,6 +10,7 @@ import numpy as np
 
 from mtkit.decoding.alignment import Aligned, WordLinks, align, join_links
 from mtkit.decoding.ensemble import Ensemble
+from mtkit.decoding.options import OnError
 from mtkit.decoding.requests import Part, place_of
 from mtkit.decoding.search import Hypothesis
 from mtkit.errors import DataError
@@ -26,6 +27,15 @@ class Translation:
     """Pairs of a source word and a target word of the line, from 0, if they were asked for."""
     aligned: tuple[Aligned, ...] = ()
     """Of the best translation, each part with its attention, if the translator keeps attention."""
+    fault: DataError | None = None
+    """Why the line was not translated; the text is then empty, or the line itself."""
+
+    @classmethod
+    def none_of(cls, line: str, fault: DataError, on_error: OnError) -> Translation:
+        """What stands for the translation of a line that has none. Raises: DataError: on_error is stop."""
+        if on_error == "stop":
+            raise fault
+        return cls(line if on_error == "copy" else "", 0.0, fault=fault)
 
 
 @dataclass(frozen=True)
@@ -35,28 +45,33 @@ class SearchedLine:
     Attributes:
         hypotheses: of each part, best first; of a part that has no translation none.
         links: whether word links are wanted of its translations.
+        unread: why there are no parts, if something is wrong with the line.
     """
 
     parts: list[Part]
     hypotheses: list[list[Hypothesis]]
     links: bool = False
+    unread: DataError | None = None
 
     def num_aligned(self, keep_attention: bool) -> int:
         """Translations that are aligned: all if links are wanted; the best for its attention; none."""
         num_translations = min(map(len, self.hypotheses), default=0)  # as many as every part has
         return num_translations if self.links else min(num_translations, int(keep_attention))
 
-    def refuse_none(self) -> None:
-        """Check that every part has a translation. Raises: DataError: it says why one may have none."""
+    def fault(self) -> DataError | None:
+        """Why the line has no translation, if a part of it has none."""
+        if self.unread is not None:
+            return self.unread
         for part, hypotheses in zip(self.parts, self.hypotheses, strict=True):
             if hypotheses:
                 continue
             where = place_of(part.number)
             if part.constraints:
                 hint = "a wider beam (--beam-size)"
-                raise DataError("no translation meets all constraints", where=where, hint=hint)
+                return DataError("no translation meets all constraints", where=where, hint=hint)
             hint = "a milder length penalty or temperature"
-            raise DataError("no translation has a score that is a number", where=where, hint=hint)
+            return DataError("no translation has a score that is a number", where=where, hint=hint)
+        return None
 
 
 class Joiner:
@@ -71,19 +86,16 @@ class Joiner:
         self.ensemble, self.batch_tokens = ensemble, batch_tokens
 
     def join(self, lines: Sequence[SearchedLine], keep_attention: bool) -> Iterator[list[Translation]]:
-        """The translations of each line, best first; of an empty line one that is empty.
+        """The translations of each line, best first; of an empty line, and of one with a fault, one that is empty.
 
         Args:
             keep_attention: give the best ones their attention; that of all these lines is held at the same time.
-
-        Raises:
-            DataError: a part of a line has no translation; the lines before are yielded.
         """
         aligned = iter(self._align(lines, keep_attention))
         for line in lines:
-            line.refuse_none()
-            if not line.parts:
-                yield [Translation("", 0.0)]
+            fault = line.fault()
+            if fault is not None or not line.parts:
+                yield [Translation("", 0.0, fault=fault)]
                 continue
             translations = []
             for rank, hypotheses in enumerate(zip(*line.hypotheses, strict=False)):

@@ -142,6 +142,7 @@ class Translator:
 
         Raises:
             DataError: a prefix or constraints that cannot be met; at the line's number. The lines before are yielded.
+                With `options.on_error` "skip" or "copy" only what ends the lines, as a file that cannot be read.
         """
         first = options.first_line
         for chunk in in_chunks(lines, options.read_ahead, options.is_ready):
@@ -159,13 +160,19 @@ class Translator:
         Args:
             lines: each one sentence; constraints do not matter.
             number: alternatives of each line, best first; fewer where there are fewer.
-            options: of which links, attention and read-ahead do not matter.
+            options: of which links, attention and read-ahead do not matter; `copy` on errors is as `skip`.
 
         Raises:
-            DataError: a prefix or a line that is too long.
+            DataError: a prefix or a line that is too long, unless `options.on_error` says otherwise.
         """
         for line_number, line in enumerate(lines, options.first_line):
-            part = self.cutter.single(Request.of(line), line_number, options.split_sentences)
+            try:
+                part = self.cutter.single(Request.of(line), line_number, options.split_sentences)
+            except DataError as fault:
+                if options.on_error == "stop":
+                    raise
+                options.on_fault(line_number, fault)
+                part = None
             ends = self.cutter.word_ends
             yield best_alternatives(self.ensemble, part, self.options, ends, number) if part else []
             options.on_progress(1)
@@ -202,32 +209,43 @@ class Translator:
         self, requests: list[Request], first: int, options: TranslateOptions
     ) -> Iterator[list[Translation]]:
         """Search the parts of all lines together, and join those of each line. Args: first: number of line 0."""
-        cut: list[list[Part]] = []
-        fault = None
-        try:
-            for parts in self.cutter.parts(requests, first, options.split_sentences):
-                cut.append(parts)
-        except DataError as error:  # told after the translations of the lines before it
-            fault = error
+        cut: list[list[Part] | DataError] = []
+        for parts in self.cutter.parts_or_faults(requests, first, options.split_sentences):
+            cut.append(parts)
+            if isinstance(parts, DataError) and options.on_error == "stop":
+                break
         lines = self._searched(requests, cut, options)
         num_together = ALIGNED_TOGETHER if options.keep_attention else max(1, len(lines))
         for start in range(0, len(lines), num_together):
-            yield from self.joiner.join(lines[start : start + num_together], options.keep_attention)
-        if fault is not None:
-            raise fault
+            some = slice(start, start + num_together)
+            joined = self.joiner.join(lines[some], options.keep_attention)
+            numbered = zip(range(first + start, first + len(lines)), requests[some], joined, strict=False)
+            for number, request, translations in numbered:
+                fault = translations[0].fault
+                if fault is None:
+                    yield translations
+                else:  # raised after the translations of the lines before it
+                    yield [Translation.none_of(request.text, fault, options.on_error)]
+                    options.on_fault(number, fault)
 
     def _searched(
-        self, requests: list[Request], cut: list[list[Part]], options: TranslateOptions
+        self, requests: list[Request], cut: list[list[Part] | DataError], options: TranslateOptions
     ) -> list[SearchedLine]:
-        """The parts of lines with what is found for them."""
-        every = [part for parts in cut for part in parts]
-        finished = LineCounter([len(parts) for parts in cut], options.on_progress)
+        """The parts of lines, as far as they were cut, with what is found for them."""
+        of_lines = [[] if isinstance(parts, DataError) else parts for parts in cut]
+        every = [part for parts in of_lines for part in parts]
+        finished = LineCounter(list(map(len, of_lines)), options.on_progress)
         workers = options.num_workers
         found = list(map(self._chosen, self.batches.search_parts(every, finished, workers)))
         of_parts = iter(self._with_kept(every, found, workers))
         return [
-            SearchedLine(parts, list(islice(of_parts, len(parts))), options.keep_links or request.links)
-            for parts, request in zip(cut, requests, strict=False)  # no parts behind a fault
+            SearchedLine(
+                parts,
+                list(islice(of_parts, len(parts))),
+                options.keep_links or request.links,
+                outcome if isinstance(outcome, DataError) else None,
+            )
+            for request, outcome, parts in zip(requests, cut, of_lines, strict=False)
         ]
 
     def _chosen(self, hypotheses: list[Hypothesis]) -> list[Hypothesis]:

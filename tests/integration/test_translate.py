@@ -101,6 +101,44 @@ def test_lines_before_one_that_is_no_text_are_kept(trained: Path, corpus: Path, 
     assert out.removesuffix("\n").split("\n") == translate(trained, corpus / "test.src")
 
 
+@pytest.mark.parametrize(
+    ("options", "skipped", "copied"),
+    [
+        ([], "", "{}"),
+        (["--n-best", 2], "{n} |||  ||| 0.000000", "{n} ||| {} ||| 0.000000"),
+        (["--alignment", "pharaoh", "--scores"], "0.000000\t ||| ", "0.000000\t{} ||| "),
+    ],
+)
+def test_bad_lines_do_not_end_a_job(
+    trained: Path, corpus: Path, tmp_path: Path, options: list[object], skipped: str, copied: str
+) -> None:
+    """A line that is no text and one with constraints that cannot be met; the job was stopped by the first of them."""
+    lines = [line.encode() for line in tiny.read_lines(corpus / "test.src")[:6]]
+    lines[2] = b"the \xff dog"
+    source, wanted = tmp_path / "in", tmp_path / "wanted"
+    source.write_bytes(b"".join(line + b"\n" for line in lines))
+    tiny.write_lines(wanted, ["", "", "", "", "语言", ""])
+    job = ["translate", trained, source, *EXACT, "--constraints", wanted, *options, "--resume", "-o"]
+    for on_error, form in (("skip", skipped), ("copy", copied)):
+        output = tmp_path / on_error
+        code, _, err = tiny.mtkit(*job, output)
+        assert (code, f"{source}:3: not UTF-8" in tiny.one_line(err)) == (3, True)
+        begun = tiny.read_lines(output)
+        code, _, err = tiny.mtkit(*job, output, "--on-error", on_error)
+        assert code == 0
+        said = err.split("\n")
+        what = "left empty" if on_error == "skip" else "copied"
+        assert said[0].startswith(f"{what}: {source}:3: not UTF-8")
+        assert said[1].startswith(f"{what}: line 5: the constraint '语言' cannot be met")
+        assert said[2:] == [f"2 lines were not translated but {what}: 3, 5", ""]
+        found = tiny.read_lines(output)
+        each = len(begun) // 2
+        assert found[:each] == begun[:each]
+        bad = [form.format(text, n=n) for text, n in (("the \ufffd dog", 3), (lines[4].decode(), 5))]
+        assert [found[2 * each], found[3 * each + 1]] == bad
+        assert len(found) == 4 * each + 2
+
+
 def test_suppressed_words_do_not_appear(trained: Path, corpus: Path) -> None:
     assert any("un" in line.split() for line in translate(trained, corpus / "test.src"))
     hyps = translate(trained, corpus / "test.src", "--suppress", "un")
@@ -237,6 +275,8 @@ def test_what_the_options_refuse(trained: Path, corpus: Path) -> None:
     for arguments, what in (
         (["--resume"], "--resume needs -o"),
         (["--shard", "3/2"], "is no part"),
+        (["--on-error", "ignore"], "'ignore' is nothing to do (stop, skip, copy)"),
+        (["--on-error", "copy", "--alternatives", 2], "--on-error copy does not go with --alternatives"),
         (["--mbr", "comet"], "--mbr"),
         (["--groups", 2, "--beam-size", 3], "not a multiple of groups"),
         (["--stop", "soon"], "--stop"),

@@ -22,6 +22,7 @@ import pytest
 from mtkit import files
 from mtkit.errors import DataError, StorageError
 from mtkit.files import (
+    BadLine,
     FolderLock,
     LineReader,
     commit_folder,
@@ -174,6 +175,17 @@ def test_a_reader_knows_whether_a_line_is_there(tmp_path: Path) -> None:
     assert lines.is_ready(0.0)
     with pytest.raises(StopIteration):
         next(lines)
+
+
+def test_a_reader_may_go_on_behind_a_line_that_is_no_text(tmp_path: Path) -> None:
+    path, pipe = tmp_path / "file", b"a\r\n\xffb\r\n\0c\n\nGr\xc3\xbc\xc3\nd\r"
+    path.write_bytes(pipe)
+    lines = list(LineReader([path, path], keep_bad=True))
+    assert lines == ["a", "\ufffdb", "\ufffdc", "", "Grü\ufffd", "d\r"] * 2
+    faults = {number: line.fault for number, line in enumerate(lines) if isinstance(line, BadLine)}
+    assert list(faults) == [1, 2, 4, 7, 8, 10]
+    assert str(faults[7]) == str(faults[1])
+    assert str(faults[4]).startswith(f"{path}:5: not UTF-8: 0xc3, byte 5 of the line")
 
 
 def test_a_reader_gives_what_comes_before_a_fault(tmp_path: Path) -> None:

@@ -37,6 +37,14 @@ def test_links_are_those_of_the_words_that_are_read_and_printed() -> None:
             assert translation.links
 
 
+def test_a_line_that_is_copied_keeps_what_was_taken_out() -> None:
+    lines = [LINES[0], Request("a <b>bird</b> {x}", prefix="der " * 300)]
+    [_, [skipped]] = translate_protected(make(), lines, TranslateOptions(on_error="skip"))
+    [_, [copied]] = translate_protected(make(), lines, TranslateOptions(on_error="copy"))
+    assert (skipped.text, copied.text) == ("", "a <b>bird</b> {x}")
+    assert copied.fault is not None
+
+
 def test_only_lines_with_something_to_put_back_are_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
     from mtkit.decoding import translation as module
 

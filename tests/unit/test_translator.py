@@ -482,6 +482,53 @@ def test_parts_of_a_line_are_sampled_apart() -> None:
         assert both.text != f"{one.text} {one.text}"
 
 
+@pytest.mark.parametrize("on_error", ["skip", "copy"])
+@pytest.mark.parametrize("read_ahead", [1, 3, 100])
+def test_lines_that_cannot_be_translated_are_passed_over(on_error: Any, read_ahead: int) -> None:
+    """The others are translated as without them; also where it is the search that finds nothing."""
+    good = sentences(5)
+    unread = DataError("not UTF-8", where="stdin:3")
+    bad = {
+        2: Request("x\ufffd", fault=unread),
+        4: Request("", prefix="der"),
+        6: Request("y", constraints=((" ",),)),
+    }
+    lines: list[str | Request] = [*good[:2], bad[2], good[2], bad[4], good[3], bad[6], good[4]]
+    told: list[tuple[int, DataError]] = []
+    options = TranslateOptions(
+        on_error=on_error, on_fault=lambda *fault: told.append(fault), first_line=10, read_ahead=read_ahead,
+        keep_attention=True, keep_links=True,
+    )  # fmt: skip
+    translator = make(n_best=2)
+    found = list(translator.translate_n_best(lines, options))
+    expected = list(translator.translate_n_best(good))
+    assert [[t.text for t in n] for i, n in enumerate(found) if i not in bad] == [
+        [t.text for t in n] for n in expected
+    ]
+    assert [number for number, _ in told] == [12, 14, 16]
+    assert [fault.where for _, fault in told] == ["stdin:3", "line 15", "line 17"]
+    for (number, request), (_, fault) in zip(bad.items(), told, strict=True):
+        assert found[number] == [Translation(request.text if on_error == "copy" else "", 0.0, fault=fault)]
+
+    def nothing(parts: Sequence[Part], *_: Any, **__: Any) -> list[list[Hypothesis]]:
+        return [[] for _ in parts]
+
+    translator.batches.search_parts = nothing  # type: ignore[method-assign]
+    [translation] = translator.translate(["a bird"], options)
+    assert (translation.text, told[-1][0]) == ("a bird" if on_error == "copy" else "", 10)
+    with pytest.raises(DataError, match="no translation has a score"):
+        list(translator.translate(["a bird"]))
+
+
+def test_alternatives_of_lines_that_have_none() -> None:
+    told: list[int] = []
+    options = TranslateOptions(on_error="skip", on_fault=lambda number, _: told.append(number))
+    lines = ["a bird", "the man. " * 99, Request("x", fault=DataError("not UTF-8")), "a bird"]
+    first, second, third, last = make().alternatives(lines, 2, options)
+    assert (first, second, third) == (last, [], [])
+    assert told == [1, 2]
+
+
 def test_calls_know_nothing_of_each_other() -> None:
     """One after the other, and two at the same time, a call draws the same samples and counts its own lines."""
     translator = make(sample=True, n_best=2)
