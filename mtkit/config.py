@@ -132,7 +132,7 @@ class DataConfig(Section):
     train: Sources = Field(min_length=1)
     """Training pairs."""
     valid: Sources = ()
-    """Validation pairs: decide which checkpoint is the best. Without them the last one is."""
+    """Validation sets: each is scored, all together choose the best checkpoint; without any, it is the last."""
     test: Sources = ()
     """Test sets, translated and scored once at the end."""
     cache: str | None = None
@@ -388,7 +388,7 @@ class ValidationConfig(Section):
     beam_size: Positive = 1
     """Beam of the validation translations, which are never samples, groups or minimum Bayes risk; 1 is greedy."""
     max_sentences: Positive | None = None
-    """Translate only the first so many validation sentences (the loss is of all)."""
+    """Translate only the first so many sentences of each validation set (the loss is of all)."""
     num_samples: Count = 2
     """Translations shown at each validation."""
 

@@ -56,7 +56,8 @@ def check_run(config: Config, console: Console) -> None:
         for test in inputs.tests:
             say("test", f"{test.name}: {len(test.srcs):,} pairs")
         if inputs.valid is not None:
-            say("valid", f"{len(inputs.valid.srcs):,} pairs")
+            for name, pairs in inputs.valid.sets.items():
+                say("valid", f"{name}: {len(pairs):,} pairs")
             check_round_trip(inputs.valid, inputs.tokenizers, say)
         validator = None if inputs.valid is None else Validator(inputs.valid, inputs.tokenizers, config)
         progress = Progress(Path(scratch), Console(quiet=True), config.training.tensorboard)

@@ -107,7 +107,7 @@ def validation_seconds(trainer: Trainer) -> float:
     loss = time.perf_counter() - start
     validator.validate(trainer.model)
     translations = time.perf_counter() - start - 2 * loss
-    num_translated = min(len(corpus.srcs), config.validation.max_sentences or len(corpus.srcs))
+    num_translated = len(trainer.validator.translated_pairs)
     return (loss * len(corpus.srcs) + max(0.0, translations) * num_translated) / len(chosen)
 
 

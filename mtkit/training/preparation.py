@@ -86,7 +86,7 @@ def prepare(config: Config, folder: Path, *, resumed: bool, say: Say) -> Inputs:
     if valids:
         srcs = [line for text in valids for line in text.srcs]
         tgts = [line for text in valids for line in text.tgts]
-        valid = TextCorpus.of(srcs, tgts, tokenizers)
+        valid = TextCorpus.of(srcs, tgts, tokenizers, {text.name: len(text.srcs) for text in valids})
     return Inputs(tokenizers, corpus, valid, tests)
 
 

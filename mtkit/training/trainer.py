@@ -508,10 +508,10 @@ class Trainer:
                     self._save_best(averaged=True)
         self.stopwatch.skip()
         marker = "  (best so far)" if improved else ""
-        corpus = self.validator.corpus
-        samples = list(zip(corpus.srcs, corpus.tgts, result.hyps, strict=False))
+        pairs = zip(self.validator.translated_pairs, result.hyps, strict=False)
+        samples = [(src, tgt, hyp) for (src, tgt), hyp in islice(pairs, self.config.validation.num_samples)]
         line = f"validation at step {self.state.step}: {result.line()}{marker}"
-        return line, samples[: self.config.validation.num_samples]
+        return "\n".join([line, *result.set_lines()]), samples
 
     def _best_so_far(self) -> Standing | None:
         """The standing of best/."""

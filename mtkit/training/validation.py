@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import zip_longest
+from itertools import accumulate, chain, zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -44,11 +45,22 @@ class TextCorpus:
     tgts: list[str]
     src_ids: list[Ids]
     tgt_ids: list[Ids]
+    sets: Mapping[str, range]
+    """Which pairs each validation set has, by its name."""
 
     @classmethod
-    def of(cls, srcs: list[str], tgts: list[str], tokenizers: Tokenizers) -> TextCorpus:
-        """Tokenize pairs."""
-        return cls(srcs, tgts, tokenizers.src.encode(srcs), tokenizers.tgt.encode(tgts))
+    def of(
+        cls, srcs: list[str], tgts: list[str], tokenizers: Tokenizers, sizes: Mapping[str, int] | None = None
+    ) -> TextCorpus:
+        """Tokenize pairs.
+
+        Args:
+            sizes: pairs of each validation set by its name, in their order; by default there is one.
+        """
+        sizes = {"valid": len(srcs)} if sizes is None else sizes
+        ends = accumulate(sizes.values())
+        sets = {name: range(end - sizes[name], end) for name, end in zip(sizes, ends, strict=True)}
+        return cls(srcs, tgts, tokenizers.src.encode(srcs), tokenizers.tgt.encode(tgts), sets)
 
     @cached_property
     def src_lengths(self) -> Ids:
@@ -76,6 +88,8 @@ class ValidationResult:
     loss: float
     scores: dict[str, Score]
     hyps: list[str]
+    sets: Mapping[str, ValidationResult] = field(default_factory=dict)
+    """What was found for each set, if there are several."""
 
     @property
     def perplexity(self) -> float:
@@ -92,11 +106,17 @@ class ValidationResult:
         parts += [f"{score.name} {score.value:.{SCORE_DECIMALS}f}" for score in self.scores.values()]
         return "  ".join(parts)
 
+    def set_lines(self) -> list[str]:
+        """Each of several sets in words."""
+        return [f"    {name}: {result.line()}" for name, result in self.sets.items()]
+
     def as_dict(self) -> dict[str, float]:
-        """For metrics.jsonl."""
-        return {"loss": self.loss, "perplexity": self.perplexity} | {
-            k: s.value for k, s in self.scores.items()
-        }
+        """For metrics.jsonl; the numbers of a set have its name and a slash before theirs."""
+        numbers = {"loss": self.loss, "perplexity": self.perplexity}
+        numbers |= {name: score.value for name, score in self.scores.items()}
+        for name, result in self.sets.items():
+            numbers |= {f"{name}/{key}": number for key, number in result.as_dict().items()}
+        return numbers
 
 
 class Standing(NamedTuple):
@@ -137,7 +157,22 @@ class Validator:
         """Pairs longer than `data.max_length`: not in the loss, for they might not fit; translated in parts."""
         if not len(order):
             raise DataError("every pair is longer than data.max_length", where="data.valid", hint="raise it")
-        self.batches = split_by_budget(sizes, order, min(config.training.cut_tokens, LOSS_TOKENS))
+        budget = min(config.training.cut_tokens, LOSS_TOKENS)
+        self.batches = [
+            (number, batch)
+            for number, pairs in enumerate(corpus.sets.values())
+            for batch in split_by_budget(sizes, order[(pairs.start <= order) & (order < pairs.stop)], budget)
+        ]
+        """The number of a set and pairs of it."""
+        most = config.validation.max_sentences
+        self.translated = {name: pairs[:most] for name, pairs in corpus.sets.items()}
+        """The pairs of each set that are translated."""
+
+    @property
+    def translated_pairs(self) -> list[tuple[str, str]]:
+        """The pairs that are translated, source first."""
+        chosen = chain.from_iterable(self.translated.values())
+        return [(self.corpus.srcs[i], self.corpus.tgts[i]) for i in chosen]
 
     def validate(self, model: Transformer, processes: Processes = ALONE) -> ValidationResult:
         """Loss of all pairs, and the scores of real translations. The model is left in evaluation mode.
@@ -145,32 +180,51 @@ class Validator:
         Several processes share the work, and each has the whole result.
         """
         model.eval()
-        loss = self.loss(model, processes)
+        loss, of_sets = self.loss(model, processes)
+        hyps: list[str] = []
+        if self.config.validation.metrics:
+            translator = Translator(
+                model, self.tokenizers, self.config.validation_decoding, self.config.data.max_length
+            )
+            srcs = [src for src, _ in self.translated_pairs]
+            own = [translation.text for translation in translator.translate(processes.share(srcs))]
+            hyps = deal_back(processes.gather(own))
+        refs = [tgt for _, tgt in self.translated_pairs]
+        if len(of_sets) == 1:
+            return ValidationResult(loss, self.scores(hyps, refs), hyps)
+        sets, start = {}, 0
+        for (name, pairs), own_loss in zip(self.translated.items(), of_sets, strict=True):
+            part = slice(start, start + len(pairs))
+            sets[name] = ValidationResult(own_loss, self.scores(hyps[part], refs[part]), hyps[part])
+            start = part.stop
+        return ValidationResult(loss, self.scores(hyps, refs), hyps, sets)
+
+    def scores(self, hyps: list[str], refs: list[str]) -> dict[str, Score]:
+        """The scores of translations under the metrics of validation."""
         validation = self.config.validation
         if not validation.metrics:
-            return ValidationResult(loss, {}, [])
-        srcs, tgts = (side[: validation.max_sentences] for side in (self.corpus.srcs, self.corpus.tgts))
-        translator = Translator(
-            model, self.tokenizers, self.config.validation_decoding, self.config.data.max_length
-        )
-        own = [translation.text for translation in translator.translate(processes.share(srcs))]
-        hyps = deal_back(processes.gather(own))
-        scores = metrics.score(
-            hyps, [tgts], validation.metrics, tokenize=validation.bleu_tokenizer, tgt=self.config.data.tgt
-        )
-        return ValidationResult(loss, dict(zip(validation.metrics, scores, strict=True)), hyps)
+            return {}
+        tokenizer, tgt = validation.bleu_tokenizer, self.config.data.tgt
+        scores = metrics.score(hyps, [refs], validation.metrics, tokenize=tokenizer, tgt=tgt)
+        return dict(zip(validation.metrics, scores, strict=True))
 
     @torch.inference_mode()
-    def loss(self, model: Transformer, processes: Processes = ALONE) -> float:
-        """Mean negative log-likelihood, in nats for each real target piece."""
-        nll, count = 0.0, 0.0
-        for indices in processes.share(self.batches):
+    def loss(self, model: Transformer, processes: Processes = ALONE) -> tuple[float, list[float]]:
+        """Mean negative log-likelihood, in nats for each real target piece, of all pairs and of those of each set.
+
+        That of a set without any pair short enough is not a number.
+        """
+        num_sets = len(self.corpus.sets)
+        nlls, counts = [0.0] * num_sets, [0.0] * num_sets
+        for number, indices in processes.share(self.batches):
             batch = make_batch(self.corpus, indices, self.special)
             with out_of_memory_named("free memory on the device, or lower data.max_length"):
-                nll += batch_loss(model, batch, smoothing=0.0).nll.item()
-            count += batch.num_targets
-        nll, count = processes.sum([nll, count])
-        return nll / count
+                nlls[number] += batch_loss(model, batch, smoothing=0.0).nll.item()
+            counts[number] += batch.num_targets
+        sums = processes.sum([*nlls, *counts])
+        nlls, counts = sums[:num_sets], sums[num_sets:]
+        each = [nll / count if count else math.nan for nll, count in zip(nlls, counts, strict=True)]
+        return sum(nlls) / sum(counts), each
 
 
 def deal_back(shares: list[list[str]]) -> list[str]:

@@ -589,6 +589,19 @@ def test_a_run_that_learns_while_its_score_is_zero_goes_on(config: Path, tmp_pat
     assert (result.step, result.best_step, result.best) == (6, 6, found[-1]["bleu"])
 
 
+def test_each_validation_set_has_its_numbers(config: Path, tmp_path: Path) -> None:
+    sets = "data.valid=[{src: valid.src, tgt: valid.tgt}, {name: other, src: test.src, tgt: test.tgt}]"
+    keys = [sets, "training.max_steps=2", "data.test=[]", "validation.num_samples=0"]
+    code, out, _ = tiny.mtkit("train", config, *keys)
+    [line] = tiny.records(tmp_path / "run", "valid")
+    assert code == 0
+    for name in ("valid", "other"):
+        assert f"    {name}: loss {line[f'{name}/loss']:.4f}  perplexity " in out
+        assert {f"{name}/perplexity", f"{name}/bleu"} <= line.keys()
+    low, high = sorted((line["valid/loss"], line["other/loss"]))
+    assert low < line["loss"] < high
+
+
 def test_patience_still_counts_after_a_run_has_ended(config: Path) -> None:
     options = ["training.learning_rate=1e-12", "validation.every_steps=3", "validation.patience=2"]
     train(config, *options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -48,11 +49,15 @@ def random_model(config: Config) -> Transformer:
     return model.eval()
 
 
-def validate(config: Config) -> ValidationResult:
-    srcs, tgts = map(list, zip(*PAIRS, strict=True))
-    return Validator(TextCorpus.of(srcs, tgts, tokenizers()), tokenizers(), config).validate(
-        random_model(config)
-    )
+def validator(config: Config, *sets: list[tuple[str, str]]) -> Validator:
+    """Of these validation sets, called a, b ..."""
+    srcs, tgts = map(list, zip(*chain.from_iterable(sets), strict=True))
+    sizes = {name: len(pairs) for name, pairs in zip("abcdef", sets, strict=False)}
+    return Validator(TextCorpus.of(srcs, tgts, tokenizers(), sizes), tokenizers(), config)
+
+
+def validate(config: Config, *sets: list[tuple[str, str]]) -> ValidationResult:
+    return validator(config, *(sets or [PAIRS])).validate(random_model(config))
 
 
 LIMITS = {"max_length_ratio": 0.5, "max_length_extra": 2}
@@ -98,6 +103,45 @@ def test_penalties_and_limits_of_the_run_hold_in_validation() -> None:
     )
     assert found == [t.text for t in translator.translate([src for src, _ in PAIRS])]
 
+
+# --- several sets -------------------------------------------------------------------------------------------------
+
+
+def test_each_of_several_sets_is_measured_and_all_together() -> None:
+    sets = [PAIRS[:1], PAIRS[1:4], PAIRS[4:]]
+    config = config_of(decoding=LIMITS)
+    together, merged = validate(config, *sets), validate(config)
+    assert together.loss == pytest.approx(merged.loss, rel=1e-6)  # in other batches
+    assert (together.scores, together.hyps) == (merged.scores, merged.hyps)
+    assert merged.sets == {}
+    for name, pairs in zip("abc", sets, strict=True):
+        alone = validate(config, pairs)
+        assert together.sets[name] == alone
+        for key, number in alone.as_dict().items():
+            assert together.as_dict()[f"{name}/{key}"] == number
+    assert together.set_lines()[1] == f"    b: {together.sets['b'].line()}"
+    assert together.standing("bleu") == (together.scores["bleu"].value, together.loss)
+
+
+def test_the_first_sentences_of_each_set_are_translated() -> None:
+    config = config_of(validation={"max_sentences": 2}, decoding=LIMITS)
+    some = validator(config, PAIRS[:1], PAIRS[1:])
+    assert some.translated_pairs == PAIRS[:3]
+    result = some.validate(random_model(config))
+    assert [len(own.hyps) for own in result.sets.values()] == [1, 2]
+    assert result.loss == pytest.approx(validate(config).loss, rel=1e-6)
+
+
+def test_a_set_of_long_pairs_alone_has_no_loss() -> None:
+    long = [(" ".join([src] * 9), tgt) for src, tgt in PAIRS[:1]]
+    config = config_of(data={"max_length": 60}, validation={"metrics": [], "best": "loss"})
+    result = validate(config, PAIRS, long)
+    assert result.loss == validate(config).loss
+    assert math.isnan(result.sets["b"].loss)
+    assert result.sets["b"].line() == "loss nan  perplexity inf"
+
+
+# --- which is better ----------------------------------------------------------------------------------------------
 
 NO_LOSS = Standing(3.0, None)
 
