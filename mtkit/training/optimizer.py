@@ -41,8 +41,9 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def load_optimizer_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
-    """Put back what `optimizer_tensors` gave."""
+    """Put back what `optimizer_tensors` gave, and nothing else: before the first update there is no state."""
     parameters = dict(model.named_parameters())
+    optimizer.state.clear()
     for full_name, value in tensors.items():
         key, _, name = full_name.partition("/")
         optimizer.state[parameters[name]][key] = shard_like(value, parameters[name])

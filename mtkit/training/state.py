@@ -43,6 +43,8 @@ class LossWatch:
 
     A long exponential average knows the usual loss and its variance, a short one the present loss. It is a spike when
     the present loss is more than `SPIKE_DEVIATIONS` standard deviations above the usual, after enough updates to know.
+    The loss of an update is a mean over its targets, with a variance of one through their number: an update counts by
+    its targets, so that the few of a left-over batch move little and are allowed more.
     """
 
     SPIKE_DEVIATIONS = 6.0
@@ -53,13 +55,18 @@ class LossWatch:
     mean: float = 0.0
     variance: float = 0.0
     present: float = 0.0
+    targets: float = 0.0
+    """Of a usual update, for which the variance is."""
 
-    def add(self, loss: float) -> bool:
+    def add(self, loss: float, num_targets: int) -> bool:
         """Take in the loss of an update; returns whether it is a spike (then it is not taken in as usual)."""
         if self.updates == 0:
             self.mean = self.present = loss
+        if not self.targets:  # the first update, or the first since targets are counted
+            self.targets = num_targets
         self.updates += 1
-        self.present = self.SHORT * self.present + (1 - self.SHORT) * loss
+        weight = num_targets / self.targets
+        self.present += share(weight, self.SHORT) * (loss - self.present)
         deviation = math.sqrt(self.variance)
         known = self.updates > self.UPDATES_TO_KNOW
         if known and self.present > self.mean + self.SPIKE_DEVIATIONS * deviation:
@@ -67,10 +74,17 @@ class LossWatch:
         decay = min(self.LONG, 1 - 1 / self.updates)
         distance = loss - self.mean
         if known:  # else a spike would make itself usual before it is seen as one
-            distance = max(-3 * deviation, min(3 * deviation, distance))
-        self.mean += (1 - decay) * distance
-        self.variance = decay * (self.variance + (1 - decay) * distance**2)
+            limit = 3 * deviation / math.sqrt(weight)
+            distance = max(-limit, min(limit, distance))
+        self.mean += share(weight, decay) * distance
+        self.variance = decay * (self.variance + (1 - decay) * weight * distance**2)
+        self.targets += (1 - decay) * (num_targets - self.targets)
         return False
+
+
+def share(weight: float, decay: float) -> float:
+    """Of a new value in an exponential average of values with weights, if those before had weight 1 on average."""
+    return (1 - decay) * weight / (decay + (1 - decay) * weight)
 
 
 @dataclass
@@ -104,6 +118,8 @@ class TrainState:
     """Into how many slices a batch is cut so that memory holds; found at each start for `batch_tokens: auto`."""
     rollbacks: int = 0
     """How often the run went back to a checkpoint because the loss diverged."""
+    skipped: list[int] = field(default_factory=list)
+    """Numbers of the pairs at which it diverged: no later update has them."""
     window: Window = field(default_factory=Window)
     """What the next line of progress will tell of the updates made so far."""
     watch: LossWatch = field(default_factory=LossWatch)
@@ -116,7 +132,7 @@ class TrainState:
     @classmethod
     def of(cls, values: dict[str, Any]) -> TrainState:
         """What `as_dict` gave. Raises: KeyError, TypeError: it is of another version of mtkit."""
-        values = {"best_loss": None} | values  # states of before it was kept do not know it
+        values = {"best_loss": None, "skipped": []} | values  # not in states of before they were kept
         if values.keys() != asdict(cls()).keys():
             raise KeyError("the keys of another version")
         window, watch = Window(**values["window"]), LossWatch(**values["watch"])

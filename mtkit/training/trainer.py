@@ -290,16 +290,19 @@ class Trainer:
 
     def train_step(self, update: Update) -> None:
         """One update: the gradient of the loss sum over the token count of all its batches, clipped, applied."""
-        batches = [indices for _, _, indices in update]
+        batches = [rest for _, _, indices in update if len(rest := self._not_skipped(indices))]
+        if not batches:
+            self._pass(update)
+            return
         num_targets = self._num_targets(batches)
         with out_of_memory_named(self.memory_hint()), peers_named():
             sums = self._gradients(batches, num_targets)
             with self.stage("optimizer"):
                 norm = self._clip()
         loss, nll = (number / num_targets for number in self._agree(sums))
-        what = self._divergence(loss, norm)
+        what = self._divergence(loss, norm, num_targets)
         if what is not None:
-            self._diverged(what, update)
+            self._diverged(what, update, batches)
             return
         rate = learning_rate(self.state.step + 1, self.config.training, self.config.model.d_model)
         with self.stage("optimizer"):
@@ -308,6 +311,11 @@ class Trainer:
         if self.average is not None:
             self.average.update(self.model, self.state.step)
         self.state.window.add(loss, nll, norm if math.isfinite(norm) else 0.0, rate, num_targets)
+
+    def _not_skipped(self, indices: Indices) -> Indices:
+        """The pairs of a batch but those at which the loss diverged before."""
+        skipped = self.state.skipped
+        return indices[~np.isin(indices, skipped)] if skipped else indices
 
     def _num_targets(self, batches: list[Indices]) -> int:
         """Real target positions of an update, over all processes."""
@@ -401,33 +409,44 @@ class Trainer:
 
     # --- divergence -------------------------------------------------------------------------------------------
 
-    def _divergence(self, loss: float, norm: float) -> str | None:
+    def _divergence(self, loss: float, norm: float, num_targets: int) -> str | None:
         """What is wrong with the loss or the gradient of this update, if something is. Weights are not touched yet."""
         if not math.isfinite(loss):
             return "the loss of step {step} is not finite"
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             return "the gradient of step {step} is not finite"
-        spike = self.state.watch.add(loss)
+        spike = self.state.watch.add(loss, num_targets)
         if spike and self.config.training.on_divergence == "rollback":
             watch = self.state.watch
             return f"the loss jumped from {watch.mean:.2f} to {watch.present:.2f} at step {{step}}"
         return None
 
-    def _diverged(self, what: str, update: Update) -> None:
+    def _diverged(self, what: str, update: Update, batches: list[Indices]) -> None:
         """Stop, or go back to the newest checkpoint and on behind this update. Raises: TrainingError."""
-        places = [self.corpus.place(int(i)) for _, _, indices in update for i in indices]
+        pairs = [int(index) for indices in batches for index in indices]
+        places = [self.corpus.place(index) for index in pairs]
         shown = ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
         what = f"{what.format(step=self.state.step + 1)}; its sentences: {shown}"
-        self.progress.record("diverged", self.state.step + 1, {"reason": what, "sentences": places})
+        diverged = {"diverged_step": self.state.step + 1, "reason": what, "sentences": places}
+        self.progress.record("diverged", self.state.step + 1, diverged)
         hint = "lower training.learning_rate, lengthen warmup_steps, or look at these lines"
         if self.config.training.on_divergence == "stop":
             raise TrainingError(what, hint=f"{hint}; training.on_divergence rollback passes them over")
         self.optimizer.zero_grad(set_to_none=True)
-        self._roll_back(what, update, hint)
+        self._roll_back(what, update, pairs, hint)
+        self.progress.record("rollback", self.state.step, diverged)
+        step = self.state.step
+        self.progress.rolled_back(step, f"{what}; going back to step {step} and on without these")
 
-    def _roll_back(self, what: str, update: Update, hint: str) -> None:
-        """Go back to the newest checkpoint, and on with the pairs behind this update (Chowdhery et al. 2022, 5.1)."""
-        before, diverged = self.state, self.state.step + 1
+    def _roll_back(self, what: str, update: Update, pairs: list[int], hint: str) -> None:
+        """Go back to the newest checkpoint, and on behind this update (Chowdhery et al. 2022, 5.1).
+
+        The pairs of this update are in none that follow: in the next epoch they might do the same again.
+        """
+        before = self.state
+        skipped = sorted({*before.skipped, *pairs})
+        if len(skipped) == len(self.corpus):
+            raise TrainingError(f"{what}; and there are no others to go on with", hint=hint)
         found = load_newest_checkpoint(self.run_folder, lambda fault: self.progress.say(str(fault)))
         steps = self.processes.gather(None if found is None else found[1].state["step"])
         if len(set(steps)) > 1 or found is None:
@@ -442,10 +461,8 @@ class Trainer:
         if self._rollbacks_from[self.state.step] > MOST_ROLLBACKS:
             raise TrainingError(f"{what}; going back {MOST_ROLLBACKS} times did not help", hint=hint)
         self._pass(update)
-        self.state.rollbacks = before.rollbacks + 1
-        self.progress.record("rollback", self.state.step, {"diverged_step": diverged, "reason": what})
-        step = self.state.step
-        self.progress.rolled_back(step, f"{what}; going back to step {step} and on behind these")
+        self.state.rollbacks, self.state.skipped = before.rollbacks + 1, skipped
+        self.save()  # a run that is stopped now goes on from here
 
     # --- what is shown ----------------------------------------------------------------------------------------
 

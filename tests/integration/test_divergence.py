@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
 
 import mtkit
 from mtkit.errors import TrainingError
+from mtkit.training.progress import Progress
 from mtkit.training.state import LossWatch
 from mtkit.training.trainer import Trainer
 
 OPTIONS = ["training.save_every_steps=5", "training.max_steps=20", "training.on_divergence=rollback",
            "validation.every_steps=10", "training.keep_last=100", "data.test=[]"]  # fmt: skip
+RARE = [
+    "training.save_every_steps=100",
+    "validation.every_steps=100",
+    "validation.metrics=[]",
+    "validation.best=loss",
+]
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, spoiled: Callable[[int, int], bool], value: float) -> None:
@@ -40,6 +50,91 @@ def spoil(monkeypatch: pytest.MonkeyPatch, spoiled: Callable[[int, int], bool], 
 
     monkeypatch.setattr(Trainer, "train_step", train_step)
     monkeypatch.setattr(Trainer, "_gradients", gradients)
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, *poisonous: int) -> None:
+    """Give every update that has one of these pairs a loss that is no number."""
+    original = Trainer._gradients
+
+    def gradients(self: Trainer, batches: Any, num_targets: int) -> list[float]:
+        sums = original(self, batches, num_targets)
+        return [math.nan, math.nan] if np.isin(np.concatenate(batches), poisonous).any() else sums
+
+    monkeypatch.setattr(Trainer, "_gradients", gradients)
+
+
+def test_pairs_at_which_it_diverged_are_met_once(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, 17)
+    seen: list[int] = []
+    original = Trainer._num_targets
+
+    def num_targets(self: Trainer, batches: Any) -> int:
+        seen.extend(np.concatenate(batches).tolist())
+        return original(self, batches)
+
+    monkeypatch.setattr(Trainer, "_num_targets", num_targets)
+    result = mtkit.train(
+        mtkit.load_config(config, [*OPTIONS, *RARE, "training.max_steps=null", "training.max_epochs=2"])
+    )
+    (line,) = tiny.records(tmp_path / "run", "rollback")
+    (step,) = tiny.checkpoints(tmp_path / "run")[-1:]
+    state = json.loads((tiny.checkpoint(tmp_path / "run", step) / "state.json").read_text())
+    skipped = state["skipped"]
+    assert 17 in skipped
+    assert len(line["sentences"]) == len(skipped)
+    assert (state["rollbacks"], result.step) == (1, step)
+    assert {seen.count(pair) for pair in skipped} == {1}
+
+
+def test_going_back_to_the_start_forgets_all(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that diverges at its fourth update goes on as one that lost its first four before it made any."""
+    options = [*OPTIONS, *RARE, "training.max_steps=10", "training.ema_decay=0.9"]
+    for name, first in (("later", 3), ("at-once", 0)):
+        path = tiny.write_config(tmp_path / f"{name}.yaml", run=tmp_path / name, root=corpus)
+        with monkeypatch.context() as patch:
+            spoil(patch, lambda epoch, number, first=first: epoch == 0 and first <= number <= 3, math.nan)
+            mtkit.train(mtkit.load_config(path, options))
+    later, at_once = (tiny.checkpoint(tmp_path / name, 10) for name in ("later", "at-once"))
+    assert len(tiny.records(tmp_path / "at-once", "rollback")) == 4
+    assert tiny.tensors(later) == tiny.tensors(at_once)
+
+
+def test_when_all_pairs_diverge_there_are_none_to_go_on_with(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, *range(400))
+    with pytest.raises(TrainingError, match="no others to go on with"):
+        mtkit.train(mtkit.load_config(config, [*OPTIONS, "training.batch_tokens=100000"]))
+
+
+def test_a_run_that_is_killed_behind_a_rollback_goes_on_the_same(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without diverging again: the state knows where it stands and what it does not meet again."""
+    poison(monkeypatch, 17)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(self: Progress, step: int, line: str) -> None:
+        raise Killed
+
+    for name in ("whole", "killed"):
+        path = tiny.write_config(tmp_path / f"{name}.yaml", run=tmp_path / name, root=corpus)
+        config = mtkit.load_config(path, [*OPTIONS, *RARE, "training.max_steps=45"])
+        if name == "killed":
+            with monkeypatch.context() as patch:
+                patch.setattr(Progress, "rolled_back", killed)
+                with pytest.raises(Killed):
+                    mtkit.train(config)
+        mtkit.train(config)
+        assert len(tiny.records(tmp_path / name, "rollback")) == 1
+    whole, killed_run = (tiny.tensors(tiny.checkpoint(tmp_path / name, 45)) for name in ("whole", "killed"))
+    assert whole == killed_run
 
 
 def test_a_loss_that_is_no_number_takes_the_run_back_and_behind_its_sentences(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -18,35 +20,68 @@ def falling_losses(number: int) -> list[float]:
 
 def test_ordinary_losses_are_no_spike() -> None:
     watch = LossWatch()
-    assert not any(watch.add(loss) for loss in falling_losses(3000))
+    assert not any(watch.add(loss, 4000) for loss in falling_losses(3000))
 
 
 def test_one_bad_batch_is_no_spike_but_a_jump_that_stays_is() -> None:
     watch = LossWatch()
     losses = falling_losses(800)
     for loss in losses:
-        watch.add(loss)
-    assert not watch.add(losses[-1] + 0.6)
-    jumped = [watch.add(losses[-1] + 4) for _ in range(3)]
+        watch.add(loss, 4000)
+    assert not watch.add(losses[-1] + 0.6, 4000)
+    jumped = [watch.add(losses[-1] + 4, 4000) for _ in range(3)]
     assert any(jumped)
+
+
+def test_a_left_over_batch_is_no_spike_but_a_jump_behind_it_is() -> None:
+    """The mean of a hundredth of the targets varies ten times as much, and is a hundredth of the evidence."""
+    watch = LossWatch()
+    noise = np.random.default_rng(1).normal(0, 1.5, 3000)
+    spikes = [
+        watch.add(loss, 4000) or (step % 20 == 0 and watch.add(loss + float(noise[step]), 40))
+        for step, loss in enumerate(falling_losses(3000))
+    ]
+    assert not any(spikes)
+    assert watch.mean == pytest.approx(2, abs=0.1)
+    assert math.sqrt(watch.variance) == pytest.approx(0.15, rel=0.3)
+    assert not watch.add(20.0, 40)
+    assert any(watch.add(6.0, 4000) for _ in range(3))
+
+
+def test_targets_weigh_as_updates_do() -> None:
+    """Where all updates are alike it does not matter how many targets they have."""
+    one, many = LossWatch(), LossWatch()
+    for loss in falling_losses(300):
+        assert one.add(loss, 1) == many.add(loss, 5000)
+    assert (one.mean, one.variance, one.present) == pytest.approx((many.mean, many.variance, many.present))
+
+
+def test_a_watch_that_did_not_count_targets_goes_on() -> None:
+    watch = LossWatch()
+    for loss in falling_losses(300):
+        watch.add(loss, 4000)
+    old = {key: value for key, value in asdict(watch).items() if key != "targets"}
+    goes_on = LossWatch(**old)
+    assert not goes_on.add(watch.mean, 4000)
+    assert goes_on.targets == 4000
 
 
 def test_nothing_is_a_spike_before_the_usual_is_known() -> None:
     watch = LossWatch()
-    assert not any(watch.add(loss) for loss in [2.0] * 50 + [9.0] * 50)
+    assert not any(watch.add(loss, 4000) for loss in [2.0] * 50 + [9.0] * 50)
 
 
 def test_the_usual_is_the_mean_and_the_variance() -> None:
     watch = LossWatch()
     for loss in np.random.default_rng(2).normal(3, 0.2, 5000):
-        watch.add(float(loss))
+        watch.add(float(loss), 4000)
     assert watch.mean == pytest.approx(3, abs=0.06)
     assert watch.variance == pytest.approx(0.04, rel=0.35)
 
 
 def test_a_state_survives_json() -> None:
     state = TrainState(step=7, best=3.5, window=Window(loss=2.0, updates=3), scaler={"scale": 4.0})
-    state.watch.add(3.0)
+    state.watch.add(3.0, 4000)
     assert TrainState.of(json.loads(json.dumps(state.as_dict()))) == state
 
 
