@@ -78,7 +78,9 @@ Output = Annotated[
 Resume = Annotated[
     bool,
     typer.Option(
-        "--resume", help="Go on where the output of a stopped job ends (needs -o).", rich_help_panel=INPUT
+        "--resume",
+        help="Go on where the output of a stopped job ends, if it was begun with --resume too (needs -o).",
+        rich_help_panel=INPUT,
     ),
 ]
 Shard = Annotated[

@@ -23,6 +23,7 @@ from mtkit.cli.terminal import (
     prompted,
     refuse_compressed,
     refuse_overwriting,
+    say,
 )
 from mtkit.cli.translators import decoding_of, load_translator
 from mtkit.errors import ConfigError, DataError
@@ -87,6 +88,7 @@ def translate(
     -o OUT, every process translates its part into OUT.1-of-N, OUT.2-of-N …
     """
     from mtkit.decoding.jobnote import JobNote, describe_job
+    from mtkit.decoding.jobs import cut_off_incomplete
     from mtkit.decoding.output import LineFormat
 
     decoding = decoding_of(model, {
@@ -115,10 +117,15 @@ def translate(
         [model, *(ensemble or ())], decoding, [*inputs, prefix, constraints],
         {"precision": precision, "tag": tag, "split": split_sentences, "protect": protect, "part": part},
     ) if resume else {}  # fmt: skip
+    job = plan_job(inputs, part, output if resume else None, line_format)
     note = None if output is None else JobNote(Path(output), parts)
     if note is not None and resume:
         note.refuse_other()
-    job = plan_job(inputs, part, output if resume else None, line_format)
+        if note.is_finished() and job.total is not None:
+            if not quiet:
+                say(f"{output} is finished")
+            return
+        cut_off_incomplete(note.output, line_format)
 
     translator = load_translator(model, decoding, device, precision, ensemble or ())
     if tag is not None:
@@ -144,16 +151,15 @@ def translate(
     )
     lines = prompted(reader) if typed and not quiet and is_terminal(sys.stderr) else reader
     wanted = requests(job, lines, prefix, constraints, tag, keep_bad=on_error != "stop")
-    if alternatives is not None:
-        with report:
-            write_alternatives(translator.alternatives(wanted, alternatives, asked), job.first + 1, output)
-        return
     found = (
         translate_protected(translator, wanted, asked)
         if protect
         else translator.translate_n_best(wanted, asked)
     )
-    with report, note.while_unfinished(resume) if note is not None else nullcontext():
+    with report, note.kept(resume) if note is not None else nullcontext():
+        if alternatives is not None:
+            write_alternatives(translator.alternatives(wanted, alternatives, asked), job.first + 1, output)
+            return
         write_translations(found, job.first + 1, line_format, output, attention, append=resume)
 
 
@@ -210,18 +216,15 @@ def refuse_other_length(files: Sequence[str], others: Sequence[str]) -> None:
 def plan_job(files: Sequence[str], part: Shard, resumed: str | None, line_format: LineFormat) -> Job:
     """The lines to translate: of the part, those that the output to be resumed, if any, lacks.
 
-    What is incomplete at the end of that output is cut off.
-
     Raises:
         ConfigError: the output is of another job.
         DataError: an input cannot be read.
     """
-    from mtkit.decoding.jobs import Job, cut_off_incomplete, num_done
+    from mtkit.decoding.jobs import Job, num_done
 
     job = Job.plan(files, part)
     if resumed is not None:
         job = job.without_first(num_done(resumed, line_format, job.first + 1))
-        cut_off_incomplete(resumed, line_format)
     return job
 
 

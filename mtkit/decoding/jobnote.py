@@ -1,4 +1,4 @@
-"""A note beside the output of an unfinished job: what the job is, so that no other goes on in its place."""
+"""A note beside the output of a job that can be resumed: what job it is, so that no other goes on in its place."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from mtkit.config import DecodingConfig
 from mtkit.decoding.folder import find_checkpoint
 from mtkit.errors import ConfigError
 from mtkit.files import storage_errors, write_text
+
+FINISHED = "finished output"
+"""What the note of a finished job says besides its parts: a digest of the output."""
 
 DIGESTED_BYTES = 2**20
 """From the beginning of a file; with its size they tell it from others."""
@@ -37,37 +40,54 @@ class JobNote:
         return self.output.with_name(f"{self.output.name}.mtkit-job")
 
     def refuse_other(self) -> None:
-        """Check that what was written is of this job, if there is a note. Raises: ConfigError, StorageError."""
-        if not self.output.is_file() or self.output.stat().st_size == 0 or not self.path.is_file():
+        """Check that what was written, if there is any, is of this job. Raises: ConfigError, StorageError."""
+        if not self.output.is_file() or self.output.stat().st_size == 0:
             return
-        with storage_errors(self.path):
-            text = self.path.read_text(encoding="utf-8", errors="replace")
-        try:
-            before = json.loads(text)
-        except ValueError:
-            before = {}
+        if not self.path.is_file():
+            what = f"{self.output} was not begun with --resume, so nobody knows by which job"
+            raise ConfigError(what, where="--resume", hint="delete it, or write to another file")
+        before = self._read()
         if changed := [name for name, digest in self.parts.items() if before.get(name) != digest]:
             what = f"{self.output} was begun with another {' and another '.join(changed)}"
             hint = "give what the stopped job was given, or write to another file"
             raise ConfigError(what, where="--resume", hint=hint)
 
+        if before.get(FINISHED, digest(beginning(self.output))) != digest(beginning(self.output)):
+            what = f"{self.output} was changed after the job had finished it"
+            raise ConfigError(what, where="--resume", hint="delete it, or write to another file")
+
+    def is_finished(self) -> bool:
+        """Whether the job has written its last line, of an output that is not refused. Raises: StorageError."""
+        return self.output.is_file() and self.path.is_file() and FINISHED in self._read()
+
     @contextmanager
-    def while_unfinished(self, resumable: bool) -> Iterator[None]:
-        """The note stands from the first line to the last. A job that is not resumable removes an old one.
+    def kept(self, resumable: bool) -> Iterator[None]:
+        """The note stands from the first line on, and is told of the last. A job that is not resumable removes it.
 
         Raises:
             StorageError: it cannot be written or removed.
         """
         if resumable and (self.output.is_file() or not self.output.exists()):
-            write_text(self.path, json.dumps(self.parts, indent=1) + "\n")
+            self._write(self.parts)
+            yield
+            self._write({**self.parts, FINISHED: digest(beginning(self.output))})
         else:
-            self._remove()
-        yield
-        self._remove()
+            with storage_errors(self.path):
+                self.path.unlink(missing_ok=True)
+            yield
 
-    def _remove(self) -> None:
+    def _read(self) -> dict[str, str]:
+        """What the note says; nothing if it is no note."""
         with storage_errors(self.path):
-            self.path.unlink(missing_ok=True)
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+        try:
+            said = json.loads(text)
+        except ValueError:
+            return {}
+        return said if isinstance(said, dict) else {}
+
+    def _write(self, said: Mapping[str, str]) -> None:
+        write_text(self.path, json.dumps(said, indent=1) + "\n")
 
 
 def describe_job(

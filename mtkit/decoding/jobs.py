@@ -100,10 +100,22 @@ class Job:
         return None if self.lines is None or self.lines.stop == ENDLESS else len(self.lines)
 
     def of(self, every: Iterator[str]) -> Iterator[str]:
-        """Its lines of all lines of the input, or of a file that goes with it line by line."""
+        """Its lines of all lines of the input, or of a file that goes with it line by line.
+
+        Raises:
+            ConfigError: a stream ends before the lines that are already translated; on iterating.
+        """
         if self.lines is None:
             return every
-        return islice(every, self.lines.start, self.lines.stop)
+        return self._rest(every) if self.total is None else islice(every, self.lines.start, self.lines.stop)
+
+    def _rest(self, every: Iterator[str]) -> Iterator[str]:
+        """What follows the first lines of a stream. Raises: ConfigError: it has not so many."""
+        there = sum(1 for _ in islice(every, self.first))
+        if there < self.first:
+            what = f"the output has {self.first:,} lines, but there are {there:,} to translate"
+            raise ConfigError(what, where="--resume", hint="it is of another job: write to another file")
+        yield from every
 
 
 def count_all(paths: Sequence[str]) -> int | None:
@@ -147,7 +159,7 @@ def num_done(output: str, line_format: LineFormat, first: int = 1) -> int:
     return ends - first
 
 
-def cut_off_incomplete(output: str, line_format: LineFormat) -> None:
+def cut_off_incomplete(output: str | Path, line_format: LineFormat) -> None:
     """Cut what `num_done` does not count off an output, if there is one. Raises: StorageError, DataError."""
     if not Path(output).exists():
         return

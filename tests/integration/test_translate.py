@@ -218,11 +218,13 @@ def test_a_job_that_is_killed_goes_on_where_it_stopped(
         assert (code, f"out.txt was begun with another {what}" in err) == (2, True)
     assert output.read_bytes() == before
     assert tiny.mtkit(*job, output, "--resume") == (0, "", "")
-    assert not (tmp_path / "out.txt.mtkit-job").exists()
-    for _ in range(2):  # the second time only the last line is left, which may not have all its translations
-        assert_same_but_for_rounding(output, whole)
-        assert tiny.mtkit(*job, output, "--resume") == (0, "", "")
     assert_same_but_for_rounding(output, whole)
+    before = output.read_bytes()
+    loud = [argument for argument in job if argument != "-q"]
+    assert tiny.mtkit(*loud, output, "--resume") == (0, "", f"{output} is finished\n")
+    for other, what in ((other_input, "input"), (other_search, "way of searching")):
+        assert f"was begun with another {what}" in tiny.mtkit(*other, output, "--resume")[2]
+    assert output.read_bytes() == before
 
 
 def test_processes_of_torchrun_divide_the_work(
@@ -390,9 +392,42 @@ def test_an_output_with_more_lines_than_the_input_is_not_resumed(
 ) -> None:
     output = tmp_path / "out.txt"
     output.write_text("a line\n" * 100)
+    (tmp_path / "out.txt.mtkit-job").write_text("{}")
     code, _, err = tiny.mtkit("translate", trained, corpus / "test.src", "-o", output, "--resume")
     assert code == 2
     assert "the output has 100 lines, but there are 16 to translate" in tiny.one_line(err)
+
+
+def test_only_what_was_begun_with_resume_is_resumed(trained: Path, corpus: Path, tmp_path: Path) -> None:
+    """Another model's output, another job's, one that was changed behind the job's back: nothing is added to any."""
+    output, note = tmp_path / "out", tmp_path / "out.mtkit-job"
+    job = ["translate", trained, corpus / "test.src", *EXACT, "-o", output]
+
+    def refused(what: str) -> None:
+        before = output.read_bytes()
+        code, out, err = tiny.mtkit(*job, "--resume")
+        assert (code, out) == (2, "")
+        assert what in tiny.one_line(err)
+        assert output.read_bytes() == before
+
+    output.write_text("le chat\nun ch")
+    refused("was not begun with --resume, so nobody knows by which job (delete it, or write to another file)")
+    output.write_text("")
+    assert tiny.mtkit(*job, "--resume") == (0, "", "")
+    whole = output.read_bytes()
+    output.write_bytes(whole[: whole.index(b"\n") + 1])
+    refused("was changed after the job had finished it")
+    assert tiny.mtkit(*job) == (0, "", "")
+    assert not note.exists()
+    refused("was not begun with --resume")
+    output.unlink()
+    stdin = (corpus / "test.src").read_text()
+    job = ["translate", trained, *EXACT, "-o", output, "--resume"]
+    for _ in range(2):  # nobody can say of a pipe that it brings the same again: it is read
+        assert tiny.mtkit(*job, stdin=stdin) == (0, "", "")
+        assert output.read_bytes() == whole
+    code, _, err = tiny.mtkit(*job, stdin="the dog sees a cat .\n")
+    assert (code, "the output has 16 lines, but there are 1 to translate" in tiny.one_line(err)) == (2, True)
 
 
 def test_lines_before_one_without_a_translation_are_kept(trained: Path, tmp_path: Path) -> None:
