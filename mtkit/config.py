@@ -510,7 +510,8 @@ class Config(Section):
         chosen = "best" in validation.model_fields_set or validation.bleu_tokenizer is not None
         if data is None or chosen or "chrf" not in validation.metrics or bleu_finds_words(data.tgt):
             return validation
-        return validation.model_copy(update={"best": "chrf"})
+        values = dict(validation) | {"best": "chrf"}  # a default: it does not count as named
+        return ValidationConfig.model_construct(_fields_set=validation.model_fields_set, **values)
 
     @model_validator(mode="after")
     def _positions(self) -> Config:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -16,6 +17,8 @@ from mtkit.config import Config, Section, SourceConfig, usual_default
 from mtkit.errors import ConfigError
 from mtkit.yamlfile import YamlDocument, apply_overrides, dump_yaml, format_value, load_yaml, parse_value
 from mtkit.yamlreader import Keys
+
+SomeSection = TypeVar("SomeSection", bound=Section)
 
 _WANTED = {
     "int_type": "a whole number",
@@ -53,6 +56,59 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     document = apply_overrides(load_yaml(path), overrides)
     return _validated(document.data, document)
+
+
+def load_stored_config(path: Path, passed_over: Collection[str] = ()) -> Config:
+    """Read a config that some version of mtkit wrote beside weights, and that is what they were made with.
+
+    A key that the version did not have yet gets its default, which is what was before it. A rule about several keys
+    that came later does not hold for it.
+
+    Args:
+        path: the file.
+        passed_over: sections in which keys that this version does not know do not matter.
+
+    Raises:
+        ConfigError: there is another unknown key, or a value that this version does not know.
+    """
+    document = load_yaml(path)
+    data = {name: _known(name, value, passed_over) for name, value in document.data.items()}
+    try:
+        return _validated(data, document)
+    except ConfigError:
+        with suppress(ValidationError, LookupError, TypeError):
+            return _as_it_stands(Config, data)
+        raise
+
+
+def _known(name: str, value: object, passed_over: Collection[str]) -> object:
+    """The value of a section, without its unknown keys if they do not matter."""
+    section = _section((name,))
+    if name not in passed_over or section is None or not isinstance(value, dict):
+        return value
+    return {key: below for key, below in value.items() if key in section.model_fields}
+
+
+def _as_it_stands(section: type[SomeSection], values: Mapping[str, Any]) -> SomeSection:
+    """A section whose values are each what its key wants, whatever the rules about several keys say.
+
+    Raises:
+        KeyError: a key is unknown, or missing.
+        TypeError, ValidationError: a value is not what its key wants.
+    """
+    read: dict[str, Any] = {name: values[name] for name, f in section.model_fields.items() if f.is_required()}
+    for name, value in values.items():
+        field = section.model_fields[name]
+        below = _section_in(field.annotation)
+        if below is not None and isinstance(value, list):
+            read[name] = tuple(_as_it_stands(below, entry) for entry in value)
+        elif below is not None:
+            read[name] = _as_it_stands(below, dict(value))
+        else:
+            rules = field.metadata  # of this key alone
+            wanted: Any = Annotated[(field.annotation, *rules)] if rules else field.annotation
+            read[name] = TypeAdapter(wanted, config=section.model_config).validate_python(value)
+    return section.model_construct(**read)
 
 
 def parse_config(data: Mapping[str, object]) -> Config:

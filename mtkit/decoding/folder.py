@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mtkit.checkpoint import CONFIG_FILE, MANIFEST_FILE, valid_checkpoints
 from mtkit.config import Config, DecodingConfig
-from mtkit.configfile import load_config
+from mtkit.configfile import load_stored_config
 from mtkit.errors import ConfigError, StorageError
 from mtkit.files import committed_folder
 
@@ -42,10 +42,23 @@ def tokenizer_folder(checkpoint: Path) -> Path:
     return checkpoint
 
 
-def stored_config(checkpoint: Path, hint: str) -> Config:
-    """The config in a checkpoint. Raises: StorageError: this version does not understand it; with the hint."""
+SECTIONS_OF_TRAINING = ("training", "validation")
+"""They decide nothing about what a trained model does."""
+
+
+def stored_config(checkpoint: Path, hint: str, *, to_translate: bool = False) -> Config:
+    """The config in a checkpoint, of this version of mtkit or another.
+
+    Args:
+        checkpoint: the folder.
+        hint: for the error.
+        to_translate: unknown keys of the sections about training do not matter.
+
+    Raises:
+        StorageError: this version does not understand it.
+    """
     try:
-        return load_config(checkpoint / CONFIG_FILE)
+        return load_stored_config(checkpoint / CONFIG_FILE, SECTIONS_OF_TRAINING if to_translate else ())
     except ConfigError as error:
         first, *problems = str(error).split("\n")
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -63,6 +76,6 @@ def stored_decoding(path: Path) -> DecodingConfig:
     """
     folder = find_checkpoint(path)
     try:
-        return stored_config(folder, hint="").decoding
+        return stored_config(folder, hint="", to_translate=True).decoding
     except StorageError:
         return DecodingConfig()

@@ -57,7 +57,8 @@ def load_model(path: Path) -> tuple[Config, Tokenizers, Transformer]:
     """The config, the tokenizers and the trained model of a run or checkpoint folder. Raises: StorageError."""
     folder = find_checkpoint(path)
     checkpoint = load_checkpoint(folder)
-    config = stored_config(folder, hint="it was written by another version of mtkit, or changed by hand")
+    hint = "it was written by another version of mtkit, or changed by hand"
+    config = stored_config(folder, hint, to_translate=True)
     tokenizers = load_tokenizers(tokenizer_folder(folder))
     if checkpoint.state.get("tokenizers", tokenizers.fingerprint) != tokenizers.fingerprint:
         what = "the tokenizer is not the one that this model was trained with"

@@ -45,7 +45,7 @@ def check_run(config: Config, console: Console) -> None:
     say("config", f"{config.data.src} -> {config.data.tgt}, run folder {config.run}")
     set_up(config)
     refuse_foreign(config, open_splits(config))
-    checkpoint = resumable(config, lambda line: say("resume", line))
+    config, checkpoint = resumable(config, lambda line: say("resume", line))
     resumed = checkpoint is not None
     say("resume", "the run folder has a checkpoint of this run" if resumed else "a new run")
     with tempfile.TemporaryDirectory(prefix="mtkit-check-") as scratch:

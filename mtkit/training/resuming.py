@@ -28,13 +28,16 @@ HARMLESS = (
 )  # fmt: skip
 """Keys that may change when a run goes on: what is learned stays the same (but a longer cosine is another curve)."""
 
+CHANGED_DEFAULTS: dict[str, object] = {
+    "tokenizer.character_coverage": 1.0,
+    "training.learning_rate": 0.001,
+    "validation.best": "bleu",
+}
+"""Defaults of mtkit 0.1.0 that are others now: a run that began with one goes on with it, unless another is named."""
 
-CHANGED_DEFAULTS = ("tokenizer.character_coverage: 1.0 -> 0.9995",)
-"""Lines of `diff_configs` that a default of an earlier version makes, about what a run has done when it goes on."""
 
-
-def resumable(config: Config, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest valid checkpoint of the run folder, if it is of the same run.
+def resumable(config: Config, say: Callable[[str], None]) -> tuple[Config, Checkpoint | None]:
+    """The config to go on with, and the newest valid checkpoint of the run folder, if it is of the same run.
 
     Raises:
         ConfigError: the config has changed in a way that changes what is learned.
@@ -50,8 +53,10 @@ def resumable(config: Config, say: Callable[[str], None]) -> Checkpoint | None:
     if found is not None:
         folder, checkpoint = found
         hint = "it was written by another version of mtkit: start anew with --fresh"
-        refuse_changes(stored_config(folder, hint), config)
-        return checkpoint
+        stored = stored_config(folder, hint)
+        config = with_old_defaults(stored, config)
+        refuse_changes(stored, config)
+        return config, checkpoint
     if faults:
         raise StorageError(
             "no checkpoint of this run is valid",
@@ -64,7 +69,17 @@ def resumable(config: Config, say: Callable[[str], None]) -> Checkpoint | None:
             where=config.run,
             hint="choose another run folder, or start anew with --fresh",
         )
-    return None
+    return config, None
+
+
+def with_old_defaults(old: Config, new: Config) -> Config:
+    """The new config, with defaults of before where the old one has them and the user names nothing."""
+    for key, before in CHANGED_DEFAULTS.items():
+        name, _, field = key.partition(".")
+        section = getattr(new, name)
+        if field not in section.model_fields_set and getattr(getattr(old, name), field) == before:
+            new = new.model_copy(update={name: section.model_copy(update={field: before})})
+    return new
 
 
 def refuse_changes(old: Config, new: Config) -> None:
@@ -112,8 +127,6 @@ def changes_of_corpus(before: str, corpus: Corpus, cache: Path) -> str:
 
 def is_harmless(change: str) -> bool:
     """Whether a line of `diff_configs` is about a key that may change."""
-    if change in CHANGED_DEFAULTS:
-        return True
     key = change.partition(":")[0]
     return any(key == harmless or key.startswith(f"{harmless}.") for harmless in HARMLESS)
 

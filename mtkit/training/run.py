@@ -46,6 +46,7 @@ def train(config: Config, *, fresh: bool = False, console: Console | None = None
         processes = stack.enter_context(joined_processes(device, compiles=config.training.compile))
         signals.in_company = not processes.alone
         trainer, inputs = prepared(config, console, signals, processes, stack, fresh=fresh)
+        config = trainer.config
         reason = trainer.train()
         signals.in_company = False  # from here on each is alone
         state, progress = trainer.state, trainer.progress
@@ -89,7 +90,7 @@ def prepared(
                 remove_outputs(run)
         progress = Progress(run, console, config.training.tensorboard, records=processes.is_main)
         stack.enter_context(progress)
-        checkpoint = resumable(config, progress.say)
+        config, checkpoint = resumable(config, progress.say)
         known = checkpoint is not None or not processes.is_main
         inputs = prepare(config, run, resumed=known, say=progress.say)
     processes.wait()  # another machine may have had a corpus of its own to encode

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from mtkit import __version__
+
+FORMAT = 1
+"""Another number when a state is written that an earlier version would go on from wrongly. A new key needs none: it
+has a default, which is what was before it."""
 
 
 @dataclass
@@ -126,14 +132,25 @@ class TrainState:
     """What the loss usually is."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For state.json."""
-        return asdict(self)
+        """For state.json, with the version that writes it."""
+        return {"mtkit": __version__, "format": FORMAT, **asdict(self)}
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> TrainState:
-        """What `as_dict` gave. Raises: KeyError, TypeError: it is of another version of mtkit."""
-        values = {"best_loss": None, "skipped": []} | values  # not in states of before they were kept
-        if values.keys() != asdict(cls()).keys():
-            raise KeyError("the keys of another version")
-        window, watch = Window(**values["window"]), LossWatch(**values["watch"])
-        return cls(**values | {"window": window, "watch": watch})
+        """What `as_dict` gave, in whichever version: what is missing has its default, what is unknown is left out.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is of a later format, or does not say where the run stands.
+        """
+        if values.get("format", FORMAT) > FORMAT:
+            raise ValueError(f"written by mtkit {values.get('mtkit')}, in a later format")
+        parts = {"window": Window, "watch": LossWatch}
+        read = {name: part(**known(part, values.get(name, {}))) for name, part in parts.items()}
+        where = {name: values[name] for name in ("step", "epoch", "batch")}
+        return cls(**known(cls, values) | where | read)
+
+
+def known(part: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The values that a dataclass has a field for."""
+    names = {each.name for each in fields(part)}
+    return {name: value for name, value in values.items() if name in names}

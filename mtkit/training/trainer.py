@@ -622,8 +622,8 @@ class Trainer:
         """Go on from a checkpoint. Raises: StorageError: it is not of this model."""
         try:
             self.state = TrainState.of(checkpoint.state)
-        except (KeyError, TypeError) as error:
-            what = "the checkpoint's state is of another version of mtkit"
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"the checkpoint's state is of another version of mtkit: {error}"
             raise StorageError(what, where=where, hint="start anew with --fresh") from error
         limit = self.config.training.time_limit_minutes
         over = limit is not None and self.state.seconds >= 60 * limit

@@ -19,10 +19,12 @@ from rich.console import Console
 
 import mtkit
 from mtkit.checkpoint import verify_checkpoint
-from mtkit.config import Config
+from mtkit.config import Config, TrainingConfig
 from mtkit.errors import ConfigError
+from mtkit.files import sha256_file
+from mtkit.training import resuming
 from mtkit.training import trainer as trainer_module
-from mtkit.training.resuming import refuse_changes
+from mtkit.training.resuming import refuse_changes, with_old_defaults
 from mtkit.training.signals import Interrupted
 from mtkit.training.trainer import Trainer
 from mtkit.training.validation import Validator
@@ -415,6 +417,114 @@ def test_a_full_disk_while_saving_keeps_the_checkpoint_before(
     assert tiny.mtkit(*copied)[0] == 0
 
 
+# --- another version of mtkit -------------------------------------------------------------------------------------
+
+
+def rewrite(
+    checkpoint: Path, config: Callable[[str], str], state: Callable[[dict[str, Any]], object]
+) -> None:
+    """Change the config and the state of a checkpoint, with a manifest that fits."""
+    path = checkpoint / "state.json"
+    path.write_text(json.dumps(state(json.loads(path.read_text()))))
+    path = checkpoint / "config.yaml"
+    path.write_text(config(path.read_text()))
+    names = sorted(path.name for path in checkpoint.iterdir() if path.name != "manifest.json")
+    files = {
+        name: {"bytes": (checkpoint / name).stat().st_size, "sha256": sha256_file(checkpoint / name)}
+        for name in names
+    }
+    (checkpoint / "manifest.json").write_text(json.dumps({"format": 1, "files": files}))
+
+
+STATE_OF_0_1_0 = (
+    "step", "epoch", "batch", "target_tokens", "seconds", "validated_step", "best", "best_step",
+    "validations_without_best", "scaler", "corpus", "tokenizers", "slices", "rollbacks", "window", "watch",
+)  # fmt: skip
+
+
+@pytest.fixture
+def of_0_1_0(copied: list[str], halfway: Path, corpus: Path, tmp_path: Path) -> list[str]:
+    """The command that goes on with a run folder as mtkit 0.1.0 wrote it."""
+    config = (Path(__file__).parents[1] / "data/config-0.1.0.yaml").read_text()
+    config = config.replace("RUN", str(tmp_path / "run")).replace("DATA", str(corpus))
+    (tmp_path / "run/.mtkit-run").unlink()
+    (tmp_path / "run/config.yaml").write_text(config)
+    for folder in (*(tmp_path / "run/checkpoints").iterdir(), tmp_path / "run/best"):
+        rewrite(folder, lambda text: config, lambda state: {key: state[key] for key in STATE_OF_0_1_0})
+    return copied
+
+
+def updates(run: Path) -> list[dict[str, Any]]:
+    """What was learned; which of two equal validations is the better, a run of 0.1.0 cannot tell."""
+    return [line for line in tiny.losses(run) if line["kind"] == "train"]
+
+
+def test_a_run_of_0_1_0_goes_on_and_translates(of_0_1_0: list[str], halfway: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    before = tiny.mtkit("translate", halfway / "12", stdin="the dog\n")
+    assert tiny.mtkit("translate", run, stdin="the dog\n") == before
+    assert tiny.mtkit("average", run, "--last", "2", "-o", tmp_path / "average")[0] == 0
+    code, out, err = tiny.mtkit(*of_0_1_0)
+    assert (code, err) == (0, "")
+    assert "going on from step 12" in out
+    assert tiny.tensors(tiny.checkpoint(run, 18)) == tiny.tensors(tiny.checkpoint(halfway / "18", 18))
+    assert updates(run) == updates(halfway / "18")
+    state = state_of(run, 18)
+    assert (state["mtkit"], state["format"]) == (mtkit.__version__, 1)
+
+
+def test_a_default_that_has_changed_since_is_that_of_before(
+    copied: list[str], halfway: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run began when the default of label_smoothing was what it is now; since then let it have become 0.3."""
+    monkeypatch.setitem(resuming.CHANGED_DEFAULTS, "training.label_smoothing", 0.1)
+    field = TrainingConfig.model_fields["label_smoothing"]
+    with monkeypatch.context() as patch:
+        patch.setattr(field, "default", 0.3)
+        TrainingConfig.model_rebuild(force=True)
+        Config.model_rebuild(force=True)
+        try:
+            line = tiny.one_line(tiny.mtkit(*copied, "training.label_smoothing=0.3")[2])
+            code, _, err = tiny.mtkit(*copied)
+        finally:
+            patch.undo()
+            TrainingConfig.model_rebuild(force=True)
+            Config.model_rebuild(force=True)
+    assert "training.label_smoothing: 0.1 -> 0.3" in line
+    assert (code, err) == (0, "")
+    trained = tiny.tensors(tiny.checkpoint(tmp_path / "run", 18))
+    assert trained == tiny.tensors(tiny.checkpoint(halfway / "18", 18))
+
+
+def test_a_key_or_a_number_of_a_newer_version_is_passed_over_where_it_does_not_matter(
+    copied: list[str], tmp_path: Path
+) -> None:
+    def add(section: str) -> Callable[[str], str]:
+        return lambda text: text.replace(f"{section}:\n", f"{section}:\n  new_key: 7\n")
+
+    run = tmp_path / "run"
+    for folder in (tiny.checkpoint(run, 12), run / "best"):
+        rewrite(folder, add("training"), lambda state: state | {"new_number": 3})
+    assert tiny.mtkit("translate", run, stdin="the dog\n")[0] == 0
+    code, _, err = tiny.mtkit(*copied)
+    assert code == 5
+    assert "training.new_key: unknown key" in tiny.one_line(err)
+    assert "another version" in err
+    rewrite(run / "best", add("model"), lambda state: state)
+    code, _, err = tiny.mtkit("translate", run, stdin="the dog\n")
+    assert code == 5
+    assert "model.new_key: unknown key" in tiny.one_line(err)
+
+
+def test_a_later_format_is_refused_with_its_version(copied: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    later = {"format": 2, "mtkit": "7.0"}
+    rewrite(tiny.checkpoint(run, 12), lambda text: text, lambda state: state | later)
+    code, _, err = tiny.mtkit(*copied)
+    assert code == 5
+    assert "of another version of mtkit: written by mtkit 7.0, in a later format" in tiny.one_line(err)
+
+
 # --- another config, another corpus -------------------------------------------------------------------------------
 
 
@@ -476,7 +586,7 @@ def test_the_coverage_that_was_a_default_before_is_no_change(config: Path) -> No
     old, new = (
         mtkit.load_config(config, [by_bytes, *more]) for more in (["tokenizer.character_coverage=1.0"], [])
     )
-    refuse_changes(old, new)
+    refuse_changes(old, with_old_defaults(old, new))
     with pytest.raises(ConfigError, match=r"character_coverage: 0\.9995 -> 1\.0"):
         refuse_changes(new, old)
 

@@ -11,7 +11,14 @@ import pytest
 from pydantic import ValidationError
 
 from mtkit.config import Config, Section
-from mtkit.configfile import config_schema, diff_configs, dump_config, load_config, parse_config
+from mtkit.configfile import (
+    config_schema,
+    diff_configs,
+    dump_config,
+    load_config,
+    load_stored_config,
+    parse_config,
+)
 from mtkit.errors import ConfigError
 
 HEAD = "run: runs/x\ndata:\n  src: en\n  tgt: de\n  train: [{demo: en-de, pairs: 3}]\n"  # Five lines.
@@ -604,3 +611,54 @@ def test_the_schema_describes_every_key() -> None:
             assert described["description"] == field.description, name
             assert described["description"] and described["title"], name
             assert field.is_required() or "default" in described, name
+
+
+# Configs that other versions stored
+
+
+STORED = """\
+run: r
+data: {src: en, tgt: de, train: [{src: a, tgt: b, path: c}]}
+model: {d_model: 30, num_heads: 7}
+training: {learning_rate: 1, min_learning_rate: 0.5, betas: [0.8, 0.9], batch_tokens: auto, new: 1}
+"""
+
+
+def test_a_stored_config_stands_whatever_later_rules_say(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(STORED)
+    stored = load_stored_config(path, ["training"])
+    assert (stored.model.d_model, stored.model.num_heads, stored.model.d_ff) == (30, 7, None)
+    assert (stored.training.learning_rate, stored.training.betas) == (1.0, (0.8, 0.9))
+    assert stored.data.train[0].path == "c"
+    assert stored.decoding == Config.model_validate({"run": "r", "data": stored.data}).decoding
+    assert dump_config(stored).startswith("run: r\n")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("d_model: 30", "d_model: thirty"),
+        ("d_model: 30", "activation: snake"),
+        ("d_model: 30", "d_modell: 30"),
+        ("learning_rate: 1,", "learning_rate: .inf,"),
+        ("run: r", "run: [r]"),
+        ("run: r", "serving: {port: 80}"),
+        ("run: r\n", ""),
+        ("data: {", "data: {more: 1, "),
+        ("auto", "-1"),
+        ("training: {", "training: 7 #"),
+    ],
+)
+def test_what_is_unknown_in_a_stored_config_is_refused(tmp_path: Path, before: str, after: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(STORED.replace(before, after))
+    with pytest.raises(ConfigError):
+        load_stored_config(path, ["training"])
+
+
+def test_a_default_that_depends_on_the_language_does_not_count_as_named() -> None:
+    data = {"src": "en", "tgt": "th", "train": [{"src": "a", "tgt": "b"}]}
+    config = parse_config({"run": "r", "data": data, "validation": {"patience": 3}})
+    assert config.validation.best == "chrf"
+    assert config.validation.model_fields_set == {"patience"}

@@ -9,7 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from mtkit.training.state import LossWatch, TrainState, Window
+from mtkit.training.state import FORMAT, LossWatch, TrainState, Window
 
 
 def falling_losses(number: int) -> list[float]:
@@ -85,18 +85,23 @@ def test_a_state_survives_json() -> None:
     assert TrainState.of(json.loads(json.dumps(state.as_dict()))) == state
 
 
-@pytest.mark.parametrize("change", [{"more": 1}, None])
-def test_a_state_of_another_version_is_refused(change: dict[str, int] | None) -> None:
+@pytest.mark.parametrize("key", ["step", "epoch", "batch"])
+def test_a_state_says_where_the_run_stands(key: str) -> None:
     values = TrainState().as_dict()
-    if change is None:
-        del values["epoch"]
-    else:
-        values |= change
+    del values[key]
     with pytest.raises(KeyError):
         TrainState.of(values)
 
 
-def test_a_state_of_before_the_loss_of_the_best_was_kept_is_read() -> None:
-    values = TrainState(best=3.5).as_dict()
-    del values["best_loss"]
-    assert TrainState.of(values) == TrainState(best=3.5)
+def test_states_of_other_versions_are_read() -> None:
+    """What was not kept yet has its default; what is kept later is passed over, in the parts too."""
+    before = TrainState(step=3, best=3.5).as_dict()
+    for key in ("mtkit", "format", "best_loss", "watch"):
+        del before[key]
+    del before["window"]["norm"]
+    assert TrainState.of(before) == TrainState(step=3, best=3.5)
+    later = TrainState(step=3).as_dict() | {"mtkit": "7.0", "more": 1}
+    later["window"]["more"] = 2
+    assert TrainState.of(later) == TrainState(step=3)
+    with pytest.raises(ValueError, match=r"written by mtkit 7\.0, in a later format"):
+        TrainState.of(later | {"format": FORMAT + 1})
