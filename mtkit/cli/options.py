@@ -116,7 +116,8 @@ Constraints = Annotated[
 Tag = Annotated[
     str | None,
     typer.Option(
-        help="Target-language tag before each source line, a piece such as `<2de>`.", rich_help_panel=TEXT
+        help="Target-language tag before each source line and each part of a long one, a piece such as `<2de>`.",
+        rich_help_panel=TEXT,
     ),
 ]
 SplitSentences = Annotated[

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -243,7 +244,7 @@ def requests(
     tag: str | None,
     *,
     keep_bad: bool,
-) -> Iterator[str] | Iterator[Request]:
+) -> Iterator[Request]:
     """The lines of a job with what is demanded of their translations.
 
     Args:
@@ -253,15 +254,12 @@ def requests(
     Raises:
         DataError: a file cannot be read, or is shorter than another.
     """
+    from mtkit.decoding.requests import Request
     from mtkit.files import BadLine, LineReader
 
     lines = job.of(every)
-    if tag is not None:
-        lines = (line if isinstance(line, BadLine) or not line.strip() else f"{tag} {line}" for line in lines)
     if prefix is None and constraints is None:
-        return lines
-    from mtkit.decoding.requests import Request
-
+        return (replace(Request.of(line), tag=tag or "") for line in lines)
     others = [
         job.of(LineReader([path], keep_bad=keep_bad)) if path else None for path in (prefix, constraints)
     ]
@@ -272,6 +270,7 @@ def requests(
             beginning,
             parse_constraints(wanted),
             fault=next((text.fault for text in row if isinstance(text, BadLine)), None),
+            tag=tag or "",
         )
         for row in rows
         for line, beginning, wanted in [row]

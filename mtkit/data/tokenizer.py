@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ from mtkit.errors import ConfigError, DataError, MtkitError, StorageError
 from mtkit.files import storage_errors, write_bytes
 
 Ids = npt.NDArray[np.int32]
+Span = tuple[int, int]
+"""Where something begins and ends in a text, in characters."""
 
 SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")
 """pad, unk, bos and eos of a trained model; their ids are 0, 1, 2 and 3."""
@@ -122,6 +125,34 @@ class Tokenizer:
         for space in (" ", WORD_START):
             counts.pop(space, None)
         return counts
+
+    def spans(self, line: str) -> list[Span]:
+        """The characters of the line that each of its pieces stands for, for as many as `encode` gives ids.
+
+        A space belongs to the piece behind it. Where normalisation makes several pieces of one character, all but one
+        of them are empty; so are all byte pieces of a character but the last.
+        """
+        spans: list[Span] = self._processor.encode(line, return_type="offset_mapping")["offsets"]
+        return spans
+
+    def unspellable(self, line: str) -> list[Span]:
+        """Where the line has characters that no piece has: they are unknown, or spelled in bytes."""
+        strange = [i == self.unk or self._processor.is_byte(i) for i in self.encode([line])[0].tolist()]
+        if not any(strange):
+            return []
+        found: list[Span] = []
+        for start, end in compress(self.spans(line), strange):
+            if found and start == found[-1][1]:
+                start = found.pop()[0]
+            found.append((start, end))
+        return [(start, end) for start, end in found if line[start:end].strip()]
+
+    def surfaces(self, ids: Sequence[int]) -> list[str]:
+        """What each id adds to the text that `decode` makes of all."""
+        shown = [i < self._num_own and i not in (self.pad, self.bos, self.eos) for i in ids]
+        found = self._processor.decode(list(compress(ids, shown)), return_type="offset_mapping")
+        texts = iter([found["text"][start:end].translate(_NOT_IN_A_LINE) for start, end in found["offsets"]])
+        return [next(texts) if is_shown else "" for is_shown in shown]
 
     def piece(self, index: int) -> str:
         """The text of a piece by its id; rows that the model lacks have names that no text has."""

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from mtkit.data.tokenizer import Tokenizers
+from mtkit.data.tokenizer import Span, Tokenizers
+from mtkit.decoding.alignment import word_pairs
 from mtkit.decoding.options import DEFAULT_OPTIONS, TranslateOptions
 from mtkit.decoding.protect import Protected, protect
 from mtkit.decoding.requests import Request
@@ -26,28 +27,34 @@ def translate_protected(
 
     def prepared() -> Iterator[Request]:
         for request in map(Request.of, lines):
-            line = protect(request.text, lambda word: can_spell(translator.tokenizers, word))
+            line = protect(request.text, unspellable(translator.tokenizers, request.text))
             waiting.append((request.text, line))
             links = request.links or bool(line.insets)  # they say where what was taken out goes
-            yield replace(request, text=line.text, kept=line.kept, links=links)
+            yield replace(request, text=line.text, keep_numbers=True, links=links)
 
     for translations in translator.translate_n_best(prepared(), options):
         text, line = waiting.popleft()
         if (fault := translations[0].fault) is not None:
             yield [Translation.none_of(text, fault, options.on_error)]
         else:
-            yield [restored(line, translation) for translation in translations]
+            yield [restored(text, line, translation) for translation in translations]
 
 
-def restored(line: Protected, translation: Translation) -> Translation:
+def restored(line: str, protected: Protected, translation: Translation) -> Translation:
     """The translation with what was taken out of the line."""
-    text, links = line.restore(translation.text, translation.links)
-    return replace(translation, text=text, links=tuple(links))
+    if not protected.insets:
+        return translation
+    text, links = protected.restore(translation.text, translation.char_links)
+    return replace(translation, text=text, links=word_pairs(links, line, text), char_links=tuple(links))
 
 
-def can_spell(tokenizers: Tokenizers, word: str) -> bool:
-    """Whether both vocabularies have the word's characters: bytes of them are hardly ever copied right."""
-    for side in (tokenizers.src, tokenizers.tgt):
-        if any(i == side.unk or side.piece(i).startswith("<0x") for i in side.encode([word])[0].tolist()):
-            return False
-    return True
+def unspellable(tokenizers: Tokenizers, line: str) -> list[Span]:
+    """What of a line no model can copy: bytes and unknown characters are hardly ever given back right.
+
+    Letters that only the target vocabulary lacks are not among it: they are translated, as Latin ones into Russian.
+    """
+    found = tokenizers.src.unspellable(line)
+    if tokenizers.joint:
+        return found
+    of_target = tokenizers.tgt.unspellable(line)
+    return sorted({*found, *(span for span in of_target if not any(map(str.isalpha, line[slice(*span)])))})

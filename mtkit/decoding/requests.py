@@ -10,11 +10,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+
 from mtkit.config import DecodingConfig
 from mtkit.data.batching import Ids
-from mtkit.data.tokenizer import WORD_START, Tokenizers
+from mtkit.data.tokenizer import WORD_START, Span, Tokenizer, Tokenizers
+from mtkit.decoding.alignment import Link
 from mtkit.decoding.constraints import Constraint
-from mtkit.decoding.longtext import UNSPACED, cut_place, split_sentences
+from mtkit.decoding.longtext import UNSPACED, Joint, cut_joint, cut_place, sentence_spans
+from mtkit.decoding.numbers import numbers_to_keep, ways_to_write
 from mtkit.errors import DataError
 from mtkit.files import BadLine
 
@@ -27,18 +31,22 @@ class Request:
         text: the line.
         prefix: how the translation begins.
         constraints: words or phrases that must appear in it; of each tuple at least one.
-        kept: texts of the line that must appear in it too, each in the translation of the part where it stands; where
-            the search leaves one out, the part is searched again with all of them as constraints.
+        keep_numbers: whether the numbers of the line must appear in it too, in any way of writing them, each in the
+            translation of the part where it stands; where the search leaves one out, the part is searched again with
+            all of them as constraints.
         links: whether its translations come with word links, whatever the translator does for others.
         fault: why there is nothing to translate, if the line or what goes with it could not be read.
+        tag: pieces before the text that are no part of it, such as `<2de>` for a model that was trained with target
+            languages: before each part of a long line.
     """
 
     text: str
     prefix: str = ""
     constraints: tuple[tuple[str, ...], ...] = ()
-    kept: tuple[str, ...] = ()
+    keep_numbers: bool = False
     links: bool = False
     fault: DataError | None = None
+    tag: str = ""
 
     @classmethod
     def of(cls, line: str | Request) -> Request:
@@ -52,18 +60,58 @@ class Request:
 class Part:
     """Pieces that are translated as one: a line, or a part of a long one."""
 
-    ids: Ids
+    ids: Ids  # those of the tag, then those of the text
     max_length: int  # of a hypothesis, eos included
     number: int  # of the line
     place: int = 0  # among the parts of the line
     prefix: tuple[int, ...] = ()
     constraints: tuple[Constraint, ...] = ()
-    kept: tuple[str, ...] = ()  # texts that become constraints if the search left them out
+    numbers_kept: tuple[str, ...] = ()  # numbers that become constraints if the search left them out
+    num_tag: int = 0  # ids that are the tag's
+    joint: Joint = "sentence"  # with the part before
+    spans: tuple[
+        Span, ...
+    ] = ()  # the characters of the line that the ids of the text stand for, if links are wanted
+    unknown: tuple[
+        tuple[int, str], ...
+    ] = ()  # pieces of the prefix that the vocabulary lacks: place and text
 
     @property
     def numbers(self) -> tuple[int, ...]:
         """What the random numbers of its samples depend on."""
         return (self.number, self.place) if self.place else (self.number,)
+
+    def surfaces(self, tgt: Tokenizer, ids: Sequence[int]) -> list[str]:
+        """The text of each id of a hypothesis; what of the prefix the vocabulary lacks is as it was given."""
+        surfaces = tgt.surfaces(ids)
+        for place, text in self.unknown:
+            surfaces[place] = text
+        return surfaces
+
+    def links(self, sources: Sequence[int], surfaces: Sequence[str], first: int) -> list[Link]:
+        """The links of the line's characters with those of a translation.
+
+        Args:
+            sources: for each piece of a hypothesis the one of `ids` that it came from; the tag and eos are no text.
+            surfaces: text of each piece.
+            first: where in the translation of the line it begins.
+        """
+        links = []
+        for source, surface in zip(sources, surfaces, strict=True):
+            if 0 <= source - self.num_tag < len(self.spans):
+                links.append(Link(self.spans[source - self.num_tag], (first, first + len(surface))))
+            first += len(surface)
+        return links
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a line that is translated as one."""
+
+    text: str
+    ids: Ids
+    joint: Joint = "sentence"  # with the one before
+    spans: tuple[Span, ...] = ()  # of each id, in the line; if they are wanted or were needed
 
 
 class Cutter:
@@ -87,32 +135,39 @@ class Cutter:
         self.suppressed = frozenset(suppressed)
         self.max_source_pieces = max_source_pieces
 
-    def parts(self, requests: Sequence[Request], first: int, split: bool = False) -> Iterator[list[Part]]:
+    def parts(
+        self, requests: Sequence[Request], first: int, split: bool = False, links: bool = False
+    ) -> Iterator[list[Part]]:
         """The parts of each request; none of an empty line.
 
         Args:
             first: number of the first line, from 0.
             split: every line at its sentence ends, not only the long ones.
+            links: whether links are wanted of all lines, not only of those that ask for them.
 
         Raises:
             DataError: a prefix or constraints that cannot be met; at the line's number.
         """
-        for parts in self.parts_or_faults(requests, first, split):
+        for parts in self.parts_or_faults(requests, first, split, links):
             if isinstance(parts, DataError):
                 raise parts
             yield parts
 
     def parts_or_faults(
-        self, requests: Sequence[Request], first: int, split: bool = False
+        self, requests: Sequence[Request], first: int, split: bool = False, links: bool = False
     ) -> Iterator[list[Part] | DataError]:
         """The same, with what `parts` would raise in the place of the line's parts."""
         texts = [request.text for request in requests]
         encoded = self.tokenizers.src.encode(texts)
         for number, (request, ids) in enumerate(zip(requests, encoded, strict=True), first):
             try:
-                yield self._parts_of(request, ids, number, split)
+                yield self._parts_of(request, ids, number, split, links)
             except DataError as fault:
                 yield fault
+
+    def tag_ids(self, tag: str) -> Ids:
+        """The pieces of a tag, as they stand before a text."""
+        return self.tokenizers.src.encode([tag])[0]
 
     def single(self, request: Request, number: int, split: bool = False) -> Part | None:
         """The part of a line that must be one sentence, with its prefix alone; None of an empty line.
@@ -120,7 +175,8 @@ class Cutter:
         Raises:
             DataError: it is not; its prefix is too long.
         """
-        [parts] = self.parts([Request(request.text, fault=request.fault)], number, split)
+        alone = replace(request, prefix="", constraints=(), keep_numbers=False, links=False)
+        [parts] = self.parts([alone], number, split)
         if not parts:
             return None
         if len(parts) > 1:
@@ -128,14 +184,13 @@ class Cutter:
         return self._steer(parts[0], request.prefix, ())
 
     def keeping(self, part: Part) -> Part:
-        """A part with its kept texts as further constraints, as far as they can be written."""
-        phrases = [tuple(ids.tolist()) for ids in self.tokenizers.tgt.encode(part.kept)]
-        kept = [
-            Constraint((phrase,), self.followers)
-            for phrase in phrases
-            if phrase and not self.suppressed & set(phrase)
-        ]
-        constraints = (*part.constraints, *kept)
+        """A part with its numbers as further constraints, as far as they can be written."""
+        constraints = part.constraints
+        for number in part.numbers_kept:
+            encoded = self.tokenizers.tgt.encode(ways_to_write(number))
+            phrases = [tuple(ids.tolist()) for ids in encoded if not self.suppressed & set(ids.tolist())]
+            if phrases:
+                constraints = (*constraints, Constraint(tuple(phrases), self.followers))
         needed = num_needed(part.prefix, constraints)
         return replace(part, constraints=constraints, max_length=max(part.max_length, 2 * needed))
 
@@ -157,23 +212,30 @@ class Cutter:
         tgt, begins = self.tokenizers.tgt, re.compile(rf"[{re.escape(characters)}{UNSPACED}]")
         return frozenset(i for i in range(tgt.num_pieces) if begins.match(tgt.piece(i)))
 
-    def _parts_of(self, request: Request, ids: Ids, number: int, split: bool) -> list[Part]:
-        """The parts of one request, whose pieces these are. Raises: DataError."""
+    def _parts_of(self, request: Request, ids: Ids, number: int, split: bool, links: bool) -> list[Part]:
+        """The parts of one request, whose text's pieces these are. Raises: DataError."""
         if request.fault is not None:
             raise request.fault
-        limit = self.decoding.max_length
-        cut = self._cut_line(request.text, ids, split)
-        parts = [Part(own, limit(len(own)), number, place) for place, own in enumerate(cut)]
+        tag, limit = self.tag_ids(request.tag), self.decoding.max_length
+        most = max(1, self.max_source_pieces - len(tag))
+        segments = list(self._segments(request.text, ids, split, most, links or request.links))
+        parts = [
+            Part(
+                np.concatenate([tag, segment.ids]),
+                limit(len(segment.ids)),
+                number,
+                place,
+                numbers_kept=numbers_to_keep(segment.text) if request.keep_numbers else (),
+                num_tag=len(tag),
+                joint=segment.joint,
+                spans=segment.spans,
+            )
+            for place, segment in enumerate(segments)
+        ]
         return self._demand(request, parts, number, split)
 
     def _demand(self, request: Request, parts: list[Part], number: int, split: bool) -> list[Part]:
         """The parts of a line with what is demanded of them. Raises: DataError: impossible."""
-        if request.kept:
-            texts = self.tokenizers.src.decode([part.ids for part in parts])
-            parts = [
-                replace(part, kept=tuple(kept for kept in request.kept if holds(text, kept)))
-                for part, text in zip(parts, texts, strict=True)
-            ]
         if not request.prefix and not request.constraints:
             return parts
         if not parts:
@@ -185,18 +247,22 @@ class Cutter:
 
     def _several(self, what_it_has: str, text: str, parts: list[Part], split: bool) -> DataError:
         """Why a line that must be one part is several."""
-        where, num_sentences = place_of(parts[0].number), len(split_sentences(text))
+        where, num_sentences = place_of(parts[0].number), len(sentence_spans(text))
         if split and num_sentences > 1:
             what = f"a line with {what_it_has} must be one sentence, but this one has {num_sentences}"
             return DataError(what, where=where, hint="give one sentence a line, without --split-sentences")
-        num_pieces, limit = sum(len(part.ids) for part in parts), self.max_source_pieces
+        num_tag = parts[0].num_tag
+        num_pieces, limit = sum(len(part.ids) - num_tag for part in parts), self.max_source_pieces - num_tag
         what = f"a line with {what_it_has} may have {limit:,} pieces, but this one has {num_pieces:,}"
         return DataError(what, where=where, hint="split the line")
 
     def _steer(self, part: Part, prefix: str, constraints: Sequence[Sequence[str]]) -> Part:
         """A part with a prefix and constraints. Raises: DataError: they cannot be met."""
         where = place_of(part.number)
-        begun = tuple(self.tokenizers.tgt.encode([prefix])[0].tolist())
+        tgt = self.tokenizers.tgt
+        begun = tuple(tgt.encode([prefix])[0].tolist())
+        spans = tgt.spans(prefix) if tgt.unk in begun else []
+        unknown = tuple((i, prefix[slice(*span)]) for i, span in enumerate(spans) if begun[i] == tgt.unk)
         wanted = tuple(self._constraint(words, where) for words in constraints)
         if self.decoding.sample and wanted:
             raise DataError("constraints need a search, not samples", where=where, hint="leave out --sample")
@@ -205,7 +271,7 @@ class Cutter:
                 f"its prefix and constraints have {needed:,} pieces, but at most {part.max_length:,} may come"
             )
             raise DataError(what, where=where, hint="raise --max-length-ratio")
-        return replace(part, prefix=begun, constraints=wanted)
+        return replace(part, prefix=begun, constraints=wanted, unknown=unknown)
 
     def _constraint(self, words: Sequence[str], where: str) -> Constraint:
         """One of these phrases, as pieces. Raises: DataError: it cannot be written in pieces that may appear."""
@@ -225,28 +291,34 @@ class Cutter:
             return "the vocabulary lacks its characters"
         return "a piece of it is suppressed"
 
-    def _cut_line(self, line: str, ids: Ids, split: bool) -> list[Ids]:
-        """The parts of a line: itself, or its sentences, and of too long ones their parts; none for an empty line."""
-        if len(ids) <= self.max_source_pieces and not split:
-            return [ids] if len(ids) else []
-        sentences = split_sentences(line)
-        return [
-            part
-            for text, own in zip(sentences, self.tokenizers.src.encode(sentences), strict=True)
-            for part in self._cut(text, own)
-        ]
+    def _segments(self, line: str, ids: Ids, split: bool, most: int, wants_spans: bool) -> Iterator[Segment]:
+        """The segments of a line: itself, or its sentences, and of too long ones their parts; none of an empty line."""
+        if len(ids) <= most and not split:
+            places = [(0, len(line))]
+            encoded = [ids]
+        else:
+            places = sentence_spans(line)
+            encoded = self.tokenizers.src.encode([line[start:end] for start, end in places])
+        for (start, end), own in zip(places, encoded, strict=True):
+            yield from self._cut(line[start:end], start, own, most, wants_spans)
 
-    def _cut(self, sentence: str, ids: Ids) -> list[Ids]:
-        """Parts of at most `max_source_pieces`; none for an empty sentence."""
-        limit = self.max_source_pieces
-        if len(ids) <= limit:
-            return [ids] if len(ids) else []
-        pieces, parts, start = self.tokenizers.src.pieces(sentence), [], 0
-        while len(ids) - start > limit:
-            end = start + cut_place(pieces[start : start + limit])
-            parts.append(ids[start:end])
-            start = end
-        return [*parts, ids[start:]]
+    def _cut(self, text: str, first: int, ids: Ids, most: int, wants_spans: bool) -> Iterator[Segment]:
+        """Segments of at most `most` pieces; none of an empty sentence. Args: first: where in the line it begins."""
+        src = self.tokenizers.src
+        if len(ids) <= most and not wants_spans:
+            if len(ids):
+                yield Segment(text, ids)
+            return
+        spans, pieces = src.spans(text), src.pieces(text)
+        in_line = [(first + start, first + end) for start, end in spans]
+        start = 0
+        joint: Joint = "sentence"
+        while start < len(ids):
+            is_last = len(ids) - start <= most
+            end = len(ids) if is_last else start + cut_place(pieces[start : start + most])
+            stop = len(text) if is_last else spans[end][0]
+            yield Segment(text[spans[start][0] : stop], ids[start:end], joint, tuple(in_line[start:end]))
+            start, joint = end, cut_joint(text, stop)
 
 
 def place_of(number: int) -> str:
@@ -257,9 +329,3 @@ def place_of(number: int) -> str:
 def num_needed(prefix: Sequence[int], constraints: Sequence[Constraint]) -> int:
     """The fewest pieces of a hypothesis that begins so and meets these, eos included."""
     return len(prefix) + sum(constraint.num_pieces for constraint in constraints) + 1
-
-
-def holds(text: str, kept: str) -> bool:
-    """Whether a text holds another that is not a part of a longer word or number there."""
-    within_word = rf"[^\W{UNSPACED}]"
-    return re.search(rf"(?<!{within_word}){re.escape(kept)}(?!{within_word})", text) is not None

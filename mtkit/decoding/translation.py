@@ -8,12 +8,16 @@ from itertools import islice
 
 import numpy as np
 
-from mtkit.decoding.alignment import Aligned, WordLinks, align, join_links
+from mtkit.decoding.alignment import Aligned, Link, Pairs, align, word_pairs
 from mtkit.decoding.ensemble import Ensemble
+from mtkit.decoding.longtext import space_between
 from mtkit.decoding.options import OnError
 from mtkit.decoding.requests import Part, place_of
 from mtkit.decoding.search import Hypothesis
 from mtkit.errors import DataError
+
+Source = tuple[list[int], Aligned | None]
+"""For each piece of a hypothesis the source piece that it came from; and the attention, if it is kept."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,12 @@ class Translation:
     text: str
     score: float
     """What hypotheses are ranked by; 0 for an empty line, the mean over the parts of a cut line."""
-    links: tuple[tuple[int, int], ...] = ()
-    """Pairs of a source word and a target word of the line, from 0, if they were asked for."""
+    links: Pairs = ()
+    """Pairs of a word of the line and a word of the text, from 0, if they were asked for."""
     aligned: tuple[Aligned, ...] = ()
     """Of the best translation, each part with its attention, if the translator keeps attention."""
+    char_links: tuple[Link, ...] = ()
+    """What `links` were read off: characters of the line and of the text."""
     fault: DataError | None = None
     """Why the line was not translated; the text is then empty, or the line itself."""
 
@@ -45,12 +51,14 @@ class SearchedLine:
     Attributes:
         hypotheses: of each part, best first; of a part that has no translation none.
         links: whether word links are wanted of its translations.
+        text: the line.
         unread: why there are no parts, if something is wrong with the line.
     """
 
     parts: list[Part]
     hypotheses: list[list[Hypothesis]]
     links: bool = False
+    text: str = ""
     unread: DataError | None = None
 
     def num_aligned(self, keep_attention: bool) -> int:
@@ -100,22 +108,30 @@ class Joiner:
             translations = []
             for rank, hypotheses in enumerate(zip(*line.hypotheses, strict=False)):
                 of_rank = len(line.parts) if rank < line.num_aligned(keep_attention) else 0
-                translations.append(self._joined(hypotheses, list(islice(aligned, of_rank))))
+                translations.append(self._joined(line, hypotheses, list(islice(aligned, of_rank))))
             yield translations
 
     def _joined(
-        self, hypotheses: Sequence[Hypothesis], aligned: Sequence[tuple[WordLinks, Aligned | None]]
+        self, line: SearchedLine, hypotheses: Sequence[Hypothesis], sources: Sequence[Source]
     ) -> Translation:
         """One translation of hypotheses of the parts: best with best, second with second."""
-        texts = self.ensemble.tokenizers.tgt.decode([hypothesis.ids for hypothesis in hypotheses])
+        tgt = self.ensemble.tokenizers.tgt
+        texts, links, length, last = list[str](), list[Link](), 0, ""
+        for number, (part, hypothesis) in enumerate(zip(line.parts, hypotheses, strict=True)):
+            surfaces = part.surfaces(tgt, hypothesis.ids)
+            own = "".join(surfaces)
+            space = space_between(last, own, part.joint)
+            if line.links:
+                links += part.links(sources[number][0], surfaces, length + len(space))
+            texts += [space, own]
+            length, last = length + len(space) + len(own), own or last
+        text = "".join(texts)
         score = sum(hypothesis.score for hypothesis in hypotheses) / len(hypotheses)
-        matrices = tuple(matrix for _, matrix in aligned if matrix is not None)
-        return Translation(" ".join(texts), score, join_links([links for links, _ in aligned]), matrices)
+        matrices = tuple(matrix for _, matrix in sources if matrix is not None)
+        return Translation(text, score, word_pairs(links, line.text, text), matrices, tuple(links))
 
-    def _align(
-        self, lines: Sequence[SearchedLine], keep_attention: bool
-    ) -> list[tuple[WordLinks, Aligned | None]]:
-        """Of each line, of each rank, of each part the links; and the attention if it is kept."""
+    def _align(self, lines: Sequence[SearchedLine], keep_attention: bool) -> list[Source]:
+        """Of each line, of each rank, of each part where its pieces came from."""
         ranks, pairs = [], []
         for line in lines:
             for rank in range(line.num_aligned(keep_attention)):
@@ -124,7 +140,7 @@ class Joiner:
                     (part.ids, np.array(hypotheses[rank].ids, dtype=np.int32))
                     for part, hypotheses in zip(line.parts, line.hypotheses, strict=True)
                 ]
-        found: dict[int, tuple[WordLinks, Aligned | None]] = {}
+        found: dict[int, Source] = {}
         for i, aligned in align(self.ensemble, pairs, self.batch_tokens):
-            found[i] = aligned.word_links(), aligned if keep_attention and ranks[i] == 0 else None
+            found[i] = aligned.best(), aligned if keep_attention and ranks[i] == 0 else None
         return [found[i] for i in range(len(pairs))]

@@ -19,9 +19,10 @@ from mtkit.decoding.batches import BatchSearch
 from mtkit.decoding.ensemble import Ensemble
 from mtkit.decoding.loading import load_model, load_others
 from mtkit.decoding.mbr import make_utility, minimum_risk
+from mtkit.decoding.numbers import has_number
 from mtkit.decoding.options import DEFAULT_OPTIONS, TranslateOptions
 from mtkit.decoding.reading import in_chunks
-from mtkit.decoding.requests import Cutter, Part, Request, holds
+from mtkit.decoding.requests import Cutter, Part, Request
 from mtkit.decoding.scoring import Scorer
 from mtkit.decoding.search import Hypothesis
 from mtkit.decoding.translation import Joiner, SearchedLine, Translation
@@ -210,7 +211,9 @@ class Translator:
     ) -> Iterator[list[Translation]]:
         """Search the parts of all lines together, and join those of each line. Args: first: number of line 0."""
         cut: list[list[Part] | DataError] = []
-        for parts in self.cutter.parts_or_faults(requests, first, options.split_sentences):
+        for parts in self.cutter.parts_or_faults(
+            requests, first, options.split_sentences, options.keep_links
+        ):
             cut.append(parts)
             if isinstance(parts, DataError) and options.on_error == "stop":
                 break
@@ -243,6 +246,7 @@ class Translator:
                 parts,
                 list(islice(of_parts, len(parts))),
                 options.keep_links or request.links,
+                request.text,
                 outcome if isinstance(outcome, DataError) else None,
             )
             for request, outcome, parts in zip(requests, cut, of_lines, strict=False)
@@ -259,16 +263,18 @@ class Translator:
     def _with_kept(
         self, parts: list[Part], chosen: list[list[Hypothesis]], num_workers: int
     ) -> list[list[Hypothesis]]:
-        """The same, with parts translated again whose best translation lacks a text that is to be kept.
+        """The same, with parts translated again whose best translation lacks a number that is to be kept.
 
         Most often a model copies by itself, and then best where it is free; constraints cost more than they give there.
         """
-        wanting = [i for i, part in enumerate(parts) if part.kept and chosen[i] and not self.decoding.sample]
+        wanting = [
+            i for i, part in enumerate(parts) if part.numbers_kept and chosen[i] and not self.decoding.sample
+        ]
         texts = self.tokenizers.tgt.decode([chosen[i][0].ids for i in wanting])
         again = [
             i
             for i, text in zip(wanting, texts, strict=True)
-            if not all(holds(text, kept) for kept in parts[i].kept)
+            if not all(has_number(text, number) for number in parts[i].numbers_kept)
         ]
         if not again:
             return chosen

@@ -7,11 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from test_translator import make, sentences
+from test_translator import make, sentences, tiny_config
 
+from mtkit.config import TokenizerConfig
+from mtkit.data.pairs import Pair
+from mtkit.data.tokenizer import make_tokenizers
 from mtkit.decoding import translation as translation_module
+from mtkit.decoding.alignment import Words
+from mtkit.decoding.loading import make_model
 from mtkit.decoding.options import TranslateOptions
-from mtkit.decoding.translator import ALIGNED_TOGETHER
+from mtkit.decoding.translator import ALIGNED_TOGETHER, Translator
 
 LINES = sentences(5 * ALIGNED_TOGETHER, longest=6)
 
@@ -73,3 +78,52 @@ def test_links_do_not_depend_on_the_neighbours() -> None:
     for line, translations in zip(lines, translator.translate_n_best(lines, attention), strict=True):
         num_parts = len(translations[0].aligned)
         assert num_parts >= bool(line) and not any(t.aligned for t in translations[1:])
+
+
+def test_words_that_a_stretch_of_text_belongs_to() -> None:
+    words = Words("  ab  cd\u3000e ")
+    spans = [(0, 0), (0, 2), (2, 3), (1, 4), (4, 8), (6, 6), (3, 7), (8, 9), (11, 11), (10, 11)]
+    found = [list(words.within(span)) for span in spans]
+    assert found == [[0], [0], [0], [0], [1], [1], [0, 1], [2], [2], [2]]
+    assert list(Words(" \t").within((0, 1))) == []
+
+
+ODD = [
+    "  the  old\tman\u3000sees ",
+    "the \u200b old \u200bman\u200b sees\u200b",
+    "´ the´old ´´ man",
+    "ﬁne ① ½ ｶﾞ the™ man… a\u0301",
+    "the\u00a0old\u2003man\u2028sees\x1ca",
+    "\ufeffthe old\u00adman \u200d sees",
+    "日本 the 日本語man 😀😀",
+    "\u200b \u200b",
+    "▁the ▁ old",
+]
+
+
+@pytest.mark.parametrize("limit", [256, 7])
+@pytest.mark.parametrize("byte_fallback", [True, False])
+def test_links_are_of_words_as_they_are_typed(byte_fallback: bool, limit: int) -> None:
+    plain = [Pair(text, text) for text in sentences(40)]
+    both = make_tokenizers(
+        TokenizerConfig(vocab_size=325 if byte_fallback else 60, byte_fallback=byte_fallback), plain
+    )
+    model = make_model(tiny_config(), both).eval()
+    translator = Translator(model, both, make(max_length_ratio=1).decoding, limit)
+    for line, translation in zip(
+        ODD, translator.translate(ODD, TranslateOptions(keep_links=True)), strict=True
+    ):
+        source, target = line.split(), translation.text.split()
+        assert all(s < len(source) and t < len(target) for s, t in translation.links)
+        assert bool(translation.links) == bool(target)
+
+
+def test_each_piece_belongs_to_the_word_it_was_made_of() -> None:
+    """A zero-width space divides pieces, but not words; an accent by itself becomes two pieces."""
+    src = make().tokenizers.src
+    for line in ODD:
+        spans, words = src.spans(line), Words(line)
+        assert len(spans) == len(src.encode([line])[0])
+        covered = {number for span in spans for number in words.within(span)}
+        assert covered == {i for i, word in enumerate(line.split()) if len(src.encode([word])[0])}
+        assert "".join(src.surfaces(src.encode([line])[0].tolist())) == src.decode(src.encode([line]))[0]

@@ -10,8 +10,10 @@ from test_translator import make
 from mtkit.config import TokenizerConfig
 from mtkit.data.pairs import Pair
 from mtkit.data.tokenizer import make_tokenizers
+from mtkit.decoding.alignment import Link
+from mtkit.decoding.numbers import has_number
 from mtkit.decoding.options import TranslateOptions
-from mtkit.decoding.requests import Cutter, Request, holds
+from mtkit.decoding.requests import Cutter, Request
 from mtkit.decoding.translator import Translator
 from mtkit.errors import DataError
 
@@ -121,31 +123,74 @@ def test_punctuation_is_no_part_of_an_alternative() -> None:
     assert found[0].word == ","
 
 
-@pytest.mark.parametrize(
-    ("text", "kept", "there"),
-    [
-        ("er hat 3 Hunde", "3", True),
-        ("er hat 13 Hunde", "3", False),
-        ("3000 Hunde", "3", False),
-        ("am 3.", "3", True),
-        ("3日に", "3", True),
-        ("第3章", "3", True),
-        ("3rd", "3", False),
-        ("H2O", "2", False),
-        ("3ä", "3", False),
-        ("ein a+b.de.", "a+b.de", True),
-    ],
+def test_a_part_keeps_the_numbers_that_stand_in_it() -> None:
+    request = Request("The man sees 150 birds. My sister hears 50 children.", keep_numbers=True)
+    [parts] = make().cutter.parts([request], 0, split=True)
+    assert [part.numbers_kept for part in parts] == [("150",), ("50",)]
+
+
+def test_a_number_may_be_written_in_any_way_and_is_asked_for_again_where_it_is_missing() -> None:
+    translator = make(max_length_ratio=2)
+    line = "the old man sees 1,250 birds"
+    free, kept = translator.translate([line, Request(line, keep_numbers=True)])
+    assert not has_number(free.text, "1,250")
+    assert has_number(kept.text, "1,250")
+    [parts] = translator.cutter.parts([Request(line, keep_numbers=True)], 0)
+    [constraint] = translator.cutter.keeping(parts[0]).constraints
+    assert translator.tokenizers.tgt.decode(constraint.phrases) == ["1,250", "1.250", "1250"]
+
+
+TAGGED = make_tokenizers(
+    TokenizerConfig(vocab_size=330, user_symbols=("<2de>",)),
+    [Pair(f"<2de> {line}", line) for line in ("the old man sees a bird.", "my sister hears children.")] * 10,
 )
-def test_what_a_translation_holds(text: str, kept: str, there: bool) -> None:
-    assert holds(text, kept) == there
 
 
-def test_a_part_keeps_only_what_stands_in_it_as_a_word() -> None:
-    translator = make()
-    request = Request("The man sees 15 birds. My sister hears 5 children.", kept=("15", "5"))
-    [parts] = translator.cutter.parts([request], 0, split=True)
-    texts = translator.tokenizers.src.decode([part.ids for part in parts])
-    assert [part.kept for part in parts] == [tuple(k for k in request.kept if holds(t, k)) for t in texts]
-    assert all(
-        "5" not in part.kept for part, text in zip(parts, texts, strict=True) if " 5 " not in f" {text} "
-    )
+def test_a_tag_is_before_every_part() -> None:
+    line, limit = "The old man. My sister hears children and birds and houses! A bird.", 12
+    tagged = TAGGED.src.encode(["<2de> a bird"])[0].tolist()
+    tag = TAGGED.src.encode(["<2de>"])[0].tolist()
+    for split in (True, False):
+        cutter = Cutter(TAGGED, make().decoding, (), limit)
+        [[whole]] = cutter.parts([Request("a bird", tag="<2de>")], 0)
+        assert whole.ids.tolist() == tagged
+        [parts] = cutter.parts([Request(line, tag="<2de>")], 0, split, links=True)
+        assert len(parts) > 3
+        for part in parts:
+            assert part.ids.tolist()[: part.num_tag] == tag
+            assert len(part.ids) <= limit
+            assert part.max_length == cutter.decoding.max_length(len(part.ids) - len(tag))
+        [plain] = Cutter(TAGGED, make().decoding, (), limit - len(tag)).parts([Request(line)], 0, split, True)
+        assert [p.ids.tolist()[p.num_tag :] for p in parts] == [p.ids.tolist() for p in plain]
+        assert [p.spans for p in parts] == [p.spans for p in plain]
+    part = cutter.single(Request("a bird", tag="<2de>"), 0)
+    assert part is not None and part.ids.tolist() == tagged
+    assert list(cutter.parts([Request("  ", tag="<2de>")], 0)) == [[]]
+
+
+def test_links_of_a_tagged_line_are_of_its_words() -> None:
+    translator = make_like(make(), TAGGED)
+    request = Request("the old man. My sister", tag="<2de>", links=True)
+    options = TranslateOptions(split_sentences=True)
+    [translation] = translator.translate([request], options)
+    assert translation.links
+    assert all(s < 5 and t < len(translation.text.split()) for s, t in translation.links)
+    part = next(iter(translator.cutter.parts([request], 0)))[0]
+    surfaces, of_tag, first, eos = ["x", " y", " z"], 0, part.num_tag, len(part.ids)
+    found = part.links([of_tag, first, eos], surfaces, first=0)
+    assert found == [Link(part.spans[0], (1, 3))]
+
+
+def test_a_prefix_is_printed_as_it_was_typed() -> None:
+    pairs = [Pair("a bird sings", "ein Vogel singt")] * 20
+    plain = make_tokenizers(TokenizerConfig(vocab_size=40, byte_fallback=False), pairs)
+    translator = make_like(make(n_best=3, max_length_ratio=4), plain)
+    for prefix in ("日本 ein", "ein 日本", "Vogel日", "日本"):
+        request = Request("a bird", prefix=prefix, links=True)
+        [found] = translator.translate_n_best([request])
+        assert len(found) == 3
+        for translation in found:
+            assert translation.text.startswith(prefix) and "⁇" not in translation.text
+            assert all(t < len(translation.text.split()) for _, t in translation.links)
+        [found_words] = translator.alternatives([request], 2)
+        assert found_words and all(word.text.startswith(prefix) for word in found_words)

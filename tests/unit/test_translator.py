@@ -463,7 +463,7 @@ def test_progress_counts_lines_each_once() -> None:
     told: list[int] = []
     options = TranslateOptions(split_sentences=True, read_ahead=7, on_progress=told.append)
     lines: list[str | Request] = ["", "A bird. The man! My sister?", *sentences(9, longest=20), "  "]
-    lines += [Request("a bird 7", kept=("7",)), "the old man. " * 12]
+    lines += [Request("a bird 77", keep_numbers=True), "the old man. " * 12]
     for num_given, _ in enumerate(translator.translate(lines, options), 1):
         assert sum(told) >= num_given
     assert sum(told) == len(lines)

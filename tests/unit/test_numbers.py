@@ -1,0 +1,77 @@
+"""Numbers that a translation must have, and the ways in which languages write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mtkit.decoding.numbers import has_number, numbers_to_keep, ways_to_write
+
+WRITTEN_SET = Path(__file__).parent.parent / "data" / "protect.en-de.tsv"
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("It cost 3,500 euros on 12/05/2021.", ("3,500", "12/05/2021")),
+        ("5 men and 5 women, 12 dogs, 13 cats, 13 birds", ("13",)),
+        ("007 and 05 and 1.5", ("007", "05", "1.5")),
+        ("H2O, A4 and the 3rd", ()),
+        ("1 000 000 people in 2016", ("1 000 000", "2016")),
+        ("第23章, 至２３日", ("23", "２３")),
+        ("from 10:45 to 20-30.", ("10:45", "20-30")),
+    ],
+)
+def test_numbers_that_are_looked_after(text: str, numbers: tuple[str, ...]) -> None:
+    assert numbers_to_keep(text) == numbers
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "there"),
+    [
+        ("er hat 30 Hunde", "30", True),
+        ("er hat 130 Hunde", "30", False),
+        ("3000 Hunde", "30", False),
+        ("am 30.", "30", True),
+        ("30日に", "30", True),
+        ("第30章", "30", True),
+        ("มี30คน", "30", True),
+        ("30rd", "30", False),
+        ("H20O", "20", False),
+        ("30,5 Meter", "30", False),
+        ("es sind 30, 31 oder 32", "31", True),
+        ("3,5 Meter", "3.5", True),
+        ("35 Meter", "3.5", False),
+        ("3.6 Meter", "3.5", False),
+        ("1.000 Hunde", "1,000", True),
+        ("1000 Hunde", "1,000", True),
+        ("1 000 Hunde", "1,000", True),
+        ("1'000 Hunde", "1,000", True),
+        ("1,00,000 rupees", "100,000", True),
+        ("20.000", "20000", True),
+        ("10.000", "1,000", False),
+        ("1.234,56 €", "1,234.56", True),
+        ("am 5.12.2021", "12/05/2021", True),
+        ("2021-05-12", "12/05/2021", True),
+        ("am 5.12.2020", "12/05/2021", False),
+        ("um 10.45 Uhr", "10:45", True),
+        ("٣٫٥ متر", "3.5", True),
+        ("23", "２３", True),
+    ],
+)
+def test_whether_a_translation_has_a_number(text: str, number: str, there: bool) -> None:
+    assert has_number(text, number) == there
+
+
+def test_ways_to_write_a_number() -> None:
+    assert ways_to_write("3.5") == ("3.5", "3,5")
+    assert ways_to_write("1,000") == ("1,000", "1.000", "1000")
+    assert ways_to_write("12/05/2021") == ("12/05/2021", "12.05.2021")
+    assert ways_to_write("2016") == ("2016",)
+
+
+def test_right_translations_have_all_numbers() -> None:
+    for row in WRITTEN_SET.read_text(encoding="utf-8").splitlines():
+        source, target = row.split("\t")
+        assert all(has_number(target, number) for number in numbers_to_keep(source)), row
