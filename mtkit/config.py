@@ -303,7 +303,7 @@ class TrainingConfig(Section):
     num_threads: Positive | None = None
     """CPU threads; by default PyTorch's choice."""
     compile: bool = False
-    """Use torch.compile."""
+    """Use torch.compile, which needs a C++ compiler for a CPU, Triton and a C compiler for a GPU."""
     activation_checkpointing: bool = False
     """Work the inside of each layer out again in the backward pass (Chen et al. 2016): less memory, a third slower."""
     parallel: Literal["ddp", "fsdp"] = "ddp"

@@ -30,6 +30,7 @@ from mtkit.data.order import Indices
 from mtkit.data.tokenizer import Tokenizer, Tokenizers
 from mtkit.device import DTYPES, forget_peak_memory, out_of_memory_named, peak_memory
 from mtkit.errors import ConfigError
+from mtkit.training.compiling import check_compiler
 from mtkit.training.memory import find_slices, largest_batch
 from mtkit.training.preparation import prepare, set_up
 from mtkit.training.progress import Progress
@@ -150,7 +151,9 @@ def benchmark_train(
         TrainingError: out of memory.
     """
     refuse_unknown(against)
-    set_up(config)
+    device = set_up(config)
+    if "compile" in against:
+        check_compiler(device, "--against compile")
     with tempfile.TemporaryDirectory(prefix="mtkit-benchmark-") as scratch:
         config = config.model_copy(update={"run": scratch})
         tokenizers, corpus = (

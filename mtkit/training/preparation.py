@@ -23,6 +23,7 @@ from mtkit.device import DTYPES, choose_device, keep_freed_memory
 from mtkit.errors import StorageError
 from mtkit.evaluation import metrics
 from mtkit.files import publish_folder, storage_errors
+from mtkit.training.compiling import check_compiler
 from mtkit.training.distributed import environment
 from mtkit.training.results import TEST_METRICS, TextSet
 from mtkit.training.schedule import low_peak
@@ -65,7 +66,10 @@ def set_up(config: Config) -> torch.device:
     wanted, tokenizer = (*config.validation.metrics, *TEST_METRICS), config.validation.bleu_tokenizer
     metrics.check_metrics(wanted, tokenize=tokenizer, tgt=config.data.tgt)
     _, _, local_rank = environment()
-    return choose_device(config.training.device, local_rank=local_rank)
+    device = choose_device(config.training.device, local_rank=local_rank)
+    if config.training.compile:
+        check_compiler(device)
+    return device
 
 
 def prepare(config: Config, folder: Path, *, resumed: bool, say: Say) -> Inputs:

@@ -44,6 +44,7 @@ from mtkit.decoding.loading import copy_weights, make_model
 from mtkit.device import choose_device, choose_dtype, out_of_memory_named
 from mtkit.errors import StorageError, TrainingError
 from mtkit.model.transformer import Transformer
+from mtkit.training.compiling import compile_errors_named
 from mtkit.training.distributed import ALONE, Processes, peers_named
 from mtkit.training.loss import TensorBatch
 from mtkit.training.memory import find_slices, rehearse
@@ -360,7 +361,7 @@ class Trainer:
         Args:
             local: leave the gradient in this process: more batches of the update follow.
         """
-        with gradients_kept_local(self.objective, local):
+        with gradients_kept_local(self.objective, local), compile_errors_named():
             loss, nll = self.objective(batch)
             with self.stage("backward"):
                 # the engines average gradients over processes; theirs is to be a sum
@@ -516,7 +517,8 @@ class Trainer:
         """Validate, and save the weights if they are the best. Returns what to show: a line, sample translations."""
         assert self.validator is not None
         with self.averaged_weights():
-            result = self.validator.validate(self._whole_model(), self.processes)
+            with compile_errors_named():
+                result = self.validator.validate(self._whole_model(), self.processes)
             name = self.config.validation.best
             improved = is_better(name, result.standing(name), self._best_so_far())
             with self.signals.protected():
