@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass
 from hashlib import blake2b
 
 import numpy as np
 import numpy.typing as npt
 
 from mtkit.config import DataConfig
-from mtkit.data.pairs import Pair
+
+Counts = npt.NDArray[np.int64]
+Digests = npt.NDArray[np.uint64]
+Reasons = npt.NDArray[np.uint8]
+"""For each pair why it is left out: the place of the reason in `FilterCounts`."""
+
+KEPT, EMPTY, TOO_LONG, RATIO, DUPLICATE = range(5)
+
+_NUM_PARTS = 16  # the less memory is taken by the one that is written anew
+_PART_SHIFT = 60
 
 MAX_CHARS_PER_PIECE = 100
 """A text with more characters than this for each piece it may have is too long without being encoded."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class FilterCounts:
     """Pairs that were kept, and those left out, by the first reason that applied."""
 
@@ -25,6 +35,14 @@ class FilterCounts:
     too_long: int = 0
     ratio: int = 0
     duplicate: int = 0
+
+    @classmethod
+    def of(cls, reasons: Reasons) -> FilterCounts:
+        """How often each reason comes."""
+        return cls(*np.bincount(reasons, minlength=DUPLICATE + 1).tolist())
+
+    def __add__(self, other: FilterCounts) -> FilterCounts:
+        return FilterCounts(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def num_read(self) -> int:
@@ -45,52 +63,88 @@ class FilterCounts:
 
 
 class PairFilter:
-    """Decides on pairs in two steps, before and after they are encoded, and counts.
+    """Decides on pairs in two steps, before and after they are encoded. Many at a time: arrays of reasons.
 
-    With `drop_duplicates` it remembers an 8-byte digest of each pair in about 60 bytes of memory. Among 100
-    million pairs the probability that two different ones share a digest is 0.0003.
+    With `drop_duplicates` it remembers an 8-byte digest of each pair. Among 100 million pairs the probability that any
+    two different ones share a digest is 0.0003.
     """
 
     def __init__(self, data: DataConfig) -> None:
-        self.counts = FilterCounts()
         self._max_length = data.max_length
         self._max_ratio = data.max_length_ratio
-        self._seen: set[int] | None = set() if data.drop_duplicates else None
+        self._seen = DigestSet() if data.drop_duplicates else None
 
-    def accept_text(self, pair: Pair) -> Pair | None:
-        """The pair without outer white space; None if it is left out."""
-        stripped = Pair(pair.src.strip(), pair.tgt.strip())
-        if not stripped.src or not stripped.tgt:
-            self.counts.empty += 1
-        elif max(map(len, stripped)) > MAX_CHARS_PER_PIECE * self._max_length:
-            self.counts.too_long += 1
-        elif self._is_duplicate(stripped):
-            self.counts.duplicate += 1
-        else:
-            return stripped
-        return None
+    @property
+    def remembers(self) -> bool:
+        """Whether a decision depends on the pairs before."""
+        return self._seen is not None
 
-    def _is_duplicate(self, pair: Pair) -> bool:
-        if self._seen is None:
-            return False
-        digest = int.from_bytes(blake2b("\n".join(pair).encode(), digest_size=8).digest())
-        before = len(self._seen)
-        self._seen.add(digest)
-        return len(self._seen) == before
+    def judge_texts(self, srcs: Sequence[str], tgts: Sequence[str]) -> Reasons:
+        """Why each pair is left out, judged by its texts without outer white space; `KEPT` if it is not."""
+        shorter, longer = _shorter_and_longer(_lengths_of(srcs), _lengths_of(tgts))
+        reasons = np.full(len(srcs), KEPT, np.uint8)
+        reasons[longer > MAX_CHARS_PER_PIECE * self._max_length] = TOO_LONG
+        reasons[shorter == 0] = EMPTY
+        if self._seen is not None:
+            places = np.flatnonzero(reasons == KEPT)
+            texts = (f"{srcs[place]}\n{tgts[place]}" for place in places.tolist())
+            digests = b"".join(blake2b(text.encode(), digest_size=8).digest() for text in texts)
+            new = self._seen.add(np.frombuffer(digests, np.uint64))
+            reasons[places[~new]] = DUPLICATE
+        return reasons
 
-    def accept_lengths(
-        self, src_lengths: npt.NDArray[np.int64], tgt_lengths: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.bool_]:
-        """Which of the encoded pairs stay, given the number of pieces on each side."""
-        shorter, longer = np.minimum(src_lengths, tgt_lengths), np.maximum(src_lengths, tgt_lengths)
-        empty = shorter == 0
-        too_long = ~empty & (longer > self._max_length)
-        unequal = np.zeros_like(empty)
+    def judge_lengths(self, src_lengths: Counts, tgt_lengths: Counts) -> Reasons:
+        """Why each encoded pair is left out, judged by the number of tokens on each side; `KEPT` if it is not."""
+        shorter, longer = _shorter_and_longer(src_lengths, tgt_lengths)
+        reasons = np.full(len(src_lengths), KEPT, np.uint8)
         if self._max_ratio is not None:
-            unequal = ~empty & ~too_long & (longer > self._max_ratio * shorter)
-        kept: npt.NDArray[np.bool_] = ~(empty | too_long | unequal)
-        self.counts.empty += int(empty.sum())
-        self.counts.too_long += int(too_long.sum())
-        self.counts.ratio += int(unequal.sum())
-        self.counts.kept += int(kept.sum())
-        return kept
+            reasons[longer > self._max_ratio * shorter] = RATIO
+        reasons[longer > self._max_length] = TOO_LONG
+        reasons[shorter == 0] = EMPTY
+        return reasons
+
+
+def _lengths_of(texts: Sequence[str]) -> Counts:
+    return np.fromiter(map(len, texts), np.int64, len(texts))
+
+
+def _shorter_and_longer(one: Counts, other: Counts) -> tuple[Counts, Counts]:
+    return np.minimum(one, other), np.maximum(one, other)
+
+
+class DigestSet:
+    """A set of 64-bit digests in sorted arrays: 8 bytes each, and 1 more while it is added to.
+
+    A part holds the digests of the same high bits, in arrays each less than a quarter of the one before it, so that one
+    is looked up in few and none is often written anew.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[list[Digests]] = [[] for _ in range(_NUM_PARTS)]
+
+    def add(self, digests: Digests) -> npt.NDArray[np.bool_]:
+        """Put them in. Returns which were not there yet, of several equal ones the first."""
+        order = np.argsort(digests, kind="stable")
+        values = digests[order]
+        new = np.ones(len(values), np.bool_)
+        new[1:] = values[1:] != values[:-1]
+        edges = np.arange(1, _NUM_PARTS, dtype=np.uint64) << np.uint64(_PART_SHIFT)
+        bounds = [0, *np.searchsorted(values, edges).tolist(), len(values)]
+        for part, first, behind in zip(self._parts, bounds[:-1], bounds[1:], strict=True):
+            some = values[first:behind]
+            for held in part:
+                places = np.minimum(np.searchsorted(held, some), len(held) - 1)
+                new[first:behind] &= held[places] != some
+            if new[first:behind].any():
+                _put(part, some[new[first:behind]])
+        found = np.empty_like(new)
+        found[order] = new
+        return found
+
+
+def _put(part: list[Digests], values: Digests) -> None:
+    """Add a sorted array to those of a part, merged with the ones that are not much larger."""
+    while part and len(part[-1]) < 4 * len(values):
+        larger = part.pop()
+        values = np.insert(larger, np.searchsorted(larger, values), values)
+    part.append(values)

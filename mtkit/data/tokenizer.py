@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 
 import numpy as np
@@ -87,14 +87,22 @@ class Tokenizer:
 
     def encode(self, lines: Sequence[str]) -> list[Ids]:
         """The ids of each line, without bos and eos. Raises: DataError: half a surrogate pair in a line."""
+        return [np.array(row, dtype=np.int32) for row in self._encode_rows(lines)]
+
+    def encode_flat(self, lines: Sequence[str]) -> tuple[Ids, npt.NDArray[np.int64]]:
+        """The ids of all lines in one array, and how many each line has. Raises: DataError: as `encode`."""
+        rows = self._encode_rows(lines)
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        return np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum())), lengths
+
+    def _encode_rows(self, lines: Sequence[str]) -> list[list[int]]:
         try:
-            rows = self._encode_rows(list(lines))
+            return self._encode_all(list(lines))
         except (TypeError, RuntimeError) as error:
             _refuse_surrogates(lines, error)
             raise
-        return [np.array(row, dtype=np.int32) for row in rows]
 
-    def _encode_rows(self, lines: list[str]) -> list[list[int]]:
+    def _encode_all(self, lines: list[str]) -> list[list[int]]:
         if len(lines) < _MANY_LINES:
             return [self._processor.encode(line, out_type=int) for line in lines]
         rows: list[list[int]] = self._processor.encode(lines, out_type=int, num_threads=_num_threads())

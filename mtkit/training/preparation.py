@@ -16,7 +16,8 @@ import torch
 
 from mtkit.config import Config, SourceConfig
 from mtkit.data.cache import open_cache
-from mtkit.data.corpus import Corpus, encode_corpus
+from mtkit.data.corpus import Corpus
+from mtkit.data.encoding import encode_corpus
 from mtkit.data.sources import Source, Split, open_sources, read_sides
 from mtkit.data.tokenizer import Tokenizers, load_tokenizers, make_tokenizers
 from mtkit.device import DTYPES, choose_device, keep_freed_memory

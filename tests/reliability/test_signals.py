@@ -57,7 +57,7 @@ main(arguments)
 """`mtkit` with a function that takes three seconds and says when it has begun, after so many quick calls."""
 
 PLACES = {
-    "encoding": ("mtkit.data.corpus._encode", 0, BEFORE_TRAINING),
+    "encoding": ("mtkit.data.encoding._next_texts", 0, BEFORE_TRAINING),
     "first-save": ("mtkit.checkpoint._write_files", 0, BEFORE_TRAINING),
     "validation": ("mtkit.training.validation.Validator.loss", 0, AFTER_SAVING),
     "best": ("mtkit.checkpoint._write_files", 1, AFTER_SAVING),

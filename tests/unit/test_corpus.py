@@ -16,8 +16,9 @@ import pyarrow as pa
 import pytest
 
 from mtkit.config import DataConfig, SourceConfig, TokenizerConfig
-from mtkit.data import cache, corpus
-from mtkit.data.corpus import Corpus, encode_corpus
+from mtkit.data import cache, corpus, encoding
+from mtkit.data.corpus import Corpus
+from mtkit.data.encoding import encode_corpus
 from mtkit.data.filters import FilterCounts
 from mtkit.data.pairs import NumberedPairs, Pair
 from mtkit.data.sources import ParallelFiles, Source, open_sources
@@ -92,7 +93,8 @@ def pairs_of(encoded: Corpus, tokenizers: Tokenizers) -> list[Pair]:
 @pytest.mark.parametrize("rows", [1, 7, corpus.ROWS])
 def test_it_equals_direct_encoding(setting: Setting, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     monkeypatch.setattr(corpus, "ROWS", rows)
-    monkeypatch.setattr(corpus, "_PAIRS_AT_ONCE", 5)
+    monkeypatch.setattr(encoding, "ROWS", rows)
+    monkeypatch.setattr(encoding, "_PAIRS_AT_ONCE", 5)
     encoded = setting.encode()
     assert len(encoded) == len(PAIRS)
     for get, lengths, texts, tokenizer in (
@@ -155,7 +157,7 @@ def test_places_in_more_sources_than_16_bits_count(setting: Setting) -> None:
 
 def test_a_folder_of_before_with_16_bits_is_read(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(corpus, "_SCHEMA", corpus._schema(pa.int16()))
+        patch.setattr(encoding, "SCHEMA", corpus._schema(pa.int16()))
         before = setting.encode()
     (entry,) = setting.entries()
     written = entry.stat().st_mtime_ns
@@ -289,7 +291,7 @@ def test_a_failure_leaves_nothing_and_abandoned_folders_are_swept_out(setting: S
 
 
 def test_progress_counts_the_pairs_read(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "_PAIRS_AT_ONCE", 20)
+    monkeypatch.setattr(encoding, "_PAIRS_AT_ONCE", 20)
     data = setting.data()
     told: list[int] = []
     encode_corpus(setting.sources(data), setting.tokenizers, data, told.append)
