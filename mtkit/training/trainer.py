@@ -316,7 +316,8 @@ class Trainer:
     def _not_skipped(self, indices: Indices) -> Indices:
         """The pairs of a batch but those at which the loss diverged before."""
         skipped = self.state.skipped
-        return indices[~np.isin(indices, skipped)] if skipped else indices
+        met = np.isin(indices, skipped) if skipped else np.zeros(0, np.bool_)
+        return indices[~met] if met.any() else indices  # as it is: a thread has made its parts
 
     def _num_targets(self, batches: list[Indices]) -> int:
         """Real target positions of an update, over all processes."""
