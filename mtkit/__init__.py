@@ -5,8 +5,8 @@ import mtkit
 
 config = mtkit.load_config("config.yaml", ["training.max_steps=1000"])
 mtkit.train(config)
-translator = mtkit.Translator.load("runs/my-run")
-print([translation.text for translation in translator.translate(["Good morning."])])
+translator = mtkit.Translator.load("runs/my-run", beam_size=3)
+print(translator.translate_one("Good morning.").text)
 ```
 """
 
@@ -15,15 +15,43 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mtkit.config import Config, DecodingConfig
     from mtkit.configfile import load_config
+    from mtkit.decoding.options import TranslateOptions
+    from mtkit.decoding.requests import Request
+    from mtkit.decoding.translation import Translation
     from mtkit.decoding.translator import Translator
+    from mtkit.errors import MtkitError
+    from mtkit.evaluation.metrics import Score
     from mtkit.evaluation.metrics import score as evaluate
+    from mtkit.training.results import TrainResult
     from mtkit.training.run import train
 
-__all__ = ["Translator", "evaluate", "load_config", "train"]
+__all__ = [
+    "Config",
+    "DecodingConfig",
+    "MtkitError",
+    "Request",
+    "Score",
+    "TrainResult",
+    "TranslateOptions",
+    "Translation",
+    "Translator",
+    "evaluate",
+    "load_config",
+    "train",
+]
 __version__ = "0.1.0"
 
 _PLACES = {
+    "Config": ("mtkit.config", "Config"),
+    "DecodingConfig": ("mtkit.config", "DecodingConfig"),
+    "MtkitError": ("mtkit.errors", "MtkitError"),
+    "Request": ("mtkit.decoding.requests", "Request"),
+    "Score": ("mtkit.evaluation.metrics", "Score"),
+    "TrainResult": ("mtkit.training.results", "TrainResult"),
+    "TranslateOptions": ("mtkit.decoding.options", "TranslateOptions"),
+    "Translation": ("mtkit.decoding.translation", "Translation"),
     "Translator": ("mtkit.decoding.translator", "Translator"),
     "evaluate": ("mtkit.evaluation.metrics", "score"),
     "load_config": ("mtkit.configfile", "load_config"),

@@ -190,7 +190,26 @@ def _validated(data: Mapping[str, object], document: YamlDocument | None) -> Con
     try:
         return Config.model_validate(filled)
     except ValidationError as error:
+        raise _told(error.errors(include_url=False), document) from None
+
+
+def change_section(section: SomeSection, name: str, changes: Mapping[str, object]) -> SomeSection:
+    """A section with other values for some of its keys.
+
+    Raises:
+        ConfigError: as `parse_config` raises it; `name` is what the section is called there.
+    """
+    try:
+        return type(section).model_validate({**section.model_dump(), **changes})
+    except ValidationError as error:
         details = error.errors(include_url=False)
+        for detail in details:
+            detail["loc"] = (name, *detail["loc"])
+        raise _told(details, None) from None
+
+
+def _told(details: Sequence[ErrorDetails], document: YamlDocument | None) -> ConfigError:
+    """All of pydantic's errors, as a user should hear them."""
     # A list whose only entry is wrong is called empty as well, and where a key is wrong, others have no default yet:
     # that is no news.
     places = {detail["loc"] for detail in details}
@@ -204,9 +223,9 @@ def _validated(data: Mapping[str, object], document: YamlDocument | None) -> Con
     found = {str(problem): problem for problem in (_problem(detail, document) for detail in details)}
     problems = sorted(found.values(), key=_order)
     if len(problems) == 1:
-        raise problems[0]
+        return problems[0]
     summary = f"{len(problems)} problems in {document.path if document else 'the config'}"
-    raise ConfigError("\n".join([summary, *map(str, problems)]))
+    return ConfigError("\n".join([summary, *map(str, problems)]))
 
 
 def _order(problem: ConfigError) -> tuple[bool, int]:

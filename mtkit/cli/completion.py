@@ -12,9 +12,6 @@ import typer
 Complete = Callable[[str], list[str]]
 """From what is typed of a word to the words that begin so."""
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
-"""The precisions in which a model can translate."""
-
 ON_ERROR = ("stop", "skip", "copy")
 """What can be done about a line that cannot be translated."""
 

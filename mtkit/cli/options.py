@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from mtkit.cli import completion
+from mtkit.decoding.options import PRECISIONS
 
 INPUT, SEARCH, SAMPLING = "Input and output", "Search", "Sampling"
 CONSTRAINTS, TEXT, MACHINE = "Constraints", "Text handling", "Machine"
@@ -43,7 +44,7 @@ Precision = Annotated[
     str,
     typer.Option(
         help="auto, fp32, bf16, fp16 or int8.",
-        autocompletion=completion.one_of(*completion.PRECISIONS),
+        autocompletion=completion.one_of(*PRECISIONS),
         rich_help_panel=MACHINE,
     ),
 ]

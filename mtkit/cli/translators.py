@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtkit.cli.completion import PRECISIONS
+from mtkit.decoding.options import check_precision
 from mtkit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,43 +16,42 @@ if TYPE_CHECKING:
     from mtkit.decoding.translator import Translator
 
 
+OTHER_OPTIONS = {"sample_seed": "--seed"}
+"""What options are called whose names are not those of the keys."""
+
+
 def decoding_of(model: str, changes: Mapping[str, Any]) -> DecodingConfig:
     """How a model folder asks to be decoded, but for the keys whose new value is not None; without torch.
 
     Two new values take back what the folder asks for: `mbr` "none", and `suppress` with nothing but empty texts.
+    How many translations of a line are wanted, the folder does not decide.
 
     Raises:
-        ConfigError: a value is out of range.
+        ConfigError: a value is out of range; at the option.
         StorageError: there is no model.
     """
-    from mtkit.decoding.folder import stored_decoding
+    from mtkit.decoding.folder import change_decoding, stored_decoding
 
-    given = {key: value for key, value in changes.items() if value is not None}
+    given = {"n_best": 1} | {key: value for key, value in changes.items() if value is not None}
     if given.get("mbr") == "none":
         given["mbr"] = None
     if "suppress" in given:
         given["suppress"] = tuple(filter(None, given["suppress"]))
-    return change_decoding(stored_decoding(Path(model)), given)
-
-
-def change_decoding(decoding: DecodingConfig, changes: dict[str, Any]) -> DecodingConfig:
-    """The section with some keys changed. Raises: ConfigError: a value is out of range."""
-    from pydantic import ValidationError
-
-    values = decoding.model_dump() | changes
-    if "n_best" in changes and "beam_size" not in changes:
-        wanted = max(decoding.beam_size, changes["n_best"])
-        values["beam_size"] = -(-wanted // values["groups"]) * values["groups"]
-    elif "n_best" not in changes:
-        values["n_best"] = 1
     try:
-        return type(decoding).model_validate(values)
-    except ValidationError as error:
-        detail = error.errors()[0]
-        option = "--" + "-".join(map(str, detail["loc"])).replace("_", "-") if detail["loc"] else None
-        option = "--seed" if option == "--sample-seed" else option
-        what = detail["msg"].removeprefix("Value error, ")
-        raise ConfigError(what, where=option, hint="--help tells the options") from error
+        return change_decoding(stored_decoding(Path(model)), given)
+    except ConfigError as error:
+        where = None if error.where == "decoding" else error.where
+        hint = error.hint or "--help tells the options"
+        raise ConfigError(in_options(error.what), where=where and in_options(where), hint=hint) from error
+
+
+def in_options(text: str) -> str:
+    """A message about keys as one about options: --beam-size for decoding.beam_size."""
+
+    def option(key: re.Match[str]) -> str:
+        return OTHER_OPTIONS.get(key[1], f"--{key[1].replace('_', '-')}")
+
+    return re.sub(r"\bdecoding\.([a-z_]+)", option, text)
 
 
 def load_translator(
@@ -65,10 +65,7 @@ def load_translator_and_config(
     model: str, decoding: DecodingConfig, device: str, precision: str, ensemble: Sequence[str] = ()
 ) -> tuple[Translator, Config]:
     """A translator and the config it was trained with."""
-    if precision not in PRECISIONS:
-        raise ConfigError(
-            f"{precision!r} is no precision", where="--precision", hint="auto, fp32, bf16, fp16 or int8"
-        )
+    check_precision(precision, "--precision")
     from mtkit.decoding.loading import load_model, load_others
     from mtkit.decoding.translator import Translator
     from mtkit.device import choose_device

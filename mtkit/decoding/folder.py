@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from mtkit.checkpoint import CONFIG_FILE, MANIFEST_FILE, valid_checkpoints
 from mtkit.config import Config, DecodingConfig
-from mtkit.configfile import load_stored_config
+from mtkit.configfile import change_section, load_stored_config
 from mtkit.errors import ConfigError, StorageError
 from mtkit.files import committed_folder
 
@@ -79,3 +80,17 @@ def stored_decoding(path: Path) -> DecodingConfig:
         return stored_config(folder, hint="", to_translate=True).decoding
     except StorageError:
         return DecodingConfig()
+
+
+def change_decoding(decoding: DecodingConfig, changes: Mapping[str, object]) -> DecodingConfig:
+    """How to decode, with other values for some keys; a larger `n_best` alone widens the beam.
+
+    Raises:
+        ConfigError: as for a config: no such key, or a value that it does not take.
+    """
+    wanted = changes.get("n_best")
+    if isinstance(wanted, int) and wanted > decoding.beam_size and "beam_size" not in changes:
+        groups = changes.get("groups", decoding.groups)
+        groups = groups if isinstance(groups, int) and groups > 0 else 1
+        changes = {**changes, "beam_size": -(-wanted // groups) * groups}
+    return change_section(decoding, "decoding", changes)

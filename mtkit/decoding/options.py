@@ -1,13 +1,16 @@
-"""What a caller asks of one translation job; how the model searches is `DecodingConfig`'s."""
+"""What a caller asks of one translation job, and what he may change in how the model searches (`DecodingConfig`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 from mtkit.decoding.reading import always_ready
-from mtkit.errors import DataError
+from mtkit.errors import ConfigError, DataError
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+"""The precisions in which a model can translate."""
 
 LINES_AT_ONCE = 4096
 """Lines read before the first batch is made: they are sorted by length, and their translations come out together."""
@@ -60,3 +63,43 @@ class TranslateOptions:
 
 
 DEFAULT_OPTIONS = TranslateOptions()
+
+
+class DecodingChanges(TypedDict, total=False):
+    """Keys of `DecodingConfig`, where they are described: those that are given replace the run's own."""
+
+    beam_size: int
+    length_penalty: float
+    penalty_kind: Literal["gnmt", "simple"]
+    coverage_penalty: float
+    n_best: int
+    stop: Literal["finished", "unbeaten", "certain"]
+    max_length_ratio: float
+    max_length_extra: int
+    min_pieces: int
+    no_repeat_ngram: int
+    suppress: Sequence[str]
+    groups: int
+    diversity: float
+    sample: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    epsilon: float
+    sample_seed: int
+    mbr: Literal["bleu", "chrf", "chrf++", "ter"] | None
+    mbr_candidates: int
+    batch_tokens: int
+
+
+def check_precision(name: str, where: str = "precision") -> None:
+    """Check that a model can translate in it. Raises: ConfigError: at `where`."""
+    if name not in PRECISIONS:
+        hint = f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
+        raise ConfigError(f"{name!r} is no precision", where=where, hint=hint)
+
+
+def refuse_text(lines: object, name: str) -> None:
+    """Check that lines are not one text, whose letters would be taken for lines. Raises: TypeError."""
+    if isinstance(lines, str | bytes):
+        raise TypeError(f"{name} is one text, not lines of text: put it in a list, [text]")

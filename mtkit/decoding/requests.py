@@ -50,9 +50,11 @@ class Request:
 
     @classmethod
     def of(cls, line: str | Request) -> Request:
-        """A line without demands, or what is a request already."""
-        if not isinstance(line, str):
+        """A line without demands, or what is a request already. Raises: TypeError: it is neither."""
+        if isinstance(line, Request):
             return line
+        if not isinstance(line, str):
+            raise TypeError(f"a line is a str or a Request, not {type(line).__name__}")
         return cls(line, fault=line.fault if isinstance(line, BadLine) else None)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Unpack
 
 import torch
 
@@ -17,10 +18,17 @@ from mtkit.data.tokenizer import Tokenizers
 from mtkit.decoding.alternatives import Alternative, best_alternatives
 from mtkit.decoding.batches import BatchSearch
 from mtkit.decoding.ensemble import Ensemble
+from mtkit.decoding.folder import change_decoding, stored_decoding
 from mtkit.decoding.loading import load_model, load_others
 from mtkit.decoding.mbr import make_utility, minimum_risk
 from mtkit.decoding.numbers import has_number
-from mtkit.decoding.options import DEFAULT_OPTIONS, TranslateOptions
+from mtkit.decoding.options import (
+    DEFAULT_OPTIONS,
+    DecodingChanges,
+    TranslateOptions,
+    check_precision,
+    refuse_text,
+)
 from mtkit.decoding.reading import in_chunks
 from mtkit.decoding.requests import Cutter, Part, Request
 from mtkit.decoding.scoring import Scorer
@@ -76,23 +84,29 @@ class Translator:
         device: str = "auto",
         precision: str = "auto",
         ensemble: Sequence[str | Path] = (),
+        **changes: Unpack[DecodingChanges],
     ) -> Translator:
         """A translator from a run folder (its best checkpoint) or a checkpoint folder.
 
         Args:
             path: the folder.
             decoding: instead of the run's own settings.
+            changes: keys of these settings that are to have another value, such as beam_size=3.
             device: auto, cpu, cuda, cuda:1 ...
             precision: auto, fp32, bf16, fp16 or int8.
             ensemble: folders of further models with the same tokenizers, whose probabilities are averaged.
 
         Raises:
             StorageError: the folder or a file of it is missing or damaged.
-            ConfigError: the device is not there, or has no int8; a model of the ensemble has another vocabulary.
+            ConfigError: a key or value that decoding does not have; the device is not there, or has no int8; a model of
+                the ensemble has another vocabulary.
         """
+        check_precision(precision)
+        decoding = change_decoding(decoding or stored_decoding(Path(path)), changes)
+        chosen = choose_device(device, "device")
         config, tokenizers, model = load_model(Path(path))
         others = load_others(ensemble, tokenizers, path)
-        return cls.of(config, tokenizers, model, decoding, choose_device(device), precision, others)
+        return cls.of(config, tokenizers, model, decoding, chosen, precision, others)
 
     @classmethod
     def of(
@@ -124,6 +138,10 @@ class Translator:
         decoding = decoding or config.decoding
         return cls(model, tokenizers, decoding, config.data.max_length, others, int8)
 
+    def translate_one(self, line: str | Request, options: TranslateOptions = DEFAULT_OPTIONS) -> Translation:
+        """The best translation of one line. Raises: DataError: see `translate_n_best`."""
+        return next(self.translate([line], options))
+
     def translate(
         self, lines: Iterable[str | Request], options: TranslateOptions = DEFAULT_OPTIONS
     ) -> Iterator[Translation]:
@@ -145,6 +163,13 @@ class Translator:
             DataError: a prefix or constraints that cannot be met; at the line's number. The lines before are yielded.
                 With `options.on_error` "skip" or "copy" only what ends the lines, as a file that cannot be read.
         """
+        refuse_text(lines, "lines")
+        return self._in_chunks(lines, options)
+
+    def _in_chunks(
+        self, lines: Iterable[str | Request], options: TranslateOptions
+    ) -> Iterator[list[Translation]]:
+        """Translate what is read ahead, again and again."""
         first = options.first_line
         for chunk in in_chunks(lines, options.read_ahead, options.is_ready):
             yield from self._translate_chunk(list(map(Request.of, chunk)), first, options)
@@ -166,6 +191,13 @@ class Translator:
         Raises:
             DataError: a prefix or a line that is too long, unless `options.on_error` says otherwise.
         """
+        refuse_text(lines, "lines")
+        return self._alternatives(lines, number, options)
+
+    def _alternatives(
+        self, lines: Iterable[str | Request], number: int, options: TranslateOptions
+    ) -> Iterator[list[Alternative]]:
+        """Take line by line."""
         for line_number, line in enumerate(lines, options.first_line):
             try:
                 part = self.cutter.single(Request.of(line), line_number, options.split_sentences)
@@ -197,6 +229,8 @@ class Translator:
         Raises:
             DataError: not as many sources as targets; a line too long to be scored in one piece.
         """
+        refuse_text(srcs, "srcs")
+        refuse_text(tgts, "tgts")
         return self.scorer.score(srcs, tgts)
 
     def search_ids(self, sentences: Sequence[Ids]) -> list[list[Hypothesis]]:

@@ -211,6 +211,8 @@ def test_set(name: str, src: str, tgt: str) -> tuple[list[str], list[list[str]]]
 
 
 def _check_streams(hyps: Sequence[str], refs: Sequence[Sequence[str | None]]) -> None:
+    if isinstance(hyps, str):
+        raise DataError("hyps is one text, not a list of translations", hint="put it in brackets: [hyps]")
     if not hyps:
         raise DataError("there are no hypotheses to score")
     if not refs:

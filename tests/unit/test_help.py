@@ -12,10 +12,10 @@ import tiny
 import typer
 
 from mtkit.cli import app
-from mtkit.cli.completion import PRECISIONS
 from mtkit.cli.terminal import own_command
 from mtkit.config import Config, DecodingConfig, Metric
 from mtkit.configfile import config_keys, key_values
+from mtkit.decoding.options import PRECISIONS
 from mtkit.training.preparation import Inputs
 from mtkit.training.results import TextSet
 

@@ -59,7 +59,9 @@ STARTS_WITHOUT_TORCH = [
     "data.demo",
     "decoding.folder",
     "decoding.jobs",
+    "decoding.options",
     "decoding.output",
+    "decoding.reading",
     *(name for name in MODULES if name.split(".")[0] == "cli"),
 ]
 

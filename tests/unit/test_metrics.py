@@ -320,6 +320,8 @@ def test_references_that_do_not_fit(refs: list[list[str]], message: str) -> None
 def test_nothing_to_score() -> None:
     with pytest.raises(DataError, match="no hypotheses"):
         metrics.score([], [[]])
+    with pytest.raises(DataError, match="hyps is one text, not a list of translations"):
+        metrics.score("a text", [["a text"]])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_type_hints
 
 import numpy as np
 import pytest
@@ -21,13 +21,13 @@ from mtkit.data.pairs import Pair
 from mtkit.data.tokenizer import Tokenizers, make_tokenizers
 from mtkit.decoding.loading import copy_weights, find_checkpoint, load_model, make_model
 from mtkit.decoding.longtext import cut_place
-from mtkit.decoding.options import TranslateOptions
+from mtkit.decoding.options import DecodingChanges, TranslateOptions
 from mtkit.decoding.reading import PATIENCE_SECONDS, in_chunks
 from mtkit.decoding.requests import Part, Request
 from mtkit.decoding.search import Hypothesis, SearchOptions, gnmt_penalty, search
 from mtkit.decoding.translation import Translation
 from mtkit.decoding.translator import Translator
-from mtkit.errors import DataError, StorageError
+from mtkit.errors import ConfigError, DataError, StorageError
 from mtkit.model.transformer import Transformer
 
 WORDS = ["the", "old", "man", "sees", "a", "bird", "and", "my", "sister", "hears", "children", "in", "houses"]
@@ -585,6 +585,74 @@ def test_a_loaded_translator_translates_as_the_model_in_memory(tmp_path: Path, j
     assert not loaded.model.training
     other = DecodingConfig(beam_size=1)
     assert Translator.load(tmp_path / "run", decoding=other, device="cpu").decoding == other
+
+
+def test_keys_of_the_decoding_can_be_changed_when_a_translator_is_loaded(tmp_path: Path) -> None:
+    config, _ = save(tmp_path / "run")
+
+    def load(**changes: Any) -> DecodingConfig:
+        return Translator.load(tmp_path / "run", device="cpu", **changes).decoding
+
+    assert load(beam_size=3) == config.decoding.model_copy(update={"beam_size": 3})
+    assert load(n_best=9) == config.decoding.model_copy(update={"n_best": 9, "beam_size": 9})
+    assert load(suppress=["x"], mbr=None).suppress == ("x",)
+    other = DecodingConfig(beam_size=1)
+    assert load(decoding=other, length_penalty=0.5) == DecodingConfig(beam_size=1, length_penalty=0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"beam": 3}, "decoding.beam: unknown key (did you mean beam_size?)"),
+        ({"beam_size": 0}, "decoding.beam_size: must be more than 0, got 0 (the default is 5)"),
+        ({"beam_size": "3"}, "decoding.beam_size: wants a whole number, got the text '3' (write 3)"),
+        ({"stop": "never"}, "decoding.stop: wants finished, unbeaten or certain, got the text 'never'"),
+        ({"beam_size": 4, "groups": 3}, "decoding: beam_size 4 is not a multiple of groups 3"),
+        ({"precision": "fp8"}, "precision: 'fp8' is no precision (auto, fp32, bf16, fp16 or int8)"),
+        ({"device": "gpu"}, "device: 'gpu' is no device (auto, cpu, cuda or cuda:1)"),
+    ],
+    ids=str,
+)
+def test_changes_are_checked_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], what: str
+) -> None:
+    save(tmp_path / "run")
+    monkeypatch.setattr("mtkit.decoding.translator.load_model", lambda path: pytest.fail("loaded"))
+    with pytest.raises(ConfigError) as told:
+        Translator.load(tmp_path / "run", **changes)
+    assert str(told.value) == what
+
+
+def test_the_changes_are_all_keys_of_the_decoding_with_their_types() -> None:
+    types = get_type_hints(DecodingChanges)
+    assert list(types) == list(DecodingConfig.model_fields)
+    for name, field in DecodingConfig.model_fields.items():
+        assert types[name] == (Sequence[str] if name == "suppress" else field.annotation), name
+
+
+def test_one_line_is_translated_like_many(tmp_path: Path) -> None:
+    save(tmp_path / "run")
+    translator = Translator.load(tmp_path / "run", device="cpu", precision="fp32")
+    (line,) = sentences(1)
+    assert translator.translate_one(line) == next(translator.translate([line]))
+    assert translator.translate_one(Request(line, prefix="ein")).text.startswith("ein")
+
+
+def test_a_text_is_no_list_of_lines(tmp_path: Path) -> None:
+    save(tmp_path / "run")
+    translator = Translator.load(tmp_path / "run", device="cpu")
+    text: Any = "a bird"
+    for call in (
+        lambda: translator.translate(text),
+        lambda: translator.translate_n_best(text),
+        lambda: translator.alternatives(text, 2),
+        lambda: translator.score(text, ["x"]),
+        lambda: translator.score(["x"], text),
+    ):
+        with pytest.raises(TypeError, match=r"is one text, not lines of text: put it in a list, \[text\]$"):
+            call()
+    with pytest.raises(TypeError, match="a line is a str or a Request, not int"):
+        list(translator.translate(cast(Any, [1])))
 
 
 def test_tied_weights_are_tied_again_after_loading(tmp_path: Path) -> None:
