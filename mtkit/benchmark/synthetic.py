@@ -37,6 +37,14 @@ class SyntheticTokenizer:
         return -(-self.num_pieces // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
+def random_lengths(rng: np.random.Generator, num_pairs: int, longest: int) -> tuple[Ids, Ids]:
+    """The lengths of the sources and the targets of so many pairs."""
+    src = MEDIAN_SRC_PIECES * rng.lognormal(0.0, SPREAD, num_pairs)
+    tgt = src * TGT_PER_SRC * rng.lognormal(0.0, TGT_SPREAD, num_pairs)
+    src_lengths, tgt_lengths = (np.clip(side.round(), 1, longest).astype(np.int32) for side in (src, tgt))
+    return src_lengths, tgt_lengths
+
+
 class SyntheticCorpus:
     """Random pairs; what training asks of a `Corpus`."""
 
@@ -44,10 +52,7 @@ class SyntheticCorpus:
 
     def __init__(self, num_pairs: int, vocab_size: int, max_length: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
-        src = MEDIAN_SRC_PIECES * rng.lognormal(0.0, SPREAD, num_pairs)
-        tgt = src * TGT_PER_SRC * rng.lognormal(0.0, TGT_SPREAD, num_pairs)
-        self.src_lengths: Ids = np.clip(src.round(), 1, max_length).astype(np.int32)
-        self.tgt_lengths: Ids = np.clip(tgt.round(), 1, max_length).astype(np.int32)
+        self.src_lengths, self.tgt_lengths = random_lengths(rng, num_pairs, max_length)
         longest = int(max(self.src_lengths.max(), self.tgt_lengths.max()))
         self._pieces: Ids = rng.integers(len(SPECIALS), vocab_size, num_pairs + longest, dtype=np.int32)
         self.counts = FilterCounts(kept=num_pairs)

@@ -1,4 +1,4 @@
-"""`mtkit benchmark`: how fast training and translating are on this machine."""
+"""`mtkit benchmark`: how fast training and translating are on this machine, and what a training pair costs."""
 
 from __future__ import annotations
 
@@ -47,6 +47,30 @@ def benchmark_train(
         minutes=minutes,
         synthetic=synthetic,
         say=lambda line: progress.print(line, markup=False, highlight=False, soft_wrap=True),
+    )
+    if as_json:
+        print_text(json.dumps(result.as_dict(), indent=2) + "\n")
+    else:
+        make_console(sys.stdout).print(result.table())
+
+
+def benchmark_data(
+    config: Annotated[
+        str | None, typer.Argument(metavar="[CONFIG]", help="Encode its training pairs too, anew.")
+    ] = None,
+    overrides: options.Overrides = None,
+    pairs: Annotated[int, typer.Option(min=1, help="How many pairs, of random lengths.")] = 10_000_000,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure what each training pair costs a process: order of the batches, search for duplicates, encoding."""
+    from mtkit.configfile import load_config
+
+    loaded = None if config is None else load_config(config, overrides or ())
+    from mtkit.benchmark.data import benchmark_data as benchmark
+
+    progress = make_console(sys.stderr)
+    result = benchmark(
+        pairs, loaded, say=lambda line: progress.print(line, markup=False, highlight=False, soft_wrap=True)
     )
     if as_json:
         print_text(json.dumps(result.as_dict(), indent=2) + "\n")

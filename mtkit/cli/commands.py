@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mtkit.cli.benchmark import benchmark_train, benchmark_translate
+from mtkit.cli.benchmark import benchmark_data, benchmark_train, benchmark_translate
 from mtkit.cli.config import schema, show
 from mtkit.cli.evaluate import evaluate
 from mtkit.cli.init import init
@@ -61,6 +61,9 @@ config_app.command(epilog="Example: `mtkit config schema > mtkit.schema.json`")(
 config_app.command(epilog="Example: `mtkit config show config.yaml training.max_steps=100`")(show)
 
 app.add_typer(benchmark_app, name="benchmark")
+benchmark_app.command("data", epilog="Example: `mtkit benchmark data config.yaml --pairs 10000000`")(
+    benchmark_data
+)
 benchmark_app.command(
     "train", epilog="Example: `mtkit benchmark train configs/base.yaml --synthetic --against torch`"
 )(benchmark_train)

@@ -105,3 +105,21 @@ def test_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     held = torch.ones(64 << 20)  # 256 MiB
     assert peak_memory(cpu) >= before + 100 * 2**20
     del held
+
+
+def test_what_a_pair_costs(config: Path) -> None:
+    code, out, err = tiny.mtkit("benchmark", "data", config, "--pairs", 3000, "--json")
+    assert code == 0, err
+    costs = {cost["work"]: cost for cost in json.loads(out)["costs"]}
+    assert list(costs)[-1] == f"encoding {tiny.SPLITS['train']} pairs"
+    assert costs["lengths"]["bytes_held"] == 4
+    assert all(cost["microseconds"] > 0 for work, cost in costs.items() if work != "lengths")
+    assert (
+        8
+        < costs["duplicates, hashing apart"]["bytes_held"]
+        < costs["duplicates, hashing apart"]["bytes_peak"]
+    )
+    code, out, _ = tiny.mtkit("benchmark", "data", "--pairs", 500)
+    assert code == 0
+    assert "the border of two epochs" in out
+    assert "encoding" not in out

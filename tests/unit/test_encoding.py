@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -237,3 +238,14 @@ def test_a_set_of_digests() -> None:
         assert digests.add(values).tolist() == expected
     assert not digests.add(np.array(sorted(seen), np.uint64)).any()
     assert sum(len(held) for part in digests._parts for held in part) == len(seen)
+
+
+def test_memory_of_a_set_of_digests() -> None:
+    rng, digests, count, at_once = np.random.default_rng(0), DigestSet(), 400_000, 1 << 12
+    tracemalloc.start()
+    try:
+        for _ in range(count // at_once):
+            digests.add(rng.integers(0, 2**64, at_once, dtype=np.uint64))
+        assert tracemalloc.get_traced_memory()[1] < 12 * count
+    finally:
+        tracemalloc.stop()

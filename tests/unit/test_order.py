@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from collections import Counter
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from mtkit.benchmark import synthetic
 from mtkit.data import order as order_module
 from mtkit.data.batching import num_positions, pair_sizes, split_by_budget
 from mtkit.data.order import BatchOrder, Indices, permute_within
@@ -135,3 +137,24 @@ def test_a_permutation_sends_a_slot_anywhere(size: int) -> None:
         chi_squared = sum((found[value] - expected) ** 2 / expected for value in values)
         freedom = max(1, len(values) - 1)
         assert chi_squared < freedom + 5 * np.sqrt(2 * freedom) + 5
+
+
+def test_memory(lazy: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most 16 bytes a pair, lengths included, also while pairs are sorted; an epoch that begins takes none."""
+    monkeypatch.setattr(order_module, "_SORTED_AT_ONCE", 1 << 14)
+    monkeypatch.setattr(order_module, "_PAIRS_AT_ONCE", 1 << 14)
+    count = 400_000
+    drawn = synthetic.random_lengths(np.random.default_rng(1), count, 100)
+    src, tgt = (lengths.astype(np.int16) for lengths in drawn)
+    tracemalloc.start()
+    try:
+        order = BatchOrder(src, tgt, 4096, seed=1)
+        assert src.nbytes + tgt.nbytes + tracemalloc.get_traced_memory()[1] < 16 * count
+        assert tracemalloc.get_traced_memory()[0] < 5 * count
+        before = order.epoch(0)
+        tracemalloc.reset_peak()
+        after = order.epoch(1)
+        assert src.nbytes + tgt.nbytes + tracemalloc.get_traced_memory()[1] < 10 * count
+    finally:
+        tracemalloc.stop()
+    assert len(before) == len(after)
