@@ -15,6 +15,7 @@ from mtkit.config import DecodingConfig
 from mtkit.data.batching import Ids, split_by_budget
 from mtkit.data.tokenizer import Tokenizer
 from mtkit.decoding.ensemble import Ensemble
+from mtkit.decoding.mbr import make_utility, minimum_risk
 from mtkit.decoding.options import MOST_WORKERS
 from mtkit.decoding.requests import Part
 from mtkit.decoding.sampling import SamplingOptions, sample
@@ -37,6 +38,7 @@ class BatchSearch:
         self.ensemble, self.decoding = ensemble, decoding
         self.options = search_options(decoding, ensemble.tokenizers.tgt)
         self.sampling = sampling_options(decoding)
+        self.utility = None if decoding.mbr is None else make_utility(decoding.mbr)
 
     def search_parts(
         self,
@@ -45,6 +47,8 @@ class BatchSearch:
         num_workers: int = MOST_WORKERS,
     ) -> list[list[Hypothesis]]:
         """The hypotheses of each part, best first; samples in the order they were drawn.
+
+        With minimum Bayes risk these are the `n_best` of least risk; as soon as a batch is searched, they are chosen.
 
         Args:
             on_batch: told after each batch which parts it had.
@@ -100,8 +104,19 @@ class BatchSearch:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(num_threads)
 
-    @torch.inference_mode()
     def _search_batch(self, parts: list[Part]) -> list[list[Hypothesis]]:
+        return list(map(self._chosen, self._hypotheses(parts)))
+
+    def _chosen(self, hypotheses: list[Hypothesis]) -> list[Hypothesis]:
+        """Those of least risk, if that is asked for."""
+        if self.utility is None:
+            return hypotheses
+        texts = self.ensemble.tokenizers.tgt.decode([hypothesis.ids for hypothesis in hypotheses])
+        ranked = minimum_risk(texts, self.utility)
+        return [hypotheses[number] for number, _ in ranked[: self.decoding.n_best]]
+
+    @torch.inference_mode()
+    def _hypotheses(self, parts: list[Part]) -> list[list[Hypothesis]]:
         src_BS = self.ensemble.sources([part.ids for part in parts])
         max_lengths, prefixes = [part.max_length for part in parts], [part.prefix for part in parts]
         device = self.ensemble.device

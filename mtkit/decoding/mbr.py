@@ -3,58 +3,149 @@
 The expected utility of a candidate is estimated over pseudo-references, which are the candidates themselves
 (Kumar and Byrne 2004; for samples of neural models Eikema and Aziz 2020). Utilities are sacreBLEU's sentence scores.
 
-With n different candidates that takes n x n scores. For many candidates `coarse_to_fine` first ranks all of them in
-time linear in n, by chrF against one reference with the mean n-gram counts of all (reference aggregation: Vamvas and
-Sennrich 2024, section 3, who find it almost as good as the whole matrix), then compares the best of them exactly.
+With n different candidates that takes n x n scores. What BLEU and chrF need to know of a text, its n-grams, is counted
+once for each, and compared with all others at once; TER is asked of sacreBLEU pair by pair. Where there are many
+candidates, all are first ranked in time linear in n, by chrF against one reference with the mean n-gram counts of all
+(reference aggregation: Vamvas and Sennrich 2024, section 3, who find it almost as good as the whole matrix); then
+the best are compared exactly.
+
+Shapes: H hypotheses, R references, G different n-grams.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from string import punctuation
+
+import numpy as np
+import numpy.typing as npt
 
 from mtkit.errors import ConfigError
 
-Utility = Callable[[str, str], float]
-"""How good a hypothesis is if the second text is the truth; higher is better."""
+Matrix = npt.NDArray[np.float64]
+Utility = Callable[[Sequence[str], Sequence[str]], Matrix]
+"""How good each hypothesis is if each reference is the truth, [H, R]; higher is better."""
+Grams = Mapping[str, int]
+"""How often each n-gram of one length comes in a text."""
 
 CHRF_ORDER = 6
 CHRF_BETA = 2.0
+CHRF_WORD_ORDER = 2  # of chrF++
+BLEU_ORDER = 4
 
 UTILITIES = ("bleu", "chrf", "chrf++", "ter")
 
 
 def make_utility(name: str) -> Utility:
-    """The sentence score of a metric of sacreBLEU; TER with its sign turned. Raises: ConfigError: no such metric."""
+    """The sentence scores of a metric of sacreBLEU; TER with its sign turned. Raises: ConfigError: no such metric."""
     import sacrebleu
 
     match name:
         case "bleu":
-            metric: Any = sacrebleu.BLEU(effective_order=True)  # sentences may be shorter than four words
+            metric = sacrebleu.BLEU(effective_order=True)  # sentences may be shorter than four words
+            return partial(sentence_bleu, tokenize=metric.tokenizer)
         case "chrf":
-            metric = sacrebleu.CHRF()
+            return partial(sentence_chrf, grams=character_ngrams)
         case "chrf++":
-            metric = sacrebleu.CHRF(word_order=2)
+            return partial(sentence_chrf, grams=character_and_word_ngrams)
         case "ter":
-            metric = sacrebleu.TER()
-        case _:
-            raise ConfigError(
-                f"unknown metric {name!r}", where="--mbr", hint=f"one of {', '.join(UTILITIES)}"
+            ter = sacrebleu.TER()
+            return lambda hyps, refs: np.array(
+                [[-float(ter.sentence_score(hyp, [ref]).score) for ref in refs] for hyp in hyps]
             )
-    sign = -1.0 if name == "ter" else 1.0
-    return lambda hyp, ref: sign * float(metric.sentence_score(hyp, [ref]).score)
+    raise ConfigError(f"unknown metric {name!r}", where="--mbr", hint=f"one of {', '.join(UTILITIES)}")
 
 
-def expected_utilities(
-    hyps: Sequence[str], refs: Sequence[str], weights: Sequence[float], utility: Utility
-) -> list[float]:
-    """Of each hypothesis, the weighted mean of its utilities over the references."""
-    total = sum(weights)
-    return [
-        sum(weight * utility(hyp, ref) for ref, weight in zip(refs, weights, strict=True)) / total
-        for hyp in hyps
-    ]
+# --- sentence scores of all pairs -------------------------------------------------------------------------------------
+
+
+def sentence_chrf(hyps: Sequence[str], refs: Sequence[str], grams: Callable[[str], list[Grams]]) -> Matrix:
+    """chrF (Popović 2015, 2017) of each hypothesis against each reference, as sacreBLEU computes it: [H, R].
+
+    Args:
+        grams: n-grams of a text, of each order by which it is judged.
+    """
+    counted = counts_of([*hyps, *refs], grams)
+    precision, recall, num_orders = (np.zeros((len(hyps), len(refs))) for _ in range(3))
+    for of_hyps, of_refs in zip(by_order(counted, hyps), by_order(counted, refs), strict=True):
+        matches_HR = num_matches(of_hyps, of_refs)
+        hyp_H1, ref_1R = sizes(of_hyps)[:, None], sizes(of_refs)[None, :]
+        both_HR = (hyp_H1 > 0) & (ref_1R > 0)
+        precision += np.where(both_HR, matches_HR / np.maximum(hyp_H1, 1), 0.0)
+        recall += np.where(both_HR, matches_HR / np.maximum(ref_1R, 1), 0.0)
+        num_orders += both_HR
+    precision /= np.maximum(num_orders, 1)
+    recall /= np.maximum(num_orders, 1)
+    factor = CHRF_BETA**2
+    denominator = factor * precision + recall
+    return 100 * ((1 + factor) * precision * recall / np.where(denominator > 0, denominator, 1.0))
+
+
+def sentence_bleu(hyps: Sequence[str], refs: Sequence[str], tokenize: Callable[[str], str]) -> Matrix:
+    """BLEU (Papineni et al. 2002) of each hypothesis against each reference, as sacreBLEU has it for sentences: [H, R].
+
+    Orders for which a hypothesis is too short do not count, and the k-th order without a match has 1 / 2^k matches
+    (smoothing `exp`: Chen and Cherry 2014, method 3).
+
+    Args:
+        tokenize: divides words by spaces.
+    """
+    counted = counts_of([*hyps, *refs], lambda text: word_ngrams(tokenize(text.rstrip()).split(), BLEU_ORDER))
+    log_sum, num_orders, any_match = (np.zeros((len(hyps), len(refs))) for _ in range(3))
+    halves = np.ones((len(hyps), len(refs)))
+    lengths: list[tuple[Matrix, Matrix]] = []
+    for of_hyps, of_refs in zip(by_order(counted, hyps), by_order(counted, refs), strict=True):
+        matches_HR, total_H1 = num_matches(of_hyps, of_refs), sizes(of_hyps)[:, None]
+        lengths.append((total_H1, sizes(of_refs)[None, :]))
+        long_enough = total_H1 > 0
+        none = (matches_HR == 0) & long_enough
+        halves = np.where(none, 2 * halves, halves)
+        shares = np.where(none, 1 / halves, matches_HR) / np.maximum(total_H1, 1)
+        log_sum += np.log(np.where(long_enough, 100 * shares, 1.0))
+        num_orders += long_enough
+        any_match += matches_HR
+    hyp_H1, ref_1R = lengths[0]  # of single words
+    brevity = np.minimum(0.0, 1 - ref_1R / np.maximum(hyp_H1, 1))
+    return np.where(any_match > 0, np.exp(brevity + log_sum / np.maximum(num_orders, 1)), 0.0)
+
+
+def counts_of(texts: Sequence[str], grams: Callable[[str], list[Grams]]) -> dict[str, list[Grams]]:
+    """The n-grams of each different text, of all orders."""
+    return {text: grams(text) for text in dict.fromkeys(texts)}
+
+
+def by_order(counted: Mapping[str, list[Grams]], texts: Sequence[str]) -> list[tuple[Grams, ...]]:
+    """For each order the n-grams of these texts."""
+    return list(zip(*(counted[text] for text in texts), strict=True))
+
+
+def sizes(grams: Sequence[Grams]) -> Matrix:
+    """How many n-grams each text has."""
+    return np.array([sum(counts.values()) for counts in grams], dtype=np.float64)
+
+
+def num_matches(hyps: Sequence[Grams], refs: Sequence[Grams]) -> Matrix:
+    """How many n-grams of each hypothesis are in each reference, each at most as often as there: [H, R]."""
+    columns = {
+        gram: column for column, gram in enumerate(dict.fromkeys(gram for ref in refs for gram in ref))
+    }
+    hyps_HG, refs_RG = (count_matrix(texts, columns) for texts in (hyps, refs))
+    matches = [np.minimum(hyp_G, refs_RG).sum(axis=1) for hyp_G in hyps_HG]
+    return np.array(matches, dtype=np.float64).reshape(len(hyps), len(refs))
+
+
+def count_matrix(texts: Sequence[Grams], columns: Mapping[str, int]) -> npt.NDArray[np.int32]:
+    """The counts of the n-grams that have a column, a row for each text."""
+    matrix = np.zeros((len(texts), len(columns)), dtype=np.int32)
+    for row, grams in zip(matrix, texts, strict=True):
+        known = {columns[gram]: count for gram, count in grams.items() if gram in columns}
+        row[list(known)] = list(known.values())
+    return matrix
+
+
+# --- choosing ---------------------------------------------------------------------------------------------------------
 
 
 def minimum_risk(candidates: Sequence[str], utility: Utility, num_exact: int = 64) -> list[tuple[int, float]]:
@@ -65,13 +156,15 @@ def minimum_risk(candidates: Sequence[str], utility: Utility, num_exact: int = 6
         num_exact: different candidates up to this number are compared each with each; of more, the best so many by
             `aggregated_chrf` are compared with all.
     """
+    if not candidates:
+        return []
     counts = Counter(candidates)
     texts, weights = list(counts), [float(count) for count in counts.values()]
     chosen = texts
     if len(texts) > num_exact:
         ranks = dict(zip(texts, aggregated_chrf(texts, weights), strict=True))
         chosen = sorted(texts, key=lambda text: -ranks[text])[:num_exact]
-    utilities = expected_utilities(chosen, texts, weights, utility)
+    utilities = (utility(chosen, texts) @ np.array(weights) / sum(weights)).tolist()
     first = {text: number for number, text in reversed(list(enumerate(candidates)))}
     order = sorted(range(len(chosen)), key=lambda i: (-utilities[i], first[chosen[i]]))
     return [(first[chosen[i]], utilities[i]) for i in order]
@@ -90,14 +183,34 @@ def aggregated_chrf(texts: Sequence[str], weights: Sequence[float]) -> list[floa
     return [chrf_of_counts(orders, mean, sizes) for orders in grams]
 
 
-def character_ngrams(text: str) -> list[Counter[str]]:
+def character_ngrams(text: str) -> list[Grams]:
     """Counts of the n-grams of 1 to 6 characters, spaces left out."""
     joined = "".join(text.split())
     return [Counter(joined[i : i + n] for i in range(len(joined) - n + 1)) for n in range(1, CHRF_ORDER + 1)]
 
 
+def character_and_word_ngrams(text: str) -> list[Grams]:
+    """Those of 1 to 6 characters, and those of 1 and 2 words, from whose beginning or end a punctuation mark is cut."""
+    words = []
+    for word in text.split():
+        if len(word) > 1 and word[-1] in punctuation:
+            words += [word[:-1], word[-1]]
+        elif len(word) > 1 and word[0] in punctuation:
+            words += [word[0], word[1:]]
+        else:
+            words.append(word)
+    return character_ngrams(text) + word_ngrams(words, CHRF_WORD_ORDER)
+
+
+def word_ngrams(words: Sequence[str], order: int) -> list[Grams]:
+    """Counts of the n-grams of 1 to `order` words."""
+    return [
+        Counter(" ".join(words[i : i + n]) for i in range(len(words) - n + 1)) for n in range(1, order + 1)
+    ]
+
+
 def chrf_of_counts(
-    hyp: Sequence[Counter[str]], ref: Sequence[Counter[str]], ref_sizes: Sequence[float]
+    hyp: Sequence[Grams], ref: Sequence[Mapping[str, float]], ref_sizes: Sequence[float]
 ) -> float:
     """F score of mean precision and recall over the orders that both have."""
     precisions, recalls = [], []

@@ -20,7 +20,6 @@ from mtkit.decoding.batches import BatchSearch
 from mtkit.decoding.ensemble import Ensemble
 from mtkit.decoding.folder import change_decoding, stored_decoding
 from mtkit.decoding.loading import load_model, load_others
-from mtkit.decoding.mbr import make_utility, minimum_risk
 from mtkit.decoding.numbers import has_number
 from mtkit.decoding.options import (
     DEFAULT_OPTIONS,
@@ -273,7 +272,7 @@ class Translator:
         every = [part for parts in of_lines for part in parts]
         finished = LineCounter(list(map(len, of_lines)), options.on_progress)
         workers = options.num_workers
-        found = list(map(self._chosen, self.batches.search_parts(every, finished, workers)))
+        found = self.batches.search_parts(every, finished, workers)
         of_parts = iter(self._with_kept(every, found, workers))
         return [
             SearchedLine(
@@ -285,14 +284,6 @@ class Translator:
             )
             for request, outcome, parts in zip(requests, cut, of_lines, strict=False)
         ]
-
-    def _chosen(self, hypotheses: list[Hypothesis]) -> list[Hypothesis]:
-        """The `n_best` hypotheses; with minimum Bayes risk those of least risk."""
-        if self.decoding.mbr is None:
-            return hypotheses
-        texts = self.tokenizers.tgt.decode([hypothesis.ids for hypothesis in hypotheses])
-        ranked = minimum_risk(texts, make_utility(self.decoding.mbr))
-        return [hypotheses[number] for number, _ in ranked[: self.decoding.n_best]]
 
     def _with_kept(
         self, parts: list[Part], chosen: list[list[Hypothesis]], num_workers: int
@@ -317,7 +308,7 @@ class Translator:
             [self.cutter.keeping(parts[i]) for i in again], num_workers=num_workers
         )
         for i, hypotheses in zip(again, results, strict=True):
-            found[i] = self._chosen(hypotheses) if hypotheses else chosen[i]
+            found[i] = hypotheses or chosen[i]
         return found
 
 

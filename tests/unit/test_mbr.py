@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import sacrebleu
 
@@ -36,6 +37,47 @@ def test_against_a_direct_computation(name: str) -> None:
         assert utility == pytest.approx(risk[number])
     assert ranked[0][1] == pytest.approx(max(risk))
     assert [u for _, u in ranked] == sorted((u for _, u in ranked), reverse=True)
+
+
+@pytest.mark.parametrize("name", UTILITIES)
+def test_every_pair_has_the_score_of_sacrebleu(name: str) -> None:
+    texts = [
+        "",
+        " ",
+        "a",
+        "ab.",
+        "(hi)",
+        "a a a a a a",
+        "Ein Hund, ein Hund!",
+        "... ein\u2009Hund",
+        "犬がいる。",
+    ]
+    texts += ["Hund\n", "the the the the the cat", *candidates(6)]
+    metric = {
+        "bleu": sacrebleu.BLEU(effective_order=True),
+        "chrf": sacrebleu.CHRF(),
+        "chrf++": sacrebleu.CHRF(word_order=2),
+        "ter": sacrebleu.TER(),
+    }[name]
+    sign = -1 if name == "ter" else 1
+    hyps, refs = texts, texts[::-1][:9]
+    expected = [[sign * metric.sentence_score(hyp, [ref]).score for ref in refs] for hyp in hyps]
+    found = make_utility(name)(hyps, refs)
+    assert found.shape == (len(hyps), len(refs))
+    assert found == pytest.approx(np.array(expected), rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["bleu", "chrf", "chrf++"])
+def test_sacrebleu_is_not_asked_pair_by_pair(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a fifth of a second and more to compare 32 candidates so."""
+    utility = make_utility(name)
+    for metric in (sacrebleu.BLEU, sacrebleu.CHRF):
+        monkeypatch.setattr(metric, "sentence_score", lambda *texts: pytest.fail("asked"))
+    assert len(minimum_risk(candidates(32), utility)) == len(set(candidates(32)))
+
+
+def test_no_candidates_have_no_risk() -> None:
+    assert [minimum_risk([], make_utility(name)) for name in UTILITIES] == [[], [], [], []]
 
 
 def test_aggregated_chrf_of_one_reference_is_chrf() -> None:

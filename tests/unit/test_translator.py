@@ -19,8 +19,10 @@ from mtkit.config import Config, DataConfig, DecodingConfig, ModelConfig, Source
 from mtkit.configfile import dump_config
 from mtkit.data.pairs import Pair
 from mtkit.data.tokenizer import Tokenizers, make_tokenizers
+from mtkit.decoding import batches
 from mtkit.decoding.loading import copy_weights, find_checkpoint, load_model, make_model
 from mtkit.decoding.longtext import cut_place
+from mtkit.decoding.mbr import Utility, minimum_risk
 from mtkit.decoding.options import DecodingChanges, TranslateOptions
 from mtkit.decoding.reading import PATIENCE_SECONDS, in_chunks
 from mtkit.decoding.requests import Part, Request
@@ -368,6 +370,21 @@ def test_score_of_an_empty_line_is_what_translate_prints() -> None:
 def test_score_wants_as_many_sources_as_targets() -> None:
     with pytest.raises(DataError, match="2 source lines, but 1 target lines"):
         make().score(["a", "b"], ["c"])
+
+
+def test_candidates_are_chosen_among_as_soon_as_they_are_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left to be done in silence after the last line was reported, and no candidates are kept till then."""
+    events: list[str | int] = []
+
+    def noted(candidates: Sequence[str], utility: Utility) -> list[tuple[int, float]]:
+        events.append("chosen")
+        return minimum_risk(candidates, utility)
+
+    monkeypatch.setattr(batches, "minimum_risk", noted)
+    translator = make(mbr="chrf", mbr_candidates=4, batch_tokens=1)
+    found = translator.translate(sentences(3), TranslateOptions(on_progress=events.append, num_workers=1))
+    assert len(list(found)) == 3
+    assert events == ["chosen", 1] * 3
 
 
 # --- long lines ---------------------------------------------------------------------------------------------------
