@@ -483,6 +483,20 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_text(path: str | Path) -> str:
+    """SHA-256 of the lines that `read_lines` yields, in hexadecimal, whatever packs them. Raises: DataError.
+
+    For a plain file with "\n" behind each line, and no byte order mark, it is that of the bytes.
+    """
+    digest, last = hashlib.sha256(), b"\n"
+    for block in _blocks(path):
+        digest.update(block.replace(b"\r\n", b"\n"))
+        last = block[-1:] or last
+    if last != b"\n":
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
 class FolderLock:
     """Holds a folder for one process: `with FolderLock(run_folder): ...`. Makes the folder if there is none.
 

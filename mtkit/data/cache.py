@@ -10,8 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from mtkit.config import DataConfig
+from mtkit.data.tables import Hashes, HashFile
 from mtkit.errors import StorageError
-from mtkit.files import sha256_file, storage_errors, write_text
+from mtkit.files import sha256_file, sha256_text, storage_errors, write_text
 
 _ABANDONED_SECONDS = 24 * 3600
 _SETTLED_NS = 2_000_000_000  # A file changed later than that may change again without its times telling.
@@ -25,33 +26,40 @@ def cache_folder(data: DataConfig) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "mtkit"
 
 
-def open_cache(data: DataConfig, kind: str) -> tuple[Path, HashMemo]:
+def open_cache(data: DataConfig, kind: str) -> tuple[Path, Hashes]:
     """The cache's folder of this kind, made if it is not there, and the hashes of files. Raises: StorageError."""
     cache = cache_folder(data)
     with storage_errors(cache):
         for name in (kind, "hashes"):
             (cache / name).mkdir(parents=True, exist_ok=True)
-    return cache / kind, HashMemo(cache / "hashes")
+    memory = cache / "hashes"
+    return cache / kind, Hashes(HashMemo(memory, sha256_file), HashMemo(memory, sha256_text, "text "))
 
 
 class HashMemo:
-    """SHA-256 of files, remembered by path, size and times: a large corpus is not hashed at every start."""
+    """Hashes of files, remembered by path, size and times: a large corpus is not hashed at every start.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    Args:
+        folder: where they are remembered.
+        hash_file: gives the hash of a file.
+        kind: tells these hashes from others in the folder.
+    """
+
+    def __init__(self, folder: Path, hash_file: HashFile, kind: str = "") -> None:
+        self._folder, self._hash_file, self._kind = folder, hash_file, kind
 
     def __call__(self, path: Path) -> str:
-        """The hash of a file. Raises: StorageError: it cannot be read."""
+        """The hash of a file. Raises: StorageError, DataError: it cannot be read."""
         with storage_errors(path):
             status = path.stat()
         changed = max(status.st_mtime_ns, status.st_ctime_ns)
-        identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+        identity = f"{self._kind}{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
         memo = self._folder / hashlib.sha256(identity.encode()).hexdigest()[:32]
         with suppress(OSError):
             known = memo.read_text("ascii")
             if len(known) == 64:
                 return known
-        digest = sha256_file(path)
+        digest = self._hash_file(path)
         if time.time_ns() - changed > _SETTLED_NS:
             with suppress(StorageError):
                 write_text(memo, digest)

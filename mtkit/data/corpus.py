@@ -53,7 +53,7 @@ class Corpus:
         """Map a folder of the cache. Raises: StorageError: it is missing, damaged or of other content."""
         self.fingerprint = fingerprint
         self.counts = _read_counts(folder, fingerprint)
-        self._sources = sources
+        self.sources = sources
         batches = _map_batches(folder / "pairs.arrow", self.counts.kept)
         self._src, self._tgt = _Side(batches, "src"), _Side(batches, "tgt")
         self._places = [
@@ -76,8 +76,20 @@ class Corpus:
         """Where the text of a pair stands: `train.en.gz:17`."""
         batch, row = divmod(index, ROWS)
         source, line = (column[row] for column in self._places[batch])
-        place: str = self._sources[source].place(int(line))
+        place: str = self.sources[source].place(int(line))
         return place
+
+    def first_difference(self, other: Corpus) -> int | None:
+        """Number of the first pair that is another, or that one of both lacks; None if the ids are the same."""
+        both = min(len(self), len(other))
+        sides = (self._src, other._src), (self._tgt, other._tgt)
+        for start in range(0, both, ROWS):
+            if all(mine.same_batch(theirs, start // ROWS) for mine, theirs in sides):
+                continue
+            for index in range(start, min(start + ROWS, both)):
+                if not all(np.array_equal(mine.row(index), theirs.row(index)) for mine, theirs in sides):
+                    return index
+        return None if len(self) == len(other) else both
 
 
 class _Side:
@@ -92,6 +104,11 @@ class _Side:
         batch, row = divmod(index, ROWS)
         offsets = self._offsets[batch]
         return self._values[batch][offsets[row] : offsets[row + 1]]
+
+    def same_batch(self, other: _Side, batch: int) -> bool:
+        """Whether a record batch is the same in both."""
+        columns = (self._offsets, other._offsets), (self._values, other._values)
+        return all(np.array_equal(mine[batch], theirs[batch]) for mine, theirs in columns)
 
     def lengths(self) -> Lengths:
         longest = max(int(np.diff(offsets).max()) for offsets in self._offsets)

@@ -31,6 +31,7 @@ from mtkit.data.corpus import FORMAT, ROWS, SCHEMA, Corpus, numbers_of
 from mtkit.data.filters import KEPT, FilterCounts, PairFilter, Reasons
 from mtkit.data.pairs import Pair
 from mtkit.data.sources import Source
+from mtkit.data.tables import Hashes
 from mtkit.data.tokenizer import Ids, Tokenizers
 from mtkit.errors import DataError, StorageError
 from mtkit.files import (
@@ -70,8 +71,8 @@ def encode_corpus(
         DataError: a source cannot be read, or no pair is left.
         StorageError: the cache cannot be written.
     """
-    cache, hash_file = open_cache(data, "corpora")
-    fingerprint = _fingerprint(sources, tokenizers, data, hash_file)
+    cache, hashes = open_cache(data, "corpora")
+    fingerprint = _fingerprint(sources, tokenizers, data, hashes)
     folder = cache / fingerprint[:32]
     cached = _open_cached(folder, fingerprint, sources)
     if cached is not None:
@@ -377,10 +378,20 @@ def _take_over(place: Path) -> list[Marked]:
     return found
 
 
-def _fingerprint(
-    sources: Sequence[Source], tokenizers: Tokenizers, data: DataConfig, hash_file: Callable[[Path], str]
-) -> str:
+def names_content(
+    fingerprint: str, sources: Sequence[Source], tokenizers: Tokenizers, data: DataConfig
+) -> bool:
+    """Whether a fingerprint is that of the corpus that these make.
+
+    mtkit 0.1.0 made fingerprints of the bytes of text files, which are others when the file is packed anew.
+    """
+    _, hashes = open_cache(data, "corpora")
+    kinds = hashes, Hashes(hashes.of_bytes, of_text=hashes.of_bytes)
+    return any(fingerprint == _fingerprint(sources, tokenizers, data, kind) for kind in kinds)
+
+
+def _fingerprint(sources: Sequence[Source], tokenizers: Tokenizers, data: DataConfig, hashes: Hashes) -> str:
     """The key of a corpus: everything that decides its ids."""
     filters = [data.max_length, data.max_length_ratio, data.drop_duplicates]
-    texts = [source.fingerprint(hash_file) for source in sources]
+    texts = [source.fingerprint(hashes) for source in sources]
     return hashlib.sha256(json.dumps([FORMAT, texts, tokenizers.fingerprint, filters]).encode()).hexdigest()

@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Literal
 
 from mtkit.config import DataConfig, SourceConfig
 from mtkit.data.pairs import Columns, NumberedPairs, Pair, read_csv, read_jsonl, read_tsv
-from mtkit.data.tables import HashFile, HubTable, ParquetTable, SavedTable, Table, read_rows, row_place
+from mtkit.data.tables import Hashes, HubTable, ParquetTable, SavedTable, Table, read_rows, row_place
 from mtkit.errors import ConfigError, DataError
-from mtkit.files import COMPRESSED_SUFFIXES, count_lines, read_lines, sha256_file
+from mtkit.files import COMPRESSED_SUFFIXES, count_lines, read_lines
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 Split = Literal["train", "valid", "test"]
 
+HASHES = Hashes()
 _SPLITS_ON_THE_HUB = {"train": "train", "valid": "validation", "test": "test"}
 _READERS: dict[str, Callable[[Path, Columns], NumberedPairs]] = {
     ".tsv": read_tsv,
@@ -61,8 +62,8 @@ class Source(ABC):
         return ()
 
     @abstractmethod
-    def fingerprint(self, hash_file: HashFile = sha256_file) -> str:
-        """A hash that is another whenever `read` yields something else; `hash_file` is SHA-256 of a file."""
+    def fingerprint(self, hashes: Hashes = HASHES) -> str:
+        """A hash that is another whenever `read` yields something else."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,9 @@ class ParallelFiles(Source):
         """See `Source.place`: the line on the source side."""
         return f"{self.src}:{number}"
 
-    def fingerprint(self, hash_file: HashFile = sha256_file) -> str:
+    def fingerprint(self, hashes: Hashes = HASHES) -> str:
         """See `Source.fingerprint`."""
-        return _hash("parallel", hash_file(self.src), hash_file(self.tgt))
+        return _hash("parallel", hashes.of_text(self.src), hashes.of_text(self.tgt))
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,9 @@ class PairsFile(Source):
         """See `Source.place`: the line at which the pair begins."""
         return f"{self.path}:{number}"
 
-    def fingerprint(self, hash_file: HashFile = sha256_file) -> str:
+    def fingerprint(self, hashes: Hashes = HASHES) -> str:
         """See `Source.fingerprint`."""
-        return _hash(self.suffix, self.columns.names, self.columns.languages, hash_file(self.path))
+        return _hash(self.suffix, self.columns.names, self.columns.languages, hashes.of_text(self.path))
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,9 @@ class TableSource(Source):
         """See `Source.place`."""
         return row_place(self.table.place, number)
 
-    def fingerprint(self, hash_file: HashFile = sha256_file) -> str:
+    def fingerprint(self, hashes: Hashes = HASHES) -> str:
         """See `Source.fingerprint`. A data set of the hub that is not pinned to a commit is read for it."""
-        key = self.table.content_key(hash_file)
+        key = self.table.content_key(hashes.of_bytes)
         if key is not None:
             return _hash(type(self.table).__name__, self.columns.names, self.columns.languages, key)
         digest = hashlib.sha256()
@@ -186,9 +187,9 @@ class DemoPairs(Source):
         """See `Source.place`."""
         return f"{self.name} ({self.split}): pair {number}"
 
-    def fingerprint(self, hash_file: HashFile = sha256_file) -> str:
+    def fingerprint(self, hashes: Hashes = HASHES) -> str:
         """See `Source.fingerprint`: the parameters, and the code of the generator."""
-        code = [hash_file(path) for path in sorted(Path(__file__).parent.glob("demo*.py"))]
+        code = [hashes.of_bytes(path) for path in sorted(Path(__file__).parent.glob("demo*.py"))]
         return _hash("demo", self.direction, self.num_pairs, self.seed, self.split, code)
 
 

@@ -16,12 +16,23 @@ from typing import TYPE_CHECKING
 
 from mtkit.data.pairs import TRANSLATION, Columns, NumberedPairs, Pair, check_text
 from mtkit.errors import DataError
+from mtkit.files import sha256_file, sha256_text
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
 
 HashFile = Callable[[Path], str]
 """SHA-256 of a file."""
+
+
+@dataclass(frozen=True)
+class Hashes:
+    """How contents of files are told from each other."""
+
+    of_bytes: HashFile = sha256_file
+    of_text: HashFile = sha256_text
+    """Of the lines, whatever the file's name and compression."""
+
 
 _ROWS_AT_ONCE = 1000
 _LONGEST_MESSAGE = 300

@@ -15,7 +15,6 @@ import numpy as np
 from rich.console import Console
 
 from mtkit.config import Config
-from mtkit.data.cache import cache_folder
 from mtkit.data.corpus import Corpus
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.device import peak_memory
@@ -26,7 +25,7 @@ from mtkit.training.memory import find_slices, largest_batch
 from mtkit.training.ownership import refuse_foreign
 from mtkit.training.preparation import describe, open_splits, prepare, set_up
 from mtkit.training.progress import Progress
-from mtkit.training.resuming import refuse_other_corpus, resumable
+from mtkit.training.resuming import refuse_other_inputs, resumable
 from mtkit.training.signals import Signals
 from mtkit.training.trainer import Trainer
 from mtkit.training.validation import TextCorpus, Validator
@@ -52,7 +51,7 @@ def check_run(config: Config, console: Console) -> None:
         tokenizer_folder = Path(config.run) if resumed else Path(scratch)
         inputs = prepare(config, tokenizer_folder, resumed=resumed, say=lambda line: say("data", line))
         if checkpoint is not None:
-            refuse_other_corpus(checkpoint, inputs.corpus, cache_folder(config.data))
+            refuse_other_inputs(checkpoint, inputs, config)
         for test in inputs.tests:
             say("test", f"{test.name}: {len(test.srcs):,} pairs")
         if inputs.valid is not None:

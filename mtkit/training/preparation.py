@@ -105,8 +105,8 @@ def cached_tokenizers(config: Config, sources: Sequence[Source], say: Say) -> To
     wanted = config.tokenizer
     if wanted.model is not None or wanted.src_model is not None:
         return make_tokenizers(wanted, pairs, config.seed)
-    cache, hash_file = open_cache(config.data, "tokenizers")
-    texts = [source.fingerprint(hash_file) for source in sources]
+    cache, hashes = open_cache(config.data, "tokenizers")
+    texts = [source.fingerprint(hashes) for source in sources]
     key = json.dumps([sentencepiece.__version__, wanted.model_dump(), config.seed, texts])
     folder = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
     with suppress(StorageError):

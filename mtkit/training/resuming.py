@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-
 from mtkit.checkpoint import STATE_FILE, Checkpoint, load_newest_checkpoint
-from mtkit.config import Config
+from mtkit.config import Config, DataConfig
 from mtkit.configfile import diff_configs, dump_config
 from mtkit.data.cache import cache_folder
 from mtkit.data.corpus import Corpus
+from mtkit.data.encoding import names_content
+from mtkit.data.sources import open_sources
+from mtkit.data.tokenizer import load_tokenizers
 from mtkit.decoding.folder import stored_config
 from mtkit.errors import ConfigError, StorageError
 from mtkit.files import committed_folder, storage_errors, write_text
+from mtkit.training.preparation import Inputs
 from mtkit.training.state import TrainState
 from mtkit.training.trainer import Trainer
+from mtkit.training.validation import fingerprint_of
 
 HARMLESS = (
-    "run", "data.root", "data.cache", "data.test", "training.max_steps", "training.max_epochs",
-    "training.time_limit_minutes", "training.device", "training.num_threads", "training.log_every_steps",
+    "run", "data.root", "data.cache", "data.train", "data.valid", "data.test",
+    "training.max_steps", "training.max_epochs", "training.time_limit_minutes",
+    "training.device", "training.num_threads", "training.log_every_steps",
     "training.save_every_steps", "training.keep_last", "training.average_last", "training.tensorboard",
     "training.parallel", "training.activation_checkpointing", "training.on_divergence", "validation.patience",
-    "validation.num_samples", "decoding",
+    "validation.num_samples", "validation.every_steps", "validation.metrics", "training.compile", "decoding",
 )  # fmt: skip
-"""Keys that may change when a run goes on: what is learned stays the same (but a longer cosine is another curve)."""
+"""Keys that may change when a run goes on: what is learned stays the same (but a longer cosine is another curve).
+
+Of training and validation pairs the text counts, not the files: see `refuse_other_sources`, `refuse_other_validation`.
+"""
+
+OTHER_DATA = "restore the files, choose another run folder, or start anew with --fresh"
 
 CHANGED_DEFAULTS: dict[str, object] = {
     "tokenizer.character_coverage": 1.0,
@@ -56,6 +66,10 @@ def resumable(config: Config, say: Callable[[str], None]) -> tuple[Config, Check
         stored = stored_config(folder, hint)
         config = with_old_defaults(stored, config)
         refuse_changes(stored, config)
+        if stored.data.train != config.data.train:
+            refuse_other_sources(checkpoint, config)
+        if checkpoint.state.get("valid") is None:  # a run of 0.1.0 knows but the names of the files
+            refuse_other_validation(checkpoint, config, same=stored.data.valid == config.data.valid)
         return config, checkpoint
     if faults:
         raise StorageError(
@@ -93,36 +107,64 @@ def refuse_changes(old: Config, new: Config) -> None:
         )
 
 
-def refuse_other_corpus(checkpoint: Checkpoint, corpus: Corpus, cache: Path) -> None:
-    """Compare with the checkpoint's training pairs. Raises: ConfigError: they are others; StorageError: none named."""
-    if "corpus" not in checkpoint.state:
-        raise StorageError(
-            "the checkpoint's state names no corpus", where=STATE_FILE, hint="start anew with --fresh"
-        )
-    if checkpoint.state["corpus"] != corpus.fingerprint:
-        changes = changes_of_corpus(str(checkpoint.state["corpus"]), corpus, cache)
+def refuse_other_sources(checkpoint: Checkpoint, config: Config) -> None:
+    """Check that `data.train`, which was changed, names the same text. Raises: ConfigError: it does not; DataError."""
+    sources = open_sources(config.data.train, config.data, "train")
+    tokenizers = load_tokenizers(Path(config.run))
+    if not names_content(str(checkpoint.state.get("corpus")), sources, tokenizers, config.data):
         raise ConfigError(
-            f"the training data has changed since the last checkpoint{changes}",
-            where="data.train",
-            hint="restore the files, choose another run folder, or start anew with --fresh",
+            "names other text than the last checkpoint was trained on", where="data.train", hint=OTHER_DATA
         )
 
 
-def changes_of_corpus(before: str, corpus: Corpus, cache: Path) -> str:
-    """What differs from the corpus with that fingerprint, in words; nothing if the cache no longer holds it."""
-    try:
-        old = Corpus(cache / "corpora" / before[:32], before, ())
-    except StorageError:
-        return ""
-    counts = f": {len(old):,} pairs then, {len(corpus):,} now"
-    both = range(min(len(old), len(corpus)))
-    differs = (
-        i
-        for i in both
-        if any(not np.array_equal(side(old, i), side(corpus, i)) for side in (Corpus.src, Corpus.tgt))
+def refuse_other_inputs(checkpoint: Checkpoint, inputs: Inputs, config: Config) -> None:
+    """Compare what was read with what the checkpoint knows. Raises: ConfigError: it is other; StorageError."""
+    state = checkpoint.state
+    if "corpus" not in state:
+        hint = "start anew with --fresh"
+        raise StorageError("the checkpoint's state names no corpus", where=STATE_FILE, hint=hint)
+    if state.get("tokenizers", inputs.tokenizers.fingerprint) != inputs.tokenizers.fingerprint:
+        what = "the tokenizer is not the one that this run began with"
+        raise StorageError(what, where=config.run, hint="restore it, or start anew with --fresh")
+    refuse_other_corpus(str(state["corpus"]), inputs, config.data)
+    same = state.get("valid") in (None, fingerprint_of(inputs.valid))
+    refuse_other_validation(checkpoint, config, same=same)
+
+
+def refuse_other_corpus(before: str, inputs: Inputs, data: DataConfig) -> None:
+    """Compare training pairs with those of a fingerprint. Raises: ConfigError: they are others."""
+    corpus = inputs.corpus
+    if before == corpus.fingerprint or names_content(before, corpus.sources, inputs.tokenizers, data):
+        return
+    changes = ""
+    with suppress(StorageError):  # the cache may no longer hold it
+        old = Corpus(cache_folder(data) / "corpora" / before[:32], before, ())
+        first = corpus.first_difference(old)
+        if first is None:  # the same pairs, read from other files
+            return
+        changes = f": {len(old):,} pairs then, {len(corpus):,} now"
+        if first < len(corpus):
+            changes += f"; the first that differs is {corpus.place(first)}"
+    what = f"the training data has changed since the last checkpoint{changes}"
+    raise ConfigError(what, where="data.train", hint=OTHER_DATA)
+
+
+def refuse_other_validation(checkpoint: Checkpoint, config: Config, *, same: bool) -> None:
+    """Where validation pairs are not the same, refuse to compare their scores with the best so far.
+
+    Without `best/` there is nothing to lose: then the best is chosen anew.
+
+    Raises:
+        ConfigError: there is a best so far.
+    """
+    best = committed_folder(Path(config.run) / "best")
+    if same or checkpoint.state.get("best") is None or not best.is_dir():
+        return
+    raise ConfigError(
+        "the validation pairs have changed since the last checkpoint: scores would not compare with the best so far",
+        where="data.valid",
+        hint=f"restore them, or move {best} away: then the best is chosen anew",
     )
-    first = next(differs, len(both))
-    return counts + (f"; the first that differs is {corpus.place(first)}" if first < len(corpus) else "")
 
 
 def is_harmless(change: str) -> bool:
@@ -131,10 +173,12 @@ def is_harmless(change: str) -> bool:
     return any(key == harmless or key.startswith(f"{harmless}.") for harmless in HARMLESS)
 
 
-def begin(trainer: Trainer, checkpoint: Checkpoint | None, say: Callable[[str], None]) -> None:
+def begin(
+    trainer: Trainer, inputs: Inputs, checkpoint: Checkpoint | None, say: Callable[[str], None]
+) -> None:
     """Put the checkpoint's state into the trainer, or save step 0, which proves the disk before time is spent."""
     if checkpoint is not None:
-        refuse_other_corpus(checkpoint, trainer.corpus, cache_folder(trainer.config.data))
+        refuse_other_inputs(checkpoint, inputs, trainer.config)
     if trainer.processes.is_main:
         write_text(trainer.run_folder / "config.yaml", dump_config(trainer.config))
     steps = trainer.processes.gather(-1 if checkpoint is None else checkpoint.state.get("step", 0))
@@ -146,8 +190,10 @@ def begin(trainer: Trainer, checkpoint: Checkpoint | None, say: Callable[[str], 
     else:
         resume(trainer, checkpoint)
         if trainer.processes.is_main:
-            drop_later_lines(trainer.run_folder / "metrics.jsonl", trainer.state)
+            drop_later_lines(trainer.run_folder / "metrics.jsonl", TrainState.of(checkpoint.state))
         say(f"going on from step {trainer.state.step}")
+        if trainer.state.best != checkpoint.state.get("best"):
+            say("there is no best/: the best is chosen anew")
     trainer.signals.begun = True
 
 

@@ -97,5 +97,5 @@ def prepared(
     validator = None if inputs.valid is None else Validator(inputs.valid, inputs.tokenizers, config)
     trainer = Trainer(config, inputs.corpus, inputs.tokenizers, validator, progress, signals, processes)
     describe(trainer, progress.say)
-    begin(trainer, checkpoint, progress.say)
+    begin(trainer, inputs, checkpoint, progress.say)
     return trainer, inputs

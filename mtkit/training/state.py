@@ -118,6 +118,8 @@ class TrainState:
     """Of the losses, fp16 only."""
     corpus: str = ""
     """Fingerprint of the training pairs."""
+    valid: str | None = None
+    """Fingerprint of the validation pairs by which the best was chosen; None where it was not kept yet."""
     tokenizers: str = ""
     """Fingerprint of the tokenizers: `load_model` takes no others."""
     slices: int = 1
@@ -130,6 +132,11 @@ class TrainState:
     """What the next line of progress will tell of the updates made so far."""
     watch: LossWatch = field(default_factory=LossWatch)
     """What the loss usually is."""
+
+    def forget_best(self) -> None:
+        """Let the next validation, which may be of this step, be the first."""
+        self.best = self.best_loss = self.best_step = None
+        self.validated_step = self.validations_without_best = 0
 
     def as_dict(self) -> dict[str, Any]:
         """For state.json, with the version that writes it."""

@@ -43,6 +43,7 @@ from mtkit.data.tokenizer import Tokenizers
 from mtkit.decoding.loading import copy_weights, make_model
 from mtkit.device import choose_device, choose_dtype, out_of_memory_named
 from mtkit.errors import StorageError, TrainingError
+from mtkit.files import committed_folder
 from mtkit.model.transformer import Transformer
 from mtkit.training.compiling import compile_errors_named
 from mtkit.training.distributed import ALONE, Processes, peers_named
@@ -72,7 +73,14 @@ from mtkit.training.progress import Progress, Sample, Stopwatch
 from mtkit.training.schedule import learning_rate
 from mtkit.training.signals import Interrupted, Signals
 from mtkit.training.state import TrainState, Window
-from mtkit.training.validation import Standing, ValidationResult, Validator, is_better, special_ids
+from mtkit.training.validation import (
+    Standing,
+    ValidationResult,
+    Validator,
+    fingerprint_of,
+    is_better,
+    special_ids,
+)
 
 SMALLEST_LOSS_SCALE = 2.0**-14
 MOST_ROLLBACKS = 5  # from one checkpoint: then it is not the sentences
@@ -143,7 +151,11 @@ class Trainer:
         self.scaler = self._make_scaler()
         decay = training.ema_decay
         self.average = None if decay is None else MovingAverage(self.model, decay)
-        self.state = TrainState(corpus=corpus.fingerprint, tokenizers=tokenizers.fingerprint)
+        self.state = TrainState(
+            corpus=corpus.fingerprint,
+            valid=fingerprint_of(None if validator is None else validator.corpus),
+            tokenizers=tokenizers.fingerprint,
+        )
         self.special = special_ids(tokenizers)
         self.stopwatch = Stopwatch(0.0)
         self.saved: tuple[int, int, bool] | None = None
@@ -623,11 +635,15 @@ class Trainer:
 
     def resume(self, checkpoint: Checkpoint, where: str) -> None:
         """Go on from a checkpoint. Raises: StorageError: it is not of this model."""
+        corpus, valid = self.state.corpus, self.state.valid
         try:
             self.state = TrainState.of(checkpoint.state)
         except (KeyError, TypeError, ValueError) as error:
             what = f"the checkpoint's state is of another version of mtkit: {error}"
             raise StorageError(what, where=where, hint="start anew with --fresh") from error
+        if self.state.best is not None and not committed_folder(self.run_folder / "best").is_dir():
+            self.state.forget_best()
+        self.state.corpus, self.state.valid = corpus, valid
         limit = self.config.training.time_limit_minutes
         over = limit is not None and self.state.seconds >= 60 * limit
         self.saved = self.state.step, self.state.validated_step, over

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -63,6 +65,11 @@ class TextCorpus:
         return cls(srcs, tgts, tokenizers.src.encode(srcs), tokenizers.tgt.encode(tgts), sets)
 
     @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the text."""
+        return hashlib.sha256(json.dumps([self.srcs, self.tgts]).encode()).hexdigest()
+
+    @cached_property
     def src_lengths(self) -> Ids:
         """Pieces of each source."""
         return np.array(list(map(len, self.src_ids)), dtype=np.int32)
@@ -79,6 +86,11 @@ class TextCorpus:
     def tgt(self, index: int) -> Ids:
         """Target ids of a pair."""
         return self.tgt_ids[index]
+
+
+def fingerprint_of(valid: TextCorpus | None) -> str:
+    """That of validation pairs; without any, the empty one."""
+    return "" if valid is None else valid.fingerprint
 
 
 @dataclass(frozen=True)

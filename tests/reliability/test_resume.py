@@ -1,7 +1,10 @@
 """A run that was stopped, in whatever way, goes on as if it had not been: the same weights, bit for bit."""
 
+import gzip
+import hashlib
 import io
 import json
+import lzma
 import os
 import random
 import re
@@ -20,6 +23,7 @@ from rich.console import Console
 import mtkit
 from mtkit.checkpoint import verify_checkpoint
 from mtkit.config import Config, TrainingConfig
+from mtkit.data.tokenizer import load_tokenizers
 from mtkit.errors import ConfigError
 from mtkit.files import sha256_file
 from mtkit.training import resuming
@@ -570,7 +574,8 @@ def test_all_changes_are_named(copied: list[str]) -> None:
 def test_harmless_changes_are_accepted(copied: list[str], halfway: Path, tmp_path: Path) -> None:
     harmless = [
         "training.keep_last=2", "training.log_every_steps=3", "training.save_every_steps=4",
-        "validation.num_samples=0", "validation.patience=50", "decoding.beam_size=2", "data.test=[]",
+        "validation.num_samples=0", "validation.patience=50", "validation.every_steps=5",
+        "validation.metrics=[bleu, chrf]", "decoding.beam_size=2", "data.test=[]",
         "training.device=cpu",
     ]  # fmt: skip
     code, out, err = tiny.mtkit(*copied, *harmless)
@@ -606,6 +611,91 @@ def test_the_corpus_may_move_but_not_change(copied: list[str], corpus: Path, tmp
     code, out, _ = tiny.mtkit(*copied, f"data.root={moved}")
     assert code == 0
     assert "going on from step 12" in out
+
+
+def test_files_may_be_renamed_and_packed_anew(
+    copied: list[str], halfway: Path, corpus: Path, tmp_path: Path
+) -> None:
+    renamed = tmp_path / "renamed"
+    renamed.mkdir()
+    for name in ("train", "valid"):
+        (renamed / f"{name}-new.en.gz").write_bytes(gzip.compress((corpus / f"{name}.src").read_bytes()))
+        (renamed / f"{name}-new.fr.xz").write_bytes(lzma.compress((corpus / f"{name}.tgt").read_bytes()))
+    new = [f"data.{name}=[{{src: {name}-new.en.gz, tgt: {name}-new.fr.xz}}]" for name in ("train", "valid")]
+    there = [f"data.root={renamed}", *new, "data.test=[]"]
+    other = f"data.train=[{{src: {corpus}/valid.src, tgt: {corpus}/valid.tgt}}]"
+    for command in ("train", "check"):
+        code, _, err = tiny.mtkit(command, *copied[1:], other)
+        assert code == 2
+        assert tiny.one_line(err).startswith("error: data.train: names other text than the last checkpoint")
+        assert tiny.mtkit(command, *copied[1:], *there)[0] == 0
+    run = tmp_path / "run"
+    assert tiny.tensors(tiny.checkpoint(run, 18)) == tiny.tensors(tiny.checkpoint(halfway / "18", 18))
+    assert tiny.mtkit("average", run, "--last", "3", "-o", tmp_path / "average")[0] == 0
+
+
+def test_the_fingerprint_of_0_1_0_is_known(copied: list[str], corpus: Path, tmp_path: Path) -> None:
+    """Of packed files it was made of their bytes."""
+    packed = []
+    for side in ("src", "tgt"):
+        packed.append(corpus.parent / f"{tmp_path.name}.{side}.gz")
+        packed[-1].write_bytes(gzip.compress((corpus / f"train.{side}").read_bytes()))
+    run = tmp_path / "run"
+    tokenizers = load_tokenizers(run).fingerprint
+    files = json.dumps(["parallel", *map(sha256_file, packed)])
+    texts = [hashlib.sha256(files.encode()).hexdigest()]
+    before = hashlib.sha256(json.dumps([1, texts, tokenizers, [256, None, False]]).encode()).hexdigest()
+    rewrite(tiny.checkpoint(run, 12), lambda text: text, lambda state: state | {"corpus": before})
+    train = f"data.train=[{{src: {packed[0]}, tgt: {packed[1]}}}]"
+    code, _, err = tiny.mtkit(*copied)
+    assert code == 2
+    assert "the training data has changed" in tiny.one_line(err)
+    assert tiny.mtkit(*copied, train)[0] == 0
+    assert state_of(run, 18)["corpus"] == state_of(run, 6)["corpus"] != before
+    assert tiny.mtkit("average", run, "--last", "3", "-o", tmp_path / "average")[0] == 0
+
+
+def test_the_same_pairs_from_other_files_are_the_same_corpus(
+    copied: list[str], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that is compressed in another way, a generator whose code was tidied: the cache knows the pairs."""
+    monkeypatch.setattr("mtkit.data.sources._hash", lambda *parts: "another")
+    code, out, _ = tiny.mtkit(*copied)
+    assert code == 0
+    assert "going on from step 12" in out
+
+
+def test_another_validation_set_is_not_compared_with(
+    copied: list[str], halfway: Path, corpus: Path, tmp_path: Path
+) -> None:
+    moved, run = Path(shutil.copytree(corpus, tmp_path / "moved")), tmp_path / "run"
+    tiny.write_lines(moved / "valid.tgt", tiny.read_lines(moved / "valid.tgt")[::-1])
+    there = [*copied[1:], f"data.root={moved}"]
+    before = tiny.tree(run)
+    for command in (["train", *there], ["check", *there], ["train", *copied[1:], "data.valid=[]"]):
+        code, _, err = tiny.mtkit(*command)
+        assert code == 2
+        line = tiny.one_line(err)
+        assert line.startswith(
+            "error: data.valid: the validation pairs have changed since the last checkpoint"
+        )
+        assert f"move {run}/best away" in line
+    assert {name for name in before if tiny.tree(run).get(name) != before[name]} <= {".lock"}
+    (run / "best").rename(tmp_path / "old-best")
+    code, out, _ = tiny.mtkit("train", *there, "training.max_steps=12")
+    assert code == 0
+    assert "there is no best/: the best is chosen anew" in out
+    assert state_of(run, 12)["best_step"] == 12
+    assert [line["step"] for line in tiny.records(run, "valid")] == [6, 12, 12]
+    assert tiny.mtkit("train", *there)[0] == 0
+    assert tiny.tensors(tiny.checkpoint(run, 18)) == tiny.tensors(tiny.checkpoint(halfway / "18", 18))
+
+
+def test_of_a_run_of_0_1_0_the_names_of_the_validation_files_count(of_0_1_0: list[str], corpus: Path) -> None:
+    other = f"data.valid=[{{src: {corpus}/test.src, tgt: {corpus}/test.tgt}}]"
+    code, _, err = tiny.mtkit(*of_0_1_0, other)
+    assert code == 2
+    assert tiny.one_line(err).startswith("error: data.valid: the validation pairs have changed")
 
 
 @pytest.mark.parametrize(

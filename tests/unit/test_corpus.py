@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import lzma
 import os
 import time
 from collections.abc import Sequence
@@ -18,11 +20,11 @@ import pytest
 from mtkit.config import DataConfig, SourceConfig, TokenizerConfig
 from mtkit.data import cache, corpus, encoding
 from mtkit.data.corpus import Corpus
-from mtkit.data.encoding import encode_corpus
+from mtkit.data.encoding import encode_corpus, names_content
 from mtkit.data.filters import FilterCounts
 from mtkit.data.pairs import NumberedPairs, Pair
-from mtkit.data.sources import ParallelFiles, Source, open_sources
-from mtkit.data.tables import HashFile
+from mtkit.data.sources import HASHES, ParallelFiles, Source, open_sources
+from mtkit.data.tables import Hashes
 from mtkit.data.tokenizer import Tokenizers, make_tokenizers
 from mtkit.errors import DataError, StorageError
 from mtkit.files import sha256_file
@@ -144,7 +146,7 @@ class OnePair(Source):
     def place(self, number: int) -> str:
         return f"{self.name}:{number}"
 
-    def fingerprint(self, hash_file: HashFile = sha256_file) -> str:
+    def fingerprint(self, hashes: Hashes = HASHES) -> str:
         return self.name
 
 
@@ -238,6 +240,44 @@ def test_the_same_content_elsewhere_is_the_same_corpus(setting: Setting) -> None
     assert len(setting.entries()) == 1
 
 
+def test_packed_anew_it_is_the_same_corpus(setting: Setting) -> None:
+    first = setting.encode()
+    data = setting.data()
+    for side, pack in (("en", gzip.compress), ("de", lzma.compress)):
+        suffix = {"en": "gz", "de": "xz"}[side]
+        text = (setting.root / f"train.{side}").read_bytes()
+        windows = b"\xef\xbb\xbf" + text.removesuffix(b"\n").replace(b"\n", b"\r\n")
+        (setting.root / f"other.{side}.{suffix}").write_bytes(pack(windows))
+    packed = data.model_copy(update={"train": (SourceConfig(src="other.en.gz", tgt="other.de.xz"),)})
+    sources = setting.sources(packed)
+    assert encode_corpus(sources, setting.tokenizers, packed).fingerprint == first.fingerprint
+    assert len(setting.entries()) == 1
+    hashes = Hashes(of_text=sha256_file)  # as mtkit 0.1.0 did
+    before = [
+        encoding._fingerprint(s, setting.tokenizers, data, hashes) for s in (sources, setting.sources(data))
+    ]
+    assert before[1] == first.fingerprint != before[0]
+    assert names_content(before[0], sources, setting.tokenizers, packed)
+    assert not names_content(before[0], setting.sources(data), setting.tokenizers, data)
+
+
+@pytest.mark.parametrize("rows", [3, corpus.ROWS])
+def test_the_first_difference(setting: Setting, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(corpus, "ROWS", rows)
+    monkeypatch.setattr(encoding, "ROWS", rows)
+    first = setting.encode()
+    for name, pairs, difference in (
+        ("same", [*PAIRS, Pair("", "")], None),
+        ("more", [*PAIRS, PAIRS[0]], len(PAIRS)),
+        ("less", PAIRS[:-1], len(PAIRS) - 1),
+        ("exchanged", [*PAIRS[:5], PAIRS[6], PAIRS[5], *PAIRS[7:]], 5),
+        ("one side", [*PAIRS[:8], Pair(PAIRS[8].src, PAIRS[9].tgt), *PAIRS[9:]], 8),
+    ):
+        setting.write(pairs, name)
+        other = setting.encode([name])
+        assert other.first_difference(first) == first.first_difference(other) == difference, name
+
+
 @pytest.mark.parametrize(
     "what", ["truncated", "longer", "no info", "bad info", "no pairs", "other", "scrambled"]
 )
@@ -324,13 +364,15 @@ def test_hashes_are_remembered_of_files_that_have_settled(
     path = tmp_path / "file"
     path.write_bytes(b"one")
     (tmp_path / "hashes").mkdir()
-    memo = cache.HashMemo(tmp_path / "hashes")
+    memo = cache.HashMemo(tmp_path / "hashes", lambda path: hashed[path.read_bytes()])
+    hashed = {b"one": "1" * 64, b"two, longer": "2" * 64}
     fresh = memo(path)
     assert list((tmp_path / "hashes").iterdir()) == []
     monkeypatch.setattr(cache, "_SETTLED_NS", 0)
     assert memo(path) == fresh
     assert len(list((tmp_path / "hashes").iterdir())) == 1
-    monkeypatch.setattr(cache, "sha256_file", lambda path: "0" * 64)
+    hashed[b"one"] = "not asked for"
     assert memo(path) == fresh
+    assert cache.HashMemo(tmp_path / "hashes", lambda _: "3" * 64, "another kind ")(path) == "3" * 64
     path.write_bytes(b"two, longer")
-    assert memo(path) == "0" * 64
+    assert memo(path) == "2" * 64
