@@ -122,10 +122,10 @@ Tag = Annotated[
     ),
 ]
 SplitSentences = Annotated[
-    bool,
+    bool | None,
     typer.Option(
-        "--split-sentences",
-        help="Lines are paragraphs: translate sentence by sentence.",
+        help="Translate every line sentence by sentence, or none; by default those longer than 99 % of the lines that "
+        "the model was trained on.",
         rich_help_panel=TEXT,
     ),
 ]

@@ -73,7 +73,7 @@ def translate(
     alternatives: options.Alternatives = None,
     constraints: options.Constraints = None,
     tag: options.Tag = None,
-    split_sentences: options.SplitSentences = False,
+    split_sentences: options.SplitSentences = None,
     protect: options.Protect = False,
     alignment: options.Alignment = None,
     attention: options.Attention = None,

@@ -66,7 +66,7 @@ def load_translator_and_config(
 ) -> tuple[Translator, Config]:
     """A translator and the config it was trained with."""
     check_precision(precision, "--precision")
-    from mtkit.decoding.loading import load_model, load_others
+    from mtkit.decoding.loading import load_model, load_others, usual_src_tokens
     from mtkit.decoding.translator import Translator
     from mtkit.device import choose_device
 
@@ -75,4 +75,5 @@ def load_translator_and_config(
     chosen = choose_device(device, "--device", int(number) if together else None)
     config, tokenizers, network = load_model(Path(model))
     others = load_others(ensemble, tokenizers, model)
-    return Translator.of(config, tokenizers, network, decoding, chosen, precision, others), config
+    usual = usual_src_tokens(model)
+    return Translator.of(config, tokenizers, network, decoding, chosen, precision, others, usual), config

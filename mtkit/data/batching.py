@@ -16,6 +16,11 @@ from mtkit.data.order import Indices, Lengths
 
 Ids = npt.NDArray[np.int32]
 
+USUAL_SHARE = 0.99
+"""Share of the training sources that count as usual; longer ones are too few to learn such lengths from."""
+
+LENGTHS_AT_ONCE = 1 << 20
+
 
 class EncodedPairs(Protocol):
     """What batching needs of a corpus."""
@@ -64,6 +69,14 @@ def cut_update(batches: Sequence[Indices], num_processes: int = 1, slices: int =
     while len(batches) * num_parts % num_processes:
         num_parts += 1
     return [batch[first::num_parts] for batch in batches for first in range(num_parts)]
+
+
+def usual_length(lengths: Lengths, share: float = USUAL_SHARE) -> int:
+    """The smallest length that so large a share of all does not exceed; found in little memory."""
+    counts = np.zeros(int(lengths.max(initial=0)) + 1, dtype=np.int64)
+    for first in range(0, len(lengths), LENGTHS_AT_ONCE):
+        counts += np.bincount(lengths[first : first + LENGTHS_AT_ONCE], minlength=len(counts))
+    return int(np.searchsorted(counts.cumsum(), share * len(lengths)))
 
 
 def num_positions(batch: Indices, src_lengths: Lengths, tgt_lengths: Lengths) -> int:

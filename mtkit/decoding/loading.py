@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mtkit.checkpoint import load_checkpoint
+from mtkit.checkpoint import STATE_FILE, load_checkpoint, read_json
 from mtkit.config import Config, ModelConfig
 from mtkit.data.tokenizer import Tokenizers, load_tokenizers
 from mtkit.decoding.folder import find_checkpoint, stored_config, tokenizer_folder
@@ -66,6 +66,16 @@ def load_model(path: Path) -> tuple[Config, Tokenizers, Transformer]:
     model = make_model(config.model, tokenizers)
     copy_weights(model, checkpoint.weights, str(folder))
     return config, tokenizers, model
+
+
+def usual_src_tokens(path: str | Path) -> int | None:
+    """As many tokens or fewer has almost every source that a model was trained on; None: older models do not say it.
+
+    Raises:
+        StorageError: there is no model, or what is said of it is damaged.
+    """
+    found = read_json(find_checkpoint(Path(path)) / STATE_FILE).get("usual_src_tokens")
+    return found if isinstance(found, int) else None
 
 
 def load_others(paths: Sequence[str | Path], tokenizers: Tokenizers, first: str | Path) -> list[Transformer]:

@@ -36,7 +36,8 @@ class TranslateOptions:
     """How the lines of one call are read, and what comes with their translations.
 
     Args:
-        split_sentences: split every line at sentence ends, not only the long ones.
+        split_sentences: whether every line is split at sentence ends, or none that the model can hold; None: those that
+            are longer than almost all that the model was trained on, for it would leave sentences out.
         keep_links: give every translation its word links; without it only requests that want them have them.
         keep_attention: give the best translation of each line its attention.
         read_ahead: lines read before they are translated together.
@@ -50,7 +51,7 @@ class TranslateOptions:
         num_workers: batches that may be searched at the same time on a CPU.
     """
 
-    split_sentences: bool = False
+    split_sentences: bool | None = None
     keep_links: bool = False
     keep_attention: bool = False
     read_ahead: int = LINES_AT_ONCE

@@ -124,6 +124,7 @@ class Cutter:
         decoding: limits, and whether there is a search that constraints could steer.
         suppressed: target pieces that never appear.
         max_source_pieces: longer lines are split at sentence ends, longer sentences are cut (see `longtext`).
+        usual_src_tokens: lines that are longer than this are split at sentence ends if nothing else is asked for.
     """
 
     def __init__(
@@ -132,19 +133,21 @@ class Cutter:
         decoding: DecodingConfig,
         suppressed: Sequence[int],
         max_source_pieces: int,
+        usual_src_tokens: int | None = None,
     ) -> None:
         self.tokenizers, self.decoding = tokenizers, decoding
         self.suppressed = frozenset(suppressed)
-        self.max_source_pieces = max_source_pieces
+        self.max_source_pieces, self.usual_src_tokens = max_source_pieces, usual_src_tokens
 
     def parts(
-        self, requests: Sequence[Request], first: int, split: bool = False, links: bool = False
+        self, requests: Sequence[Request], first: int, split: bool | None = None, links: bool = False
     ) -> Iterator[list[Part]]:
         """The parts of each request; none of an empty line.
 
         Args:
             first: number of the first line, from 0.
-            split: every line at its sentence ends, not only the long ones.
+            split: every line at its sentence ends, or none but for `max_source_pieces`; None: those longer than
+                `usual_src_tokens`, if they have no prefix or constraints.
             links: whether links are wanted of all lines, not only of those that ask for them.
 
         Raises:
@@ -156,7 +159,7 @@ class Cutter:
             yield parts
 
     def parts_or_faults(
-        self, requests: Sequence[Request], first: int, split: bool = False, links: bool = False
+        self, requests: Sequence[Request], first: int, split: bool | None = None, links: bool = False
     ) -> Iterator[list[Part] | DataError]:
         """The same, with what `parts` would raise in the place of the line's parts."""
         texts = [request.text for request in requests]
@@ -171,14 +174,14 @@ class Cutter:
         """The pieces of a tag, as they stand before a text."""
         return self.tokenizers.src.encode([tag])[0]
 
-    def single(self, request: Request, number: int, split: bool = False) -> Part | None:
+    def single(self, request: Request, number: int, split: bool | None = None) -> Part | None:
         """The part of a line that must be one sentence, with its prefix alone; None of an empty line.
 
         Raises:
             DataError: it is not; its prefix is too long.
         """
         alone = replace(request, prefix="", constraints=(), keep_numbers=False, links=False)
-        [parts] = self.parts([alone], number, split)
+        [parts] = self.parts([alone], number, split or False)
         if not parts:
             return None
         if len(parts) > 1:
@@ -214,13 +217,23 @@ class Cutter:
         tgt, begins = self.tokenizers.tgt, re.compile(rf"[{re.escape(characters)}{UNSPACED}]")
         return frozenset(i for i in range(tgt.num_pieces) if begins.match(tgt.piece(i)))
 
-    def _parts_of(self, request: Request, ids: Ids, number: int, split: bool, links: bool) -> list[Part]:
+    def _parts_of(
+        self, request: Request, ids: Ids, number: int, split: bool | None, links: bool
+    ) -> list[Part]:
         """The parts of one request, whose text's pieces these are. Raises: DataError."""
         if request.fault is not None:
             raise request.fault
         tag, limit = self.tag_ids(request.tag), self.decoding.max_length
         most = max(1, self.max_source_pieces - len(tag))
-        segments = list(self._segments(request.text, ids, split, most, links or request.links))
+        unsplit = 0 if split else most
+        if (
+            split is None
+            and self.usual_src_tokens is not None
+            and not request.prefix
+            and not request.constraints
+        ):
+            unsplit = min(most, self.usual_src_tokens)
+        segments = list(self._segments(request.text, ids, unsplit, most, links or request.links))
         parts = [
             Part(
                 np.concatenate([tag, segment.ids]),
@@ -236,7 +249,7 @@ class Cutter:
         ]
         return self._demand(request, parts, number, split)
 
-    def _demand(self, request: Request, parts: list[Part], number: int, split: bool) -> list[Part]:
+    def _demand(self, request: Request, parts: list[Part], number: int, split: bool | None) -> list[Part]:
         """The parts of a line with what is demanded of them. Raises: DataError: impossible."""
         if not request.prefix and not request.constraints:
             return parts
@@ -247,7 +260,7 @@ class Cutter:
             raise self._several("a prefix or constraints", request.text, parts, split)
         return [self._steer(parts[0], request.prefix, request.constraints)]
 
-    def _several(self, what_it_has: str, text: str, parts: list[Part], split: bool) -> DataError:
+    def _several(self, what_it_has: str, text: str, parts: list[Part], split: bool | None) -> DataError:
         """Why a line that must be one part is several."""
         where, num_sentences = place_of(parts[0].number), len(sentence_spans(text))
         if split and num_sentences > 1:
@@ -293,9 +306,14 @@ class Cutter:
             return "the vocabulary lacks its characters"
         return "a piece of it is suppressed"
 
-    def _segments(self, line: str, ids: Ids, split: bool, most: int, wants_spans: bool) -> Iterator[Segment]:
-        """The segments of a line: itself, or its sentences, and of too long ones their parts; none of an empty line."""
-        if len(ids) <= most and not split:
+    def _segments(self, line: str, ids: Ids, unsplit: int, most: int, wants_spans: bool) -> Iterator[Segment]:
+        """The segments of a line: itself, or its sentences, and of too long ones their parts; none of an empty line.
+
+        Args:
+            unsplit: pieces of a line that is not split at sentence ends.
+            most: pieces of a segment.
+        """
+        if len(ids) <= unsplit:
             places = [(0, len(line))]
             encoded = [ids]
         else:

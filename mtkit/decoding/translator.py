@@ -19,7 +19,7 @@ from mtkit.decoding.alternatives import Alternative, best_alternatives
 from mtkit.decoding.batches import BatchSearch
 from mtkit.decoding.ensemble import Ensemble
 from mtkit.decoding.folder import change_decoding, stored_decoding
-from mtkit.decoding.loading import load_model, load_others
+from mtkit.decoding.loading import load_model, load_others, usual_src_tokens
 from mtkit.decoding.numbers import has_number
 from mtkit.decoding.options import (
     DEFAULT_OPTIONS,
@@ -53,6 +53,8 @@ class Translator:
             translated part by part and joined.
         others: further models of an ensemble, for the same vocabularies.
         int8: which matrices of the models were packed to multiply in 8-bit integers.
+        usual_src_tokens: lines of several sentences that are longer than this are translated sentence by sentence;
+            None: than `max_source_pieces`.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Translator:
         max_source_pieces: int = 256,
         others: Sequence[Transformer] = (),
         int8: Int8 = "none",
+        usual_src_tokens: int | None = None,
     ) -> None:
         self.model, self.tokenizers, self.decoding = model, tokenizers, decoding
         self.max_source_pieces, self.int8 = max_source_pieces, int8
@@ -70,7 +73,9 @@ class Translator:
         self.device = self.ensemble.device
         self.batches = BatchSearch(self.ensemble, decoding)
         self.options = self.batches.options
-        self.cutter = Cutter(tokenizers, decoding, self.options.suppressed, max_source_pieces)
+        self.cutter = Cutter(
+            tokenizers, decoding, self.options.suppressed, max_source_pieces, usual_src_tokens
+        )
         self.scorer = Scorer(self.ensemble, decoding, self.options, max_source_pieces)
         self.joiner = Joiner(self.ensemble, decoding.batch_tokens)
 
@@ -105,7 +110,7 @@ class Translator:
         chosen = choose_device(device, "device")
         config, tokenizers, model = load_model(Path(path))
         others = load_others(ensemble, tokenizers, path)
-        return cls.of(config, tokenizers, model, decoding, chosen, precision, others)
+        return cls.of(config, tokenizers, model, decoding, chosen, precision, others, usual_src_tokens(path))
 
     @classmethod
     def of(
@@ -117,6 +122,7 @@ class Translator:
         device: torch.device,
         precision: str,
         others: Sequence[Transformer] = (),
+        usual_src_tokens: int | None = None,
     ) -> Translator:
         """A translator of models in memory, which are moved to the device and the precision.
 
@@ -135,7 +141,7 @@ class Translator:
         if device.type == "cpu":
             keep_freed_memory()
         decoding = decoding or config.decoding
-        return cls(model, tokenizers, decoding, config.data.max_length, others, int8)
+        return cls(model, tokenizers, decoding, config.data.max_length, others, int8, usual_src_tokens)
 
     def translate_one(self, line: str | Request, options: TranslateOptions = DEFAULT_OPTIONS) -> Translation:
         """The best translation of one line. Raises: DataError: see `translate_n_best`."""

@@ -237,6 +237,7 @@ def write_average(sources: Sequence[Path], output: Path) -> None:
         "averaged": [step_label(source, state) for source, state in zip(sources, states, strict=True)],
         "tokenizers": fingerprints.pop(),
         "corpus": states[0].get("corpus"),
+        "usual_src_tokens": states[0].get("usual_src_tokens"),
     }
     with storage_errors(sources[0]):
         config = (sources[0] / CONFIG_FILE).read_bytes().decode()

@@ -122,6 +122,8 @@ class TrainState:
     """Fingerprint of the validation pairs by which the best was chosen; None where it was not kept yet."""
     tokenizers: str = ""
     """Fingerprint of the tokenizers: `load_model` takes no others."""
+    usual_src_tokens: int | None = None
+    """As many or fewer has almost every source of the training pairs: a longer line is split when it is translated."""
     slices: int = 1
     """Into how many slices a batch is cut so that memory holds; found at each start for `batch_tokens: auto`."""
     rollbacks: int = 0

@@ -36,7 +36,7 @@ from mtkit.checkpoint import (
 )
 from mtkit.config import Config
 from mtkit.configfile import dump_config
-from mtkit.data.batching import Batch, cut_update, make_batch, make_silent_batch
+from mtkit.data.batching import Batch, cut_update, make_batch, make_silent_batch, usual_length
 from mtkit.data.corpus import Corpus
 from mtkit.data.order import BatchOrder, EpochBatches, Indices
 from mtkit.data.tokenizer import Tokenizers
@@ -151,6 +151,7 @@ class Trainer:
         self.scaler = self._make_scaler()
         decay = training.ema_decay
         self.average = None if decay is None else MovingAverage(self.model, decay)
+        self.usual_src_tokens = usual_length(corpus.src_lengths)
         self.state = TrainState(
             corpus=corpus.fingerprint,
             valid=fingerprint_of(None if validator is None else validator.corpus),
@@ -631,6 +632,7 @@ class Trainer:
         self.state.seconds = self.stopwatch.seconds()
         if self.scaler.is_enabled():
             self.state.scaler = self.scaler.state_dict()
+        self.state.usual_src_tokens = self.usual_src_tokens
         return self.state.as_dict()
 
     def resume(self, checkpoint: Checkpoint, where: str) -> None:

@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 
@@ -310,6 +311,20 @@ def test_alignments_and_attention(trained: Path, corpus: Path, tmp_path: Path) -
 
 
 WRITTEN = Path(__file__).parent.parent / "data" / "protect.en-de.tsv"
+
+
+def test_a_model_knows_how_long_its_sources_were(trained: Path, corpus: Path, tmp_path: Path) -> None:
+    from mtkit.data.batching import usual_length
+    from mtkit.data.tokenizer import load_tokenizers
+    from mtkit.decoding.loading import usual_src_tokens
+    from mtkit.training.averaging import write_average
+
+    src = load_tokenizers(trained).src
+    lengths = np.array([len(ids) for ids in src.encode(tiny.read_lines(corpus / "train.src"))])
+    assert usual_src_tokens(trained) == usual_length(lengths) < lengths.max() + 1
+    average = tmp_path / "average"
+    write_average([trained / "best"], average)
+    assert usual_src_tokens(average) == usual_src_tokens(trained)
 
 
 def test_everything_of_the_written_set_survives(trained: Path) -> None:

@@ -17,6 +17,7 @@ from mtkit.data.batching import (
     pad_rows,
     pair_sizes,
     split_by_budget,
+    usual_length,
 )
 from mtkit.data.order import BatchOrder, Indices
 
@@ -224,3 +225,14 @@ def check_rows(batch: Batch, pairs: list[tuple[list[int], list[int]]]) -> None:
         assert (batch.tgt_in[row, n:] == SPECIAL.tgt_pad).all()
         assert (batch.tgt_out[row, n:] == SPECIAL.tgt_pad).all()
         assert batch.tgt_mask[row].tolist() == [i < n for i in range(batch.tgt_mask.shape[1])]
+
+
+@pytest.mark.parametrize("block", [7, 1 << 20])
+@pytest.mark.parametrize("share", [0.5, 0.99, 1.0])
+def test_the_usual_length_is_that_of_nearly_all(
+    monkeypatch: pytest.MonkeyPatch, block: int, share: float
+) -> None:
+    monkeypatch.setattr("mtkit.data.batching.LENGTHS_AT_ONCE", block)
+    lengths = np.random.default_rng(1).geometric(0.1, size=500).astype(np.int16)
+    usual = usual_length(lengths, share)
+    assert (lengths <= usual).mean() >= share > (lengths < usual).mean()

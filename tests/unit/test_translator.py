@@ -571,7 +571,7 @@ def test_calls_know_nothing_of_each_other() -> None:
 # --- loading --------------------------------------------------------------------------------------------------------
 
 
-def save(folder: Path, seed: int = 0, joint: bool = True) -> tuple[Config, Transformer]:
+def save(folder: Path, seed: int = 0, joint: bool = True, **state: Any) -> tuple[Config, Transformer]:
     """A run folder with one checkpoint."""
     torch.manual_seed(seed)
     data = DataConfig(src="en", tgt="de", train=(SourceConfig(demo="en-de", pairs=10),), max_length=17)
@@ -585,7 +585,7 @@ def save(folder: Path, seed: int = 0, joint: bool = True) -> tuple[Config, Trans
     model = make_model(config.model, tokenizers(joint)).eval()
     folder.mkdir(exist_ok=True)
     tokenizers(joint).save(folder)
-    checkpoint = Checkpoint(dict(model.named_parameters()), dump_config(config), {"step": seed})
+    checkpoint = Checkpoint(dict(model.named_parameters()), dump_config(config), {"step": seed, **state})
     save_checkpoint(step_folder(folder, seed), checkpoint)
     return config, model
 
@@ -670,6 +670,28 @@ def test_a_text_is_no_list_of_lines(tmp_path: Path) -> None:
             call()
     with pytest.raises(TypeError, match="a line is a str or a Request, not int"):
         list(translator.translate(cast(Any, [1])))
+
+
+def test_lines_that_are_longer_than_usual_are_translated_sentence_by_sentence(tmp_path: Path) -> None:
+    """Also those of older models, which do not say what was usual, if they are asked."""
+    line = "The man! A bird."
+    for usual, state in ((8, {"usual_src_tokens": 8}), (None, {})):
+        save(tmp_path / str(usual), **state)
+        translator = Translator.load(tmp_path / str(usual), device="cpu", precision="fp32")
+        assert len(translator.tokenizers.src.encode([line])[0]) in range(9, 17)
+        parts = texts(translator, ["The man!", "A bird."])
+        whole, split = (
+            next(translator.translate([line], TranslateOptions(split_sentences=each))).text
+            for each in (False, True)
+        )
+        assert split == " ".join(parts) != whole
+        assert next(translator.translate([line])).text == (whole if usual is None else split)
+        steered = Request(line, prefix="der")
+        assert next(translator.translate([steered])).text.startswith("der")
+        assert next(translator.alternatives([steered], 1))
+        short = sentences(3, longest=2)
+        one_by_one = TranslateOptions(split_sentences=False)
+        assert texts(translator, short) == [t.text for t in translator.translate(short, one_by_one)]
 
 
 def test_tied_weights_are_tied_again_after_loading(tmp_path: Path) -> None:
