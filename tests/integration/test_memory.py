@@ -13,6 +13,7 @@ import torch
 import mtkit
 from mtkit.errors import TrainingError
 from mtkit.training import memory
+from mtkit.training.loss import TensorBatch
 from mtkit.training.parallel import Objective
 from mtkit.training.progress import Progress
 from mtkit.training.trainer import Trainer
@@ -130,7 +131,8 @@ def test_the_largest_and_the_smallest_batch_run_first_and_leave_no_trace(
     original = Objective.forward
 
     def forward(self: Objective, batch: Any) -> Any:
-        shapes.append(batch.src.size + batch.tgt_in.size)
+        tensors = batch if isinstance(batch, TensorBatch) else TensorBatch.of(batch, torch.device("cpu"))
+        shapes.append(tensors.src_BS.numel() + tensors.tgt_in_BT.numel())
         return original(self, batch)
 
     monkeypatch.setattr(Objective, "forward", forward)
