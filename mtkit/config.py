@@ -8,10 +8,11 @@ The text under each key is its description in `mtkit config schema`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -42,7 +43,19 @@ PositiveOrAuto = Annotated[
 ]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Rate = Annotated[float, Field(gt=0.0)]
-Metric = Literal["bleu", "chrf", "chrf++", "ter"]
+
+
+Criteria = Literal["loss", "perplexity", "bleu", "chrf", "chrf++", "ter"]
+
+
+def small_letters(value: object) -> object:
+    """The name of a metric as it is known here: people write BLEU and chrF++."""
+    known = isinstance(value, str) and value.lower() in get_args(Criteria)
+    return str(value).lower() if known else value
+
+
+Metric = Annotated[Literal["bleu", "chrf", "chrf++", "ter"], BeforeValidator(small_letters)]
+Criterion = Annotated[Criteria, BeforeValidator(small_letters)]
 BleuTokenizer = Literal["13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "flores101", "flores200", "none"]
 
 
@@ -381,7 +394,7 @@ class ValidationConfig(Section):
     """Scores of real translations; empty for loss and perplexity only."""
     bleu_tokenizer: BleuTokenizer | None = None
     """sacreBLEU's tokenizer for BLEU, of test sets too; by default 13a, or that of the target language."""
-    best: Literal["loss", "perplexity", "bleu", "chrf", "chrf++", "ter"] = "bleu"
+    best: Criterion = "bleu"
     """Chooses the best checkpoint, of equals the lower loss; by default bleu, or chrf where BLEU finds no words."""
     patience: Positive | None = None
     """Stop after so many validations without a new best; null never stops early."""

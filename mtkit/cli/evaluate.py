@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +16,7 @@ from mtkit.cli.translators import decoding_of, load_translator_and_config
 from mtkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from mtkit.config import Config, DataConfig
     from mtkit.evaluation.metrics import Score
 
 References = tuple[str, list[str] | None, list[list[str]]]
@@ -60,7 +63,7 @@ def evaluate(
     from mtkit.evaluation import metrics
     from mtkit.files import read_lines
 
-    names = metric or ["bleu", "chrf++", "ter"]
+    names = [name.lower() for name in metric or ("bleu", "chrf++", "ter")]
     metrics.check_metrics(names, tokenize=tokenize)
     if (hyps is None) == (model is None):
         raise ConfigError("give either HYPS or --model", hint="mtkit evaluate --help")
@@ -86,7 +89,8 @@ def evaluate(
     if told is not None and not quiet:
         say(told)
     results = {}
-    for name, srcs, refs in reference_sets(src, ref, test_set, langs, config):
+    data = None if config is None or model is None else as_when_trained(config, model)
+    for name, srcs, refs in reference_sets(src, ref, test_set, langs, data):
         if hyps is None:
             found = [translation.text for translation in translator.translate(srcs or [], translate_options)]
         else:
@@ -107,7 +111,7 @@ def evaluate(
 
 
 def reference_sets(
-    src: str | None, ref: list[str] | None, test_set: str | None, langs: str | None, config: Any
+    src: str | None, ref: list[str] | None, test_set: str | None, langs: str | None, data: DataConfig | None
 ) -> list[References]:
     """(name, sources, reference streams) of what is to be evaluated."""
     from mtkit.files import read_lines
@@ -115,7 +119,7 @@ def reference_sets(
     if ref and test_set is not None:
         raise ConfigError("give either --ref or --test-set", hint="mtkit evaluate --help")
     if ref:
-        if config is not None and src is None:
+        if data is not None and src is None:
             raise ConfigError("--model and --ref need --src: what to translate", hint="mtkit evaluate --help")
         srcs = None if src is None else list(read_lines(src))
         refs = [list(read_lines(path)) for path in ref]
@@ -129,16 +133,31 @@ def reference_sets(
             raise ConfigError("--test-set needs --langs", hint="for example --langs en-de")
         srcs, refs = metrics.test_set(test_set, *langs.split("-"))
         return [(test_set, srcs, refs)]
-    if config is None:
+    if data is None:
         raise ConfigError("nothing to compare with", hint="give --ref FILE or --test-set NAME")
     from mtkit.data.sources import open_sources, read_sides
 
-    if not config.data.test:
+    if not data.test:
         raise ConfigError("the model's config names no test set", hint="give --src and --ref, or --test-set")
-    sides = (
-        (source.name, read_sides(source)) for source in open_sources(config.data.test, config.data, "test")
-    )
-    return [(name, srcs, [tgts]) for name, (srcs, tgts) in sides]
+    found: list[References] = []
+    try:
+        for source in open_sources(data.test, data, "test"):
+            srcs, tgts = read_sides(source)
+            found.append((source.name, srcs, [tgts]))
+    except DataError as error:
+        hint = f"{error.hint}; or name other files with --src and --ref"
+        raise DataError(error.what, where=error.where, hint=hint) from error
+    return found
+
+
+def as_when_trained(config: Config, model: str) -> DataConfig:
+    """The data of a model's config, with relative paths from the folder in which it was trained, if that is known."""
+    from mtkit.decoding.folder import home_of
+
+    home, root = home_of(Path(model), config.run), os.path.expanduser(config.data.root)
+    if home is None or os.path.isabs(root):
+        return config.data
+    return config.data.model_copy(update={"root": str(home / root)})
 
 
 def print_scores(results: dict[str, list[Score]], *, as_json: bool, quiet: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -41,6 +42,25 @@ def tokenizer_folder(checkpoint: Path) -> Path:
         if any(folder.glob("tokenizer*.model")):
             return folder
     return checkpoint
+
+
+def home_of(path: Path, run: str) -> Path | None:
+    """The folder in which `mtkit train` was called: there the relative paths of a run's config start.
+
+    Known is the run folder, and how the config calls it; if it still lies so, what is above is that folder.
+
+    Args:
+        path: of a run or checkpoint.
+        run: as in its config.
+
+    Returns: None where the config says an absolute path, or the run folder was moved or renamed.
+    """
+    folder = Path(os.path.abspath(tokenizer_folder(find_checkpoint(path))))
+    parts = Path(os.path.normpath(run)).parts
+    above = len(folder.parts) - len(parts)
+    if os.path.isabs(os.path.expanduser(run)) or ".." in parts or folder.parts[above:] != parts:
+        return None
+    return Path(*folder.parts[:above])
 
 
 SECTIONS_OF_TRAINING = ("training", "validation")

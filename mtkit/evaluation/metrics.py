@@ -90,7 +90,7 @@ def score(
         hyps: one translation per sentence.
         refs: one or more streams of references, each as long as `hyps`. A sentence may lack some of its
             references: None there means "missing" (the signature then says `nrefs:var`), "" an empty one.
-        metrics: names out of `METRICS`.
+        metrics: names out of `METRICS`, in small or capital letters.
         tokenize: sacreBLEU's tokenizer for BLEU; None lets `tgt` decide (see `tokenizer_of`).
         lowercase: ignore case in BLEU and chrF. TER always ignores it, as is its convention.
         tgt: code of the target language.
@@ -241,7 +241,7 @@ def _build_metrics(
         raise ConfigError(f"sacreBLEU has no tokenizer {tokenize!r}", hint=hint)
     built: list[Metric] = []
     for name in names:
-        match name:
+        match name.lower():
             case "bleu":
                 wanted = tokenize or tokenizer_of(tgt)
                 with _tokenizer_errors(wanted):

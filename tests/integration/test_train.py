@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ import typer.main
 from rich.console import Console
 
 import mtkit
+from mtkit.checkpoint import load_checkpoint, save_checkpoint
 from mtkit.cli import app
+from mtkit.decoding.folder import home_of
 from mtkit.training.progress import Progress
 from mtkit.training.run import TrainResult
 
@@ -433,6 +435,50 @@ def test_evaluate_a_model_on_its_own_test_sets(trained: Path, hyps: Path) -> Non
     results = json.loads((trained / "results.json").read_text())
     assert own["name"] == "test"
     assert values(own)[0] == results["tests"][0]["scores"][0]["score"]
+
+
+def test_evaluate_a_model_from_another_folder(
+    trained: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative paths of the config start where the run was started, not where this command is."""
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    run = shutil.copytree(trained, home / "runs/x")
+    shutil.copytree(corpus, home / "data")
+    elsewhere.mkdir()
+    checkpoint = load_checkpoint(run / "best")
+    text = re.sub(r"(?m)^  root: .*", "  root: data", checkpoint.config)
+    text = re.sub(r"(?m)^run: .*", "run: ./runs/x", text)
+    save_checkpoint(run / "best", replace(checkpoint, config=text))
+    (expected,) = evaluate_json("--model", trained, "--metric", "bleu")
+    monkeypatch.chdir(elsewhere)
+    for model in (run, "../home/runs/x/best"):
+        assert evaluate_json("--model", model, "--metric", "BLEU") == [expected]
+    moved = shutil.copytree(run, tmp_path / "moved")
+    code, out, err = tiny.mtkit("evaluate", "--model", moved)
+    assert (code, out) == (3, "")
+    assert "data.root: no such folder: data (from " in tiny.one_line(err)
+    assert err.endswith("; or name other files with --src and --ref)\n")
+
+
+@pytest.mark.parametrize(
+    ("folder", "run", "home"),
+    [
+        ("a/runs/x", "runs/x", "a"),
+        ("a/runs/x", "./runs//x/", "a"),
+        ("a/runs/x", ".", "a/runs/x"),
+        ("a/runs/y", "runs/x", None),
+        ("a/runs/x", "../a/runs/x", None),
+        ("a/runs/x", "/a/runs/x", None),
+        ("a/runs/x", "~/runs/x", None),
+    ],
+)
+def test_where_a_run_was_started(tmp_path: Path, folder: str, run: str, home: str | None) -> None:
+    (tmp_path / folder / "best").mkdir(parents=True)
+    (tmp_path / folder / "tokenizer.model").touch()
+    (tmp_path / folder / "best/manifest.json").touch()
+    expected = None if home is None else tmp_path / home
+    for path in (tmp_path / folder, tmp_path / folder / "best"):
+        assert home_of(path, run) == expected
 
 
 def test_evaluate_a_model_on_other_files(trained: Path, corpus: Path) -> None:

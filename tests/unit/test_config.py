@@ -662,3 +662,14 @@ def test_a_default_that_depends_on_the_language_does_not_count_as_named() -> Non
     config = parse_config({"run": "r", "data": data, "validation": {"patience": 3}})
     assert config.validation.best == "chrf"
     assert config.validation.model_fields_set == {"patience"}
+
+
+def test_names_of_metrics_may_be_in_capitals() -> None:
+    config = parse_config({
+        "run": "x", "data": {**DATA}, "decoding": {"mbr": "chrF"},
+        "validation": {"metrics": ["BLEU", "chrF++", "TER"], "best": "TER"},
+    })  # fmt: skip
+    assert config.validation.metrics == ("bleu", "chrf++", "ter")
+    assert (config.validation.best, config.decoding.mbr) == ("ter", "chrf")
+    with pytest.raises(ConfigError, match=r"validation.best: wants loss, .* or ter, got the text 'COMET'"):
+        parse_config({"run": "x", "data": {**DATA}, "validation": {"best": "COMET"}})

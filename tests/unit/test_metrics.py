@@ -317,6 +317,11 @@ def test_references_that_do_not_fit(refs: list[list[str]], message: str) -> None
     assert str(caught.value) == message
 
 
+def test_names_may_be_in_capitals() -> None:
+    names = ["BLEU", "chrF", "ChrF++", "TER"]
+    assert metrics.score(HYPS, [REFS], names) == metrics.score(HYPS, [REFS], metrics.METRICS)
+
+
 def test_nothing_to_score() -> None:
     with pytest.raises(DataError, match="no hypotheses"):
         metrics.score([], [[]])
@@ -326,7 +331,7 @@ def test_nothing_to_score() -> None:
 
 @pytest.mark.parametrize(
     ("name", "guess"),
-    [("blue", "bleu"), ("BLEU", "bleu"), ("chrF2++", "chrf++ or chrf"), ("comet-xxl", None)],
+    [("blue", "bleu"), ("BLEUE", "bleu"), ("chrF2++", "chrf++ or chrf"), ("comet-xxl", None)],
 )
 def test_an_unknown_metric(name: str, guess: str | None) -> None:
     with pytest.raises(ConfigError) as caught:
