@@ -7,10 +7,12 @@ The text under each key is its description in `mtkit config schema`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -35,6 +37,16 @@ def positive_or_auto(value: object) -> object:
         return value
     got = "null" if value is None else repr(value)
     raise ValueError(f"wants a whole number of at least 1, or auto; got {got}")
+
+
+def at_home(path: str) -> str:
+    """A path with the home folder in place of ~. Raises: ValueError: there is no such home."""
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ValueError(
+            f"there is no home folder {path.split('/')[0]}: write ./{path} for a folder of that name"
+        )
+    return expanded
 
 
 PositiveOrAuto = Annotated[
@@ -504,7 +516,7 @@ beam into groups or minimizes risk: the best checkpoint is chosen by what the we
 class Config(Section):
     """One training run, from text pairs to a scored translator."""
 
-    run: str = Field(min_length=1)
+    run: Annotated[str, AfterValidator(at_home)] = Field(min_length=1)
     """The run folder: everything the run writes; self-contained afterwards."""
     seed: Count = 1
     """Of initial weights, batch order and dropout."""

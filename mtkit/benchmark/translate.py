@@ -27,7 +27,6 @@ from mtkit.config import Config
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.decoding.options import TranslateOptions
 from mtkit.decoding.translator import Translator
-from mtkit.device import dtype_name
 from mtkit.errors import ConfigError
 from mtkit.evaluation import metrics
 
@@ -124,7 +123,7 @@ def benchmark(
     if against:
         refuse_unlike(translator)
     systems: dict[str, System] = {
-        f"mtkit {precision_name(translator)}": lambda lines: translate_all(translator, lines)
+        f"mtkit {translator.precision}": lambda lines: translate_all(translator, lines)
     }
     translate_all(translator, lines[:WARM_UP_LINES])
     shares = time_shares(translator, lines[:512])
@@ -173,12 +172,6 @@ def speed_of(
     same = sum(a == b for a, b in zip(hyps, first, strict=True)) / len(first)
     each = [len(hyps) / s for s in seconds]
     return Speed(name, len(hyps) / median, num_tokens / median, each, bleu, same, output.num_over_limit)
-
-
-def precision_name(translator: Translator) -> str:
-    """How the model computes: fp32, bf16, fp16, int8, or bf16 with an int8 output matrix."""
-    dtype = dtype_name(translator.model.compute_dtype)
-    return {"all": "int8", "output": f"{dtype} + int8 output", "none": dtype}[translator.int8]
 
 
 def translate_all(translator: Translator, lines: Sequence[str]) -> Output:

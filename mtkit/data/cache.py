@@ -6,7 +6,8 @@ import hashlib
 import os
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mtkit.config import DataConfig
@@ -14,22 +15,42 @@ from mtkit.data.tables import Hashes, HashFile
 from mtkit.errors import StorageError
 from mtkit.files import sha256_file, sha256_text, storage_errors, write_text
 
+CACHE_NAMES = "data.cache in the config, or the variable MTKIT_CACHE, names it"
 _ABANDONED_SECONDS = 24 * 3600
 _SETTLED_NS = 2_000_000_000  # A file changed later than that may change again without its times telling.
 
 
 def cache_folder(data: DataConfig) -> Path:
-    """Where encoded corpora are kept: `data.cache`, $MTKIT_CACHE, or mtkit/ in the user's cache folder."""
+    """Where encoded corpora are kept: `data.cache`, $MTKIT_CACHE, or mtkit/ in the user's cache folder.
+
+    Raises:
+        StorageError: it is in a home folder that there is not.
+    """
     named = data.cache or os.environ.get("MTKIT_CACHE")
-    if named:
-        return Path(os.path.expanduser(named))
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "mtkit"
+    folder = Path(named or os.environ.get("XDG_CACHE_HOME") or "~/.cache", "" if named else "mtkit")
+    at_home = os.path.expanduser(folder)
+    if at_home.startswith("~"):
+        raise StorageError(
+            "there is no such home folder", where=str(folder), hint=f"choose another: {CACHE_NAMES}"
+        )
+    return Path(at_home)
+
+
+@contextmanager
+def cache_errors(data: DataConfig) -> Iterator[None]:
+    """Says, where the cache cannot be written, what names its folder."""
+    try:
+        yield
+    except StorageError as error:
+        if not Path(error.where or "").is_relative_to(cache_folder(data)) or CACHE_NAMES in str(error.hint):
+            raise
+        raise StorageError(error.what, where=error.where, hint=f"{error.hint}: {CACHE_NAMES}") from error
 
 
 def open_cache(data: DataConfig, kind: str) -> tuple[Path, Hashes]:
     """The cache's folder of this kind, made if it is not there, and the hashes of files. Raises: StorageError."""
     cache = cache_folder(data)
-    with storage_errors(cache):
+    with cache_errors(data), storage_errors(cache):
         for name in (kind, "hashes"):
             (cache / name).mkdir(parents=True, exist_ok=True)
     memory = cache / "hashes"

@@ -33,7 +33,7 @@ from mtkit.decoding.requests import Cutter, Part, Request
 from mtkit.decoding.scoring import Scorer
 from mtkit.decoding.search import Hypothesis
 from mtkit.decoding.translation import Joiner, SearchedLine, Translation
-from mtkit.device import choose_device, choose_dtype, keep_freed_memory
+from mtkit.device import choose_device, choose_dtype, dtype_name, keep_freed_memory
 from mtkit.errors import DataError
 from mtkit.model.packing import Int8, choose_int8, pack
 from mtkit.model.transformer import Transformer
@@ -78,6 +78,12 @@ class Translator:
         )
         self.scorer = Scorer(self.ensemble, decoding, self.options, max_source_pieces)
         self.joiner = Joiner(self.ensemble, decoding.batch_tokens)
+
+    @property
+    def precision(self) -> str:
+        """How the model computes: fp32, bf16, fp16, int8, or one of these with an int8 output matrix."""
+        dtype = dtype_name(self.model.compute_dtype)
+        return {"all": "int8", "output": f"{dtype} + int8 output", "none": dtype}[self.int8]
 
     @classmethod
     def load(

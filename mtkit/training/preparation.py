@@ -15,7 +15,7 @@ import sentencepiece
 import torch
 
 from mtkit.config import Config, SourceConfig
-from mtkit.data.cache import open_cache
+from mtkit.data.cache import cache_errors, open_cache
 from mtkit.data.corpus import Corpus
 from mtkit.data.encoding import encode_corpus
 from mtkit.data.sources import Source, Split, open_sources, read_sides
@@ -26,7 +26,7 @@ from mtkit.evaluation import metrics
 from mtkit.files import publish_folder, storage_errors
 from mtkit.training.compiling import check_compiler
 from mtkit.training.distributed import environment
-from mtkit.training.results import TEST_METRICS, TextSet
+from mtkit.training.results import TEST_METRICS, TextSet, refuse_test_names
 from mtkit.training.schedule import low_peak
 from mtkit.training.trainer import Trainer
 from mtkit.training.validation import TextCorpus
@@ -86,7 +86,8 @@ def prepare(config: Config, folder: Path, *, resumed: bool, say: Say) -> Inputs:
     else:
         tokenizers = cached_tokenizers(config, sources, say)
         tokenizers.save(folder)
-    corpus = encode_corpus(sources, tokenizers, config.data, lambda n: say(f"encoded {n:,} pairs"))
+    with cache_errors(config.data):
+        corpus = encode_corpus(sources, tokenizers, config.data, lambda n: say(f"encoded {n:,} pairs"))
     valid = None
     if valids:
         srcs = [line for text in valids for line in text.srcs]
@@ -114,10 +115,10 @@ def cached_tokenizers(config: Config, sources: Sequence[Source], say: Say) -> To
     tokenizers = make_tokenizers(wanted, pairs, config.seed, say)
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with storage_errors(temporary):
+        with cache_errors(config.data), storage_errors(temporary):
             temporary.mkdir()
-        tokenizers.save(temporary)
-        publish_folder(temporary, folder)
+            tokenizers.save(temporary)
+            publish_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return tokenizers
@@ -131,7 +132,9 @@ def open_splits(config: Config) -> dict[Split, list[Source]]:
         "valid": data.valid,
         "test": data.test,
     }
-    return {split: open_sources(configs, data, split) for split, configs in by_split.items()}
+    splits = {split: open_sources(configs, data, split) for split, configs in by_split.items()}
+    refuse_test_names([source.name for source in splits["test"]])
+    return splits
 
 
 def describe(trainer: Trainer, say: Say) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mtkit.config import Config, SourceConfig
+from mtkit import __version__
+from mtkit.config import Config, DecodingConfig, SourceConfig
 from mtkit.decoding.translator import Translator
+from mtkit.errors import ConfigError
 from mtkit.evaluation import metrics
 from mtkit.evaluation.metrics import Score
 from mtkit.files import storage_errors, write_text
@@ -16,9 +19,34 @@ from mtkit.training.progress import Progress
 
 TEST_METRICS = ("bleu", "chrf")
 TEST_FOLDER, HYPS_SUFFIX = "test", ".hyps.txt"
+LONGEST_NAME = 200
+"""Bytes: 255, which file systems take, less what mtkit puts around a name."""
 RESULTS_FILE, CARD_FILE = "results.json", "README.md"
 CARD_PHRASE = "Trained with mtkit for "
 """By it a model card is known."""
+
+
+@dataclass(frozen=True)
+class TranslatedWith:
+    """How sentences were translated."""
+
+    precision: str
+    device: str
+    decoding: DecodingConfig
+
+    def line(self) -> str:
+        """In words."""
+        return f"{self.decoding.label}, {self.precision} on {self.device}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For results.json."""
+        decoding = self.decoding.model_dump()
+        return {
+            "precision": self.precision,
+            "device": self.device,
+            "mtkit": __version__,
+            "decoding": decoding,
+        }
 
 
 @dataclass(frozen=True)
@@ -28,6 +56,7 @@ class TestResult:
     name: str
     hyps: list[str]
     scores: list[Score]
+    translated_with: TranslatedWith
 
 
 @dataclass(frozen=True)
@@ -60,6 +89,25 @@ def hyps_file(name: str) -> str:
     return f"{TEST_FOLDER}/{name.replace('/', '_')}{HYPS_SUFFIX}"
 
 
+def refuse_test_names(names: Sequence[str]) -> None:
+    """Check that each test set has a file of its own.
+
+    Raises:
+        ConfigError: a name cannot be that of a file, or two have the same.
+    """
+    by_file: dict[str, str] = {}
+    for number, name in enumerate(names):
+        where, file = f"data.test[{number}].name", hyps_file(name)
+        if not name.strip() or not name.isprintable() or name in (".", ".."):
+            raise ConfigError(f"{name!r} cannot name a file", where=where, hint="give it another name")
+        if len(name.encode()) > LONGEST_NAME:
+            what = f"{name[:20]!r} and so on is too long to name a file"
+            raise ConfigError(what, where=where, hint=f"at most {LONGEST_NAME} bytes")
+        if (other := by_file.setdefault(file, name)) != name:
+            what = f"the translations of {name!r} and of {other!r} would be the same file, {file}"
+            raise ConfigError(what, where=where, hint="give it another name")
+
+
 def score_tests(config: Config, tests: list[TextSet], progress: Progress) -> list[TestResult]:
     """Translate the test sets with the best weights, write the translations, score them."""
     if not tests:
@@ -74,8 +122,9 @@ def score_tests(config: Config, tests: list[TextSet], progress: Progress) -> lis
         hyps = [translation.text for translation in translator.translate(test.srcs)]
         write_text(run / hyps_file(test.name), "".join(hyp + "\n" for hyp in hyps))
         scores = metrics.score(hyps, [test.tgts], TEST_METRICS, tokenize=tokenizer, tgt=config.data.tgt)
-        results.append(TestResult(test.name, hyps, scores))
-        progress.say(f"test {test.name}, {len(hyps):,} sentences, {config.decoding.label}:")
+        used = TranslatedWith(translator.precision, str(translator.device), config.decoding)
+        results.append(TestResult(test.name, hyps, scores, used))
+        progress.say(f"test {test.name}, {len(hyps):,} sentences, {used.line()}:")
         for result in scores:
             progress.say(f"    {result.format()}")
     return results
@@ -91,7 +140,12 @@ def write_results(config: Config, result: TrainResult) -> None:
 def results_as_dict(result: TrainResult) -> dict[str, Any]:
     """For results.json."""
     tests = [
-        {"name": test.name, "scores": [score.as_dict() for score in test.scores]} for test in result.tests
+        {
+            "name": test.name,
+            "scores": [score.as_dict() for score in test.scores],
+            "translated_with": test.translated_with.as_dict(),
+        }
+        for test in result.tests
     ]
     return {
         "ended": result.reason,
@@ -111,7 +165,8 @@ def model_card(config: Config, result: TrainResult) -> str:
         "",
     ]
     for test in result.tests:
-        lines += [f"- {test.name}: {s.name} {s.value:.2f} (`{s.signature}`)" for s in test.scores]
+        used = f"{test.translated_with.line()}, mtkit {__version__}"
+        lines += [f"- {test.name}: {s.name} {s.value:.2f} (`{s.signature}`; {used})" for s in test.scores]
     lines += [
         "",
         "Use: `mtkit translate THIS_FOLDER < input.txt`. Everything the model needs is in this folder.",

@@ -143,6 +143,13 @@ def test_results_are_what_was_printed(first: FirstRun) -> None:
     assert (results["ended"], results["step"]) == ("step 40 is the last", 40)
     (test,) = results["tests"]
     assert test["name"] == "test"
+    used = test["translated_with"]
+    assert (used["device"], used["mtkit"], used["decoding"]["beam_size"]) == ("cpu", mtkit.__version__, 3)
+    precision = mtkit.Translator.load(first.run).precision
+    assert used["precision"] == precision
+    shown = f"beam 3, {precision} on cpu"
+    assert f"test test, 16 sentences, {shown}:" in first.stdout
+    assert f"; {shown}, mtkit {mtkit.__version__})" in (first.run / "README.md").read_text()
     assert [score["name"] for score in test["scores"]] == ["BLEU", "chrF2"]
     for score in test["scores"]:
         assert f"{score['name']}|{score['signature']} = {score['score']:.2f}" in first.stdout

@@ -348,6 +348,41 @@ def test_a_folder_that_may_not_be_written(config: Path, tmp_path: Path) -> None:
     assert "permission denied" in tiny.one_line(err)
 
 
+def on_a_read_only_disk(folder: Path) -> Callable[[str, int, str], None]:
+    """Nothing below the folder can be changed; folders that are there may be asked for."""
+
+    def action(name: str, count: int, path: str) -> None:
+        if Path(path).is_relative_to(folder) and not (name == "mkdir" and Path(path).is_dir()):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    return action
+
+
+@pytest.mark.parametrize("there", [(), ("hashes", "tokenizers"), ("hashes", "tokenizers", "corpora")])
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_a_cache_that_cannot_be_written_says_what_names_it(
+    config: Path, tmp_path: Path, there: tuple[str, ...], command: str
+) -> None:
+    cache = tmp_path / "cache"
+    for name in there:
+        (cache / name).mkdir(parents=True)
+    with at_each_call(on_a_read_only_disk(cache)):
+        code, _, err = tiny.mtkit(command, config, f"data.cache={cache}")
+    line = tiny.one_line(err)
+    assert code == 5
+    assert line.startswith(f"error: {cache}")
+    assert "read-only file system (choose a folder on a disk that can be written to: data.cache" in line
+    assert "MTKIT_CACHE" in line
+
+
+def test_a_cache_that_holds_all_may_be_read_only(config: Path, tmp_path: Path) -> None:
+    cache, short = tmp_path / "cache", ["training.max_steps=1", "data.test=[]"]
+    assert tiny.mtkit("train", config, f"data.cache={cache}", f"run={tmp_path / 'a'}", *short)[0] == 0
+    with at_each_call(on_a_read_only_disk(cache)):
+        code, _, err = tiny.mtkit("train", config, f"data.cache={cache}", f"run={tmp_path / 'b'}", *short)
+    assert (code, err) == (0, "")
+
+
 @pytest.mark.parametrize(
     "code",
     [pytest.param(code, marks=[] if code == errno.ENOSPC else pytest.mark.slow) for code in ERRORS],

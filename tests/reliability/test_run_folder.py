@@ -235,6 +235,30 @@ def test_a_lock_of_another_program_is_kept(config: Path, tmp_path: Path) -> None
     assert (tmp_path / "run" / ".lock").read_text() == "not 123"
 
 
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        (["a/b", "a_b"], ["data.test[1].name", "'a_b' and of 'a/b'", "test/a_b.hyps.txt"]),
+        (["x" * 201], ["data.test[0].name", "too long", "200 bytes"]),
+        (["ü" * 101], ["too long"]),
+        ([".."], ["'..' cannot name a file"]),
+        ([" "], ["' ' cannot name a file"]),
+        (["a\\0b"], ["cannot name a file"]),
+        (["a\\nb"], ["cannot name a file"]),
+    ],
+)
+def test_names_of_test_sets_are_names_of_files(config: Path, names: list[str], parts: list[str]) -> None:
+    entries = ", ".join(f'{{name: "{name}", src: test.src, tgt: test.tgt}}' for name in names)
+    for command in ("train", "check"):
+        fails(2, *parts, arguments=[command, config, f"data.test=[{entries}]"])
+
+
+def test_the_longest_name_of_a_test_set(config: Path, tmp_path: Path) -> None:
+    options = ["training.max_steps=1", f"data.test=[{{name: {'x' * 200}, src: test.src, tgt: test.tgt}}]"]
+    assert tiny.mtkit("train", config, *options)[0] == 0
+    assert (tmp_path / f"run/test/{'x' * 200}.hyps.txt").exists()
+
+
 def test_test_sets_are_read_before_training(config: Path, corpus: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(corpus, tmp_path / "data"))
     with open(data / "test.tgt", "a", encoding="utf-8") as file:

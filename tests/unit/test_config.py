@@ -613,6 +613,17 @@ def test_the_schema_describes_every_key() -> None:
             assert field.is_required() or "default" in described, name
 
 
+def test_the_run_folder_may_be_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    data = {"src": "en", "tgt": "de", "train": [{"src": "a", "tgt": "b"}]}
+    assert parse_config({"run": "~/x", "data": data}).run == "/home/somebody/x"
+    assert parse_config({"run": "x/~y", "data": data}).run == "x/~y"
+    with pytest.raises(
+        ConfigError, match=r"run: there is no home folder ~nobody-here: write \./~nobody-here/x"
+    ):
+        parse_config({"run": "~nobody-here/x", "data": data})
+
+
 # Configs that other versions stored
 
 

@@ -340,7 +340,7 @@ def test_progress_counts_the_pairs_read(setting: Setting, monkeypatch: pytest.Mo
 
 def test_a_cache_that_cannot_be_written(setting: Setting) -> None:
     (setting.root / "cache").write_bytes(b"a file")
-    with pytest.raises(StorageError, match=f"^{setting.root}/cache: "):
+    with pytest.raises(StorageError, match=f"^{setting.root}/cache: .*: data.cache .* MTKIT_CACHE, names it"):
         setting.encode()
 
 
@@ -356,6 +356,9 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, setting: Setting) -
     assert cache.cache_folder(unnamed) == Path("/x/mtkit")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache.cache_folder(unnamed) == Path("/home/somebody/.cache/mtkit")
+    monkeypatch.setattr(os.path, "expanduser", str)  # as for a user that has no home
+    with pytest.raises(StorageError, match=r"^~/\.cache/mtkit: there is no such home folder .*MTKIT_CACHE"):
+        cache.cache_folder(unnamed)
 
 
 def test_hashes_are_remembered_of_files_that_have_settled(
