@@ -129,6 +129,14 @@ SplitSentences = Annotated[
         rich_help_panel=TEXT,
     ),
 ]
+MaxLineTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="A longer line is not translated (see --on-error): it would take long.",
+        rich_help_panel=TEXT,
+    ),
+]
 Protect = Annotated[
     bool,
     typer.Option(

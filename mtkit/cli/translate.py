@@ -74,6 +74,7 @@ def translate(
     constraints: options.Constraints = None,
     tag: options.Tag = None,
     split_sentences: options.SplitSentences = None,
+    max_line_tokens: options.MaxLineTokens = None,
     protect: options.Protect = False,
     alignment: options.Alignment = None,
     attention: options.Attention = None,
@@ -116,7 +117,8 @@ def translate(
     line_format = LineFormat(n_best is not None, scores, alignment is not None)
     parts = describe_job(
         [model, *(ensemble or ())], decoding, [*inputs, prefix, constraints],
-        {"precision": precision, "tag": tag, "split": split_sentences, "protect": protect, "part": part},
+        {"precision": precision, "tag": tag, "split": split_sentences, "protect": protect, "part": part,
+         "max_line_tokens": max_line_tokens},
     ) if resume else {}  # fmt: skip
     job = plan_job(inputs, part, output if resume else None, line_format)
     note = None if output is None else JobNote(Path(output), parts)
@@ -141,6 +143,7 @@ def translate(
     typed = inputs == ["-"] and is_terminal(sys.stdin)
     asked = TranslateOptions(
         split_sentences=split_sentences,
+        max_line_tokens=max_line_tokens,
         keep_links=alignment is not None,
         keep_attention=attention is not None,
         read_ahead=read_ahead or LINES_AT_ONCE,

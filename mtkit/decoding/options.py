@@ -38,6 +38,8 @@ class TranslateOptions:
     Args:
         split_sentences: whether every line is split at sentence ends, or none that the model can hold; None: those that
             are longer than almost all that the model was trained on, for it would leave sentences out.
+        max_line_tokens: a longer line is not translated (see `on_error`); None: any length. The time that a line takes
+            is proportional to its length, so this bounds it.
         keep_links: give every translation its word links; without it only requests that want them have them.
         keep_attention: give the best translation of each line its attention.
         read_ahead: lines read before they are translated together.
@@ -52,6 +54,7 @@ class TranslateOptions:
     """
 
     split_sentences: bool | None = None
+    max_line_tokens: int | None = None
     keep_links: bool = False
     keep_attention: bool = False
     read_ahead: int = LINES_AT_ONCE

@@ -19,6 +19,7 @@ from mtkit.decoding.alignment import Link
 from mtkit.decoding.constraints import Constraint
 from mtkit.decoding.longtext import UNSPACED, Joint, cut_joint, cut_place, sentence_spans
 from mtkit.decoding.numbers import numbers_to_keep, ways_to_write
+from mtkit.decoding.options import DEFAULT_OPTIONS, TranslateOptions
 from mtkit.errors import DataError
 from mtkit.files import BadLine
 
@@ -140,33 +141,31 @@ class Cutter:
         self.max_source_pieces, self.usual_src_tokens = max_source_pieces, usual_src_tokens
 
     def parts(
-        self, requests: Sequence[Request], first: int, split: bool | None = None, links: bool = False
+        self, requests: Sequence[Request], first: int, options: TranslateOptions = DEFAULT_OPTIONS
     ) -> Iterator[list[Part]]:
         """The parts of each request; none of an empty line.
 
         Args:
             first: number of the first line, from 0.
-            split: every line at its sentence ends, or none but for `max_source_pieces`; None: those longer than
-                `usual_src_tokens`, if they have no prefix or constraints.
-            links: whether links are wanted of all lines, not only of those that ask for them.
+            options: which lines are split, how long they may be, and whether links of all of them are wanted.
 
         Raises:
-            DataError: a prefix or constraints that cannot be met; at the line's number.
+            DataError: a line that is too long, or a prefix or constraints that cannot be met; at the line's number.
         """
-        for parts in self.parts_or_faults(requests, first, split, links):
+        for parts in self.parts_or_faults(requests, first, options):
             if isinstance(parts, DataError):
                 raise parts
             yield parts
 
     def parts_or_faults(
-        self, requests: Sequence[Request], first: int, split: bool | None = None, links: bool = False
+        self, requests: Sequence[Request], first: int, options: TranslateOptions = DEFAULT_OPTIONS
     ) -> Iterator[list[Part] | DataError]:
         """The same, with what `parts` would raise in the place of the line's parts."""
         texts = [request.text for request in requests]
         encoded = self.tokenizers.src.encode(texts)
         for number, (request, ids) in enumerate(zip(requests, encoded, strict=True), first):
             try:
-                yield self._parts_of(request, ids, number, split, links)
+                yield self._parts_of(request, ids, number, options)
             except DataError as fault:
                 yield fault
 
@@ -174,18 +173,21 @@ class Cutter:
         """The pieces of a tag, as they stand before a text."""
         return self.tokenizers.src.encode([tag])[0]
 
-    def single(self, request: Request, number: int, split: bool | None = None) -> Part | None:
+    def single(
+        self, request: Request, number: int, options: TranslateOptions = DEFAULT_OPTIONS
+    ) -> Part | None:
         """The part of a line that must be one sentence, with its prefix alone; None of an empty line.
 
         Raises:
             DataError: it is not; its prefix is too long.
         """
         alone = replace(request, prefix="", constraints=(), keep_numbers=False, links=False)
-        [parts] = self.parts([alone], number, split or False)
+        whole = options if options.split_sentences else replace(options, split_sentences=False)
+        [parts] = self.parts([alone], number, whole)
         if not parts:
             return None
         if len(parts) > 1:
-            raise self._several("alternatives", request.text, parts, split)
+            raise self._several("alternatives", request.text, parts, options.split_sentences)
         return self._steer(parts[0], request.prefix, ())
 
     def keeping(self, part: Part) -> Part:
@@ -217,14 +219,17 @@ class Cutter:
         tgt, begins = self.tokenizers.tgt, re.compile(rf"[{re.escape(characters)}{UNSPACED}]")
         return frozenset(i for i in range(tgt.num_pieces) if begins.match(tgt.piece(i)))
 
-    def _parts_of(
-        self, request: Request, ids: Ids, number: int, split: bool | None, links: bool
-    ) -> list[Part]:
+    def _parts_of(self, request: Request, ids: Ids, number: int, options: TranslateOptions) -> list[Part]:
         """The parts of one request, whose text's pieces these are. Raises: DataError."""
         if request.fault is not None:
             raise request.fault
+        longest = options.max_line_tokens
+        if longest is not None and len(ids) > longest:
+            what = f"{len(ids):,} tokens, but a line may have {longest:,}"
+            raise DataError(what, where=place_of(number), hint="split the line, or raise --max-line-tokens")
         tag, limit = self.tag_ids(request.tag), self.decoding.max_length
         most = max(1, self.max_source_pieces - len(tag))
+        split = options.split_sentences
         unsplit = 0 if split else most
         if (
             split is None
@@ -233,7 +238,7 @@ class Cutter:
             and not request.constraints
         ):
             unsplit = min(most, self.usual_src_tokens)
-        segments = list(self._segments(request.text, ids, unsplit, most, links or request.links))
+        segments = list(self._segments(request.text, ids, unsplit, most, options.keep_links or request.links))
         parts = [
             Part(
                 np.concatenate([tag, segment.ids]),

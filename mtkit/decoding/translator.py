@@ -211,7 +211,7 @@ class Translator:
         """Take line by line."""
         for line_number, line in enumerate(lines, options.first_line):
             try:
-                part = self.cutter.single(Request.of(line), line_number, options.split_sentences)
+                part = self.cutter.single(Request.of(line), line_number, options)
             except DataError as fault:
                 if options.on_error == "stop":
                     raise
@@ -256,9 +256,7 @@ class Translator:
     ) -> Iterator[list[Translation]]:
         """Search the parts of all lines together, and join those of each line. Args: first: number of line 0."""
         cut: list[list[Part] | DataError] = []
-        for parts in self.cutter.parts_or_faults(
-            requests, first, options.split_sentences, options.keep_links
-        ):
+        for parts in self.cutter.parts_or_faults(requests, first, options):
             cut.append(parts)
             if isinstance(parts, DataError) and options.on_error == "stop":
                 break

@@ -125,7 +125,7 @@ def test_punctuation_is_no_part_of_an_alternative() -> None:
 
 def test_a_part_keeps_the_numbers_that_stand_in_it() -> None:
     request = Request("The man sees 150 birds. My sister hears 50 children.", keep_numbers=True)
-    [parts] = make().cutter.parts([request], 0, split=True)
+    [parts] = make().cutter.parts([request], 0, TranslateOptions(split_sentences=True))
     assert [part.numbers_kept for part in parts] == [("150",), ("50",)]
 
 
@@ -154,13 +154,14 @@ def test_a_tag_is_before_every_part() -> None:
         cutter = Cutter(TAGGED, make().decoding, (), limit)
         [[whole]] = cutter.parts([Request("a bird", tag="<2de>")], 0)
         assert whole.ids.tolist() == tagged
-        [parts] = cutter.parts([Request(line, tag="<2de>")], 0, split, links=True)
+        options = TranslateOptions(split_sentences=split, keep_links=True)
+        [parts] = cutter.parts([Request(line, tag="<2de>")], 0, options)
         assert len(parts) > 3
         for part in parts:
             assert part.ids.tolist()[: part.num_tag] == tag
             assert len(part.ids) <= limit
             assert part.max_length == cutter.decoding.max_length(len(part.ids) - len(tag))
-        [plain] = Cutter(TAGGED, make().decoding, (), limit - len(tag)).parts([Request(line)], 0, split, True)
+        [plain] = Cutter(TAGGED, make().decoding, (), limit - len(tag)).parts([Request(line)], 0, options)
         assert [p.ids.tolist()[p.num_tag :] for p in parts] == [p.ids.tolist() for p in plain]
         assert [p.spans for p in parts] == [p.spans for p in plain]
     part = cutter.single(Request("a bird", tag="<2de>"), 0)
@@ -194,3 +195,15 @@ def test_a_prefix_is_printed_as_it_was_typed() -> None:
             assert all(t < len(translation.text.split()) for _, t in translation.links)
         [found_words] = translator.alternatives([request], 2)
         assert found_words and all(word.text.startswith(prefix) for word in found_words)
+
+
+def test_a_line_may_have_only_so_many_tokens() -> None:
+    translator = make(max_source_pieces=8)
+    num_tokens = len(translator.tokenizers.src.encode([TWO])[0])
+    for longest, ends in ((num_tokens, 2), (num_tokens - 1, 1)):
+        options = TranslateOptions(max_line_tokens=longest, on_error="skip")
+        found = list(translator.translate(["a bird", TWO], options))
+        assert [bool(translation.text) for translation in found] == [True, ends == 2]
+    fault = found[1].fault
+    assert fault is not None and fault.where == "line 2"
+    assert fault.what == f"{num_tokens} tokens, but a line may have {num_tokens - 1}"
