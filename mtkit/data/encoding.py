@@ -214,12 +214,14 @@ def _read(sources: Sequence[Source]) -> ReadPairs:
 
 def _next_texts(reads: ReadPairs, most: int) -> Texts | None:
     """The next pairs, as many at most; None at the end."""
-    chunk = list(islice(reads, most))
-    if not chunk:
+    sources, lines, srcs, tgts = [], [], [], []
+    for source, (line, (src, tgt)) in islice(reads, most):  # faster than to keep the tuples and unzip them
+        sources.append(source)
+        lines.append(line)
+        srcs.append(src.strip())
+        tgts.append(tgt.strip())
+    if not lines:
         return None
-    sources, numbered = zip(*chunk, strict=True)
-    lines, pairs = zip(*numbered, strict=True)
-    srcs, tgts = ([text.strip() for text in side] for side in zip(*pairs, strict=True))
     return Texts(np.array(sources, np.int32), np.array(lines, np.int64), srcs, tgts)
 
 
