@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from mtkit.config import Config, Section, SourceConfig, usual_default
+from mtkit.configrules import set_in_vain
 from mtkit.errors import ConfigError
 from mtkit.yamlfile import YamlDocument, apply_overrides, dump_yaml, format_value, load_yaml, parse_value
 from mtkit.yamlreader import Keys
@@ -55,14 +56,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             their number and then a line for each.
     """
     document = apply_overrides(load_yaml(path), overrides)
-    return _validated(document.data, document)
+    return _held(_validated(document.data, document), document)
 
 
 def load_stored_config(path: Path, passed_over: Collection[str] = ()) -> Config:
     """Read a config that some version of mtkit wrote beside weights, and that is what they were made with.
 
     A key that the version did not have yet gets its default, which is what was before it. A rule about several keys
-    that came later does not hold for it.
+    that came later does not hold for it, nor do those of `configrules`.
 
     Args:
         path: the file.
@@ -113,7 +114,7 @@ def _as_it_stands(section: type[SomeSection], values: Mapping[str, Any]) -> Some
 
 def parse_config(data: Mapping[str, object]) -> Config:
     """The config of a dict laid out like the YAML. Raises: ConfigError, as `load_config` but with keys."""
-    return _validated(data, None)
+    return _held(_validated(data, None), None)
 
 
 def dump_config(config: Config) -> str:
@@ -220,8 +221,28 @@ def _told(details: Sequence[ErrorDetails], document: YamlDocument | None) -> Con
         if not (detail["type"] == "too_short" and detail["loc"] in inside)
         and detail["type"] != "default_factory_not_called"
     ]
-    found = {str(problem): problem for problem in (_problem(detail, document) for detail in details)}
-    problems = sorted(found.values(), key=_order)
+    raise _all_in_one([_problem(detail, document) for detail in details], document)
+
+
+def _held(config: Config, document: YamlDocument | None) -> Config:
+    """The config, if no key was set that does nothing. Raises: ConfigError."""
+    problems = []
+    for idle in set_in_vain(config):
+        if document is None:
+            problems.append(ConfigError(idle.what, where=idle.key, hint=idle.hint))
+            continue
+        key, other = (tuple(name.split(".")) for name in (idle.key, idle.other))
+        if key in document.overrides or other not in document.overrides:
+            what, place = f"{idle.key}: {idle.what}", document.place_of(key)
+            problems.append(ConfigError(what, where=place, hint=idle.hint))
+    if problems:
+        raise _all_in_one(problems, document)
+    return config
+
+
+def _all_in_one(found: Sequence[ConfigError], document: YamlDocument | None) -> ConfigError:
+    """One error that tells of all, by line; of equal ones once."""
+    problems = sorted({str(problem): problem for problem in found}.values(), key=_order)
     if len(problems) == 1:
         return problems[0]
     summary = f"{len(problems)} problems in {document.path if document else 'the config'}"

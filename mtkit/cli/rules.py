@@ -1,17 +1,19 @@
 """Which options of a command go together: rules that are held before anything is loaded or written.
 
 A rule speaks of options of the command line. The option that they need, or with which they do not go, may instead be
-switched on, or off, by the `decoding:` section of the model's config.
+switched on, or off, by the `decoding:` section of the model's config. Rules about keys of that section are those that
+the YAML observes (`configrules`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import typer
 
+from mtkit import configrules
 from mtkit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,18 +39,28 @@ class Rules:
     """The options do nothing, or something else than they say, together with the other."""
 
 
+def option_of(key: str) -> str:
+    """The option of `mtkit translate` for a key of `decoding`, with or without the section's name."""
+    name = key.removeprefix("decoding.")
+    return "--seed" if name == "sample_seed" else f"--{name.replace('_', '-')}"
+
+
+def of_decoding(rules: Sequence[configrules.Rule]) -> Iterator[Rule]:
+    """The rules of the config about keys of `decoding`, of options."""
+    for rule in rules:
+        if rule.other.startswith("decoding."):
+            yield Rule(tuple(map(option_of, rule.keys)), option_of(rule.other), rule.hint)
+
+
 TRANSLATE = Rules(
     needs=(
         Rule(("--resume",), "-o", "what was written says where to go on"),
-        Rule(("--temperature", "--top-k", "--top-p", "--epsilon", "--seed"), "--sample", "only samples have it"),
-        Rule(("--mbr-candidates",), "--mbr", "--mbr chrf chooses among them"),
-        Rule(("--diversity",), "--groups", "2 or more, among which it divides"),
+        *of_decoding(configrules.NEEDS),
     ),
     excludes=(
         Rule(("--resume",), "--attention", "its file cannot be continued: leave out one of them"),
-        Rule(("--groups", "--diversity", "--beam-size", "--stop", "--coverage-penalty", "--constraints"), "--sample",
-             "it is of the search, not of samples"),
-        Rule(("--groups", "--diversity", "--beam-size"), "--mbr", "--mbr-candidates is the width of its beam"),
+        Rule(("--constraints",), "--sample", "they are of the search, not of samples"),
+        *of_decoding(configrules.EXCLUDES),
         Rule(("--scores",), "--n-best", "which prints scores anyway"),
         Rule(("--n-best", "--sample", "--mbr", "--constraints", "--split-sentences", "--protect", "--alignment",
               "--attention", "--scores", "--resume", "--read-ahead"), "--alternatives", "leave it out"),
@@ -87,8 +99,11 @@ def given_options(context: typer.Context) -> set[str]:
 
 def switched_on(decoding: DecodingConfig) -> set[str]:
     """The options of `translate` that a config has switched on."""
-    on = {"--sample": decoding.sample, "--mbr": decoding.mbr is not None, "--groups": decoding.groups > 1}
-    return {option for option, is_so in on.items() if is_so}
+    rules = [
+        rule for rule in (*configrules.NEEDS, *configrules.EXCLUDES) if rule.other.startswith("decoding.")
+    ]
+    values = {rule: getattr(decoding, rule.other.removeprefix("decoding.")) for rule in rules}
+    return {option_of(rule.other) for rule, value in values.items() if rule.is_on(value)}
 
 
 def hold(rules: Rules, given: Collection[str], by_config: Collection[str]) -> None:

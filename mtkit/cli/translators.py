@@ -8,16 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtkit.cli.rules import option_of
 from mtkit.decoding.options import check_precision
 from mtkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from mtkit.config import Config, DecodingConfig
     from mtkit.decoding.translator import Translator
-
-
-OTHER_OPTIONS = {"sample_seed": "--seed"}
-"""What options are called whose names are not those of the keys."""
 
 
 def decoding_of(model: str, changes: Mapping[str, Any]) -> DecodingConfig:
@@ -47,11 +44,7 @@ def decoding_of(model: str, changes: Mapping[str, Any]) -> DecodingConfig:
 
 def in_options(text: str) -> str:
     """A message about keys as one about options: --beam-size for decoding.beam_size."""
-
-    def option(key: re.Match[str]) -> str:
-        return OTHER_OPTIONS.get(key[1], f"--{key[1].replace('_', '-')}")
-
-    return re.sub(r"\bdecoding\.([a-z_]+)", option, text)
+    return re.sub(r"\bdecoding\.[a-z_]+", lambda key: option_of(key[0]), text)
 
 
 def load_translator(

@@ -10,6 +10,7 @@ from pathlib import Path
 from mtkit.checkpoint import STATE_FILE, Checkpoint, load_newest_checkpoint
 from mtkit.config import Config, DataConfig
 from mtkit.configfile import diff_configs, dump_config
+from mtkit.configrules import idle_keys
 from mtkit.data.cache import cache_folder
 from mtkit.data.corpus import Corpus
 from mtkit.data.encoding import names_content
@@ -98,7 +99,12 @@ def with_old_defaults(old: Config, new: Config) -> Config:
 
 def refuse_changes(old: Config, new: Config) -> None:
     """Compare with the checkpoint's config. Raises: ConfigError: with the keys that changed."""
-    changes = [line for line in diff_configs(old, new) if not is_harmless(line)]
+    idle = idle_keys(old).keys() & idle_keys(new).keys()
+    changes = [
+        line
+        for line in diff_configs(old, new)
+        if not is_harmless(line) and line.partition(":")[0] not in idle
+    ]
     if changes:
         raise ConfigError(
             f"the config has changed since the last checkpoint: {'; '.join(changes)}",

@@ -156,7 +156,7 @@ def test_the_command_writes_a_config_that_check_accepts(
     ]
     code, out, err = tiny.mtkit("check", "my config.yaml", *small)
     assert (code, err) == (0, "")
-    assert "valid      24 pairs" in out
+    assert "valid      valid: 24 pairs" in out
     assert "test       test: 16 pairs" in out
     before = Path("my config.yaml").read_text()
     code, _, err = tiny.mtkit("init", *files, "--src", "en", "--tgt", "fr", "-o", "my config.yaml")

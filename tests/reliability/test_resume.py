@@ -23,6 +23,7 @@ from rich.console import Console
 import mtkit
 from mtkit.checkpoint import verify_checkpoint
 from mtkit.config import Config, TrainingConfig
+from mtkit.configfile import load_stored_config
 from mtkit.data.tokenizer import load_tokenizers
 from mtkit.errors import ConfigError
 from mtkit.files import sha256_file
@@ -594,6 +595,18 @@ def test_the_coverage_that_was_a_default_before_is_no_change(config: Path) -> No
     refuse_changes(old, with_old_defaults(old, new))
     with pytest.raises(ConfigError, match=r"character_coverage: 0\.9995 -> 1\.0"):
         refuse_changes(new, old)
+
+
+def test_a_key_that_did_nothing_may_be_taken_away(config: Path, tmp_path: Path) -> None:
+    """As it must, for a YAML with it is refused now."""
+    text, idle = config.read_text(), tmp_path / "idle.yaml"
+    idle.write_text(text.replace("log_every_steps: 1", "log_every_steps: 1, min_learning_rate: 0.001"))
+    with pytest.raises(ConfigError, match="min_learning_rate: does nothing without"):
+        mtkit.load_config(idle)
+    refuse_changes(load_stored_config(idle), mtkit.load_config(config))
+    cosine = ["training.schedule=cosine"]
+    with pytest.raises(ConfigError, match=r"min_learning_rate: 0\.001 -> 0\.0"):
+        refuse_changes(mtkit.load_config(idle, cosine), mtkit.load_config(config, cosine))
 
 
 def test_the_corpus_may_move_but_not_change(copied: list[str], corpus: Path, tmp_path: Path) -> None:

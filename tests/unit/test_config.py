@@ -19,7 +19,9 @@ from mtkit.configfile import (
     load_stored_config,
     parse_config,
 )
+from mtkit.configrules import EXCLUDES, NEEDS, Rule
 from mtkit.errors import ConfigError
+from mtkit.yamlfile import load_yaml
 
 HEAD = "run: runs/x\ndata:\n  src: en\n  tgt: de\n  train: [{demo: en-de, pairs: 3}]\n"  # Five lines.
 
@@ -594,6 +596,103 @@ def test_differences_name_the_keys(tmp_path: Path) -> None:
     ]
 
 
+# --- keys that do nothing together --------------------------------------------------------------------------------
+
+ON = {
+    "decoding.sample": ["decoding.sample=true"],
+    "decoding.mbr": ["decoding.mbr=chrf"],
+    "decoding.groups": ["decoding.groups=5"],
+    "training.schedule": ["training.schedule=cosine", "training.max_steps=2000"],
+    "validation.metrics": [],
+    "data.valid": ["data.valid=[{path: v.tsv}]"],
+    "tokenizer.model": ["tokenizer.model=x.model"],
+    "tokenizer.src_model": ["tokenizer.src_model=x.model", "tokenizer.tgt_model=y.model"],
+}
+"""Overrides that switch on what a rule is about; off it is by default, but for `validation.metrics`."""
+
+OTHER_VALUES = {
+    "decoding.temperature": 0.5, "decoding.top_k": 5, "decoding.top_p": 0.5, "decoding.epsilon": 0.5,
+    "decoding.sample_seed": 5, "decoding.mbr_candidates": 5, "decoding.diversity": 5.0, "decoding.groups": 5,
+    "decoding.beam_size": 10, "decoding.stop": "certain", "decoding.coverage_penalty": 0.5,
+    "training.min_learning_rate": 1e-5, "model.max_positions": 555, "model.max_relative_distance": 5,
+    "validation.beam_size": 5, "validation.max_sentences": 5, "validation.patience": 5, "tokenizer.type": "bpe",
+    "tokenizer.vocab_size": 555, "tokenizer.character_coverage": 0.95, "tokenizer.byte_fallback": "false",
+    "tokenizer.normalization": "nfkc", "tokenizer.user_symbols": "[x]", "tokenizer.training_lines": 5,
+    "tokenizer.joint": "false",
+}  # fmt: skip
+
+
+def rules(of: tuple[Rule, ...]) -> list[Any]:
+    return [pytest.param(rule, key, id=f"{key} {rule.switch()}") for rule in of for key in rule.keys]
+
+
+def switched_on(rule: Rule) -> list[str]:
+    """Overrides with which the keys of a rule that needs something do what they say."""
+    return [f"{rule.other}={rule.values[0]}"] if rule.other == "model.positions" else ON[rule.other]
+
+
+@pytest.mark.parametrize(("rule", "key"), rules(NEEDS))
+def test_a_key_that_needs_another(tmp_path: Path, rule: Rule, key: str) -> None:
+    path, override = write(tmp_path, HEAD), f"{key}={OTHER_VALUES[key]}"
+    off = ["validation.metrics=[]", "validation.best=loss"] if rule.other == "validation.metrics" else []
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [override, *off])
+    assert (
+        str(caught.value)
+        == f"command line: {override}: {key}: does nothing without {rule.switch()} ({rule.hint})"
+    )
+    load_config(path, [override, *switched_on(rule)])
+
+
+@pytest.mark.parametrize(("rule", "key"), rules(EXCLUDES))
+def test_a_key_that_does_not_go_with_another(tmp_path: Path, rule: Rule, key: str) -> None:
+    path, override = write(tmp_path, HEAD), f"{key}={OTHER_VALUES[key]}"
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [override, *ON[rule.other]])
+    assert (
+        str(caught.value) == f"command line: {override}: {key}: does nothing with {rule.other} ({rule.hint})"
+    )
+
+
+def test_keys_that_do_nothing_are_told_with_their_lines_and_all_at_once(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, HEAD + "decoding:\n  top_k: 5\n  temperature: 1.0\nmodel:\n  max_positions: 2000\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    first, *others = str(caught.value).split("\n")
+    assert first == f"2 problems in {path}"
+    assert [line.partition(" does")[0] for line in others] == [
+        f"{path}:7: decoding.top_k:", f"{path}:10: model.max_positions:",
+    ]  # fmt: skip  # a temperature of 1.0 does nothing in any case
+    with pytest.raises(ConfigError, match=r"^decoding\.top_k: does nothing without decoding\.sample"):
+        parse_config(load_yaml(path).data | {"model": {}})
+
+
+def test_the_command_line_may_change_what_a_file_says(tmp_path: Path) -> None:
+    """Then keys of the file do nothing; `mtkit translate` treats its options and the model's config alike."""
+    text = (
+        "decoding: {beam_size: 3}\ntraining: {schedule: cosine, min_learning_rate: 1e-5, max_steps: 5000}\n"
+    )
+    path = write(tmp_path, HEAD + text)
+    config = load_config(path, ["decoding.sample=true", "training.schedule=constant"])
+    assert (config.decoding.sample, config.training.schedule) == (True, "constant")
+    with pytest.raises(ConfigError, match=r"^command line: decoding\.beam_size=4: "):
+        load_config(path, ["decoding.sample=true", "decoding.beam_size=4"])
+
+
+def test_a_stored_config_is_taken_as_it_is(tmp_path: Path) -> None:
+    path = write(tmp_path, HEAD + "training: {min_learning_rate: 1e-5}\ndecoding: {top_k: 5}\n")
+    old = load_stored_config(path)
+    assert (old.training.min_learning_rate, old.decoding.top_k) == (1e-5, 5)
+    assert load_stored_config(write(tmp_path, dump_config(old))) == old
+
+
+def test_every_key_of_a_resolved_config_may_stand_in_a_yaml(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, HEAD + "tokenizer: {byte_fallback: false}\n"))
+    assert load_config(write(tmp_path, dump_config(config))) == config
+
+
 def test_the_schema_describes_every_key() -> None:
     schema: dict[str, Any] = config_schema()
     json.dumps(schema)
@@ -670,9 +769,9 @@ def test_what_is_unknown_in_a_stored_config_is_refused(tmp_path: Path, before: s
 
 def test_a_default_that_depends_on_the_language_does_not_count_as_named() -> None:
     data = {"src": "en", "tgt": "th", "train": [{"src": "a", "tgt": "b"}]}
-    config = parse_config({"run": "r", "data": data, "validation": {"patience": 3}})
+    config = parse_config({"run": "r", "data": data, "validation": {"num_samples": 3}})
     assert config.validation.best == "chrf"
-    assert config.validation.model_fields_set == {"patience"}
+    assert config.validation.model_fields_set == {"num_samples"}
 
 
 def test_names_of_metrics_may_be_in_capitals() -> None:

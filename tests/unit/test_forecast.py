@@ -14,7 +14,7 @@ GOOD = Extent(pairs=29_000, valid_pairs=1014, epoch=200, updates=4000)
 
 def config(**sections: dict[str, object]) -> Config:
     pairs = [{"demo": "en-de", "pairs": 10}]
-    data = {"src": "en", "tgt": "de", "train": pairs}
+    data = {"src": "en", "tgt": "de", "train": pairs, "valid": pairs}
     return parse_config({"run": "x", "data": data, **sections})
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import typer
 
+from mtkit import configrules
 from mtkit.cli import app
 from mtkit.cli.rules import (
     SWITCHES_OFF,
@@ -16,6 +17,8 @@ from mtkit.cli.rules import (
     check_options,
     given_options,
     hold,
+    option_of,
+    switched_on,
 )
 from mtkit.config import DecodingConfig
 from mtkit.errors import ConfigError
@@ -109,3 +112,14 @@ def test_zero_is_a_value_and_off_is_none() -> None:
     command = command_of(("translate",))
     context = command.make_context("x", ["m", "--seed", "0", "--groups", "1", "--mbr", "none", "--no-sample"])
     assert given_options(context) == {"model", "--seed"}
+
+
+def test_the_command_line_observes_the_rules_of_the_yaml() -> None:
+    """Every rule about keys of `decoding`, in one table for both."""
+    for table, held in ((configrules.NEEDS, TRANSLATE.needs), (configrules.EXCLUDES, TRANSLATE.excludes)):
+        for rule in table:
+            if rule.other.startswith("decoding."):
+                assert Rule(tuple(map(option_of, rule.keys)), option_of(rule.other), rule.hint) in held
+    on = DecodingConfig(sample=True, mbr="chrf", groups=5)
+    assert switched_on(on) == {"--sample", "--mbr", "--groups"}
+    assert switched_on(DecodingConfig()) == set()

@@ -1,0 +1,110 @@
+"""Keys that do nothing beside others: one table, for the YAML and, where it is of `decoding`, for the command line.
+
+A key that does nothing is refused where a user sets it to another value than its default, but not where the command
+line has changed what the file says of the other. What a run has stored is taken as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mtkit.config import Config, Section, usual_default
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Keys that depend on another one.
+
+    Args:
+        keys: their dotted names.
+        other: that of the key on which they depend.
+        hint: why.
+        values: with which the other counts as switched on; by default what is not false, empty or 1.
+    """
+
+    keys: tuple[str, ...]
+    other: str
+    hint: str
+    values: tuple[str, ...] = ()
+
+    def is_on(self, value: object) -> bool:
+        """Whether this value of the other switches it on."""
+        if self.values:
+            return value in self.values
+        return value > 1 if type(value) is int else bool(value)
+
+    def switch(self) -> str:
+        """The other as it must be to be on."""
+        return f"{self.other} {' or '.join(self.values)}".rstrip()
+
+
+NEEDS = (
+    Rule(("decoding.temperature", "decoding.top_k", "decoding.top_p", "decoding.epsilon", "decoding.sample_seed"),
+         "decoding.sample", "only samples have it"),
+    Rule(("decoding.mbr_candidates",), "decoding.mbr", "a metric such as chrf chooses among them"),
+    Rule(("decoding.diversity",), "decoding.groups", "2 or more, among which it divides"),
+    Rule(("training.min_learning_rate",), "training.schedule", "the others have no end", ("linear", "cosine")),
+    Rule(("model.max_positions",), "model.positions", "only these have a longest sequence", ("learned",)),
+    Rule(("model.max_relative_distance",), "model.positions", "only these have a farthest distance", ("relative",)),
+    Rule(("validation.beam_size", "validation.max_sentences"), "validation.metrics", "nothing is translated for none"),
+    Rule(("validation.patience",), "data.valid", "nothing is validated, so that nothing could stop the run early"),
+)  # fmt: skip
+"""The keys do nothing unless the other is on."""
+
+_OF_A_NEW_TOKENIZER = (
+    "tokenizer.type", "tokenizer.vocab_size", "tokenizer.character_coverage", "tokenizer.byte_fallback",
+    "tokenizer.normalization", "tokenizer.user_symbols", "tokenizer.training_lines",
+)  # fmt: skip
+
+EXCLUDES = (
+    Rule(("decoding.groups", "decoding.diversity", "decoding.beam_size", "decoding.stop",
+          "decoding.coverage_penalty"), "decoding.sample", "it is of the search, not of samples"),
+    Rule(("decoding.groups", "decoding.diversity", "decoding.beam_size"), "decoding.mbr",
+         "its beam is as wide as it has candidates"),
+    Rule((*_OF_A_NEW_TOKENIZER, "tokenizer.joint"), "tokenizer.model", "an existing model is used as it is"),
+    Rule(_OF_A_NEW_TOKENIZER, "tokenizer.src_model", "existing models are used as they are"),
+)  # fmt: skip
+"""The keys do nothing if the other is on."""
+
+
+@dataclass(frozen=True)
+class Idle:
+    """A key that does nothing: its dotted name, that of the key which makes it so, what is wrong, and why."""
+
+    key: str
+    other: str
+    what: str
+    hint: str
+
+
+def idle_keys(config: Config) -> dict[str, Idle]:
+    """The keys that do nothing in a config, set or not, by their dotted names."""
+    found: dict[str, Idle] = {}
+    for rules, on, word in ((EXCLUDES, True, "with"), (NEEDS, False, "without")):
+        for rule in rules:
+            if rule.is_on(value_of(config, rule.other)) == on:
+                what = f"does nothing {word} {rule.switch()}"
+                for key in rule.keys:
+                    found.setdefault(key, Idle(key, rule.other, what, rule.hint))
+    return found
+
+
+def set_in_vain(config: Config) -> Iterator[Idle]:
+    """The keys that do nothing and yet were set, to other values than their defaults."""
+    for idle in idle_keys(config).values():
+        section, name = _section_of(config, idle.key)
+        default = usual_default(type(section).model_fields[name])
+        if name in section.model_fields_set and getattr(section, name) != default:
+            yield idle
+
+
+def value_of(config: Config, key: str) -> object:
+    """The value at a dotted name."""
+    section, name = _section_of(config, key)
+    return getattr(section, name)
+
+
+def _section_of(config: Config, key: str) -> tuple[Section, str]:
+    section, _, name = key.partition(".")
+    return getattr(config, section), name
