@@ -20,7 +20,7 @@ from mtkit.config import Config
 from mtkit.data.sources import Source, Split
 from mtkit.data.tokenizer import JOINT_FILE, SRC_FILE, TGT_FILE
 from mtkit.errors import ConfigError, MtkitError, StorageError
-from mtkit.files import committed_folder, storage_errors, write_text
+from mtkit.files import committed_folder, remove_tree, storage_errors, write_text
 from mtkit.training.averaging import AVERAGE_FOLDER
 from mtkit.training.results import CARD_FILE, CARD_PHRASE, HYPS_SUFFIX, RESULTS_FILE, hyps_file
 from mtkit.yamlfile import dump_yaml, load_yaml
@@ -28,6 +28,8 @@ from mtkit.yamlfile import dump_yaml, load_yaml
 CLAIM_FILE = ".mtkit-run"
 CHECKPOINTS, BEST, METRICS_FILE, TENSORBOARD = "checkpoints", "best", "metrics.jsonl", "tensorboard"
 TOKENIZER_FILES = (JOINT_FILE, SRC_FILE, TGT_FILE)
+SECTIONS = {"run", "seed", "data", "tokenizer", "model", "training", "validation", "decoding"}
+"""Of every config that a run has stored, from the first version on."""
 MODEL_FOLDERS = (BEST, AVERAGE_FOLDER)
 ALWAYS = {CONFIG_FILE, CARD_FILE, RESULTS_FILE, METRICS_FILE, CHECKPOINTS, BEST, *TOKENIZER_FILES}
 OUTPUTS = ALWAYS | {AVERAGE_FOLDER, TENSORBOARD}
@@ -90,7 +92,7 @@ def is_resolved_config(path: Path) -> bool:
         return False
     with suppress(MtkitError):
         data = load_yaml(path).data
-        return data.keys() >= Config.model_fields.keys() and dump_yaml(data) == text_of(path)
+        return data.keys() >= SECTIONS and dump_yaml(data) == text_of(path)
     return False
 
 
@@ -115,7 +117,7 @@ def refuse_foreign(config: Config, splits: Splits, *, fresh: bool = False) -> No
     claimed, written = claimed_names(run), written_by(config, splits)
     taken = sorted(place for name in written - claimed for place in in_the_way(run, name))
     if taken:
-        what = f"mtkit did not write {', '.join(taken)}, and training would overwrite it"
+        what = f"training would overwrite {', '.join(taken)}, which mtkit did not write"
         raise ConfigError(what, where=config.run, hint="move it away, or choose another run folder")
     outputs = {(run / name).resolve() for name in claimed | written}
     models = (config.tokenizer.model, config.tokenizer.src_model, config.tokenizer.tgt_model)
@@ -142,10 +144,17 @@ def in_the_way(run: Path, name: str) -> list[str]:
 
 
 def claim(config: Config, splits: Splits) -> None:
-    """Write down what this run writes, beside what earlier ones did. Raises: StorageError."""
+    """Write down what this run writes, beside what earlier ones did; sweep out what killed ones left half written.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
     run = Path(config.run)
-    names = sorted(claimed_names(run) | written_by(config, splits))
-    write_text(run / CLAIM_FILE, json.dumps({"written": names}, indent=1) + "\n")
+    names = claimed_names(run) | written_by(config, splits)
+    write_text(run / CLAIM_FILE, json.dumps({"written": sorted(names)}, indent=1) + "\n")
+    for name in names - {AVERAGE_FOLDER}:  # `mtkit average`, which takes no lock, may be writing there
+        for leftover in leftovers(run / name):
+            remove_tree(leftover)
 
 
 def remove_outputs(run: Path) -> None:

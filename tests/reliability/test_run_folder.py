@@ -128,7 +128,12 @@ def test_a_users_files_are_named_and_kept(
     monkeypatch.chdir(project)
     before = tiny.tree(project)
     arguments = [*command, "config.yaml", "run=."]
-    fails(2, ".: mtkit did not write README.md, config.yaml, and", "choose another", arguments=arguments)
+    fails(
+        2,
+        ".: training would overwrite README.md, config.yaml, which mtkit did not",
+        "choose another",
+        arguments=arguments,
+    )
     assert tiny.tree(project) == before
 
 
@@ -138,7 +143,7 @@ def test_whatever_would_be_overwritten_is_named(config: Path, tmp_path: Path, na
     place.parent.mkdir(parents=True)
     place.write_text("mine\n")
     shown = name.split("/")[0] if name == "best/x" else name
-    fails(2, f"mtkit did not write {shown}, and", arguments=["train", config])
+    fails(2, f"training would overwrite {shown}, which mtkit did not", arguments=["train", config])
     assert tiny.tree(tmp_path / "run") == {name: b"mine\n"}
 
 
@@ -150,6 +155,7 @@ def test_every_byte_of_a_user_survives_a_run_in_his_folder_and_fresh_ones(
     before = tiny.tree(project)
     assert tiny.mtkit("train", config, *SHORT)[0] == 0
     (project / "checkpoints/.step-00000002.77.tmp").mkdir()
+    (project / ".metrics.jsonl.77.tmp").touch()
     first = tiny.tree(project)
     assert first.items() >= before.items()
     assert {"README.md", "config.yaml", "test/test.hyps.txt", "average/manifest.json"} <= first.keys()
@@ -160,7 +166,7 @@ def test_every_byte_of_a_user_survives_a_run_in_his_folder_and_fresh_ones(
     again = tiny.tree(project)
     assert again.items() >= before.items()
     assert tiny.checkpoints(project) == [0, 1]
-    gone = ("average", "test/test.hyps.txt", "checkpoints/.step-00000002.77.tmp")
+    gone = ("average", "test/test.hyps.txt", ".metrics.jsonl.77.tmp", "checkpoints/.step-00000002.77.tmp")
     assert [name for name in gone if (project / name).exists()] == []
 
 
@@ -215,7 +221,7 @@ def test_a_run_without_its_list_is_known_by_its_files(config: Path, old_run: Pat
     (old_run / ".mtkit-run").unlink()
     for name in ("config.yaml", "README.md", "results.json"):
         (old_run / name).write_text("{run: mine}\n")
-    parts = "mtkit did not write README.md, config.yaml, results.json, test/test.hyps.txt, and"
+    parts = "training would overwrite README.md, config.yaml, results.json, test/test.hyps.txt, which mtkit did not"
     fails(2, parts, arguments=["train", config, f"run={old_run}", "--fresh"])
 
 
