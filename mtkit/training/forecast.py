@@ -93,9 +93,9 @@ def validation_seconds(trainer: Trainer) -> float:
     if trainer.validator is None:
         return 0.0
     corpus, config = trainer.validator.corpus, trainer.config
-    chosen = (
-        np.linspace(0, len(corpus.srcs) - 1, min(VALIDATION_SAMPLE, len(corpus.srcs))).astype(int).tolist()
-    )
+    fitting = np.sort(np.concatenate([pairs for _, pairs in trainer.validator.batches]))
+    places = np.linspace(0, len(fitting) - 1, min(VALIDATION_SAMPLE, len(fitting))).astype(int)
+    chosen = fitting[places].tolist()
     some = TextCorpus.of(
         [corpus.srcs[i] for i in chosen], [corpus.tgts[i] for i in chosen], trainer.tokenizers
     )
@@ -107,8 +107,8 @@ def validation_seconds(trainer: Trainer) -> float:
     loss = time.perf_counter() - start
     validator.validate(trainer.model)
     translations = time.perf_counter() - start - 2 * loss
-    num_translated = len(trainer.validator.translated_pairs)
-    return (loss * len(corpus.srcs) + max(0.0, translations) * num_translated) / len(chosen)
+    more = len(trainer.validator.translated_pairs) / len(validator.translated_pairs)
+    return loss * len(corpus.srcs) / len(chosen) + max(0.0, translations) * more
 
 
 def extent_of(trainer: Trainer, pace: Pace) -> Extent:

@@ -178,7 +178,7 @@ def test_the_same_command_again_changes_no_weights(first: FirstRun, tmp_path: Pa
     code, out, err = tiny.mtkit("train", config, "training.keep_last=1", f"run={tmp_path / 'run'}")
     assert (code, err) == (0, "")
     assert "going on from step 40" in out
-    assert out.endswith(f"-m mtkit translate {tmp_path / 'run'}\n")  # on one line, however long
+    assert out.endswith(f"mtkit translate {tmp_path / 'run'}\n")  # on one line, however long
     assert tiny.tree(tmp_path / "run").keys() == before.keys()
     same = [name for name in before if not name.startswith((".lock", "README", "config.yaml"))]
     assert [name for name in same if (tmp_path / "run" / name).read_bytes() != before[name]] == []
