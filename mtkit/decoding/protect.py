@@ -286,18 +286,25 @@ class Unit:
 
 def protect(line: str, unspellable: Sequence[Span] = ()) -> Protected:
     """Take out of a line what must stay as it is, and what the model cannot spell."""
+    units = _units(line, unspellable)
+    if not units:
+        return Protected(line)
     insets: list[Inset] = []
     origins: list[int] = []
     copied = last_place = 0
-    for unit in _units(line, unspellable):
+    for unit, following in zip(units, [*units[1:], None], strict=True):
         start, end = unit.span
+        limit = len(line) if following is None else following.span[0]
         _append(line, origins, range(copied, start))
+        last = next((line[i] for i in reversed(origins[-2:]) if i >= 0 and not line[i].isspace()), "")
+        is_alone = unit.opener is None and not unit.opens
+        if is_alone and (not last or last in _AFTER_WORDS):  # without it, marks would stand behind no word
+            while end < limit and line[end] in _AFTER_WORDS:
+                end += 1
         copied = end
         before, after = (line[origins[-1]] if origins and origins[-1] >= 0 else ""), line[end : end + 1]
-        glue_before, glue_after = (
-            start > 0 and not line[start - 1].isspace(),
-            bool(after) and not after.isspace(),
-        )
+        glue_before = start > 0 and not line[start - 1].isspace()
+        glue_after = bool(after) and not after.isspace()
         in_word = False
         if glue_before and glue_after and _LETTER.match(before) and _LETTER.match(after):
             in_word = unit.is_text
@@ -305,24 +312,27 @@ def protect(line: str, unspellable: Sequence[Span] = ()) -> Protected:
                 origins.append(-1)
         elif before.isspace() and len(origins) > last_place and after and after in _AFTER_WORDS:
             origins.pop()
+        is_closing = line.startswith("</", start) or (glue_before and not glue_after)
+        before_closing = (
+            following is not None and following.opener is not None and not line[end:limit].strip()
+        )
+        ends_text = len(origins) > last_place and (is_closing or before_closing)
         place = last_place = len(origins)
         pair = insets[unit.opener] if unit.opener is not None else None
         insets.append(
             Inset(
                 line[start:end],
-                unit.span,
+                (start, end),
                 start=place if pair is None else pair.start,
                 end=place,
                 opens=unit.opens,
-                closes=pair is not None or line.startswith("</", start) or (glue_before and not glue_after),
+                closes=pair is not None or ends_text,
                 opener=unit.opener,
                 glue_before=glue_before,
                 glue_after=glue_after,
                 in_word=in_word,
             )
         )
-    if not insets:
-        return Protected(line)
     _append(line, origins, range(copied, len(line)))
     while origins and (origins[-1] < 0 or line[origins[-1]].isspace()):
         origins.pop()
