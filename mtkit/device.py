@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from contextlib import contextmanager, suppress
 import torch
 
 from mtkit.errors import ConfigError, TrainingError
+
+KERNELS_KEPT = 64
+"""Compiled kernels in each cache: a batch has about ten matrices, and on a CPU few batches are searched together."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -83,6 +87,18 @@ def cpu_has_bf16() -> bool:
             line = next((line for line in file if line.startswith("flags")), "")
         flags = set(line.split())
     return bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
+def bound_kernel_caches() -> None:
+    """Let few of the kernels that oneDNN compiles be kept, so that memory does not grow with every new shape.
+
+    By default two caches (of oneDNN, and of PyTorch around it in each thread) keep 1,024 kernels each, up to half a
+    megabyte a piece, for each number of rows that a matrix was ever multiplied by; as they are freed one by one between
+    tensors, the heap is riddled besides. Those of one batch are all that is needed again and again. The variables are
+    read when the first kernel is compiled; what the user has set stays.
+    """
+    for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(variable, str(KERNELS_KEPT))
 
 
 def keep_freed_memory() -> None:

@@ -33,7 +33,7 @@ from mtkit.decoding.requests import Cutter, Part, Request
 from mtkit.decoding.scoring import Scorer
 from mtkit.decoding.search import Hypothesis
 from mtkit.decoding.translation import Joiner, SearchedLine, Translation
-from mtkit.device import choose_device, choose_dtype, dtype_name, keep_freed_memory
+from mtkit.device import bound_kernel_caches, choose_device, choose_dtype, dtype_name, keep_freed_memory
 from mtkit.errors import DataError
 from mtkit.model.packing import Int8, choose_int8, pack
 from mtkit.model.transformer import Transformer
@@ -137,6 +137,9 @@ class Translator:
         Raises:
             ConfigError: int8 on a GPU, or on a processor that cannot multiply so.
         """
+        if device.type == "cpu":
+            bound_kernel_caches()
+            keep_freed_memory()
         int8 = choose_int8(precision, device)
         dtype = choose_dtype("fp32" if precision == "int8" else precision, device)
         for each in (model, *others):
@@ -144,8 +147,6 @@ class Translator:
             each.to(device=device, dtype=dtype).eval()
             if device.type == "cpu":
                 pack(each, int8)
-        if device.type == "cpu":
-            keep_freed_memory()
         decoding = decoding or config.decoding
         return cls(model, tokenizers, decoding, config.data.max_length, others, int8, usual_src_tokens)
 
