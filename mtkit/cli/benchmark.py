@@ -10,7 +10,7 @@ import typer
 
 from mtkit.cli import completion, options
 from mtkit.cli.lines import refuse_unequal
-from mtkit.cli.terminal import make_console, print_text
+from mtkit.cli.terminal import make_console, open_stdout, print_text
 from mtkit.cli.translators import decoding_of, load_translator_and_config
 from mtkit.errors import ConfigError, DataError
 
@@ -51,7 +51,7 @@ def benchmark_train(
     if as_json:
         print_text(json.dumps(result.as_dict(), indent=2) + "\n")
     else:
-        make_console(sys.stdout).print(result.table())
+        make_console(open_stdout()).print(result.table())
 
 
 def benchmark_data(
@@ -75,7 +75,7 @@ def benchmark_data(
     if as_json:
         print_text(json.dumps(result.as_dict(), indent=2) + "\n")
     else:
-        make_console(sys.stdout).print(result.table())
+        make_console(open_stdout()).print(result.table())
 
 
 def benchmark_translate(

@@ -74,7 +74,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 Files = Annotated[list[str] | None, typer.Argument(metavar="[FILES]...", help="Text files; default stdin.")]
 Output = Annotated[
-    str | None, typer.Option("--output", "-o", help="File instead of stdout.", rich_help_panel=INPUT)
+    str | None,
+    typer.Option("--output", "-o", help="File instead of stdout; `-` is stdout.", rich_help_panel=INPUT),
 ]
 Resume = Annotated[
     bool,

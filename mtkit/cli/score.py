@@ -12,7 +12,7 @@ import typer
 
 from mtkit.cli import options
 from mtkit.cli.lines import begun, in_step
-from mtkit.cli.terminal import open_output, say
+from mtkit.cli.terminal import open_output, open_stdout, say
 from mtkit.cli.translators import decoding_of, load_translator
 from mtkit.errors import ConfigError, DataError
 
@@ -47,6 +47,7 @@ def score(
 
     if minimum is not None and math.isnan(minimum):
         raise ConfigError("nan is no score", where="--minimum", hint="a number, for example -1.5")
+    open_stdout()  # if there is none, it is said before the model is loaded
     decoding = decoding_of(model, {
         "length_penalty": length_penalty, "penalty_kind": penalty_kind, "coverage_penalty": coverage_penalty,
         "batch_tokens": batch_tokens,

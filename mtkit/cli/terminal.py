@@ -32,8 +32,8 @@ def spell_everything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def make_console(stream: TextIO) -> Console:
-    """Where progress is shown."""
+def make_console(stream: TextIO | None) -> Console:
+    """Where progress is shown; nowhere, if the stream was closed before the process began."""
     from rich.console import Console
 
     class PipeConsole(Console):
@@ -42,7 +42,7 @@ def make_console(stream: TextIO) -> Console:
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
 
-    return PipeConsole(file=stream)
+    return PipeConsole(file=stream, quiet=stream is None)
 
 
 def own_command() -> str:
@@ -97,6 +97,13 @@ def prompted(lines: LineReader) -> Iterator[str]:
         yield line
 
 
+def open_stdout() -> TextIO:
+    """stdout. Raises: StorageError: it was closed before the process began."""
+    if sys.stdout is None:
+        raise StorageError("it is closed", where="stdout", hint="write to a file, or to /dev/null")
+    return sys.stdout
+
+
 @contextmanager
 def open_output(path: str | None, append: bool = False) -> Iterator[TextIO]:
     """stdout, or a file; what was written is flushed whatever happens. Raises: StorageError, BrokenPipeError.
@@ -108,9 +115,10 @@ def open_output(path: str | None, append: bool = False) -> Iterator[TextIO]:
     try:
         with storage_errors(path or "stdout"):
             if path is None:
-                sys.stdout.reconfigure(encoding="utf-8", newline="\n", line_buffering=True)  # type: ignore[union-attr]
-                yield sys.stdout
-                sys.stdout.flush()
+                stdout = open_stdout()
+                stdout.reconfigure(encoding="utf-8", newline="\n", line_buffering=True)  # type: ignore[attr-defined]
+                yield stdout
+                stdout.flush()
             else:
                 mode = "a" if append else "w"
                 with open(path, mode, encoding="utf-8", newline="\n", buffering=1) as file:

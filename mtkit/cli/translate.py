@@ -21,6 +21,7 @@ from mtkit.cli.terminal import (
     Ticker,
     is_terminal,
     open_output,
+    open_stdout,
     prompted,
     refuse_compressed,
     refuse_overwriting,
@@ -109,6 +110,13 @@ def translate(
         raise ConfigError(
             "--on-error copy does not go with --alternatives", hint="skip gives such a line none"
         )
+    output = None if output == "-" else output
+    if output is None:
+        if resume:
+            raise ConfigError(
+                "--resume needs a file", where="--output", hint="stdout does not say how far it got"
+            )
+        open_stdout()  # if there is none, it is said before the model is loaded
     refuse_compressed(output)
     part, output, attention = own_share(shard, output, attention)
     inputs, beside = files or ["-"], [path for path in (prefix, constraints) if path is not None]

@@ -277,6 +277,7 @@ def test_ctranslate2_translates_the_same(corpus: Path, tmp_path: Path, keys: lis
 def test_what_the_options_refuse(trained: Path, corpus: Path) -> None:
     for arguments, what in (
         (["--resume"], "--resume needs -o"),
+        (["--resume", "-o", "-"], "--resume needs a file"),
         (["--shard", "3/2"], "is no part"),
         (["--on-error", "ignore"], "'ignore' is nothing to do (stop, skip, copy)"),
         (["--on-error", "copy", "--alternatives", 2], "--on-error copy does not go with --alternatives"),

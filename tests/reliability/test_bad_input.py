@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import os
@@ -9,6 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -771,6 +773,41 @@ def test_a_full_disk_under_stdout(trained: Path, corpus: Path) -> None:
         _, err = process.communicate(timeout=300)
     assert process.returncode == STORAGE
     assert tiny.one_line(err).startswith("error: stdout: no space left on device (free some space")
+
+
+@pytest.mark.parametrize("stderr_is_open", [True, False])
+@pytest.mark.parametrize(
+    "command", ["translate MODEL SRC", "score MODEL SRC TGT", "evaluate TGT --ref TGT", "config schema"]
+)
+def test_a_closed_stdout(
+    trained: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, command: str, stderr_is_open: bool
+) -> None:
+    """What Python makes of `>&-`, and of `2>&-` too."""
+    from mtkit.cli import run
+
+    places = {"MODEL": trained, "SRC": corpus / "test.src", "TGT": corpus / "test.tgt"}
+    err = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", err if stderr_is_open else None)
+    monkeypatch.setattr("mtkit.decoding.loading.load_model", None)  # it is said before
+    assert run([str(places.get(word, word)) for word in command.split()]) == STORAGE
+    said = "error: stdout: it is closed (write to a file, or to /dev/null)\n"
+    assert err.getvalue() == (said if stderr_is_open else "")
+
+
+def test_progress_is_never_among_the_translations(
+    trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a stderr, Python's print would write there."""
+    from mtkit.cli import run
+
+    source = tmp_path / "in"
+    source.write_bytes(b"a dog .\n\xff\n")
+    out = io.TextIOWrapper(io.BytesIO())
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert run(["translate", str(trained), str(source), "--on-error", "copy", "-o", "-"]) == 0
+    assert out.buffer.getvalue().decode().split("\n")[1:] == ["\ufffd", ""]  # type: ignore[attr-defined]
 
 
 def test_outputs_that_cannot_be_written(trained: Path, corpus: Path, tmp_path: Path) -> None:
