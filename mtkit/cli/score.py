@@ -13,7 +13,7 @@ import typer
 from mtkit.cli import options
 from mtkit.cli.lines import begun, in_step
 from mtkit.cli.terminal import open_output, open_stdout, say
-from mtkit.cli.translators import decoding_of, load_translator
+from mtkit.cli.translators import decoding_of, load_translator, refuse_no_symbol
 from mtkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ def score(
             help="Print the pairs with at least this score, `SRC tab TGT`, instead of scores (none that hold a tab)."
         ),
     ] = None,
+    tag: options.Tag = None,
+    split_sentences: options.SplitSentences = None,
     ensemble: options.Ensemble = None,
     batch_tokens: options.BatchTokens = None,
     device: options.Device = "auto",
@@ -40,7 +42,10 @@ def score(
 ) -> None:
     """Print the model's score of given translations: what `translate --scores` would print for them.
 
-    The same to rounding: to 1e-5 with --precision fp32. With --minimum it filters a corpus, and leaves out pairs that
+    The same to rounding, to 1e-5 with --precision fp32, given the same --tag and --split-sentences. What counts is the
+    text: a translation that the search made of other tokens than training texts are cut into, which it seldom does,
+    has another score. A line that `translate` would cut is scored sentence by sentence if its translation has as many
+    sentences, else in one piece. With --minimum it filters a corpus, and leaves out pairs that
     are too long or have tabs in them. Any number of lines in constant memory.
     """
     from mtkit.files import count_lines, read_lines
@@ -60,7 +65,10 @@ def score(
         what = f"{counts[0]:,} source lines, but {counts[1]:,} target lines"
         raise DataError(what, hint="line n goes with line n")
     pairs = in_step([iter(read_lines(src)), iter(read_lines(tgt))], [src, tgt])
-    scored = begun(translator.score_stream(pairs, skip_long=minimum is not None))
+    if tag is not None:
+        refuse_no_symbol(tag, translator)
+    skip_long = minimum is not None
+    scored = begun(translator.score_stream(pairs, skip_long, tag=tag or "", split_sentences=split_sentences))
     if minimum is None:
         write_scores(result.score for _, result in scored if result is not None)
     else:

@@ -27,7 +27,7 @@ from mtkit.cli.terminal import (
     refuse_overwriting,
     say,
 )
-from mtkit.cli.translators import decoding_of, load_translator
+from mtkit.cli.translators import decoding_of, load_translator, refuse_no_symbol
 from mtkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from mtkit.decoding.output import LineFormat
     from mtkit.decoding.requests import Request
     from mtkit.decoding.translation import Translation
-    from mtkit.decoding.translator import Translator
 
 
 def translate(
@@ -238,13 +237,6 @@ def plan_job(files: Sequence[str], part: Shard, resumed: str | None, line_format
     if resumed is not None:
         job = job.without_first(num_done(resumed, line_format, job.first + 1))
     return job
-
-
-def refuse_no_symbol(tag: str, translator: Translator) -> None:
-    """Check that the model knows a tag as one piece. Raises: ConfigError."""
-    if not translator.tokenizers.src.is_symbol(tag):
-        what = f"{tag!r} is no piece of the source vocabulary"
-        raise ConfigError(what, where="--tag", hint="train with it among tokenizer.user_symbols")
 
 
 def requests(

@@ -70,3 +70,10 @@ def load_translator_and_config(
     others = load_others(ensemble, tokenizers, model)
     usual = usual_src_tokens(model)
     return Translator.of(config, tokenizers, network, decoding, chosen, precision, others, usual), config
+
+
+def refuse_no_symbol(tag: str, translator: Translator) -> None:
+    """Check that the model knows a tag as one piece. Raises: ConfigError."""
+    if not translator.tokenizers.src.is_symbol(tag):
+        what = f"{tag!r} is no piece of the source vocabulary"
+        raise ConfigError(what, where="--tag", hint="train with it among tokenizer.user_symbols")

@@ -6,6 +6,8 @@ Shapes: B sentences, S source length, T target length with eos, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -14,12 +16,34 @@ from torch import Tensor
 from mtkit.config import DecodingConfig
 from mtkit.data.batching import Ids, split_by_budget
 from mtkit.decoding.ensemble import Ensemble
-from mtkit.decoding.options import LINES_AT_ONCE
+from mtkit.decoding.longtext import split_sentences as split_sentences_of
+from mtkit.decoding.options import LINES_AT_ONCE, TranslateOptions
 from mtkit.decoding.reading import in_chunks
+from mtkit.decoding.requests import Cutter, Request
 from mtkit.decoding.search import LOGITS_AT_ONCE, SearchOptions, final_scores
 from mtkit.decoding.translation import Translation
 from mtkit.device import out_of_memory_named
 from mtkit.errors import DataError
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A line and its translation, as the parts that are scored.
+
+    Attributes:
+        src_parts: pieces of each part, those of the tag first.
+        tgt_parts: pieces of the translation of each.
+        num_tag: pieces of the tag.
+    """
+
+    src_parts: list[Ids]
+    tgt_parts: list[Ids]
+    num_tag: int
+
+    def longest(self) -> dict[str, int]:
+        """Pieces of the longest part of each side, without the tag."""
+        src = max((len(ids) - self.num_tag for ids in self.src_parts), default=0)
+        return {"source": src, "target": max(map(len, self.tgt_parts), default=0)}
 
 
 class Scorer:
@@ -29,73 +53,105 @@ class Scorer:
         ensemble: the models.
         decoding: size of the batches, longest translation.
         options: the penalties.
-        max_source_pieces: of a pair that is scored; of the target as many as a translation of that may have.
+        cutter: how lines are taken apart, and how long a part may be; of the target as many pieces as a translation of
+            that may have.
     """
 
     def __init__(
-        self, ensemble: Ensemble, decoding: DecodingConfig, options: SearchOptions, max_source_pieces: int
+        self, ensemble: Ensemble, decoding: DecodingConfig, options: SearchOptions, cutter: Cutter
     ) -> None:
         self.ensemble, self.decoding, self.options = ensemble, decoding, options
-        self.max_source_pieces = max_source_pieces
+        self.cutter = cutter
 
     def stream(
-        self, pairs: Iterable[Sequence[str]], skip_long: bool = False
+        self,
+        pairs: Iterable[Sequence[str]],
+        skip_long: bool = False,
+        tag: str = "",
+        split_sentences: bool | None = None,
     ) -> Iterator[tuple[str, Translation | None]]:
         """See `Translator.score_stream`."""
         first = 1
         for chunk in in_chunks(pairs, LINES_AT_ONCE):
             srcs, tgts = [pair[0] for pair in chunk], [pair[1] for pair in chunk]
-            src_ids, tgt_ids = self._encode(srcs, tgts)
-            faults = self._too_long(src_ids, tgt_ids, first)
+            cut = self._cut(srcs, tgts, tag, split_sentences)
+            faults = self._too_long(cut, first)
             end = len(chunk) if skip_long else min(faults, default=len(chunk))
             order = [i for i in range(end) if i not in faults]
-            scores = dict(zip(order, self._scores(src_ids, tgt_ids, order), strict=True))
+            scores = dict(zip(order, self._scores([cut[i] for i in order]), strict=True))
             for i in range(end):
                 yield srcs[i], Translation(tgts[i], scores[i]) if i in scores else None
             if end < len(chunk):
                 raise faults[end]
             first += len(chunk)
 
-    def score(self, srcs: Sequence[str], tgts: Sequence[str]) -> list[Translation]:
+    def score(
+        self, srcs: Sequence[str], tgts: Sequence[str], tag: str = "", split_sentences: bool | None = None
+    ) -> list[Translation]:
         """See `Translator.score`."""
         if len(srcs) != len(tgts):
             raise DataError(
                 f"{len(srcs):,} source lines, but {len(tgts):,} target lines", hint="line n goes with line n"
             )
-        src_ids, tgt_ids = self._encode(srcs, tgts)
-        for fault in self._too_long(src_ids, tgt_ids, 1).values():
+        cut = self._cut(srcs, tgts, tag, split_sentences)
+        for fault in self._too_long(cut, 1).values():
             raise fault
-        scores = self._scores(src_ids, tgt_ids, range(len(srcs)))
-        return [Translation(text, score) for text, score in zip(tgts, scores, strict=True)]
+        return [Translation(text, score) for text, score in zip(tgts, self._scores(cut), strict=True)]
 
-    def _encode(self, srcs: Sequence[str], tgts: Sequence[str]) -> tuple[list[Ids], list[Ids]]:
-        tokenizers = self.ensemble.tokenizers
-        return tokenizers.src.encode(srcs), tokenizers.tgt.encode(tgts)
+    def _cut(
+        self, srcs: Sequence[str], tgts: Sequence[str], tag: str, split_sentences: bool | None
+    ) -> list[Pair]:
+        """The parts of each pair: of a source that would be translated in parts its parts.
 
-    def _too_long(self, src_ids: list[Ids], tgt_ids: list[Ids], first: int) -> dict[int, DataError]:
-        """The pairs that cannot be scored in one piece, and what is to be said. Args: first: number of line 0."""
-        limit = self.max_source_pieces
+        Which part of the target belongs to which is known only where it has as many sentences. Elsewhere the pair is
+        one part.
+        """
+        requests = [Request(src, tag=tag) for src in srcs]
+        options = TranslateOptions(split_sentences=split_sentences)
+        tag_ids, encode = self.cutter.tag_ids(tag), self.ensemble.tokenizers.tgt.encode
+        pairs = []
+        for src, parts, tgt, whole in zip(
+            srcs, self.cutter.parts(requests, 0, options), tgts, encode(tgts), strict=True
+        ):
+            src_parts, tgt_parts = [part.ids for part in parts], [whole]
+            if len(parts) > 1:
+                sentences = split_sentences_of(tgt)
+                if len(sentences) == len(parts):
+                    tgt_parts = encode(sentences)
+                else:
+                    src_parts = [np.concatenate([tag_ids, *self.ensemble.tokenizers.src.encode([src])])]
+            elif not parts:  # of an empty line only the target counts
+                src_parts = [np.array([], dtype=np.int32)]
+            pairs.append(Pair(src_parts, tgt_parts, len(tag_ids)))
+        return pairs
+
+    def _too_long(self, pairs: Sequence[Pair], first: int) -> dict[int, DataError]:
+        """The pairs with a part that cannot be scored, and what is to be said. Args: first: number of line 0."""
+        limit = self.cutter.max_source_pieces
         limits = {"source": limit, "target": self.decoding.max_length(limit)}
         faults: dict[int, DataError] = {}
-        for i, pair in enumerate(zip(src_ids, tgt_ids, strict=True)):
-            for ids, (side, most) in zip(pair, limits.items(), strict=True):
-                if len(ids) > most and i not in faults:
-                    what = f"{len(ids):,} pieces, but a {side} line of at most {most:,} can be scored"
-                    faults[i] = DataError(what, where=f"{side} line {first + i}", hint="split the line")
+        for i, pair in enumerate(pairs):
+            for side, length in pair.longest().items():
+                if length > limits[side] and i not in faults:
+                    what = f"{length:,} pieces, but a {side} line of at most {limits[side]:,} can be scored"
+                    hint = "split the line"
+                    faults[i] = DataError(what, where=f"{side} line {first + i}", hint=hint)
         return faults
 
-    def _scores(self, src_ids: list[Ids], tgt_ids: list[Ids], chosen: Sequence[int]) -> list[float]:
-        """Of the chosen pairs, found in batches of similar length."""
-        sizes = np.array([max(len(src_ids[i]), len(tgt_ids[i])) + 1 for i in chosen], dtype=np.int32)
-        scores = np.zeros(len(chosen))
+    def _scores(self, pairs: Sequence[Pair]) -> list[float]:
+        """Of each pair the mean over its parts, which are scored in batches of similar length."""
+        src_ids = [ids for pair in pairs for ids in pair.src_parts]
+        tgt_ids = [ids for pair in pairs for ids in pair.tgt_parts]
+        lengths = [max(len(src), len(tgt)) + 1 for src, tgt in zip(src_ids, tgt_ids, strict=True)]
+        sizes = np.array(lengths, dtype=np.int32)
+        scores = np.zeros(len(sizes))
         order = np.argsort(-sizes, kind="stable")
         order = order[sizes[order] > 1]  # an empty line that stays empty: 0, as `translate` says
         for batch in split_by_budget(sizes, order, self.decoding.batch_tokens):
-            rows = [chosen[i] for i in batch.tolist()]
             with out_of_memory_named("lower decoding.batch_tokens (--batch-tokens)"):
-                scores[batch] = self.score_ids([src_ids[i] for i in rows], [tgt_ids[i] for i in rows])
-        found: list[float] = scores.tolist()
-        return found
+                scores[batch] = self.score_ids([src_ids[i] for i in batch], [tgt_ids[i] for i in batch])
+        of_parts = iter(scores.tolist())
+        return [sum(islice(of_parts, len(pair.src_parts))) / len(pair.src_parts) for pair in pairs]
 
     @torch.inference_mode()
     def score_ids(self, src_ids: Sequence[Ids], tgt_ids: Sequence[Ids]) -> list[float]:

@@ -76,7 +76,7 @@ class Translator:
         self.cutter = Cutter(
             tokenizers, decoding, self.options.suppressed, max_source_pieces, usual_src_tokens
         )
-        self.scorer = Scorer(self.ensemble, decoding, self.options, max_source_pieces)
+        self.scorer = Scorer(self.ensemble, decoding, self.options, self.cutter)
         self.joiner = Joiner(self.ensemble, decoding.batch_tokens)
 
     @property
@@ -223,27 +223,48 @@ class Translator:
             options.on_progress(1)
 
     def score_stream(
-        self, pairs: Iterable[Sequence[str]], skip_long: bool = False
+        self,
+        pairs: Iterable[Sequence[str]],
+        skip_long: bool = False,
+        *,
+        tag: str = "",
+        split_sentences: bool | None = None,
     ) -> Iterator[tuple[str, Translation | None]]:
         """`score` of any number of pairs, each with its source, in constant memory.
 
         Args:
-            skip_long: give None for a pair too long to be scored in one piece.
+            skip_long: give None for a pair too long to be scored.
+            tag, split_sentences: see `score`.
 
         Raises:
             DataError: such a pair otherwise, or what reading raises; after the lines before it.
         """
-        return self.scorer.stream(pairs, skip_long)
+        return self.scorer.stream(pairs, skip_long, tag, split_sentences)
 
-    def score(self, srcs: Sequence[str], tgts: Sequence[str]) -> list[Translation]:
+    def score(
+        self,
+        srcs: Sequence[str],
+        tgts: Sequence[str],
+        *,
+        tag: str = "",
+        split_sentences: bool | None = None,
+    ) -> list[Translation]:
         """What the model thinks of given translations: the score `translate` would print for them.
 
+        That of their texts, cut into tokens as training texts are: a translation that the search made of other tokens,
+        which it seldom does, has another score. A line that `translate` would cut is scored sentence by sentence if its
+        translation has as many, else in one piece.
+
+        Args:
+            tag: see `Request`.
+            split_sentences: see `TranslateOptions`.
+
         Raises:
-            DataError: not as many sources as targets; a line too long to be scored in one piece.
+            DataError: not as many sources as targets; a line too long to be scored.
         """
         refuse_text(srcs, "srcs")
         refuse_text(tgts, "tgts")
-        return self.scorer.score(srcs, tgts)
+        return self.scorer.score(srcs, tgts, tag, split_sentences)
 
     def search_ids(self, sentences: Sequence[Ids]) -> list[list[Hypothesis]]:
         """The hypotheses of tokenized sentences, in their order."""

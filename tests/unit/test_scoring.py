@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from test_translator import make, sentences
 
+from mtkit.decoding.longtext import split_sentences
+from mtkit.decoding.translator import Translator
 from mtkit.errors import DataError
 
 LONG = "the old man sees a bird and my sister hears children in houses and the old man sees a bird."
@@ -37,6 +41,45 @@ def test_pairs_that_are_too_long_can_be_left_out() -> None:
     )
     with pytest.raises(DataError, match="target line 2"):
         list(translator.score_stream([pairs[0], pairs[2]]))
+
+
+def mean_score(translator: Translator, pairs: Sequence[tuple[str, str]], tag: str = "") -> float:
+    scored = translator.score([src for src, _ in pairs], [tgt for _, tgt in pairs], tag=tag)
+    return sum(translation.score for translation in scored) / len(pairs)
+
+
+def test_a_line_is_scored_in_the_parts_in_which_it_is_translated() -> None:
+    """Where it is known which sentence became which; else, and where it is not split, in one piece."""
+    translator = make(max_length_ratio=2.0)
+    src, tgt = "The old man sees. My sister hears a bird.", "Der alte Mann. Meine Schwester hört Vögel."
+    sentences = list(zip(split_sentences(src), split_sentences(tgt), strict=True))
+    whole = translator.score([src], [tgt])[0].score
+    [in_parts, of_one, unsplit] = translator.score(
+        [src, src, "a bird"], [tgt, "Der Mann", "x"], split_sentences=True
+    )
+    assert in_parts.score == pytest.approx(mean_score(translator, sentences), abs=1e-5)
+    assert abs(in_parts.score - whole) > 1e-3
+    assert of_one.score == pytest.approx(mean_score(translator, [(src, "Der Mann")]), abs=1e-5)
+    assert unsplit.score == pytest.approx(mean_score(translator, [("a bird", "x")]), abs=1e-5)
+    short = make(max_source_pieces=len(translator.tokenizers.src.encode([src])[0]) - 1, max_length_ratio=2.0)
+    assert short.score([src], [tgt])[0].score == pytest.approx(in_parts.score, abs=1e-5)
+    with pytest.raises(DataError, match="source line 1"):
+        short.score([src], ["Der Mann"])
+    [(_, streamed)] = short.score_stream([(src, tgt)], split_sentences=False)
+    assert streamed is not None and streamed.score == pytest.approx(in_parts.score, abs=1e-5)
+
+
+def test_a_tag_is_scored_with_every_part() -> None:
+    """As if it were a word of each, which here it is."""
+    translator = make()
+    pairs = [("the old man.", "Der Mann."), ("a bird.", "Vogel.")]
+    [tagged] = translator.score(
+        ["The old man. A bird."], ["Der Mann. Vogel."], tag="my", split_sentences=True
+    )
+    alone = [("The old man.", "Der Mann."), ("A bird.", "Vogel.")]
+    assert tagged.score == pytest.approx(mean_score(translator, alone, tag="my"), abs=1e-5)
+    with_word = mean_score(translator, [(f"my {src}", tgt) for src, tgt in pairs])
+    assert mean_score(translator, pairs, tag="my") == pytest.approx(with_word, abs=1e-5)
 
 
 def test_scores_do_not_depend_on_how_many_places_are_looked_at_together(
