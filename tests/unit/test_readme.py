@@ -95,13 +95,20 @@ def split_command(words: list[str]) -> tuple[str, Any, list[str]]:
 def test_ci_runs_the_second_command_and_nothing_else() -> None:
     lines = (ROOT / ".ci/run").read_text("utf-8").removesuffix("\n").split("\n")
     code = [line for line in lines if not line.startswith("#")]
-    assert code == ["set -euo pipefail", 'cd "$(dirname "${BASH_SOURCE[0]}")/.."', the_line(" -m pytest")]
+    assert code == [
+        "set -euo pipefail",
+        'cd "$(dirname "${BASH_SOURCE[0]}")/.."',
+        the_line(" -m pytest -n 2 --dist loadfile"),
+    ]
     assert lines[0] == "#!/usr/bin/env bash"
     assert os.access(ROOT / ".ci/run", os.X_OK)
 
 
 def test_the_two_commands_are_complete() -> None:
-    for line in (the_line("mtkit train configs/quickstart.yaml"), the_line(" -m pytest")):
+    for line in (
+        the_line("mtkit train configs/quickstart.yaml"),
+        the_line(" -m pytest -n 2 --dist loadfile"),
+    ):
         make, install, *jobs = line.split(" && ")
         assert make == "python3 -m venv .venv"
         assert install.startswith(".venv/bin/pip install -q -c constraints.txt ")
