@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from itertools import chain, islice, repeat
+from itertools import chain, islice, product, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from mtkit.data.cache import open_cache, remove_abandoned
 from mtkit.data.corpus import FORMAT, ROWS, SCHEMA, Corpus, numbers_of
 from mtkit.data.filters import KEPT, FilterCounts, PairFilter, Reasons
 from mtkit.data.pairs import Pair
-from mtkit.data.sources import Source
+from mtkit.data.sources import GENERATOR_BEFORE, Source
 from mtkit.data.tables import Hashes
 from mtkit.data.tokenizer import Ids, Tokenizers
 from mtkit.errors import DataError, StorageError
@@ -385,11 +385,13 @@ def names_content(
 ) -> bool:
     """Whether a fingerprint is that of the corpus that these make.
 
-    mtkit 0.1.0 made fingerprints of the bytes of text files, which are others when the file is packed anew.
+    mtkit 0.1.0 made fingerprints of the bytes of text files, which are others when the file is packed anew, and had
+    the same generator of demo pairs in other files.
     """
-    _, hashes = open_cache(data, "corpora")
-    kinds = hashes, Hashes(hashes.of_bytes, of_text=hashes.of_bytes)
-    return any(fingerprint == _fingerprint(sources, tokenizers, data, kind) for kind in kinds)
+    _, now = open_cache(data, "corpora")
+    kinds = product((now.of_text, now.of_bytes), ((), GENERATOR_BEFORE))
+    hashes = (Hashes(now.of_bytes, of_text, generator) for of_text, generator in kinds)
+    return any(fingerprint == _fingerprint(sources, tokenizers, data, kind) for kind in hashes)
 
 
 def _fingerprint(sources: Sequence[Source], tokenizers: Tokenizers, data: DataConfig, hashes: Hashes) -> str:

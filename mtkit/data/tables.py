@@ -32,6 +32,8 @@ class Hashes:
     of_bytes: HashFile = sha256_file
     of_text: HashFile = sha256_text
     """Of the lines, whatever the file's name and compression."""
+    generator: tuple[str, ...] = ()
+    """Of the files that make the pairs of the demo; without, those of today are hashed."""
 
 
 _ROWS_AT_ONCE = 1000

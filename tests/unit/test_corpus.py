@@ -23,7 +23,7 @@ from mtkit.data.corpus import Corpus
 from mtkit.data.encoding import encode_corpus, names_content
 from mtkit.data.filters import FilterCounts
 from mtkit.data.pairs import NumberedPairs, Pair
-from mtkit.data.sources import HASHES, ParallelFiles, Source, open_sources
+from mtkit.data.sources import GENERATOR_BEFORE, HASHES, ParallelFiles, Source, open_sources
 from mtkit.data.tables import Hashes
 from mtkit.data.tokenizer import Tokenizers, make_tokenizers
 from mtkit.errors import DataError, StorageError
@@ -259,6 +259,18 @@ def test_packed_anew_it_is_the_same_corpus(setting: Setting) -> None:
     assert before[1] == first.fingerprint != before[0]
     assert names_content(before[0], sources, setting.tokenizers, packed)
     assert not names_content(before[0], setting.sources(data), setting.tokenizers, data)
+
+
+def test_a_corpus_of_the_demo_of_before_is_known(setting: Setting) -> None:
+    data = setting.data().model_copy(update={"train": (SourceConfig(demo="en-de", pairs=5),)})
+    (demo,) = sources = open_sources(data.train, data, "train")
+    before = Hashes(generator=GENERATOR_BEFORE)
+    as_in_0_1_0 = "2bd1c55d93454dd83975a7c97ecc38dba51ffcc25b2b4f32a009baedccd1e1fc"
+    assert demo.fingerprint(before) == as_in_0_1_0 != demo.fingerprint()
+    fingerprint = encoding._fingerprint(sources, setting.tokenizers, data, before)
+    assert names_content(fingerprint, sources, setting.tokenizers, data)
+    others = open_sources([SourceConfig(demo="en-de", pairs=6)], data, "train")
+    assert not names_content(fingerprint, others, setting.tokenizers, data)
 
 
 @pytest.mark.parametrize("rows", [3, corpus.ROWS])

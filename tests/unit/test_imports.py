@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -17,7 +18,7 @@ PACKAGE = Path(mtkit.__file__).parent
 
 LAYERS = [
     ["errors"],
-    ["files", "languages"],
+    ["demo", "files", "languages"],
     ["yamlreader"],
     ["yamlfile"],
     ["config"],
@@ -58,7 +59,7 @@ STARTS_WITHOUT_TORCH = [
     "configrules",
     "configfile",
     "checkpoint",
-    "data.demo",
+    *(name for name in MODULES if name.split(".")[0] == "demo"),
     "decoding.folder",
     "decoding.jobs",
     "decoding.options",
@@ -146,6 +147,16 @@ def test_of_the_package_itself_only_the_version_is_imported() -> None:
                 assert {alias.name for alias in node.names} - packages <= {"__version__"}, name
 
 
+def test_files_that_are_no_code_are_installed() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]
+    others = [path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    assert others
+    for path in others:
+        package = ".".join(path.parent.relative_to(PACKAGE.parent).parts)
+        assert any(path.match(pattern) for pattern in patterns[package]), path
+
+
 def test_no_circles() -> None:
     graph = {name: own_imports(name, types=False) for name in MODULES if name}
     list(TopologicalSorter(graph).static_order())  # raises CycleError
@@ -164,7 +175,7 @@ def test_nothing_slow_at_the_top_of_what_starts_quickly(module: str) -> None:
     names = set(imported(nodes_that_run(TREES[module], inside_functions=False)))
     assert not {name.split(".")[0] for name in names} & SLOW
     own = {name.removeprefix("mtkit.") for name in names if name.startswith("mtkit.")}
-    assert own <= set(STARTS_WITHOUT_TORCH) | {"data.demo_grammar", "data.demo_lexicon", "data"}
+    assert own <= set(STARTS_WITHOUT_TORCH)
 
 
 def test_datasets_and_pandas_are_imported_where_they_are_used() -> None:
@@ -176,9 +187,11 @@ def test_datasets_and_pandas_are_imported_where_they_are_used() -> None:
 def test_starting_loads_nothing_slow() -> None:
     code = f"""
 import sys
-import mtkit, mtkit.cli, mtkit.config, mtkit.configfile, mtkit.data.demo
+import mtkit, mtkit.cli, mtkit.config, mtkit.configfile
 mtkit.load_config
-loaded = {SLOW!r} & sys.modules.keys()
+loaded = {{"mtkit.demo.lexicon"}} & sys.modules.keys()
+import mtkit.demo.generator
+loaded |= {SLOW!r} & sys.modules.keys()
 sys.exit(f"loaded: {{sorted(loaded)}}" if loaded else 0)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -11,9 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+import mtkit.demo
 from mtkit.config import DataConfig, SourceConfig
 from mtkit.data.pairs import Pair
 from mtkit.data.sources import Source, Split, open_sources, read_sides
+from mtkit.data.tables import Hashes
 from mtkit.errors import ConfigError, DataError
 
 ENGLISH = ["Hello", "Good morning", "Thanks"]
@@ -175,6 +177,17 @@ def test_the_demo_speaks_its_languages_only(tmp_path: Path) -> None:
 
 
 # Fingerprints
+
+
+def test_the_fingerprint_of_the_demo_is_of_all_files_of_its_generator(tmp_path: Path) -> None:
+    hashed: list[Path] = []
+
+    def of_bytes(path: Path) -> str:
+        hashed.append(path)
+        return str(path)
+
+    open_one(tmp_path, demo="en-de", pairs=5).fingerprint(Hashes(of_bytes))
+    assert hashed == sorted(path for path in Path(mtkit.demo.__file__).parent.iterdir() if path.is_file())
 
 
 def test_fingerprints_follow_what_is_read(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The generator of sentence pairs inside the package, with which a first model is trained without any file."""
