@@ -8,8 +8,8 @@ from itertools import permutations
 
 from mtkit.decoding.longtext import UNSPACED
 
-SPELLED_OUT = 12
-"""Whole numbers up to this one are often written as words; whether a translation has them cannot be told."""
+SPELLED_OUT = frozenset(map(str, range(13)))
+"""Numbers that are often written as words; whether a translation has them cannot be told."""
 
 _GROUPING = ".,'’٬\u00a0\u2009\u202f "
 _SEPARATOR = rf"[{_GROUPING}:/٫-]"
@@ -28,11 +28,7 @@ def find_numbers(text: str) -> list[tuple[int, int]]:
 def numbers_to_keep(text: str) -> tuple[str, ...]:
     """The numbers of a text that its translation must have as digits, each once: in the order they come."""
     found = dict.fromkeys(text[start:end] for start, end in find_numbers(text))
-    return tuple(number for number in found if not _is_small(number))
-
-
-def _is_small(number: str) -> bool:
-    return number.isdecimal() and number == str(int(number)) and int(number) <= SPELLED_OUT
+    return tuple(number for number in found if number not in SPELLED_OUT)
 
 
 def has_number(text: str, number: str) -> bool:

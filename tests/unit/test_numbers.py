@@ -21,6 +21,7 @@ WRITTEN_SET = Path(__file__).parent.parent / "data" / "protect.en-de.tsv"
         ("1 000 000 people in 2016", ("1 000 000", "2016")),
         ("第23章, 至２３日", ("23", "２３")),
         ("from 10:45 to 20-30.", ("10:45", "20-30")),
+        ("1" * 5000, ("1" * 5000,)),  # more digits than Python makes an int of
     ],
 )
 def test_numbers_that_are_looked_after(text: str, numbers: tuple[str, ...]) -> None:

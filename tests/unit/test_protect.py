@@ -220,8 +220,9 @@ def test_a_line_takes_time_in_proportion_to_its_length() -> None:
             "<b>",
             "<b>x</b>",
             "é",
+            "0",
         ):
-            line = (pattern * length)[:length]
+            line = ("%" if pattern == "0" else "") + (pattern * length)[:length]
             found = protected(line)
             if pattern == "<b>x</b>":
                 found.restore(found.text, same_order(found.text))
