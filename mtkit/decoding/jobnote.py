@@ -57,8 +57,8 @@ class JobNote:
             raise ConfigError(what, where="--resume", hint="delete it, or write to another file")
 
     def is_finished(self) -> bool:
-        """Whether the job has written its last line, of an output that is not refused. Raises: StorageError."""
-        return self.output.is_file() and self.path.is_file() and FINISHED in self._read()
+        """Whether this job has written its last line, and the output is as it left it. Raises: StorageError."""
+        return self.output.is_file() and self.path.is_file() and self._read() == self._when_finished()
 
     @contextmanager
     def kept(self, resumable: bool) -> Iterator[None]:
@@ -70,11 +70,15 @@ class JobNote:
         if resumable and (self.output.is_file() or not self.output.exists()):
             self._write(self.parts)
             yield
-            self._write({**self.parts, FINISHED: digest(beginning(self.output))})
+            self._write(self._when_finished())
         else:
             with storage_errors(self.path):
                 self.path.unlink(missing_ok=True)
             yield
+
+    def _when_finished(self) -> dict[str, str]:
+        """What the note says when the output, as it is now, is all that the job has to write."""
+        return {**self.parts, FINISHED: digest(beginning(self.output))}
 
     def _read(self) -> dict[str, str]:
         """What the note says; nothing if it is no note."""

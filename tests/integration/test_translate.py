@@ -420,6 +420,9 @@ def test_only_what_was_begun_with_resume_is_resumed(trained: Path, corpus: Path,
     whole = output.read_bytes()
     output.write_bytes(whole[: whole.index(b"\n") + 1])
     refused("was changed after the job had finished it")
+    output.write_text("")  # emptied, it is begun anew, though the note says that it was finished
+    assert tiny.mtkit(*job, "--resume") == (0, "", "")
+    assert output.read_bytes() == whole
     assert tiny.mtkit(*job) == (0, "", "")
     assert not note.exists()
     refused("was not begun with --resume")
