@@ -293,8 +293,9 @@ class Translator:
                 if fault is None:
                     yield translations
                 else:  # raised after the translations of the lines before it
-                    yield [Translation.none_of(request.text, fault, options.on_error)]
+                    none = Translation.none_of(request.text, fault, options.on_error)
                     options.on_fault(number, fault)
+                    yield [none]
 
     def _searched(
         self, requests: list[Request], cut: list[list[Part] | DataError], options: TranslateOptions

@@ -526,6 +526,9 @@ def test_lines_that_cannot_be_translated_are_passed_over(on_error: Any, read_ahe
     assert [fault.where for _, fault in told] == ["stdin:3", "line 15", "line 17"]
     for (number, request), (_, fault) in zip(bad.items(), told, strict=True):
         assert found[number] == [Translation(request.text if on_error == "copy" else "", 0.0, fault=fault)]
+    told.clear()
+    translator.translate_one(bad[2], options)
+    assert len(told) == 1
 
     def nothing(parts: Sequence[Part], *_: Any, **__: Any) -> list[list[Hypothesis]]:
         return [[] for _ in parts]
