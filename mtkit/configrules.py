@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from mtkit.config import Config, Section, usual_default
+if TYPE_CHECKING:  # the command line, which reads the tables at its start, does without pydantic
+    from mtkit.config import Config, Section
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ def idle_keys(config: Config) -> dict[str, Idle]:
 
 def set_in_vain(config: Config) -> Iterator[Idle]:
     """The keys that do nothing and yet were set, to other values than their defaults."""
+    from mtkit.config import usual_default
+
     for idle in idle_keys(config).values():
         section, name = _section_of(config, idle.key)
         default = usual_default(type(section).model_fields[name])

@@ -81,10 +81,11 @@ def run(arguments: list[str]) -> int:
 
 def with_help(arguments: list[str]) -> list[str]:
     """The arguments; where they name mtkit, or a group of commands, and nothing more, they ask for its help."""
-    command: Any = typer.main.get_command(app)
+    group: typer.Typer | None = app
     for argument in arguments:
-        command = getattr(command, "commands", {}).get(argument)
-    return [*arguments, "--help"] if hasattr(command, "commands") else arguments
+        groups = {} if group is None else {info.name: info.typer_instance for info in group.registered_groups}
+        group = groups.get(argument)
+    return arguments if group is None else [*arguments, "--help"]
 
 
 def fail(message: str, code: int, debug: bool) -> int:
