@@ -15,6 +15,7 @@ import torch
 
 from mtkit.benchmark.hugging_face import generate, hugging_face_model
 from mtkit.decoding.loading import load_model
+from mtkit.decoding.longtext import join_parts
 from mtkit.decoding.requests import Part, Request
 from mtkit.decoding.translator import Translator
 from mtkit.device import dtype_name
@@ -167,4 +168,7 @@ def translated(
     rows = list(run(parts))
     over = {p.number for p, row in zip(parts, rows, strict=True) if len(row) + 1 > p.max_length}
     texts = iter(translator.tokenizers.tgt.decode(rows))
-    return Output([" ".join(islice(texts, len(line_parts))) for line_parts in cut], len(over))
+    hyps = [
+        join_parts(list(islice(texts, len(of_line))), [part.joint for part in of_line])[0] for of_line in cut
+    ]
+    return Output(hyps, len(over))

@@ -69,7 +69,7 @@ def load_model(path: Path) -> tuple[Config, Tokenizers, Transformer]:
 
 
 def usual_src_tokens(path: str | Path) -> int | None:
-    """As many tokens or fewer has almost every source that a model was trained on; None: older models do not say it.
+    """The length in tokens that almost no training source of a model exceeds; None for models that do not store it.
 
     Raises:
         StorageError: there is no model, or what is said of it is damaged.

@@ -88,6 +88,21 @@ def cut_joint(text: str, place: int) -> Joint:
     return "words" if spaced or unspaced else "word"
 
 
+def join_parts(texts: Sequence[str], joints: Sequence[Joint]) -> tuple[str, list[int]]:
+    """The translations of the parts of a line as one text, and where in it each begins.
+
+    Args:
+        joints: of each part, with the one before.
+    """
+    joined, starts, length, last = list[str](), list[int](), 0, ""
+    for text, joint in zip(texts, joints, strict=True):
+        space = space_between(last, text, joint)
+        joined += [space, text]
+        starts.append(length + len(space))
+        length, last = starts[-1] + len(text), text or last
+    return "".join(joined), starts
+
+
 def space_between(left: str, right: str, joint: Joint) -> str:
     """What stands between the translations of two parts of a line: a space, or nothing.
 

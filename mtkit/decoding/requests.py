@@ -72,12 +72,10 @@ class Part:
     numbers_kept: tuple[str, ...] = ()  # numbers that become constraints if the search left them out
     num_tag: int = 0  # ids that are the tag's
     joint: Joint = "sentence"  # with the part before
-    spans: tuple[
-        Span, ...
-    ] = ()  # the characters of the line that the ids of the text stand for, if links are wanted
-    unknown: tuple[
-        tuple[int, str], ...
-    ] = ()  # pieces of the prefix that the vocabulary lacks: place and text
+    # The characters of the line that the ids of the text stand for, if links are wanted:
+    spans: tuple[Span, ...] = ()
+    # Pieces of the prefix that the vocabulary lacks, place and text:
+    unknown: tuple[tuple[int, str], ...] = ()
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -90,6 +88,10 @@ class Part:
         for place, text in self.unknown:
             surfaces[place] = text
         return surfaces
+
+    def text(self, tgt: Tokenizer, ids: Sequence[int]) -> str:
+        """The text of a hypothesis: its `surfaces`, which take longer to find, as one."""
+        return "".join(self.surfaces(tgt, ids)) if self.unknown else tgt.decode([ids])[0]
 
     def links(self, sources: Sequence[int], surfaces: Sequence[str], first: int) -> list[Link]:
         """The links of the line's characters with those of a translation.
@@ -230,14 +232,7 @@ class Cutter:
         tag, limit = self.tag_ids(request.tag), self.decoding.max_length
         most = max(1, self.max_source_pieces - len(tag))
         split = options.split_sentences
-        unsplit = 0 if split else most
-        if (
-            split is None
-            and self.usual_src_tokens is not None
-            and not request.prefix
-            and not request.constraints
-        ):
-            unsplit = min(most, self.usual_src_tokens)
+        unsplit = self._longest_unsplit(request, split, most)
         segments = list(self._segments(request.text, ids, unsplit, most, options.keep_links or request.links))
         parts = [
             Part(
@@ -253,6 +248,15 @@ class Cutter:
             for place, segment in enumerate(segments)
         ]
         return self._demand(request, parts, number, split)
+
+    def _longest_unsplit(self, request: Request, split: bool | None, most: int) -> int:
+        """How many pieces a line may have and still not be split at sentence ends."""
+        if split:
+            return 0
+        must_be_one = request.prefix or request.constraints
+        if split is False or must_be_one or self.usual_src_tokens is None:
+            return most
+        return min(most, self.usual_src_tokens)
 
     def _demand(self, request: Request, parts: list[Part], number: int, split: bool | None) -> list[Part]:
         """The parts of a line with what is demanded of them. Raises: DataError: impossible."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from mtkit.decoding.alignment import Aligned, Link, Pairs, align, word_pairs
 from mtkit.decoding.ensemble import Ensemble
-from mtkit.decoding.longtext import space_between
+from mtkit.decoding.longtext import join_parts
 from mtkit.decoding.options import OnError
 from mtkit.decoding.requests import Part, place_of
 from mtkit.decoding.search import Hypothesis
@@ -116,18 +116,16 @@ class Joiner:
     ) -> Translation:
         """One translation of hypotheses of the parts: best with best, second with second."""
         tgt = self.ensemble.tokenizers.tgt
-        texts, links, length, last = list[str](), list[Link](), 0, ""
-        for number, (part, hypothesis) in enumerate(zip(line.parts, hypotheses, strict=True)):
-            surfaces = part.surfaces(tgt, hypothesis.ids)
-            own = "".join(surfaces)
-            space = space_between(last, own, part.joint)
-            if line.links:
-                links += part.links(sources[number][0], surfaces, length + len(space))
-            texts += [space, own]
-            length, last = length + len(space) + len(own), own or last
-        text = "".join(texts)
+        matched = list(zip(line.parts, hypotheses, strict=True))
+        texts = [part.text(tgt, hypothesis.ids) for part, hypothesis in matched]
+        text, starts = join_parts(texts, [part.joint for part in line.parts])
         score = sum(hypothesis.score for hypothesis in hypotheses) / len(hypotheses)
         matrices = tuple(matrix for _, matrix in sources if matrix is not None)
+        if not line.links:
+            return Translation(text, score, aligned=matrices)
+        links: list[Link] = []
+        for (part, hypothesis), (places, _), start in zip(matched, sources, starts, strict=True):
+            links += part.links(places, part.surfaces(tgt, hypothesis.ids), start)
         return Translation(text, score, word_pairs(links, line.text, text), matrices, tuple(links))
 
     def _align(self, lines: Sequence[SearchedLine], keep_attention: bool) -> list[Source]:
