@@ -12,9 +12,6 @@ import typer
 Complete = Callable[[str], list[str]]
 """From what is typed of a word to the words that begin so."""
 
-ON_ERROR = ("stop", "skip", "copy")
-"""What can be done about a line that cannot be translated."""
-
 
 def one_of(*values: str) -> Complete:
     """Complete to one of these values."""

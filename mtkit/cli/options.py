@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mtkit.cli import completion
-from mtkit.decoding.options import PRECISIONS
+from mtkit.decoding.options import ON_ERROR, PRECISIONS
 
 INPUT, SEARCH, SAMPLING = "Input and output", "Search", "Sampling"
 CONSTRAINTS, TEXT, MACHINE = "Constraints", "Text handling", "Machine"
@@ -100,7 +100,7 @@ OnError = Annotated[
     typer.Option(
         help="A line that cannot be translated ends the job (`stop`), has an empty translation (`skip`), or stays "
         "as it is (`copy`).",
-        autocompletion=completion.one_of(*completion.ON_ERROR),
+        autocompletion=completion.one_of(*ON_ERROR),
         rich_help_panel=INPUT,
     ),
 ]

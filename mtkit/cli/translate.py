@@ -6,14 +6,12 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import typer
 
 from mtkit.cli import options
-from mtkit.cli.completion import ON_ERROR
 from mtkit.cli.lines import begun, in_step
 from mtkit.cli.rules import TRANSLATE, check_options
 from mtkit.cli.terminal import (
@@ -28,10 +26,12 @@ from mtkit.cli.terminal import (
     say,
 )
 from mtkit.cli.translators import decoding_of, load_translator, refuse_no_symbol
+from mtkit.decoding.options import ON_ERROR
 from mtkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from mtkit.decoding.alternatives import Alternative
+    from mtkit.decoding.jobnote import JobNote
     from mtkit.decoding.jobs import Job, Shard
     from mtkit.decoding.options import OnError
     from mtkit.decoding.output import LineFormat
@@ -90,7 +90,6 @@ def translate(
     -o OUT, every process translates its part into OUT.1-of-N, OUT.2-of-N …
     """
     from mtkit.decoding.jobnote import JobNote, describe_job
-    from mtkit.decoding.jobs import cut_off_incomplete
     from mtkit.decoding.output import LineFormat
 
     decoding = decoding_of(model, {
@@ -104,19 +103,8 @@ def translate(
     check_options(context, TRANSLATE, decoding)
     if alignment not in (None, "pharaoh"):
         raise ConfigError(f"{alignment!r} is no format of alignments", where="--alignment", hint="pharaoh")
-    what_to_do = known_on_error(on_error)
-    if what_to_do == "copy" and alternatives is not None:
-        raise ConfigError(
-            "--on-error copy does not go with --alternatives", hint="skip gives such a line none"
-        )
-    output = None if output == "-" else output
-    if output is None:
-        if resume:
-            raise ConfigError(
-                "--resume needs a file", where="--output", hint="stdout does not say how far it got"
-            )
-        open_stdout()  # if there is none, it is said before the model is loaded
-    refuse_compressed(output)
+    what_to_do = known_on_error(on_error, alternatives)
+    output = file_of(output, resume)
     part, output, attention = own_share(shard, output, attention)
     inputs, beside = files or ["-"], [path for path in (prefix, constraints) if path is not None]
     refuse_outputs(output, attention, [*inputs, *beside])
@@ -129,13 +117,10 @@ def translate(
     ) if resume else {}  # fmt: skip
     job = plan_job(inputs, part, output if resume else None, line_format)
     note = None if output is None else JobNote(Path(output), parts)
-    if note is not None and resume:
-        note.refuse_other()
-        if note.is_finished() and job.total is not None:
-            if not quiet:
-                say(f"{output} is finished")
-            return
-        cut_off_incomplete(note.output, line_format)
+    if resume and note is not None and nothing_is_left(note, job, line_format):
+        if not quiet:
+            say(f"{output} is finished")
+        return
 
     translator = load_translator(model, decoding, device, precision, ensemble or ())
     if tag is not None:
@@ -162,23 +147,43 @@ def translate(
     )
     lines = prompted(reader) if typed and not quiet and is_terminal(sys.stderr) else reader
     wanted = requests(job, lines, prefix, constraints, tag, keep_bad=on_error != "stop")
-    found = (
-        translate_protected(translator, wanted, asked)
-        if protect
-        else translator.translate_n_best(wanted, asked)
-    )
     with report, note.kept(resume) if note is not None else nullcontext():
         if alternatives is not None:
             write_alternatives(translator.alternatives(wanted, alternatives, asked), job.first + 1, output)
-            return
-        write_translations(found, job.first + 1, line_format, output, attention, append=resume)
+        else:
+            found = (
+                translate_protected(translator, wanted, asked)
+                if protect
+                else translator.translate_n_best(wanted, asked)
+            )
+            write_translations(found, job.first + 1, line_format, output, attention, append=resume)
 
 
-def known_on_error(on_error: str) -> OnError:
-    """The same, if it is one of those that there are. Raises: ConfigError."""
+def known_on_error(on_error: str, alternatives: int | None) -> OnError:
+    """The value of --on-error, checked. Raises: ConfigError: it is unknown, or does not go with --alternatives."""
     if on_error not in ON_ERROR:
         raise ConfigError(f"{on_error!r} is nothing to do", where="--on-error", hint=", ".join(ON_ERROR))
-    return cast("OnError", on_error)
+    if on_error == "copy" and alternatives is not None:
+        hint = "skip gives such a line none"
+        raise ConfigError("--on-error copy does not go with --alternatives", hint=hint)
+    return on_error
+
+
+def file_of(output: str | None, resume: bool) -> str | None:
+    """The file to write to; None for stdout. Checked before the model is loaded.
+
+    Raises:
+        ConfigError: the name is that of a compressed file, or stdout is to be resumed.
+        StorageError: stdout is closed.
+    """
+    if output not in (None, "-"):
+        refuse_compressed(output)
+        return output
+    if resume:
+        hint = "stdout does not say how far it got"
+        raise ConfigError("--resume needs a file", where="--output", hint=hint)
+    open_stdout()
+    return None
 
 
 def own_share(
@@ -239,6 +244,22 @@ def plan_job(files: Sequence[str], part: Shard, resumed: str | None, line_format
     return job
 
 
+def nothing_is_left(note: JobNote, job: Job, line_format: LineFormat) -> bool:
+    """Whether the output of a job to be resumed is finished; if not, a partial line at its end is cut off.
+
+    Raises:
+        ConfigError: the output is of another job.
+        StorageError, DataError: it cannot be read or cut.
+    """
+    from mtkit.decoding.jobs import cut_off_incomplete
+
+    note.refuse_other()
+    if note.is_finished() and job.total is not None:
+        return True
+    cut_off_incomplete(note.output, line_format)
+    return False
+
+
 def requests(
     job: Job,
     every: Iterator[str],
@@ -260,24 +281,12 @@ def requests(
     from mtkit.decoding.requests import Request
     from mtkit.files import BadLine, LineReader
 
-    lines = job.of(every)
-    if prefix is None and constraints is None:
-        return (replace(Request.of(line), tag=tag or "") for line in lines)
-    others = [
-        job.of(LineReader([path], keep_bad=keep_bad)) if path else None for path in (prefix, constraints)
-    ]
-    rows = in_step([lines, *others], ["the input", prefix, constraints], job.first + 1)
-    return (
-        Request(
-            line,
-            beginning,
-            parse_constraints(wanted),
-            fault=next((text.fault for text in row if isinstance(text, BadLine)), None),
-            tag=tag or "",
-        )
-        for row in rows
-        for line, beginning, wanted in [row]
-    )
+    readers = [LineReader([path], keep_bad=keep_bad) if path else None for path in (prefix, constraints)]
+    columns = [job.of(every), *(reader and job.of(reader) for reader in readers)]
+    for row in in_step(columns, ["the input", prefix, constraints], job.first + 1):
+        line, beginning, wanted = row
+        fault = next((text.fault for text in row if isinstance(text, BadLine)), None)
+        yield Request(line, beginning, parse_constraints(wanted), fault=fault, tag=tag or "")
 
 
 def parse_constraints(line: str) -> tuple[tuple[str, ...], ...]:

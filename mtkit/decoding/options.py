@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, get_args
 
 from mtkit.decoding.reading import always_ready
 from mtkit.errors import ConfigError, DataError
@@ -18,9 +18,9 @@ LINES_AT_ONCE = 4096
 MOST_WORKERS = 4
 """Batches that are searched at the same time on a CPU: the small operations of one fill the pauses of the others."""
 
-
 OnError = Literal["stop", "skip", "copy"]
 """What is done about a line that cannot be translated."""
+ON_ERROR: tuple[OnError, ...] = get_args(OnError)
 
 
 def ignore_fault(number: int, fault: DataError) -> None:
