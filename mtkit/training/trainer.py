@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -91,10 +91,10 @@ Update = list[tuple[int, int, Indices]]
 
 @dataclass(frozen=True)
 class MadeUpdate:
-    """An update and what a process runs of it, where the model is."""
+    """An update, and the parts of it that a process runs, by their numbers among all, where the model is."""
 
     update: Update
-    parts: list[TensorBatch]
+    parts: dict[int, TensorBatch]
 
     def is_of(self, batches: list[Indices]) -> bool:
         """Whether these are its batches, not only equal ones."""
@@ -151,11 +151,11 @@ class Trainer:
         self.scaler = self._make_scaler()
         decay = training.ema_decay
         self.average = None if decay is None else MovingAverage(self.model, decay)
-        self.usual_src_tokens = usual_length(corpus.src_lengths)
         self.state = TrainState(
             corpus=corpus.fingerprint,
             valid=fingerprint_of(None if validator is None else validator.corpus),
             tokenizers=tokenizers.fingerprint,
+            usual_src_tokens=usual_length(corpus.src_lengths),
         )
         self.special = special_ids(tokenizers)
         self.stopwatch = Stopwatch(0.0)
@@ -166,6 +166,7 @@ class Trainer:
         self.order = BatchOrder(*lengths, training.cut_tokens, config.seed)
         self._epoch: tuple[int, EpochBatches] | None = None
         self._made: MadeUpdate | None = None
+        """The update that the thread made last: the one that is due."""
         self._targets_an_epoch = int(corpus.tgt_lengths.sum(dtype=np.int64)) + len(corpus)
         self._time_is_over = False
         self._rollbacks_from: Counter[int] = Counter()
@@ -260,7 +261,7 @@ class Trainer:
             update = next(updates, None)
             if update is None:
                 return None
-            return MadeUpdate(update, list(self._make_parts([indices for _, _, indices in update])))
+            return MadeUpdate(update, self._make_parts([indices for _, _, indices in update]))
 
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
             future = thread.submit(following)
@@ -340,32 +341,27 @@ class Trainer:
         """Add up the gradients of this process's parts. Returns their loss and nll sums."""
         self.objective.train()
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        numbers, parts = list(self._own_parts(batches)), self._parts(batches)
-        for number in numbers:
-            with self.stage("data"):
-                batch = next(parts)
+        with self.stage("data"):
+            parts = self._parts(batches)
+        for number, batch in parts.items():
             torch.manual_seed(dropout_seed(self.config.seed, self.state.step, number))
-            sums += self.accumulate_gradient(batch, num_targets, local=number != numbers[-1])
+            sums += self.accumulate_gradient(batch, num_targets, local=number != max(parts))
         loss, nll = sums.tolist()
         return [loss, nll]
 
-    def _own_parts(self, batches: list[Indices]) -> dict[int, Indices]:
-        """The parts of an update that this process runs, by their numbers among all."""
-        parts = dict(enumerate(cut_update(batches, self.processes.size, self.state.slices)))
-        return {
-            number: parts[number] for number in range(self.processes.rank, len(parts), self.processes.size)
-        }
-
-    def _parts(self, batches: list[Indices]) -> Iterator[TensorBatch]:
-        """This process's parts of an update, as a thread has made them; else each made when it is due."""
+    def _parts(self, batches: list[Indices]) -> dict[int, TensorBatch]:
+        """This process's parts of an update, by their numbers among all; a thread may have made them."""
         if self._made is not None and self._made.is_of(batches):
-            return iter(self._made.parts)
+            return self._made.parts
         return self._make_parts(batches)
 
-    def _make_parts(self, batches: list[Indices]) -> Iterator[TensorBatch]:
-        for part in self._own_parts(batches).values():
+    def _make_parts(self, batches: list[Indices]) -> dict[int, TensorBatch]:
+        parts, made = cut_update(batches, self.processes.size, self.state.slices), {}
+        for number in range(self.processes.rank, len(parts), self.processes.size):
+            part = parts[number]
             make, pairs = (make_batch, part) if len(part) else (make_silent_batch, batches[0])
-            yield TensorBatch.of(make(self.corpus, pairs, self.special), self.device)
+            made[number] = TensorBatch.of(make(self.corpus, pairs, self.special), self.device)
+        return made
 
     def accumulate_gradient(
         self, batch: Batch | TensorBatch, num_targets: int, *, local: bool = False
@@ -468,7 +464,6 @@ class Trainer:
             raise TrainingError(f"{what}; and there is no checkpoint to go back to", hint=hint)
         folder, checkpoint = found
         self.resume(checkpoint, str(folder))
-        self.state.slices = before.slices
         if before.best is not None:  # best/ is still there
             self.state.best, self.state.best_loss = before.best, before.best_loss
             self.state.best_step = before.best_step
@@ -632,20 +627,25 @@ class Trainer:
         self.state.seconds = self.stopwatch.seconds()
         if self.scaler.is_enabled():
             self.state.scaler = self.scaler.state_dict()
-        self.state.usual_src_tokens = self.usual_src_tokens
         return self.state.as_dict()
 
     def resume(self, checkpoint: Checkpoint, where: str) -> None:
         """Go on from a checkpoint. Raises: StorageError: it is not of this model."""
-        corpus, valid = self.state.corpus, self.state.valid
+        own = self.state
         try:
-            self.state = TrainState.of(checkpoint.state)
+            state = TrainState.of(checkpoint.state)
         except (KeyError, TypeError, ValueError) as error:
             what = f"the checkpoint's state is of another version of mtkit: {error}"
             raise StorageError(what, where=where, hint="start anew with --fresh") from error
-        if self.state.best is not None and not committed_folder(self.run_folder / "best").is_dir():
-            self.state.forget_best()
-        self.state.corpus, self.state.valid = corpus, valid
+        if state.best is not None and not committed_folder(self.run_folder / "best").is_dir():
+            state.forget_best()
+        self.state = replace(  # at once: the thread that makes batches looks at it
+            state,
+            corpus=own.corpus,
+            valid=own.valid,
+            usual_src_tokens=own.usual_src_tokens,
+            slices=max(state.slices, own.slices),
+        )
         limit = self.config.training.time_limit_minutes
         over = limit is not None and self.state.seconds >= 60 * limit
         self.saved = self.state.step, self.state.validated_step, over
