@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
 CONFIG_FILE, MANIFEST_FILE = "config.yaml", "manifest.json"
+CHECKPOINTS, BEST = "checkpoints", "best"
+"""Folders of a run."""
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 _OLD_STEP_FOLDER = re.compile(r"\.(step-\d{8,})\.old")
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")
@@ -60,7 +62,12 @@ class Checkpoint:
 
 def step_folder(run: Path, step: int) -> Path:
     """Where the checkpoint of a step belongs."""
-    return run / "checkpoints" / f"step-{step:08d}"
+    return run / CHECKPOINTS / f"step-{step:08d}"
+
+
+def best_folder(run: Path) -> Path:
+    """Where the best weights of a run are, if it has any."""
+    return committed_folder(run / BEST)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, files: Mapping[str, bytes] | None = None) -> None:
@@ -197,7 +204,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def checkpoints_of(run: Path) -> list[Path]:
     """The checkpoint folders of a run, newest first; not yet verified."""
-    folder = run / "checkpoints"
+    folder = run / CHECKPOINTS
     if not folder.is_dir():
         return []
     names = {name for name in os.listdir(folder) if _STEP_FOLDER.fullmatch(name)}
@@ -261,13 +268,13 @@ def remove_old_checkpoints(run: Path, step: int, keep_last: int) -> None:
 
     A later one is damaged, for the run went on from before it: it counts for nothing until it is written again.
     """
-    folder = run / "checkpoints"
+    folder = run / CHECKPOINTS
     for name in os.listdir(folder):
         match = _OLD_STEP_FOLDER.fullmatch(name)
         replaced = match is not None and (folder / match[1]).exists()
         if replaced or (name.endswith(".tmp") and is_checkpoint_name(name)):
             remove_tree(folder / name)
-    best = run / "best"
+    best = run / BEST
     for leftover in leftovers(best) + ([best.with_name(".best.old")] if best.exists() else []):
         remove_tree(leftover)
     folders = [folder for folder in checkpoints_of(run) if step_of(folder.name) <= step]

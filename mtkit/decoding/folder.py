@@ -6,11 +6,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from mtkit.checkpoint import CONFIG_FILE, MANIFEST_FILE, valid_checkpoints
+from mtkit.checkpoint import CONFIG_FILE, MANIFEST_FILE, best_folder, valid_checkpoints
 from mtkit.config import Config, DecodingConfig
 from mtkit.configfile import change_section, load_stored_config
 from mtkit.errors import ConfigError, StorageError
-from mtkit.files import committed_folder
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -24,7 +23,7 @@ def find_checkpoint(path: Path) -> Path:
         raise StorageError(what, where=str(path), hint="name a run folder or a checkpoint folder")
     if (path / MANIFEST_FILE).exists():
         return path
-    best = committed_folder(path / "best")
+    best = best_folder(path)
     if best.is_dir():
         return best
     for folder, fault in valid_checkpoints(path):

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mtkit.checkpoint import (
+    CHECKPOINTS,
     CONFIG_FILE,
     MANIFEST_FILE,
     MODEL_FILE,
@@ -36,6 +37,7 @@ from mtkit.data.tokenizer import load_tokenizers
 from mtkit.decoding.folder import find_checkpoint, stored_config, tokenizer_folder
 from mtkit.errors import ConfigError, StorageError
 from mtkit.files import committed_folder, remove_tree, storage_errors
+from mtkit.training.progress import METRICS_FILE
 from mtkit.training.resuming import is_harmless
 from mtkit.training.validation import Standing, is_better
 
@@ -156,7 +158,7 @@ def best_checkpoints(run: Path, number: int) -> list[Path]:
         return enough(found, number, run, "--best", "checkpoints")
     hint = "it was written by another version of mtkit, or changed by hand"
     name = stored_config(found[0], hint).validation.best
-    standings = validation_standings(run / "metrics.jsonl", name)
+    standings = validation_standings(run / METRICS_FILE, name)
     measured = [folder for folder in found if step_of(folder.name) in standings]
     ranked: list[Path] = []
     for folder in measured:  # newest first: of equals the newer
@@ -174,7 +176,7 @@ def checked_run(run: Path) -> Path:
         raise ConfigError(
             "a checkpoint, not a run folder", where=str(run), hint="name the run folder above it"
         )
-    if not (run / "checkpoints").is_dir():
+    if not (run / CHECKPOINTS).is_dir():
         raise StorageError("no checkpoints: not a run folder", where=str(run), hint="name a run folder")
     return run
 

@@ -9,30 +9,41 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from mtkit.checkpoint import CONFIG_FILE, MANIFEST_FILE, checkpoints_of, is_checkpoint_name, leftovers
+from mtkit.checkpoint import (
+    BEST,
+    CHECKPOINTS,
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    best_folder,
+    checkpoints_of,
+    is_checkpoint_name,
+    leftovers,
+)
 from mtkit.config import Config
 from mtkit.data.sources import Source, Split
 from mtkit.data.tokenizer import JOINT_FILE, SRC_FILE, TGT_FILE
 from mtkit.errors import ConfigError, MtkitError, StorageError
-from mtkit.files import committed_folder, remove_tree, storage_errors, write_text
+from mtkit.files import remove_tree, storage_errors, write_text
 from mtkit.training.averaging import AVERAGE_FOLDER
+from mtkit.training.progress import METRICS_FILE, TENSORBOARD, is_event_file
 from mtkit.training.results import CARD_FILE, CARD_PHRASE, HYPS_SUFFIX, RESULTS_FILE, hyps_file
 from mtkit.yamlfile import dump_yaml, load_yaml
 
 CLAIM_FILE = ".mtkit-run"
-CHECKPOINTS, BEST, METRICS_FILE, TENSORBOARD = "checkpoints", "best", "metrics.jsonl", "tensorboard"
 TOKENIZER_FILES = (JOINT_FILE, SRC_FILE, TGT_FILE)
 SECTIONS = {"run", "seed", "data", "tokenizer", "model", "training", "validation", "decoding"}
 """Of every config that a run has stored, from the first version on."""
 MODEL_FOLDERS = (BEST, AVERAGE_FOLDER)
 ALWAYS = {CONFIG_FILE, CARD_FILE, RESULTS_FILE, METRICS_FILE, CHECKPOINTS, BEST, *TOKENIZER_FILES}
 OUTPUTS = ALWAYS | {AVERAGE_FOLDER, TENSORBOARD}
+
+SHARED = {CHECKPOINTS: is_checkpoint_name, TENSORBOARD: is_event_file}
+"""Folders in which a user may have other things, and which names in them are mtkit's."""
 
 Splits = Mapping[Split, Sequence[Source]]
 
@@ -70,7 +81,7 @@ def is_output(name: str) -> bool:
 
 def recognized_names(run: Path) -> Iterator[str]:
     """The names of what is mtkit's by its content, in a folder that holds a checkpoint."""
-    folders = [committed_folder(run / BEST), *checkpoints_of(run)]
+    folders = [best_folder(run), *checkpoints_of(run)]
     if not any((folder / MANIFEST_FILE).is_file() for folder in folders):
         return
     yield from (CHECKPOINTS, BEST, METRICS_FILE, TENSORBOARD, *TOKENIZER_FILES)
@@ -133,9 +144,8 @@ def refuse_foreign(config: Config, splits: Splits, *, fresh: bool = False) -> No
 def in_the_way(run: Path, name: str) -> list[str]:
     """What is where an unclaimed name belongs, as names from the run folder."""
     path = run / name
-    if name in (CHECKPOINTS, TENSORBOARD) and path.is_dir():
-        entries = os.listdir(path) if name == CHECKPOINTS else []
-        return [f"{name}/{entry}" for entry in entries if is_checkpoint_name(entry)]
+    if name in SHARED and path.is_dir():
+        return sorted(f"{name}/{entry}" for entry in os.listdir(path) if SHARED[name](entry))
     if name in MODEL_FOLDERS and path.is_dir() and not any(path.iterdir()):
         return []
     if path.parent != run and os.path.lexists(path.parent) and not path.parent.is_dir():
@@ -162,10 +172,8 @@ def remove_outputs(run: Path) -> None:
     with storage_errors(run):
         for name in sorted(claimed_names(run) - {CONFIG_FILE}):
             path = run / name
-            if name == CHECKPOINTS:
-                remove_inside(path, is_checkpoint_name)
-            elif name == TENSORBOARD:
-                remove_inside(path, lambda entry: re.match(r"events\.out\.tfevents\.", entry) is not None)
+            if name in SHARED:
+                remove_inside(path, SHARED[name])
             else:
                 old = [path.with_name(f".{name}.old")] if name in MODEL_FOLDERS else []
                 for each in (path, *old, *leftovers(path)):

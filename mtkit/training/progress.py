@@ -24,6 +24,8 @@ from mtkit.training.display import Display
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+METRICS_FILE, TENSORBOARD = "metrics.jsonl", "tensorboard"
+
 Sample = tuple[str, str, str]
 """Source, reference, translation."""
 
@@ -67,7 +69,7 @@ class Progress:
         if not self.records:
             return
         finite = {key: value if is_finite(value) else None for key, value in numbers.items()}
-        append_line(self.run / "metrics.jsonl", json.dumps({"kind": kind, "step": step, **finite}))
+        append_line(self.run / METRICS_FILE, json.dumps({"kind": kind, "step": step, **finite}))
         if self.writer is not None:
             for name, value in numbers.items():
                 if isinstance(value, int | float):
@@ -142,7 +144,12 @@ def make_writer(run: Path) -> SummaryWriter:
     except ImportError as error:
         hint = "pip install 'mtkit[tensorboard]', or set it to false"
         raise ConfigError("TensorBoard is not installed", where="training.tensorboard", hint=hint) from error
-    return SummaryWriter(str(run / "tensorboard"))
+    return SummaryWriter(str(run / TENSORBOARD))
+
+
+def is_event_file(name: str) -> bool:
+    """Whether TensorBoard's writer calls its files so."""
+    return name.startswith("events.out.tfevents.")
 
 
 def duration(seconds: float) -> str:

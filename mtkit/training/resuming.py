@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from mtkit.checkpoint import STATE_FILE, Checkpoint, load_newest_checkpoint
+from mtkit.checkpoint import CONFIG_FILE, STATE_FILE, Checkpoint, best_folder, load_newest_checkpoint
 from mtkit.config import Config, DataConfig
 from mtkit.configfile import diff_configs, dump_config
 from mtkit.configrules import idle_keys
@@ -18,8 +18,9 @@ from mtkit.data.sources import open_sources
 from mtkit.data.tokenizer import load_tokenizers
 from mtkit.decoding.folder import stored_config
 from mtkit.errors import ConfigError, StorageError
-from mtkit.files import committed_folder, storage_errors, write_text
+from mtkit.files import storage_errors, write_text
 from mtkit.training.preparation import Inputs
+from mtkit.training.progress import METRICS_FILE
 from mtkit.training.state import TrainState
 from mtkit.training.trainer import Trainer
 from mtkit.training.validation import fingerprint_of
@@ -78,7 +79,7 @@ def resumable(config: Config, say: Callable[[str], None]) -> tuple[Config, Check
             where=config.run,
             hint="start anew with --fresh, or restore one",
         )
-    if committed_folder(Path(config.run) / "best").is_dir():
+    if best_folder(Path(config.run)).is_dir():
         raise StorageError(
             "a trained model without its checkpoints",
             where=config.run,
@@ -163,7 +164,7 @@ def refuse_other_validation(checkpoint: Checkpoint, config: Config, *, same: boo
     Raises:
         ConfigError: there is a best so far.
     """
-    best = committed_folder(Path(config.run) / "best")
+    best = best_folder(Path(config.run))
     if same or checkpoint.state.get("best") is None or not best.is_dir():
         return
     raise ConfigError(
@@ -186,7 +187,7 @@ def begin(
     if checkpoint is not None:
         refuse_other_inputs(checkpoint, inputs, trainer.config)
     if trainer.processes.is_main:
-        write_text(trainer.run_folder / "config.yaml", dump_config(trainer.config))
+        write_text(trainer.run_folder / CONFIG_FILE, dump_config(trainer.config))
     steps = trainer.processes.gather(-1 if checkpoint is None else checkpoint.state.get("step", 0))
     if len(set(steps)) > 1:
         what = f"the processes see different checkpoints, of the steps {sorted(set(steps))}"
@@ -196,7 +197,7 @@ def begin(
     else:
         resume(trainer, checkpoint)
         if trainer.processes.is_main:
-            drop_later_lines(trainer.run_folder / "metrics.jsonl", TrainState.of(checkpoint.state))
+            drop_later_lines(trainer.run_folder / METRICS_FILE, TrainState.of(checkpoint.state))
         say(f"going on from step {trainer.state.step}")
         if trainer.state.best != checkpoint.state.get("best"):
             say("there is no best/: the best is chosen anew")

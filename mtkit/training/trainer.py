@@ -28,7 +28,9 @@ import torch
 from torch import nn
 
 from mtkit.checkpoint import (
+    BEST,
     Checkpoint,
+    best_folder,
     load_newest_checkpoint,
     remove_old_checkpoints,
     save_checkpoint,
@@ -43,7 +45,6 @@ from mtkit.data.tokenizer import Tokenizers
 from mtkit.decoding.loading import copy_weights, make_model
 from mtkit.device import choose_device, choose_dtype, out_of_memory_named
 from mtkit.errors import StorageError, TrainingError
-from mtkit.files import committed_folder
 from mtkit.model.transformer import Transformer
 from mtkit.training.compiling import compile_errors_named
 from mtkit.training.distributed import ALONE, Processes, peers_named
@@ -604,7 +605,7 @@ class Trainer:
         weights = gathered(held, self.processes)
         checkpoint = Checkpoint(weights, dump_config(self.config), self._state_dict())
         if self.processes.is_main:
-            save_checkpoint(self.run_folder / "best", checkpoint)
+            save_checkpoint(self.run_folder / BEST, checkpoint)
         self.processes.wait()
 
     def save(self) -> None:
@@ -637,7 +638,7 @@ class Trainer:
         except (KeyError, TypeError, ValueError) as error:
             what = f"the checkpoint's state is of another version of mtkit: {error}"
             raise StorageError(what, where=where, hint="start anew with --fresh") from error
-        if state.best is not None and not committed_folder(self.run_folder / "best").is_dir():
+        if state.best is not None and not best_folder(self.run_folder).is_dir():
             state.forget_best()
         self.state = replace(  # at once: the thread that makes batches looks at it
             state,

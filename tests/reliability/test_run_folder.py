@@ -65,6 +65,16 @@ def test_fresh_with_tensorboard_begins_again(config: Path, tmp_path: Path) -> No
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
+def test_events_of_another_program_are_named_and_kept(config: Path, tmp_path: Path) -> None:
+    """A later `--fresh` could not tell them from those of the run."""
+    events = tmp_path / "run" / "tensorboard" / "events.out.tfevents.7.mine"
+    events.parent.mkdir(parents=True)
+    events.write_text("mine")
+    part = f"training would overwrite tensorboard/{events.name}, which mtkit did not"
+    fails(2, part, arguments=["train", config, "training.tensorboard=true"])
+    assert events.read_text() == "mine"
+
+
 def test_a_model_without_its_checkpoints_is_not_overwritten(config: Path, old_run: Path) -> None:
     shutil.rmtree(old_run / "checkpoints")
     before = tiny.tree(old_run / "best")
