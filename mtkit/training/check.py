@@ -60,14 +60,16 @@ def check_run(config: Config, console: Console) -> None:
             check_round_trip(inputs.valid, inputs.tokenizers, say)
         validator = None if inputs.valid is None else Validator(inputs.valid, inputs.tokenizers, config)
         progress = Progress(Path(scratch), Console(quiet=True), config.training.tensorboard)
-        trainer = Trainer(config, inputs.corpus, inputs.tokenizers, validator, progress, Signals())
-    describe(trainer, lambda line: say(*line.split(maxsplit=1)))
-    say("memory", f"{megabytes(trainer.model.num_parameters() * 4 * ADAM_TENSORS)} for weights and optimizer")
-    check_largest_batch(trainer, inputs.corpus, say)
-    check_disk(config, trainer, say)
-    done = checkpoint.state.get("step") if checkpoint is not None else None
-    foretell(trainer, done if isinstance(done, int) else 0, say)
-    say("ok", f"train would run: mtkit train does what was checked here; {limits(trainer)}")
+        own = config.model_copy(update={"run": scratch})  # where an update that diverges finds no checkpoint
+        trainer = Trainer(own, inputs.corpus, inputs.tokenizers, validator, progress, Signals())
+        describe(trainer, lambda line: say(*line.split(maxsplit=1)))
+        held = trainer.model.num_parameters() * 4 * ADAM_TENSORS
+        say("memory", f"{megabytes(held)} for weights and optimizer")
+        check_largest_batch(trainer, inputs.corpus, say)
+        check_disk(config, trainer, say)
+        done = checkpoint.state.get("step") if checkpoint is not None else None
+        foretell(trainer, done if isinstance(done, int) else 0, say)
+        say("ok", f"train would run: mtkit train does what was checked here; {limits(trainer)}")
 
 
 class Reporter:

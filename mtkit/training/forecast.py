@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 
 import numpy as np
 
@@ -39,13 +40,13 @@ class Extent:
     Attributes:
         pairs: training pairs.
         valid_pairs: validation pairs.
-        epoch: updates of an epoch.
+        epoch: updates of an epoch; an update may be of two.
         updates: updates of the whole run, unless it stops early.
     """
 
     pairs: int
     valid_pairs: int
-    epoch: int
+    epoch: float
     updates: int
 
     @property
@@ -71,13 +72,13 @@ class Pace:
 
 def measure_pace(trainer: Trainer) -> Pace:
     """Time ordinary updates, which train the model, and a validation of some pairs."""
-    size = trainer.config.training.batches_per_update
-    batches = trainer.batches()
+    size, order = trainer.config.training.batches_per_update, trainer.epoch_order(trainer.state.epoch)
+    batches = cycle(order)  # of a short run too: how fast it is does not depend on where it ends
     seconds: list[float] = []
     for number in range(1 + MEASURED_UPDATES):
-        update = list(islice(batches, size))
-        if not update or (len(seconds) > 1 and sum(seconds) > LONG_ENOUGH):
+        if len(seconds) > 1 and sum(seconds) > LONG_ENOUGH:
             break
+        update = [(0, 0, pairs) for pairs in islice(batches, size)]
         start = time.perf_counter()
         trainer.train_step(update)
         if number:  # the first is slower: it meets new shapes
@@ -114,14 +115,16 @@ def validation_seconds(trainer: Trainer) -> float:
 def extent_of(trainer: Trainer, pace: Pace) -> Extent:
     """How much the config asks for."""
     training = trainer.config.training
-    epoch = max(1, len(trainer.epoch_order(trainer.state.epoch)) // training.batches_per_update)
-    limits = [training.step_limit, training.max_epochs and training.max_epochs * epoch]
+    num_batches, size = len(trainer.order), training.batches_per_update
+    limits = [training.step_limit]
+    if training.max_epochs is not None:
+        limits.append(math.ceil(training.max_epochs * num_batches / size))
     if training.time_limit_minutes is not None:
         with_validation = pace.update + pace.validation / trainer.config.validation.every_steps
         limits.append(max(1, round(60 * training.time_limit_minutes / with_validation)))
     updates = min(limit for limit in limits if limit is not None)
     valid = 0 if trainer.validator is None else len(trainer.validator.corpus.srcs)
-    return Extent(len(trainer.corpus), valid, epoch, updates)
+    return Extent(len(trainer.corpus), valid, num_batches / size, updates)
 
 
 def in_words(config: Config, extent: Extent, pace: Pace, num_done: int = 0) -> Iterator[tuple[str, str]]:
@@ -134,7 +137,8 @@ def in_words(config: Config, extent: Extent, pace: Pace, num_done: int = 0) -> I
     validations = -(-left // config.validation.every_steps) if extent.valid_pairs else 0
     done = f", {num_done:,} are done" if num_done else ""
     epochs = f"{extent.epochs:,.1f}" if extent.epochs < 100 else f"{extent.epochs:,.0f}"
-    yield "epochs", f"{extent.updates:,} updates are {epochs} epochs of {extent.epoch:,} updates{done}"
+    of_one = f"{extent.epoch:.3g}" if extent.epoch < 100 else f"{extent.epoch:,.0f}"
+    yield "epochs", f"{extent.updates:,} updates are {epochs} epochs of {of_one} updates{done}"
     parts = f"{left:,} updates of {pace.update:.2g} s (median of {pace.num_updates} ordinary ones)"
     if validations:
         parts += f", {validations:,} validations of {pace.validation:.2g} s (judged by a part)"

@@ -25,6 +25,7 @@ from mtkit.cli import app
 from mtkit.decoding.folder import home_of
 from mtkit.training.progress import Progress
 from mtkit.training.run import TrainResult
+from mtkit.training.trainer import Trainer
 
 
 def train(config: Path, *overrides: str) -> TrainResult:
@@ -220,6 +221,31 @@ def test_check_sees_that_a_run_would_go_on(first: FirstRun, tmp_path: Path) -> N
     assert (code, err) == (0, "")
     assert "the run folder has a checkpoint of this run" in out
     assert "of 17 updates, 40 are done\ntime       about 0 s " in out
+    assert tiny.tree(run) == before
+
+
+def test_check_of_a_run_of_a_single_update(config: Path) -> None:
+    """How long an update takes is judged by more of them than the run has."""
+    one = ["training.batch_tokens=100000", "training.max_epochs=1", "training.max_steps=null"]
+    code, out, err = tiny.mtkit("check", config, *one)
+    assert (code, err) == (0, "")
+    assert "\nepochs     1 updates are 1.0 epochs of 1 updates\n" in out
+    code, out, err = tiny.mtkit("check", config, *one, "training.max_epochs=2", "training.accumulate=2")
+    assert (code, err) == (0, "")
+    assert "\nepochs     1 updates are 2.0 epochs of 0.5 updates\n" in out
+
+
+@pytest.mark.parametrize("then", ["stop", "rollback"])
+def test_check_of_a_run_that_diverges_leaves_the_run_as_it_was(
+    first: FirstRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    config = shutil.copy(first.folder / "config.yaml", tmp_path)
+    run = shutil.copytree(first.run, tmp_path / "run")
+    before = tiny.tree(run)
+    monkeypatch.setattr(Trainer, "_gradients", lambda *_: [math.nan, math.nan])
+    code, _, err = tiny.mtkit("check", config, f"run={run}", f"training.on_divergence={then}")
+    assert code == 4
+    assert tiny.one_line(err).startswith("error: the loss of step 1 is not finite; its sentences: ")
     assert tiny.tree(run) == before
 
 
