@@ -221,7 +221,7 @@ def _told(details: Sequence[ErrorDetails], document: YamlDocument | None) -> Con
         if not (detail["type"] == "too_short" and detail["loc"] in inside)
         and detail["type"] != "default_factory_not_called"
     ]
-    raise _all_in_one([_problem(detail, document) for detail in details], document)
+    return _all_in_one([_problem(detail, document) for detail in details], document)
 
 
 def _held(config: Config, document: YamlDocument | None) -> Config:

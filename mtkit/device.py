@@ -45,9 +45,9 @@ def choose_device(name: str, where: str = "training.device", local_rank: int | N
 def choose_gpu(device: torch.device, where: str, local_rank: int | None) -> torch.device:
     """The GPU that `choose_device` describes. Raises: ConfigError."""
     index: int | None = device.index
-    count = torch.cuda.device_count()
-    there = f"{count} GPU{'s' if count > 1 else ''}" if torch.cuda.is_available() and count else "no GPU"
-    if there == "no GPU" or (index or 0) >= count:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = f"{count} GPU{'s' if count > 1 else ''}" if count else "no GPU"
+    if (index or 0) >= count:
         raise ConfigError(f"'{device}' is not there: PyTorch sees {there}", where=where, hint="auto or cpu")
     if local_rank is None:
         return torch.device("cuda", torch.cuda.current_device()) if index is None else device

@@ -37,6 +37,12 @@ COMPRESSED_SUFFIXES = (*_UNPACKERS, ".zst")
 _BOM = b"\xef\xbb\xbf"
 
 
+def uncompressed(path: str | Path) -> Path:
+    """The path without the suffix of a compression: x.tsv for x.tsv.gz."""
+    path = Path(path)
+    return path.with_suffix("") if path.suffix.lower() in COMPRESSED_SUFFIXES else path
+
+
 def read_lines(path: str | Path) -> Iterator[str]:
     """The lines of a text file, without their line ends; "-" is stdin.
 

@@ -28,7 +28,7 @@ from mtkit.data.batching import cut_update, make_batch
 from mtkit.data.corpus import Corpus
 from mtkit.data.order import Indices
 from mtkit.data.tokenizer import Tokenizer, Tokenizers
-from mtkit.device import DTYPES, forget_peak_memory, out_of_memory_named, peak_memory
+from mtkit.device import dtype_name, forget_peak_memory, out_of_memory_named, peak_memory
 from mtkit.errors import ConfigError
 from mtkit.training.compiling import check_compiler
 from mtkit.training.memory import find_slices, largest_batch
@@ -222,7 +222,7 @@ class OwnLoop:
     def __init__(self, config: Config, corpus: Corpus, tokenizers: Tokenizers) -> None:
         progress = Progress(Path(config.run), Console(quiet=True))
         self.trainer = Trainer(config, corpus, tokenizers, None, progress, Signals())
-        self.precision = precision_name(self.trainer.dtype)
+        self.precision = dtype_name(self.trainer.dtype)
         if config.training.batch_tokens == "auto":
             self.trainer.state.slices = find_slices(self.trainer)
 
@@ -256,7 +256,7 @@ class TorchLoop:
 
     def __init__(self, name: str, loop: ReferenceLoop, own: Trainer) -> None:
         self.name, self.loop, self.own = name, loop, own
-        self.precision = precision_name(loop.dtype)
+        self.precision = dtype_name(loop.dtype)
 
     def step(self, update: Update) -> None:
         """One update, begun and finished."""
@@ -281,11 +281,6 @@ def make_competitor(name: str, own: OwnLoop) -> Competitor:
     if name == "torch":
         return TorchLoop("nn.Transformer loop", ReferenceLoop(*shape, trainer.device, dtype), trainer)
     return TorchLoop("transformers (Marian)", MarianLoop(*shape, trainer.device, dtype), trainer)
-
-
-def precision_name(dtype: torch.dtype) -> str:
-    """As the config calls it."""
-    return next(name for name, known in DTYPES.items() if known == dtype)
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------

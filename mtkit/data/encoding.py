@@ -83,9 +83,8 @@ def encode_corpus(
         corpus = _open_cached(folder, fingerprint, sources)  # another may have finished it by now
         try:
             if corpus is None:
-                if (
-                    _open_cached(place, fingerprint, sources) is None
-                ):  # else one was killed before it had its name
+                # a process may have been killed when all was written, before the folder was renamed
+                if _open_cached(place, fingerprint, sources) is None:
                     _fill(place, fingerprint, sources, tokenizers, data, on_progress or (lambda number: None))
                 corpus = _commit(place, folder, fingerprint, sources)
         except DataError:  # once the source is repaired, this is another corpus

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mtkit.data.pairs import TRANSLATION
 from mtkit.errors import ConfigError, DataError
-from mtkit.files import COMPRESSED_SUFFIXES, read_lines
+from mtkit.files import read_lines, uncompressed
 
 Languages = tuple[str, str]
 Entry = dict[str, object]
@@ -82,7 +82,8 @@ def recognize(paths: Sequence[str], wanted: tuple[str | None, str | None]) -> Re
     for path in paths:
         if os.path.isdir(path):
             raise ConfigError("a folder, not a file", where=path, hint="name the files in it")
-        next(read_lines(path), None) if suffix_of(path) != ".parquet" else None
+        if suffix_of(path) != ".parquet":
+            next(read_lines(path), None)
     texts = [path for path in paths if suffix_of(path) not in TABLES]
     tables = [path for path in paths if suffix_of(path) in TABLES]
     entries: list[Entry] = []
@@ -114,13 +115,7 @@ def agreed(known: Languages | None, found: Languages, path: str) -> Languages:
 
 def suffix_of(path: str | Path) -> str:
     """The last suffix but that of a compression, in small letters."""
-    return plain(path).suffix.lower()
-
-
-def plain(path: str | Path) -> Path:
-    """The path without the suffix of a compression."""
-    path = Path(path)
-    return path.with_suffix("") if path.suffix.lower() in COMPRESSED_SUFFIXES else path
+    return uncompressed(path).suffix.lower()
 
 
 def parts_of(path: str | Path) -> tuple[str, str]:
@@ -128,7 +123,7 @@ def parts_of(path: str | Path) -> tuple[str, str]:
 
     What tells its side is a language, or else the last suffix: src of train.src.
     """
-    name = plain(path).name
+    name = uncompressed(path).name
     bare = name.removesuffix(".txt")
     found = re.search(rf"(?:^|[._-])({CODE.pattern})$", bare)
     if found is not None:
@@ -232,7 +227,7 @@ def two_codes(names: Iterable[str], path: str) -> Languages:
 
 def language_pair(path: str) -> Languages | None:
     """The last two codes side by side in the name of a file, or of its folder: en and de of tatoeba-en-de.tsv."""
-    for name in (plain(path).stem, Path(path).absolute().parent.name):
+    for name in (uncompressed(path).stem, Path(path).absolute().parent.name):
         words = re.split("[._-]", name)
         for first, second in reversed(list(pairwise(words))):
             if is_code(first) and is_code(second):

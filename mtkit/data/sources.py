@@ -22,7 +22,7 @@ from mtkit.config import DataConfig, SourceConfig
 from mtkit.data.pairs import Columns, NumberedPairs, Pair, read_csv, read_jsonl, read_tsv
 from mtkit.data.tables import Hashes, HubTable, ParquetTable, SavedTable, Table, read_rows, row_place
 from mtkit.errors import ConfigError, DataError
-from mtkit.files import COMPRESSED_SUFFIXES, count_lines, read_lines
+from mtkit.files import count_lines, read_lines, uncompressed
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -256,7 +256,7 @@ def _open_source(config: SourceConfig, data: DataConfig, split: Split, seed: int
 
 def _open_file(name: str, label: str | None, columns: Columns, data: DataConfig, key: str) -> Source:
     """A file of pairs, of the kind that its suffix says."""
-    plain = _uncompressed(Path(name))
+    plain = uncompressed(Path(name))
     if Path(name).suffix.lower() == ".parquet":
         path = _existing(data, name, "file")
         return TableSource(label or path.stem, ParquetTable(path), columns)
@@ -311,14 +311,9 @@ def _hub_name(data: DataConfig, hub: str) -> str:
     return hub
 
 
-def _uncompressed(path: Path) -> Path:
-    """Without the suffix of a compression."""
-    return path.with_suffix("") if path.suffix.lower() in COMPRESSED_SUFFIXES else path
-
-
 def _stem(path: Path) -> str:
     """`test_2016` of `data/test_2016.en.gz`."""
-    return _uncompressed(path).stem
+    return uncompressed(path).stem
 
 
 def _unused(name: str, used: set[str]) -> str:

@@ -20,7 +20,7 @@ from mtkit.data.corpus import Corpus
 from mtkit.data.encoding import encode_corpus
 from mtkit.data.sources import Source, Split, open_sources, read_sides
 from mtkit.data.tokenizer import Tokenizers, load_tokenizers, make_tokenizers
-from mtkit.device import DTYPES, choose_device, keep_freed_memory
+from mtkit.device import choose_device, dtype_name, keep_freed_memory
 from mtkit.errors import StorageError
 from mtkit.evaluation import metrics
 from mtkit.files import publish_folder, storage_errors
@@ -157,6 +157,6 @@ def describe(trainer: Trainer, say: Say) -> None:
     warning = low_peak(config.training, config.model.d_model)
     if warning is not None:
         say(f"warning    {warning}")
-    precision = next(name for name, dtype in DTYPES.items() if dtype == trainer.dtype)
+    precision = dtype_name(trainer.dtype)
     company = "" if trainer.processes.alone else f", {trainer.processes.size} processes"
     say(f"model      {trainer.model.num_parameters():,} parameters, {precision} on {trainer.device}{company}")

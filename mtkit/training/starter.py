@@ -129,7 +129,8 @@ def inside(entry: Entry) -> Entry:
 def measure(config: Config) -> tuple[int, float]:
     """The number of training pairs, and about how many pieces the longer side of a pair has. All sources are read."""
     num_pairs = num_characters = 0
-    for source in open_sources(config.data.train, config.data, "train"):
+    trained = open_sources(config.data.train, config.data, "train")
+    for source in trained:
         for _, pair in source.read():
             num_pairs += 1
             num_characters += max(len(pair.src), len(pair.tgt))
@@ -137,9 +138,7 @@ def measure(config: Config) -> tuple[int, float]:
         for source in open_sources(sources, config.data, split):  # type: ignore[arg-type]
             read_sides(source)
     if not num_pairs:
-        raise DataError(
-            "there are no pairs", where=", ".join(map(str, config.data.train)), hint="fill the files"
-        )
+        raise DataError("there are no pairs", where=trained[0].place(1), hint="fill the files")
     return num_pairs, 1 + num_characters / num_pairs / CHARACTERS_OF_A_PIECE
 
 

@@ -179,6 +179,14 @@ def test_unequal_files_are_told_before_anything_is_written(
     assert not Path("en-de.yaml").exists()
 
 
+def test_empty_files_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for side in ("en", "de"):
+        tiny.write_lines(tmp_path / f"train.{side}", [])
+    code, _, err = tiny.mtkit("init", "train.en", "train.de")
+    assert (code, tiny.one_line(err)) == (3, "error: train.en:1: there are no pairs (fill the files)")
+
+
 def test_numbers_are_rounded_to_two_digits() -> None:
     assert [two_digits(number) for number in (0.2, 7, 12.4, 99.6, 128, 38_512, 32_000)] == [
         1, 7, 12, 100, 130, 39_000, 32_000,
