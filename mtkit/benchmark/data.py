@@ -111,7 +111,7 @@ def order_costs(src_lengths: Lengths, tgt_lengths: Lengths) -> list[Cost]:
     number = min(MEASURED_BATCHES, len(batches))
     fetched = Meter(sum(len(batches[i]) for i in range(number)))
     fetched("which pairs are in a batch", lambda: [batches[i] for i in range(number)])
-    (fetching,) = (replace(cost, bytes_held=None, bytes_peak=None) for cost in fetched.costs)
+    fetching = replace(fetched.costs[0], bytes_held=None, bytes_peak=None)
     return [Cost("lengths", 0.0, 0.0, held, held), *meter.costs, fetching]
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 MOST_FAULTS_TOLD = 10
-"""Lines whose fault is said; of more it would be no report."""
+"""Faults that are shown one by one; further ones are only counted."""
 
 
 def spell_everything() -> None:
@@ -209,7 +209,7 @@ class Ticker:
         self.total, self.done = total, 0
 
     def __call__(self, num_lines: int) -> None:
-        """So many more."""
+        """Count so many more lines."""
         self.done += num_lines
         now = time.monotonic()
         if now - self.said > 3:

@@ -1,4 +1,4 @@
-"""What a caller asks of one translation job, and what he may change in how the model searches (`DecodingConfig`)."""
+"""Options of one translation call, and the keys of `DecodingConfig` that can be replaced when a model is loaded."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ ON_ERROR: tuple[OnError, ...] = get_args(OnError)
 
 
 def ignore_fault(number: int, fault: DataError) -> None:
-    """Leave it to whoever reads `Translation.fault`."""
+    """Do nothing: `Translation.fault` has it too."""
 
 
 def say_nothing(num_lines: int) -> None:
-    """Hear of progress and keep it to oneself."""
+    """Do not report progress."""
 
 
 @dataclass(frozen=True)

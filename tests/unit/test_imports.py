@@ -188,7 +188,7 @@ def test_starting_loads_nothing_slow() -> None:
     code = f"""
 import sys
 import mtkit, mtkit.cli
-loaded = {{"pydantic"}} & sys.modules.keys()  # of the config no help speaks
+loaded = {{"pydantic"}} & sys.modules.keys()  # the command line is defined without the config
 import mtkit.config, mtkit.configfile
 mtkit.load_config
 loaded |= {{"mtkit.demo.lexicon"}} & sys.modules.keys()
