@@ -6,12 +6,12 @@ line has changed what the file says of the other. What a run has stored is taken
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the command line, which reads the tables at its start, does without pydantic
-    from mtkit.config import Config, Section
+    from mtkit.config import Config, DecodingConfig, Section
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ EXCLUDES = (
 )  # fmt: skip
 """The keys do nothing if the other is on."""
 
+_DECODING = "decoding."
+
 
 @dataclass(frozen=True)
 class Idle:
@@ -82,25 +84,43 @@ class Idle:
 
 def idle_keys(config: Config) -> dict[str, Idle]:
     """The keys that do nothing in a config, set or not, by their dotted names."""
+    return _idle({rule.other: value_of(config, rule.other) for rule in (*EXCLUDES, *NEEDS)})
+
+
+def set_in_vain(config: Config) -> Iterator[Idle]:
+    """The keys that do nothing and yet were set, to other values than their defaults."""
+    for idle in idle_keys(config).values():
+        section, name = _section_of(config, idle.key)
+        if name in section.model_fields_set and _is_unusual(section, name):
+            yield idle
+
+
+def changed_in_vain(decoding: DecodingConfig, names: Collection[str]) -> Iterator[Idle]:
+    """The keys of `decoding` among these names that do nothing and yet have other values than their defaults."""
+    ours = [rule.other for rule in (*EXCLUDES, *NEEDS) if rule.other.startswith(_DECODING)]
+    for idle in _idle({other: getattr(decoding, other.removeprefix(_DECODING)) for other in ours}).values():
+        name = idle.key.removeprefix(_DECODING)
+        if name in names and _is_unusual(decoding, name):
+            yield idle
+
+
+def _idle(values: Mapping[str, object]) -> dict[str, Idle]:
+    """The keys that do nothing, as far as the values of those on which they depend are given, by dotted names."""
     found: dict[str, Idle] = {}
     for rules, on, word in ((EXCLUDES, True, "with"), (NEEDS, False, "without")):
         for rule in rules:
-            if rule.is_on(value_of(config, rule.other)) == on:
+            if rule.other in values and rule.is_on(values[rule.other]) == on:
                 what = f"does nothing {word} {rule.switch()}"
                 for key in rule.keys:
                     found.setdefault(key, Idle(key, rule.other, what, rule.hint))
     return found
 
 
-def set_in_vain(config: Config) -> Iterator[Idle]:
-    """The keys that do nothing and yet were set, to other values than their defaults."""
+def _is_unusual(section: Section, name: str) -> bool:
     from mtkit.config import usual_default
 
-    for idle in idle_keys(config).values():
-        section, name = _section_of(config, idle.key)
-        default = usual_default(type(section).model_fields[name])
-        if name in section.model_fields_set and getattr(section, name) != default:
-            yield idle
+    default = usual_default(type(section).model_fields[name])
+    return bool(getattr(section, name) != default)
 
 
 def value_of(config: Config, key: str) -> object:

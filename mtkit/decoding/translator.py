@@ -13,6 +13,7 @@ from typing import Unpack
 import torch
 
 from mtkit.config import Config, DecodingConfig
+from mtkit.configrules import changed_in_vain
 from mtkit.data.batching import Ids
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.decoding.alternatives import Alternative, best_alternatives
@@ -34,7 +35,7 @@ from mtkit.decoding.scoring import Scorer
 from mtkit.decoding.search import Hypothesis
 from mtkit.decoding.translation import Joiner, SearchedLine, Translation
 from mtkit.device import bound_kernel_caches, choose_device, choose_dtype, dtype_name, keep_freed_memory
-from mtkit.errors import DataError
+from mtkit.errors import ConfigError, DataError
 from mtkit.model.packing import Int8, choose_int8, pack
 from mtkit.model.transformer import Transformer
 
@@ -108,11 +109,13 @@ class Translator:
 
         Raises:
             StorageError: the folder or a file of it is missing or damaged.
-            ConfigError: a key or value that decoding does not have; the device is not there, or has no int8; a model of
-                the ensemble has another vocabulary.
+            ConfigError: a key or value that decoding does not have, or a key that does nothing beside the others; the
+                device is not there, or has no int8; a model of the ensemble has another vocabulary.
         """
         check_precision(precision)
         decoding = change_decoding(decoding or stored_decoding(Path(path)), changes)
+        for idle in changed_in_vain(decoding, changes):
+            raise ConfigError(idle.what, where=idle.key, hint=idle.hint)
         chosen = choose_device(device, "device")
         config, tokenizers, model = load_model(Path(path))
         others = load_others(ensemble, tokenizers, path)

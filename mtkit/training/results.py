@@ -93,7 +93,7 @@ def refuse_test_names(names: Sequence[str]) -> None:
     """Check that each test set has a file of its own.
 
     Raises:
-        ConfigError: a name cannot be that of a file, or two have the same.
+        ConfigError: a name cannot be that of a file, or two have the same, whatever their case.
     """
     by_file: dict[str, str] = {}
     for number, name in enumerate(names):
@@ -103,8 +103,10 @@ def refuse_test_names(names: Sequence[str]) -> None:
         if len(name.encode()) > LONGEST_NAME:
             what = f"{name[:20]!r} and so on is too long to name a file"
             raise ConfigError(what, where=where, hint=f"at most {LONGEST_NAME} bytes")
-        if (other := by_file.setdefault(file, name)) != name:
+        if (other := by_file.setdefault(file.casefold(), name)) != name:
             what = f"the translations of {name!r} and of {other!r} would be the same file, {file}"
+            if hyps_file(other) != file:
+                what += ", on systems that tell no case apart, such as macOS"
             raise ConfigError(what, where=where, hint="give it another name")
 
 

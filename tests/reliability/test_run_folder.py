@@ -255,6 +255,7 @@ def test_a_lock_of_another_program_is_kept(config: Path, tmp_path: Path) -> None
     ("names", "parts"),
     [
         (["a/b", "a_b"], ["data.test[1].name", "'a_b' and of 'a/b'", "test/a_b.hyps.txt"]),
+        (["News", "news"], ["'news' and of 'News'", "macOS"]),
         (["x" * 201], ["data.test[0].name", "too long", "200 bytes"]),
         (["ü" * 101], ["too long"]),
         ([".."], ["'..' cannot name a file"]),

@@ -617,6 +617,8 @@ def test_keys_of_the_decoding_can_be_changed_when_a_translator_is_loaded(tmp_pat
     assert load(n_best=9) == config.decoding.model_copy(update={"n_best": 9, "beam_size": 9})
     assert load(suppress=["x"], mbr=None).suppress == ("x",)
     other = DecodingConfig(beam_size=1)
+    assert load(sample=True, top_p=0.5).top_p == 0.5
+    assert load(top_p=1.0, groups=1) == config.decoding
     assert load(decoding=other, length_penalty=0.5) == DecodingConfig(beam_size=1, length_penalty=0.5)
 
 
@@ -628,6 +630,11 @@ def test_keys_of_the_decoding_can_be_changed_when_a_translator_is_loaded(tmp_pat
         ({"beam_size": "3"}, "decoding.beam_size: wants a whole number, got the text '3' (write 3)"),
         ({"stop": "never"}, "decoding.stop: wants finished, unbeaten or certain, got the text 'never'"),
         ({"beam_size": 4, "groups": 3}, "decoding: beam_size 4 is not a multiple of groups 3"),
+        ({"top_p": 0.5}, "decoding.top_p: does nothing without decoding.sample (only samples have it)"),
+        (
+            {"sample": True, "beam_size": 3},
+            "decoding.beam_size: does nothing with decoding.sample (it is of the search, not of samples)",
+        ),
         ({"precision": "fp8"}, "precision: 'fp8' is no precision (auto, fp32, bf16, fp16 or int8)"),
         ({"device": "gpu"}, "device: 'gpu' is no device (auto, cpu, cuda or cuda:1)"),
     ],
