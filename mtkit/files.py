@@ -308,10 +308,15 @@ _STORAGE_HINTS = {
 
 @contextmanager
 def storage_errors(where: str | Path) -> Iterator[None]:
-    """Turns an `OSError` of the block into a `StorageError` at `where`, in one line with what to do."""
+    """Turns an `OSError` of the block into a `StorageError` at `where`, in one line with what to do.
+
+    A `BrokenPipeError` without a number passes: the reader of what the block printed went away, and no disk failed.
+    """
     try:
         yield
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and error.errno is None:
+            raise
         code = error.errno or 0
         what = os.strerror(code).lower() if code else str(error)
         hint = _STORAGE_HINTS.get(code, "choose another path, or check the disk")

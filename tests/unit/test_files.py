@@ -398,6 +398,8 @@ def test_a_write_to_a_wrong_place_is_refused(tmp_path: Path, place: str) -> None
 
 
 def test_only_system_errors_are_turned_into_storage_errors() -> None:
+    with pytest.raises(BrokenPipeError), storage_errors("x"):
+        raise BrokenPipeError  # what the terminal raises for a reader that went away
     with pytest.raises(KeyError), storage_errors("x"):
         raise KeyError
     with pytest.raises(StorageError, match=r"^x: odd \("), storage_errors("x"):
