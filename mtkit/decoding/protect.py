@@ -40,7 +40,7 @@ _URL = rf"(?:https?://|ftp://|file://|mailto:|www\.)(?=[\w\[])[^\s<>\"“”„�
 _MAIL = r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]++@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"
 _KEPT = re.compile(f"(?P<markup>{_MARK_UP})|(?P<url>{_URL})|{_PLACEHOLDER}|{_MAIL}", re.DOTALL)
 _ELEMENT = re.compile(r"<(/?)([A-Za-z][\w:.-]*)")
-_WORD = re.compile(rf"[^\W{UNSPACED}]+")
+_WORD = re.compile(rf"(?:[^\W{UNSPACED}]|(?<=\d)[.,:](?=\d))+")
 _LETTER = re.compile(rf"[^\W{UNSPACED}]")
 
 _BRACKETS = {

@@ -122,6 +122,14 @@ def test_tags_go_where_the_words_between_them_went() -> None:
     assert found.restore(german, links)[0] == "Ich <b>das rote</b> Auto sah"
 
 
+def test_nothing_is_put_into_a_number() -> None:
+    found = protected("<b>x</b> y")
+    german = "sah 1.000,25 an"
+    assert (
+        found.restore(german, [Link((0, 1), (4, 5)), Link((2, 3), (13, 15))])[0] == "sah <b>1.000,25</b> an"
+    )
+
+
 def test_tags_are_within_chinese_text_and_not_within_words() -> None:
     found = protect("I love <b>Beijing</b>.")
     text = "我爱北京。"
