@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -70,17 +71,20 @@ class FeedForward(nn.Module):
 
 
 class Residual(nn.Module):
-    """A residual connection around a sublayer, normalized before it (pre) or after the sum (post)."""
+    """A residual connection around a sublayer, normalized before it (pre) or after the sum (post).
+
+    What flows past the sublayers, the residual stream, and the norms keep the precision of the input.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.norm, self.pre, self.dropout = make_norm(config), config.norm_position == "pre", config.dropout
 
-    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-        """[B, T, D] to the same shape."""
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
+        """[B, T, D] to the same shape and precision; the sublayer's matrix products run in `dtype`."""
         if self.pre:
-            return add_dropped(x, sublayer(self.norm(x)), self.dropout, self.training)
-        normed: Tensor = self.norm(add_dropped(x, sublayer(x), self.dropout, self.training))
+            return add_dropped(x, sublayer(self.norm(x).to(dtype)), self.dropout, self.training)
+        normed: Tensor = self.norm(add_dropped(x, sublayer(x.to(dtype)), self.dropout, self.training))
         return normed
 
 
@@ -107,10 +111,14 @@ class EncoderLayer(nn.Module):
         self.attention, self.attention_residual = make_attention(config), Residual(config)
         self.feed_forward, self.feed_forward_residual = FeedForward(config), Residual(config)
 
-    def forward(self, x_BSD: Tensor, mask: Tensor, positions_S: Tensor) -> Tensor:
-        """[B, S, D] to the same shape."""
-        x_BSD = self.attention_residual(x_BSD, lambda x: self.attention.attend_self(x, mask, positions_S))
-        return self.feed_forward_residual(x_BSD, self.feed_forward)
+    def forward(self, x_BSD: Tensor, mask: Tensor, positions_S: Tensor, dtype: torch.dtype) -> Tensor:
+        """[B, S, D] to the same shape and precision; matrix products run in `dtype`."""
+
+        def attention(x: Tensor) -> Tensor:
+            return self.attention.attend_self(x, mask, positions_S)
+
+        x_BSD = self.attention_residual(x_BSD, attention, dtype)
+        return self.feed_forward_residual(x_BSD, self.feed_forward, dtype)
 
 
 class DecoderLayer(nn.Module):
@@ -127,11 +135,12 @@ class DecoderLayer(nn.Module):
         x_BTD: Tensor,
         self_attention: Callable[[MultiHeadAttention, Tensor], Tensor],
         cross_attention: Callable[[MultiHeadAttention, Tensor], Tensor],
+        dtype: torch.dtype,
     ) -> Tensor:
-        """[B, T, D] to the same shape.
+        """[B, T, D] to the same shape and precision; matrix products run in `dtype`.
 
         The caller says how each attention runs, so that whole sequences and cached single steps share this code.
         """
-        x_BTD = self.attention_residual(x_BTD, lambda x: self_attention(self.attention, x))
-        x_BTD = self.cross_residual(x_BTD, lambda x: cross_attention(self.cross, x))
-        return self.feed_forward_residual(x_BTD, self.feed_forward)
+        x_BTD = self.attention_residual(x_BTD, lambda x: self_attention(self.attention, x), dtype)
+        x_BTD = self.cross_residual(x_BTD, lambda x: cross_attention(self.cross, x), dtype)
+        return self.feed_forward_residual(x_BTD, self.feed_forward, dtype)

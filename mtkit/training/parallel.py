@@ -84,7 +84,9 @@ def shard(
         dist.broadcast(tensor, src=0)
 
     mesh = init_device_mesh(device.type, (processes.size,))
-    policy = MixedPrecisionPolicy(None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
+    policy = MixedPrecisionPolicy(
+        None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
     for layer in layers_run_once(objective.model):
         materialize(layer, device, fill)
         fully_shard(layer, mesh=mesh, mp_policy=policy)

@@ -168,7 +168,7 @@ def test_encoder_layer_equals_torch(norm_position: str, activation: str) -> None
     copy_encoder_layer(ours, theirs)
     x, real = torch.randn(3, 6, 16), torch.arange(6) < torch.tensor([6, 2, 5])[:, None]
     expected = theirs(x, src_key_padding_mask=~real)
-    close(ours(x, real[:, None, None, :], torch.arange(6)), expected)
+    close(ours(x, real[:, None, None, :], torch.arange(6), x.dtype), expected)
 
 
 @both_norms
@@ -186,6 +186,7 @@ def test_decoder_layer_equals_torch(norm_position: str, activation: str) -> None
         x,
         lambda layer, x: layer.attend_self(x, mask, torch.arange(5)),
         lambda layer, x: layer.attend_memory(x, layer.project_memory(memory), real[:, None, None, :]),
+        x.dtype,
     )
     close(out, expected)
 
@@ -562,3 +563,26 @@ def test_the_loss_of_an_untrained_model_is_near_that_of_a_guess() -> None:
     with torch.no_grad():
         loss = F.cross_entropy(model.logits(model(src, tgt)).flatten(0, 1), tgt.roll(-1, 1).flatten())
     assert math.log(1000) - 0.1 < loss.item() < math.log(1000) + 1.5
+
+
+@pytest.mark.parametrize("norm_position", ["pre", "post"])
+def test_the_float32_residual_stream_has_a_smaller_gradient_error_than_one_in_bf16(
+    norm_position: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Matrix products are bf16 either way; what the stream rounds at each of its sums is the difference."""
+    torch.manual_seed(5)
+    src, tgt = torch.randint(1, 50, (8, 9)), torch.randint(1, 50, (8, 9))
+
+    def gradient(model: Transformer, dtype: torch.dtype) -> Tensor:
+        model.compute_dtype = dtype
+        model.zero_grad()
+        model.logits(model(src, tgt)).double().log_softmax(-1)[..., 7].sum().backward()
+        return torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None])
+
+    torch.manual_seed(6)
+    shape = tiny(d_model=64, encoder_layers=4, decoder_layers=4, norm_position=norm_position)
+    model = Transformer(shape, 50, 50)
+    exact = gradient(model, torch.float32)
+    own = (gradient(model, torch.bfloat16) - exact).norm()
+    monkeypatch.setattr(Transformer, "residual_dtype", torch.bfloat16)
+    assert own < 0.9 * (gradient(model, torch.bfloat16) - exact).norm()
