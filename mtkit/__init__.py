@@ -15,17 +15,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtkit.config import Config, DecodingConfig
-    from mtkit.configfile import load_config
-    from mtkit.decoding.options import TranslateOptions
-    from mtkit.decoding.requests import Request
-    from mtkit.decoding.translation import Translation
-    from mtkit.decoding.translator import Translator
+    from mtkit.config.loading import load_config
+    from mtkit.config.sections import Config, DecodingConfig
     from mtkit.errors import MtkitError
     from mtkit.evaluation.metrics import Score
     from mtkit.evaluation.metrics import score as evaluate
     from mtkit.training.results import TrainResult
     from mtkit.training.run import train
+    from mtkit.translation.assembly import Translation
+    from mtkit.translation.options import TranslateOptions
+    from mtkit.translation.segments import Request
+    from mtkit.translation.translator import Translator
 
 __all__ = [
     "Config",
@@ -44,17 +44,17 @@ __all__ = [
 __version__ = "0.1.0"
 
 _PLACES = {
-    "Config": ("mtkit.config", "Config"),
-    "DecodingConfig": ("mtkit.config", "DecodingConfig"),
+    "Config": ("mtkit.config.sections", "Config"),
+    "DecodingConfig": ("mtkit.config.sections", "DecodingConfig"),
     "MtkitError": ("mtkit.errors", "MtkitError"),
-    "Request": ("mtkit.decoding.requests", "Request"),
+    "Request": ("mtkit.translation.segments", "Request"),
     "Score": ("mtkit.evaluation.metrics", "Score"),
     "TrainResult": ("mtkit.training.results", "TrainResult"),
-    "TranslateOptions": ("mtkit.decoding.options", "TranslateOptions"),
-    "Translation": ("mtkit.decoding.translation", "Translation"),
-    "Translator": ("mtkit.decoding.translator", "Translator"),
+    "TranslateOptions": ("mtkit.translation.options", "TranslateOptions"),
+    "Translation": ("mtkit.translation.assembly", "Translation"),
+    "Translator": ("mtkit.translation.translator", "Translator"),
     "evaluate": ("mtkit.evaluation.metrics", "score"),
-    "load_config": ("mtkit.configfile", "load_config"),
+    "load_config": ("mtkit.config.loading", "load_config"),
     "train": ("mtkit.training.run", "train"),
 }
 

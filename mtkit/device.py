@@ -101,7 +101,7 @@ def bound_kernel_caches() -> None:
         os.environ.setdefault(variable, str(KERNELS_KEPT))
 
 
-def keep_freed_memory() -> None:
+def configure_malloc() -> None:
     """Tell glibc to keep what is freed: tensors of a step reuse the pages of the step before.
 
     Otherwise every large tensor is mapped anew, and a tenth of a training step goes into page faults.
@@ -116,7 +116,7 @@ def keep_freed_memory() -> None:
 
 
 @contextmanager
-def out_of_memory_named(hint: str) -> Iterator[None]:
+def out_of_memory_errors(hint: str) -> Iterator[None]:
     """Turn running out of memory into a TrainingError that names the knob."""
     try:
         yield
@@ -126,7 +126,7 @@ def out_of_memory_named(hint: str) -> Iterator[None]:
         raise TrainingError("out of memory", hint=hint) from error
 
 
-def forget_peak_memory(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """Let `peak_memory` begin anew, where the system can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

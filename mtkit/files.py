@@ -551,5 +551,5 @@ class FolderLock:
 
     def __exit__(self, *exception: object) -> None:
         if self._file is not None:
-            self._file.close()  # Releases. The file stays: deleting it would race with the next holder.
+            self._file.close()  # Releases. The file stays: deleting it would run_interleaved with the next holder.
             self._file = None

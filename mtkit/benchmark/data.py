@@ -18,12 +18,12 @@ import numpy as np
 from rich.table import Table
 
 from mtkit.benchmark.synthetic import random_lengths
-from mtkit.config import Config
+from mtkit.config.sections import Config
 from mtkit.data.encoding import encode_corpus
 from mtkit.data.filters import DigestSet
 from mtkit.data.order import BatchOrder, Lengths
 from mtkit.data.sources import Source
-from mtkit.training.preparation import cached_tokenizers, open_splits
+from mtkit.training.inputs import cached_tokenizers, open_splits
 
 BATCH_TOKENS = 4096
 LONGEST = 250

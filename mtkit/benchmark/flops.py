@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from mtkit.config import ModelConfig
+from mtkit.config.sections import ModelConfig
 from mtkit.data.order import Indices, Lengths
 
 FORWARD_AND_BACKWARD = 3

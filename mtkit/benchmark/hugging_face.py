@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtkit.config import ModelConfig
+from mtkit.config.sections import ModelConfig
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.errors import ConfigError
 from mtkit.model.positions import sinusoids

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from mtkit.benchmark.hugging_face import generate, hugging_face_model
-from mtkit.decoding.loading import load_model
-from mtkit.decoding.longtext import join_parts
-from mtkit.decoding.requests import Part, Request
-from mtkit.decoding.translator import Translator
 from mtkit.device import dtype_name
 from mtkit.errors import ConfigError
 from mtkit.interop.ctranslate2 import export, import_ctranslate2
+from mtkit.translation.loading import load_model
+from mtkit.translation.segments import Request, Segment
+from mtkit.translation.sentence_splitting import join_parts
+from mtkit.translation.translator import Translator
 
 BATCH_SIZE = 64
 PEERS = ("ctranslate2", "transformers")
@@ -106,7 +106,7 @@ def ctranslate2_system(other: Any, translator: Translator) -> System:
     decoding = translator.decoding
     banned = [[tgt.piece(i)] for i in translator.options.suppressed]
 
-    def run(parts: list[Part]) -> list[list[int]]:
+    def run(parts: list[Segment]) -> list[list[int]]:
         found = other.translate_batch(
             [[src_pieces[i] for i in part.ids.tolist()] for part in parts],
             beam_size=decoding.beam_size,
@@ -138,10 +138,10 @@ def hugging_face_systems(model: str, translator: Translator) -> dict[str, System
         raise ConfigError(what, where="decoding.coverage_penalty", hint=hint)
     config, tokenizers, network = load_model(Path(model))
     dtype = translator.model.compute_dtype
-    longest = decoding.max_length(translator.max_source_pieces)
+    longest = decoding.max_length(translator.max_source_tokens)
     made = hugging_face_model(config.model, network, tokenizers, longest).to(translator.device, dtype)
 
-    def run(parts: list[Part]) -> list[list[int]]:
+    def run(parts: list[Segment]) -> list[list[int]]:
         order = sorted(range(len(parts)), key=lambda i: -len(parts[i].ids))
         rows: list[list[int]] = [[] for _ in parts]
         for first in range(0, len(order), BATCH_SIZE):
@@ -160,10 +160,10 @@ def hugging_face_systems(model: str, translator: Translator) -> dict[str, System
 
 
 def translated(
-    lines: Sequence[str], translator: Translator, run: Callable[[list[Part]], Iterable[list[int]]]
+    lines: Sequence[str], translator: Translator, run: Callable[[list[Segment]], Iterable[list[int]]]
 ) -> Output:
     """The output of a system that makes target pieces, without eos, of the parts of the lines."""
-    cut = list(translator.cutter.parts([Request(line) for line in lines], 0))
+    cut = list(translator.segmenter.parts([Request(line) for line in lines], 0))
     parts = [part for line_parts in cut for part in line_parts]
     rows = list(run(parts))
     over = {p.number for p, row in zip(parts, rows, strict=True) if len(row) + 1 > p.max_length}

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtkit.benchmark.hugging_face import import_transformers
-from mtkit.config import ModelConfig, TrainingConfig
+from mtkit.config.sections import ModelConfig, TrainingConfig
 from mtkit.data.batching import Batch
 from mtkit.model.positions import sinusoids
 

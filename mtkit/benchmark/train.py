@@ -23,16 +23,16 @@ from mtkit.benchmark.flops import Positions, training_flops
 from mtkit.benchmark.machine import machine_name, matmul_peaks, synchronize
 from mtkit.benchmark.reference import MarianLoop, ReferenceLoop
 from mtkit.benchmark.synthetic import MEDIAN_SRC_PIECES, SyntheticCorpus, SyntheticTokenizer
-from mtkit.config import Config
-from mtkit.data.batching import cut_update, make_batch
+from mtkit.config.sections import Config
+from mtkit.data.batching import make_batch, split_into_micro_batches
 from mtkit.data.corpus import Corpus
 from mtkit.data.order import Indices
 from mtkit.data.tokenizer import Tokenizer, Tokenizers
-from mtkit.device import dtype_name, forget_peak_memory, out_of_memory_named, peak_memory
+from mtkit.device import dtype_name, out_of_memory_errors, peak_memory, reset_peak_memory
 from mtkit.errors import ConfigError
 from mtkit.training.compiling import check_compiler
-from mtkit.training.memory import find_slices, largest_batch
-from mtkit.training.preparation import prepare, set_up
+from mtkit.training.inputs import configure_process, prepare
+from mtkit.training.memory import find_num_micro_batches, largest_batch
 from mtkit.training.progress import Progress
 from mtkit.training.signals import Signals
 from mtkit.training.trainer import Trainer, Update
@@ -151,7 +151,7 @@ def benchmark_train(
         TrainingError: out of memory.
     """
     refuse_unknown(against)
-    device = set_up(config)
+    device = configure_process(config)
     if "compile" in against:
         check_compiler(device, "--against compile")
     with tempfile.TemporaryDirectory(prefix="mtkit-benchmark-") as scratch:
@@ -159,11 +159,11 @@ def benchmark_train(
         tokenizers, corpus = (
             synthetic_inputs(config) if synthetic else real_inputs(config, Path(scratch), say)
         )
-        own = OwnLoop(config, corpus, tokenizers)
+        own = MtkitLoop(config, corpus, tokenizers)
         largest = own.largest_update()
-        with out_of_memory_named(own.trainer.memory_hint()):
+        with out_of_memory_errors(own.trainer.memory_hint()):
             say("warm-up, the largest batch first")
-            forget_peak_memory(own.trainer.device)
+            reset_peak_memory(own.trainer.device)
             for update in [largest, *own.updates(WARM_UP_UPDATES)]:
                 own.step(update)
             memory = peak_memory(own.trainer.device)
@@ -172,7 +172,7 @@ def benchmark_train(
                 for update in [largest, *own.updates(WARM_UP_UPDATES)]:
                     other.step(update)
             say("measuring")
-            seconds = race([own, *others], own.updates(None), num_updates, minutes)
+            seconds = run_interleaved([own, *others], own.updates(None), num_updates, minutes)
             shares = measured_shares(own, max(LEAST_UPDATES, len(seconds) // 3))
         say("measuring the matmul peak")
         return summary(own, others, seconds, shares, memory)
@@ -204,7 +204,7 @@ def synthetic_inputs(config: Config) -> tuple[Tokenizers, Corpus]:
 # --- the competitors ----------------------------------------------------------------------------------------------
 
 
-class Competitor(Protocol):
+class Contestant(Protocol):
     """Something that makes updates."""
 
     name: str
@@ -214,7 +214,7 @@ class Competitor(Protocol):
         """One update, begun and finished."""
 
 
-class OwnLoop:
+class MtkitLoop:
     """mtkit's own trainer, which does not validate or save."""
 
     name = "mtkit"
@@ -224,7 +224,7 @@ class OwnLoop:
         self.trainer = Trainer(config, corpus, tokenizers, None, progress, Signals())
         self.precision = dtype_name(self.trainer.dtype)
         if config.training.batch_tokens == "auto":
-            self.trainer.state.slices = find_slices(self.trainer)
+            self.trainer.state.slices = find_num_micro_batches(self.trainer)
 
     def step(self, update: Update) -> None:
         """One update, begun and finished."""
@@ -264,7 +264,7 @@ class TorchLoop:
         synchronize(self.loop.device)
 
 
-def make_competitor(name: str, own: OwnLoop) -> Competitor:
+def make_competitor(name: str, own: MtkitLoop) -> Contestant:
     """A competitor for the same work.
 
     On a CPU the plain loops run in float32, as one writes them; on a GPU by autocast in the run's own precision.
@@ -274,7 +274,7 @@ def make_competitor(name: str, own: OwnLoop) -> Competitor:
     dtype = torch.float32 if trainer.device.type == "cpu" else trainer.dtype
     if name == "compile":
         compiled = config.training.model_copy(update={"compile": True})
-        loop = OwnLoop(config.model_copy(update={"training": compiled}), trainer.corpus, trainer.tokenizers)
+        loop = MtkitLoop(config.model_copy(update={"training": compiled}), trainer.corpus, trainer.tokenizers)
         loop.name = "mtkit, compiled"
         return loop
     shape = config.model, config.training, trainer.tokenizers.tgt.vocab_size, trainer.tokenizers.src.pad
@@ -294,8 +294,8 @@ class Measured:
     seconds: list[float]
 
 
-def race(
-    competitors: list[Competitor], updates: Iterator[Update], num_updates: int, minutes: float | None
+def run_interleaved(
+    competitors: list[Contestant], updates: Iterator[Update], num_updates: int, minutes: float | None
 ) -> list[Measured]:
     """Let each competitor make the same update, one after the other, until there are enough."""
     found: list[Measured] = []
@@ -329,7 +329,7 @@ class StageClock:
         self.seconds[name] += time.perf_counter() - start
 
 
-def measured_shares(own: OwnLoop, num_updates: int) -> dict[str, float]:
+def measured_shares(own: MtkitLoop, num_updates: int) -> dict[str, float]:
     """The share of each stage in the time of some updates, and of what is none of them."""
     clock = StageClock(own.trainer.device)
     own.trainer.measure(clock)
@@ -342,8 +342,8 @@ def measured_shares(own: OwnLoop, num_updates: int) -> dict[str, float]:
 
 
 def summary(
-    own: OwnLoop,
-    others: list[Competitor],
+    own: MtkitLoop,
+    others: list[Contestant],
     measured: list[Measured],
     shares: dict[str, float],
     memory: int,
@@ -384,7 +384,7 @@ def summary(
     )
 
 
-def compared(other: Competitor, theirs: list[float], own: list[float], num_targets: list[int]) -> Against:
+def compared(other: Contestant, theirs: list[float], own: list[float], num_targets: list[int]) -> Against:
     """A competitor's speed and the ratio to it."""
     ratios = [their / our for their, our in zip(theirs, own, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4)
@@ -411,5 +411,5 @@ def positions(trainer: Trainer, update: Update, *, padded: bool) -> Positions:
 
 def parts(trainer: Trainer, update: Update) -> list[Indices]:
     """What an update runs one after the other: its batches, in slices if memory asks for them."""
-    cut = cut_update([indices for _, _, indices in update], slices=trainer.state.slices)
+    cut = split_into_micro_batches([indices for _, _, indices in update], slices=trainer.state.slices)
     return [part for part in cut if len(part)]

@@ -23,12 +23,12 @@ from mtkit.benchmark.peers import (
     hugging_face_systems,
     refuse_unlike,
 )
-from mtkit.config import Config
+from mtkit.config.sections import Config
 from mtkit.data.tokenizer import Tokenizers
-from mtkit.decoding.options import TranslateOptions
-from mtkit.decoding.translator import Translator
 from mtkit.errors import ConfigError
 from mtkit.evaluation import metrics
+from mtkit.translation.options import TranslateOptions
+from mtkit.translation.translator import Translator
 
 WARM_UP_LINES = 64
 

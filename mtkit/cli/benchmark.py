@@ -34,7 +34,7 @@ def benchmark_train(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure training: speed, shares of an update, memory, FLOP/s. The run folder stays as it is."""
-    from mtkit.configfile import load_config
+    from mtkit.config.loading import load_config
 
     loaded = load_config(config, overrides or ())
     from mtkit.benchmark.train import benchmark_train as benchmark
@@ -63,7 +63,7 @@ def benchmark_data(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure what each training pair costs a process: order of the batches, search for duplicates, encoding."""
-    from mtkit.configfile import load_config
+    from mtkit.config.loading import load_config
 
     loaded = None if config is None else load_config(config, overrides or ())
     from mtkit.benchmark.data import benchmark_data as benchmark

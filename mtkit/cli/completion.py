@@ -26,7 +26,7 @@ def values_of(key: str, *more: str) -> Complete:
     """Complete to what a key of the config may be, or to one of `more`."""
 
     def complete(incomplete: str) -> list[str]:
-        from mtkit.configfile import key_values
+        from mtkit.config.loading import key_values
 
         return beginning_with(incomplete, [*key_values(key), *more])
 
@@ -42,7 +42,7 @@ def bleu_tokenizers(incomplete: str) -> list[str]:
 
 def overrides(context: typer.Context, incomplete: str) -> list[str]:
     """Complete `KEY=VALUE`: keys, and as soon as only one is left, its values (a free value is its default)."""
-    from mtkit.configfile import config_keys, key_values
+    from mtkit.config.loading import config_keys, key_values
 
     before = context.params.get("overrides") or []
     if before[-1:] == ["="]:  # bash cuts a word at the sign: training.schedule = co

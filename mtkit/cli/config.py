@@ -10,13 +10,13 @@ from mtkit.cli.terminal import print_text
 
 def schema() -> None:
     """Print a JSON Schema of the YAML, with which editors complete and check it."""
-    from mtkit.configfile import config_schema
+    from mtkit.config.loading import config_schema
 
     print_text(json.dumps(config_schema(), indent=2, ensure_ascii=False) + "\n")
 
 
 def show(config: options.ConfigPath, overrides: options.Overrides = None) -> None:
     """Print the resolved config: every key with its value."""
-    from mtkit.configfile import dump_config, load_config
+    from mtkit.config.loading import dump_config, load_config
 
     print_text(dump_config(load_config(config, overrides or ())))

@@ -16,7 +16,7 @@ from mtkit.cli.translators import decoding_of, load_translator_and_config
 from mtkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from mtkit.config import Config, DataConfig
+    from mtkit.config.sections import Config, DataConfig
     from mtkit.evaluation.metrics import Score
 
 References = tuple[str, list[str] | None, list[list[str]]]
@@ -59,9 +59,9 @@ def evaluate(
 
     With --model alone, the test sets of the model's own config are translated.
     """
-    from mtkit.decoding.options import DEFAULT_OPTIONS, TranslateOptions
     from mtkit.evaluation import metrics
     from mtkit.files import read_lines
+    from mtkit.translation.options import DEFAULT_OPTIONS, TranslateOptions
 
     names = [name.lower() for name in metric or ("bleu", "chrf++", "ter")]
     metrics.check_metrics(names, tokenize=tokenize)
@@ -152,7 +152,7 @@ def reference_sets(
 
 def as_when_trained(config: Config, model: str) -> DataConfig:
     """The data of a model's config, with relative paths from the folder in which it was trained, if that is known."""
-    from mtkit.decoding.folder import home_of
+    from mtkit.translation.model_folder import home_of
 
     home, root = home_of(Path(model), config.run), os.path.expanduser(config.data.root)
     if home is None or os.path.isabs(root):

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mtkit.cli import completion
-from mtkit.decoding.options import ON_ERROR, PRECISIONS
+from mtkit.translation.options import ON_ERROR, PRECISIONS
 
 INPUT, SEARCH, SAMPLING = "Input and output", "Search", "Sampling"
 CONSTRAINTS, TEXT, MACHINE = "Constraints", "Text handling", "Machine"

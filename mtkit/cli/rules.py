@@ -2,7 +2,7 @@
 
 A rule speaks of options of the command line. The option that they need, or with which they do not go, may instead be
 switched on, or off, by the `decoding:` section of the model's config. Rules about keys of that section are those that
-the YAML observes (`configrules`).
+the YAML observes (`config.rules`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from mtkit import configrules
+from mtkit.config import rules as config_rules
 from mtkit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mtkit.config import DecodingConfig
+    from mtkit.config.sections import DecodingConfig
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def option_of(key: str) -> str:
     return "--seed" if name == "sample_seed" else f"--{name.replace('_', '-')}"
 
 
-def of_decoding(rules: Sequence[configrules.Rule]) -> Iterator[Rule]:
+def of_decoding(rules: Sequence[config_rules.Rule]) -> Iterator[Rule]:
     """The rules of the config about keys of `decoding`, of options."""
     for rule in rules:
         if rule.other.startswith("decoding."):
@@ -55,12 +55,12 @@ def of_decoding(rules: Sequence[configrules.Rule]) -> Iterator[Rule]:
 TRANSLATE = Rules(
     needs=(
         Rule(("--resume",), "-o", "what was written says where to go on"),
-        *of_decoding(configrules.NEEDS),
+        *of_decoding(config_rules.NEEDS),
     ),
     excludes=(
         Rule(("--resume",), "--attention", "its file cannot be continued: leave out one of them"),
         Rule(("--constraints",), "--sample", "they are of the search, not of samples"),
-        *of_decoding(configrules.EXCLUDES),
+        *of_decoding(config_rules.EXCLUDES),
         Rule(("--scores",), "--n-best", "which prints scores anyway"),
         Rule(("--n-best", "--sample", "--mbr", "--constraints", "--split-sentences", "--protect", "--alignment",
               "--attention", "--scores", "--resume", "--read-ahead"), "--alternatives", "leave it out"),
@@ -100,7 +100,7 @@ def given_options(context: typer.Context) -> set[str]:
 def switched_on(decoding: DecodingConfig) -> set[str]:
     """The options of `translate` that a config has switched on."""
     rules = [
-        rule for rule in (*configrules.NEEDS, *configrules.EXCLUDES) if rule.other.startswith("decoding.")
+        rule for rule in (*config_rules.NEEDS, *config_rules.EXCLUDES) if rule.other.startswith("decoding.")
     ]
     values = {rule: getattr(decoding, rule.other.removeprefix("decoding.")) for rule in rules}
     return {option_of(rule.other) for rule, value in values.items() if rule.is_on(value)}

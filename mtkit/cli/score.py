@@ -17,7 +17,7 @@ from mtkit.cli.translators import decoding_of, load_translator, refuse_no_symbol
 from mtkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from mtkit.decoding.translation import Translation
+    from mtkit.translation.assembly import Translation
 
 
 def score(

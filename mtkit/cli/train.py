@@ -21,7 +21,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a model, or go on where the run folder stands; then translate and score the test sets."""
-    from mtkit.configfile import load_config
+    from mtkit.config.loading import load_config
 
     loaded = load_config(config, overrides or ())
     from mtkit.training.signals import Signals
@@ -44,7 +44,7 @@ def train(
 
 def check(config: options.ConfigPath, overrides: options.Overrides = None) -> None:
     """See what `train` would do, without training: config, data, tokenizer, model, memory, largest batch, time."""
-    from mtkit.configfile import load_config
+    from mtkit.config.loading import load_config
 
     loaded = load_config(config, overrides or ())
     from mtkit.training.check import check_run

@@ -26,17 +26,17 @@ from mtkit.cli.terminal import (
     say,
 )
 from mtkit.cli.translators import decoding_of, load_translator, refuse_no_symbol
-from mtkit.decoding.options import ON_ERROR
 from mtkit.errors import ConfigError, DataError
+from mtkit.translation.options import ON_ERROR
 
 if TYPE_CHECKING:
-    from mtkit.decoding.alternatives import Alternative
-    from mtkit.decoding.jobnote import JobNote
-    from mtkit.decoding.jobs import Job, Shard
-    from mtkit.decoding.options import OnError
-    from mtkit.decoding.output import LineFormat
-    from mtkit.decoding.requests import Request
-    from mtkit.decoding.translation import Translation
+    from mtkit.cli.jobs import Job, Shard
+    from mtkit.cli.line_format import LineFormat
+    from mtkit.cli.resume_note import ResumeNote
+    from mtkit.translation.assembly import Translation
+    from mtkit.translation.next_words import Alternative
+    from mtkit.translation.options import OnError
+    from mtkit.translation.segments import Request
 
 
 def translate(
@@ -89,8 +89,8 @@ def translate(
     Output flows: what is there is translated when more input would have to be waited for. Started by torchrun with
     -o OUT, every process translates its part into OUT.1-of-N, OUT.2-of-N …
     """
-    from mtkit.decoding.jobnote import JobNote, describe_job
-    from mtkit.decoding.output import LineFormat
+    from mtkit.cli.line_format import LineFormat
+    from mtkit.cli.resume_note import ResumeNote, describe_job
 
     decoding = decoding_of(model, {
         "beam_size": beam_size, "n_best": n_best, "length_penalty": length_penalty, "penalty_kind": penalty_kind,
@@ -116,7 +116,7 @@ def translate(
          "max_line_tokens": max_line_tokens},
     ) if resume else {}  # fmt: skip
     job = plan_job(inputs, part, output if resume else None, line_format)
-    note = None if output is None else JobNote(Path(output), parts)
+    note = None if output is None else ResumeNote(Path(output), parts)
     if resume and note is not None and nothing_is_left(note, job, line_format):
         if not quiet:
             say(f"{output} is finished")
@@ -126,9 +126,9 @@ def translate(
     if tag is not None:
         refuse_no_symbol(tag, translator)
 
-    from mtkit.decoding.options import LINES_AT_ONCE, TranslateOptions, say_nothing
-    from mtkit.decoding.protected import translate_protected
     from mtkit.files import LineReader
+    from mtkit.translation.options import LINES_AT_ONCE, TranslateOptions, say_nothing
+    from mtkit.translation.protected import translate_protected
 
     reader = LineReader(job.files, keep_bad=on_error != "stop")
     report = FaultReport("copied" if on_error == "copy" else "left empty")
@@ -194,7 +194,7 @@ def own_share(
     Raises:
         ConfigError: no part, or several processes without a file.
     """
-    from mtkit.decoding.jobs import Shard
+    from mtkit.cli.jobs import Shard
 
     if shard is not None:
         return Shard.parse(shard), output, attention
@@ -219,7 +219,7 @@ def refuse_other_length(files: Sequence[str], others: Sequence[str]) -> None:
     Raises:
         DataError: they have not; a file cannot be read.
     """
-    from mtkit.decoding.jobs import count_all
+    from mtkit.cli.jobs import count_all
 
     num_lines = count_all(files) if others else None
     for path in others:
@@ -236,7 +236,7 @@ def plan_job(files: Sequence[str], part: Shard, resumed: str | None, line_format
         ConfigError: the output is of another job.
         DataError: an input cannot be read.
     """
-    from mtkit.decoding.jobs import Job, num_done
+    from mtkit.cli.jobs import Job, num_done
 
     job = Job.plan(files, part)
     if resumed is not None:
@@ -244,14 +244,14 @@ def plan_job(files: Sequence[str], part: Shard, resumed: str | None, line_format
     return job
 
 
-def nothing_is_left(note: JobNote, job: Job, line_format: LineFormat) -> bool:
+def nothing_is_left(note: ResumeNote, job: Job, line_format: LineFormat) -> bool:
     """Whether the output of a job to be resumed is finished; if not, a partial line at its end is cut off.
 
     Raises:
         ConfigError: the output is of another job.
         StorageError, DataError: it cannot be read or cut.
     """
-    from mtkit.decoding.jobs import cut_off_incomplete
+    from mtkit.cli.jobs import cut_off_incomplete
 
     note.refuse_other()
     if note.is_finished() and job.total is not None:
@@ -278,8 +278,8 @@ def requests(
     Raises:
         DataError: a file cannot be read, or is shorter than another.
     """
-    from mtkit.decoding.requests import Request
     from mtkit.files import BadLine, LineReader
+    from mtkit.translation.segments import Request
 
     readers = [LineReader([path], keep_bad=keep_bad) if path else None for path in (prefix, constraints)]
     columns = [job.of(every), *(reader and job.of(reader) for reader in readers)]
@@ -314,10 +314,10 @@ def write_translations(
     append: bool,
 ) -> None:
     """The translations of each line, from line number `first` on. Raises: StorageError, BrokenPipeError."""
-    from mtkit.decoding.matrices import MatrixFile
+    from mtkit.cli.attention_file import AttentionFile
 
     lines = begun(found)  # a fault found now leaves an old output alone
-    with MatrixFile(attention) as matrices, open_output(output, append=append) as out:
+    with AttentionFile(attention) as matrices, open_output(output, append=append) as out:
         for number, translations in enumerate(lines, first):
             matrices.add(number, translations[0].aligned)
             out.write(line_format.lines(number, translations))

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtkit.cli.rules import option_of
-from mtkit.decoding.options import check_precision
 from mtkit.errors import ConfigError
+from mtkit.translation.options import check_precision
 
 if TYPE_CHECKING:
-    from mtkit.config import Config, DecodingConfig
-    from mtkit.decoding.translator import Translator
+    from mtkit.config.sections import Config, DecodingConfig
+    from mtkit.translation.translator import Translator
 
 
 def decoding_of(model: str, changes: Mapping[str, Any]) -> DecodingConfig:
@@ -27,7 +27,7 @@ def decoding_of(model: str, changes: Mapping[str, Any]) -> DecodingConfig:
         ConfigError: a value is out of range; at the option.
         StorageError: there is no model.
     """
-    from mtkit.decoding.folder import change_decoding, stored_decoding
+    from mtkit.translation.model_folder import change_decoding, stored_decoding
 
     given = {"n_best": 1} | {key: value for key, value in changes.items() if value is not None}
     if given.get("mbr") == "none":
@@ -59,15 +59,15 @@ def load_translator_and_config(
 ) -> tuple[Translator, Config]:
     """A translator and the config it was trained with."""
     check_precision(precision, "--precision")
-    from mtkit.decoding.loading import load_model, load_others, usual_src_tokens
-    from mtkit.decoding.translator import Translator
     from mtkit.device import choose_device
+    from mtkit.translation.loading import load_ensemble_members, load_model, usual_src_tokens
+    from mtkit.translation.translator import Translator
 
     number = os.environ.get("LOCAL_RANK", "")  # of several processes that torchrun started, each has its GPU
     together = os.environ.get("WORLD_SIZE", "1") != "1" and number.isdecimal()
     chosen = choose_device(device, "--device", int(number) if together else None)
     config, tokenizers, network = load_model(Path(model))
-    others = load_others(ensemble, tokenizers, model)
+    others = load_ensemble_members(ensemble, tokenizers, model)
     usual = usual_src_tokens(model)
     return Translator.of(config, tokenizers, network, decoding, chosen, precision, others, usual), config
 

@@ -45,7 +45,7 @@ def pair_sizes(src_lengths: Ids, tgt_lengths: Ids) -> Ids:
     return np.maximum(src_lengths, tgt_lengths).astype(np.int32) + 1
 
 
-def split_by_budget(sizes: Ids, order: Indices, batch_tokens: int) -> list[Indices]:
+def split_by_tokens(sizes: Ids, order: Indices, batch_tokens: int) -> list[Indices]:
     """Cut an order into batches with rows x largest size <= batch_tokens (a single larger pair is a batch)."""
     batches, start, largest = [], 0, 0
     for end, size in enumerate(sizes[order].tolist()):
@@ -58,7 +58,9 @@ def split_by_budget(sizes: Ids, order: Indices, batch_tokens: int) -> list[Indic
     return batches
 
 
-def cut_update(batches: Sequence[Indices], num_processes: int = 1, slices: int = 1) -> list[Indices]:
+def split_into_micro_batches(
+    batches: Sequence[Indices], num_processes: int = 1, slices: int = 1
+) -> list[Indices]:
     """The parts of an update in the order they are dealt to the processes: process p runs part p, p + P, p + 2P, ...
 
     Every batch is cut into the same number of parts: the fewest that are at least `slices` and deal out evenly.
@@ -142,7 +144,7 @@ def make_batch(corpus: EncodedPairs, indices: Indices, special: SpecialIds) -> B
     )
 
 
-def make_silent_batch(corpus: EncodedPairs, indices: Indices, special: SpecialIds) -> Batch:
+def empty_batch(corpus: EncodedPairs, indices: Indices, special: SpecialIds) -> Batch:
     """A batch without any target: a process that has nothing to do in an update takes part in it with this."""
     batch = make_batch(corpus, indices[:1], special)
     return replace(batch, tgt_mask=np.zeros_like(batch.tgt_mask), indices=indices[:0])

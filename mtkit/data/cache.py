@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mtkit.config import DataConfig
+from mtkit.config.sections import DataConfig
 from mtkit.data.tables import Hashes, HashFile
 from mtkit.errors import StorageError
 from mtkit.files import sha256_file, sha256_text, storage_errors, write_text

@@ -25,11 +25,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mtkit.config import DataConfig
+from mtkit.config.sections import DataConfig
 from mtkit.data.cache import open_cache, remove_abandoned
 from mtkit.data.corpus import FORMAT, ROWS, SCHEMA, Corpus, numbers_of
 from mtkit.data.filters import KEPT, FilterCounts, PairFilter, Reasons
-from mtkit.data.pairs import Pair
+from mtkit.data.readers import Pair
 from mtkit.data.sources import GENERATOR_BEFORE, Source
 from mtkit.data.tables import Hashes
 from mtkit.data.tokenizer import Ids, Tokenizers

@@ -9,7 +9,7 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 
-from mtkit.config import DataConfig
+from mtkit.config.sections import DataConfig
 
 Counts = npt.NDArray[np.int64]
 Digests = npt.NDArray[np.uint64]

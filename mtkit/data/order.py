@@ -181,7 +181,7 @@ def cut_sorted(sizes: Indices, starts: Indices, batch_tokens: int) -> Indices:
         starts: [K + 1]: where each bucket starts; the last is N.
 
     Returns:
-        where each batch starts, and N: [B + 1]. As `split_by_budget` cuts, without looking at every pair.
+        where each batch starts, and N: [B + 1]. As `split_by_tokens` cuts, without looking at every pair.
     """
     bounds, start = [0], 0
     for size, first, behind in zip(sizes.tolist(), starts[:-1].tolist(), starts[1:].tolist(), strict=True):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from mtkit.data.pairs import TRANSLATION
+from mtkit.data.readers import TRANSLATION
 from mtkit.errors import ConfigError, DataError
 from mtkit.files import read_lines, uncompressed
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mtkit import demo
-from mtkit.config import DataConfig, SourceConfig
-from mtkit.data.pairs import Columns, NumberedPairs, Pair, read_csv, read_jsonl, read_tsv
+from mtkit.config.sections import DataConfig, SourceConfig
+from mtkit.data.readers import Columns, NumberedPairs, Pair, read_csv, read_jsonl, read_tsv
 from mtkit.data.tables import Hashes, HubTable, ParquetTable, SavedTable, Table, read_rows, row_place
 from mtkit.errors import ConfigError, DataError
 from mtkit.files import count_lines, read_lines, uncompressed

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtkit.data.pairs import TRANSLATION, Columns, NumberedPairs, Pair, check_text
+from mtkit.data.readers import TRANSLATION, Columns, NumberedPairs, Pair, check_text
 from mtkit.errors import DataError
 from mtkit.files import sha256_file, sha256_text
 

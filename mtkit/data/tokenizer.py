@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece
 
-from mtkit.config import TokenizerConfig
-from mtkit.data.pairs import Pair
+from mtkit.config.sections import TokenizerConfig
+from mtkit.data.readers import Pair
 from mtkit.errors import ConfigError, DataError, MtkitError, StorageError
 from mtkit.files import storage_errors, write_bytes
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from mtkit.config import ModelConfig
+from mtkit.config.sections import ModelConfig
 from mtkit.data.tokenizer import Tokenizer, Tokenizers
 from mtkit.errors import ConfigError
 from mtkit.files import storage_errors

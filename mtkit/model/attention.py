@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtkit.model.cpu_attention import cpu_attention
+from mtkit.model.cpu.attention import cpu_attention
 from mtkit.model.dropout import dropout
 from mtkit.model.positions import RelativePositions, rotate
 
@@ -77,7 +77,7 @@ def fused_is_faster(x: Tensor) -> bool:
     return x.device.type != "cpu"
 
 
-def is_trained_on_cpu(x: Tensor) -> bool:
+def uses_cpu_training_kernel(x: Tensor) -> bool:
     """Whether attention runs on a CPU and will be differentiated, for which `cpu_attention` is made."""
     return x.device.type == "cpu" and torch.is_grad_enabled()
 
@@ -147,7 +147,7 @@ class MultiHeadAttention(nn.Module):
 
     def attend_self(self, x_BTD: Tensor, mask: Tensor | None, positions_T: Tensor) -> Tensor:
         """Self-attention of a whole sequence: [B, T, D]."""
-        if is_trained_on_cpu(x_BTD) and self.relative is None and not self.rotary:
+        if uses_cpu_training_kernel(x_BTD) and self.relative is None and not self.rotary:
             return self._attend_on_cpu(self.qkv(x_BTD), None, mask)
         q, k, v = self.project_qkv(x_BTD, positions_T)
         return self.attend(q, k, v, mask, positions_T, positions_T)
@@ -159,9 +159,9 @@ class MultiHeadAttention(nn.Module):
         nowhere = torch.empty(0, device=x_BTD.device)
         return self.attend(q, k, v, mask, nowhere, nowhere)
 
-    def attend_whole_memory(self, x_BTD: Tensor, memory_BSD: Tensor, mask: Tensor | None) -> Tensor:
+    def attend_full_memory(self, x_BTD: Tensor, memory_BSD: Tensor, mask: Tensor | None) -> Tensor:
         """Attention to a memory of which no keys and values are kept: [B, T, D]."""
-        if is_trained_on_cpu(x_BTD):
+        if uses_cpu_training_kernel(x_BTD):
             return self._attend_on_cpu(self.q(x_BTD), self.kv(memory_BSD), mask)
         return self.attend_memory(x_BTD, self.project_memory(memory_BSD), mask)
 

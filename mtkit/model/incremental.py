@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mtkit.model.attention import MultiHeadAttention
 
-FIRST_PLACES = 64
+INITIAL_SLOTS = 64
 """Places made at first; doubled where they are full, and still half full without those that no hypothesis needs."""
 
 
@@ -29,7 +29,7 @@ class DecoderState:
 
     memory_kv: list[tuple[Tensor, Tensor]]  # of each layer: 2 x [B, G, S, E]
     memory_mask: Tensor  # [B, 1, 1, S], True at real source pieces
-    self_kv: list[Tensor]  # of each layer: [2, B, G, places, E], filled up to `num_places`
+    self_kv: list[Tensor]  # of each layer: [2, B, G, places, E], filled up to `num_slots`
     visible_BKL: Tensor  # bool: the places that each hypothesis came through
     steps_L: Tensor | None
     """The step at which each place was filled, if attention looks at it: then all places stay."""
@@ -40,18 +40,18 @@ class DecoderState:
     memory_bias_BS: Tensor | None = None  # 0 at real source pieces, else -inf
 
     @property
-    def num_places(self) -> int:
+    def num_slots(self) -> int:
         """Filled places of each sentence."""
         return self.visible_BKL.shape[2]
 
-    def multiplies_at_once(self, num_heads: int) -> bool:
+    def is_batched(self, num_heads: int) -> bool:
         """Whether `batched_attention` is the way: on CPUs, where each head has keys of its own."""
         cache = self.self_kv[0]
         return cache.device.type == "cpu" and cache.shape[2] == num_heads
 
     def reorder(self, parents_BK: Tensor) -> None:
         """Continue with these hypotheses of each sentence, in this order; there may be more or fewer than before."""
-        index_BKL = parents_BK[:, :, None].expand(-1, -1, self.num_places)
+        index_BKL = parents_BK[:, :, None].expand(-1, -1, self.num_slots)
         self.visible_BKL = self.visible_BKL.gather(1, index_BKL)
 
     def keep(self, sentences_B: Tensor) -> None:
@@ -59,7 +59,7 @@ class DecoderState:
         num_kept = len(sentences_B)
         moved = (sentences_B != torch.arange(num_kept, device=sentences_B.device)).nonzero()[:, 0]
         if len(moved):
-            sources, filled = sentences_B[moved], self.num_places
+            sources, filled = sentences_B[moved], self.num_slots
             for k, v in self.memory_kv:
                 k[moved], v[moved] = k[sources], v[sources]
             for cache in self.self_kv:
@@ -74,7 +74,7 @@ class DecoderState:
     def grow(self, num_hypotheses: int) -> slice:
         """Add the places of a new step, each seen by its own hypothesis. Returns where they are."""
         self._make_room(num_hypotheses)
-        B, K, L = len(self.memory_mask), num_hypotheses, self.num_places
+        B, K, L = len(self.memory_mask), num_hypotheses, self.num_slots
         device = self.visible_BKL.device
         if not L:  # nothing is shared yet: begin with as many hypotheses as there are
             self.visible_BKL = self.visible_BKL.new_empty(B, K, 0)
@@ -86,11 +86,11 @@ class DecoderState:
 
     def _make_room(self, number: int) -> None:
         """For so many more places."""
-        if self.num_places + number <= self.self_kv[0].shape[3]:
+        if self.num_slots + number <= self.self_kv[0].shape[3]:
             return
         if self.steps_L is None:
             self._forget_unseen()
-        needed = self.num_places + number
+        needed = self.num_slots + number
         if 2 * needed > self.self_kv[0].shape[3]:
             self._enlarge(2 * needed)
 
@@ -98,7 +98,7 @@ class DecoderState:
         """Give up the places of each sentence that none of its hypotheses came through."""
         seen_BL = self.visible_BKL.any(dim=1)
         num_kept = int(seen_BL.sum(dim=1).max())
-        if num_kept == self.num_places:
+        if num_kept == self.num_slots:
             return
         kept_BL = seen_BL.byte().argsort(dim=1, descending=True, stable=True)[:, :num_kept]
         for cache in self.self_kv:
@@ -111,11 +111,11 @@ class DecoderState:
         index_BKL = kept_BL[:, None].expand(-1, self.visible_BKL.shape[1], -1)
         self.visible_BKL = self.visible_BKL.gather(2, index_BKL)
 
-    def _enlarge(self, num_places: int) -> None:
+    def _enlarge(self, num_slots: int) -> None:
         """Larger caches, with what was in the old ones."""
         for layer, cache in enumerate(self.self_kv):
             old_places = cache.shape[3]
-            larger = cache.new_empty(*cache.shape[:3], num_places, cache.shape[4])
+            larger = cache.new_empty(*cache.shape[:3], num_slots, cache.shape[4])
             larger[:, :, :, :old_places] = cache
             self.self_kv[layer] = larger
 
@@ -133,7 +133,7 @@ def start_state(
     dtype = cache_dtype(k)
     memory_kv = [(k.to(dtype).contiguous(), v.to(dtype).contiguous()) for k, v in memory_kv]
     k = memory_kv[0][0]
-    self_kv = [k.new_empty(2, len(mask), a.kv_heads, FIRST_PLACES, a.head_width) for a in attentions]
+    self_kv = [k.new_empty(2, len(mask), a.kv_heads, INITIAL_SLOTS, a.head_width) for a in attentions]
     visible_BKL = torch.empty(len(mask), 1, 0, dtype=torch.bool, device=k.device)
     relative = any(attention.relative is not None for attention in attentions)
     steps_L = torch.empty(0, dtype=torch.long, device=k.device) if relative else None
@@ -169,7 +169,7 @@ def step_masks(state: DecoderState, num_hypotheses: int, num_heads: int) -> Step
     visible = state.visible_BKL
     B, K, L = visible.shape
     bias_NKL = None
-    if state.multiplies_at_once(num_heads) and state.steps_L is None:  # relative positions are another way
+    if state.is_batched(num_heads) and state.steps_L is None:  # relative positions are another way
         bias_BKL = torch.zeros(B, K, L, dtype=state.self_kv[0].dtype, device=visible.device)
         bias_BKL.masked_fill_(~visible, float("-inf"))
         bias_NKL = bias_BKL[:, None].expand(B, num_heads, K, L).reshape(-1, K, L)
@@ -198,7 +198,7 @@ def attend_past(
 def attend_memory(attention: MultiHeadAttention, x_BKD: Tensor, state: DecoderState, layer: int) -> Tensor:
     """Attention of the newest pieces to the source: [B, K, D]."""
     k_BGSE, v_BGSE = state.memory_kv[layer]
-    if not state.keep_weights and not state.multiplies_at_once(attention.heads):
+    if not state.keep_weights and not state.is_batched(attention.heads):
         return attention.attend_memory(
             x_BKD, (k_BGSE.to(x_BKD.dtype), v_BGSE.to(x_BKD.dtype)), state.memory_mask
         )

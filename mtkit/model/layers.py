@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtkit.config import ModelConfig
+from mtkit.config.sections import ModelConfig
 from mtkit.model.attention import Linear, MultiHeadAttention
 from mtkit.model.dropout import add_dropped, dropout
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mtkit.config import ModelConfig
+from mtkit.config.sections import ModelConfig
 from mtkit.model.attention import Linear, MultiHeadAttention, causal_mask
 from mtkit.model.dropout import dropout
 from mtkit.model.incremental import DecoderState, attend_memory, attend_past, start_state, step_masks
@@ -144,7 +144,7 @@ class Transformer(nn.Module):
             return attention.attend_self(x, mask_TT, positions_T)
 
         def cross_attention(attention: MultiHeadAttention, x: Tensor) -> Tensor:
-            return attention.attend_whole_memory(x, memory_BSD, memory_mask)
+            return attention.attend_full_memory(x, memory_BSD, memory_mask)
 
         x_BTD = self.tgt_embedding.embed(tgt_BT, positions_T, self.residual_dtype)
         for layer in self.decoder_stack():

@@ -31,15 +31,15 @@ from mtkit.checkpoint import (
     tensor_errors,
     verify_checkpoint,
 )
-from mtkit.config import Config
-from mtkit.configfile import diff_configs
+from mtkit.config.loading import diff_configs
+from mtkit.config.sections import Config
 from mtkit.data.tokenizer import load_tokenizers
-from mtkit.decoding.folder import find_checkpoint, stored_config, tokenizer_folder
 from mtkit.errors import ConfigError, StorageError
 from mtkit.files import committed_folder, remove_tree, storage_errors
 from mtkit.training.progress import METRICS_FILE
-from mtkit.training.resuming import is_harmless
+from mtkit.training.resume import is_harmless
 from mtkit.training.validation import Standing, is_better
+from mtkit.translation.model_folder import find_checkpoint, stored_config, tokenizer_folder
 
 AVERAGE_FOLDER = "average"
 Say = Callable[[str], None]

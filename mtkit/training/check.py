@@ -14,18 +14,18 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from mtkit.config import Config
+from mtkit.config.sections import Config
 from mtkit.data.corpus import Corpus
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.device import peak_memory
 from mtkit.errors import StorageError
 from mtkit.files import storage_errors
 from mtkit.training.forecast import extent_of, in_words, measure_pace, objections
-from mtkit.training.memory import find_slices, largest_batch
+from mtkit.training.inputs import configure_process, describe, open_splits, prepare
+from mtkit.training.memory import find_num_micro_batches, largest_batch
 from mtkit.training.ownership import refuse_foreign
-from mtkit.training.preparation import describe, open_splits, prepare, set_up
 from mtkit.training.progress import Progress
-from mtkit.training.resuming import refuse_other_inputs, resumable
+from mtkit.training.resume import find_resumable, refuse_other_inputs
 from mtkit.training.signals import Signals
 from mtkit.training.trainer import Trainer
 from mtkit.training.validation import TextCorpus, Validator
@@ -42,9 +42,9 @@ def check_run(config: Config, console: Console) -> None:
     """
     say = Reporter(console)
     say("config", f"{config.data.src} -> {config.data.tgt}, run folder {config.run}")
-    set_up(config)
+    configure_process(config)
     refuse_foreign(config, open_splits(config))
-    config, checkpoint = resumable(config, lambda line: say("resume", line))
+    config, checkpoint = find_resumable(config, lambda line: say("resume", line))
     resumed = checkpoint is not None
     say("resume", "the run folder has a checkpoint of this run" if resumed else "a new run")
     with tempfile.TemporaryDirectory(prefix="mtkit-check-") as scratch:
@@ -112,7 +112,7 @@ def check_round_trip(valid: TextCorpus, tokenizers: Tokenizers, say: Say) -> Non
 def check_largest_batch(trainer: Trainer, corpus: Corpus, say: Say) -> None:
     """An update of the batch with the most positions: it is the one that runs out of memory if any does."""
     if trainer.config.training.batch_tokens == "auto":
-        trainer.state.slices = find_slices(trainer)
+        trainer.state.slices = find_num_micro_batches(trainer)
         say("slices", f"a batch runs in {trainer.state.slices}, so that it fits")
     batch = largest_batch(trainer)
     src, tgt = corpus.src_lengths[batch].max() + 1, corpus.tgt_lengths[batch].max() + 1

@@ -28,14 +28,14 @@ COLLECTIVE_TIMEOUT = timedelta(seconds=60)
 """For gradients and the like, which all processes come to at the same time."""
 COMPILE_TIMEOUT = timedelta(minutes=10)
 """The same, where torch.compile may hold one of them up."""
-MEETING_TIMEOUT = timedelta(minutes=5)
+RENDEZVOUS_TIMEOUT = timedelta(minutes=5)
 """Until all have started."""
 WAIT_TIMEOUT = timedelta(days=1)
 """Where processes wait for the first one to read, encode, score or save."""
 
 
 @dataclass(frozen=True)
-class Processes:
+class World:
     """The processes of a run, seen from one of them. Alone, all its methods do nothing.
 
     Attributes:
@@ -69,14 +69,14 @@ class Processes:
         if self.alone:
             return list(numbers)
         tensor = torch.tensor(numbers, dtype=torch.float64)
-        with peers_named():
+        with peer_failure_errors():
             dist.all_reduce(tensor)
         return tensor.tolist()
 
     def wait(self) -> None:
         """Until all have come here; as long as it takes."""
         if not self.alone:
-            with peers_named():
+            with peer_failure_errors():
                 dist.barrier(group=self.patient)
 
     def gather(self, value: Any) -> list[Any]:
@@ -84,7 +84,7 @@ class Processes:
         if self.alone:
             return [value]
         own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        with peers_named():
+        with peer_failure_errors():
             sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
             dist.all_gather(sizes, torch.tensor([len(own)]), group=self.patient)
             longest = max(int(size) for size in sizes)
@@ -94,7 +94,7 @@ class Processes:
         return [json.loads(text[: int(size)].numpy().tobytes()) for text, size in pairs]
 
     @contextmanager
-    def main_first(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """A block that the others enter when the main process has left it."""
         if not self.is_main:
             self.wait()
@@ -103,7 +103,7 @@ class Processes:
             self.wait()
 
 
-ALONE = Processes()
+SINGLE_PROCESS = World()
 """The only process of a run."""
 
 
@@ -113,7 +113,7 @@ def pad_to(values: Tensor, length: int) -> Tensor:
 
 
 @contextmanager
-def peers_named() -> Iterator[None]:
+def peer_failure_errors() -> Iterator[None]:
     """Turn the loss of another process, which the engines report in many ways, into one line."""
     try:
         yield
@@ -143,7 +143,7 @@ def environment(variables: Mapping[str, str] = os.environ) -> tuple[int, int, in
 
 
 @contextmanager
-def joined_processes(device: torch.device, *, compiles: bool = False) -> Iterator[Processes]:
+def init_distributed(device: torch.device, *, compiles: bool = False) -> Iterator[World]:
     """Join the processes that torchrun started; without torchrun, one alone.
 
     Args:
@@ -152,17 +152,17 @@ def joined_processes(device: torch.device, *, compiles: bool = False) -> Iterato
     """
     rank, size, local_rank = environment()
     if size == 1:
-        yield Processes()
+        yield World()
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = COMPILE_TIMEOUT if compiles else COLLECTIVE_TIMEOUT
-    with peers_named():
-        store = meeting_place(rank, size)
+    with peer_failure_errors():
+        store = rendezvous_store(rank, size)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         patient = dist.new_group(backend="gloo", timeout=WAIT_TIMEOUT)
-    processes = Processes(rank, size, local_rank, patient)
+    processes = World(rank, size, local_rank, patient)
     try:
         if device.type == "cuda":
             refuse_shared_gpus(processes, device)
@@ -171,7 +171,7 @@ def joined_processes(device: torch.device, *, compiles: bool = False) -> Iterato
         dist.destroy_process_group()
 
 
-def refuse_shared_gpus(processes: Processes, device: torch.device) -> None:
+def refuse_shared_gpus(processes: World, device: torch.device) -> None:
     """Check that each process has a GPU of its own: NCCL fails without. Raises: ConfigError: two have the same."""
     owners: dict[str, int] = {}
     for rank, gpu in enumerate(processes.gather(str(torch.cuda.get_device_properties(device).uuid))):
@@ -181,7 +181,7 @@ def refuse_shared_gpus(processes: Processes, device: torch.device) -> None:
         owners[gpu] = rank
 
 
-def meeting_place(rank: int, size: int) -> Any:
+def rendezvous_store(rank: int, size: int) -> Any:
     """A part of the launcher's store that only these processes know, not those before a restart.
 
     torchrun may keep its store over a restart, and with it the addresses of processes that are dead. So every process
@@ -190,10 +190,10 @@ def meeting_place(rank: int, size: int) -> Any:
     Raises:
         TrainingError: not all came in time.
     """
-    store, _, _ = next(rendezvous("env://", timeout=MEETING_TIMEOUT))
+    store, _, _ = next(rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))
     word = secrets.token_hex(8)
     store.set(f"mtkit/word/{rank}", word)
-    end = time.monotonic() + MEETING_TIMEOUT.total_seconds()
+    end = time.monotonic() + RENDEZVOUS_TIMEOUT.total_seconds()
     while time.monotonic() < end:
         name = offer_name(store, word, size) if rank == 0 else read_name(store, word, rank)
         if name is not None:

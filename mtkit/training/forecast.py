@@ -11,7 +11,7 @@ from itertools import cycle, islice
 
 import numpy as np
 
-from mtkit.config import Config
+from mtkit.config.sections import Config
 from mtkit.training.progress import duration
 from mtkit.training.trainer import Trainer
 from mtkit.training.validation import TextCorpus, Validator

@@ -12,7 +12,7 @@ import torch
 
 from mtkit.data.batching import make_batch, num_positions
 from mtkit.data.order import Indices
-from mtkit.device import forget_peak_memory, out_of_memory_named, peak_memory
+from mtkit.device import out_of_memory_errors, peak_memory, reset_peak_memory
 from mtkit.errors import TrainingError
 from mtkit.training.memory_limits import available_bytes
 from mtkit.training.parallel import num_held
@@ -36,18 +36,18 @@ def smallest_batch(trainer: Trainer) -> Indices:
     return trainer.epoch_order(trainer.state.epoch).smallest()
 
 
-def rehearse(trainer: Trainer) -> None:
+def dry_run(trainer: Trainer) -> None:
     """Run the largest and the smallest batch forward and backward; weights and state stay as they are.
 
     Raises:
         TrainingError: out of memory; it names the knob.
     """
-    with out_of_memory_named(trainer.memory_hint()):
-        run_slice(trainer, largest_batch(trainer), trainer.state.slices)
-        run_slice(trainer, smallest_batch(trainer), trainer.state.slices)
+    with out_of_memory_errors(trainer.memory_hint()):
+        run_micro_batch(trainer, largest_batch(trainer), trainer.state.slices)
+        run_micro_batch(trainer, smallest_batch(trainer), trainer.state.slices)
 
 
-def run_slice(trainer: Trainer, batch: Indices, slices: int) -> None:
+def run_micro_batch(trainer: Trainer, batch: Indices, slices: int) -> None:
     """Forward and backward of one slice of a batch, beside as much memory as the optimizer will take.
 
     The gradient is thrown away, also when memory runs out.
@@ -58,13 +58,13 @@ def run_slice(trainer: Trainer, batch: Indices, slices: int) -> None:
     tried = make_batch(trainer.corpus, batch[::slices], trainer.special)
     local = trainer.config.training.parallel == "ddp"  # FSDP2 would keep what is not exchanged
     try:
-        trainer.accumulate_gradient(tried, tried.num_targets, local=local)
+        trainer.backward(tried, tried.num_targets, local=local)
     finally:
         del reserved
         trainer.optimizer.zero_grad(set_to_none=True)
 
 
-def find_slices(trainer: Trainer) -> int:
+def find_num_micro_batches(trainer: Trainer) -> int:
     """The fewest slices, a power of two, in which the largest batch fits every process.
 
     A run that goes on is cut finer where its batches no longer fit, on a smaller device or beside other programs; it is
@@ -88,7 +88,7 @@ def find_slices(trainer: Trainer) -> int:
 def fits(trainer: Trainer, batch: Indices, slices: int) -> bool:
     """Whether a slice runs on this GPU."""
     try:
-        run_slice(trainer, batch, slices)
+        run_micro_batch(trainer, batch, slices)
     except torch.OutOfMemoryError:
         return False
     finally:
@@ -103,9 +103,9 @@ def slices_for_memory(trainer: Trainer, batch: Indices) -> int:
     """
     lengths = trainer.corpus.src_lengths, trainer.corpus.tgt_lengths
     probe = max(1, min(len(batch), num_positions(batch, *lengths) // PROBE_POSITIONS))
-    forget_peak_memory(trainer.device)
+    reset_peak_memory(trainer.device)
     before = peak_memory(trainer.device)
-    run_slice(trainer, batch, probe)
+    run_micro_batch(trainer, batch, probe)
     needed = probe * max(0, peak_memory(trainer.device) - before)
     available = available_bytes(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     slices = trainer.state.slices

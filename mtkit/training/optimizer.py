@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mtkit.config import TrainingConfig
+from mtkit.config.sections import TrainingConfig
 from mtkit.training.parallel import is_sharded, shard_like
 
 
@@ -29,7 +29,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state as `KEY/PARAMETER` tensors, in shards where the parameters are."""
     return {
         f"{key}/{name}": value
@@ -38,10 +38,10 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     }
 
 
-def load_optimizer_tensors(
+def load_optimizer_state_dict(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
-    """Put back what `optimizer_tensors` gave, and nothing else: before the first update there is no state."""
+    """Put back what `optimizer_state_dict` gave, and nothing else: before the first update there is no state."""
     parameters = dict(model.named_parameters())
     optimizer.state.clear()
     for full_name, value in tensors.items():
@@ -49,7 +49,7 @@ def load_optimizer_tensors(
         optimizer.state[parameters[name]][key] = shard_like(value, parameters[name])
 
 
-class MovingAverage:
+class ExponentialMovingAverage:
     """Exponential moving average of the weights (Polyak and Juditsky 1992), with a short memory at the start."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:

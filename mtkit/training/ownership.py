@@ -24,7 +24,8 @@ from mtkit.checkpoint import (
     is_checkpoint_name,
     leftovers,
 )
-from mtkit.config import Config
+from mtkit.config.sections import Config
+from mtkit.config.yaml_document import dump_yaml, load_yaml
 from mtkit.data.sources import Source, Split
 from mtkit.data.tokenizer import JOINT_FILE, SRC_FILE, TGT_FILE
 from mtkit.errors import ConfigError, MtkitError, StorageError
@@ -32,7 +33,6 @@ from mtkit.files import remove_tree, storage_errors, write_text
 from mtkit.training.averaging import AVERAGE_FOLDER
 from mtkit.training.progress import METRICS_FILE, TENSORBOARD, is_event_file
 from mtkit.training.results import CARD_FILE, CARD_PHRASE, HYPS_SUFFIX, RESULTS_FILE, hyps_file
-from mtkit.yamlfile import dump_yaml, load_yaml
 
 CLAIM_FILE = ".mtkit-run"
 TOKENIZER_FILES = (JOINT_FILE, SRC_FILE, TGT_FILE)

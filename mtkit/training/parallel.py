@@ -18,14 +18,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mtkit.data.batching import Batch
 from mtkit.model.transformer import Transformer
-from mtkit.training.distributed import Processes
+from mtkit.training.distributed import World
 from mtkit.training.loss import TensorBatch, hidden_at_targets, loss_sums
 
 Stage = Callable[[str], AbstractContextManager[None]]
 """Entered around each stage of an update, for a benchmark to measure."""
 
 
-def unmeasured(name: str) -> AbstractContextManager[None]:
+def untimed(name: str) -> AbstractContextManager[None]:
     """The stage that nobody measures."""
     return nullcontext()
 
@@ -36,7 +36,7 @@ class Objective(nn.Module):
     def __init__(self, model: Transformer, label_smoothing: float) -> None:
         super().__init__()
         self.model, self.label_smoothing = model, label_smoothing
-        self.stage: Stage = unmeasured
+        self.stage: Stage = untimed
 
     def forward(self, batch: Batch | TensorBatch) -> tuple[Tensor, Tensor]:
         """Loss and nll sums over the real targets of a batch."""
@@ -47,7 +47,7 @@ class Objective(nn.Module):
         return sums.loss, sums.nll
 
 
-def whole_in_each(objective: Objective, processes: Processes) -> nn.Module:
+def whole_in_each(objective: Objective, processes: World) -> nn.Module:
     """The objective as several processes run it, each with all of the model (DDP); alone, as it is."""
     return objective if processes.alone else DistributedDataParallel(objective, gradient_as_bucket_view=True)
 
@@ -55,7 +55,7 @@ def whole_in_each(objective: Objective, processes: Processes) -> nn.Module:
 def shard(
     objective: Objective,
     initial: Transformer | None,
-    processes: Processes,
+    processes: World,
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
@@ -124,7 +124,7 @@ def layers_run_once(model: Transformer) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def gradients_kept_local(module: nn.Module, local: bool) -> Iterator[None]:
+def no_gradient_sync(module: nn.Module, local: bool) -> Iterator[None]:
     """While accumulating, gradients stay in the process until the last batch of the update."""
     synchronize = getattr(module, "set_requires_gradient_sync", None)
     if synchronize is not None:  # FSDP2
@@ -146,7 +146,7 @@ def whole(tensor: Tensor) -> Tensor:
     return gathered
 
 
-def gathered(tensors: Mapping[str, Tensor], processes: Processes) -> dict[str, Tensor]:
+def gathered(tensors: Mapping[str, Tensor], processes: World) -> dict[str, Tensor]:
     """In the main process all tensors, those in shards made whole on its CPU; in the others none.
 
     All processes have to come here. One whole tensor at a time is on each device.

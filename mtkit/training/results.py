@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mtkit import __version__
-from mtkit.config import Config, DecodingConfig, SourceConfig
-from mtkit.decoding.translator import Translator
+from mtkit.config.sections import Config, DecodingConfig, SourceConfig
 from mtkit.errors import ConfigError
 from mtkit.evaluation import metrics
 from mtkit.evaluation.metrics import Score
 from mtkit.files import storage_errors, write_text
 from mtkit.training.progress import Progress
+from mtkit.translation.translator import Translator
 
 TEST_METRICS = ("bleu", "chrf")
 TEST_FOLDER, HYPS_SUFFIX = "test", ".hyps.txt"

@@ -8,16 +8,16 @@ from pathlib import Path
 from rich.console import Console
 
 from mtkit.checkpoint import CONFIG_FILE
-from mtkit.config import Config
-from mtkit.configfile import dump_config
+from mtkit.config.loading import dump_config
+from mtkit.config.sections import Config
 from mtkit.files import FolderLock, write_text
 from mtkit.training.averaging import average_last
-from mtkit.training.distributed import Processes, joined_processes
+from mtkit.training.distributed import World, init_distributed
+from mtkit.training.inputs import Inputs, configure_process, describe, open_splits, prepare
 from mtkit.training.ownership import claim, refuse_foreign, remove_outputs
-from mtkit.training.preparation import Inputs, describe, open_splits, prepare, set_up
 from mtkit.training.progress import Progress, duration
 from mtkit.training.results import TrainResult, score_tests, write_results
-from mtkit.training.resuming import begin, resumable
+from mtkit.training.resume import begin, find_resumable
 from mtkit.training.signals import Signals
 from mtkit.training.trainer import Trainer
 from mtkit.training.validation import Validator
@@ -40,15 +40,15 @@ def train(config: Config, *, fresh: bool = False, console: Console | None = None
     """
     signals = Signals()
     console = console or Console(quiet=True)
-    device = set_up(config)
+    device = configure_process(config)
     with ExitStack() as stack:
         stack.enter_context(signals.handled())
-        processes = stack.enter_context(joined_processes(device, compiles=config.training.compile))
-        signals.in_company = not processes.alone
-        trainer, inputs = prepared(config, console, signals, processes, stack, fresh=fresh)
+        processes = stack.enter_context(init_distributed(device, compiles=config.training.compile))
+        signals.is_distributed = not processes.alone
+        trainer, inputs = build_trainer(config, console, signals, processes, stack, fresh=fresh)
         config = trainer.config
         reason = trainer.train()
-        signals.in_company = False  # from here on each is alone
+        signals.is_distributed = False  # from here on each is alone
         state, progress = trainer.state, trainer.progress
         progress.say(f"training ended: {reason}; {duration(trainer.stopwatch.seconds())} in all")
         del trainer  # the test sets need the memory of the best weights alone
@@ -64,11 +64,11 @@ def train(config: Config, *, fresh: bool = False, console: Console | None = None
         return result
 
 
-def prepared(
+def build_trainer(
     config: Config,
     console: Console,
     signals: Signals,
-    processes: Processes,
+    processes: World,
     stack: ExitStack,
     *,
     fresh: bool,
@@ -79,7 +79,7 @@ def prepared(
         stack: holds the lock on the run folder and the progress until the end of the run.
     """
     run = Path(config.run)
-    with processes.main_first():
+    with processes.main_process_first():
         if processes.is_main:
             splits = open_splits(config)  # what is wrong with the new run should not cost the old one
             refuse_foreign(config, splits, fresh=fresh)
@@ -90,7 +90,7 @@ def prepared(
                 remove_outputs(run)
         progress = Progress(run, console, config.training.tensorboard, records=processes.is_main)
         stack.enter_context(progress)
-        config, checkpoint = resumable(config, progress.say)
+        config, checkpoint = find_resumable(config, progress.say)
         known = checkpoint is not None or not processes.is_main
         inputs = prepare(config, run, resumed=known, say=progress.say)
     processes.wait()  # another machine may have had a corpus of its own to encode

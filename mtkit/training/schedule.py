@@ -2,7 +2,7 @@
 
 import math
 
-from mtkit.config import TrainingConfig
+from mtkit.config.sections import TrainingConfig
 
 
 def learning_rate(step: int, training: TrainingConfig, d_model: int) -> float:

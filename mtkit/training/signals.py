@@ -34,7 +34,7 @@ class Signals:
     def __init__(self) -> None:
         self.pending: int | None = None
         self.depth = 0
-        self.in_company = False
+        self.is_distributed = False
         """Of several processes: a launcher may pass on the same Ctrl-C that the terminal sent to all."""
         self.begun = False
         """Whether there is something to save: set when training begins."""
@@ -59,7 +59,7 @@ class Signals:
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.pending is not None and number == signal.SIGINT and not self.in_company:
+        if self.pending is not None and number == signal.SIGINT and not self.is_distributed:
             raise KeyboardInterrupt
         first = self.pending is None
         self.pending = number if first else self.pending

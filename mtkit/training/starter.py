@@ -11,12 +11,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mtkit.config import Config
-from mtkit.configfile import parse_config
+from mtkit.config.loading import parse_config
+from mtkit.config.sections import Config
+from mtkit.config.yaml_document import format_value
 from mtkit.data.recognize import TEST, VALID, Entry, Languages, beside, recognize
 from mtkit.data.sources import open_sources, read_sides
 from mtkit.errors import DataError
-from mtkit.yamlfile import format_value
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class Window:
 
 
 @dataclass
-class LossWatch:
+class SpikeDetector:
     """Tells a spike of the loss from its usual ups and downs.
 
     A long exponential average knows the usual loss and its variance, a short one the present loss. It is a spike when
@@ -132,7 +132,7 @@ class TrainState:
     """Numbers of the pairs at which it diverged: no later update has them."""
     window: Window = field(default_factory=Window)
     """What the next line of progress will tell of the updates made so far."""
-    watch: LossWatch = field(default_factory=LossWatch)
+    watch: SpikeDetector = field(default_factory=SpikeDetector)
     """What the loss usually is."""
 
     def forget_best(self) -> None:
@@ -153,7 +153,7 @@ class TrainState:
         """
         if values.get("format", FORMAT) > FORMAT:
             raise ValueError(f"written by mtkit {values.get('mtkit')}, in a later format")
-        parts = {"window": Window, "watch": LossWatch}
+        parts = {"window": Window, "watch": SpikeDetector}
         read = {name: part(**known(part, values.get(name, {}))) for name, part in parts.items()}
         where = {name: values[name] for name in ("step", "epoch", "batch")}
         return cls(**known(cls, values) | where | read)

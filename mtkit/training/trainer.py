@@ -36,37 +36,37 @@ from mtkit.checkpoint import (
     save_checkpoint,
     step_folder,
 )
-from mtkit.config import Config
-from mtkit.configfile import dump_config
-from mtkit.data.batching import Batch, cut_update, make_batch, make_silent_batch, usual_length
+from mtkit.config.loading import dump_config
+from mtkit.config.sections import Config
+from mtkit.data.batching import Batch, empty_batch, make_batch, split_into_micro_batches, usual_length
 from mtkit.data.corpus import Corpus
 from mtkit.data.order import BatchOrder, EpochBatches, Indices
 from mtkit.data.tokenizer import Tokenizers
-from mtkit.decoding.loading import copy_weights, make_model
-from mtkit.device import choose_device, choose_dtype, out_of_memory_named
+from mtkit.device import choose_device, choose_dtype, out_of_memory_errors
 from mtkit.errors import StorageError, TrainingError
+from mtkit.model.build import copy_weights, make_model
 from mtkit.model.transformer import Transformer
 from mtkit.training.compiling import compile_errors_named
-from mtkit.training.distributed import ALONE, Processes, peers_named
+from mtkit.training.distributed import SINGLE_PROCESS, World, peer_failure_errors
 from mtkit.training.loss import TensorBatch
-from mtkit.training.memory import find_slices, rehearse
+from mtkit.training.memory import dry_run, find_num_micro_batches
 from mtkit.training.optimizer import (
-    MovingAverage,
-    load_optimizer_tensors,
+    ExponentialMovingAverage,
+    load_optimizer_state_dict,
     make_optimizer,
-    optimizer_tensors,
+    optimizer_state_dict,
     set_learning_rate,
 )
 from mtkit.training.parallel import (
     Objective,
     Stage,
     gathered,
-    gradients_kept_local,
     is_sharded,
     materialize,
+    no_gradient_sync,
     shard,
     shard_like,
-    unmeasured,
+    untimed,
     whole,
     whole_in_each,
 )
@@ -124,7 +124,7 @@ class Trainer:
         validator: Validator | None,
         progress: Progress,
         signals: Signals,
-        processes: Processes = ALONE,
+        processes: World = SINGLE_PROCESS,
     ) -> None:
         self.config, self.corpus, self.tokenizers = config, corpus, tokenizers
         self.validator, self.progress, self.signals = validator, progress, signals
@@ -140,7 +140,7 @@ class Trainer:
         if training.compile:
             self.model.compile(dynamic=True)
         self._objective = Objective(self.model, training.label_smoothing)
-        with peers_named():
+        with peer_failure_errors():
             if shards:
                 initial = self.make_model() if processes.is_main else None
                 processes.wait()  # a large model takes the main process longer than a collective may
@@ -151,7 +151,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, training)
         self.scaler = self._make_scaler()
         decay = training.ema_decay
-        self.average = None if decay is None else MovingAverage(self.model, decay)
+        self.average = None if decay is None else ExponentialMovingAverage(self.model, decay)
         self.state = TrainState(
             corpus=corpus.fingerprint,
             valid=fingerprint_of(None if validator is None else validator.corpus),
@@ -162,7 +162,7 @@ class Trainer:
         self.stopwatch = Stopwatch(0.0)
         self.saved: tuple[int, int, bool] | None = None
         """Step, validated step and whether time was over, of the newest checkpoint."""
-        self.stage: Stage = unmeasured
+        self.stage: Stage = untimed
         lengths = corpus.src_lengths, corpus.tgt_lengths
         self.order = BatchOrder(*lengths, training.cut_tokens, config.seed)
         self._epoch: tuple[int, EpochBatches] | None = None
@@ -228,13 +228,13 @@ class Trainer:
     def _make_sure_it_fits(self) -> None:
         """Run the largest and the smallest batch; the worst is known before time is spent."""
         if self.config.training.batch_tokens == "auto":
-            before, self.state.slices = self.state.slices, find_slices(self)
+            before, self.state.slices = self.state.slices, find_num_micro_batches(self)
             if self.state.step and self.state.slices != before:
                 what = f"memory asks for batches in {self.state.slices} slices, {before} before"
                 self.progress.say(f"{what}: dropout draws other masks from here on")
             if self.state.slices != before:
                 self.save()  # a run that is killed now goes on with as many
-        rehearse(self)
+        dry_run(self)
         self.stopwatch.skip()
 
     def batches(self) -> Iterator[tuple[int, int, Indices]]:
@@ -311,7 +311,7 @@ class Trainer:
             self._pass(update)
             return
         num_targets = self._num_targets(batches)
-        with out_of_memory_named(self.memory_hint()), peers_named():
+        with out_of_memory_errors(self.memory_hint()), peer_failure_errors():
             sums = self._gradients(batches, num_targets)
             with self.stage("optimizer"):
                 norm = self._clip()
@@ -346,7 +346,7 @@ class Trainer:
             parts = self._parts(batches)
         for number, batch in parts.items():
             torch.manual_seed(dropout_seed(self.config.seed, self.state.step, number))
-            sums += self.accumulate_gradient(batch, num_targets, local=number != max(parts))
+            sums += self.backward(batch, num_targets, local=number != max(parts))
         loss, nll = sums.tolist()
         return [loss, nll]
 
@@ -357,22 +357,20 @@ class Trainer:
         return self._make_parts(batches)
 
     def _make_parts(self, batches: list[Indices]) -> dict[int, TensorBatch]:
-        parts, made = cut_update(batches, self.processes.size, self.state.slices), {}
+        parts, made = split_into_micro_batches(batches, self.processes.size, self.state.slices), {}
         for number in range(self.processes.rank, len(parts), self.processes.size):
             part = parts[number]
-            make, pairs = (make_batch, part) if len(part) else (make_silent_batch, batches[0])
+            make, pairs = (make_batch, part) if len(part) else (empty_batch, batches[0])
             made[number] = TensorBatch.of(make(self.corpus, pairs, self.special), self.device)
         return made
 
-    def accumulate_gradient(
-        self, batch: Batch | TensorBatch, num_targets: int, *, local: bool = False
-    ) -> torch.Tensor:
+    def backward(self, batch: Batch | TensorBatch, num_targets: int, *, local: bool = False) -> torch.Tensor:
         """Add a batch's gradient, of its loss sum over `num_targets`. Returns loss and nll sums: [2].
 
         Args:
             local: leave the gradient in this process: more batches of the update follow.
         """
-        with gradients_kept_local(self.objective, local), compile_errors_named():
+        with no_gradient_sync(self.objective, local), compile_errors_named():
             loss, nll = self.objective(batch)
             with self.stage("backward"):
                 # the engines average gradients over processes; theirs is to be a sum
@@ -526,7 +524,7 @@ class Trainer:
     def _validate(self) -> tuple[str, list[Sample]]:
         """Validate, and save the weights if they are the best. Returns what to show: a line, sample translations."""
         assert self.validator is not None
-        with self.averaged_weights():
+        with self.ema_weights():
             with compile_errors_named():
                 result = self.validator.validate(self._whole_model(), self.processes)
             name = self.config.validation.best
@@ -558,7 +556,7 @@ class Trainer:
         self.progress.record("valid", state.step, numbers)
 
     @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
+    def ema_weights(self) -> Iterator[None]:
         """With a moving average, the model holds it inside the block; never broken between the two exchanges."""
         if self.average is None:
             yield
@@ -618,7 +616,7 @@ class Trainer:
         self.processes.wait()
 
     def _checkpoint(self) -> Checkpoint:
-        tensors = optimizer_tensors(self.model, self.optimizer)
+        tensors = optimizer_state_dict(self.model, self.optimizer)
         if self.average is not None:  # the averaged weights are the model; the raw ones go with the optimizer
             tensors |= {f"weight/{name}": value for name, value in self.weights().items()}
         weights, optimizer = (gathered(held, self.processes) for held in (self.averaged(), tensors))
@@ -655,11 +653,11 @@ class Trainer:
             names = [key for key in tensors if key.startswith("weight/")]
             raw = {name.removeprefix("weight/"): tensors.pop(name) for name in names}
             self._copy_weights(checkpoint.weights, where)
-            self.average = MovingAverage(self.model, self.average.decay)
+            self.average = ExponentialMovingAverage(self.model, self.average.decay)
             self._copy_weights(raw, where)
         else:
             self._copy_weights(checkpoint.weights, where)
-        load_optimizer_tensors(self.model, self.optimizer, tensors)
+        load_optimizer_state_dict(self.model, self.optimizer, tensors)
         self.scaler = self._make_scaler()  # one that was left in the middle of an update cannot go on
         if self.state.scaler is not None:
             self.scaler.load_state_dict(self.state.scaler)

@@ -14,17 +14,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from mtkit.config import Config
-from mtkit.data.batching import Ids, SpecialIds, make_batch, pair_sizes, split_by_budget
+from mtkit.config.sections import Config
+from mtkit.data.batching import Ids, SpecialIds, make_batch, pair_sizes, split_by_tokens
 from mtkit.data.tokenizer import Tokenizers
-from mtkit.decoding.translator import Translator
-from mtkit.device import out_of_memory_named
+from mtkit.device import out_of_memory_errors
 from mtkit.errors import DataError
 from mtkit.evaluation import metrics
 from mtkit.evaluation.metrics import Score
 from mtkit.model.transformer import Transformer
-from mtkit.training.distributed import ALONE, Processes
+from mtkit.training.distributed import SINGLE_PROCESS, World
 from mtkit.training.loss import batch_loss
+from mtkit.translation.translator import Translator
 
 LOSS_TOKENS = 4096
 """Size of a batch of which the loss is taken; larger ones are no faster, and might not fit."""
@@ -173,7 +173,7 @@ class Validator:
         self.batches = [
             (number, batch)
             for number, pairs in enumerate(corpus.sets.values())
-            for batch in split_by_budget(sizes, order[(pairs.start <= order) & (order < pairs.stop)], budget)
+            for batch in split_by_tokens(sizes, order[(pairs.start <= order) & (order < pairs.stop)], budget)
         ]
         """The number of a set and pairs of it."""
         most = config.validation.max_sentences
@@ -186,7 +186,7 @@ class Validator:
         chosen = chain.from_iterable(self.translated.values())
         return [(self.corpus.srcs[i], self.corpus.tgts[i]) for i in chosen]
 
-    def validate(self, model: Transformer, processes: Processes = ALONE) -> ValidationResult:
+    def validate(self, model: Transformer, processes: World = SINGLE_PROCESS) -> ValidationResult:
         """Loss of all pairs, and the scores of real translations. The model is left in evaluation mode.
 
         Several processes share the work, and each has the whole result.
@@ -200,7 +200,7 @@ class Validator:
             )
             srcs = [src for src, _ in self.translated_pairs]
             own = [translation.text for translation in translator.translate(processes.share(srcs))]
-            hyps = deal_back(processes.gather(own))
+            hyps = interleave(processes.gather(own))
         refs = [tgt for _, tgt in self.translated_pairs]
         if len(of_sets) == 1:
             return ValidationResult(loss, self.scores(hyps, refs), hyps)
@@ -221,7 +221,7 @@ class Validator:
         return dict(zip(validation.metrics, scores, strict=True))
 
     @torch.inference_mode()
-    def loss(self, model: Transformer, processes: Processes = ALONE) -> tuple[float, list[float]]:
+    def loss(self, model: Transformer, processes: World = SINGLE_PROCESS) -> tuple[float, list[float]]:
         """Mean negative log-likelihood, in nats for each real target piece, of all pairs and of those of each set.
 
         That of a set without any pair short enough is not a number.
@@ -230,7 +230,7 @@ class Validator:
         nlls, counts = [0.0] * num_sets, [0.0] * num_sets
         for number, indices in processes.share(self.batches):
             batch = make_batch(self.corpus, indices, self.special)
-            with out_of_memory_named("free memory on the device, or lower data.max_length"):
+            with out_of_memory_errors("free memory on the device, or lower data.max_length"):
                 nlls[number] += batch_loss(model, batch, smoothing=0.0).nll.item()
             counts[number] += batch.num_targets
         sums = processes.sum([*nlls, *counts])
@@ -239,7 +239,7 @@ class Validator:
         return sum(nlls) / sum(counts), each
 
 
-def deal_back(shares: list[list[str]]) -> list[str]:
-    """What `Processes.share` dealt out, in the order it had: [a, c], [b] to a, b, c."""
+def interleave(shares: list[list[str]]) -> list[str]:
+    """What `World.share` dealt out, in the order it had: [a, c], [b] to a, b, c."""
     rounds = zip_longest(*shares)
     return [item for one_round in rounds for item in one_round if item is not None]

@@ -10,11 +10,11 @@ import pytest
 import tiny
 import torch
 
-from mtkit.decoding import alternatives
-from mtkit.decoding.alternatives import next_words
-from mtkit.decoding.requests import Request
-from mtkit.decoding.translator import Translator
 from mtkit.errors import DataError
+from mtkit.translation import next_words as alternatives
+from mtkit.translation.next_words import next_words
+from mtkit.translation.segments import Request
+from mtkit.translation.translator import Translator
 
 VOCAB, EOS, FORBIDDEN = 7, 1, 0
 FOLLOWERS = frozenset({2, 3})
@@ -50,8 +50,8 @@ def every_word(seed: int, at_boundary: bool) -> dict[tuple[int, ...], float]:
 def test_the_most_probable_of_all_words(
     seed: int, number: int, at_boundary: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(alternatives, "MOST_PIECES", LONGEST)
-    monkeypatch.setattr(alternatives, "OPENED_AT_ONCE", 3)
+    monkeypatch.setattr(alternatives, "MAX_TOKENS", LONGEST)
+    monkeypatch.setattr(alternatives, "EXPANDED_TOGETHER", 3)
     found = next_words(
         lambda words: torch.stack([log_probs_of(seed, ids) for ids in words]),
         FOLLOWERS, EOS, frozenset({FORBIDDEN}), number, at_boundary,
@@ -80,7 +80,7 @@ def test_alternatives_of_a_model(trained: Path) -> None:
         src_BS = translator.ensemble.sources(translator.tokenizers.src.encode([line]))
         hidden = translator.ensemble.hidden(src_BS, torch.tensor([[tgt.bos, *beginning]]))
         probs_TV = translator.ensemble.log_probs(hidden)[0].exp()
-        boundary = [*translator.cutter.word_ends, tgt.eos]
+        boundary = [*translator.segmenter.word_ends, tgt.eos]
         wanted = 1 / float(probs_TV[num_prefix, boundary].sum())
         for place, piece in enumerate(beginning[num_prefix:], num_prefix):
             wanted *= float(probs_TV[place, piece])

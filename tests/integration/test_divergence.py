@@ -16,7 +16,7 @@ import torch
 import mtkit
 from mtkit.errors import TrainingError
 from mtkit.training.progress import Progress
-from mtkit.training.state import LossWatch
+from mtkit.training.state import SpikeDetector
 from mtkit.training.trainer import Trainer
 
 OPTIONS = ["training.save_every_steps=5", "training.max_steps=20", "training.on_divergence=rollback",
@@ -168,7 +168,7 @@ def test_a_run_that_went_back_can_be_stopped_and_goes_on_the_same(
 def test_a_jump_of_the_loss_takes_the_run_back(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LossWatch, "UPDATES_TO_KNOW", 8)
+    monkeypatch.setattr(SpikeDetector, "UPDATES_TO_KNOW", 8)
     spoil(monkeypatch, lambda epoch, number: (epoch, number) == (0, 12), 300.0)
     mtkit.train(mtkit.load_config(config, OPTIONS))
     (line,) = tiny.records(tmp_path / "run", "rollback")

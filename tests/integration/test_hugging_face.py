@@ -11,16 +11,16 @@ import tiny
 import torch
 
 from mtkit.benchmark.hugging_face import generate, hugging_face_model, refuse_unknown_parts
-from mtkit.config import ModelConfig
-from mtkit.decoding.loading import load_model
-from mtkit.decoding.translator import Translator
+from mtkit.config.sections import ModelConfig
 from mtkit.errors import ConfigError
 from mtkit.model.transformer import Transformer
+from mtkit.translation.loading import load_model
+from mtkit.translation.translator import Translator
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("transformers")
 
-MOST_PIECES = 40
+MAX_TOKENS = 40
 
 
 @pytest.fixture(scope="module", params=["post", "pre"])
@@ -53,7 +53,7 @@ def test_hypotheses_are_those_of_generate(
     at its present length, no better than the worst of the finished ones: no rule of ours. A tie, or a difference of
     scores within rounding, would be no difference of the search; there is none here.
     """
-    limits = {"max_length_ratio": 1e-6, "max_length_extra": MOST_PIECES - 1, "stop": stop}
+    limits = {"max_length_ratio": 1e-6, "max_length_extra": MAX_TOKENS - 1, "stop": stop}
     penalty = {"length_penalty": alpha, "penalty_kind": "simple", "beam_size": beam_size}
     plain = Translator.load(run, device="cpu", precision="fp32")
     decoding = plain.decoding.model_copy(update={**limits, **penalty})
@@ -65,8 +65,8 @@ def test_hypotheses_are_those_of_generate(
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=src.pad)
     config, tokenizers, model = load_model(run)
     theirs = generate(
-        hugging_face_model(config.model, model, tokenizers, MOST_PIECES), padded, tokenizers, beam_size=beam_size,
-        length_penalty=alpha, most_pieces=MOST_PIECES, suppressed=ours.options.suppressed,
+        hugging_face_model(config.model, model, tokenizers, MAX_TOKENS), padded, tokenizers, beam_size=beam_size,
+        length_penalty=alpha, most_pieces=MAX_TOKENS, suppressed=ours.options.suppressed,
         early_stopping=early_stopping,
     )  # fmt: skip
     complete = [

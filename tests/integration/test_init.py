@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny
 
-from mtkit.configfile import load_config
+from mtkit.config.loading import load_config
 from mtkit.errors import ConfigError
 from mtkit.training.starter import make_starter, two_digits
 

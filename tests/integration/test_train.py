@@ -22,10 +22,10 @@ from rich.console import Console
 import mtkit
 from mtkit.checkpoint import load_checkpoint, save_checkpoint
 from mtkit.cli import app
-from mtkit.decoding.folder import home_of
 from mtkit.training.progress import Progress
 from mtkit.training.run import TrainResult
 from mtkit.training.trainer import Trainer
+from mtkit.translation.model_folder import home_of
 
 
 def train(config: Path, *overrides: str) -> TrainResult:

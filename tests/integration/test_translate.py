@@ -317,8 +317,8 @@ WRITTEN = Path(__file__).parent.parent / "data" / "protect.en-de.tsv"
 def test_a_model_knows_how_long_its_sources_were(trained: Path, corpus: Path, tmp_path: Path) -> None:
     from mtkit.data.batching import usual_length
     from mtkit.data.tokenizer import load_tokenizers
-    from mtkit.decoding.loading import usual_src_tokens
     from mtkit.training.averaging import write_average
+    from mtkit.translation.loading import usual_src_tokens
 
     src = load_tokenizers(trained).src
     lengths = np.array([len(ids) for ids in src.encode(tiny.read_lines(corpus / "train.src"))])
@@ -334,9 +334,9 @@ def test_everything_of_the_written_set_survives(trained: Path) -> None:
     Its vocabulary lacks digits, so that numbers too are taken out and put back.
     """
     from mtkit.data.tokenizer import load_tokenizers
-    from mtkit.decoding.folder import find_checkpoint, tokenizer_folder
-    from mtkit.decoding.protect import protect
-    from mtkit.decoding.protected import unspellable
+    from mtkit.translation.model_folder import find_checkpoint, tokenizer_folder
+    from mtkit.translation.placeholders import protect
+    from mtkit.translation.protected import unspellable
 
     tokenizers = load_tokenizers(tokenizer_folder(find_checkpoint(trained)))
     lines = [line.split("\t")[0] for line in tiny.read_lines(WRITTEN)]

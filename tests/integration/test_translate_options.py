@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import tiny
 
-from mtkit.decoding import loading
 from mtkit.files import COMPRESSED_SUFFIXES, sha256_file
+from mtkit.translation import loading
 
 EXACT = ["-q", "--precision", "fp32"]
 

@@ -24,9 +24,9 @@ from mtkit.checkpoint import (
     step_folder,
     valid_checkpoints,
 )
-from mtkit.decoding.loading import find_checkpoint
 from mtkit.errors import StorageError
 from mtkit.training.run import remove_outputs
+from mtkit.translation.loading import find_checkpoint
 
 KEEP = 2
 

@@ -28,7 +28,7 @@ from mtkit import checkpoint as checkpoint_module
 from mtkit.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, verify_checkpoint
 from mtkit.errors import StorageError
 from mtkit.files import sha256_file
-from mtkit.training.resuming import resumable
+from mtkit.training.resume import find_resumable
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "config.yaml", "manifest.json")
 OPTIONS = ["training.max_steps=12", "validation.every_steps=6", "training.keep_last=100", "data.test=[]"]
@@ -183,7 +183,7 @@ def test_every_damage_is_found_and_the_checkpoint_before_stands_in(
     assert "\n" not in str(caught.value) and "\0" not in str(caught.value)
     said: list[str] = []
     config = mtkit.load_config(before / "config.yaml", [f"run={copy}"])
-    _, checkpoint = resumable(config, said.append)
+    _, checkpoint = find_resumable(config, said.append)
     assert checkpoint is not None
     assert checkpoint.state["step"] == 6
     assert said == [f"passing over a damaged checkpoint: {caught.value}"]
@@ -205,7 +205,7 @@ def test_a_run_that_goes_on_hashes_each_file_once(copy: Path, monkeypatch: pytes
 
     monkeypatch.setattr(checkpoint_module, "sha256_file", sha256)
     newest = tiny.checkpoint(copy, 12)
-    assert resumable(mtkit.load_config(newest / "config.yaml", [f"run={copy}"]), print)[1] is not None
+    assert find_resumable(mtkit.load_config(newest / "config.yaml", [f"run={copy}"]), print)[1] is not None
     assert sorted(hashed) == sorted(path for path in newest.iterdir() if path.name != "manifest.json")
 
 

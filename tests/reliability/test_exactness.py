@@ -17,7 +17,7 @@ import pytest
 import tiny
 
 import mtkit
-from mtkit.config import Config
+from mtkit.config.sections import Config
 
 NUM_STEPS, BEYOND = 60, 2
 SMALL = [

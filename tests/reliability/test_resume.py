@@ -22,14 +22,14 @@ from rich.console import Console
 
 import mtkit
 from mtkit.checkpoint import verify_checkpoint
-from mtkit.config import Config, TrainingConfig
-from mtkit.configfile import load_stored_config
+from mtkit.config.loading import load_stored_config
+from mtkit.config.sections import Config, TrainingConfig
 from mtkit.data.tokenizer import load_tokenizers
 from mtkit.errors import ConfigError
 from mtkit.files import sha256_file
-from mtkit.training import resuming
+from mtkit.training import resume as resuming
 from mtkit.training import trainer as trainer_module
-from mtkit.training.resuming import refuse_changes, with_old_defaults
+from mtkit.training.resume import refuse_changes, with_old_defaults
 from mtkit.training.signals import Interrupted
 from mtkit.training.trainer import Trainer
 from mtkit.training.validation import Validator

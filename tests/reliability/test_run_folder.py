@@ -87,7 +87,7 @@ def test_separate_tokenizers_replace_a_joint_one_that_was_left_behind(
 ) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("mtkit.training.preparation.encode_corpus", killed)
+        patch.setattr("mtkit.training.inputs.encode_corpus", killed)
         with pytest.raises(Killed):
             tiny.mtkit("train", config, f"run={run}")
     assert (run / "tokenizer.model").exists()

@@ -62,7 +62,7 @@ PLACES = {
     "validation": ("mtkit.training.validation.Validator.loss", 0, AFTER_SAVING),
     "best": ("mtkit.checkpoint._write_files", 1, AFTER_SAVING),
     "save": ("mtkit.checkpoint._write_files", 2, AFTER_SAVING),
-    "tests": ("mtkit.decoding.translator.Translator.translate", 0, AFTER_SAVING),
+    "tests": ("mtkit.translation.translator.Translator.translate", 0, AFTER_SAVING),
 }
 SLOW_PLACES = {"encoding", "first-save", "best", "tests"}
 HUNG_UP = {"validation", "first-save"}

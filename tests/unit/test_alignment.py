@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from test_translator import make, sentences, tiny_config
 
-from mtkit.config import TokenizerConfig
-from mtkit.data.pairs import Pair
+from mtkit.config.sections import TokenizerConfig
+from mtkit.data.readers import Pair
 from mtkit.data.tokenizer import make_tokenizers
-from mtkit.decoding import translation as translation_module
-from mtkit.decoding.alignment import Words
-from mtkit.decoding.loading import make_model
-from mtkit.decoding.options import TranslateOptions
-from mtkit.decoding.translator import ALIGNED_TOGETHER, Translator
+from mtkit.model.build import make_model
+from mtkit.translation import assembly as translation_module
+from mtkit.translation.alignment import Words
+from mtkit.translation.options import TranslateOptions
+from mtkit.translation.translator import MAX_LINES_WITH_ATTENTION, Translator
 
-LINES = sentences(5 * ALIGNED_TOGETHER, longest=6)
+LINES = sentences(5 * MAX_LINES_WITH_ATTENTION, longest=6)
 
 
 def num_alive(references: list[weakref.ref[Any]]) -> int:
@@ -38,7 +38,7 @@ def test_attention_of_earlier_lines_is_gone() -> None:
         most = max(most, num_alive(matrices))
         del translation, aligned
     assert len(matrices) == len(LINES)
-    assert most <= ALIGNED_TOGETHER
+    assert most <= MAX_LINES_WITH_ATTENTION
 
 
 def test_links_need_no_matrices_but_those_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +64,7 @@ def test_links_need_no_matrices_but_those_of_a_batch(monkeypatch: pytest.MonkeyP
 
 
 def test_links_do_not_depend_on_the_neighbours() -> None:
-    translator = make(n_best=2, max_source_pieces=12)
+    translator = make(n_best=2, max_source_tokens=12)
     links, attention = TranslateOptions(keep_links=True), TranslateOptions(keep_attention=True)
     lines = ["", *LINES[:6], " ".join(LINES[:4])]
     together = list(translator.translate_n_best(lines, links))

@@ -18,7 +18,7 @@ from mtkit.model.attention import (
     fused_attention,
     plain_attention,
 )
-from mtkit.model.cpu_attention import cpu_attention, queries_keys_values
+from mtkit.model.cpu.attention import cpu_attention, queries_keys_values
 from mtkit.model.positions import LearnedPositions, RelativePositions, SinusoidalPositions, rotate, sinusoids
 
 CPU = torch.device("cpu")
@@ -157,7 +157,7 @@ kinds = pytest.mark.parametrize("kind", ["trained on cpu", "plain", "fused"])
 
 def use(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the layers use one of the three."""
-    monkeypatch.setattr(attention, "is_trained_on_cpu", lambda x: kind == "trained on cpu")
+    monkeypatch.setattr(attention, "uses_cpu_training_kernel", lambda x: kind == "trained on cpu")
     monkeypatch.setattr(attention, "fused_is_faster", lambda x: kind == "fused")
 
 
@@ -217,7 +217,7 @@ def test_cross_attention_equals_torch(monkeypatch: pytest.MonkeyPatch, kind: str
     real = torch.arange(9) < torch.tensor([9, 1, 5, 8])[:, None]
     expected, _ = theirs(x, memory, memory, key_padding_mask=~real)
     for out in (
-        ours.attend_whole_memory(x, memory, real[:, None, None, :]),
+        ours.attend_full_memory(x, memory, real[:, None, None, :]),
         ours.attend_memory(x, ours.project_memory(memory), real[:, None, None, :]),
     ):
         torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)

@@ -16,7 +16,7 @@ from mtkit.data.batching import (
     make_batch,
     pad_rows,
     pair_sizes,
-    split_by_budget,
+    split_by_tokens,
     usual_length,
 )
 from mtkit.data.order import BatchOrder, Indices
@@ -107,7 +107,7 @@ def padding_share(batches: list[Indices], src: Ints, tgt: Ints) -> float:
 def test_padding_of_realistic_lengths_is_small() -> None:
     src, tgt = realistic_lengths(20_000)
     assert BatchOrder(src, tgt, 4096, seed=1).padding_share < 0.15
-    shuffled = split_by_budget(pair_sizes(src, tgt), np.arange(len(src)), 4096)
+    shuffled = split_by_tokens(pair_sizes(src, tgt), np.arange(len(src)), 4096)
     assert padding_share(shuffled, src, tgt) > 0.5  # what sorting saves
 
 
@@ -137,11 +137,11 @@ def test_a_pair_beyond_the_budget_is_a_batch_of_its_own() -> None:
 def test_split_by_budget_keeps_the_order_and_cuts_as_late_as_it_can() -> None:
     sizes = np.array([4, 4, 4, 5, 1, 30, 2], dtype=np.int32)
     order = np.arange(7)
-    assert rows_of(split_by_budget(sizes, order, 12)) == [[0, 1, 2], [3, 4], [5], [6]]
-    assert rows_of(split_by_budget(sizes, order[::-1], 12)) == [[6], [5], [4, 3], [2, 1, 0]]
-    assert rows_of(split_by_budget(sizes, order, 210)) == [[0, 1, 2, 3, 4, 5, 6]]
-    assert rows_of(split_by_budget(sizes, order, 1)) == [[i] for i in range(7)]
-    assert split_by_budget(sizes, order[:0], 12) == []
+    assert rows_of(split_by_tokens(sizes, order, 12)) == [[0, 1, 2], [3, 4], [5], [6]]
+    assert rows_of(split_by_tokens(sizes, order[::-1], 12)) == [[6], [5], [4, 3], [2, 1, 0]]
+    assert rows_of(split_by_tokens(sizes, order, 210)) == [[0, 1, 2, 3, 4, 5, 6]]
+    assert rows_of(split_by_tokens(sizes, order, 1)) == [[i] for i in range(7)]
+    assert split_by_tokens(sizes, order[:0], 12) == []
 
 
 def test_pair_sizes_count_the_frame() -> None:

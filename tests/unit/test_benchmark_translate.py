@@ -13,9 +13,9 @@ from test_translator import make, sentences
 from mtkit.benchmark import translate as benchmark_module
 from mtkit.benchmark.peers import ctranslate2_system, load_ctranslate2, refuse_unlike
 from mtkit.benchmark.translate import benchmark
-from mtkit.decoding.options import DEFAULT_OPTIONS
-from mtkit.decoding.requests import Request
 from mtkit.errors import ConfigError
+from mtkit.translation.options import DEFAULT_OPTIONS
+from mtkit.translation.segments import Request
 
 
 class Recorder:
@@ -30,14 +30,14 @@ class Recorder:
 
 
 def test_it_gets_long_lines_in_the_same_parts() -> None:
-    translator = make(max_source_pieces=6, coverage_penalty=0.2, no_repeat_ngram=3, min_pieces=2)
+    translator = make(max_source_tokens=6, coverage_penalty=0.2, no_repeat_ngram=3, min_pieces=2)
     long_line = "the old man sees a bird and my sister hears children in houses, the man sees a bird."
     lines = ["a bird", "", long_line]
     tgt = translator.tokenizers.tgt
     piece = tgt.piece(int(tgt.encode(["Vogel"])[0][-1]))
     other = Recorder(piece, 3)
     output = ctranslate2_system(other, translator)(lines)
-    cut = list(translator.cutter.parts([Request(line) for line in lines], 0))
+    cut = list(translator.segmenter.parts([Request(line) for line in lines], 0))
     src = translator.tokenizers.src
     assert other.sources == [[src.piece(i) for i in part.ids] for parts in cut for part in parts]
     assert len(other.sources) > 3 and max(map(len, other.sources)) <= 6

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from mtkit.config import Config, Section
-from mtkit.configfile import (
+from mtkit.config.loading import (
     config_schema,
     diff_configs,
     dump_config,
@@ -19,9 +18,10 @@ from mtkit.configfile import (
     load_stored_config,
     parse_config,
 )
-from mtkit.configrules import EXCLUDES, NEEDS, Rule
+from mtkit.config.rules import EXCLUDES, NEEDS, Rule
+from mtkit.config.sections import Config, Section
+from mtkit.config.yaml_document import load_yaml
 from mtkit.errors import ConfigError
-from mtkit.yamlfile import load_yaml
 
 HEAD = "run: runs/x\ndata:\n  src: en\n  tgt: de\n  train: [{demo: en-de, pairs: 3}]\n"  # Five lines.
 

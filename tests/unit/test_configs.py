@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtkit.config import Config
-from mtkit.configfile import dump_config, load_config
+from mtkit.config.loading import dump_config, load_config
+from mtkit.config.sections import Config
 from mtkit.model.transformer import Transformer
 
 ROOT = Path(__file__).parents[2]

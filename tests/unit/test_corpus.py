@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mtkit.config import DataConfig, SourceConfig, TokenizerConfig
+from mtkit.config.sections import DataConfig, SourceConfig, TokenizerConfig
 from mtkit.data import cache, corpus, encoding
 from mtkit.data.corpus import Corpus
 from mtkit.data.encoding import encode_corpus, names_content
 from mtkit.data.filters import FilterCounts
-from mtkit.data.pairs import NumberedPairs, Pair
+from mtkit.data.readers import NumberedPairs, Pair
 from mtkit.data.sources import GENERATOR_BEFORE, HASHES, ParallelFiles, Source, open_sources
 from mtkit.data.tables import Hashes
 from mtkit.data.tokenizer import Tokenizers, make_tokenizers

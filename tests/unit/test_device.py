@@ -12,7 +12,7 @@ from torch.cuda._utils import _get_device_index
 from mtkit.device import choose_device
 from mtkit.errors import ConfigError
 from mtkit.training import distributed
-from mtkit.training.distributed import Processes, joined_processes
+from mtkit.training.distributed import World, init_distributed
 
 TOLD = {"WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
 
@@ -93,15 +93,15 @@ def test_a_gpu_that_is_not_there(
 
 
 def fake_join(monkeypatch: pytest.MonkeyPatch, rank: int, gpus_seen: list[str]) -> list[Any]:
-    """Let `joined_processes` meet nobody; returns the list of backends that it will have asked for."""
+    """Let `init_distributed` meet nobody; returns the list of backends that it will have asked for."""
     asked: list[Any] = []
     for name, value in (TOLD | {"RANK": str(rank), "LOCAL_RANK": str(rank)}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(distributed, "meeting_place", lambda rank, size: None)
+    monkeypatch.setattr(distributed, "rendezvous_store", lambda rank, size: None)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: asked.append(backend))
     monkeypatch.setattr(torch.distributed, "new_group", lambda **_: None)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
-    monkeypatch.setattr(Processes, "gather", lambda self, value: gpus_seen)
+    monkeypatch.setattr(World, "gather", lambda self, value: gpus_seen)
     return asked
 
 
@@ -109,7 +109,7 @@ def fake_join(monkeypatch: pytest.MonkeyPatch, rank: int, gpus_seen: list[str]) 
 def test_two_processes_join_on_two_gpus(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     gpus = Gpus(monkeypatch, 2)
     asked = fake_join(monkeypatch, rank, ["GPU-0", "GPU-1"])
-    with joined_processes(choose_device("auto", local_rank=rank)) as processes:
+    with init_distributed(choose_device("auto", local_rank=rank)) as processes:
         assert (gpus.present, processes.local_rank) == (rank, rank)
         assert choose_device("auto", local_rank=processes.local_rank).index == rank  # the trainer asks again
         assert choose_device("auto").index == rank  # and so do the test sets
@@ -119,7 +119,7 @@ def test_two_processes_join_on_two_gpus(monkeypatch: pytest.MonkeyPatch, rank: i
 def test_two_processes_that_see_the_same_gpu_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     Gpus(monkeypatch, 1)
     fake_join(monkeypatch, 1, ["GPU-0", "GPU-0"])
-    with pytest.raises(ConfigError) as caught, joined_processes(choose_device("auto", local_rank=1)):
+    with pytest.raises(ConfigError) as caught, init_distributed(choose_device("auto", local_rank=1)):
         pytest.fail("joined")
     assert str(caught.value) == (
         "training.device: processes 0 and 1 have the same GPU (start as many processes as there are GPUs)"

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtkit.config import DataConfig, SourceConfig, TokenizerConfig
+from mtkit.config.sections import DataConfig, SourceConfig, TokenizerConfig
 from mtkit.data import corpus, encoding
 from mtkit.data.corpus import Corpus
 from mtkit.data.encoding import encode_corpus

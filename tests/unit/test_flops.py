@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtkit.benchmark.flops import Positions, forward_flops, training_flops
 from mtkit.benchmark.synthetic import SyntheticCorpus
-from mtkit.config import ModelConfig
+from mtkit.config.sections import ModelConfig
 from mtkit.data.batching import SpecialIds, make_batch
 from mtkit.model.transformer import Transformer
 from mtkit.training.loss import batch_loss

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mtkit.config import Config
-from mtkit.configfile import parse_config
+from mtkit.config.loading import parse_config
+from mtkit.config.sections import Config
 from mtkit.training.forecast import Extent, Pace, in_words, objections
 
 PACE = Pace(update=0.5, num_updates=5, validation=4.0)

@@ -18,15 +18,14 @@ PACKAGE = Path(mtkit.__file__).parent
 
 LAYERS = [
     ["errors"],
-    ["demo", "files", "languages"],
-    ["yamlreader"],
-    ["yamlfile"],
+    ["files", "languages"],
     ["config"],
-    ["configrules"],
-    ["configfile"],
     ["checkpoint", "device"],
-    ["data", "model"],
-    ["decoding", "evaluation"],
+    ["demo"],
+    ["data"],
+    ["model"],
+    ["search", "evaluation"],
+    ["translation"],
     ["training"],
     ["interop"],
     ["benchmark"],
@@ -50,21 +49,15 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 STARTS_WITHOUT_TORCH = [
+    *(name for name in MODULES if name.split(".")[0] == "config"),
     "errors",
     "files",
     "languages",
-    "yamlreader",
-    "yamlfile",
-    "config",
-    "configrules",
-    "configfile",
     "checkpoint",
     *(name for name in MODULES if name.split(".")[0] == "demo"),
-    "decoding.folder",
-    "decoding.jobs",
-    "decoding.options",
-    "decoding.output",
-    "decoding.reading",
+    "translation.model_folder",
+    "translation.options",
+    "translation.reading",
     *(name for name in MODULES if name.split(".")[0] == "cli"),
 ]
 
@@ -189,7 +182,7 @@ def test_starting_loads_nothing_slow() -> None:
 import sys
 import mtkit, mtkit.cli
 loaded = {{"pydantic"}} & sys.modules.keys()  # the command line is defined without the config
-import mtkit.config, mtkit.configfile
+import mtkit.config, mtkit.config.loading
 mtkit.load_config
 loaded |= {{"mtkit.demo.lexicon"}} & sys.modules.keys()
 import mtkit.demo.generator

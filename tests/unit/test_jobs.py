@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mtkit.decoding.jobs import Job, Shard, cut_off_incomplete, num_done
-from mtkit.decoding.output import LineFormat
+from mtkit.cli.jobs import Job, Shard, cut_off_incomplete, num_done
+from mtkit.cli.line_format import LineFormat
 from mtkit.errors import ConfigError
 from mtkit.files import LineReader
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtkit.config import ModelConfig
+from mtkit.config.sections import ModelConfig
 from mtkit.data.batching import Batch, SpecialIds, make_batch
 from mtkit.model.transformer import Transformer
 from mtkit.training import loss as loss_module

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from mtkit.decoding.mbr import UTILITIES, aggregated_chrf, make_utility, minimum_risk
 from mtkit.errors import ConfigError
+from mtkit.translation.mbr import UTILITIES, aggregated_chrf, make_utility, minimum_risk
 
 WORDS = ["der", "ein", "alte", "Mann", "Hund", "Vogel", "sieht", "hört", "heute", "im", "Garten", "nicht"]
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from test_translator import make, tiny_config, tokenizers
 
-from mtkit.config import Config, DataConfig, SourceConfig
-from mtkit.decoding.loading import make_model
-from mtkit.decoding.translator import Translator
+from mtkit.config.sections import Config, DataConfig, SourceConfig
+from mtkit.model.build import make_model
+from mtkit.translation.translator import Translator
 
 VARIABLES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
@@ -35,9 +35,9 @@ import random, sys
 import numpy as np
 import torch
 from test_translator import tiny_config, tokenizers
-from mtkit.config import Config, DataConfig, DecodingConfig, SourceConfig
-from mtkit.decoding.loading import make_model
-from mtkit.decoding.translator import Translator
+from mtkit.config.sections import Config, DataConfig, DecodingConfig, SourceConfig
+from mtkit.model.build import make_model
+from mtkit.translation.translator import Translator
 
 def resident():
     with open("/proc/self/status") as file:

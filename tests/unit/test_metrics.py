@@ -23,7 +23,7 @@ from sacrebleu.dataset.fake_sgml import FakeSGMLDataset
 from sacrebleu.dataset.plain_text import PlainTextDataset
 from sacrebleu.dataset.wmt_xml import WMTXMLDataset
 
-from mtkit.config import BleuTokenizer
+from mtkit.config.sections import BleuTokenizer
 from mtkit.errors import ConfigError, DataError
 from mtkit.evaluation import metrics  # the module: pytest would collect its function test_set
 from mtkit.languages import BLEU_TOKENIZERS

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtkit.config import ModelConfig
+from mtkit.config.sections import ModelConfig
 from mtkit.model.attention import MultiHeadAttention, causal_mask
 from mtkit.model.incremental import DecoderState
 from mtkit.model.layers import DecoderLayer, EncoderLayer, FeedForward, LayerNorm, RMSNorm
@@ -454,10 +454,10 @@ def test_cached_steps_in_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> No
 def test_places_that_nobody_came_through_are_given_up(
     positions: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mtkit.model.incremental.FIRST_PLACES", 8)
+    monkeypatch.setattr("mtkit.model.incremental.INITIAL_SLOTS", 8)
     steps, beams = 30, 4
     state = check_cached_steps(make(positions=positions), steps, beams)
-    given_up = state.num_places < steps * beams // 2
+    given_up = state.num_slots < steps * beams // 2
     assert given_up == (positions != "relative")  # there attention looks at the place's number
 
 

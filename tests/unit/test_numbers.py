@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mtkit.decoding.numbers import has_number, numbers_to_keep, ways_to_write
+from mtkit.translation.numbers import has_number, numbers_to_keep, ways_to_write
 
 WRITTEN_SET = Path(__file__).parent.parent / "data" / "protect.en-de.tsv"
 

@@ -10,14 +10,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from mtkit.config import ModelConfig, TrainingConfig
+from mtkit.config.sections import ModelConfig, TrainingConfig
 from mtkit.model.transformer import Transformer
 from mtkit.training.loss import loss_sums
 from mtkit.training.optimizer import (
-    MovingAverage,
-    load_optimizer_tensors,
+    ExponentialMovingAverage,
+    load_optimizer_state_dict,
     make_optimizer,
-    optimizer_tensors,
+    optimizer_state_dict,
     set_learning_rate,
 )
 
@@ -61,16 +61,16 @@ def test_saved_state_gives_the_same_next_updates_bit_for_bit(tied: str, steps: i
     for step in range(1, steps + 1):
         update(model, optimizer, step)
     saved = safetensors.torch.save(
-        {k: v.contiguous() for k, v in optimizer_tensors(model, optimizer).items()}
+        {k: v.contiguous() for k, v in optimizer_state_dict(model, optimizer).items()}
     )
     resumed = copy.deepcopy(model)
     second = make_optimizer(resumed, training)
-    load_optimizer_tensors(resumed, second, safetensors.torch.load(saved))
+    load_optimizer_state_dict(resumed, second, safetensors.torch.load(saved))
     for step in range(steps + 1, steps + 4):
         update(model, optimizer, step)
         update(resumed, second, step)
         assert_same_weights(model, resumed)
-    ours, theirs = optimizer_tensors(model, optimizer), optimizer_tensors(resumed, second)
+    ours, theirs = optimizer_state_dict(model, optimizer), optimizer_state_dict(resumed, second)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
@@ -78,11 +78,11 @@ def test_saved_state_gives_the_same_next_updates_bit_for_bit(tied: str, steps: i
 def test_state_is_named_by_key_and_parameter() -> None:
     model = make_model()
     optimizer = make_optimizer(model, TrainingConfig())
-    assert optimizer_tensors(model, optimizer) == {}
+    assert optimizer_state_dict(model, optimizer) == {}
     update(model, optimizer, 1)
     names = [name for name, _ in model.named_parameters()]
     expected = {f"{key}/{name}" for name in names for key in ("step", "exp_avg", "exp_avg_sq")}
-    tensors = optimizer_tensors(model, optimizer)
+    tensors = optimizer_state_dict(model, optimizer)
     assert tensors.keys() == expected
     assert tensors["step/src_embedding.weight"].item() == 1.0
     assert tensors["exp_avg/src_embedding.weight"].shape == (16, 8)
@@ -147,7 +147,7 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 def test_moving_average_is_the_formula() -> None:
     model = make_model()
-    average = MovingAverage(model, 0.7)
+    average = ExponentialMovingAverage(model, 0.7)
     expected = {name: weight.double() for name, weight in weights_of(model).items()}
     optimizer = make_optimizer(model, TrainingConfig())
     for step in range(1, 31):  # the full decay is reached at step 24
@@ -161,7 +161,7 @@ def test_moving_average_is_the_formula() -> None:
 
 def test_swap_exchanges_and_a_second_one_puts_back_bit_for_bit() -> None:
     model = make_model()
-    average = MovingAverage(model, 0.9)
+    average = ExponentialMovingAverage(model, 0.9)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter))
@@ -183,7 +183,7 @@ def test_swap_exchanges_and_a_second_one_puts_back_bit_for_bit() -> None:
 
 def test_the_average_is_no_view_of_the_model() -> None:
     model = make_model()
-    average = MovingAverage(model, 0.9)
+    average = ExponentialMovingAverage(model, 0.9)
     before = {name: weight.clone() for name, weight in average.weights.items()}
     update(model, make_optimizer(model, TrainingConfig()), 1)
     assert all(torch.equal(average.weights[name], before[name]) for name in before)

@@ -12,7 +12,7 @@ import pytest
 
 from mtkit.benchmark import synthetic
 from mtkit.data import order as order_module
-from mtkit.data.batching import num_positions, pair_sizes, split_by_budget
+from mtkit.data.batching import num_positions, pair_sizes, split_by_tokens
 from mtkit.data.order import BatchOrder, Indices, permute_within
 
 Ints = npt.NDArray[np.int32]
@@ -25,7 +25,7 @@ def by_definition(src: Ints, tgt: Ints, batch_tokens: int, seed: int, epoch: int
     sizes = pair_sizes(src, tgt)
     slant = (tgt - src) * np.where(sizes % 2 == 0, 1, -1)
     order = shuffled[np.lexsort((slant[shuffled], sizes[shuffled]))]
-    batches = split_by_budget(sizes, order, batch_tokens)
+    batches = split_by_tokens(sizes, order, batch_tokens)
     return [batches[i].tolist() for i in rng.permutation(len(batches))]
 
 

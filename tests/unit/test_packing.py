@@ -7,21 +7,21 @@ from typing import Any
 import pytest
 import torch
 
-from mtkit.config import ModelConfig
-from mtkit.decoding.topk import largest
+from mtkit.config.sections import ModelConfig
 from mtkit.errors import ConfigError
 from mtkit.model.attention import Linear
-from mtkit.model.packing import (
+from mtkit.model.cpu.packing import (
     Int8Linear,
     PackedLinear,
     can_pack,
     choose_int8,
     int8_steps,
-    multiply_octets,
+    multiply_int8,
     pack,
-    to_octets,
+    quantize_rows,
 )
 from mtkit.model.transformer import Transformer
+from mtkit.search.topk import largest
 
 packable = pytest.mark.skipif(not can_pack(torch.float32), reason="this PyTorch has no packed matrices")
 
@@ -86,20 +86,20 @@ def test_sums_of_octets_are_exact_up_to_the_largest() -> None:
     matrix = torch.randint(-steps, steps + 1, (256, 512), generator=rng).to(torch.int8)
     matrix[0], matrix[1] = steps, -steps
     packed = torch.ops.onednn.qlinear_prepack(matrix, None)
-    found = multiply_octets(octets, packed, torch.ones(256), torch.zeros(256, dtype=torch.long))
+    found = multiply_int8(octets, packed, torch.ones(256), torch.zeros(256, dtype=torch.long))
     assert torch.equal(found.double(), (octets.double() - 128) @ matrix.double().T)
 
 
 def test_bytes_stand_for_what_they_are_made_of() -> None:
     x = torch.tensor([[1.0, -2.0, 0.5, 2.0], [0.0, 0.0, 0.0, 0.0], [-3e4, 0.0, 1e4, 2e4]])
-    octets, worth = to_octets(x)
+    octets, worth = quantize_rows(x)
     assert octets.dtype == torch.uint8 and octets[0].tolist() == [192, 1, 160, 255]
     torch.testing.assert_close((octets.float() - 128) * worth, x, atol=2e-2, rtol=0.01)
 
 
 @has_int8
 def test_a_model_in_int8_is_near_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mtkit.model.packing.INT8_SIZE", 2000)
+    monkeypatch.setattr("mtkit.model.cpu.packing.INT8_SIZE", 2000)
     model = small_model()
     exact = logits_of(model)
     for kind in ("output", "all"):
@@ -114,8 +114,8 @@ def test_a_model_in_int8_is_near_the_model(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_which_matrices_are_int8(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    monkeypatch.setattr("mtkit.model.packing.can_pack", lambda dtype: True)
-    monkeypatch.setattr("mtkit.model.packing.int8_steps", lambda: 127)
+    monkeypatch.setattr("mtkit.model.cpu.packing.can_pack", lambda dtype: True)
+    monkeypatch.setattr("mtkit.model.cpu.packing.int8_steps", lambda: 127)
     for bf16, kind in ((False, "all"), (True, "output")):
         monkeypatch.setattr("mtkit.device.cpu_has_bf16", lambda bf16=bf16: bf16)
         assert [choose_int8(name, cpu) for name in ("auto", "int8", "fp32", "bf16")] == [
@@ -125,7 +125,7 @@ def test_which_matrices_are_int8(monkeypatch: pytest.MonkeyPatch) -> None:
             "none",
         ]
     assert choose_int8("auto", gpu) == "none"
-    monkeypatch.setattr("mtkit.model.packing.int8_steps", lambda: 0)
+    monkeypatch.setattr("mtkit.model.cpu.packing.int8_steps", lambda: 0)
     assert choose_int8("auto", cpu) == "none"
     for device in (cpu, gpu):
         with pytest.raises(ConfigError, match="int8 products are not to be had"):

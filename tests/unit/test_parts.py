@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mtkit.config import TrainingConfig
-from mtkit.data.batching import cut_update, num_positions
+from mtkit.config.sections import TrainingConfig
+from mtkit.data.batching import num_positions, split_into_micro_batches
 
 
 def update(*sizes: int) -> list[np.ndarray]:
@@ -22,7 +22,7 @@ def test_every_pair_is_in_one_part_and_every_process_has_as_many_parts(
     sizes: tuple[int, ...], num_processes: int, slices: int
 ) -> None:
     batches = update(*sizes)
-    parts = cut_update(batches, num_processes, slices)
+    parts = split_into_micro_batches(batches, num_processes, slices)
     assert sorted(np.concatenate(parts).tolist()) == list(range(sum(sizes)))
     assert len(parts) % num_processes == 0
     assert len(parts) % len(batches) == 0
@@ -36,7 +36,7 @@ def test_every_pair_is_in_one_part_and_every_process_has_as_many_parts(
 def test_whole_batches_stay_whole_where_they_deal_out_evenly() -> None:
     batches = update(4, 3, 5, 2)
     for num_processes in (1, 2, 4):
-        parts = cut_update(batches, num_processes)
+        parts = split_into_micro_batches(batches, num_processes)
         assert [part.tolist() for part in parts] == [batch.tolist() for batch in batches]
 
 

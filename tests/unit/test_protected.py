@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from test_translator import make
 
-from mtkit.decoding.options import TranslateOptions
-from mtkit.decoding.protected import translate_protected
-from mtkit.decoding.requests import Request
+from mtkit.translation.options import TranslateOptions
+from mtkit.translation.protected import translate_protected
+from mtkit.translation.segments import Request
 
 LINES = ["the old man <b>sees</b> a bird", "my sister", "see https://a.org/b now, children"]
 
@@ -46,7 +46,7 @@ def test_a_line_that_is_copied_keeps_what_was_taken_out() -> None:
 
 
 def test_only_lines_with_something_to_put_back_are_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mtkit.decoding import translation as module
+    from mtkit.translation import assembly as module
 
     translator, num_aligned = make(), 0
     align = module.align

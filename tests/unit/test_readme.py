@@ -19,9 +19,9 @@ from packaging.utils import canonicalize_name
 
 import mtkit
 from mtkit.cli import app
-from mtkit.config import Config, usual_default
-from mtkit.configfile import load_config
-from mtkit.yamlfile import parse_value
+from mtkit.config.loading import load_config
+from mtkit.config.sections import Config, usual_default
+from mtkit.config.yaml_document import parse_value
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import typer
 
-from mtkit import configrules
 from mtkit.cli import app
 from mtkit.cli.rules import (
     SWITCHES_OFF,
@@ -20,7 +19,8 @@ from mtkit.cli.rules import (
     option_of,
     switched_on,
 )
-from mtkit.config import DecodingConfig
+from mtkit.config import rules as config_rules
+from mtkit.config.sections import DecodingConfig
 from mtkit.errors import ConfigError
 
 TABLES = {("translate",): TRANSLATE}
@@ -116,7 +116,7 @@ def test_zero_is_a_value_and_off_is_none() -> None:
 
 def test_the_command_line_observes_the_rules_of_the_yaml() -> None:
     """Every rule about keys of `decoding`, in one table for both."""
-    for table, held in ((configrules.NEEDS, TRANSLATE.needs), (configrules.EXCLUDES, TRANSLATE.excludes)):
+    for table, held in ((config_rules.NEEDS, TRANSLATE.needs), (config_rules.EXCLUDES, TRANSLATE.excludes)):
         for rule in table:
             if rule.other.startswith("decoding."):
                 assert Rule(tuple(map(option_of, rule.keys)), option_of(rule.other), rule.hint) in held

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mtkit.config import TrainingConfig
+from mtkit.config.sections import TrainingConfig
 from mtkit.training.schedule import learning_rate, low_peak, progress
 
 SCHEDULES = ["inverse_sqrt", "noam", "linear", "cosine", "constant"]

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import pytest
 from test_translator import make, sentences
 
-from mtkit.decoding.longtext import split_sentences
-from mtkit.decoding.translator import Translator
 from mtkit.errors import DataError
+from mtkit.translation.sentence_splitting import split_sentences
+from mtkit.translation.translator import Translator
 
 LONG = "the old man sees a bird and my sister hears children in houses and the old man sees a bird."
 
 
 def test_the_pairs_before_one_that_is_too_long_are_scored() -> None:
-    translator = make(max_source_pieces=20)
+    translator = make(max_source_tokens=20)
     pairs = [*zip(sentences(3, longest=4), sentences(3, longest=4), strict=True), (LONG, "x"), ("a", "b")]
     scored = translator.score_stream(pairs)
     alone = translator.score([src for src, _ in pairs[:3]], [tgt for _, tgt in pairs[:3]])
@@ -30,7 +30,7 @@ def test_the_pairs_before_one_that_is_too_long_are_scored() -> None:
 
 
 def test_pairs_that_are_too_long_can_be_left_out() -> None:
-    translator = make(max_source_pieces=20)
+    translator = make(max_source_tokens=20)
     pairs = [("a bird", "a man"), (LONG, "x"), ("x", LONG * 3), ("", ""), ("a man", "a bird")]
     found = list(translator.score_stream(pairs, skip_long=True))
     assert [source for source, _ in found] == [src for src, _ in pairs]
@@ -61,7 +61,7 @@ def test_a_line_is_scored_in_the_parts_in_which_it_is_translated() -> None:
     assert abs(in_parts.score - whole) > 1e-3
     assert of_one.score == pytest.approx(mean_score(translator, [(src, "Der Mann")]), abs=1e-5)
     assert unsplit.score == pytest.approx(mean_score(translator, [("a bird", "x")]), abs=1e-5)
-    short = make(max_source_pieces=len(translator.tokenizers.src.encode([src])[0]) - 1, max_length_ratio=2.0)
+    short = make(max_source_tokens=len(translator.tokenizers.src.encode([src])[0]) - 1, max_length_ratio=2.0)
     assert short.score([src], [tgt])[0].score == pytest.approx(in_parts.score, abs=1e-5)
     with pytest.raises(DataError, match="source line 1"):
         short.score([src], ["Der Mann"])
@@ -87,5 +87,5 @@ def test_scores_do_not_depend_on_how_many_places_are_looked_at_together(
 ) -> None:
     srcs, tgts = sentences(12), sentences(12, seed=3)
     together = [t.score for t in make().score(srcs, tgts)]
-    monkeypatch.setattr("mtkit.decoding.scoring.LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr("mtkit.translation.scoring.LOGITS_CHUNK", 1)
     assert [t.score for t in make().score(srcs, tgts)] == pytest.approx(together, abs=1e-5)

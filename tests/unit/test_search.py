@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from mtkit.decoding.constraints import Constraint, ConstraintTracker
-from mtkit.decoding.search import (
+from mtkit.errors import TrainingError
+from mtkit.search.beam import (
     Hypothesis,
     SearchOptions,
     best_candidates,
@@ -18,7 +18,7 @@ from mtkit.decoding.search import (
     start_beam,
     survivors,
 )
-from mtkit.errors import TrainingError
+from mtkit.search.constraints import Constraint, ConstraintTracker
 
 BOS, EOS = 0, 1
 

@@ -21,7 +21,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 import mtkit
 from mtkit.benchmark.train import synthetic_inputs
 from mtkit.checkpoint import load_checkpoint
-from mtkit.training.distributed import ALONE, Processes
+from mtkit.training.distributed import SINGLE_PROCESS, World
 from mtkit.training.progress import Progress
 from mtkit.training.signals import Signals
 from mtkit.training.trainer import Trainer
@@ -46,7 +46,7 @@ def most_bytes(work: Callable[[], Any]) -> tuple[Any, int]:
     return result, most
 
 
-def trainer_of(folder: Path, processes: Processes = ALONE) -> Trainer:
+def trainer_of(folder: Path, processes: World = SINGLE_PROCESS) -> Trainer:
     """A trainer of random pairs, whose optimizer has made an update."""
     path = tiny.write_config(folder / "config.yaml", run=folder / "run", root=folder)
     config = mtkit.load_config(path, OPTIONS)
@@ -64,16 +64,16 @@ def step(trainer: Trainer) -> None:
 
 
 @pytest.fixture(params=[0, 1])
-def processes(request: pytest.FixtureRequest) -> Iterator[Processes]:
+def processes(request: pytest.FixtureRequest) -> Iterator[World]:
     """One of four processes, the others of which are not there."""
     distributed.init_process_group("fake", store=FakeStore(), rank=request.param, world_size=SIZE)
     try:
-        yield Processes(request.param, SIZE, request.param)
+        yield World(request.param, SIZE, request.param)
     finally:
         distributed.destroy_process_group()
 
 
-def test_no_process_holds_more_than_its_share_and_a_layer(tmp_path: Path, processes: Processes) -> None:
+def test_no_process_holds_more_than_its_share_and_a_layer(tmp_path: Path, processes: World) -> None:
     alone = trainer_of(tmp_path)
     step(alone)
     alone.save()

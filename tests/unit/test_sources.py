@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 
 import mtkit.demo
-from mtkit.config import DataConfig, SourceConfig
-from mtkit.data.pairs import Pair
+from mtkit.config.sections import DataConfig, SourceConfig
+from mtkit.data.readers import Pair
 from mtkit.data.sources import Source, Split, open_sources, read_sides
 from mtkit.data.tables import Hashes
 from mtkit.errors import ConfigError, DataError

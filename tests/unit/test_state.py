@@ -9,7 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from mtkit.training.state import FORMAT, LossWatch, TrainState, Window
+from mtkit.training.state import FORMAT, SpikeDetector, TrainState, Window
 
 
 def falling_losses(number: int) -> list[float]:
@@ -19,12 +19,12 @@ def falling_losses(number: int) -> list[float]:
 
 
 def test_ordinary_losses_are_no_spike() -> None:
-    watch = LossWatch()
+    watch = SpikeDetector()
     assert not any(watch.add(loss, 4000) for loss in falling_losses(3000))
 
 
 def test_one_bad_batch_is_no_spike_but_a_jump_that_stays_is() -> None:
-    watch = LossWatch()
+    watch = SpikeDetector()
     losses = falling_losses(800)
     for loss in losses:
         watch.add(loss, 4000)
@@ -35,7 +35,7 @@ def test_one_bad_batch_is_no_spike_but_a_jump_that_stays_is() -> None:
 
 def test_a_left_over_batch_is_no_spike_but_a_jump_behind_it_is() -> None:
     """The mean of a hundredth of the targets varies ten times as much, and is a hundredth of the evidence."""
-    watch = LossWatch()
+    watch = SpikeDetector()
     noise = np.random.default_rng(1).normal(0, 1.5, 3000)
     spikes = [
         watch.add(loss, 4000) or (step % 20 == 0 and watch.add(loss + float(noise[step]), 40))
@@ -50,29 +50,29 @@ def test_a_left_over_batch_is_no_spike_but_a_jump_behind_it_is() -> None:
 
 def test_targets_weigh_as_updates_do() -> None:
     """Where all updates are alike it does not matter how many targets they have."""
-    one, many = LossWatch(), LossWatch()
+    one, many = SpikeDetector(), SpikeDetector()
     for loss in falling_losses(300):
         assert one.add(loss, 1) == many.add(loss, 5000)
     assert (one.mean, one.variance, one.present) == pytest.approx((many.mean, many.variance, many.present))
 
 
 def test_a_watch_that_did_not_count_targets_goes_on() -> None:
-    watch = LossWatch()
+    watch = SpikeDetector()
     for loss in falling_losses(300):
         watch.add(loss, 4000)
     old = {key: value for key, value in asdict(watch).items() if key != "targets"}
-    goes_on = LossWatch(**old)
+    goes_on = SpikeDetector(**old)
     assert not goes_on.add(watch.mean, 4000)
     assert goes_on.targets == 4000
 
 
 def test_nothing_is_a_spike_before_the_usual_is_known() -> None:
-    watch = LossWatch()
+    watch = SpikeDetector()
     assert not any(watch.add(loss, 4000) for loss in [2.0] * 50 + [9.0] * 50)
 
 
 def test_the_usual_is_the_mean_and_the_variance() -> None:
-    watch = LossWatch()
+    watch = SpikeDetector()
     for loss in np.random.default_rng(2).normal(3, 0.2, 5000):
         watch.add(float(loss), 4000)
     assert watch.mean == pytest.approx(3, abs=0.06)

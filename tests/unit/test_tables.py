@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mtkit.config import DataConfig, SourceConfig
-from mtkit.data.pairs import Pair
+from mtkit.config.sections import DataConfig, SourceConfig
+from mtkit.data.readers import Pair
 from mtkit.data.sources import Source, Split, open_sources
 from mtkit.data.tables import HubTable
 from mtkit.errors import DataError

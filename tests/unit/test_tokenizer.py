@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from mtkit.config import TokenizerConfig
-from mtkit.data.pairs import Pair
+from mtkit.config.sections import TokenizerConfig
+from mtkit.data.readers import Pair
 from mtkit.data.tokenizer import (
     MAX_TRAINING_CHARS,
     Tokenizer,

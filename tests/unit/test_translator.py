@@ -15,22 +15,30 @@ import torch
 from torch import Tensor
 
 from mtkit.checkpoint import Checkpoint, save_checkpoint, step_folder
-from mtkit.config import Config, DataConfig, DecodingConfig, ModelConfig, SourceConfig, TokenizerConfig
-from mtkit.configfile import dump_config
-from mtkit.data.pairs import Pair
+from mtkit.config.loading import dump_config
+from mtkit.config.sections import (
+    Config,
+    DataConfig,
+    DecodingConfig,
+    ModelConfig,
+    SourceConfig,
+    TokenizerConfig,
+)
+from mtkit.data.readers import Pair
 from mtkit.data.tokenizer import Tokenizers, make_tokenizers
-from mtkit.decoding import batches
-from mtkit.decoding.loading import copy_weights, find_checkpoint, load_model, make_model
-from mtkit.decoding.longtext import cut_place
-from mtkit.decoding.mbr import Utility, minimum_risk
-from mtkit.decoding.options import DecodingChanges, TranslateOptions
-from mtkit.decoding.reading import PATIENCE_SECONDS, in_chunks
-from mtkit.decoding.requests import Part, Request
-from mtkit.decoding.search import Hypothesis, SearchOptions, gnmt_penalty, search
-from mtkit.decoding.translation import Translation
-from mtkit.decoding.translator import Translator
 from mtkit.errors import ConfigError, DataError, StorageError
+from mtkit.model.build import copy_weights, make_model
 from mtkit.model.transformer import Transformer
+from mtkit.search.beam import Hypothesis, SearchOptions, gnmt_penalty, search
+from mtkit.translation import batched_search as batches
+from mtkit.translation.assembly import Translation
+from mtkit.translation.loading import find_checkpoint, load_model
+from mtkit.translation.mbr import Utility, minimum_risk
+from mtkit.translation.options import DecodingChanges, TranslateOptions
+from mtkit.translation.reading import PATIENCE_SECONDS, in_chunks
+from mtkit.translation.segments import Request, Segment
+from mtkit.translation.sentence_splitting import split_point
+from mtkit.translation.translator import Translator
 
 WORDS = ["the", "old", "man", "sees", "a", "bird", "and", "my", "sister", "hears", "children", "in", "houses"]
 GERMAN = [
@@ -67,7 +75,7 @@ def tiny_config(**keys: Any) -> ModelConfig:
 
 
 def make(
-    joint: bool = True, max_source_pieces: int = 256, model_keys: Any = None, **decoding: Any
+    joint: bool = True, max_source_tokens: int = 256, model_keys: Any = None, **decoding: Any
 ) -> Translator:
     """A translator of a random model; with large output weights, so that no two continuations are nearly equal."""
     torch.manual_seed(5)
@@ -75,7 +83,7 @@ def make(
     with torch.no_grad():
         model.output.weight.mul_(4)
     keys = {"max_length_ratio": 0.7, "max_length_extra": 3, "beam_size": 3} | decoding
-    return Translator(model, tokenizers(joint), DecodingConfig(**keys), max_source_pieces)
+    return Translator(model, tokenizers(joint), DecodingConfig(**keys), max_source_tokens)
 
 
 def texts(translator: Translator, lines: Sequence[str]) -> list[str]:
@@ -158,7 +166,7 @@ def test_lines_are_read_only_so_far_ahead() -> None:
 def test_lines_that_are_there_do_not_wait_for_those_that_are_not() -> None:
     """However the lines come, they are translated as those that come at once."""
     lines = [*sentences(6), "", "a"]
-    translator = make(sample=True, n_best=2, max_source_pieces=12)
+    translator = make(sample=True, n_best=2, max_source_tokens=12)
     together = [[t.text for t in n_best] for n_best in translator.translate_n_best(lines)]
     comes_late = iter([True, False, False, True, True, True, False, True])
     read: list[str] = []
@@ -178,7 +186,9 @@ def test_lines_that_are_there_do_not_wait_for_those_that_are_not() -> None:
 
 def test_a_steady_writer_does_not_keep_a_line_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1000))
-    monkeypatch.setattr("mtkit.decoding.reading.time.monotonic", lambda: next(clock) * PATIENCE_SECONDS / 4)
+    monkeypatch.setattr(
+        "mtkit.translation.reading.time.monotonic", lambda: next(clock) * PATIENCE_SECONDS / 4
+    )
     waits: list[float] = []
 
     def is_ready(seconds: float) -> bool:
@@ -396,9 +406,9 @@ class Recorder(Translator):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.parts: list[list[int]] = []
-        self.batches.search_parts = self.note  # type: ignore[method-assign]
+        self.batches.search_segments = self.note  # type: ignore[method-assign]
 
-    def note(self, parts: Sequence[Part], *_: Any) -> list[list[Hypothesis]]:
+    def note(self, parts: Sequence[Segment], *_: Any) -> list[list[Hypothesis]]:
         self.parts = [part.ids.tolist() for part in parts]
         return [[Hypothesis([5], -1.0, -1.0)] for _ in parts]
 
@@ -431,7 +441,7 @@ def test_cutting_loses_nothing(limit: int) -> None:
 
 
 def test_a_long_line_is_the_translations_of_its_parts() -> None:
-    translator = make(max_source_pieces=20, n_best=2)
+    translator = make(max_source_tokens=20, n_best=2)
     long_line = "the old man sees a bird and my sister, hears children in her garden, near two green houses."
     base = make()
     recorder = Recorder(base.model, base.tokenizers, base.decoding, 20)
@@ -468,7 +478,7 @@ def test_a_long_line_is_the_translations_of_its_parts() -> None:
     ],
 )
 def test_where_a_line_is_cut(pieces: str, place: int) -> None:
-    assert cut_place(pieces.split()) == place
+    assert split_point(pieces.split()) == place
 
 
 # --- progress -----------------------------------------------------------------------------------------------------
@@ -476,7 +486,7 @@ def test_where_a_line_is_cut(pieces: str, place: int) -> None:
 
 def test_progress_counts_lines_each_once() -> None:
     """Lines of several sentences, long lines, empty ones, ones that are searched again; over several chunks."""
-    translator = make(max_source_pieces=10, batch_tokens=60)
+    translator = make(max_source_tokens=10, batch_tokens=60)
     told: list[int] = []
     options = TranslateOptions(split_sentences=True, read_ahead=7, on_progress=told.append)
     lines: list[str | Request] = ["", "A bird. The man! My sister?", *sentences(9, longest=20), "  "]
@@ -530,10 +540,10 @@ def test_lines_that_cannot_be_translated_are_passed_over(on_error: Any, read_ahe
     translator.translate_one(bad[2], options)
     assert len(told) == 1
 
-    def nothing(parts: Sequence[Part], *_: Any, **__: Any) -> list[list[Hypothesis]]:
+    def nothing(parts: Sequence[Segment], *_: Any, **__: Any) -> list[list[Hypothesis]]:
         return [[] for _ in parts]
 
-    translator.batches.search_parts = nothing  # type: ignore[method-assign]
+    translator.batches.search_segments = nothing  # type: ignore[method-assign]
     [translation] = translator.translate(["a bird"], options)
     assert (translation.text, told[-1][0]) == ("a bird" if on_error == "copy" else "", 10)
     with pytest.raises(DataError, match="no translation has a score"):
@@ -601,7 +611,7 @@ def test_a_loaded_translator_translates_as_the_model_in_memory(tmp_path: Path, j
     lines = sentences(10, longest=30)
     assert list(loaded.translate(lines)) == list(in_memory.translate(lines))
     assert loaded.decoding == config.decoding
-    assert loaded.max_source_pieces == 17
+    assert loaded.max_source_tokens == 17
     assert not loaded.model.training
     other = DecodingConfig(beam_size=1)
     assert Translator.load(tmp_path / "run", decoding=other, device="cpu").decoding == other
@@ -644,7 +654,7 @@ def test_changes_are_checked_before_a_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], what: str
 ) -> None:
     save(tmp_path / "run")
-    monkeypatch.setattr("mtkit.decoding.translator.load_model", lambda path: pytest.fail("loaded"))
+    monkeypatch.setattr("mtkit.translation.translator.load_model", lambda path: pytest.fail("loaded"))
     with pytest.raises(ConfigError) as told:
         Translator.load(tmp_path / "run", **changes)
     assert str(told.value) == what

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from mtkit.config import Config
-from mtkit.configfile import parse_config
-from mtkit.data.pairs import Pair
+from mtkit.config.loading import parse_config
+from mtkit.config.sections import Config
+from mtkit.data.readers import Pair
 from mtkit.data.tokenizer import Tokenizers, make_tokenizers
-from mtkit.decoding.loading import make_model
-from mtkit.decoding.translator import Translator
+from mtkit.model.build import make_model
 from mtkit.model.transformer import Transformer
 from mtkit.training.validation import Standing, TextCorpus, ValidationResult, Validator, is_better
+from mtkit.translation.translator import Translator
 from tests import tiny
 
 PAIRS = tiny.pairs(6, seed=3)

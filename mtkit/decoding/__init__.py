@@ -1,1 +1,0 @@
-"""From a trained model to translations: search, and the translator around it."""

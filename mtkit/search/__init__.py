@@ -1,0 +1,1 @@
+"""Search over token sequences: beam search and sampling, with a step function for a model. It knows no text."""

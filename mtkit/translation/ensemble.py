@@ -1,0 +1,61 @@
+"""One model, or several that vote, as what translates and scores asks them: for steps, and for whole targets.
+
+Shapes: B sentences, S source length, T target length, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtkit.data.batching import Ids, pad_rows
+from mtkit.data.tokenizer import Tokenizers
+from mtkit.model.transformer import Transformer
+from mtkit.search.steppers import EnsembleStepper, ModelStepper, mean_log_probs
+
+
+class Ensemble:
+    """Models on one device, with the tokenizers that they share.
+
+    Args:
+        models: at least one; the first is the one that alignments are of.
+        tokenizers: of both sides.
+    """
+
+    def __init__(self, models: Sequence[Transformer], tokenizers: Tokenizers) -> None:
+        self.models, self.tokenizers = tuple(models), tokenizers
+        self.device = next(self.models[0].parameters()).device
+
+    def sources(self, sentences: Sequence[Ids]) -> Tensor:
+        """Sources, each with eos, padded: [B, S]."""
+        src = self.tokenizers.src
+        return self._tensor(pad_rows(list(sentences), src.pad, last=src.eos))
+
+    def targets_in(self, sentences: Sequence[Ids]) -> Tensor:
+        """Targets behind bos, padded: [B, T]."""
+        tgt = self.tokenizers.tgt
+        return self._tensor(pad_rows(list(sentences), tgt.pad, first=tgt.bos))
+
+    def targets_out(self, sentences: Sequence[Ids]) -> Tensor:
+        """Targets before eos, padded: [B, T]."""
+        tgt = self.tokenizers.tgt
+        return self._tensor(pad_rows(list(sentences), tgt.pad, last=tgt.eos))
+
+    def stepper(self, src_BS: Tensor, keep_attention: bool = False) -> ModelStepper | EnsembleStepper:
+        """The models as a step function that holds these sources."""
+        steppers = [ModelStepper(model, src_BS, keep_attention) for model in self.models]
+        return steppers[0] if len(steppers) == 1 else EnsembleStepper(steppers)
+
+    def hidden(self, src_BS: Tensor, tgt_in_BT: Tensor) -> list[Tensor]:
+        """Of each model the hidden states of given targets, [B, T, D], for `log_probs`."""
+        return [model(src_BS, tgt_in_BT) for model in self.models]
+
+    def log_probs(self, hidden: Sequence[Tensor]) -> Tensor:
+        """Hidden states of each model, [..., D], to log-probabilities of all pieces, [..., V]."""
+        return mean_log_probs([model.logits(h) for model, h in zip(self.models, hidden, strict=True)])
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)

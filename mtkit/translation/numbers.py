@@ -1,0 +1,70 @@
+"""Numbers in a text, and whether its translation has them in the way its own language writes them."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from itertools import permutations
+
+from mtkit.translation.sentence_splitting import UNSPACED
+
+SPELLED_OUT = frozenset(map(str, range(13)))
+"""Numbers that are often written as words; whether a translation has them cannot be told."""
+
+_GROUPING = ".,'’٬\u00a0\u2009\u202f "
+_SEPARATOR = rf"[{_GROUPING}:/٫-]"
+_IN_WORD = rf"[^\W{UNSPACED}]"
+_NUMBER = re.compile(
+    rf"(?<!{_IN_WORD})(?:\d{{1,3}}(?:[\u00a0\u2009\u202f ]\d{{3}})+(?!\d)|\d(?:[\d.,'’٬٫:/-]*\d)?)(?!{_IN_WORD})"
+)
+_DATE = re.compile(r"\d{1,4}([/.-])\d{1,2}\1\d{1,4}")
+
+
+def find_numbers(text: str) -> list[tuple[int, int]]:
+    """Where numbers stand that are no part of a word."""
+    return [match.span() for match in _NUMBER.finditer(text)]
+
+
+def numbers_to_keep(text: str) -> tuple[str, ...]:
+    """The numbers of a text that its translation must have as digits, each once: in the order they come."""
+    found = dict.fromkeys(text[start:end] for start, end in find_numbers(text))
+    return tuple(number for number in found if number not in SPELLED_OUT)
+
+
+def has_number(text: str, number: str) -> bool:
+    """Whether a text has a number, with any separators: 3,5 is 3.5; 1.000, 1 000 and 1000 are 1,000.
+
+    The parts of a date may come in any order, with leading zeros or without.
+    """
+    return _pattern(number).search(_in_ascii(text)) is not None
+
+
+def ways_to_write(number: str) -> tuple[str, ...]:
+    """The number as it stands, then with the separators of other languages."""
+    ways = [number, number.translate(str.maketrans(".,", ",.")), number.replace("/", ".")]
+    if all(len(group) == 3 for group in re.findall(r"\d+", number)[1:]):
+        ways.append(re.sub(r"\D", "", number))
+    return tuple(dict.fromkeys(ways))
+
+
+@lru_cache(maxsize=1024)
+def _pattern(number: str) -> re.Pattern[str]:
+    """What finds a number, however it is written."""
+    groups = re.findall(r"\d+", _in_ascii(number))
+    if _DATE.fullmatch(number):
+        orders = permutations([f"0*{int(group)}" for group in groups])
+        ways = "|".join(sorted(map(_SEPARATOR.join, orders)))
+    else:
+        merged = groups[:1]
+        for group in groups[1:]:  # three digits are most often thousands
+            if len(group) == 3:
+                merged[-1] += group
+            else:
+                merged.append(group)
+        ways = _SEPARATOR.join(group if len(group) < 4 else f"[{_GROUPING}]?".join(group) for group in merged)
+    return re.compile(rf"(?<!{_IN_WORD})(?<!\d[.,])(?:{ways})(?![.,]?\d)(?!{_IN_WORD})")
+
+
+def _in_ascii(text: str) -> str:
+    """The same with ASCII digits."""
+    return text if text.isascii() else re.sub(r"\d", lambda digit: str(int(digit[0])), text)

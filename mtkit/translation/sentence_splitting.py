@@ -1,0 +1,116 @@
+"""Where long text is taken apart: at sentence ends, and sentences that are still too long at clause ends or words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import chain
+from typing import Literal
+
+from mtkit.data.tokenizer import WORD_START, Span
+
+PREFERRED_BREAKS = ".!?;:,"
+FULL_WIDTH_BREAKS = "。｡！？；：，、"  # no space follows these
+HAN_AND_KANA = "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003fffd"
+"""Inside the brackets of a regular expression: the letters of Chinese and Japanese, which put no space anywhere."""
+UNSPACED = HAN_AND_KANA + "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+"""The same, and the letters of Thai, Lao, Burmese and Khmer, which put spaces between sentences, but not words."""
+
+Joint = Literal["sentence", "words", "word"]
+"""Where a line is cut: between two sentences, between two words, or within a word."""
+
+_ENGLISH = "mr mrs ms dr prof st vs etc e.g i.e cf no vol fig approx jr sr inc ltd co corp gen sen rep gov"
+_GERMAN = "z.b bzw ca nr usw vgl hr fr bspw d.h u.a s.o s.u evtl ggf inkl str tel abs art bd"
+ABBREVIATIONS = frozenset([*_ENGLISH.split(), *_GERMAN.split()])
+"""Words before a full stop that ends no sentence, in lower case."""
+
+_LONGEST_WORD = 32
+"""Characters before a full stop that are looked at: more than an abbreviation or a number of a day has."""
+_CLOSERS = "\"'”’»)\\]」』）"
+_OTHER_ENDS = "。｡！？؟۔।॥။።፧։܀-܂។៕᠃"
+"""CJK, Arabic, Urdu, Hindi, Burmese, Amharic, Armenian, Syriac, Khmer, Mongolian: marks that do nothing else."""
+_END = re.compile(
+    rf"""(?<![.!?…])([.!?…]++[{_CLOSERS}]*+)\s++(?=["'“„«(\[¿¡]*+[^\W_a-z])  # an end, space, and no small letter
+        |([{_OTHER_ENDS}][.!?…{_OTHER_ENDS}]*+[{_CLOSERS}]*+)""",
+    re.VERBOSE,
+)
+_LETTER = re.compile(r"[^\W\d_]")
+_HAN_OR_KANA, _UNSPACED = re.compile(f"[{HAN_AND_KANA}]"), re.compile(f"[{UNSPACED}]")
+
+
+def split_sentences(line: str) -> list[str]:
+    """The sentences of a line, without the spaces between them. Nothing else is lost: joined, they are the line.
+
+    A sentence ends with . ! ? or … (and closing quotes) before a space and anything but a small letter, or with a mark
+    that does nothing else, such as those of Chinese, Arabic and Hindi. A full stop after a known abbreviation, a single
+    letter or a number as in "2. Mai" ends none.
+    """
+    return [line[start:end] for start, end in sentence_spans(line)]
+
+
+def sentence_spans(line: str) -> list[Span]:
+    """Where the sentences of a line stand, without the spaces between them; found in linear time."""
+    spans, start = [], 0
+    for match in chain(_END.finditer(line), [None]):
+        end = len(line) if match is None else match.end(match.lastindex or 0)
+        if match is not None and match[1] == ".":
+            before = line[max(start, match.start() - _LONGEST_WORD) : match.start()]
+            if _is_abbreviated(before):
+                continue
+        text = line[start:end]
+        if text.strip():
+            spans.append((end - len(text.lstrip()), start + len(text.rstrip())))
+        start = end
+    return spans
+
+
+def _is_abbreviated(before: str) -> bool:
+    """Whether the full stop after this text belongs to its last word."""
+    word = before.rsplit(maxsplit=1)[-1] if before.strip() else ""
+    word = word.lstrip("\"'“„«([")
+    return word.lower() in ABBREVIATIONS or (len(word) == 1 and word.isalpha()) or word.isdigit()
+
+
+def split_point(pieces: Sequence[str]) -> int:
+    """Where to cut: at the last clause that ends in the second half, else before the last word, else at the end."""
+    places = range(len(pieces) // 2 + 1, len(pieces))
+    words = [i for i in places if pieces[i].startswith(WORD_START)]
+    clauses = [i for i in words if pieces[i - 1][-1] in PREFERRED_BREAKS]
+    clauses += [i for i in places if pieces[i - 1][-1] in FULL_WIDTH_BREAKS]
+    return max(clauses or words or [len(pieces)])
+
+
+def cut_joint(text: str, place: int) -> Joint:
+    """What is divided by a cut within a sentence, before one of its characters."""
+    before, after = text[place - 1 : place], text[place : place + 1]
+    spaced = before.isspace() or after.isspace()
+    unspaced = _UNSPACED.search(before + after) or before in FULL_WIDTH_BREAKS
+    return "words" if spaced or unspaced else "word"
+
+
+def join_parts(texts: Sequence[str], joints: Sequence[Joint]) -> tuple[str, list[int]]:
+    """The translations of the parts of a line as one text, and where in it each begins.
+
+    Args:
+        joints: of each part, with the one before.
+    """
+    joined, starts, length, last = list[str](), list[int](), 0, ""
+    for text, joint in zip(texts, joints, strict=True):
+        space = space_between(last, text, joint)
+        joined += [space, text]
+        starts.append(length + len(space))
+        length, last = starts[-1] + len(text), text or last
+    return "".join(joined), starts
+
+
+def space_between(left: str, right: str, joint: Joint) -> str:
+    """What stands between the translations of two parts of a line: a space, or nothing.
+
+    That depends on the target language, which the letters beside the joint tell: Chinese and Japanese have no spaces;
+    Thai, Lao, Burmese and Khmer have none within a sentence.
+    """
+    if not left or not right or joint == "word" or left[-1] in FULL_WIDTH_BREAKS + "」』":
+        return ""
+    script = _HAN_OR_KANA if joint == "sentence" else _UNSPACED
+    last, first = _LETTER.search(left[::-1]), _LETTER.search(right)
+    return "" if last and first and script.match(last[0]) and script.match(first[0]) else " "

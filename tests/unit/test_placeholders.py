@@ -1,0 +1,242 @@
+"""What `--protect` takes out of a line and puts back."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from mtkit.data.tokenizer import Span
+from mtkit.translation.alignment import Link, word_pairs
+from mtkit.translation.numbers import has_number
+from mtkit.translation.placeholders import Protected, protect
+from mtkit.translation.sentence_splitting import split_sentences
+
+WRITTEN_SET = Path(__file__).parent.parent / "data" / "protect.en-de.tsv"
+UNSPELLABLE = re.compile(r"[^\x00-\x7fäöüßÄÖÜ我是学生爱北京]+")
+
+
+def protected(line: str) -> Protected:
+    """With characters that are neither German nor on a short list of Chinese ones unspellable."""
+    return protect(line, [match.span() for match in UNSPELLABLE.finditer(line)])
+
+
+def tokens(text: str) -> list[Span]:
+    """Words and marks; each Chinese character by itself."""
+    return [match.span() for match in re.finditer(r"[\u4e00-\u9fff]|[A-Za-zäöüß]+|\d+|[^\w\s]", text)]
+
+
+def same_order(src: str, tgt: str | None = None) -> list[Link]:
+    """Links of two texts token by token."""
+    return [Link(s, t) for s, t in zip(tokens(src), tokens(src if tgt is None else tgt), strict=False)]
+
+
+def back(line: str) -> str:
+    """The line, taken apart and put together again."""
+    found = protected(line)
+    return found.restore(found.text, same_order(found.text))[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "insets"),
+    [
+        ("See https://a.org/b?c=1, please.", "See, please.", ["https://a.org/b?c=1"]),
+        ("Write to me@a-b.org (7 days).", "Write to (7 days).", ["me@a-b.org"]),
+        ("It is there (www.a.org/7).", "It is there.", ["(www.a.org/7)"]),
+        ("A <b>red</b> car<br/> stops", "A red car stops", ["<b>", "</b>", "<br/>"]),
+        ("Hello {name}, %(count)d new", "Hello, new", ["{name}", "%(count)d"]),
+        ("a < b and c > d", "a < b and c > d", []),
+        ('say "{name}" now', "say now", ['"{name}"']),
+        ("fish &amp; chips &#8364; 5", "fish chips 5", ["&amp;", "&#8364;"]),
+        ("%s of %1$s, %d%% and 100% sure", "of, and 100% sure", ["%s", "%1$s", "%d%%"]),
+        ("Hi ${user.name} and {{x}}!", "Hi and!", ["${user.name}", "{{x}}"]),
+        ("one <!-- <b>no</b> --> two", "one two", ["<!-- <b>no</b> -->"]),
+        ("one <![CDATA[x < y]]> two", "one two", ["<![CDATA[x < y]]>"]),
+        ('at "http://a.org/x" now', "at now", ['"http://a.org/x"']),
+        ("https://en.wikipedia.org/wiki/Foo_(bar) is", "is", ["https://en.wikipedia.org/wiki/Foo_(bar)"]),
+        ("{name}, come here! https://a.org/b.", "come here!", ["{name},", "https://a.org/b."]),
+        ("(see https://a.org/b)", "(see)", ["https://a.org/b"]),
+        ("<p></p> a <td> </td> b", "a b", ["<p></p>", "<td> </td>"]),
+        ("我是䶮学生", "我是学生", ["䶮"]),
+        ("请看http://a.org/x我爱北京", "请看我爱北京", ["请看http://a.org/x"]),
+        ("a Wałęsa speech", "a Wasa speech", ["łę"]),
+        ("a dog😀 runs", "a dog runs", ["😀"]),
+        ("cost １２.5 now", "cost now", ["１２.5"]),
+        ("mail me@a.org我爱", "mail 我爱", ["me@a.org"]),
+    ],
+)
+def test_what_is_taken_out(line: str, text: str, insets: list[str]) -> None:
+    found = protected(line)
+    if insets == ["请看http://a.org/x"]:  # both cannot be spelled or are a URL, with no text between
+        text = "我爱北京"
+    assert (found.text, [inset.text for inset in found.insets]) == (text, insets)
+    assert all(inset.text == line[slice(*inset.span)] for inset in found.insets)
+
+
+WRITTEN = [
+    "A <b>red</b> car",
+    "<i>A dog</i> runs",
+    "<p>All of this is one paragraph</p>",
+    "Press <kbd>Ctrl</kbd> and <kbd>C</kbd> now",
+    "line one <br/> line two",
+    "line one<br/><br/> line two",
+    'an <a href="https://example.com/x?y=1">outer <b>inner</b> link</a> here',
+    "at the end </div>",
+    "<img src=x.png/> at the start",
+    "unknown 語 word",
+    "see https://a.org/b?c=1, or ask me@a.org now",
+    "<p></p>",
+    "<p>A line<br/></p>",
+    "<p>A line <br/> </p> and",
+    '😀. "{x}" and',
+    "an empty <b></b> element",
+    "a <p></p> and <td><i></i></td> b",
+    "<li><p></p></li> x",
+    'hello "{name}" and (%s)',
+    "%s%s both",
+    "fish &amp; chips",
+    "Lech Wałęsa spoke",
+    "我是䶮学生",
+    "我爱北京䶮",
+    "䶮",
+    "it was (<b>red</b>).",
+    "a<!-- b --> c",
+    "Visit https://a.org/b.",
+    "<b>bold</b>, <i>thin</i>!",
+]
+
+
+@pytest.mark.parametrize("line", WRITTEN)
+def test_words_that_stay_in_order_give_the_line_back(line: str) -> None:
+    assert back(line) == line
+
+
+def test_tags_go_where_the_words_between_them_went() -> None:
+    found = protect("I saw <b>the red</b> car")
+    assert found.text == "I saw the red car"
+    german = "Ich das rote Auto sah"
+    src, tgt = tokens(found.text), tokens(german)
+    links = [Link(src[s], tgt[t]) for s, t in ((0, 0), (1, 4), (2, 1), (3, 2), (4, 3))]
+    assert found.restore(german, links)[0] == "Ich <b>das rote</b> Auto sah"
+
+
+def test_nothing_is_put_into_a_number() -> None:
+    found = protected("<b>x</b> y")
+    german = "sah 1.000,25 an"
+    assert (
+        found.restore(german, [Link((0, 1), (4, 5)), Link((2, 3), (13, 15))])[0] == "sah <b>1.000,25</b> an"
+    )
+
+
+def test_tags_are_within_chinese_text_and_not_within_words() -> None:
+    found = protect("I love <b>Beijing</b>.")
+    text = "我爱北京。"
+    links = [Link((0, 1), (0, 1)), Link((2, 6), (1, 2)), Link((7, 14), (2, 4)), Link((14, 15), (4, 5))]
+    assert found.restore(text, links)[0] == "我爱<b>北京</b>。"
+    found = protect("the <b>red</b> car")
+    assert (
+        found.restore("das Rotauto", [Link((4, 7), (4, 7)), Link((7, 11), (7, 11))])[0]
+        == "das <b>Rotauto</b>"
+    )
+
+
+@pytest.mark.parametrize("links", [[], [Link((0, 3), (0, 3))], [Link((90, 99), (0, 3))]])
+@pytest.mark.parametrize("translation", ["ein paar andere Wörter", "我爱北京", ""])
+def test_nothing_is_lost_whatever_the_alignment(links: list[Link], translation: str) -> None:
+    for line in WRITTEN:
+        found = protected(line)
+        restored, _ = found.restore(translation, links if translation else [])
+        for inset in found.insets:
+            assert restored.count(inset.text) >= 1
+        for opening, closing in (("<b>", "</b>"), ("<p>", "</p>"), ("<i>", "</i>"), ("<kbd>", "</kbd>")):
+            if opening in line:
+                assert restored.find(opening) < restored.find(closing)
+
+
+@pytest.mark.parametrize("line", [*WRITTEN, "no tag", "glued<br/>on both sides", "<br/>", ""])
+def test_links_are_between_words_of_the_line_and_of_what_is_given(line: str) -> None:
+    found = protected(line)
+    text, links = found.restore(found.text, same_order(found.text))
+    pairs = word_pairs(links, line, text)
+    if "glued" not in line:
+        assert {(i, i) for i in range(len(line.split()))} <= set(pairs)
+    assert all(s < len(line.split()) and t < len(text.split()) for s, t in pairs)
+
+
+def test_links_of_words_that_move() -> None:
+    line = "See https://a.org/b , I saw <b>the red</b> car"
+    found = protect(line)
+    german = "Siehe , ich das rote Auto sah"
+    src, tgt = tokens(found.text), tokens(german)
+    links = [Link(src[s], tgt[t]) for s, t in ((0, 0), (1, 1), (2, 2), (3, 6), (4, 3), (5, 4), (6, 5))]
+    text, restored = found.restore(german, links)
+    assert text == "Siehe https://a.org/b , ich <b>das rote</b> Auto sah"
+    source, target = line.split(), text.split()
+    assert [(source[s], target[t]) for s, t in word_pairs(restored, line, text)] == [
+        ("See", "Siehe"), ("https://a.org/b", "https://a.org/b"), (",", ","), ("I", "ich"), ("saw", "sah"),
+        ("<b>the", "<b>das"), ("red</b>", "rote</b>"), ("car", "Auto"),
+    ]  # fmt: skip
+
+
+def test_a_tag_between_two_words_is_a_part_of_one_word() -> None:
+    found = protect("foo<br/>bar baz")
+    assert found.text == "foo bar baz"
+    text, links = found.restore("x y z", same_order(found.text, "x y z"))
+    assert (text, word_pairs(links, "foo<br/>bar baz", text)) == ("x <br/>y z", ((0, 0), (0, 1), (1, 2)))
+
+
+@pytest.mark.parametrize(
+    "tag", ['<img src="a>b.png">', "<a title='x > y' href=\"z\">", '<b class="x">', '<p title="open>']
+)
+def test_a_tag_with_its_quoted_attributes_is_one(tag: str) -> None:
+    assert [inset.text for inset in protect(f"{tag} A man.").insets] == [tag]
+
+
+def test_what_is_put_back_never_becomes_one_word_with_its_neighbour() -> None:
+    found = protect("Visit www.test.org!")
+    text, _ = found.restore("Besuche Formen", same_order(found.text, "Besuche Formen"))
+    assert "www.test.org" in text.split()
+    found = protect("un<b>done</b>ly")
+    text, _ = found.restore("un fertig lich", same_order(found.text, "un fertig lich"))
+    assert text.replace(" ", "") == "un<b>fertig</b>lich"
+
+
+def test_the_written_set_is_given_back() -> None:
+    for row in WRITTEN_SET.read_text(encoding="utf-8").splitlines():
+        for line in row.split("\t"):
+            assert back(line) == line
+
+
+def test_a_line_takes_time_in_proportion_to_its_length() -> None:
+    """Lines that backtracking, or looking ahead from every character, would make quadratic: a hundred times as long."""
+
+    def seconds(length: int) -> float:
+        start = time.process_time()
+        for pattern in (
+            "a",
+            ".",
+            "a@",
+            "<a '\"",
+            "<!--",
+            "<![CDATA[",
+            "{a:",
+            "&a",
+            "A. ",
+            "1 ",
+            "<b>",
+            "<b>x</b>",
+            "é",
+            "0",
+        ):
+            line = ("%" if pattern == "0" else "") + (pattern * length)[:length]
+            found = protected(line)
+            if pattern == "<b>x</b>":
+                found.restore(found.text, same_order(found.text))
+            split_sentences(line)
+            has_number(line, "1,000.5")
+        return time.process_time() - start
+
+    seconds(100)
+    assert seconds(20_000) < 40 * seconds(2_000) + 0.2

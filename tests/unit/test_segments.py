@@ -1,0 +1,209 @@
+"""From lines to parts: what is demanded of a line, and what is said where that is impossible."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from test_translator import make
+
+from mtkit.config.sections import TokenizerConfig
+from mtkit.data.readers import Pair
+from mtkit.data.tokenizer import make_tokenizers
+from mtkit.errors import DataError
+from mtkit.translation.alignment import Link
+from mtkit.translation.numbers import has_number
+from mtkit.translation.options import TranslateOptions
+from mtkit.translation.segments import Request, Segmenter
+from mtkit.translation.translator import Translator
+
+TWO = "the old man sees a bird. My sister hears children."
+
+
+@pytest.mark.parametrize(
+    ("text", "split", "limit", "what"),
+    [
+        ("", False, 256, "an empty line has no prefix or constraints"),
+        (TWO, True, 256, "a line with a prefix or constraints must be one sentence, but this one has 2"),
+        (TWO, False, 8, "a line with a prefix or constraints may have 8 pieces, but this one has "),
+        ("the old man sees a bird", True, 4, "a line with a prefix or constraints may have 4 pieces"),
+    ],
+)
+def test_why_a_line_has_no_prefix(text: str, split: bool, limit: int, what: str) -> None:
+    translator = make(max_source_tokens=limit)
+    lines = [Request("a bird"), Request(text, prefix="der")]
+    translations = translator.translate(lines, TranslateOptions(split_sentences=split))
+    next(translations)
+    with pytest.raises(DataError) as caught:
+        next(translations)
+    assert what in caught.value.what
+    assert caught.value.where == "line 2"
+
+
+def test_why_a_line_has_no_alternatives() -> None:
+    for split, limit, what in (
+        (True, 256, "must be one sentence, but this one has 2"),
+        (False, 8, "may have 8"),
+    ):
+        translator = make(max_source_tokens=limit)
+        with pytest.raises(DataError, match=f"a line with alternatives {what}"):
+            next(translator.alternatives([TWO], 2, TranslateOptions(split_sentences=split)))
+
+
+def constrained(translator: Translator, *phrases: str) -> str:
+    """What is said of a constraint."""
+    with pytest.raises(DataError) as caught:
+        next(translator.translate([Request("a bird", constraints=(phrases,))]))
+    return caught.value.what
+
+
+def test_why_a_constraint_cannot_be_met() -> None:
+    pairs = [Pair("a bird sings", "ein Vogel singt")] * 20
+    tokenizers = make_tokenizers(TokenizerConfig(vocab_size=40, byte_fallback=False), pairs)
+    base = make(suppress=("Vogel",))
+    translator = make_like(base, tokenizers)
+    assert constrained(translator, "日本") == (
+        "the constraint '日本' cannot be met: the vocabulary lacks its characters"
+    )
+    assert (
+        constrained(translator, "Vogel")
+        == "the constraint 'Vogel' cannot be met: a piece of it is suppressed"
+    )
+    assert constrained(translator, "日本", "Vogel") == (
+        "the constraint '日本 | Vogel' cannot be met: "
+        "the vocabulary lacks its characters, or a piece of it is suppressed"
+    )
+    assert constrained(translator, " ") == "the constraint ' ' cannot be met: it has no pieces"
+
+
+def make_like(translator: Translator, tokenizers: Any) -> Translator:
+    """Another vocabulary, the same search."""
+    from test_translator import tiny_config
+
+    from mtkit.model.build import make_model
+
+    return Translator(make_model(tiny_config(), tokenizers).eval(), tokenizers, translator.decoding)
+
+
+def test_a_comma_ends_a_word_but_not_a_number() -> None:
+    lines = ["Hunde, Katzen: 3,500 Vögel; ja!", "ein Hund, eine Katze.", "1,5 bis 2,5: viele"] * 10
+    tokenizers = make_tokenizers(
+        TokenizerConfig(vocab_size=60, byte_fallback=False), [Pair(t, t) for t in lines]
+    )
+    segmenter = Segmenter(tokenizers, make().decoding, (), 256)
+    tgt = tokenizers.tgt
+    for mark, follows in ((",", False), (":", False), ("!", True), (";", True), (".", True)):
+        pieces = {i for i in range(tgt.num_pieces) if tgt.piece(i).startswith(mark)}
+        assert pieces
+        assert pieces <= segmenter.word_ends
+        assert (pieces <= segmenter.followers) == follows
+    inner = {i for i in range(tgt.num_pieces) if tgt.piece(i)[0].isalnum()}
+    assert inner and not inner & segmenter.word_ends
+
+
+def test_punctuation_is_no_part_of_an_alternative() -> None:
+    """A model that likes commas: the word without one has the probability of the word with whatever follows."""
+    lines = ["Hunde, Katzen, Vögel", "ein Hund, eine Katze, ein Vogel"] * 10
+    tokenizers = make_tokenizers(
+        TokenizerConfig(vocab_size=60, byte_fallback=False), [Pair(t, t) for t in lines]
+    )
+    translator = make_like(make(), tokenizers)
+    tgt, log_probs = tokenizers.tgt, translator.ensemble.log_probs
+    comma = next(i for i in range(tgt.num_pieces) if tgt.piece(i) == ",")
+
+    def likes_commas(*arguments: Any) -> Any:
+        found = log_probs(*arguments).clone()
+        found[..., comma] += 5
+        return found.log_softmax(dim=-1)
+
+    translator.ensemble.log_probs = likes_commas  # type: ignore[method-assign]
+    [found] = translator.alternatives([Request("ein Hund", prefix="ein")], 12)
+    assert len(found) == 12
+    assert not [a.word for a in found if a.word.endswith(",") and a.word.strip(",")]
+    assert found[0].word == ","
+
+
+def test_a_part_keeps_the_numbers_that_stand_in_it() -> None:
+    request = Request("The man sees 150 birds. My sister hears 50 children.", keep_numbers=True)
+    [parts] = make().segmenter.parts([request], 0, TranslateOptions(split_sentences=True))
+    assert [part.numbers_kept for part in parts] == [("150",), ("50",)]
+
+
+def test_a_number_may_be_written_in_any_way_and_is_asked_for_again_where_it_is_missing() -> None:
+    translator = make(max_length_ratio=2)
+    line = "the old man sees 1,250 birds"
+    free, kept = translator.translate([line, Request(line, keep_numbers=True)])
+    assert not has_number(free.text, "1,250")
+    assert has_number(kept.text, "1,250")
+    [parts] = translator.segmenter.parts([Request(line, keep_numbers=True)], 0)
+    [constraint] = translator.segmenter.keeping(parts[0]).constraints
+    assert translator.tokenizers.tgt.decode(constraint.phrases) == ["1,250", "1.250", "1250"]
+
+
+TAGGED = make_tokenizers(
+    TokenizerConfig(vocab_size=330, user_symbols=("<2de>",)),
+    [Pair(f"<2de> {line}", line) for line in ("the old man sees a bird.", "my sister hears children.")] * 10,
+)
+
+
+def test_a_tag_is_before_every_part() -> None:
+    line, limit = "The old man. My sister hears children and birds and houses! A bird.", 12
+    tagged = TAGGED.src.encode(["<2de> a bird"])[0].tolist()
+    tag = TAGGED.src.encode(["<2de>"])[0].tolist()
+    for split in (True, False):
+        segmenter = Segmenter(TAGGED, make().decoding, (), limit)
+        [[whole]] = segmenter.parts([Request("a bird", tag="<2de>")], 0)
+        assert whole.ids.tolist() == tagged
+        options = TranslateOptions(split_sentences=split, keep_links=True)
+        [parts] = segmenter.parts([Request(line, tag="<2de>")], 0, options)
+        assert len(parts) > 3
+        for part in parts:
+            assert part.ids.tolist()[: part.num_tag] == tag
+            assert len(part.ids) <= limit
+            assert part.max_length == segmenter.decoding.max_length(len(part.ids) - len(tag))
+        [plain] = Segmenter(TAGGED, make().decoding, (), limit - len(tag)).parts([Request(line)], 0, options)
+        assert [p.ids.tolist()[p.num_tag :] for p in parts] == [p.ids.tolist() for p in plain]
+        assert [p.spans for p in parts] == [p.spans for p in plain]
+    part = segmenter.single(Request("a bird", tag="<2de>"), 0)
+    assert part is not None and part.ids.tolist() == tagged
+    assert list(segmenter.parts([Request("  ", tag="<2de>")], 0)) == [[]]
+
+
+def test_links_of_a_tagged_line_are_of_its_words() -> None:
+    translator = make_like(make(), TAGGED)
+    request = Request("the old man. My sister", tag="<2de>", links=True)
+    options = TranslateOptions(split_sentences=True)
+    [translation] = translator.translate([request], options)
+    assert translation.links
+    assert all(s < 5 and t < len(translation.text.split()) for s, t in translation.links)
+    part = next(iter(translator.segmenter.parts([request], 0)))[0]
+    surfaces, of_tag, first, eos = ["x", " y", " z"], 0, part.num_tag, len(part.ids)
+    found = part.links([of_tag, first, eos], surfaces, first=0)
+    assert found == [Link(part.spans[0], (1, 3))]
+
+
+def test_a_prefix_is_printed_as_it_was_typed() -> None:
+    pairs = [Pair("a bird sings", "ein Vogel singt")] * 20
+    plain = make_tokenizers(TokenizerConfig(vocab_size=40, byte_fallback=False), pairs)
+    translator = make_like(make(n_best=3, max_length_ratio=4), plain)
+    for prefix in ("日本 ein", "ein 日本", "Vogel日", "日本"):
+        request = Request("a bird", prefix=prefix, links=True)
+        [found] = translator.translate_n_best([request])
+        assert len(found) == 3
+        for translation in found:
+            assert translation.text.startswith(prefix) and "⁇" not in translation.text
+            assert all(t < len(translation.text.split()) for _, t in translation.links)
+        [found_words] = translator.alternatives([request], 2)
+        assert found_words and all(word.text.startswith(prefix) for word in found_words)
+
+
+def test_a_line_may_have_only_so_many_tokens() -> None:
+    translator = make(max_source_tokens=8)
+    num_tokens = len(translator.tokenizers.src.encode([TWO])[0])
+    for longest, ends in ((num_tokens, 2), (num_tokens - 1, 1)):
+        options = TranslateOptions(max_line_tokens=longest, on_error="skip")
+        found = list(translator.translate(["a bird", TWO], options))
+        assert [bool(translation.text) for translation in found] == [True, ends == 2]
+    fault = found[1].fault
+    assert fault is not None and fault.where == "line 2"
+    assert fault.what == f"{num_tokens} tokens, but a line may have {num_tokens - 1}"

@@ -1,0 +1,55 @@
+"""What processes know of each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mtkit.errors import ConfigError, TrainingError
+from mtkit.training.distributed import SINGLE_PROCESS, World, environment, peer_failure_errors
+from mtkit.training.validation import interleave
+
+TOLD = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
+
+
+def test_what_the_launcher_tells() -> None:
+    assert environment({}) == (0, 1, None)
+    assert environment({"WORLD_SIZE": "1"}) == (0, 1, None)
+    assert environment(TOLD) == (3, 4, 1)
+
+
+@pytest.mark.parametrize("missing", ["RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
+def test_what_is_left_over_of_a_launcher_is_refused(missing: str) -> None:
+    with pytest.raises(ConfigError, match=missing):
+        environment({name: value for name, value in TOLD.items() if name != missing})
+
+
+def test_numbers_that_are_none() -> None:
+    with pytest.raises(ConfigError, match="not numbers"):
+        environment(TOLD | {"RANK": "first"})
+
+
+def test_one_process_says_everything_to_itself() -> None:
+    assert SINGLE_PROCESS.sum([1.5, 2.0]) == [1.5, 2.0]
+    assert SINGLE_PROCESS.gather({"a": 1}) == [{"a": 1}]
+    SINGLE_PROCESS.wait()
+    with SINGLE_PROCESS.main_process_first():
+        pass
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("number", [0, 1, 5, 14])
+def test_shares_come_back_in_order(size: int, number: int) -> None:
+    items = [f"line {n}" for n in range(number)]
+    shares = [list(World(rank, size).share(items)) for rank in range(size)]
+    assert sorted(item for share in shares for item in share) == sorted(items)
+    assert interleave(shares) == items
+
+
+def test_only_the_loss_of_another_process_is_renamed() -> None:
+    with pytest.raises(TrainingError, match="another process"), peer_failure_errors():
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer")
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), peer_failure_errors():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    with pytest.raises(torch.OutOfMemoryError), peer_failure_errors():
+        raise torch.OutOfMemoryError("no more")
