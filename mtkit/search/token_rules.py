@@ -17,7 +17,7 @@ NEG_INF = float("-inf")
 
 
 class SearchState(Protocol):
-    """What the rules look at; a `search.Beam` is one."""
+    """What the rules look at; a `beam.Beam` is one."""
 
     tokens_BKT: Tensor  # bos first
     max_lengths_B: Tensor
@@ -29,7 +29,7 @@ class SearchState(Protocol):
 
 
 class TokenRules(Protocol):
-    """The options of the rules; `search.SearchOptions` and `sampling.SamplingOptions` are such."""
+    """The options of the rules; `beam.SearchOptions` and `sampling.SamplingOptions` are such."""
 
     @property
     def eos(self) -> int: ...

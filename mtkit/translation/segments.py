@@ -126,7 +126,7 @@ class Segmenter:
         tokenizers: of both sides.
         decoding: limits, and whether there is a search that constraints could steer.
         suppressed: target pieces that never appear.
-        max_source_tokens: longer lines are split at sentence ends, longer sentences are cut (see `longtext`).
+        max_source_tokens: longer lines are split at sentence ends, longer sentences are cut (see `sentence_splitting`).
         usual_src_tokens: lines that are longer than this are split at sentence ends if nothing else is asked for.
     """
 

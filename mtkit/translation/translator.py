@@ -1,6 +1,6 @@
 """Lines in, translations out, in the same order: lines -> requests -> parts -> batches -> hypotheses -> translations.
 
-`requests` cuts lines into parts, `batches` searches them; here a line's translations are put together again.
+`segments` cuts lines into segments, `batched_search` searches them; here a line's translations are put together again.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Translator:
         model: in the precision and on the device it is to run in.
         tokenizers: of both sides.
         decoding: beam, penalties, limits.
-        max_source_tokens: longer lines are split at sentence ends, longer sentences are cut (see `longtext`),
+        max_source_tokens: longer lines are split at sentence ends, longer sentences are cut (see `sentence_splitting`),
             translated part by part and joined.
         others: further models of an ensemble, for the same vocabularies.
         int8: which matrices of the models were packed to multiply in 8-bit integers.
