@@ -34,7 +34,7 @@ from mtkit.files import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
+MODEL_FILE, _OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
 CONFIG_FILE, MANIFEST_FILE = "config.yaml", "manifest.json"
 CHECKPOINTS, BEST = "checkpoints", "best"
 """Folders of a run."""
@@ -100,7 +100,7 @@ def _write_files(folder: Path, checkpoint: Checkpoint, files: Mapping[str, bytes
     """Fill a new folder, the manifest last."""
     _write_tensors(folder / MODEL_FILE, checkpoint.weights)
     if checkpoint.optimizer:
-        _write_tensors(folder / OPTIMIZER_FILE, checkpoint.optimizer)
+        _write_tensors(folder / _OPTIMIZER_FILE, checkpoint.optimizer)
     write_text(folder / STATE_FILE, json.dumps(checkpoint.state, indent=2) + "\n")
     write_text(folder / CONFIG_FILE, checkpoint.config)
     for name, data in files.items():
@@ -153,7 +153,7 @@ def load_checkpoint(folder: Path, *, with_optimizer: bool = False) -> Checkpoint
     """
     files = verify_checkpoint(folder)
     state = read_json(folder / STATE_FILE)
-    stored = OPTIMIZER_FILE in files  # before the first update an optimizer holds nothing
+    stored = _OPTIMIZER_FILE in files  # before the first update an optimizer holds nothing
     if with_optimizer and not stored and state.get("step"):
         raise StorageError("no optimizer in it", where=str(folder), hint="use another checkpoint")
     with storage_errors(folder):
@@ -162,7 +162,7 @@ def load_checkpoint(folder: Path, *, with_optimizer: bool = False) -> Checkpoint
         except UnicodeDecodeError as error:
             hint = "use another checkpoint"
             raise StorageError("not UTF-8", where=str(folder / CONFIG_FILE), hint=hint) from error
-    optimizer = read_tensors(folder / OPTIMIZER_FILE) if with_optimizer and stored else {}
+    optimizer = read_tensors(folder / _OPTIMIZER_FILE) if with_optimizer and stored else {}
     return Checkpoint(read_tensors(folder / MODEL_FILE), config, state, optimizer)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from mtkit.errors import ConfigError, TrainingError
 
-KERNELS_KEPT = 64
+_KERNELS_KEPT = 64
 """Compiled kernels in each cache: a batch has about ten matrices, and on a CPU few batches are searched together."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,10 +39,10 @@ def choose_device(name: str, where: str = "training.device", local_rank: int | N
         raise ConfigError(f"{name!r} is no device", where=where, hint="auto, cpu, cuda or cuda:1") from error
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"{name!r} is not supported", where=where, hint="auto, cpu, cuda or cuda:1")
-    return device if device.type == "cpu" else choose_gpu(device, where, local_rank)
+    return device if device.type == "cpu" else _choose_gpu(device, where, local_rank)
 
 
-def choose_gpu(device: torch.device, where: str, local_rank: int | None) -> torch.device:
+def _choose_gpu(device: torch.device, where: str, local_rank: int | None) -> torch.device:
     """The GPU that `choose_device` describes. Raises: ConfigError."""
     index: int | None = device.index
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -98,7 +98,7 @@ def bound_kernel_caches() -> None:
     read when the first kernel is compiled; what the user has set stays.
     """
     for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(variable, str(KERNELS_KEPT))
+        os.environ.setdefault(variable, str(_KERNELS_KEPT))
 
 
 def configure_malloc() -> None:

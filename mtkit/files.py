@@ -439,7 +439,7 @@ def commit_folder(tmp: Path, final: Path) -> None:
         StorageError: `final` is the old folder, or the new one, complete; `tmp` is left to the caller.
     """
     old = final.with_name(f".{final.name}.old")
-    fsync_tree(tmp)
+    _fsync_tree(tmp)
     with storage_errors(final):
         if final.is_file():
             raise NotADirectoryError(errno.ENOTDIR, "")
@@ -462,7 +462,7 @@ def publish_folder(tmp: Path, final: Path) -> bool:
     Returns:
         whether it got the name; else `tmp` is left to the caller. Raises: StorageError.
     """
-    fsync_tree(tmp)
+    _fsync_tree(tmp)
     try:
         os.rename(tmp, final)
     except OSError as error:
@@ -474,7 +474,7 @@ def publish_folder(tmp: Path, final: Path) -> bool:
     return True
 
 
-def fsync_tree(root: Path) -> None:
+def _fsync_tree(root: Path) -> None:
     """Wait until a folder, with all that is below it, is on the disk. Raises: StorageError."""
     for folder, _, names in os.walk(root):
         for name in names:

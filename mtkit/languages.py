@@ -37,7 +37,7 @@ def short_code(code: str | None) -> str:
     return _SHORT.get(primary, primary)
 
 
-def is_unspaced(code: str | None) -> bool:
+def _is_unspaced(code: str | None) -> bool:
     """Whether words are written without spaces between them. If the code names a script, that decides."""
     scripts = [subtag for subtag in _subtags(code)[1:] if len(subtag) == 4 and subtag.isalpha()]
     if scripts:
@@ -47,7 +47,7 @@ def is_unspaced(code: str | None) -> bool:
 
 def bleu_finds_words(code: str | None) -> bool:
     """Whether one of sacreBLEU's tokenizers divides text of a language into words."""
-    return short_code(code) in BLEU_TOKENIZERS or not is_unspaced(code)
+    return short_code(code) in BLEU_TOKENIZERS or not _is_unspaced(code)
 
 
 def _subtags(code: str | None) -> list[str]:

@@ -25,10 +25,10 @@ from mtkit.data.order import BatchOrder, Lengths
 from mtkit.data.sources import Source
 from mtkit.training.inputs import cached_tokenizers, open_splits
 
-BATCH_TOKENS = 4096
+_BATCH_TOKENS = 4096
 LONGEST = 250
-MEASURED_BATCHES = 2000
-DIGESTS_AT_ONCE = 1 << 14
+_MEASURED_BATCHES = 2000
+_DIGESTS_AT_ONCE = 1 << 14
 
 Say = Callable[[str], None]
 Result = TypeVar("Result")
@@ -86,42 +86,42 @@ def benchmark_data(
     rng = np.random.default_rng(1)
     src, tgt = (lengths.astype(np.int16) for lengths in random_lengths(rng, num_pairs, LONGEST))
     say("order of the batches")
-    costs = order_costs(src, tgt)
+    costs = _order_costs(src, tgt)
     del src, tgt
     say("duplicates")
-    costs.append(duplicates_cost(num_pairs))
+    costs.append(_duplicates_cost(num_pairs))
     if config is not None:
         say("encoding")
-        costs.append(encoding_cost(config))
+        costs.append(_encoding_cost(config))
     return DataBenchmark(num_pairs, tuple(costs))
 
 
-def order_costs(src_lengths: Lengths, tgt_lengths: Lengths) -> list[Cost]:
+def _order_costs(src_lengths: Lengths, tgt_lengths: Lengths) -> list[Cost]:
     """What a run holds and does: the lengths, the order of all epochs, the beginning of one, the pairs of a batch."""
     held = (src_lengths.nbytes + tgt_lengths.nbytes) / len(src_lengths)
     with Meter(len(src_lengths), held).measuring() as meter:
         order = meter(
             "sorting, cutting and padding, once",
-            lambda: BatchOrder(src_lengths, tgt_lengths, BATCH_TOKENS, seed=1),
+            lambda: BatchOrder(src_lengths, tgt_lengths, _BATCH_TOKENS, seed=1),
         )
         meter("largest and smallest batch", lambda: (order.epoch(0).largest(), order.epoch(0).smallest()))
         before = order.epoch(0)
         batches = meter("the border of two epochs", lambda: order.epoch(1))
         del before
-    number = min(MEASURED_BATCHES, len(batches))
+    number = min(_MEASURED_BATCHES, len(batches))
     fetched = Meter(sum(len(batches[i]) for i in range(number)))
     fetched("which pairs are in a batch", lambda: [batches[i] for i in range(number)])
     fetching = replace(fetched.costs[0], bytes_held=None, bytes_peak=None)
     return [Cost("lengths", 0.0, 0.0, held, held), *meter.costs, fetching]
 
 
-def duplicates_cost(num_pairs: int) -> Cost:
+def _duplicates_cost(num_pairs: int) -> Cost:
     """Looking up and remembering digests; every eleventh has come before."""
     rng, digests = np.random.default_rng(1), DigestSet()
 
     def add_all() -> None:
-        for first in range(0, num_pairs, DIGESTS_AT_ONCE):
-            values = rng.integers(2**64, size=min(DIGESTS_AT_ONCE, num_pairs - first), dtype=np.uint64)
+        for first in range(0, num_pairs, _DIGESTS_AT_ONCE):
+            values = rng.integers(2**64, size=min(_DIGESTS_AT_ONCE, num_pairs - first), dtype=np.uint64)
             digests.add(np.concatenate([values, values[::10]]))
 
     with Meter(num_pairs).measuring() as meter:
@@ -129,7 +129,7 @@ def duplicates_cost(num_pairs: int) -> Cost:
     return meter.costs[0]
 
 
-def encoding_cost(config: Config) -> Cost:
+def _encoding_cost(config: Config) -> Cost:
     """Reading, filtering, tokenizing and writing, for each pair that is read."""
     sources: list[Source] = open_splits(config)["train"]
     tokenizers = cached_tokenizers(config, sources, lambda line: None)

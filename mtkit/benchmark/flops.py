@@ -16,7 +16,7 @@ import numpy as np
 from mtkit.config.sections import ModelConfig
 from mtkit.data.order import Indices, Lengths
 
-FORWARD_AND_BACKWARD = 3
+_FORWARD_AND_BACKWARD = 3
 
 
 @dataclass(frozen=True)
@@ -79,4 +79,4 @@ def forward_flops(config: ModelConfig, vocab_size: int, positions: Positions) ->
 
 def training_flops(config: ModelConfig, vocab_size: int, positions: Positions) -> int:
     """Floating-point operations of forward and backward."""
-    return FORWARD_AND_BACKWARD * forward_flops(config, vocab_size, positions)
+    return _FORWARD_AND_BACKWARD * forward_flops(config, vocab_size, positions)

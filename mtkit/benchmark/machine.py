@@ -10,7 +10,7 @@ import torch
 
 from mtkit.device import DTYPES
 
-CPU_SIZES, GPU_SIZES = (256, 1024, 2048), (4096, 8192)
+_CPU_SIZES, _GPU_SIZES = (256, 1024, 2048), (4096, 8192)
 PEAK_SECONDS = 0.5
 """For each precision and size."""
 
@@ -33,16 +33,16 @@ def synchronize(device: torch.device) -> None:
 
 def matmul_peaks(device: torch.device) -> dict[str, float]:
     """FLOP/s of the fastest square matrix product in each precision; fp16 only where it is faster than fp32."""
-    peaks = {name: matmul_peak(device, dtype) for name, dtype in DTYPES.items()}
+    peaks = {name: _matmul_peak(device, dtype) for name, dtype in DTYPES.items()}
     if peaks["fp16"] <= peaks["fp32"]:
         del peaks["fp16"]
     return peaks
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+def _matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the fastest of repeated square products, 2 n^3 each. A slow precision is given up at the first size."""
     best = 0.0
-    for size in CPU_SIZES if device.type == "cpu" else GPU_SIZES:
+    for size in _CPU_SIZES if device.type == "cpu" else _GPU_SIZES:
         if best and 2 * size**3 / best > PEAK_SECONDS:
             break
         left, right = torch.randn(2, size, size, device=device).to(dtype)

@@ -22,7 +22,7 @@ from mtkit.translation.segments import Request, Segment
 from mtkit.translation.sentence_splitting import join_parts
 from mtkit.translation.translator import Translator
 
-BATCH_SIZE = 64
+_BATCH_SIZE = 64
 PEERS = ("ctranslate2", "transformers")
 
 
@@ -110,7 +110,7 @@ def ctranslate2_system(other: Any, translator: Translator) -> System:
         found = other.translate_batch(
             [[src_pieces[i] for i in part.ids.tolist()] for part in parts],
             beam_size=decoding.beam_size,
-            max_batch_size=BATCH_SIZE,
+            max_batch_size=_BATCH_SIZE,
             length_penalty=decoding.length_penalty,
             coverage_penalty=decoding.coverage_penalty,
             no_repeat_ngram_size=decoding.no_repeat_ngram,
@@ -144,8 +144,8 @@ def hugging_face_systems(model: str, translator: Translator) -> dict[str, System
     def run(parts: list[Segment]) -> list[list[int]]:
         order = sorted(range(len(parts)), key=lambda i: -len(parts[i].ids))
         rows: list[list[int]] = [[] for _ in parts]
-        for first in range(0, len(order), BATCH_SIZE):
-            batch = order[first : first + BATCH_SIZE]
+        for first in range(0, len(order), _BATCH_SIZE):
+            batch = order[first : first + _BATCH_SIZE]
             found = generate(
                 made, translator.ensemble.sources([parts[i].ids for i in batch]), tokenizers,
                 beam_size=decoding.beam_size, length_penalty=decoding.length_penalty,

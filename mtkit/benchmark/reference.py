@@ -20,10 +20,10 @@ from mtkit.config.sections import ModelConfig, TrainingConfig
 from mtkit.data.batching import Batch
 from mtkit.model.positions import sinusoids
 
-IGNORED = -100
+_IGNORED = -100
 
 
-class ReferenceTransformer(nn.Module):
+class _ReferenceTransformer(nn.Module):
     """`nn.Transformer` with tied embeddings and sinusoidal positions, of the config's shape."""
 
     def __init__(self, config: ModelConfig, vocab_size: int, pad: int) -> None:
@@ -104,7 +104,7 @@ class ReferenceLoop:
     @staticmethod
     def make_model(config: ModelConfig, vocab_size: int, pad: int) -> nn.Module:
         """A model from source and target ids to the logits [B, T, V]."""
-        return ReferenceTransformer(config, vocab_size, pad)
+        return _ReferenceTransformer(config, vocab_size, pad)
 
     def step(self, batches: list[Batch]) -> float:
         """One update; returns the loss for each target piece."""
@@ -120,8 +120,8 @@ class ReferenceLoop:
                 logits_BTV = self.model(src_BS, tgt_in_BT)
             loss = F.cross_entropy(
                 logits_BTV.flatten(0, 1).float(),
-                tgt_out_BT.masked_fill(~mask_BT, IGNORED).flatten(),
-                ignore_index=IGNORED,
+                tgt_out_BT.masked_fill(~mask_BT, _IGNORED).flatten(),
+                ignore_index=_IGNORED,
                 label_smoothing=self.training.label_smoothing,
                 reduction="sum",
             )
@@ -132,7 +132,7 @@ class ReferenceLoop:
         return total / num_targets
 
 
-class MarianReference(nn.Module):
+class _MarianReference(nn.Module):
     """Hugging Face's Marian of the config's shape. It normalizes after each sublayer and always has biases."""
 
     def __init__(self, config: ModelConfig, vocab_size: int, pad: int) -> None:
@@ -177,4 +177,4 @@ class MarianLoop(ReferenceLoop):
     @staticmethod
     def make_model(config: ModelConfig, vocab_size: int, pad: int) -> nn.Module:
         """Raises: ConfigError: the package is not installed."""
-        return MarianReference(config, vocab_size, pad)
+        return _MarianReference(config, vocab_size, pad)

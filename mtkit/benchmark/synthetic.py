@@ -15,9 +15,9 @@ from mtkit.data.batching import Ids
 from mtkit.data.filters import FilterCounts
 from mtkit.data.tokenizer import SPECIALS
 
-MEDIAN_SRC_PIECES, SPREAD = 24, 0.6
-TGT_PER_SRC, TGT_SPREAD = 1.06, 0.2
-ROW_MULTIPLE = 8  # rows of an embedding, as tokenizers have them
+MEDIAN_SRC_PIECES, _SPREAD = 24, 0.6
+_TGT_PER_SRC, _TGT_SPREAD = 1.06, 0.2
+_ROW_MULTIPLE = 8  # rows of an embedding, as tokenizers have them
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class SyntheticTokenizer:
     @property
     def vocab_size(self) -> int:
         """Rows of an embedding."""
-        return -(-self.num_pieces // ROW_MULTIPLE) * ROW_MULTIPLE
+        return -(-self.num_pieces // _ROW_MULTIPLE) * _ROW_MULTIPLE
 
 
 def random_lengths(rng: np.random.Generator, num_pairs: int, longest: int) -> tuple[Ids, Ids]:
     """The lengths of the sources and the targets of so many pairs."""
-    src = MEDIAN_SRC_PIECES * rng.lognormal(0.0, SPREAD, num_pairs)
-    tgt = src * TGT_PER_SRC * rng.lognormal(0.0, TGT_SPREAD, num_pairs)
+    src = MEDIAN_SRC_PIECES * rng.lognormal(0.0, _SPREAD, num_pairs)
+    tgt = src * _TGT_PER_SRC * rng.lognormal(0.0, _TGT_SPREAD, num_pairs)
     src_lengths, tgt_lengths = (np.clip(side.round(), 1, longest).astype(np.int32) for side in (src, tgt))
     return src_lengths, tgt_lengths
 

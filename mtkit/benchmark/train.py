@@ -38,10 +38,10 @@ from mtkit.training.signals import Signals
 from mtkit.training.trainer import Trainer, Update
 
 STAGES = ("data", "forward", "loss", "backward", "optimizer")
-WARM_UP_UPDATES = 3
-LEAST_UPDATES = 3
-COMPETITORS = ("torch", "compile", "transformers")
-SYNTHETIC_BATCHES = 60
+_WARM_UP_UPDATES = 3
+_LEAST_UPDATES = 3
+_COMPETITORS = ("torch", "compile", "transformers")
+_SYNTHETIC_BATCHES = 60
 
 Say = Callable[[str], None]
 
@@ -150,42 +150,42 @@ def benchmark_train(
         DataError: a corpus is missing or malformed.
         TrainingError: out of memory.
     """
-    refuse_unknown(against)
+    _refuse_unknown(against)
     device = configure_process(config)
     if "compile" in against:
         check_compiler(device, "--against compile")
     with tempfile.TemporaryDirectory(prefix="mtkit-benchmark-") as scratch:
         config = config.model_copy(update={"run": scratch})
         tokenizers, corpus = (
-            synthetic_inputs(config) if synthetic else real_inputs(config, Path(scratch), say)
+            synthetic_inputs(config) if synthetic else _real_inputs(config, Path(scratch), say)
         )
         own = MtkitLoop(config, corpus, tokenizers)
         largest = own.largest_update()
         with out_of_memory_errors(own.trainer.memory_hint()):
             say("warm-up, the largest batch first")
             reset_peak_memory(own.trainer.device)
-            for update in [largest, *own.updates(WARM_UP_UPDATES)]:
+            for update in [largest, *own.updates(_WARM_UP_UPDATES)]:
                 own.step(update)
             memory = peak_memory(own.trainer.device)
-            others = [make_competitor(name, own) for name in against]
+            others = [_make_competitor(name, own) for name in against]
             for other in others:
-                for update in [largest, *own.updates(WARM_UP_UPDATES)]:
+                for update in [largest, *own.updates(_WARM_UP_UPDATES)]:
                     other.step(update)
             say("measuring")
             seconds = run_interleaved([own, *others], own.updates(None), num_updates, minutes)
-            shares = measured_shares(own, max(LEAST_UPDATES, len(seconds) // 3))
+            shares = _measured_shares(own, max(_LEAST_UPDATES, len(seconds) // 3))
         say("measuring the matmul peak")
         return summary(own, others, seconds, shares, memory)
 
 
-def refuse_unknown(names: tuple[str, ...]) -> None:
+def _refuse_unknown(names: tuple[str, ...]) -> None:
     """Check the names of competitors. Raises: ConfigError."""
     for name in names:
-        if name not in COMPETITORS:
-            raise ConfigError(f"{name!r} is unknown", where="--against", hint=", ".join(COMPETITORS))
+        if name not in _COMPETITORS:
+            raise ConfigError(f"{name!r} is unknown", where="--against", hint=", ".join(_COMPETITORS))
 
 
-def real_inputs(config: Config, folder: Path, say: Say) -> tuple[Tokenizers, Corpus]:
+def _real_inputs(config: Config, folder: Path, say: Say) -> tuple[Tokenizers, Corpus]:
     """The tokenizers and the encoded pairs that training would use."""
     inputs = prepare(config, folder, resumed=False, say=say)
     return inputs.tokenizers, inputs.corpus
@@ -194,7 +194,7 @@ def real_inputs(config: Config, folder: Path, say: Say) -> tuple[Tokenizers, Cor
 def synthetic_inputs(config: Config) -> tuple[Tokenizers, Corpus]:
     """Random pairs, enough for some tens of batches, and the vocabulary that they are from."""
     tokenizer = cast(Tokenizer, SyntheticTokenizer(config.tokenizer.vocab_size))
-    num_pairs = SYNTHETIC_BATCHES * config.training.cut_tokens // MEDIAN_SRC_PIECES
+    num_pairs = _SYNTHETIC_BATCHES * config.training.cut_tokens // MEDIAN_SRC_PIECES
     corpus = SyntheticCorpus(
         num_pairs, config.tokenizer.vocab_size, min(config.data.max_length, 250), config.seed
     )
@@ -251,7 +251,7 @@ class MtkitLoop:
         return [(0, 0, largest_batch(self.trainer))] * number
 
 
-class TorchLoop:
+class _TorchLoop:
     """A loop that knows nothing of mtkit but its batches, which are made while the clock runs, as mtkit's are."""
 
     def __init__(self, name: str, loop: ReferenceLoop, own: Trainer) -> None:
@@ -264,7 +264,7 @@ class TorchLoop:
         synchronize(self.loop.device)
 
 
-def make_competitor(name: str, own: MtkitLoop) -> Contestant:
+def _make_competitor(name: str, own: MtkitLoop) -> Contestant:
     """A competitor for the same work.
 
     On a CPU the plain loops run in float32, as one writes them; on a GPU by autocast in the run's own precision.
@@ -279,8 +279,8 @@ def make_competitor(name: str, own: MtkitLoop) -> Contestant:
         return loop
     shape = config.model, config.training, trainer.tokenizers.tgt.vocab_size, trainer.tokenizers.src.pad
     if name == "torch":
-        return TorchLoop("nn.Transformer loop", ReferenceLoop(*shape, trainer.device, dtype), trainer)
-    return TorchLoop("transformers (Marian)", MarianLoop(*shape, trainer.device, dtype), trainer)
+        return _TorchLoop("nn.Transformer loop", ReferenceLoop(*shape, trainer.device, dtype), trainer)
+    return _TorchLoop("transformers (Marian)", MarianLoop(*shape, trainer.device, dtype), trainer)
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------
@@ -308,12 +308,12 @@ def run_interleaved(
             seconds.append(time.perf_counter() - start)
         found.append(Measured(update, seconds))
         enough = len(found) >= num_updates if minutes is None else time.perf_counter() >= deadline
-        if enough and len(found) >= LEAST_UPDATES:
+        if enough and len(found) >= _LEAST_UPDATES:
             break
     return found
 
 
-class StageClock:
+class _StageClock:
     """Adds up the seconds of each stage; waits for a GPU at both ends, which makes updates a little slower."""
 
     def __init__(self, device: torch.device) -> None:
@@ -329,9 +329,9 @@ class StageClock:
         self.seconds[name] += time.perf_counter() - start
 
 
-def measured_shares(own: MtkitLoop, num_updates: int) -> dict[str, float]:
+def _measured_shares(own: MtkitLoop, num_updates: int) -> dict[str, float]:
     """The share of each stage in the time of some updates, and of what is none of them."""
-    clock = StageClock(own.trainer.device)
+    clock = _StageClock(own.trainer.device)
     own.trainer.measure(clock)
     start = time.perf_counter()
     for update in own.updates(num_updates):
@@ -357,7 +357,7 @@ def summary(
     config, vocab_size = trainer.config.model, trainer.tokenizers.tgt.vocab_size
     flops, needed_flops = ([training_flops(config, vocab_size, p) for p in ps] for ps in (padded, needed))
     peaks = matmul_peaks(trainer.device)
-    speed = median_ratio(flops, seconds)
+    speed = _median_ratio(flops, seconds)
     computed = sum(p.src + p.tgt for p in padded)
     return TrainBenchmark(
         machine=machine_name(trainer.device),
@@ -366,15 +366,15 @@ def summary(
         num_parameters=trainer.model.num_parameters(),
         num_updates=len(measured),
         seconds_per_update=statistics.median(seconds),
-        src_tokens_per_second=median_ratio([p.src for p in needed], seconds),
-        tgt_tokens_per_second=median_ratio([p.tgt for p in needed], seconds),
+        src_tokens_per_second=_median_ratio([p.src for p in needed], seconds),
+        tgt_tokens_per_second=_median_ratio([p.tgt for p in needed], seconds),
         padding_share=1 - sum(p.src + p.tgt for p in needed) / computed,
         shares=shares,
         peak_memory_bytes=memory,
         flops_per_update=round(statistics.median(flops)),
         needed_flops_per_update=round(statistics.median(needed_flops)),
         flops_per_second=speed,
-        needed_flops_per_second=median_ratio(needed_flops, seconds),
+        needed_flops_per_second=_median_ratio(needed_flops, seconds),
         matmul_peaks=peaks,
         utilization=speed / peaks.get(own.precision, peaks["fp32"]),
         against=tuple(
@@ -391,13 +391,13 @@ def compared(other: Contestant, theirs: list[float], own: list[float], num_targe
     return Against(
         other.name,
         other.precision,
-        median_ratio(num_targets, theirs),
+        _median_ratio(num_targets, theirs),
         statistics.median(ratios),
         (low, high),
     )
 
 
-def median_ratio(amounts: list[int], seconds: list[float]) -> float:
+def _median_ratio(amounts: list[int], seconds: list[float]) -> float:
     """The median over updates of an amount a second."""
     return statistics.median(amount / s for amount, s in zip(amounts, seconds, strict=True))
 

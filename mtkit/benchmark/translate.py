@@ -30,7 +30,7 @@ from mtkit.evaluation import metrics
 from mtkit.translation.options import TranslateOptions
 from mtkit.translation.translator import Translator
 
-WARM_UP_LINES = 64
+_WARM_UP_LINES = 64
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,11 @@ def benchmark(
     if against:
         refuse_unlike(translator)
     systems: dict[str, System] = {
-        f"mtkit {translator.precision}": lambda lines: translate_all(translator, lines)
+        f"mtkit {translator.precision}": lambda lines: _translate_all(translator, lines)
     }
-    translate_all(translator, lines[:WARM_UP_LINES])
-    shares = time_shares(translator, lines[:512])
-    translate_all(translator, lines)  # as in a round, for the memory
+    _translate_all(translator, lines[:_WARM_UP_LINES])
+    shares = _time_shares(translator, lines[:512])
+    _translate_all(translator, lines)  # as in a round, for the memory
     memory = peak_memory_mb(translator.device)
     with tempfile.TemporaryDirectory() as folder:
         if "ctranslate2" in against:
@@ -135,7 +135,7 @@ def benchmark(
         if "transformers" in against:
             systems |= hugging_face_systems(model, translator)
         for system in list(systems.values())[1:]:
-            system(lines[:WARM_UP_LINES])
+            system(lines[:_WARM_UP_LINES])
         times: dict[str, list[float]] = {name: [] for name in systems}
         outputs: dict[str, Output] = {}
         for _ in range(rounds):
@@ -145,7 +145,7 @@ def benchmark(
                 times[name].append(time.perf_counter() - start)
     first = next(iter(outputs.values())).hyps
     speeds = [
-        speed_of(name, times[name], outputs[name], translator.tokenizers, first, refs, config)
+        _speed_of(name, times[name], outputs[name], translator.tokenizers, first, refs, config)
         for name in systems
     ]
     label = translator.decoding.label
@@ -153,7 +153,7 @@ def benchmark(
     return Report(len(lines), label, torch.get_num_threads(), device, speeds, shares, memory)
 
 
-def speed_of(
+def _speed_of(
     name: str,
     seconds: Sequence[float],
     output: Output,
@@ -174,14 +174,14 @@ def speed_of(
     return Speed(name, len(hyps) / median, num_tokens / median, each, bleu, same, output.num_over_limit)
 
 
-def translate_all(translator: Translator, lines: Sequence[str]) -> Output:
+def _translate_all(translator: Translator, lines: Sequence[str]) -> Output:
     """The translations by mtkit."""
     return Output([translation.text for translation in translator.translate(lines)])
 
 
-def time_shares(translator: Translator, lines: Sequence[str]) -> dict[str, float]:
+def _time_shares(translator: Translator, lines: Sequence[str]) -> dict[str, float]:
     """Which part of the time is spent on what, in one thread of control, so that they add up."""
-    clock = Clock(translator.device)
+    clock = _Clock(translator.device)
     model, tokenizers = translator.model, translator.tokenizers
     with clock.timed(model, "encode"), clock.timed(model, "step"):
         with clock.timed(model, "logits"), clock.timed(tokenizers.tgt, "decode"):
@@ -197,7 +197,7 @@ def time_shares(translator: Translator, lines: Sequence[str]) -> dict[str, float
     return {name: seconds / total for name, seconds in parts.items()}
 
 
-class Clock:
+class _Clock:
     """Adds up how long methods take."""
 
     def __init__(self, device: torch.device) -> None:

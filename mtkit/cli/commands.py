@@ -15,7 +15,7 @@ from mtkit.cli.train import average, check, train
 from mtkit.cli.translate import translate
 
 
-def print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     """Print the version and leave."""
     if wanted:
         from mtkit import __version__
@@ -24,9 +24,9 @@ def print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def main_options(
+def _main_options(
     version: Annotated[
-        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[bool, typer.Option(help="Add the traceback to error messages.")] = False,
 ) -> None:
@@ -39,10 +39,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train your own machine-translation system: from text pairs to a scored translator.",
     epilog="Example: `mtkit train configs/quickstart.yaml`",
-    callback=main_options,
+    callback=_main_options,
 )
-config_app = typer.Typer(help="About the YAML itself.", epilog="Example: `mtkit config schema`")
-benchmark_app = typer.Typer(
+_config_app = typer.Typer(help="About the YAML itself.", epilog="Example: `mtkit config schema`")
+_benchmark_app = typer.Typer(
     help="How fast mtkit is on this machine.", epilog="Example: `mtkit benchmark train configs/small.yaml`"
 )
 
@@ -56,17 +56,17 @@ app.command(epilog="Example: `mtkit check config.yaml`")(check)
 app.command(epilog="Example: `mtkit init data/train.en.gz data/train.de.gz -o my.yaml`")(init)
 app.command(epilog="Example: `mtkit average runs/my-run --last 5 -o runs/my-run-average`")(average)
 
-app.add_typer(config_app, name="config")
-config_app.command(epilog="Example: `mtkit config schema > mtkit.schema.json`")(schema)
-config_app.command(epilog="Example: `mtkit config show config.yaml training.max_steps=100`")(show)
+app.add_typer(_config_app, name="config")
+_config_app.command(epilog="Example: `mtkit config schema > mtkit.schema.json`")(schema)
+_config_app.command(epilog="Example: `mtkit config show config.yaml training.max_steps=100`")(show)
 
-app.add_typer(benchmark_app, name="benchmark")
-benchmark_app.command("data", epilog="Example: `mtkit benchmark data config.yaml --pairs 10000000`")(
+app.add_typer(_benchmark_app, name="benchmark")
+_benchmark_app.command("data", epilog="Example: `mtkit benchmark data config.yaml --pairs 10000000`")(
     benchmark_data
 )
-benchmark_app.command(
+_benchmark_app.command(
     "train", epilog="Example: `mtkit benchmark train configs/base.yaml --synthetic --against torch`"
 )(benchmark_train)
-benchmark_app.command(
+_benchmark_app.command(
     "translate", epilog="Example: `mtkit benchmark translate runs/my-run test.en --against ctranslate2`"
 )(benchmark_translate)

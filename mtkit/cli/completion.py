@@ -17,7 +17,7 @@ def one_of(*values: str) -> Complete:
     """Complete to one of these values."""
 
     def complete(incomplete: str) -> list[str]:
-        return beginning_with(incomplete, values)
+        return _beginning_with(incomplete, values)
 
     return complete
 
@@ -28,7 +28,7 @@ def values_of(key: str, *more: str) -> Complete:
     def complete(incomplete: str) -> list[str]:
         from mtkit.config.loading import key_values
 
-        return beginning_with(incomplete, [*key_values(key), *more])
+        return _beginning_with(incomplete, [*key_values(key), *more])
 
     return complete
 
@@ -37,7 +37,7 @@ def bleu_tokenizers(incomplete: str) -> list[str]:
     """Complete to one of sacreBLEU's tokenizers."""
     from sacrebleu import BLEU
 
-    return beginning_with(incomplete, list(BLEU.TOKENIZERS))
+    return _beginning_with(incomplete, list(BLEU.TOKENIZERS))
 
 
 def overrides(context: typer.Context, incomplete: str) -> list[str]:
@@ -46,16 +46,16 @@ def overrides(context: typer.Context, incomplete: str) -> list[str]:
 
     before = context.params.get("overrides") or []
     if before[-1:] == ["="]:  # bash cuts a word at the sign: training.schedule = co
-        return beginning_with(incomplete, key_values(before[-2])) if before[:-1] else []
+        return _beginning_with(incomplete, key_values(before[-2])) if before[:-1] else []
     typed, sign, _ = incomplete.partition("=")
     keys = [key for key in config_keys() if key == typed or (not sign and key.startswith(typed))]
     if len(keys) != 1:
         return [f"{key}=" for key in keys]
     # Beside the bare key, so that a shell that knows one completion only does not end the word behind it.
     words = [f"{keys[0]}=", *(f"{keys[0]}={value}" for value in key_values(keys[0]))]
-    return beginning_with(incomplete, words)
+    return _beginning_with(incomplete, words)
 
 
-def beginning_with(incomplete: str, words: Sequence[str]) -> list[str]:
+def _beginning_with(incomplete: str, words: Sequence[str]) -> list[str]:
     """The words that begin so, in their order."""
     return [word for word in words if word.startswith(incomplete)]

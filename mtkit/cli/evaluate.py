@@ -89,8 +89,8 @@ def evaluate(
     if told is not None and not quiet:
         say(told)
     results = {}
-    data = None if config is None or model is None else as_when_trained(config, model)
-    for name, srcs, refs in reference_sets(src, ref, test_set, langs, data):
+    data = None if config is None or model is None else _as_when_trained(config, model)
+    for name, srcs, refs in _reference_sets(src, ref, test_set, langs, data):
         if hyps is None:
             found = [translation.text for translation in translator.translate(srcs or [], translate_options)]
         else:
@@ -107,10 +107,10 @@ def evaluate(
             tgt=tgt_language,
             num_bootstrap=resamples,
         )
-    print_scores(results, as_json=as_json, quiet=quiet)
+    _print_scores(results, as_json=as_json, quiet=quiet)
 
 
-def reference_sets(
+def _reference_sets(
     src: str | None, ref: list[str] | None, test_set: str | None, langs: str | None, data: DataConfig | None
 ) -> list[References]:
     """(name, sources, reference streams) of what is to be evaluated."""
@@ -150,7 +150,7 @@ def reference_sets(
     return found
 
 
-def as_when_trained(config: Config, model: str) -> DataConfig:
+def _as_when_trained(config: Config, model: str) -> DataConfig:
     """The data of a model's config, with relative paths from the folder in which it was trained, if that is known."""
     from mtkit.translation.model_folder import home_of
 
@@ -160,7 +160,7 @@ def as_when_trained(config: Config, model: str) -> DataConfig:
     return config.data.model_copy(update={"root": str(home / root)})
 
 
-def print_scores(results: dict[str, list[Score]], *, as_json: bool, quiet: bool) -> None:
+def _print_scores(results: dict[str, list[Score]], *, as_json: bool, quiet: bool) -> None:
     """Scores of each test set: JSON, numbers alone, or lines with signatures."""
     if as_json:
         sets = [{"name": name, "scores": [s.as_dict() for s in scores]} for name, scores in results.items()]

@@ -9,7 +9,7 @@ import typer
 
 from mtkit.cli.terminal import open_new, own_command, print_text
 
-MISSING = {
+_MISSING = {
     "valid": "no validation pairs were found beside the training files: without them nothing tells when the model is "
     "best (move about 1,000 pairs out of the training files into files of their own, and name them with --valid)",
     "test": "no test pairs were found: no score will be reported (name some with --test)",
@@ -54,6 +54,6 @@ def init(
         file.write(made.text)
     print_text(f"{path}: {' -> '.join(made.languages)}, {made.num_pairs:,} training pairs\n")
     for split in made.missing:
-        print_text(f"{MISSING[split]}\n")
+        print_text(f"{_MISSING[split]}\n")
     for command in ("check", "train"):
         print_text(f"    {own_command()} {command} {shlex.quote(path)}\n")

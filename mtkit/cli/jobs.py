@@ -12,7 +12,7 @@ from mtkit.cli.line_format import LineFormat
 from mtkit.errors import ConfigError
 from mtkit.files import count_lines, cut_off_partial_line, drop_last_lines, last_line, read_lines
 
-ENDLESS = 2**62
+_ENDLESS = 2**62
 """More lines than any stream has."""
 
 
@@ -83,7 +83,7 @@ class Job:
     def without_first(self, num_done: int) -> Job:
         """What is left to do. Raises: ConfigError: more is done than there is."""
         if self.lines is None:
-            return replace(self, lines=range(num_done, ENDLESS) if num_done else None)
+            return replace(self, lines=range(num_done, _ENDLESS) if num_done else None)
         if num_done > len(self.lines):
             what = f"the output has {num_done:,} lines, but there are {len(self.lines):,} to translate"
             raise ConfigError(what, where="--resume", hint="it is of another job: write to another file")
@@ -97,7 +97,7 @@ class Job:
     @property
     def total(self) -> int | None:
         """How many lines, if that is known."""
-        return None if self.lines is None or self.lines.stop == ENDLESS else len(self.lines)
+        return None if self.lines is None or self.lines.stop == _ENDLESS else len(self.lines)
 
     def of(self, every: Iterator[str]) -> Iterator[str]:
         """Its lines of all lines of the input, or of a file that goes with it line by line.
@@ -120,12 +120,12 @@ class Job:
 
 def count_all(paths: Sequence[str]) -> int | None:
     """How many lines files have together; None if one can be read only once. Raises: DataError."""
-    if any(path == "-" or is_pipe(path) for path in paths):
+    if any(path == "-" or _is_pipe(path) for path in paths):
         return None
     return sum(map(count_lines, paths))
 
 
-def is_pipe(path: str) -> bool:
+def _is_pipe(path: str) -> bool:
     """Whether a path is there, but no file or folder: it can be read only once."""
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 

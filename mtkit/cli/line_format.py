@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from mtkit.translation.assembly import Translation
 
 SCORE = r"-?\d+\.\d{6}"
-LINKS = r"(\d+-\d+( \d+-\d+)*)?"
-WRITTEN_WITH = {
+_LINKS = r"(\d+-\d+( \d+-\d+)*)?"
+_WRITTEN_WITH = {
     "--alternatives": re.compile(rf"\d+ \|\|\| .* \|\|\| {SCORE} \|\|\| .*"),
     "--n-best": re.compile(rf"\d+ \|\|\| .* \|\|\| {SCORE}"),
     "--scores": re.compile(rf"{SCORE}\t.*"),
-    "--alignment": re.compile(rf".* \|\|\| {LINKS}|\d+ \|\|\| .* \|\|\| {LINKS} \|\|\| {SCORE}"),
+    "--alignment": re.compile(rf".* \|\|\| {_LINKS}|\d+ \|\|\| .* \|\|\| {_LINKS} \|\|\| {SCORE}"),
 }
 """What the lines are like that an option of `mtkit translate` asks for; hardly a translation is like that by itself."""
 
@@ -54,7 +54,7 @@ class LineFormat:
     def difference(self, line: str) -> str | None:
         """How a line was written that is not of this format, such as "with --scores"; None if it may be of this."""
         asked_for = {"--n-best": self.n_best, "--scores": self.scores, "--alignment": self.alignment}
-        for option, pattern in WRITTEN_WITH.items():
+        for option, pattern in _WRITTEN_WITH.items():
             if (found := pattern.fullmatch(line) is not None) != asked_for.get(option, False):
                 return f"with {option}" if found else f"without {option}"
         return None

@@ -19,21 +19,21 @@ from mtkit.cli.terminal import flush_or_drop, is_main_process, say, spell_everyt
 from mtkit.errors import ConfigError, MtkitError, StorageError
 
 # Newer typers carry their own click: this is the one in use.
-UsageError: Any = typer.BadParameter.__bases__[0]
+_UsageError: Any = typer.BadParameter.__bases__[0]
 
-EXPECTED_CODES = (129, 130, 143)
+_EXPECTED_CODES = (129, 130, 143)
 """Of ends that were asked for: of several processes one says so."""
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and end the process with its exit code."""
-    occupy_closed_descriptors()
+    _occupy_closed_descriptors()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
-def occupy_closed_descriptors() -> None:
+def _occupy_closed_descriptors() -> None:
     """Keep 0, 1 and 2 from files that are opened later: what a library says there would be written into them."""
     for descriptor in range(3):
         try:
@@ -48,7 +48,7 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        code = app(with_help(arguments), prog_name="mtkit", standalone_mode=False)
+        code = app(_with_help(arguments), prog_name="mtkit", standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
         if code == 130:  # what some versions of typer make of a Ctrl-C
@@ -58,28 +58,28 @@ def run(arguments: list[str]) -> int:
         return fail(f"error: {error}", error.exit_code, debug)
     except typer.Abort:
         return fail("interrupted", 130, debug)
-    except UsageError as error:
+    except _UsageError as error:
         command = error.ctx.command_path if error.ctx else "mtkit"
         usage = ConfigError(error.format_message().rstrip("."), hint=f"{command} --help")
         return fail(f"error: {usage}", usage.exit_code, debug)
     except BrokenPipeError:
         return fail("stdout: the reader went away; what it read is complete lines", 141, debug)
     except OSError as error:
-        if error.errno not in FULL_DISK:
+        if error.errno not in _FULL_DISK:
             raise
         full = StorageError(os.strerror(error.errno).lower(), where="stdout", hint="free some space")
         return fail(f"error: {full}", full.exit_code, debug)
     except KeyboardInterrupt:
         return fail("interrupted", 130, debug)
     except BaseException as error:
-        if (code := getattr(error, "exit_code", None)) in EXPECTED_CODES:  # training's Interrupted
+        if (code := getattr(error, "exit_code", None)) in _EXPECTED_CODES:  # training's Interrupted
             if getattr(error, "saved", False):
                 return fail("stopped after saving: run the same command again to go on", code, debug)
             return fail("stopped before training began: run the same command again", code, debug)
         raise
 
 
-def with_help(arguments: list[str]) -> list[str]:
+def _with_help(arguments: list[str]) -> list[str]:
     """The arguments; where they name mtkit, or a group of commands, and nothing more, they ask for its help."""
     group: typer.Typer | None = app
     for argument in arguments:
@@ -92,7 +92,7 @@ def fail(message: str, code: int, debug: bool) -> int:
     """One line on stderr, and the traceback if asked for."""
     if debug:
         traceback.print_exc()
-    if code not in EXPECTED_CODES or is_main_process():
+    if code not in _EXPECTED_CODES or is_main_process():
         say(message)
     flush_or_drop(sys.stdout)
     return code

@@ -15,10 +15,10 @@ from mtkit.errors import ConfigError
 from mtkit.files import storage_errors, write_text
 from mtkit.translation.model_folder import find_checkpoint
 
-FINISHED = "finished output"
+_FINISHED = "finished output"
 """What the note of a finished job says besides its parts: a digest of the output."""
 
-DIGESTED_BYTES = 2**20
+_DIGESTED_BYTES = 2**20
 """From the beginning of a file; with its size they tell it from others."""
 
 
@@ -52,7 +52,7 @@ class ResumeNote:
             hint = "give what the stopped job was given, or write to another file"
             raise ConfigError(what, where="--resume", hint=hint)
 
-        if before.get(FINISHED, digest(beginning(self.output))) != digest(beginning(self.output)):
+        if before.get(_FINISHED, digest(beginning(self.output))) != digest(beginning(self.output)):
             what = f"{self.output} was changed after the job had finished it"
             raise ConfigError(what, where="--resume", hint="delete it, or write to another file")
 
@@ -78,7 +78,7 @@ class ResumeNote:
 
     def _when_finished(self) -> dict[str, str]:
         """What the note says when the output, as it is now, is all that the job has to write."""
-        return {**self.parts, FINISHED: digest(beginning(self.output))}
+        return {**self.parts, _FINISHED: digest(beginning(self.output))}
 
     def _read(self) -> dict[str, str]:
         """What the note says; nothing if it is no note."""
@@ -123,7 +123,7 @@ def beginning(path: Path) -> list[object] | None:
     if not path.is_file():
         return None
     with storage_errors(path), open(path, "rb") as file:
-        return [path.stat().st_size, hashlib.sha256(file.read(DIGESTED_BYTES)).hexdigest()]
+        return [path.stat().st_size, hashlib.sha256(file.read(_DIGESTED_BYTES)).hexdigest()]
 
 
 def digest(value: object) -> str:

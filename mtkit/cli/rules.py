@@ -45,7 +45,7 @@ def option_of(key: str) -> str:
     return "--seed" if name == "sample_seed" else f"--{name.replace('_', '-')}"
 
 
-def of_decoding(rules: Sequence[config_rules.Rule]) -> Iterator[Rule]:
+def _of_decoding(rules: Sequence[config_rules.Rule]) -> Iterator[Rule]:
     """The rules of the config about keys of `decoding`, of options."""
     for rule in rules:
         if rule.other.startswith("decoding."):
@@ -55,19 +55,19 @@ def of_decoding(rules: Sequence[config_rules.Rule]) -> Iterator[Rule]:
 TRANSLATE = Rules(
     needs=(
         Rule(("--resume",), "-o", "what was written says where to go on"),
-        *of_decoding(config_rules.NEEDS),
+        *_of_decoding(config_rules.NEEDS),
     ),
     excludes=(
         Rule(("--resume",), "--attention", "its file cannot be continued: leave out one of them"),
         Rule(("--constraints",), "--sample", "they are of the search, not of samples"),
-        *of_decoding(config_rules.EXCLUDES),
+        *_of_decoding(config_rules.EXCLUDES),
         Rule(("--scores",), "--n-best", "which prints scores anyway"),
         Rule(("--n-best", "--sample", "--mbr", "--constraints", "--split-sentences", "--protect", "--alignment",
               "--attention", "--scores", "--resume", "--read-ahead"), "--alternatives", "leave it out"),
     ),
 )  # fmt: skip
 
-OFF = {"groups": 1, "mbr": "none"}
+_OFF = {"groups": 1, "mbr": "none"}
 """Values with which an option switches off."""
 
 
@@ -91,7 +91,7 @@ def given_options(context: typer.Context) -> set[str]:
     for parameter in context.command.params:
         name = str(parameter.name)
         source, value = context.get_parameter_source(name), context.params.get(name)
-        is_off = value is False or (name in OFF and value == OFF[name])
+        is_off = value is False or (name in _OFF and value == _OFF[name])
         if source is not None and source.name == "COMMANDLINE" and not is_off:
             given.update(parameter.opts)
     return given

@@ -70,19 +70,19 @@ def score(
     skip_long = minimum is not None
     scored = begun(translator.score_stream(pairs, skip_long, tag=tag or "", split_sentences=split_sentences))
     if minimum is None:
-        write_scores(result.score for _, result in scored if result is not None)
+        _write_scores(result.score for _, result in scored if result is not None)
     else:
-        write_pairs(scored, minimum)
+        _write_pairs(scored, minimum)
 
 
-def write_scores(scores: Iterable[float]) -> None:
+def _write_scores(scores: Iterable[float]) -> None:
     """A score a line. Raises: StorageError, BrokenPipeError, and what scoring raises."""
     with open_output(None) as out:
         for score in scores:
             out.write(f"{score:.6f}\n")
 
 
-def write_pairs(scored: Iterable[tuple[str, Translation | None]], minimum: float) -> None:
+def _write_pairs(scored: Iterable[tuple[str, Translation | None]], minimum: float) -> None:
     """The pairs with at least this score, a tab between, and on stderr how many; raises the same.
 
     Pairs with a tab of their own are left out, for nobody could tell where the target begins; also those without a

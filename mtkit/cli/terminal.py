@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mtkit.files import LineReader
 
 
-MOST_FAULTS_TOLD = 10
+_MOST_FAULTS_TOLD = 10
 """Faults that are shown one by one; further ones are only counted."""
 
 
@@ -182,7 +182,7 @@ class FaultReport:
     def __call__(self, number: int, fault: DataError) -> None:
         """One more. Args: number: of the line, from 0."""
         self.count += 1
-        if self.count <= MOST_FAULTS_TOLD:
+        if self.count <= _MOST_FAULTS_TOLD:
             self.first_numbers.append(number + 1)
             say(f"{self.done}: {fault}")
 

@@ -103,21 +103,21 @@ def translate(
     check_options(context, TRANSLATE, decoding)
     if alignment not in (None, "pharaoh"):
         raise ConfigError(f"{alignment!r} is no format of alignments", where="--alignment", hint="pharaoh")
-    what_to_do = known_on_error(on_error, alternatives)
-    output = file_of(output, resume)
-    part, output, attention = own_share(shard, output, attention)
+    what_to_do = _known_on_error(on_error, alternatives)
+    output = _file_of(output, resume)
+    part, output, attention = _own_share(shard, output, attention)
     inputs, beside = files or ["-"], [path for path in (prefix, constraints) if path is not None]
-    refuse_outputs(output, attention, [*inputs, *beside])
-    refuse_other_length(inputs, beside)
+    _refuse_outputs(output, attention, [*inputs, *beside])
+    _refuse_other_length(inputs, beside)
     line_format = LineFormat(n_best is not None, scores, alignment is not None)
     parts = describe_job(
         [model, *(ensemble or ())], decoding, [*inputs, prefix, constraints],
         {"precision": precision, "tag": tag, "split": split_sentences, "protect": protect, "part": part,
          "max_line_tokens": max_line_tokens},
     ) if resume else {}  # fmt: skip
-    job = plan_job(inputs, part, output if resume else None, line_format)
+    job = _plan_job(inputs, part, output if resume else None, line_format)
     note = None if output is None else ResumeNote(Path(output), parts)
-    if resume and note is not None and nothing_is_left(note, job, line_format):
+    if resume and note is not None and _nothing_is_left(note, job, line_format):
         if not quiet:
             say(f"{output} is finished")
         return
@@ -149,17 +149,17 @@ def translate(
     wanted = requests(job, lines, prefix, constraints, tag, keep_bad=on_error != "stop")
     with report, note.kept(resume) if note is not None else nullcontext():
         if alternatives is not None:
-            write_alternatives(translator.alternatives(wanted, alternatives, asked), job.first + 1, output)
+            _write_alternatives(translator.alternatives(wanted, alternatives, asked), job.first + 1, output)
         else:
             found = (
                 translate_protected(translator, wanted, asked)
                 if protect
                 else translator.translate_n_best(wanted, asked)
             )
-            write_translations(found, job.first + 1, line_format, output, attention, append=resume)
+            _write_translations(found, job.first + 1, line_format, output, attention, append=resume)
 
 
-def known_on_error(on_error: str, alternatives: int | None) -> OnError:
+def _known_on_error(on_error: str, alternatives: int | None) -> OnError:
     """The value of --on-error, checked. Raises: ConfigError: it is unknown, or does not go with --alternatives."""
     if on_error not in ON_ERROR:
         raise ConfigError(f"{on_error!r} is nothing to do", where="--on-error", hint=", ".join(ON_ERROR))
@@ -169,7 +169,7 @@ def known_on_error(on_error: str, alternatives: int | None) -> OnError:
     return on_error
 
 
-def file_of(output: str | None, resume: bool) -> str | None:
+def _file_of(output: str | None, resume: bool) -> str | None:
     """The file to write to; None for stdout. Checked before the model is loaded.
 
     Raises:
@@ -186,7 +186,7 @@ def file_of(output: str | None, resume: bool) -> str | None:
     return None
 
 
-def own_share(
+def _own_share(
     shard: str | None, output: str | None, attention: str | None
 ) -> tuple[Shard, str | None, str | None]:
     """Which part of the lines this process translates, and the files it writes: of several, each has its own.
@@ -207,13 +207,13 @@ def own_share(
     return part, part.output(output), None if attention is None else part.output(attention)
 
 
-def refuse_outputs(output: str | None, attention: str | None, read: Sequence[str]) -> None:
+def _refuse_outputs(output: str | None, attention: str | None, read: Sequence[str]) -> None:
     """Check that the files to be written take no other's place. Raises: ConfigError."""
     refuse_overwriting(output, read)
     refuse_overwriting(attention, [*read, *filter(None, [output])], "--attention")
 
 
-def refuse_other_length(files: Sequence[str], others: Sequence[str]) -> None:
+def _refuse_other_length(files: Sequence[str], others: Sequence[str]) -> None:
     """Check that files that go with the input line by line have as many lines, where they can be counted.
 
     Raises:
@@ -229,7 +229,7 @@ def refuse_other_length(files: Sequence[str], others: Sequence[str]) -> None:
             raise DataError(what, where=path, hint="line n of one goes with line n of the other")
 
 
-def plan_job(files: Sequence[str], part: Shard, resumed: str | None, line_format: LineFormat) -> Job:
+def _plan_job(files: Sequence[str], part: Shard, resumed: str | None, line_format: LineFormat) -> Job:
     """The lines to translate: of the part, those that the output to be resumed, if any, lacks.
 
     Raises:
@@ -244,7 +244,7 @@ def plan_job(files: Sequence[str], part: Shard, resumed: str | None, line_format
     return job
 
 
-def nothing_is_left(note: ResumeNote, job: Job, line_format: LineFormat) -> bool:
+def _nothing_is_left(note: ResumeNote, job: Job, line_format: LineFormat) -> bool:
     """Whether the output of a job to be resumed is finished; if not, a partial line at its end is cut off.
 
     Raises:
@@ -286,16 +286,16 @@ def requests(
     for row in in_step(columns, ["the input", prefix, constraints], job.first + 1):
         line, beginning, wanted = row
         fault = next((text.fault for text in row if isinstance(text, BadLine)), None)
-        yield Request(line, beginning, parse_constraints(wanted), fault=fault, tag=tag or "")
+        yield Request(line, beginning, _parse_constraints(wanted), fault=fault, tag=tag or "")
 
 
-def parse_constraints(line: str) -> tuple[tuple[str, ...], ...]:
+def _parse_constraints(line: str) -> tuple[tuple[str, ...], ...]:
     """What must appear, from tab-separated text; alternatives are divided by `|`."""
     wanted = (tuple(filter(None, map(str.strip, part.split("|")))) for part in line.split("\t"))
     return tuple(filter(None, wanted))
 
 
-def write_alternatives(found: Iterator[list[Alternative]], first: int, output: str | None) -> None:
+def _write_alternatives(found: Iterator[list[Alternative]], first: int, output: str | None) -> None:
     """The next words of each line, from line number `first` on. Raises: StorageError, BrokenPipeError."""
     lines = begun(found)  # a fault found now leaves an old output alone
     with open_output(output) as out:
@@ -304,7 +304,7 @@ def write_alternatives(found: Iterator[list[Alternative]], first: int, output: s
                 out.write(f"{number} ||| {a.word} ||| {a.probability:.6f} ||| {a.text}\n")
 
 
-def write_translations(
+def _write_translations(
     found: Iterator[list[Translation]],
     first: int,
     line_format: LineFormat,

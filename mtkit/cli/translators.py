@@ -39,10 +39,10 @@ def decoding_of(model: str, changes: Mapping[str, Any]) -> DecodingConfig:
     except ConfigError as error:
         where = None if error.where == "decoding" else error.where
         hint = error.hint or "--help tells the options"
-        raise ConfigError(in_options(error.what), where=where and in_options(where), hint=hint) from error
+        raise ConfigError(_in_options(error.what), where=where and _in_options(where), hint=hint) from error
 
 
-def in_options(text: str) -> str:
+def _in_options(text: str) -> str:
     """A message about keys as one about options: --beam-size for decoding.beam_size."""
     return re.sub(r"\bdecoding\.[a-z_]+", lambda key: option_of(key[0]), text)
 

@@ -84,7 +84,7 @@ class Idle:
 
 def idle_keys(config: Config) -> dict[str, Idle]:
     """The keys that do nothing in a config, set or not, by their dotted names."""
-    return _idle({rule.other: value_of(config, rule.other) for rule in (*EXCLUDES, *NEEDS)})
+    return _idle({rule.other: _value_of(config, rule.other) for rule in (*EXCLUDES, *NEEDS)})
 
 
 def set_in_vain(config: Config) -> Iterator[Idle]:
@@ -123,7 +123,7 @@ def _is_unusual(section: Section, name: str) -> bool:
     return bool(getattr(section, name) != default)
 
 
-def value_of(config: Config, key: str) -> object:
+def _value_of(config: Config, key: str) -> object:
     """The value at a dotted name."""
     section, name = _section_of(config, key)
     return getattr(section, name)

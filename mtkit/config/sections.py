@@ -71,7 +71,7 @@ Criterion = Annotated[Criteria, BeforeValidator(small_letters)]
 BleuTokenizer = Literal["13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "flores101", "flores200", "none"]
 
 
-def dependent(usual: object, choose: Callable[[dict[str, Any]], object]) -> Any:
+def _dependent(usual: object, choose: Callable[[dict[str, Any]], object]) -> Any:
     """A field whose default depends on the keys above it in its section.
 
     Args:
@@ -181,7 +181,7 @@ class TokenizerConfig(Section):
     """One vocabulary for both languages, which the tied embeddings need."""
     byte_fallback: bool = True
     """Spell unknown characters as UTF-8 bytes, so that nothing is lost."""
-    character_coverage: Annotated[float, Field(gt=0.9, le=1.0)] = dependent(
+    character_coverage: Annotated[float, Field(gt=0.9, le=1.0)] = _dependent(
         0.9995, lambda above: 0.9995 if above.get("byte_fallback", True) else 1.0
     )
     """Share of the text whose characters become pieces; by default 0.9995, or 1.0 without `byte_fallback`."""
@@ -305,7 +305,7 @@ class TrainingConfig(Section):
     """Share of the probability spread evenly over the vocabulary (Szegedy et al. 2016)."""
     schedule: Literal["inverse_sqrt", "noam", "linear", "cosine", "constant"] = "inverse_sqrt"
     """How the rate falls after the warm-up; linear and cosine reach `min_learning_rate` at the last step."""
-    learning_rate: Rate = dependent(0.001, lambda above: 2.0 if above.get("schedule") == "noam" else 0.001)
+    learning_rate: Rate = _dependent(0.001, lambda above: 2.0 if above.get("schedule") == "noam" else 0.001)
     """Peak learning rate; for `noam` the factor before the formula, by default 2.0."""
     warmup_steps: Count = 1000
     """Updates over which the rate rises from 0."""
@@ -505,7 +505,7 @@ class DecodingConfig(Section):
         return int(self.max_length_ratio * num_source_tokens) + self.max_length_extra + 1
 
 
-VALIDATION_SEARCH_KEYS = (
+_VALIDATION_SEARCH_KEYS = (
     "length_penalty", "penalty_kind", "coverage_penalty", "stop", "max_length_ratio", "max_length_extra",
     "min_pieces", "no_repeat_ngram", "suppress", "batch_tokens",
 )  # fmt: skip
@@ -558,5 +558,5 @@ class Config(Section):
     @property
     def validation_decoding(self) -> DecodingConfig:
         """The search of validation: the run's penalties and limits, with `validation.beam_size`."""
-        shared = self.decoding.model_dump(include=set(VALIDATION_SEARCH_KEYS))
+        shared = self.decoding.model_dump(include=set(_VALIDATION_SEARCH_KEYS))
         return DecodingConfig.model_validate(shared | {"beam_size": self.validation.beam_size})

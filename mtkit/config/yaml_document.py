@@ -17,7 +17,7 @@ from mtkit.config.yaml_reader import Keys, YamlReader
 from mtkit.errors import ConfigError, DataError
 from mtkit.files import read_lines
 
-MAX_CHARACTERS = 1_000_000
+_MAX_CHARACTERS = 1_000_000
 _PLAIN_TEXT = re.compile(r"[^\W\d]([\w./@+-]| (?=[\w/]))*|\.{0,2}/[\w./@+-]*")
 # What is a text here but not for other readers of YAML, and so is quoted when it is written.
 _WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
@@ -65,7 +65,7 @@ def load_yaml(path: str | Path) -> YamlDocument:
         for line in read_lines(path):
             lines.append(line)
             size += len(line) + 1
-            if size > MAX_CHARACTERS:
+            if size > _MAX_CHARACTERS:
                 raise ConfigError("too large for a config", where=str(path), hint="name a YAML file")
     except DataError as error:
         raise ConfigError(error.what, where=error.where, hint=error.hint) from error

@@ -29,8 +29,8 @@ from mtkit.errors import ConfigError
 
 Keys = tuple[str | int, ...]
 
-MAX_DEPTH = 50
-MAX_ALIASED_VALUES = 10_000
+_MAX_DEPTH = 50
+_MAX_ALIASED_VALUES = 10_000
 _LINE_END = re.compile("[\r\x85\u2028\u2029]")
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -75,8 +75,8 @@ class YamlReader:
 
     def _value(self, event: Event, keys: Keys) -> object:
         self.lines.setdefault(keys, self._line(event))
-        if len(keys) > MAX_DEPTH:
-            raise self._fault(f"nested more than {MAX_DEPTH} deep", event, "a config is two or three deep")
+        if len(keys) > _MAX_DEPTH:
+            raise self._fault(f"nested more than {_MAX_DEPTH} deep", event, "a config is two or three deep")
         if isinstance(event, AliasEvent):
             return self._alias(event)
         assert isinstance(event, ScalarEvent | MappingStartEvent | SequenceStartEvent)
@@ -125,7 +125,7 @@ class YamlReader:
         value, size = self._anchors[event.anchor]
         self._num_values += size
         self._num_aliased += size
-        if self._num_aliased > MAX_ALIASED_VALUES:  # Nine aliases of nine aliases of ...
+        if self._num_aliased > _MAX_ALIASED_VALUES:  # Nine aliases of nine aliases of ...
             raise self._fault("too many values through aliases", event, "write the values out")
         return copy.deepcopy(value)
 

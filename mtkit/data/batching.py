@@ -16,7 +16,7 @@ from mtkit.data.order import Indices, Lengths
 
 Ids = npt.NDArray[np.int32]
 
-USUAL_SHARE = 0.99
+_USUAL_SHARE = 0.99
 """Share of the training sources that count as usual; longer ones are too few to learn such lengths from."""
 
 LENGTHS_AT_ONCE = 1 << 20
@@ -73,7 +73,7 @@ def split_into_micro_batches(
     return [batch[first::num_parts] for batch in batches for first in range(num_parts)]
 
 
-def usual_length(lengths: Lengths, share: float = USUAL_SHARE) -> int:
+def usual_length(lengths: Lengths, share: float = _USUAL_SHARE) -> int:
     """The smallest length that so large a share of all does not exceed; found in little memory."""
     counts = np.zeros(int(lengths.max(initial=0)) + 1, dtype=np.int64)
     for first in range(0, len(lengths), LENGTHS_AT_ONCE):

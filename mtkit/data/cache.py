@@ -15,7 +15,7 @@ from mtkit.data.tables import Hashes, HashFile
 from mtkit.errors import StorageError
 from mtkit.files import sha256_file, sha256_text, storage_errors, write_text
 
-CACHE_NAMES = "data.cache in the config, or the variable MTKIT_CACHE, names it"
+_CACHE_NAMES = "data.cache in the config, or the variable MTKIT_CACHE, names it"
 _ABANDONED_SECONDS = 24 * 3600
 _SETTLED_NS = 2_000_000_000  # A file changed later than that may change again without its times telling.
 
@@ -31,7 +31,7 @@ def cache_folder(data: DataConfig) -> Path:
     at_home = os.path.expanduser(folder)
     if at_home.startswith("~"):
         raise StorageError(
-            "there is no such home folder", where=str(folder), hint=f"choose another: {CACHE_NAMES}"
+            "there is no such home folder", where=str(folder), hint=f"choose another: {_CACHE_NAMES}"
         )
     return Path(at_home)
 
@@ -42,9 +42,9 @@ def cache_errors(data: DataConfig) -> Iterator[None]:
     try:
         yield
     except StorageError as error:
-        if not Path(error.where or "").is_relative_to(cache_folder(data)) or CACHE_NAMES in str(error.hint):
+        if not Path(error.where or "").is_relative_to(cache_folder(data)) or _CACHE_NAMES in str(error.hint):
             raise
-        raise StorageError(error.what, where=error.where, hint=f"{error.hint}: {CACHE_NAMES}") from error
+        raise StorageError(error.what, where=error.where, hint=f"{error.hint}: {_CACHE_NAMES}") from error
 
 
 def open_cache(data: DataConfig, kind: str) -> tuple[Path, Hashes]:

@@ -16,12 +16,12 @@ Digests = npt.NDArray[np.uint64]
 Reasons = npt.NDArray[np.uint8]
 """For each pair why it is left out: the place of the reason in `FilterCounts`."""
 
-KEPT, EMPTY, TOO_LONG, RATIO, DUPLICATE = range(5)
+KEPT, _EMPTY, _TOO_LONG, _RATIO, _DUPLICATE = range(5)
 
 _NUM_PARTS = 16  # the less memory is taken by the one that is written anew
 _PART_SHIFT = 60
 
-MAX_CHARS_PER_PIECE = 100
+_MAX_CHARS_PER_PIECE = 100
 """A text with more characters than this for each piece it may have is too long without being encoded."""
 
 
@@ -39,7 +39,7 @@ class FilterCounts:
     @classmethod
     def of(cls, reasons: Reasons) -> FilterCounts:
         """How often each reason comes."""
-        return cls(*np.bincount(reasons, minlength=DUPLICATE + 1).tolist())
+        return cls(*np.bincount(reasons, minlength=_DUPLICATE + 1).tolist())
 
     def __add__(self, other: FilterCounts) -> FilterCounts:
         return FilterCounts(*map(sum, zip(astuple(self), astuple(other), strict=True)))
@@ -83,14 +83,14 @@ class PairFilter:
         """Why each pair is left out, judged by its texts without outer white space; `KEPT` if it is not."""
         shorter, longer = _shorter_and_longer(_lengths_of(srcs), _lengths_of(tgts))
         reasons = np.full(len(srcs), KEPT, np.uint8)
-        reasons[longer > MAX_CHARS_PER_PIECE * self._max_length] = TOO_LONG
-        reasons[shorter == 0] = EMPTY
+        reasons[longer > _MAX_CHARS_PER_PIECE * self._max_length] = _TOO_LONG
+        reasons[shorter == 0] = _EMPTY
         if self._seen is not None:
             places = np.flatnonzero(reasons == KEPT)
             texts = (f"{srcs[place]}\n{tgts[place]}" for place in places.tolist())
             digests = b"".join(blake2b(text.encode(), digest_size=8).digest() for text in texts)
             new = self._seen.add(np.frombuffer(digests, np.uint64))
-            reasons[places[~new]] = DUPLICATE
+            reasons[places[~new]] = _DUPLICATE
         return reasons
 
     def judge_lengths(self, src_lengths: Counts, tgt_lengths: Counts) -> Reasons:
@@ -98,9 +98,9 @@ class PairFilter:
         shorter, longer = _shorter_and_longer(src_lengths, tgt_lengths)
         reasons = np.full(len(src_lengths), KEPT, np.uint8)
         if self._max_ratio is not None:
-            reasons[longer > self._max_ratio * shorter] = RATIO
-        reasons[longer > self._max_length] = TOO_LONG
-        reasons[shorter == 0] = EMPTY
+            reasons[longer > self._max_ratio * shorter] = _RATIO
+        reasons[longer > self._max_length] = _TOO_LONG
+        reasons[shorter == 0] = _EMPTY
         return reasons
 
 

@@ -49,11 +49,11 @@ class BatchOrder:
             seed: of all epochs.
         """
         self.lengths, self.seed = (src_lengths, tgt_lengths), seed
-        pairs, self.starts = sort_all(src_lengths, tgt_lengths)
+        pairs, self.starts = _sort_all(src_lengths, tgt_lengths)
         self.sorted = pairs if len(pairs) > LAZY_PAIRS else None
         firsts = pairs[self.starts[:-1]]
         src, tgt = (lengths[firsts].astype(np.int64) + 1 for lengths in self.lengths)  # [K], framed
-        self.bounds = cut_sorted(np.maximum(src, tgt), self.starts, batch_tokens)  # [B + 1]
+        self.bounds = _cut_sorted(np.maximum(src, tgt), self.starts, batch_tokens)  # [B + 1]
         longest = self._largest_of_batches(src) + self._largest_of_batches(tgt)
         self.num_positions: Indices = np.diff(self.bounds) * longest
         padded, real = int(self.num_positions.sum()), int(((src + tgt) * np.diff(self.starts)).sum())
@@ -86,7 +86,7 @@ class EpochBatches:
         if order.sorted is None:
             shuffled = np.arange(order.starts[-1], dtype=np.uint32)
             rng.shuffle(shuffled)
-            self._pairs = sort_pairs(shuffled, *order.lengths)
+            self._pairs = _sort_pairs(shuffled, *order.lengths)
         self._places = rng.permutation(len(order))
         self._keys = rng.integers(2**64, size=(_ROUNDS, 3), dtype=np.uint64)
 
@@ -114,7 +114,7 @@ class EpochBatches:
         return self[int(np.argmin(self._order.num_positions[self._places]))]
 
 
-def sort_all(src_lengths: Lengths, tgt_lengths: Lengths) -> tuple[Pairs, Indices]:
+def _sort_all(src_lengths: Lengths, tgt_lengths: Lengths) -> tuple[Pairs, Indices]:
     """All pairs, sorted, and where each bucket starts in them; sorted a share at a time, to be sparing of memory.
 
     Returns:
@@ -128,7 +128,7 @@ def sort_all(src_lengths: Lengths, tgt_lengths: Lengths) -> tuple[Pairs, Indices
         members = np.flatnonzero((low < sizes) & (sizes <= high)).astype(pairs.dtype)
         if not len(members):
             continue
-        members = sort_pairs(members, src_lengths, tgt_lengths)
+        members = _sort_pairs(members, src_lengths, tgt_lengths)
         pairs[filled : filled + len(members)] = members
         src, tgt = src_lengths[members], tgt_lengths[members]
         starts.append(filled + np.flatnonzero((src[1:] != src[:-1]) | (tgt[1:] != tgt[:-1])) + 1)
@@ -145,7 +145,7 @@ def _shares(sizes: Lengths) -> Iterator[tuple[int, int]]:
     return itertools.pairwise([-1, *edges, int(sizes.max(initial=0))])
 
 
-def sort_pairs(pairs: Pairs, src_lengths: Lengths, tgt_lengths: Lengths) -> Pairs:
+def _sort_pairs(pairs: Pairs, src_lengths: Lengths, tgt_lengths: Lengths) -> Pairs:
     """The pairs in sorted order, those of a bucket in the order in which they are given.
 
     A key holds the bucket in its high bits and the place among `pairs` in its low ones: sorting the keys themselves is
@@ -173,7 +173,7 @@ def _slant(src: Indices, tgt: Indices) -> Indices:
     return np.where(np.maximum(src, tgt) % 2 == 1, tgt - src, src - tgt)
 
 
-def cut_sorted(sizes: Indices, starts: Indices, batch_tokens: int) -> Indices:
+def _cut_sorted(sizes: Indices, starts: Indices, batch_tokens: int) -> Indices:
     """Cut sorted pairs into batches with rows x largest size <= batch_tokens (a single larger pair is a batch).
 
     Args:

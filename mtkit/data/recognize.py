@@ -22,9 +22,9 @@ Languages = tuple[str, str]
 Entry = dict[str, object]
 """An entry of `data.train`, as it stands in the YAML."""
 
-CODE = re.compile(r"[a-z]{2,3}(?:[-_](?:[A-Z][a-z]{3}|[A-Z]{2}))*")
+_CODE = re.compile(r"[a-z]{2,3}(?:[-_](?:[A-Z][a-z]{3}|[A-Z]{2}))*")
 """A language code: de, deu, pt-BR, zho_Hans."""
-NO_CODES = frozenset(
+_NO_CODES = frozenset(
     (
         "src",
         "tgt",
@@ -49,10 +49,10 @@ NO_CODES = frozenset(
 TABLES = (".tsv", ".csv", ".jsonl", ".parquet")
 VALID = re.compile(r"(?:valid|val|dev)(?!test)(?![a-z])|validation")
 TEST = re.compile(r"(?!train|valid|val[^a-z]).*test")
-SIDES = (("source", "target"), ("src", "tgt"), ("source", "translation"), ("src", "trg"))
+_SIDES = (("source", "target"), ("src", "tgt"), ("source", "translation"), ("src", "trg"))
 """Names of columns that say which is which, but not the languages."""
 
-HINT = "name the languages: --src en --tgt de"
+_HINT = "name the languages: --src en --tgt de"
 
 
 @dataclass(frozen=True)
@@ -82,27 +82,27 @@ def recognize(paths: Sequence[str], wanted: tuple[str | None, str | None]) -> Re
     for path in paths:
         if os.path.isdir(path):
             raise ConfigError("a folder, not a file", where=path, hint="name the files in it")
-        if suffix_of(path) != ".parquet":
+        if _suffix_of(path) != ".parquet":
             next(read_lines(path), None)
-    texts = [path for path in paths if suffix_of(path) not in TABLES]
-    tables = [path for path in paths if suffix_of(path) in TABLES]
+    texts = [path for path in paths if _suffix_of(path) not in TABLES]
+    tables = [path for path in paths if _suffix_of(path) in TABLES]
     entries: list[Entry] = []
     languages: Languages | None = None if None in wanted else (str(wanted[0]), str(wanted[1]))
-    for src, tgt in in_pairs(texts):
+    for src, tgt in _in_pairs(texts):
         found = ordered(src, tgt, wanted)
-        languages = agreed(languages, found.languages, src)
+        languages = _agreed(languages, found.languages, src)
         entries += found.entries
     for path in tables:
-        found = recognize_table(path, languages)
-        languages = agreed(languages, found.languages, path)
+        found = _recognize_table(path, languages)
+        languages = _agreed(languages, found.languages, path)
         entries += found.entries
     assert languages is not None, "there is at least one file"
     if languages[0] == languages[1]:
-        raise ConfigError(f"both sides are {languages[0]!r}", where=paths[0], hint=HINT)
+        raise ConfigError(f"both sides are {languages[0]!r}", where=paths[0], hint=_HINT)
     return Recognized(languages, entries)
 
 
-def agreed(known: Languages | None, found: Languages, path: str) -> Languages:
+def _agreed(known: Languages | None, found: Languages, path: str) -> Languages:
     """The languages of all files. Raises: ConfigError: those of one are others."""
     if known is not None and known != found:
         what = f"{' and '.join(found)}, but the languages are {' and '.join(known)}"
@@ -113,31 +113,31 @@ def agreed(known: Languages | None, found: Languages, path: str) -> Languages:
 # --- text files -------------------------------------------------------------------------------------------------------
 
 
-def suffix_of(path: str | Path) -> str:
+def _suffix_of(path: str | Path) -> str:
     """The last suffix but that of a compression, in small letters."""
     return uncompressed(path).suffix.lower()
 
 
-def parts_of(path: str | Path) -> tuple[str, str]:
+def _parts_of(path: str | Path) -> tuple[str, str]:
     """The name of a text file without what tells its side, and that: (train., en) of train.en.gz or train.en.txt.
 
     What tells its side is a language, or else the last suffix: src of train.src.
     """
     name = uncompressed(path).name
     bare = name.removesuffix(".txt")
-    found = re.search(rf"(?:^|[._-])({CODE.pattern})$", bare)
+    found = re.search(rf"(?:^|[._-])({_CODE.pattern})$", bare)
     if found is not None:
         return bare[: found.start(1)], found[1]
     return Path(name).stem, Path(name).suffix.removeprefix(".")
 
 
-def language_of(path: str) -> str | None:
+def _language_of(path: str) -> str | None:
     """The language that the name of a text file tells."""
-    side = parts_of(path)[1]
-    return side if is_code(side) else None
+    side = _parts_of(path)[1]
+    return side if _is_code(side) else None
 
 
-def in_pairs(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _in_pairs(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Text files two by two: those whose names differ in nothing but the language, or else the only two there are.
 
     Raises:
@@ -148,7 +148,7 @@ def in_pairs(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
         return
     by_name: dict[tuple[Path, str], list[str]] = {}
     for path in paths:
-        by_name.setdefault((Path(path).parent, parts_of(path)[0]), []).append(path)
+        by_name.setdefault((Path(path).parent, _parts_of(path)[0]), []).append(path)
     for group in by_name.values():
         if len(group) != 2:
             hint = "two parallel files are called alike but for the language: train.en train.de"
@@ -158,20 +158,20 @@ def in_pairs(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def ordered(src: str, tgt: str, wanted: tuple[str | None, str | None]) -> Recognized:
     """Two parallel files, source first. Raises: ConfigError: their languages cannot be told."""
-    named = language_of(src), language_of(tgt)
+    named = _language_of(src), _language_of(tgt)
     if None not in named and (wanted[0] == named[1] or wanted[1] == named[0]):
         src, tgt, named = tgt, src, (named[1], named[0])
     codes = (wanted[0] or named[0], wanted[1] or named[1])
     if codes[0] is None or codes[1] is None:
         unknown = src if codes[0] is None else tgt
-        raise ConfigError("its name does not tell its language", where=unknown, hint=HINT)
+        raise ConfigError("its name does not tell its language", where=unknown, hint=_HINT)
     return Recognized((codes[0], codes[1]), [{"src": src, "tgt": tgt}])
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def recognize_table(path: str, languages: Languages | None) -> Recognized:
+def _recognize_table(path: str, languages: Languages | None) -> Recognized:
     """A file of pairs, with its columns where they are not called like the languages.
 
     Raises:
@@ -179,18 +179,18 @@ def recognize_table(path: str, languages: Languages | None) -> Recognized:
         DataError: it cannot be read.
     """
     readers: dict[str, Callable[[str], Iterable[str] | Mapping[str, Iterable[str]]]] = {
-        ".tsv": tsv_header, ".csv": csv_header, ".jsonl": jsonl_keys, ".parquet": parquet_columns,
+        ".tsv": _tsv_header, ".csv": _csv_header, ".jsonl": _jsonl_keys, ".parquet": _parquet_columns,
     }  # fmt: skip
-    columns = readers[suffix_of(path)](path)
+    columns = readers[_suffix_of(path)](path)
     names = list(columns)
     if isinstance(columns, Mapping) and TRANSLATION in columns:
-        return Recognized(languages or two_codes(columns[TRANSLATION], path), [{"path": path}])
-    known = languages or language_pair(path)
+        return Recognized(languages or _two_codes(columns[TRANSLATION], path), [{"path": path}])
+    known = languages or _language_pair(path)
     if not names:  # a TSV without a header
         if known is None:
-            raise ConfigError("its name does not tell its languages", where=path, hint=HINT)
+            raise ConfigError("its name does not tell its languages", where=path, hint=_HINT)
         return Recognized(known, [{"path": path}])
-    codes = [name for name in names if is_code(name)]
+    codes = [name for name in names if _is_code(name)]
     if len(codes) > 2:
         codes = [code for code in codes if code != "id"]  # a number more often than Indonesian
     if known is not None and set(known) <= set(names):
@@ -198,7 +198,7 @@ def recognize_table(path: str, languages: Languages | None) -> Recognized:
     elif len(codes) == 2:
         chosen = codes[0], codes[1]
     else:
-        there = [pair for pair in SIDES if set(pair) <= set(names)]
+        there = [pair for pair in _SIDES if set(pair) <= set(names)]
         if not there and len(names) != 2:
             hint = "call two of them like the languages, such as en and de"
             raise ConfigError(
@@ -206,36 +206,36 @@ def recognize_table(path: str, languages: Languages | None) -> Recognized:
             )
         chosen = there[0] if there else (names[0], names[1])
     if known is None and len(codes) != 2:
-        raise ConfigError("its columns do not tell its languages", where=path, hint=HINT)
+        raise ConfigError("its columns do not tell its languages", where=path, hint=_HINT)
     languages = known or chosen
-    named = suffix_of(path) == ".tsv" or chosen != languages
+    named = _suffix_of(path) == ".tsv" or chosen != languages
     return Recognized(languages, [{"path": path} | ({"columns": list(chosen)} if named else {})])
 
 
-def is_code(text: str) -> bool:
+def _is_code(text: str) -> bool:
     """Whether a text reads like a language code."""
-    return CODE.fullmatch(text) is not None and text not in NO_CODES
+    return _CODE.fullmatch(text) is not None and text not in _NO_CODES
 
 
-def two_codes(names: Iterable[str], path: str) -> Languages:
+def _two_codes(names: Iterable[str], path: str) -> Languages:
     """The two languages of a `translation` column. Raises: ConfigError: it has not two."""
     codes = list(names)
     if len(codes) != 2:
-        raise ConfigError(f"which two languages? There are {', '.join(codes)}", where=path, hint=HINT)
+        raise ConfigError(f"which two languages? There are {', '.join(codes)}", where=path, hint=_HINT)
     return codes[0], codes[1]
 
 
-def language_pair(path: str) -> Languages | None:
+def _language_pair(path: str) -> Languages | None:
     """The last two codes side by side in the name of a file, or of its folder: en and de of tatoeba-en-de.tsv."""
     for name in (uncompressed(path).stem, Path(path).absolute().parent.name):
         words = re.split("[._-]", name)
         for first, second in reversed(list(pairwise(words))):
-            if is_code(first) and is_code(second):
+            if _is_code(first) and _is_code(second):
                 return first, second
     return None
 
 
-def tsv_header(path: str) -> list[str]:
+def _tsv_header(path: str) -> list[str]:
     """The header of a TSV, if its first line reads like one."""
     cells = next(read_lines(path), "").split("\t")
     if len(cells) < 2:
@@ -243,15 +243,15 @@ def tsv_header(path: str) -> list[str]:
             "no tab in its first line", where=f"{path}:1", hint="a tab stands between source and target"
         )
     sides = tuple(cell.lower() for cell in cells[:2])
-    return cells if sides in SIDES or all(map(is_code, cells[:2])) else []
+    return cells if sides in _SIDES or all(map(_is_code, cells[:2])) else []
 
 
-def csv_header(path: str) -> list[str]:
+def _csv_header(path: str) -> list[str]:
     """The header of a CSV."""
     return next(csv.reader(line + "\n" for line in read_lines(path)), [])
 
 
-def jsonl_keys(path: str) -> dict[str, list[str]]:
+def _jsonl_keys(path: str) -> dict[str, list[str]]:
     """The keys of the first object, those of texts and of `translation`, with the keys below."""
     first = next((line for line in read_lines(path) if line.strip()), "{}")
     try:
@@ -268,7 +268,7 @@ def jsonl_keys(path: str) -> dict[str, list[str]]:
     }
 
 
-def parquet_columns(path: str) -> dict[str, list[str]]:
+def _parquet_columns(path: str) -> dict[str, list[str]]:
     """The columns of texts, and `translation`, with the fields below."""
     import pyarrow
     from pyarrow import parquet
@@ -302,8 +302,10 @@ def beside(entry: Entry, kind: re.Pattern[str], taken: Sequence[str]) -> list[st
     names = sorted(name for name in os.listdir(folder) if kind.match(name.lower()))
     found = [folder / name for name in names if os.path.abspath(folder / name) not in other]
     if "path" in entry:
-        return [str(file) for file in found if suffix_of(file) == suffix_of(str(entry["path"]))]
-    src, tgt = (parts_of(str(entry[side]))[1] for side in ("src", "tgt"))
-    sides = {parts_of(file): str(file) for file in found if file.is_file() and suffix_of(file) not in TABLES}
+        return [str(file) for file in found if _suffix_of(file) == _suffix_of(str(entry["path"]))]
+    src, tgt = (_parts_of(str(entry[side]))[1] for side in ("src", "tgt"))
+    sides = {
+        _parts_of(file): str(file) for file in found if file.is_file() and _suffix_of(file) not in TABLES
+    }
     both = [name for name, side in sides if side == src and (name, tgt) in sides]
     return [sides[name, side] for name in both for side in (src, tgt)]

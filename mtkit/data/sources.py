@@ -112,7 +112,7 @@ class ParallelFiles(Source):
 
 
 @dataclass(frozen=True)
-class PairsFile(Source):
+class _PairsFile(Source):
     """One text file of pairs."""
 
     path: Path
@@ -139,7 +139,7 @@ class PairsFile(Source):
 
 
 @dataclass(frozen=True)
-class TableSource(Source):
+class _TableSource(Source):
     """A table that `datasets` reads."""
 
     table: Table
@@ -175,7 +175,7 @@ class TableSource(Source):
 
 
 @dataclass(frozen=True)
-class DemoPairs(Source):
+class _DemoPairs(Source):
     """The generator inside mtkit."""
 
     direction: Literal["en-de", "de-en"]
@@ -239,11 +239,11 @@ def _open_source(config: SourceConfig, data: DataConfig, split: Split, seed: int
     if config.hub is not None:
         hub_split = config.split or _SPLITS_ON_THE_HUB[split]
         table = HubTable(_hub_name(data, config.hub), config.config, hub_split, config.revision)
-        return TableSource(config.name or config.hub.rstrip("/").split("/")[-1], table, columns)
+        return _TableSource(config.name or config.hub.rstrip("/").split("/")[-1], table, columns)
     if config.saved is not None:
         folder = _existing(data, config.saved, "folder")
         saved = SavedTable(folder, config.split, _SPLITS_ON_THE_HUB[split])
-        return TableSource(config.name or folder.name, saved, columns)
+        return _TableSource(config.name or folder.name, saved, columns)
     if config.demo is None or config.pairs is None:
         raise ConfigError("names no source", where=key)
     languages = f"{data.src}-{data.tgt}"
@@ -251,7 +251,7 @@ def _open_source(config: SourceConfig, data: DataConfig, split: Split, seed: int
         hint = f"it is English and German only: set data.src and data.tgt to {' and '.join(config.demo.split('-'))}"
         what = f"the demo is {config.demo}, but the data is {languages}"
         raise ConfigError(what, where=f"{key}.demo", hint=hint)
-    return DemoPairs(config.name or f"demo {config.demo}", config.demo, config.pairs, seed, split)
+    return _DemoPairs(config.name or f"demo {config.demo}", config.demo, config.pairs, seed, split)
 
 
 def _open_file(name: str, label: str | None, columns: Columns, data: DataConfig, key: str) -> Source:
@@ -259,13 +259,13 @@ def _open_file(name: str, label: str | None, columns: Columns, data: DataConfig,
     plain = uncompressed(Path(name))
     if Path(name).suffix.lower() == ".parquet":
         path = _existing(data, name, "file")
-        return TableSource(label or path.stem, ParquetTable(path), columns)
+        return _TableSource(label or path.stem, ParquetTable(path), columns)
     suffix = plain.suffix.lower()
     if suffix not in _READERS:
         hint = "a path ends in .tsv, .csv, .jsonl (also .gz, .xz, .bz2, .zst of these) or .parquet"
         raise ConfigError(f"{name!r} is of no known kind", where=f"{key}.path", hint=hint)
     path = _text_file(data, name)
-    return PairsFile(label or _stem(path), path, suffix, columns)
+    return _PairsFile(label or _stem(path), path, suffix, columns)
 
 
 def read_sides(source: Source) -> tuple[list[str], list[str]]:

@@ -17,17 +17,17 @@ from mtkit.errors import ConfigError
 Split = Literal["train", "valid", "test"]
 Pair = tuple[str, str]
 
-DIRECTIONS = ("en-de", "de-en")
-CAPACITY: dict[str, int] = {"train": 4_000_000, "valid": 1_000_000, "test": 1_000_000}
+_DIRECTIONS = ("en-de", "de-en")
+_CAPACITY: dict[str, int] = {"train": 4_000_000, "valid": 1_000_000, "test": 1_000_000}
 """A cautious fraction of what the grammar can say."""
-SHARES: tuple[Split, ...] = (*("train",) * 4, *("valid",) * 2, *("test",) * 2)
+_SHARES: tuple[Split, ...] = (*("train",) * 4, *("valid",) * 2, *("test",) * 2)
 """How the hash of the content words, modulo 8, decides."""
 
 
-def split_of(content: Sequence[str]) -> Split:
+def _split_of(content: Sequence[str]) -> Split:
     """Return the split to which all sentences with these content words belong."""
     digest = blake2b("\n".join(sorted(content)).encode(), digest_size=1).digest()
-    return SHARES[digest[0] % len(SHARES)]
+    return _SHARES[digest[0] % len(_SHARES)]
 
 
 def generate(direction: str, num_pairs: int, seed: int, split: Split) -> Iterator[Pair]:
@@ -37,27 +37,27 @@ def generate(direction: str, num_pairs: int, seed: int, split: Split) -> Iterato
     with the sides exchanged. No sentence of one split occurs in another, on either side, whatever the seeds.
 
     Raises:
-        ConfigError: an unknown direction or split, or more pairs than `CAPACITY`.
+        ConfigError: an unknown direction or split, or more pairs than `_CAPACITY`.
     """
-    if direction not in DIRECTIONS:
-        raise ConfigError(f"no demo corpus for {direction!r}", hint=f"there are {' and '.join(DIRECTIONS)}")
-    if split not in CAPACITY:
-        raise ConfigError(f"no split {split!r} of the demo corpus", hint=f"there are {', '.join(CAPACITY)}")
-    if not 0 <= num_pairs <= CAPACITY[split]:
+    if direction not in _DIRECTIONS:
+        raise ConfigError(f"no demo corpus for {direction!r}", hint=f"there are {' and '.join(_DIRECTIONS)}")
+    if split not in _CAPACITY:
+        raise ConfigError(f"no split {split!r} of the demo corpus", hint=f"there are {', '.join(_CAPACITY)}")
+    if not 0 <= num_pairs <= _CAPACITY[split]:
         raise ConfigError(
-            f"the demo corpus cannot give {num_pairs} pairs", hint=f"at most {CAPACITY[split]} for {split}"
+            f"the demo corpus cannot give {num_pairs} pairs", hint=f"at most {_CAPACITY[split]} for {split}"
         )
-    pairs = distinct_pairs(num_pairs, seed, split)
+    pairs = _distinct_pairs(num_pairs, seed, split)
     return pairs if direction == "en-de" else ((de, en) for en, de in pairs)
 
 
-def distinct_pairs(num_pairs: int, seed: int, split: Split) -> Iterator[Pair]:
+def _distinct_pairs(num_pairs: int, seed: int, split: Split) -> Iterator[Pair]:
     """Yield different pairs of a split, English first."""
     rng, seen = Random(seed), set[str]()
     while len(seen) < num_pairs:
         author = Author(rng)
         sentence = author.sentence()
-        if split_of(author.content) == split:
+        if _split_of(author.content) == split:
             en, de = sentence()
             if en not in seen:
                 seen.add(en)

@@ -62,7 +62,7 @@ class NounPhrase:
 
     @property
     def possessive(self) -> words.Determiner | None:
-        return POSSESSIVES[self.gender]
+        return _POSSESSIVES[self.gender]
 
     @property
     def en(self) -> str:
@@ -102,7 +102,7 @@ class NounPhrase:
 Nominal = Referent | NounPhrase
 
 # Nothing refers back to neuters: the girl does it with "her", das Mädchen with "sein".
-POSSESSIVES = [DETERMINERS.get(key) for key in ("his", "her", "", "their")]
+_POSSESSIVES = [DETERMINERS.get(key) for key in ("his", "her", "", "their")]
 """By gender."""
 NOBODY, NOTHING = Referent("", "", ("",) * 3, words.THIRD, words.NEUTER), Phrase()
 PRONOUNS = {
@@ -110,7 +110,7 @@ PRONOUNS = {
     for name, (en, me, de, who, gender, my) in words.TABLES["pronouns"].items()
 }
 NAMES = tuple(
-    Referent(name, name, (name,) * 3, words.THIRD, gender, POSSESSIVES[gender])
+    Referent(name, name, (name,) * 3, words.THIRD, gender, _POSSESSIVES[gender])
     for gender in (words.FEMININE, words.MASCULINE)
     for name in words.TABLES["names"][gender.name].split()
 )

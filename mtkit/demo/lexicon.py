@@ -214,9 +214,9 @@ def clock_time(hour: int, minute: int) -> Phrase:
 
 # ---- the tables -----------------------------------------------------------------------------------------------------
 
-COUNTS = tuple(map(number, range(2, 13)))
+_COUNTS = tuple(map(number, range(2, 13)))
 DETERMINERS = {name: Determiner(*entry) for name, entry in TABLES["determiners"].items()}
-NUMERALS = tuple(Determiner(count.en, count.en, count.de, "none", "strong", False) for count in COUNTS)
+NUMERALS = tuple(Determiner(count.en, count.en, count.de, "none", "strong", False) for count in _COUNTS)
 _ADJECTIVES = {en: (Adjective(en, *german),) for (en,), german in entries(TABLES["adjectives"]["words"])}
 ADJECTIVES: dict[str, tuple[Adjective, ...]] = grouped("adjective_groups", _ADJECTIVES)
 Nouns = tuple[Noun, ...]
@@ -228,7 +228,7 @@ NOUNS: dict[str, Nouns] = grouped("noun_groups", _NOUNS)
 _PHRASES = {name: phrases(table) for key in ("phrases", "places") for name, table in TABLES[key].items()}
 for _name, (_en, _group, _de) in TABLES["after_prepositions"].items():
     _PHRASES[_name] = tuple(Phrase(f"{_en} {en}", f"{_de} {de}") for en, de in _PHRASES[_group])
-_PHRASES["counts"] = COUNTS
+_PHRASES["counts"] = _COUNTS
 _PHRASES["clock_times"] = tuple(clock_time(hour, five * 5) for hour in range(1, 13) for five in range(12))
 PHRASES: dict[str, tuple[Phrase, ...]] = grouped("phrase_groups", _PHRASES)
 TENSES = {name: Tense(rules) for name, rules in TABLES["tenses"].items()}

@@ -25,13 +25,13 @@ Question = tuple[str, str, Clause]
 # ---- what there is to choose from -----------------------------------------------------------------------------------
 
 NOMINATIVE, ACCUSATIVE, DATIVE = words.Case
-A, BARE, NO, THE, MANY, SOME = (words.DETERMINERS[key] for key in ("a", "bare", "no", "the", "many", "some"))
+A, BARE, NO, THE, MANY, _SOME = (words.DETERMINERS[key] for key in ("a", "bare", "no", "the", "many", "some"))
 _DETERMINERS = {name: (determiner,) for name, determiner in words.DETERMINERS.items()}
-ONE, SEVERAL, DEFINITE = (
+_ONE, _SEVERAL, _DEFINITE = (
     words.grouped(f"{kind}_determiners", {**_DETERMINERS, "numerals": words.NUMERALS})
     for kind in ("singular", "plural", "definite")
 )
-I, YOU, HE, SHE, WE, THEY, IT, WHO = PRONOUNS.values()  # noqa: E741
+I, YOU, HE, SHE, WE, THEY, _IT, WHO = PRONOUNS.values()  # noqa: E741
 SUBJECTS = (I, YOU, HE, SHE, WE, THEY)
 # Objects leave out "sie", which is she or they, and "her", which may be a possessive: a sentence must not have two
 # translations. Nobody acts on himself, nor do we on me.
@@ -42,20 +42,20 @@ OBJECTS = {
     for case, others in ((ACCUSATIVE, (I, YOU, HE, WE)), (DATIVE, (I, YOU, HE, WE, THEY)))
     for subject in SUBJECTS
 }
-SPOTS = {
+_SPOTS = {
     posture: [(Phrase(en, de), words.several(nouns, NOUNS)) for en, de, nouns in rows]
     for posture, rows in words.TABLES["spots"].items()
 }
-ERRANDS = [[words.Action("task", entry) for entry in pair] for pair in words.TABLES["errands"]["pairs"]]
-PROFESSIONS = [
+_ERRANDS = [[words.Action("task", entry) for entry in pair] for pair in words.TABLES["errands"]["pairs"]]
+_PROFESSIONS = [
     (Phrase(en, he), she) for (en,), (he, she) in words.entries(words.TABLES["professions"]["words"])
 ]
-WEAKNESSES = ADJECTIVES["weaknesses"]
-COMPARABLE, TOO_MUCH, ABSOLUTE = (
+_WEAKNESSES = ADJECTIVES["weaknesses"]
+_COMPARABLE, _TOO_MUCH, _ABSOLUTE = (
     words.TABLES["comparison"][key].split() for key in ("comparable", "too_much", "absolute")
 )
-REPORTS = (("know", "present"), ("think", "present"), ("say", "present"), ("say", "past"), ("hear", "past"))
-ALREADY, JUST, YET = Phrase("already", "schon"), Phrase("just", "gerade"), Phrase("yet", "noch")
+_REPORTS = (("know", "present"), ("think", "present"), ("say", "present"), ("say", "past"), ("hear", "past"))
+_ALREADY, _JUST, _YET = Phrase("already", "schon"), Phrase("just", "gerade"), Phrase("yet", "noch")
 
 
 def finish(en: str, de: str, mark: str = ".") -> tuple[str, str]:
@@ -73,7 +73,7 @@ def asked(c: Clause, en: str = "", de: str = "") -> Sentence:
     return lambda: finish(c.english_question(en), c.german_question(de), "?")
 
 
-def with_subordinate(main: Clause, en: str, de: str, c: Clause) -> Sentence:
+def _with_subordinate(main: Clause, en: str, de: str, c: Clause) -> Sentence:
     """Make a sentence of a main and a subordinate clause."""
     return lambda: finish(
         joined(main.english_statement(), en, c.english_statement()),
@@ -81,7 +81,7 @@ def with_subordinate(main: Clause, en: str, de: str, c: Clause) -> Sentence:
     )
 
 
-def usual_age(person: Nominal) -> tuple[int, int]:
+def _usual_age(person: Nominal) -> tuple[int, int]:
     """Return the youngest and the oldest that somebody may be."""
     return words.TABLES["ages"].get(person.noun.en if person.noun else "", (20, 59))
 
@@ -149,7 +149,7 @@ class Author:
     ) -> NounPhrase:
         """Give a noun a determiner and perhaps an adjective; `definite` if it must be known what is meant."""
         is_plural = self.some_plural(noun, 0.3)
-        roles = DEFINITE if definite else SEVERAL if is_plural else ONE
+        roles = _DEFINITE if definite else _SEVERAL if is_plural else _ONE
         determiner = self.own(noun, owner) or self.any_of(roles[noun.role])
         return NounPhrase(noun, determiner, is_plural, self.some_adjective(noun, adjective))
 
@@ -191,7 +191,7 @@ class Author:
         """Name one person: my sister, Paul."""
         if self.chance(0.5):
             return self.word(NAMES)
-        return NounPhrase(self.noun("single_kin"), self.any_of(DEFINITE["kin"]))
+        return NounPhrase(self.noun("single_kin"), self.any_of(_DEFINITE["kin"]))
 
     # ---- when -------------------------------------------------------------------------------------------------------
 
@@ -239,7 +239,7 @@ class Author:
             else:
                 c.time = self.phrase("habits")
         elif c.tense == "perfect":
-            c.adverb = self.any_of((ALREADY, ALREADY, JUST))
+            c.adverb = self.any_of((_ALREADY, _ALREADY, _JUST))
         elif c.tense == "past" or c.tense in words.TENSES_OF["past_modals"]:
             distant = action.memorable and c.tense == "past"
             c.time = self.time("past", distant=distant) if self.chance(0.6) else NOTHING
@@ -314,9 +314,9 @@ class Author:
 
     def degree(self, adjective: words.Adjective) -> Phrase:
         """Choose old, very old or too old."""
-        if adjective.en in ABSOLUTE or not self.chance(0.35):
+        if adjective.en in _ABSOLUTE or not self.chance(0.35):
             return Phrase(adjective.en, adjective.de)
-        too = adjective.en in TOO_MUCH and self.chance(0.5)
+        too = adjective.en in _TOO_MUCH and self.chance(0.5)
         very, sehr = ("too", "zu") if too else ("very", "sehr")
         return Phrase(f"{very} {adjective.en}", f"{sehr} {adjective.de}")
 
@@ -327,7 +327,7 @@ class Author:
             other = self.other_person(subject, definite=True)
             adjective = self.word(ADJECTIVES["traits"])
         else:
-            group = NOUNS[self.any_of(COMPARABLE)]
+            group = NOUNS[self.any_of(_COMPARABLE)]
             noun = self.word(group)
             subject = self.noun_phrase(noun, definite=True, adjective=0)
             other = self.noun_phrase(self.word(group, noun), definite=True, adjective=0)
@@ -350,7 +350,7 @@ class Author:
     def profession(self) -> Clause:
         """My sister is a teacher. Paul was a famous singer."""
         subject = self.word((I, YOU, HE, SHE)) if self.chance(0.3) else self.relative_or_name()
-        gender, (job, feminine) = subject.gender, self.any_of(PROFESSIONS)
+        gender, (job, feminine) = subject.gender, self.any_of(_PROFESSIONS)
         en, de = self.keep(job).en, feminine if gender is words.FEMININE else job.de
         if self.chance(0.4):
             adjective = self.word(ADJECTIVES["professions"])
@@ -362,7 +362,7 @@ class Author:
         """My aunt is forty-one years old. The castle is three hundred and fifty years old."""
         if self.chance(0.7):
             subject = self.relative_or_name()
-            years = self.integer(*usual_age(subject))
+            years = self.integer(*_usual_age(subject))
         elif self.chance(0.5):
             subject, years = self.the("children"), self.integer(2, 15)
         else:
@@ -401,7 +401,7 @@ class Author:
     def birth(self) -> Clause:
         """Anna was born in Vienna on 3 May 1987."""
         subject = self.relative_or_name()
-        youngest, oldest = usual_age(subject)
+        youngest, oldest = _usual_age(subject)
         c = self.fact(subject, "born", "geboren", "be_born", "past")
         c.time = self.date(2024 - oldest, 2024 - youngest)
         c.place = self.phrase("at_cities") if self.chance(0.4) else NOTHING
@@ -411,9 +411,9 @@ class Author:
         """It is raining in Paris. It was very cold in Berlin yesterday."""
         tense = self.any_of(("progressive", "past", "future"))
         if tense == "progressive" or self.chance(0.5):
-            c = Clause(IT, self.word((VERBS["rain"], VERBS["snow"])), tense)
+            c = Clause(_IT, self.word((VERBS["rain"], VERBS["snow"])), tense)
         else:
-            c = self.feeling(IT, tense, ADJECTIVES["temperatures"])
+            c = self.feeling(_IT, tense, ADJECTIVES["temperatures"])
         c.place = self.phrase("at_cities") if self.chance(0.7) else NOTHING
         if tense != "progressive":
             c.time = self.phrase(f"{tense}_times")
@@ -425,11 +425,11 @@ class Author:
 
     def spot(self, posture: str, case: words.Case) -> Phrase:
         """Choose a spot: on the table = auf dem Tisch (where), auf den Tisch (where to)."""
-        preposition, nouns = self.any_of(SPOTS[posture])
+        preposition, nouns = self.any_of(_SPOTS[posture])
         noun = self.word(nouns)
         self.keep(preposition)
         adjective = self.some_adjective(noun, 0.2)
-        where = NounPhrase(noun, self.any_of((THE, THE, THE, THE, *DEFINITE["kin"])), adjective=adjective)
+        where = NounPhrase(noun, self.any_of((THE, THE, THE, THE, *_DEFINITE["kin"])), adjective=adjective)
         return Phrase(f"{preposition.en} {where.en}", grammar.contract(preposition.de, where.german(case)))
 
     def location(self, *, asked: bool = False) -> Clause:
@@ -453,13 +453,13 @@ class Author:
         return Clause(subject, VERBS["belong"], "present", recipient=recipient)
 
     def scene(self) -> Clause:
-        return self.any_of(KINDS["scenes"])(self)
+        return self.any_of(_KINDS["scenes"])(self)
 
     # ---- questions --------------------------------------------------------------------------------------------------
 
     def content_question(self) -> Question:
         """Who bought the car? What did Anna buy? Where is the key?"""
-        kind, en, de, group, missing = self.any_of(KINDS["questions"])
+        kind, en, de, group, missing = self.any_of(_KINDS["questions"])
         if kind == "when" and self.chance(0.3):
             return en, de, self.timetable(timed=False)
         if kind == "where" and self.chance(0.2):
@@ -481,7 +481,7 @@ class Author:
     def statement(self) -> Sentence:
         """Anna did not buy the red coat yesterday. At half past three the train leaves."""
         c = self.negated(self.scene(), 0.25)
-        return said(c, fronted=c.time not in (NOTHING, YET) and self.chance(0.4))
+        return said(c, fronted=c.time not in (NOTHING, _YET) and self.chance(0.4))
 
     def negated(self, c: Clause, probability: float) -> Clause:
         """Add "not" where it is clear: not to "two books" (how many then?), nor with a place (where else?)."""
@@ -490,7 +490,7 @@ class Author:
         if is_clear and (determiner.definite or determiner in (A, BARE)) and self.chance(probability):
             c.negated = True
             if c.tense == "perfect":  # the opposite of "already" is "not yet"
-                c.adverb, c.time = NOTHING, YET
+                c.adverb, c.time = NOTHING, _YET
         return c
 
     def yes_no_question(self) -> Sentence:
@@ -511,13 +511,13 @@ class Author:
             return lambda: finish(english, f"weißt du, {c.german_subordinate(de)}", "?")
         tense = self.any_of(("present", "want_to", "would_like_to"))
         main = Clause(self.person(unlike=c.subject), VERBS["know"], tense, negated=tense == "present")
-        return with_subordinate(main, en, de, c)
+        return _with_subordinate(main, en, de, c)
 
     def reported(self) -> Sentence:
         """Anna thinks that the train has already arrived."""
-        verb, tense = self.any_of(REPORTS)
+        verb, tense = self.any_of(_REPORTS)
         main = Clause(self.person(), self.keep(VERBS[verb]), tense)
-        return with_subordinate(main, "that", "dass", self.negated(self.scene(), 0.2))
+        return _with_subordinate(main, "that", "dass", self.negated(self.scene(), 0.2))
 
     def feeling(self, subject: Nominal, tense: str, adjectives: Sequence[words.Adjective]) -> Clause:
         """She is very tired."""
@@ -539,16 +539,16 @@ class Author:
         else:
             main = self.duty(subject, can, negated=True)
             is_weak = self.chance(0.4)
-            reason = self.feeling(again, be, WEAKNESSES) if is_weak else self.duty(again, have_to)
-        return with_subordinate(main, "because", "weil", reason)
+            reason = self.feeling(again, be, _WEAKNESSES) if is_weak else self.duty(again, have_to)
+        return _with_subordinate(main, "because", "weil", reason)
 
     def although(self) -> Sentence:
         """Anna is cleaning the kitchen although she is tired."""
         subject = self.person(adult=True)
         do, be = ("past", "past") if self.chance(0.5) else ("progressive", "present")
         main = self.duty(subject, do)
-        obstacle = self.feeling(grammar.back_reference(subject), be, WEAKNESSES)
-        return with_subordinate(main, "although", "obwohl", obstacle)
+        obstacle = self.feeling(grammar.back_reference(subject), be, _WEAKNESSES)
+        return _with_subordinate(main, "although", "obwohl", obstacle)
 
     def condition(self) -> Sentence:
         """If it rains tomorrow, we will stay at home."""
@@ -556,11 +556,11 @@ class Author:
         kind = self.integer(1, 3)
         duty = self.any_of(ACTIONS["duties"])
         if kind == 1:
-            given = Clause(IT, self.word((VERBS["rain"], VERBS["snow"])), "present")
+            given = Clause(_IT, self.word((VERBS["rain"], VERBS["snow"])), "present")
             given.time = self.phrase("near_future_times")
             main = self.act(duty, subject, "future", "time", negated=self.chance(0.5))
         elif kind == 2:
-            given = self.feeling(subject, "present", WEAKNESSES)
+            given = self.feeling(subject, "present", _WEAKNESSES)
             tense = self.any_of(("have_to", "should", "can"))
             main = self.act(duty, grammar.back_reference(subject), tense, "time", negated=True)
         else:
@@ -593,7 +593,7 @@ class Author:
 
     def purpose(self) -> Sentence:
         """Anna is going to the bakery to buy bread."""
-        going, errand = self.any_of(ERRANDS)
+        going, errand = self.any_of(_ERRANDS)
         subject = self.person()
         main = self.act(going, subject, self.any_of(("progressive", "past", "future", "have_to", "want_to")))
         fronted = main.time is not NOTHING and self.chance(0.5)
@@ -608,7 +608,7 @@ class Author:
         posture = self.posture()
         noun = self.noun(posture)
         is_plural = self.some_plural(noun, 0.4)
-        determiner = self.any_of((MANY, SOME, *words.NUMERALS) if is_plural else (A, A, NO))
+        determiner = self.any_of((MANY, _SOME, *words.NUMERALS) if is_plural else (A, A, NO))
         thing = NounPhrase(noun, determiner, is_plural, self.some_adjective(noun, 0.3))
         where, tense = self.spot(posture, DATIVE), self.now_or_then()
         be, _ = grammar.english_verb(VERBS["be"], tense, thing.agreement, True)
@@ -639,14 +639,14 @@ class Author:
 
     def time_of_day(self) -> Sentence:
         """It is already half past three."""
-        adverb = ALREADY if self.chance(0.5) else NOTHING
+        adverb = _ALREADY if self.chance(0.5) else NOTHING
         time = self.phrase("clock_times")
-        return said(Clause(IT, VERBS["be"], "present", complement=time, adverb=adverb))
+        return said(Clause(_IT, VERBS["be"], "present", complement=time, adverb=adverb))
 
     def sentence(self) -> Sentence:
-        return self.any_of(KINDS["sentences"])(self)
+        return self.any_of(_KINDS["sentences"])(self)
 
 
 _METHODS = {name: (method,) for name, method in vars(Author).items()}
 _QUESTIONS = {kind: ((kind, *entry),) for kind, entry in words.TABLES["questions"].items()}
-KINDS = words.grouped("kinds", {**_METHODS, **_QUESTIONS})
+_KINDS = words.grouped("kinds", {**_METHODS, **_QUESTIONS})

@@ -25,7 +25,7 @@ METRICS = ("bleu", "chrf", "chrf++", "ter")
 
 HIGHER_IS_BETTER = {"bleu": True, "chrf": True, "chrf++": True, "ter": False}
 
-SEED = 12345
+_SEED = 12345
 """The seed of bootstrap resampling: sacreBLEU's own default."""
 
 _SEED_VARIABLE = "SACREBLEU_SEED"
@@ -82,7 +82,7 @@ def score(
     lowercase: bool = False,
     tgt: str | None = None,
     num_bootstrap: int = 0,
-    seed: int = SEED,
+    seed: int = _SEED,
 ) -> list[Score]:
     """Score detokenized translations against one or more references.
 
@@ -91,7 +91,7 @@ def score(
         refs: one or more streams of references, each as long as `hyps`. A sentence may lack some of its
             references: None there means "missing" (the signature then says `nrefs:var`), "" an empty one.
         metrics: names out of `METRICS`, in small or capital letters.
-        tokenize: sacreBLEU's tokenizer for BLEU; None lets `tgt` decide (see `tokenizer_of`).
+        tokenize: sacreBLEU's tokenizer for BLEU; None lets `tgt` decide (see `_tokenizer_of`).
         lowercase: ignore case in BLEU and chrF. TER always ignores it, as is its convention.
         tgt: code of the target language.
         num_bootstrap: resamples for the 95% interval (1000 is usual); 0 for none. chrF++ takes about
@@ -121,7 +121,7 @@ def check_metrics(metrics: Sequence[str], *, tokenize: str | None = None, tgt: s
     _build_metrics(metrics, tokenize, lowercase=False, tgt=tgt)
 
 
-def tokenizer_of(tgt: str | None) -> str:
+def _tokenizer_of(tgt: str | None) -> str:
     """sacreBLEU's tokenizer for BLEU in a language if nobody chooses another: its own if it has one, else 13a.
 
     Japanese and Korean need packages for theirs. Without them BLEU counts characters.
@@ -140,7 +140,7 @@ def notice(metrics: Sequence[str], tgt: str | None, *, tokenize: str | None = No
     """What a user should know of BLEU in a language where nobody chose its tokenizer; None if there is nothing."""
     if "bleu" not in metrics or tokenize is not None:
         return None
-    language, chosen = short_code(tgt), tokenizer_of(tgt)
+    language, chosen = short_code(tgt), _tokenizer_of(tgt)
     if chosen == "char":
         return (
             f"BLEU counts characters (tok:char), for {BLEU_TOKENIZERS[language]} is not installed: run "
@@ -243,7 +243,7 @@ def _build_metrics(
     for name in names:
         match name.lower():
             case "bleu":
-                wanted = tokenize or tokenizer_of(tgt)
+                wanted = tokenize or _tokenizer_of(tgt)
                 with _tokenizer_errors(wanted):
                     built.append(BLEU(lowercase=lowercase, tokenize=wanted))
             case "chrf":

@@ -23,8 +23,8 @@ from mtkit.model.layers import FeedForward
 from mtkit.model.positions import LearnedPositions
 from mtkit.model.transformer import Embedding, Transformer
 
-LAYER_NORM_EPSILON = {"layernorm": 1e-5, "rmsnorm": 1e-6}
-NUM_POSITIONS = 2048
+_LAYER_NORM_EPSILON = {"layernorm": 1e-5, "rmsnorm": 1e-6}
+_NUM_POSITIONS = 2048
 """Rows of the table of sinusoidal positions: CTranslate2 cannot go beyond them."""
 
 
@@ -37,9 +37,9 @@ def export(config: ModelConfig, model: Transformer, tokenizers: Tokenizers, fold
     """
     specs = import_ctranslate2().specs
     refuse_unknown_parts(config)
-    spec = make_spec(specs, config)
-    fill_encoder(spec.encoder, config, model)
-    fill_decoder(spec.decoder, config, model)
+    spec = _make_spec(specs, config)
+    _fill_encoder(spec.encoder, config, model)
+    _fill_decoder(spec.decoder, config, model)
     spec.register_source_vocabulary(vocabulary(tokenizers.src))
     spec.register_target_vocabulary(vocabulary(tokenizers.tgt))
     tgt = tokenizers.tgt
@@ -48,7 +48,7 @@ def export(config: ModelConfig, model: Transformer, tokenizers: Tokenizers, fold
     )
     spec.config.decoder_start_token = spec.config.bos_token
     spec.config.add_source_bos, spec.config.add_source_eos = False, True
-    spec.config.layer_norm_epsilon = LAYER_NORM_EPSILON[config.norm]
+    spec.config.layer_norm_epsilon = _LAYER_NORM_EPSILON[config.norm]
     spec.validate()
     spec.optimize(quantization=None)
     with storage_errors(folder):
@@ -73,7 +73,7 @@ def refuse_unknown_parts(config: ModelConfig) -> None:
         raise ConfigError(what, where="model.positions", hint="sinusoidal and learned ones can")
 
 
-def make_spec(specs: Any, config: ModelConfig) -> Any:
+def _make_spec(specs: Any, config: ModelConfig) -> Any:
     """An empty model of the config's shape."""
     activations = {
         "relu": specs.Activation.RELU,
@@ -95,52 +95,52 @@ def make_spec(specs: Any, config: ModelConfig) -> Any:
     )
 
 
-def fill_encoder(spec: Any, config: ModelConfig, model: Transformer) -> None:
+def _fill_encoder(spec: Any, config: ModelConfig, model: Transformer) -> None:
     """Embedding, layers and the last norm of the encoder."""
-    fill_embedding(spec.embeddings[0], spec.position_encodings, model.src_embedding)
+    _fill_embedding(spec.embeddings[0], spec.position_encodings, model.src_embedding)
     for layer_spec, layer in zip(spec.layer, model.encoder_stack(), strict=True):
-        fill_norm(layer_spec.self_attention.layer_norm, layer.attention_residual.norm)
-        fill_self_attention(layer_spec.self_attention, layer.attention)
-        fill_norm(layer_spec.ffn.layer_norm, layer.feed_forward_residual.norm)
-        fill_feed_forward(layer_spec.ffn, layer.feed_forward)
+        _fill_norm(layer_spec.self_attention.layer_norm, layer.attention_residual.norm)
+        _fill_self_attention(layer_spec.self_attention, layer.attention)
+        _fill_norm(layer_spec.ffn.layer_norm, layer.feed_forward_residual.norm)
+        _fill_feed_forward(layer_spec.ffn, layer.feed_forward)
     if config.norm_position == "pre":
-        fill_norm(spec.layer_norm, model.encoder_norm)
+        _fill_norm(spec.layer_norm, model.encoder_norm)
 
 
-def fill_decoder(spec: Any, config: ModelConfig, model: Transformer) -> None:
+def _fill_decoder(spec: Any, config: ModelConfig, model: Transformer) -> None:
     """Embedding, layers, the last norm and the output matrix of the decoder."""
-    fill_embedding(spec.embeddings, spec.position_encodings, model.tgt_embedding)
+    _fill_embedding(spec.embeddings, spec.position_encodings, model.tgt_embedding)
     for layer_spec, layer in zip(spec.layer, model.decoder_stack(), strict=True):
-        fill_norm(layer_spec.self_attention.layer_norm, layer.attention_residual.norm)
-        fill_self_attention(layer_spec.self_attention, layer.attention)
-        fill_norm(layer_spec.attention.layer_norm, layer.cross_residual.norm)
+        _fill_norm(layer_spec.self_attention.layer_norm, layer.attention_residual.norm)
+        _fill_self_attention(layer_spec.self_attention, layer.attention)
+        _fill_norm(layer_spec.attention.layer_norm, layer.cross_residual.norm)
         for linear_spec, linear in zip(
             layer_spec.attention.linear, (layer.cross.q, layer.cross.kv, layer.cross.out), strict=True
         ):
-            fill_linear(linear_spec, linear)
-        fill_norm(layer_spec.ffn.layer_norm, layer.feed_forward_residual.norm)
-        fill_feed_forward(layer_spec.ffn, layer.feed_forward)
+            _fill_linear(linear_spec, linear)
+        _fill_norm(layer_spec.ffn.layer_norm, layer.feed_forward_residual.norm)
+        _fill_feed_forward(layer_spec.ffn, layer.feed_forward)
     if config.norm_position == "pre":
-        fill_norm(spec.layer_norm, model.decoder_norm)
-    fill_linear(spec.projection, model.output)
+        _fill_norm(spec.layer_norm, model.decoder_norm)
+    _fill_linear(spec.projection, model.output)
 
 
-def fill_embedding(spec: Any, positions_spec: Any, embedding: Embedding) -> None:
+def _fill_embedding(spec: Any, positions_spec: Any, embedding: Embedding) -> None:
     """Piece vectors, and the table of positions."""
     assert embedding.positions is not None  # refuse_unknown_parts
     spec.weight = array(embedding.weight)
     positions = embedding.positions
-    rows = len(positions.weight) if isinstance(positions, LearnedPositions) else NUM_POSITIONS
+    rows = len(positions.weight) if isinstance(positions, LearnedPositions) else _NUM_POSITIONS
     positions_spec.encodings = array(positions(torch.arange(rows)))
 
 
-def fill_self_attention(spec: Any, attention: MultiHeadAttention) -> None:
+def _fill_self_attention(spec: Any, attention: MultiHeadAttention) -> None:
     """The fused projection of queries, keys and values, and that of the output."""
-    fill_linear(spec.linear[0], attention.qkv)
-    fill_linear(spec.linear[1], attention.out)
+    _fill_linear(spec.linear[0], attention.qkv)
+    _fill_linear(spec.linear[1], attention.out)
 
 
-def fill_feed_forward(spec: Any, layer: FeedForward) -> None:
+def _fill_feed_forward(spec: Any, layer: FeedForward) -> None:
     """Both matrices; of swiglu the gate and the value apart."""
     if layer.activation == "swiglu":
         gate, value = layer.inner.weight.chunk(2)
@@ -149,18 +149,18 @@ def fill_feed_forward(spec: Any, layer: FeedForward) -> None:
             gate_bias, value_bias = layer.inner.bias.chunk(2)
             spec.linear_0.bias, spec.linear_0_noact.bias = array(gate_bias), array(value_bias)
     else:
-        fill_linear(spec.linear_0, layer.inner)
-    fill_linear(spec.linear_1, layer.outer)
+        _fill_linear(spec.linear_0, layer.inner)
+    _fill_linear(spec.linear_1, layer.outer)
 
 
-def fill_linear(spec: Any, linear: Linear) -> None:
+def _fill_linear(spec: Any, linear: Linear) -> None:
     """Matrix and bias."""
     spec.weight = array(linear.weight)
     if linear.bias is not None:
         spec.bias = array(linear.bias)
 
 
-def fill_norm(spec: Any, norm: nn.Module) -> None:
+def _fill_norm(spec: Any, norm: nn.Module) -> None:
     """Scale and shift; RMSNorm has no shift."""
     spec.gamma = array(norm.weight)
     if getattr(norm, "bias", None) is not None:

@@ -45,7 +45,7 @@ class DecoderState:
         return self.visible_BKL.shape[2]
 
     def is_batched(self, num_heads: int) -> bool:
-        """Whether `batched_attention` is the way: on CPUs, where each head has keys of its own."""
+        """Whether `_batched_attention` is the way: on CPUs, where each head has keys of its own."""
         cache = self.self_kv[0]
         return cache.device.type == "cpu" and cache.shape[2] == num_heads
 
@@ -130,7 +130,7 @@ def start_state(
         memory_kv: see `DecoderState`, like `mask`.
     """
     k = memory_kv[0][0]
-    dtype = cache_dtype(k)
+    dtype = _cache_dtype(k)
     memory_kv = [(k.to(dtype).contiguous(), v.to(dtype).contiguous()) for k, v in memory_kv]
     k = memory_kv[0][0]
     self_kv = [k.new_empty(2, len(mask), a.kv_heads, INITIAL_SLOTS, a.head_width) for a in attentions]
@@ -142,7 +142,7 @@ def start_state(
     return DecoderState(memory_kv, mask, self_kv, visible_BKL, steps_L, memory_bias_BS=bias_BS)
 
 
-def cache_dtype(x: Tensor) -> torch.dtype:
+def _cache_dtype(x: Tensor) -> torch.dtype:
     """The precision of keys and values: that of the model, but float32 on CPUs.
 
     Batches of small products are faster in float32 there; the large products, in bfloat16, are another matter.
@@ -160,7 +160,7 @@ class StepMasks:
     self_mask_B1KL: Tensor
     self_bias_NKL: (
         Tensor | None
-    )  # for `batched_attention`, if that is the way; N = B x H: 0 where visible, else -inf
+    )  # for `_batched_attention`, if that is the way; N = B x H: 0 where visible, else -inf
 
 
 def step_masks(state: DecoderState, num_hypotheses: int, num_heads: int) -> StepMasks:
@@ -191,7 +191,7 @@ def attend_past(
         mask = masks.self_mask_B1KL
         keys_L = k_BGLE.new_empty(0) if state.steps_L is None else state.steps_L
         return attention.attend(q_BHKE, k_BGLE, v_BGLE, mask, masks.positions_K, keys_L)
-    out_BHKE, _ = batched_attention(q_BHKE, k_BGLE, v_BGLE, masks.self_bias_NKL)
+    out_BHKE, _ = _batched_attention(q_BHKE, k_BGLE, v_BGLE, masks.self_bias_NKL)
     return attention.out(joined(out_BHKE, x_BKD.dtype))
 
 
@@ -208,7 +208,7 @@ def attend_memory(attention: MultiHeadAttention, x_BKD: Tensor, state: DecoderSt
     if k_BGSE.shape[1] != H:
         k_BGSE, v_BGSE = (t.repeat_interleave(H // t.shape[1], dim=1) for t in (k_BGSE, v_BGSE))
     bias_N1S = state.memory_bias_BS[:, None].expand(B, H, -1).reshape(B * H, 1, -1)
-    out_BHKE, weights_BHKS = batched_attention(q_BHKE, k_BGSE, v_BGSE, bias_N1S)
+    out_BHKE, weights_BHKS = _batched_attention(q_BHKE, k_BGSE, v_BGSE, bias_N1S)
     if state.keep_weights:
         state.weights_BKS.append(weights_BHKS.float().mean(dim=1))
     return attention.out(joined(out_BHKE, x_BKD.dtype))
@@ -219,7 +219,7 @@ def joined(out_BHKE: Tensor, dtype: torch.dtype) -> Tensor:
     return out_BHKE.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format).flatten(2)
 
 
-def batched_attention(
+def _batched_attention(
     q_BHKE: Tensor, k_BHLE: Tensor, v_BHLE: Tensor, bias_NKL: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Attention as three calls: scores with the mask added in the product, softmax in place, the weighted sum.

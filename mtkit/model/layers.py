@@ -70,7 +70,7 @@ class FeedForward(nn.Module):
                 return F.silu(gate) * value
 
 
-class Residual(nn.Module):
+class _Residual(nn.Module):
     """A residual connection around a sublayer, normalized before it (pre) or after the sum (post).
 
     What flows past the sublayers, the residual stream, and the norms keep the precision of the input.
@@ -88,7 +88,7 @@ class Residual(nn.Module):
         return normed
 
 
-def make_attention(config: ModelConfig, *, cross: bool = False) -> MultiHeadAttention:
+def _make_attention(config: ModelConfig, *, cross: bool = False) -> MultiHeadAttention:
     """Self-attention with the config's positions, or cross-attention, which has none."""
     relative = config.positions == "relative" and not cross
     return MultiHeadAttention(
@@ -108,8 +108,8 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.attention, self.attention_residual = make_attention(config), Residual(config)
-        self.feed_forward, self.feed_forward_residual = FeedForward(config), Residual(config)
+        self.attention, self.attention_residual = _make_attention(config), _Residual(config)
+        self.feed_forward, self.feed_forward_residual = FeedForward(config), _Residual(config)
 
     def forward(self, x_BSD: Tensor, mask: Tensor, positions_S: Tensor, dtype: torch.dtype) -> Tensor:
         """[B, S, D] to the same shape and precision; matrix products run in `dtype`."""
@@ -126,9 +126,9 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.attention, self.attention_residual = make_attention(config), Residual(config)
-        self.cross, self.cross_residual = make_attention(config, cross=True), Residual(config)
-        self.feed_forward, self.feed_forward_residual = FeedForward(config), Residual(config)
+        self.attention, self.attention_residual = _make_attention(config), _Residual(config)
+        self.cross, self.cross_residual = _make_attention(config, cross=True), _Residual(config)
+        self.feed_forward, self.feed_forward_residual = FeedForward(config), _Residual(config)
 
     def forward(
         self,

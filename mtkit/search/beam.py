@@ -65,7 +65,7 @@ class SearchOptions:
         suppressed: pieces that never appear.
         penalty_kind: gnmt is ((5 + length) / 6) ** alpha (Wu et al. 2016, eq. 14), simple is length ** alpha.
         coverage_penalty: beta of Wu et al. 2016, eq. 14; 0 is off.
-        stop: when a sentence ends, see `has_ended`.
+        stop: when a sentence ends, see `_has_ended`.
         min_length: pieces before eos at least.
         no_repeat_ngram: no sequence of so many pieces appears twice; 0 is off.
         groups: groups of diverse search (Vijayakumar et al. 2018); divides `beam_size`.
@@ -143,16 +143,16 @@ def search(
     beam = start_beam(max_lengths, options, device, prefixes or [()] * len(max_lengths))
     tracker = ConstraintTracker(constraints, options) if constraints and any(constraints) else None
     while max_lengths:
-        check_limits_are_finite(beam)
+        _check_limits_are_finite(beam)
         hidden_BKD = stepper.step(beam.tokens_BKT[:, :, -1])
         if options.coverage_penalty:
             beam.coverage_BKS = beam.coverage_BKS + stepper.attention()
-        candidates = all_candidates(stepper, hidden_BKD, beam, options, tracker)
-        finish_hypotheses(beam, candidates, options)
-        parents_BK = continue_hypotheses(beam, candidates, options)
+        candidates = _all_candidates(stepper, hidden_BKD, beam, options, tracker)
+        _finish_hypotheses(beam, candidates, options)
+        parents_BK = _continue_hypotheses(beam, candidates, options)
         if tracker is not None:
             tracker.advance(parents_BK, beam.tokens_BKT[:, :, -1])
-        ended_B = has_ended(beam, options)
+        ended_B = _has_ended(beam, options)
         if ended_B.any():
             collect(beam, ended_B, results, options)
             kept_B = survivors(ended_B)
@@ -168,7 +168,7 @@ def search(
     return results
 
 
-def check_limits_are_finite(beam: Beam) -> None:
+def _check_limits_are_finite(beam: Beam) -> None:
     """Raise TrainingError if no hypothesis ended in time, which only scores that are not numbers bring about."""
     if (beam.length >= beam.max_lengths_B).any():
         hint = "with fp16, use bf16 or fp32; else the weights are spoiled: use an earlier checkpoint"
@@ -209,7 +209,7 @@ class Candidates:
     ends_BGC: Tensor  # True where the token is eos
 
 
-def all_candidates(
+def _all_candidates(
     stepper: Stepper,
     hidden_BKD: Tensor,
     beam: Beam,
@@ -261,21 +261,21 @@ def best_candidates(log_probs_BKV: Tensor, beam: Beam, options: SearchOptions) -
         log_probs_BC, parents_BC, tokens_BC = candidates
         found.append((log_probs_BC, parents_BC + first, tokens_BC))
         if options.groups > 1:
-            chosen_BC = first_that_go_on(tokens_BC == options.eos, size)
+            chosen_BC = _first_that_go_on(tokens_BC == options.eos, size)
             chosen_tokens = tokens_BC.gather(1, chosen_BC)
             counts_BV.scatter_add_(1, chosen_tokens, torch.ones_like(chosen_tokens, dtype=torch.float32))
     log_probs, parents, tokens = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))
     return Candidates(log_probs, parents, tokens, tokens == options.eos)
 
 
-def first_that_go_on(ends_C: Tensor, number: int) -> Tensor:
+def _first_that_go_on(ends_C: Tensor, number: int) -> Tensor:
     """Places of the first so many candidates [..., C] that do not end, in order; ended ones follow if too few."""
     C = ends_C.shape[-1]
     places = torch.arange(C, device=ends_C.device) + C * ends_C
     return places.topk(min(number, C), largest=False).indices
 
 
-def finish_hypotheses(beam: Beam, candidates: Candidates, options: SearchOptions) -> None:
+def _finish_hypotheses(beam: Beam, candidates: Candidates, options: SearchOptions) -> None:
     """Those of each group's best K/G candidates that end join the finished ones, of which the best K are kept."""
     K, size = options.beam_size, options.beam_size // options.groups
     log_probs_BK = candidates.log_probs_BGC[:, :, :size].flatten(1)  # fewer than K with a small vocabulary
@@ -284,35 +284,35 @@ def finish_hypotheses(beam: Beam, candidates: Candidates, options: SearchOptions
         return
     parents_BK = candidates.parents_BGC[:, :, :size].flatten(1)
     log_probs_BK = log_probs_BK.masked_fill(~ends_BK, NEG_INF)
-    coverage_BKS = gather_beams(beam.coverage_BKS, parents_BK) if options.coverage_penalty else None
+    coverage_BKS = _gather_beams(beam.coverage_BKS, parents_BK) if options.coverage_penalty else None
     scores_BK = final_scores(log_probs_BK, beam.length + 1, options, coverage_BKS)
-    tokens_BKT = gather_beams(beam.tokens_BKT[:, :, 1:], parents_BK)
+    tokens_BKT = _gather_beams(beam.tokens_BKT[:, :, 1:], parents_BK)
     room = tokens_BKT.shape[2] + 1 - beam.done_tokens_BKT.shape[2]  # eos ends it also where it is the longest
     done_BKT = torch.nn.functional.pad(beam.done_tokens_BKT, (0, room), value=options.eos)
     tokens_BKT = torch.nn.functional.pad(tokens_BKT, (0, 1), value=options.eos)
     beam.done_scores_BK, order_BK = torch.cat([beam.done_scores_BK, scores_BK], 1).topk(K, dim=1)
     beam.done_log_probs_BK = torch.cat([beam.done_log_probs_BK, log_probs_BK], 1).gather(1, order_BK)
-    beam.done_tokens_BKT = gather_beams(torch.cat([done_BKT, tokens_BKT], 1), order_BK)
+    beam.done_tokens_BKT = _gather_beams(torch.cat([done_BKT, tokens_BKT], 1), order_BK)
     beam.done_counts_B = beam.done_counts_B + ends_BK.sum(1)
 
 
-def continue_hypotheses(beam: Beam, candidates: Candidates, options: SearchOptions) -> Tensor:
+def _continue_hypotheses(beam: Beam, candidates: Candidates, options: SearchOptions) -> Tensor:
     """The first K/G candidates of each group that do not end go on. Returns which beam each continues: [B, K]."""
     size = options.beam_size // options.groups
-    order_BGC = first_that_go_on(candidates.ends_BGC, size)
+    order_BGC = _first_that_go_on(candidates.ends_BGC, size)
     log_probs_BGC = candidates.log_probs_BGC.masked_fill(candidates.ends_BGC, NEG_INF)
     chosen = [x.gather(2, order_BGC) for x in (log_probs_BGC, candidates.parents_BGC, candidates.tokens_BGC)]
     if (missing := size - order_BGC.shape[2]) > 0:  # a vocabulary smaller than the beam
         pad = torch.nn.functional.pad
         chosen = [pad(chosen[0], (0, missing), value=NEG_INF), *(pad(x, (0, missing)) for x in chosen[1:])]
     beam.log_probs_BK, parents_BK, tokens_BK = (x.flatten(1) for x in chosen)
-    beam.tokens_BKT = torch.cat([gather_beams(beam.tokens_BKT, parents_BK), tokens_BK[:, :, None]], dim=2)
+    beam.tokens_BKT = torch.cat([_gather_beams(beam.tokens_BKT, parents_BK), tokens_BK[:, :, None]], dim=2)
     if options.coverage_penalty:
-        beam.coverage_BKS = gather_beams(beam.coverage_BKS, parents_BK)
+        beam.coverage_BKS = _gather_beams(beam.coverage_BKS, parents_BK)
     return parents_BK
 
 
-def has_ended(beam: Beam, options: SearchOptions) -> Tensor:
+def _has_ended(beam: Beam, options: SearchOptions) -> Tensor:
     """[B]: which sentences need no further step.
 
     Always those of which no hypothesis is alive, or no live one can still beat the `n_best` finished: since
@@ -326,7 +326,7 @@ def has_ended(beam: Beam, options: SearchOptions) -> Tensor:
     ends a sentence at the first step whose best candidate ends.
     """
     best_live_B = beam.log_probs_BK.amax(dim=1)
-    hopeless_B = beam.done_scores_BK[:, options.n_best - 1] >= best_possible_scores(
+    hopeless_B = beam.done_scores_BK[:, options.n_best - 1] >= _best_possible_scores(
         beam, best_live_B, options
     )
     ended_B = hopeless_B | (best_live_B == NEG_INF)
@@ -339,7 +339,7 @@ def has_ended(beam: Beam, options: SearchOptions) -> Tensor:
     return ended_B | enough_B
 
 
-def best_possible_scores(beam: Beam, log_probs_B: Tensor, options: SearchOptions) -> Tensor:
+def _best_possible_scores(beam: Beam, log_probs_B: Tensor, options: SearchOptions) -> Tensor:
     """Upper bounds of what live hypotheses of these log-probabilities can still come to: [B]."""
     grows = options.length_penalty > 0
     longest_B = beam.max_lengths_B.clamp(min=beam.length + 1)
@@ -378,7 +378,7 @@ def gnmt_penalty(lengths: Tensor | int, alpha: float) -> Tensor:
     return ((5.0 + torch.as_tensor(lengths)) / 6.0) ** alpha
 
 
-def gather_beams(values_BKT: Tensor, beams_BK: Tensor) -> Tensor:
+def _gather_beams(values_BKT: Tensor, beams_BK: Tensor) -> Tensor:
     """Rows of these beams: [B, K, T]."""
     return values_BKT.gather(1, beams_BK[:, :, None].expand(-1, -1, values_BKT.shape[2]))
 

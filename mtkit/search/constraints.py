@@ -25,7 +25,7 @@ from mtkit.search.token_rules import NEG_INF
 if TYPE_CHECKING:
     from mtkit.search.beam import Beam, Candidates, SearchOptions
 
-MET, JUST_MET = -1, -2
+_MET, _JUST_MET = -1, -2
 """The place in a phrase of a constraint that is met; that is met if the next piece may follow it."""
 
 
@@ -45,7 +45,7 @@ class Constraint:
     @cached_property
     def borders(self) -> tuple[tuple[int, ...], ...]:
         """For each phrase the failure function of Knuth, Morris and Pratt (1977)."""
-        return tuple(map(failure_function, self.phrases))
+        return tuple(map(_failure_function, self.phrases))
 
     @property
     def num_pieces(self) -> int:
@@ -53,35 +53,35 @@ class Constraint:
         return min(map(len, self.phrases))
 
     def advance(self, places: tuple[int, ...], token: int) -> tuple[int, ...]:
-        """How far each phrase has come after a piece; all `MET` once one of them is whole."""
-        if places[0] == MET:
+        """How far each phrase has come after a piece; all `_MET` once one of them is whole."""
+        if places[0] == _MET:
             return places
-        if places[0] == JUST_MET:
+        if places[0] == _JUST_MET:
             if self.followers is None or token in self.followers:
-                return (MET,) * len(places)
+                return (_MET,) * len(places)
             places = (0,) * len(places)
         after = tuple(
-            next_place(phrase, border, place, token)
+            _next_place(phrase, border, place, token)
             for phrase, border, place in zip(self.phrases, self.borders, places, strict=True)
         )
         whole = any(place == len(phrase) for place, phrase in zip(after, self.phrases, strict=True))
-        met = MET if self.followers is None else JUST_MET
+        met = _MET if self.followers is None else _JUST_MET
         return (met,) * len(after) if whole else after
 
     def missing(self, places: tuple[int, ...]) -> int:
         """The fewest pieces that still have to come."""
-        if places[0] in (MET, JUST_MET):
+        if places[0] in (_MET, _JUST_MET):
             return 0
         return min(len(phrase) - place for phrase, place in zip(self.phrases, places, strict=True))
 
     def next_tokens(self, places: tuple[int, ...]) -> set[int]:
         """Pieces that bring a phrase on."""
-        if places[0] in (MET, JUST_MET):
+        if places[0] in (_MET, _JUST_MET):
             return set()
         return {phrase[place] for phrase, place in zip(self.phrases, places, strict=True)}
 
 
-def failure_function(phrase: Sequence[int]) -> tuple[int, ...]:
+def _failure_function(phrase: Sequence[int]) -> tuple[int, ...]:
     """For each prefix the length of its longest proper suffix that is a prefix too."""
     borders = [0]
     for token in phrase[1:]:
@@ -92,7 +92,7 @@ def failure_function(phrase: Sequence[int]) -> tuple[int, ...]:
     return tuple(borders)
 
 
-def next_place(phrase: Sequence[int], borders: Sequence[int], place: int, token: int) -> int:
+def _next_place(phrase: Sequence[int], borders: Sequence[int], place: int, token: int) -> int:
     """Pieces of the phrase that the hypothesis ends with after this piece, if it ended with `place` before."""
     while place and phrase[place] != token:
         place = borders[place - 1]

@@ -85,12 +85,12 @@ def sample(
         apply_token_rules(log_probs_BKV, samples, options)
         expanded = log_probs_BKV.shape[1] != sampling.num_samples  # at the first step all have one past
         if expanded:
-            widen(samples, sampling.num_samples)
+            _widen(samples, sampling.num_samples)
             log_probs_BKV = log_probs_BKV.expand(-1, sampling.num_samples, -1)
         draw(samples, log_probs_BKV, options, sampling)
         done_B = samples.ended_BK.all(dim=1)
         if done_B.any():
-            collect_samples(samples, done_B, results, options)
+            _collect_samples(samples, done_B, results, options)
             kept_B = survivors(done_B)
             keep_sentences(samples, kept_B)
             stepper.keep(kept_B)
@@ -130,7 +130,7 @@ def start_samples(
     )
 
 
-def widen(samples: Samples, num_samples: int) -> None:
+def _widen(samples: Samples, num_samples: int) -> None:
     """From one past for each sentence to one for each sample."""
     samples.tokens_BKT = samples.tokens_BKT.expand(-1, num_samples, -1)
     samples.log_probs_BK = samples.log_probs_BK.expand(-1, num_samples)
@@ -169,7 +169,7 @@ def cut_probabilities(log_probs_BKV: Tensor, sampling: SamplingOptions) -> Tenso
     return probs
 
 
-def collect_samples(
+def _collect_samples(
     samples: Samples, done_B: Tensor, results: list[list[Hypothesis]], options: SearchOptions
 ) -> None:
     """Write the samples of finished sentences into the results."""

@@ -45,7 +45,7 @@ class TokenRules(Protocol):
 
 def apply_token_rules(log_probs_BKV: Tensor, beam: SearchState, rules: TokenRules) -> None:
     """Apply all rules in place. A given prefix counts more than the others, the greatest length more than those."""
-    forced_B = forced_tokens(beam)
+    forced_B = _forced_tokens(beam)
     kept_BK = None
     if forced_B is not None:
         index_BK1 = forced_B.clamp(min=0)[:, None, None].expand(-1, log_probs_BKV.shape[1], -1)
@@ -56,9 +56,9 @@ def apply_token_rules(log_probs_BKV: Tensor, beam: SearchState, rules: TokenRule
         early_B = beam.max_lengths_B > beam.length + 1
         log_probs_BKV[early_B, :, rules.eos] = NEG_INF
     if rules.after_prefix:
-        restrict_after_prefix(log_probs_BKV, beam, rules.after_prefix)
+        _restrict_after_prefix(log_probs_BKV, beam, rules.after_prefix)
     if rules.no_repeat_ngram:
-        block_repeated_ngrams(log_probs_BKV, beam.tokens_BKT[:, :, 1:], rules.no_repeat_ngram)
+        _block_repeated_ngrams(log_probs_BKV, beam.tokens_BKT[:, :, 1:], rules.no_repeat_ngram)
     last_B = beam.max_lengths_B == beam.length + 1
     if last_B.any():
         ends_BK = log_probs_BKV[last_B, :, rules.eos]
@@ -70,7 +70,7 @@ def apply_token_rules(log_probs_BKV: Tensor, beam: SearchState, rules: TokenRule
         log_probs_BKV[rows_B, :, forced_B[rows_B]] = kept_BK[rows_B]
 
 
-def forced_tokens(beam: SearchState) -> Tensor | None:
+def _forced_tokens(beam: SearchState) -> Tensor | None:
     """The prefix's next piece of each sentence, -1 where it has none: [B]; None if no sentence has any."""
     if beam.length >= beam.prefixes_BP.shape[1]:
         return None
@@ -78,7 +78,7 @@ def forced_tokens(beam: SearchState) -> Tensor | None:
     return forced_B if (forced_B >= 0).any() else None
 
 
-def restrict_after_prefix(log_probs_BKV: Tensor, beam: SearchState, allowed: tuple[int, ...]) -> None:
+def _restrict_after_prefix(log_probs_BKV: Tensor, beam: SearchState, allowed: tuple[int, ...]) -> None:
     """Where a prefix has just ended, only these pieces."""
     place, prefixes_BP = beam.length, beam.prefixes_BP
     if not 0 < place <= prefixes_BP.shape[1]:
@@ -92,7 +92,7 @@ def restrict_after_prefix(log_probs_BKV: Tensor, beam: SearchState, allowed: tup
         log_probs_BKV.masked_fill_(behind_B[:, None, None] & others_V, NEG_INF)
 
 
-def block_repeated_ngrams(log_probs_BKV: Tensor, tokens_BKT: Tensor, n: int) -> None:
+def _block_repeated_ngrams(log_probs_BKV: Tensor, tokens_BKT: Tensor, n: int) -> None:
     """No sequence of n pieces twice in a hypothesis (Paulus et al. 2018, section 2.5)."""
     T = tokens_BKT.shape[2]
     if n > T:

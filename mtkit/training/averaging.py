@@ -68,18 +68,18 @@ def average(
         ConfigError: what is asked for is not clear or not there; the checkpoints are not of one run.
         StorageError: a checkpoint is missing or damaged, or the folder cannot be written.
     """
-    refuse_to_replace(output)
+    _refuse_to_replace(output)
     if (last is None) == (best is None) and last is not None:
         raise ConfigError("give either --last or --best", hint="mtkit average --help")
     if last is None and best is None:
-        sources = named_checkpoints(paths)
+        sources = _named_checkpoints(paths)
     elif len(paths) != 1:
         raise ConfigError(
             "--last and --best choose among the checkpoints of one run", hint="name one run folder"
         )
     else:
         run = paths[0]
-        sources = last_checkpoints(run, last) if last is not None else best_checkpoints(run, best or 0)
+        sources = _last_checkpoints(run, last) if last is not None else best_checkpoints(run, best or 0)
     write_average(sources, output)
     return Average(output, sources)
 
@@ -98,7 +98,7 @@ def average_last(config: Config, say: Say) -> Path | None:
     wanted, run = config.training.average_last, Path(config.run)
     if wanted is None:
         return None
-    sources = trained_checkpoints(run)[:wanted]
+    sources = _trained_checkpoints(run)[:wanted]
     if len(sources) < 2:
         say(f"no average: the run has {len(sources)} checkpoint")
         return None
@@ -106,11 +106,11 @@ def average_last(config: Config, say: Say) -> Path | None:
     for leftover in leftovers(folder):  # of a run that was killed while it wrote one
         remove_tree(leftover)
     write_average(sources, folder)
-    say(f"average    of {len(sources)} checkpoints, steps {step_range(sources)}, in {folder}")
+    say(f"average    of {len(sources)} checkpoints, steps {_step_range(sources)}, in {folder}")
     return folder
 
 
-def step_range(sources: Sequence[Path]) -> str:
+def _step_range(sources: Sequence[Path]) -> str:
     """From the first to the last step of checkpoint folders."""
     steps = sorted(step_of(source.name) for source in sources)
     return f"{steps[0]:,} to {steps[-1]:,}"
@@ -119,7 +119,7 @@ def step_range(sources: Sequence[Path]) -> str:
 # --- which checkpoints --------------------------------------------------------------------------------------------
 
 
-def refuse_to_replace(output: Path) -> None:
+def _refuse_to_replace(output: Path) -> None:
     """Check that nothing would be lost. Raises: ConfigError: there is something at the place."""
     with storage_errors(output):
         taken = output.is_file() or output.is_symlink() or (output.is_dir() and any(output.iterdir()))
@@ -127,7 +127,7 @@ def refuse_to_replace(output: Path) -> None:
         raise ConfigError("there is something already", where=str(output), hint="choose another -o folder")
 
 
-def named_checkpoints(paths: Sequence[Path]) -> list[Path]:
+def _named_checkpoints(paths: Sequence[Path]) -> list[Path]:
     """The checkpoint that each path means, a run folder its best. Raises: ConfigError, StorageError."""
     if len(paths) < 2:
         hint = "for one run folder say which: --last 5 or --best 5"
@@ -140,20 +140,20 @@ def named_checkpoints(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def trained_checkpoints(run: Path) -> list[Path]:
+def _trained_checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run, newest first, without that of step 0, which has learned nothing."""
     return [folder for folder in checkpoints_of(run) if step_of(folder.name) > 0]
 
 
-def last_checkpoints(run: Path, number: int) -> list[Path]:
+def _last_checkpoints(run: Path, number: int) -> list[Path]:
     """The newest checkpoints of a run. Raises: ConfigError: there are fewer; StorageError: it is no run."""
-    found = trained_checkpoints(checked_run(run))
+    found = _trained_checkpoints(_checked_run(run))
     return enough(found, number, run, "--last", "checkpoints")
 
 
 def best_checkpoints(run: Path, number: int) -> list[Path]:
     """The checkpoints with the best validation of a run, best first. Raises: ConfigError, StorageError."""
-    found = trained_checkpoints(checked_run(run))
+    found = _trained_checkpoints(_checked_run(run))
     if not found:
         return enough(found, number, run, "--best", "checkpoints")
     hint = "it was written by another version of mtkit, or changed by hand"
@@ -168,7 +168,7 @@ def best_checkpoints(run: Path, number: int) -> list[Path]:
     return enough(ranked, number, run, "--best", f"checkpoints with a validation ({name})")
 
 
-def checked_run(run: Path) -> Path:
+def _checked_run(run: Path) -> Path:
     """The path, if it is a folder but no checkpoint. Raises: ConfigError, StorageError."""
     if not run.is_dir():
         raise StorageError("no such folder", where=str(run), hint="name a run folder")
@@ -226,17 +226,17 @@ def write_average(sources: Sequence[Path], output: Path) -> None:
     fingerprints = {load_tokenizers(folder).fingerprint for folder in dict.fromkeys(tokenizers)}
     fingerprints |= {state["tokenizers"] for state in states if state.get("tokenizers")}
     if len(fingerprints) > 1:
-        refuse_other_runs(sources, "they have different tokenizers")
+        _refuse_other_runs(sources, "they have different tokenizers")
     for source in sources[1:]:
         changes = [line for line in diff_configs(first, stored_config(source, hint)) if not is_harmless(line)]
         if changes:
-            refuse_other_runs((sources[0], source), f"their configs differ: {'; '.join(changes)}")
+            _refuse_other_runs((sources[0], source), f"their configs differ: {'; '.join(changes)}")
     one_run = len(set(tokenizers)) == 1  # in which the data stayed the same, whichever version named it how
     if not one_run and len({state.get("corpus") for state in states}) > 1:
-        refuse_other_runs(sources, "they were trained on different data")
+        _refuse_other_runs(sources, "they were trained on different data")
     weights = average_weights([source / MODEL_FILE for source in sources])
     state = {
-        "averaged": [step_label(source, state) for source, state in zip(sources, states, strict=True)],
+        "averaged": [_step_label(source, state) for source, state in zip(sources, states, strict=True)],
         "tokenizers": fingerprints.pop(),
         "corpus": states[0].get("corpus"),
         "usual_src_tokens": states[0].get("usual_src_tokens"),
@@ -247,12 +247,12 @@ def write_average(sources: Sequence[Path], output: Path) -> None:
     save_checkpoint(output, Checkpoint(weights, config, state), models)
 
 
-def step_label(source: Path, state: dict[str, object]) -> str:
+def _step_label(source: Path, state: dict[str, object]) -> str:
     """How the average's state.json calls a checkpoint."""
     return f"{source.name}, step {state['step']}" if "step" in state else source.name
 
 
-def refuse_other_runs(sources: Sequence[Path], what: str) -> None:
+def _refuse_other_runs(sources: Sequence[Path], what: str) -> None:
     """Raises: ConfigError: these are not checkpoints of one run."""
     where = " and ".join(map(str, sources[:2])) + (f" and {len(sources) - 2} more" if sources[2:] else "")
     raise ConfigError(what, where=where, hint="only the weights of one run can be averaged")
@@ -276,11 +276,11 @@ def average_weights(paths: Sequence[Path]) -> dict[str, Tensor]:
         names = sorted(first.keys())
         for path, file in files[1:]:
             if differing := sorted(set(names) ^ set(file.keys())):
-                refuse_other_weights(path, first_path, f"not the same tensors: {', '.join(differing[:3])}")
-        return {name: mean_tensor(name, files) for name in names}
+                _refuse_other_weights(path, first_path, f"not the same tensors: {', '.join(differing[:3])}")
+        return {name: _mean_tensor(name, files) for name in names}
 
 
-def mean_tensor(name: str, files: Sequence[tuple[Path, safe_open]]) -> Tensor:
+def _mean_tensor(name: str, files: Sequence[tuple[Path, safe_open]]) -> Tensor:
     """The mean of a tensor over open files. Raises: StorageError: they hold it in different shapes or types."""
     first_path = files[0][0]
     first: Tensor | None = None
@@ -293,12 +293,12 @@ def mean_tensor(name: str, files: Sequence[tuple[Path, safe_open]]) -> Tensor:
             continue
         if tensor.shape != first.shape or tensor.dtype != first.dtype:
             shapes = f"{list(tensor.shape)} {tensor.dtype}, not {list(first.shape)} {first.dtype}"
-            refuse_other_weights(path, first_path, f"{name} is {shapes}")
+            _refuse_other_weights(path, first_path, f"{name} is {shapes}")
         total += tensor
     assert first is not None
     return (total / len(files)).to(first.dtype)
 
 
-def refuse_other_weights(path: Path, first: Path, what: str) -> None:
+def _refuse_other_weights(path: Path, first: Path, what: str) -> None:
     """Raises: StorageError: the weights do not fit those of the first file."""
     raise StorageError(what, where=str(path), hint=f"as in {first}: average checkpoints of one model")

@@ -30,8 +30,8 @@ from mtkit.training.signals import Signals
 from mtkit.training.trainer import Trainer
 from mtkit.training.validation import TextCorpus, Validator
 
-SAMPLE_LINES = 2000
-ADAM_TENSORS = 4  # weights, gradients and two moments, all float32
+_SAMPLE_LINES = 2000
+_ADAM_TENSORS = 4  # weights, gradients and two moments, all float32
 
 
 def check_run(config: Config, console: Console) -> None:
@@ -40,7 +40,7 @@ def check_run(config: Config, console: Console) -> None:
     Raises:
         ConfigError, DataError, TrainingError, StorageError: what `train` would stop at.
     """
-    say = Reporter(console)
+    say = _Reporter(console)
     say("config", f"{config.data.src} -> {config.data.tgt}, run folder {config.run}")
     configure_process(config)
     refuse_foreign(config, open_splits(config))
@@ -57,22 +57,22 @@ def check_run(config: Config, console: Console) -> None:
         if inputs.valid is not None:
             for name, pairs in inputs.valid.sets.items():
                 say("valid", f"{name}: {len(pairs):,} pairs")
-            check_round_trip(inputs.valid, inputs.tokenizers, say)
+            _check_round_trip(inputs.valid, inputs.tokenizers, say)
         validator = None if inputs.valid is None else Validator(inputs.valid, inputs.tokenizers, config)
         progress = Progress(Path(scratch), Console(quiet=True), config.training.tensorboard)
         own = config.model_copy(update={"run": scratch})  # where an update that diverges finds no checkpoint
         trainer = Trainer(own, inputs.corpus, inputs.tokenizers, validator, progress, Signals())
         describe(trainer, lambda line: say(*line.split(maxsplit=1)))
-        held = trainer.model.num_parameters() * 4 * ADAM_TENSORS
+        held = trainer.model.num_parameters() * 4 * _ADAM_TENSORS
         say("memory", f"{megabytes(held)} for weights and optimizer")
-        check_largest_batch(trainer, inputs.corpus, say)
-        check_disk(config, trainer, say)
+        _check_largest_batch(trainer, inputs.corpus, say)
+        _check_disk(config, trainer, say)
         done = checkpoint.state.get("step") if checkpoint is not None else None
-        foretell(trainer, done if isinstance(done, int) else 0, say)
+        _foretell(trainer, done if isinstance(done, int) else 0, say)
         say("ok", f"train would run: mtkit train does what was checked here; {limits(trainer)}")
 
 
-class Reporter:
+class _Reporter:
     """Prints what was found, a name and a fact a line."""
 
     def __init__(self, console: Console) -> None:
@@ -85,11 +85,11 @@ class Reporter:
 Say = Callable[[str, str], None]
 
 
-def check_round_trip(valid: TextCorpus, tokenizers: Tokenizers, say: Say) -> None:
+def _check_round_trip(valid: TextCorpus, tokenizers: Tokenizers, say: Say) -> None:
     """How many validation lines the tokenizers give back as they were, white space and normalization aside."""
     for name, tokenizer, lines in (
-        ("source", tokenizers.src, valid.srcs[:SAMPLE_LINES]),
-        ("target", tokenizers.tgt, valid.tgts[:SAMPLE_LINES]),
+        ("source", tokenizers.src, valid.srcs[:_SAMPLE_LINES]),
+        ("target", tokenizers.tgt, valid.tgts[:_SAMPLE_LINES]),
     ):
         rows = tokenizer.encode(lines)
         unknown = sum(int(np.count_nonzero(row == tokenizer.unk)) for row in rows)
@@ -109,7 +109,7 @@ def check_round_trip(valid: TextCorpus, tokenizers: Tokenizers, say: Say) -> Non
             say("", f"for example {before!r} comes back as {after!r}")
 
 
-def check_largest_batch(trainer: Trainer, corpus: Corpus, say: Say) -> None:
+def _check_largest_batch(trainer: Trainer, corpus: Corpus, say: Say) -> None:
     """An update of the batch with the most positions: it is the one that runs out of memory if any does."""
     if trainer.config.training.batch_tokens == "auto":
         trainer.state.slices = find_num_micro_batches(trainer)
@@ -124,7 +124,7 @@ def check_largest_batch(trainer: Trainer, corpus: Corpus, say: Say) -> None:
     say("update", f"with it took {seconds:.2f} s; peak memory {memory}")
 
 
-def check_disk(config: Config, trainer: Trainer, say: Say) -> None:
+def _check_disk(config: Config, trainer: Trainer, say: Say) -> None:
     """Whether the checkpoints will fit. Raises: StorageError: they will not."""
     run = Path(config.run).absolute()
     with storage_errors(run):
@@ -132,7 +132,7 @@ def check_disk(config: Config, trainer: Trainer, say: Say) -> None:
         free = shutil.disk_usage(there).free
     weights = trainer.model.num_parameters() * 4
     averaged = config.training.ema_decay is not None
-    checkpoint = weights * (ADAM_TENSORS if averaged else ADAM_TENSORS - 1)
+    checkpoint = weights * (_ADAM_TENSORS if averaged else _ADAM_TENSORS - 1)
     needed = checkpoint * (config.training.num_kept + 1) + 2 * weights
     say("disk", f"{megabytes(needed)} for checkpoints, {megabytes(free)} free in {there}")
     if needed > free:
@@ -140,7 +140,7 @@ def check_disk(config: Config, trainer: Trainer, say: Say) -> None:
         raise StorageError("no room for the checkpoints", where=str(run), hint=hint)
 
 
-def foretell(trainer: Trainer, num_done: int, say: Say) -> None:
+def _foretell(trainer: Trainer, num_done: int, say: Say) -> None:
     """How long it will take, how many epochs that is, and what speaks against it."""
     pace = measure_pace(trainer)
     extent = extent_of(trainer, pace)

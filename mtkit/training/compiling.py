@@ -15,12 +15,12 @@ import torch
 
 from mtkit.errors import ConfigError, TrainingError
 
-WHERE = "training.compile"
-LONGEST_REASON = 200
+_WHERE = "training.compile"
+_LONGEST_REASON = 200
 """Characters of a compiler's message that are shown."""
 
 
-def check_compiler(device: torch.device, where: str = WHERE) -> None:
+def check_compiler(device: torch.device, where: str = _WHERE) -> None:
     """See that what PyTorch compiles for this device with is there.
 
     Args:
@@ -30,13 +30,13 @@ def check_compiler(device: torch.device, where: str = WHERE) -> None:
     Raises:
         ConfigError: at `where`, with what to install.
     """
-    missing = missing_for(device)
+    missing = _missing_for(device)
     if missing is not None:
         what, hint = missing
         raise ConfigError(what, where=where, hint=hint)
 
 
-def missing_for(device: torch.device) -> tuple[str, str] | None:
+def _missing_for(device: torch.device) -> tuple[str, str] | None:
     """What is missing to compile for a device, and what to do; None if nothing is."""
     if device.type == "cuda":
         if find_spec("triton") is None:
@@ -62,6 +62,6 @@ def compile_errors_named() -> Iterator[None]:
         if not any(name.startswith(("torch._dynamo", "torch._inductor")) for name in modules):
             raise
         lines = [line.strip() for line in str(error).split("\n") if line.strip()] or [type(error).__name__]
-        reason = next((line for line in lines if "error:" in line), lines[0])[:LONGEST_REASON]
+        reason = next((line for line in lines if "error:" in line), lines[0])[:_LONGEST_REASON]
         hint = "set it to false; --debug shows all that the compiler said"
-        raise TrainingError(f"the model could not be compiled: {reason}", where=WHERE, hint=hint) from error
+        raise TrainingError(f"the model could not be compiled: {reason}", where=_WHERE, hint=hint) from error

@@ -24,13 +24,13 @@ from torch.distributed.rendezvous import rendezvous
 
 from mtkit.errors import ConfigError, TrainingError
 
-COLLECTIVE_TIMEOUT = timedelta(seconds=60)
+_COLLECTIVE_TIMEOUT = timedelta(seconds=60)
 """For gradients and the like, which all processes come to at the same time."""
-COMPILE_TIMEOUT = timedelta(minutes=10)
+_COMPILE_TIMEOUT = timedelta(minutes=10)
 """The same, where torch.compile may hold one of them up."""
-RENDEZVOUS_TIMEOUT = timedelta(minutes=5)
+_RENDEZVOUS_TIMEOUT = timedelta(minutes=5)
 """Until all have started."""
-WAIT_TIMEOUT = timedelta(days=1)
+_WAIT_TIMEOUT = timedelta(days=1)
 """Where processes wait for the first one to read, encode, score or save."""
 
 
@@ -89,7 +89,7 @@ class World:
             dist.all_gather(sizes, torch.tensor([len(own)]), group=self.patient)
             longest = max(int(size) for size in sizes)
             texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
-            dist.all_gather(texts, pad_to(own, longest), group=self.patient)
+            dist.all_gather(texts, _pad_to(own, longest), group=self.patient)
         pairs = zip(texts, sizes, strict=True)
         return [json.loads(text[: int(size)].numpy().tobytes()) for text, size in pairs]
 
@@ -107,7 +107,7 @@ SINGLE_PROCESS = World()
 """The only process of a run."""
 
 
-def pad_to(values: Tensor, length: int) -> Tensor:
+def _pad_to(values: Tensor, length: int) -> Tensor:
     """[n] to [length], with zeros at the end."""
     return torch.nn.functional.pad(values, (0, length - len(values)))
 
@@ -157,21 +157,21 @@ def init_distributed(device: torch.device, *, compiles: bool = False) -> Iterato
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    timeout = COMPILE_TIMEOUT if compiles else COLLECTIVE_TIMEOUT
+    timeout = _COMPILE_TIMEOUT if compiles else _COLLECTIVE_TIMEOUT
     with peer_failure_errors():
         store = rendezvous_store(rank, size)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-        patient = dist.new_group(backend="gloo", timeout=WAIT_TIMEOUT)
+        patient = dist.new_group(backend="gloo", timeout=_WAIT_TIMEOUT)
     processes = World(rank, size, local_rank, patient)
     try:
         if device.type == "cuda":
-            refuse_shared_gpus(processes, device)
+            _refuse_shared_gpus(processes, device)
         yield processes
     finally:
         dist.destroy_process_group()
 
 
-def refuse_shared_gpus(processes: World, device: torch.device) -> None:
+def _refuse_shared_gpus(processes: World, device: torch.device) -> None:
     """Check that each process has a GPU of its own: NCCL fails without. Raises: ConfigError: two have the same."""
     owners: dict[str, int] = {}
     for rank, gpu in enumerate(processes.gather(str(torch.cuda.get_device_properties(device).uuid))):
@@ -190,27 +190,27 @@ def rendezvous_store(rank: int, size: int) -> Any:
     Raises:
         TrainingError: not all came in time.
     """
-    store, _, _ = next(rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))
+    store, _, _ = next(rendezvous("env://", timeout=_RENDEZVOUS_TIMEOUT))
     word = secrets.token_hex(8)
     store.set(f"mtkit/word/{rank}", word)
-    end = time.monotonic() + RENDEZVOUS_TIMEOUT.total_seconds()
+    end = time.monotonic() + _RENDEZVOUS_TIMEOUT.total_seconds()
     while time.monotonic() < end:
-        name = offer_name(store, word, size) if rank == 0 else read_name(store, word, rank)
+        name = _offer_name(store, word, size) if rank == 0 else _read_name(store, word, rank)
         if name is not None:
             return PrefixStore(f"mtkit/{name}", store)
         time.sleep(0.02)
     raise TrainingError("not all processes of this run came", hint="see the messages of the others")
 
 
-def offer_name(store: Any, name: str, size: int) -> str | None:
+def _offer_name(store: Any, name: str, size: int) -> str | None:
     """Answer the words that are there with a name; returns it when all others have read it."""
-    words = {key: store.get(key).decode() for key in keys_there(store, "word", size)}
+    words = {key: store.get(key).decode() for key in _keys_there(store, "word", size)}
     store.set("mtkit/answer", json.dumps({"name": name, "words": words}))
-    read = [store.get(key).decode() for key in keys_there(store, "read", size)]
+    read = [store.get(key).decode() for key in _keys_there(store, "read", size)]
     return name if read.count(name) == size - 1 else None
 
 
-def read_name(store: Any, word: str, rank: int) -> str | None:
+def _read_name(store: Any, word: str, rank: int) -> str | None:
     """The name in process 0's answer, if it answers this process's own word."""
     if not store.check(["mtkit/answer"]):
         return None
@@ -222,7 +222,7 @@ def read_name(store: Any, word: str, rank: int) -> str | None:
     return name
 
 
-def keys_there(store: Any, kind: str, size: int) -> list[str]:
+def _keys_there(store: Any, kind: str, size: int) -> list[str]:
     """Which processes left something of this kind."""
     keys = (f"mtkit/{kind}/{rank}" for rank in range(size))
     return [key for key in keys if store.check([key])]

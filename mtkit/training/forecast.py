@@ -16,20 +16,20 @@ from mtkit.training.progress import duration
 from mtkit.training.trainer import Trainer
 from mtkit.training.validation import TextCorpus, Validator
 
-MEASURED_UPDATES = 5
+_MEASURED_UPDATES = 5
 """Ordinary updates that are timed, after one that is not."""
-LONG_ENOUGH = 20.0
+_LONG_ENOUGH = 20.0
 """Seconds after which no further update is timed, once there are two."""
-VALIDATION_SAMPLE = 128
+_VALIDATION_SAMPLE = 128
 """Validation pairs by which the time of a validation is judged."""
 
-MANY_EPOCHS = 50
+_MANY_EPOCHS = 50
 """A run that may see each pair so often should be able to stop early."""
-ABSURD_EPOCHS = 1000
+_ABSURD_EPOCHS = 1000
 """A run that sees each pair so often learns them by heart, and no more than that."""
-FEW_PAIRS = 2000
+_FEW_PAIRS = 2000
 """Fewer training pairs teach hardly more than themselves."""
-FEW_VALID_PAIRS = 100
+_FEW_VALID_PAIRS = 100
 """The scores of fewer validation pairs are mostly chance."""
 
 
@@ -75,18 +75,18 @@ def measure_pace(trainer: Trainer) -> Pace:
     size, order = trainer.config.training.batches_per_update, trainer.epoch_order(trainer.state.epoch)
     batches = cycle(order)  # of a short run too: how fast it is does not depend on where it ends
     seconds: list[float] = []
-    for number in range(1 + MEASURED_UPDATES):
-        if len(seconds) > 1 and sum(seconds) > LONG_ENOUGH:
+    for number in range(1 + _MEASURED_UPDATES):
+        if len(seconds) > 1 and sum(seconds) > _LONG_ENOUGH:
             break
         update = [(0, 0, pairs) for pairs in islice(batches, size)]
         start = time.perf_counter()
         trainer.train_step(update)
         if number:  # the first is slower: it meets new shapes
             seconds.append(time.perf_counter() - start)
-    return Pace(statistics.median(seconds), len(seconds), validation_seconds(trainer))
+    return Pace(statistics.median(seconds), len(seconds), _validation_seconds(trainer))
 
 
-def validation_seconds(trainer: Trainer) -> float:
+def _validation_seconds(trainer: Trainer) -> float:
     """Seconds of a validation, judged by some of its pairs.
 
     Their translations may be no longer than references are: an untrained model would go on to the limit.
@@ -95,7 +95,7 @@ def validation_seconds(trainer: Trainer) -> float:
         return 0.0
     corpus, config = trainer.validator.corpus, trainer.config
     fitting = np.sort(np.concatenate([pairs for _, pairs in trainer.validator.batches]))
-    places = np.linspace(0, len(fitting) - 1, min(VALIDATION_SAMPLE, len(fitting))).astype(int)
+    places = np.linspace(0, len(fitting) - 1, min(_VALIDATION_SAMPLE, len(fitting))).astype(int)
     chosen = fitting[places].tolist()
     some = TextCorpus.of(
         [corpus.srcs[i] for i in chosen], [corpus.tgts[i] for i in chosen], trainer.tokenizers
@@ -151,9 +151,9 @@ def in_words(config: Config, extent: Extent, pace: Pace, num_done: int = 0) -> I
 def objections(config: Config, extent: Extent, pace: Pace) -> Iterator[str]:
     """What a user will regret about a config, each with what to do; none is an error."""
     training, validation = config.training, config.validation
-    if extent.pairs < FEW_PAIRS:
+    if extent.pairs < _FEW_PAIRS:
         yield f"{extent.pairs:,} training pairs teach hardly more than themselves: find more"
-    if extent.epochs > ABSURD_EPOCHS:
+    if extent.epochs > _ABSURD_EPOCHS:
         yield (
             f"{extent.updates:,} updates on {extent.pairs:,} pairs see each of them {extent.epochs:,.0f} times: "
             f"they will be known by heart long before (lower training.max_steps, or set training.max_epochs)"
@@ -166,12 +166,12 @@ def objections(config: Config, extent: Extent, pace: Pace) -> Iterator[str]:
     if not extent.valid_pairs:
         yield "no validation pairs: the last checkpoint counts as the best, however it translates (set data.valid)"
         return
-    if extent.epochs > MANY_EPOCHS and validation.patience is None:
+    if extent.epochs > _MANY_EPOCHS and validation.patience is None:
         yield (
             f"no early stop: all {extent.epochs:,.0f} epochs are trained, learning or not "
             "(set validation.patience, for example to 5)"
         )
-    if extent.valid_pairs < FEW_VALID_PAIRS:
+    if extent.valid_pairs < _FEW_VALID_PAIRS:
         yield f"scores of {extent.valid_pairs:,} validation pairs are mostly chance (500 to 3,000 are usual)"
     if validation.every_steps >= extent.updates:
         yield (

@@ -33,7 +33,7 @@ from mtkit.training.validation import TextCorpus
 
 Say = Callable[[str], None]
 
-LONGEST_EXAMPLE = 120
+_LONGEST_EXAMPLE = 120
 """Characters of a sentence that is offered to be typed."""
 
 
@@ -49,13 +49,13 @@ class Inputs:
     def example(self) -> str | None:
         """A source sentence of a test or validation set that is easily typed, if there is one."""
         every = [test.srcs for test in self.tests] + ([self.valid.srcs] if self.valid else [])
-        return next((line for srcs in every for line in srcs if is_easily_typed(line)), None)
+        return next((line for srcs in every for line in srcs if _is_easily_typed(line)), None)
 
 
-def is_easily_typed(line: str) -> bool:
+def _is_easily_typed(line: str) -> bool:
     """Whether a line fits a terminal and reaches `echo` of every shell unchanged, once it is quoted."""
     return (
-        0 < len(line) <= LONGEST_EXAMPLE and line.isprintable() and "\\" not in line and line[0] not in "- "
+        0 < len(line) <= _LONGEST_EXAMPLE and line.isprintable() and "\\" not in line and line[0] not in "- "
     )
 
 

@@ -15,7 +15,7 @@ from mtkit.data.batching import Batch
 from mtkit.model.transformer import Transformer
 
 CHUNK_POSITIONS = 1024  # logits of so many positions exist at a time
-ROWS_IN_CACHE = 128  # and so many are worked on at once by a CPU
+_ROWS_IN_CACHE = 128  # and so many are worked on at once by a CPU
 
 
 class LossSums(NamedTuple):
@@ -27,7 +27,7 @@ class LossSums(NamedTuple):
     """Negative log-likelihood in nats: its mean is the log of the perplexity. Scalar, no gradient."""
 
 
-class SmoothedCrossEntropy(torch.autograd.Function):
+class _SmoothedCrossEntropy(torch.autograd.Function):
     """Projection, log-softmax and label smoothing (Szegedy et al. 2016, section 7) of a chunk at a time.
 
     The gradient is worked out in the forward pass, while a chunk's logits are at hand: softmax minus target.
@@ -47,7 +47,7 @@ class SmoothedCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden_MD.shape[0], CHUNK_POSITIONS):
             rows = slice(start, start + CHUNK_POSITIONS)
             logits = hidden_MD[rows] @ weight.T  # [chunk, V]
-            chunk_loss, chunk_nll = replace_by_gradient(logits, targets_M[rows, None], smoothing, precise)
+            chunk_loss, chunk_nll = _replace_by_gradient(logits, targets_M[rows, None], smoothing, precise)
             loss, nll = loss + chunk_loss, nll + chunk_nll
             if hidden_grad is not None and weight_grad is not None:
                 hidden_grad[rows] = logits @ weight
@@ -64,7 +64,7 @@ class SmoothedCrossEntropy(torch.autograd.Function):
         return hidden_grad * scale.to(hidden_grad.dtype), weight_grad * scale, None, None
 
 
-def replace_by_gradient(
+def _replace_by_gradient(
     logits: Tensor, targets_M1: Tensor, smoothing: float, precise: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Loss and nll sums of some positions; their logits [positions, V] become the gradient of the loss.
@@ -72,16 +72,16 @@ def replace_by_gradient(
     A CPU works on few rows at a time, so that they stay in its cache from one operation to the next.
     """
     loss, nll = logits.new_zeros(2, dtype=precise)
-    num_rows = ROWS_IN_CACHE if logits.device.type == "cpu" else len(logits)
+    num_rows = _ROWS_IN_CACHE if logits.device.type == "cpu" else len(logits)
     for rows, targets in zip(logits.split(num_rows), targets_M1.split(num_rows), strict=True):
-        rows_loss, rows_nll, probabilities = smoothed_cross_entropy(rows.to(precise), targets, smoothing)
+        rows_loss, rows_nll, probabilities = _smoothed_cross_entropy(rows.to(precise), targets, smoothing)
         loss, nll = loss + rows_loss, nll + rows_nll
         gradient = probabilities.sub_(smoothing / logits.shape[1])
         rows.copy_(gradient.scatter_add_(1, targets, torch.full_like(targets, smoothing - 1, dtype=precise)))
     return loss, nll
 
 
-def smoothed_cross_entropy(
+def _smoothed_cross_entropy(
     logits: Tensor, targets_M1: Tensor, smoothing: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss and nll sums of some positions, and the softmax [positions, V].
@@ -108,7 +108,7 @@ def loss_sums(hidden_MD: Tensor, output_weight_VD: Tensor, targets_M: Tensor, sm
     """
     if not torch.is_grad_enabled():
         output_weight_VD = output_weight_VD.detach()  # else its gradient would be worked out all the same
-    loss, nll = SmoothedCrossEntropy.apply(hidden_MD, output_weight_VD, targets_M, smoothing)
+    loss, nll = _SmoothedCrossEntropy.apply(hidden_MD, output_weight_VD, targets_M, smoothing)
     return LossSums(loss, nll)
 
 

@@ -20,9 +20,9 @@ from mtkit.training.parallel import num_held
 if TYPE_CHECKING:
     from mtkit.training.trainer import Trainer
 
-PROBE_POSITIONS = 2048
+_PROBE_POSITIONS = 2048
 """On a CPU a slice of about so many positions tells what a position costs."""
-SAFETY = 1.25
+_SAFETY = 1.25
 """Memory is asked for with this margin, for what is not foreseen."""
 
 
@@ -31,7 +31,7 @@ def largest_batch(trainer: Trainer) -> Indices:
     return trainer.epoch_order(trainer.state.epoch).largest()
 
 
-def smallest_batch(trainer: Trainer) -> Indices:
+def _smallest_batch(trainer: Trainer) -> Indices:
     """The batch of the present epoch with the fewest positions."""
     return trainer.epoch_order(trainer.state.epoch).smallest()
 
@@ -43,11 +43,11 @@ def dry_run(trainer: Trainer) -> None:
         TrainingError: out of memory; it names the knob.
     """
     with out_of_memory_errors(trainer.memory_hint()):
-        run_micro_batch(trainer, largest_batch(trainer), trainer.state.slices)
-        run_micro_batch(trainer, smallest_batch(trainer), trainer.state.slices)
+        _run_micro_batch(trainer, largest_batch(trainer), trainer.state.slices)
+        _run_micro_batch(trainer, _smallest_batch(trainer), trainer.state.slices)
 
 
-def run_micro_batch(trainer: Trainer, batch: Indices, slices: int) -> None:
+def _run_micro_batch(trainer: Trainer, batch: Indices, slices: int) -> None:
     """Forward and backward of one slice of a batch, beside as much memory as the optimizer will take.
 
     The gradient is thrown away, also when memory runs out.
@@ -75,7 +75,7 @@ def find_num_micro_batches(trainer: Trainer) -> int:
     """
     batch = largest_batch(trainer)
     on_gpu = trainer.device.type == "cuda"
-    slices = trainer.state.slices if on_gpu else slices_for_memory(trainer, batch)
+    slices = trainer.state.slices if on_gpu else _slices_for_memory(trainer, batch)
     while slices < 2 * len(batch):
         failed = on_gpu and not fits(trainer, batch, slices)
         if not any(trainer.processes.sum([float(failed)])):
@@ -88,7 +88,7 @@ def find_num_micro_batches(trainer: Trainer) -> int:
 def fits(trainer: Trainer, batch: Indices, slices: int) -> bool:
     """Whether a slice runs on this GPU."""
     try:
-        run_micro_batch(trainer, batch, slices)
+        _run_micro_batch(trainer, batch, slices)
     except torch.OutOfMemoryError:
         return False
     finally:
@@ -96,20 +96,20 @@ def fits(trainer: Trainer, batch: Indices, slices: int) -> bool:
     return True
 
 
-def slices_for_memory(trainer: Trainer, batch: Indices) -> int:
+def _slices_for_memory(trainer: Trainer, batch: Indices) -> int:
     """How many slices a CPU's memory asks for, judged by a small one: a CPU is not tried until it breaks.
 
     What a run has had is kept if it fits without the margin, so that it goes on as it was on the same machine.
     """
     lengths = trainer.corpus.src_lengths, trainer.corpus.tgt_lengths
-    probe = max(1, min(len(batch), num_positions(batch, *lengths) // PROBE_POSITIONS))
+    probe = max(1, min(len(batch), num_positions(batch, *lengths) // _PROBE_POSITIONS))
     reset_peak_memory(trainer.device)
     before = peak_memory(trainer.device)
-    run_micro_batch(trainer, batch, probe)
+    _run_micro_batch(trainer, batch, probe)
     needed = probe * max(0, peak_memory(trainer.device) - before)
     available = available_bytes(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     slices = trainer.state.slices
     if trainer.state.step == 0 or needed / slices > available:
-        while SAFETY * needed / slices > available and slices < len(batch):
+        while _SAFETY * needed / slices > available and slices < len(batch):
             slices *= 2
     return int(max(trainer.processes.gather(slices)))

@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 
 LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
 """Files of a control group; the first two of cgroup v2, the last of v1."""
-USAGES = ("memory.current", "memory.usage_in_bytes")
-PROCESS_LIMITS = (("Max address space", "VmSize"), ("Max data size", "VmData"))
+_USAGES = ("memory.current", "memory.usage_in_bytes")
+_PROCESS_LIMITS = (("Max address space", "VmSize"), ("Max data size", "VmData"))
 """Lines of /proc/self/limits, and what of /proc/self/status counts against them."""
 
 
@@ -29,11 +29,11 @@ def available_bytes(
         root: where `proc` and `sys` are.
         variables: the environment.
     """
-    used = named_kilobytes(root / "proc/self/status")
-    shared = [named_kilobytes(root / "proc/meminfo").get("MemAvailable", math.inf)]
-    shared += [group_room(folder) for folder in group_folders(root)]
-    shared.append(slurm_limit(variables) - num_processes * used.get("VmRSS", 0.0))
-    own = [limit - used.get(counted, 0.0) for limit, counted in process_limits(root)]
+    used = _named_kilobytes(root / "proc/self/status")
+    shared = [_named_kilobytes(root / "proc/meminfo").get("MemAvailable", math.inf)]
+    shared += [_group_room(folder) for folder in _group_folders(root)]
+    shared.append(_slurm_limit(variables) - num_processes * used.get("VmRSS", 0.0))
+    own = [limit - used.get(counted, 0.0) for limit, counted in _process_limits(root)]
     return max(0.0, min(min(shared) / num_processes, *own, math.inf))
 
 
@@ -49,21 +49,21 @@ def number(text: str) -> float:
     return float(text) if text.isdecimal() else math.inf
 
 
-def named_kilobytes(path: Path) -> dict[str, float]:
+def _named_kilobytes(path: Path) -> dict[str, float]:
     """The values in bytes of lines like `MemAvailable:  1024 kB`."""
     rows = [line.split() for line in read_lines(path)]
     return {row[0].rstrip(":"): 1024 * number(row[1]) for row in rows if row[2:] == ["kB"]}
 
 
-def process_limits(root: Path) -> Iterator[tuple[float, str]]:
+def _process_limits(root: Path) -> Iterator[tuple[float, str]]:
     """The soft limits of this process, each with the name of what counts against it."""
     for line in read_lines(root / "proc/self/limits"):
-        for name, counted in PROCESS_LIMITS:
+        for name, counted in _PROCESS_LIMITS:
             if line.startswith(name):
                 yield number(line.removeprefix(name).split()[0]), counted
 
 
-def slurm_limit(variables: Mapping[str, str]) -> float:
+def _slurm_limit(variables: Mapping[str, str]) -> float:
     """What a SLURM job may take on this machine; megabytes for the machine or for each CPU, 0 is all there is."""
     per_node, per_cpu = (variables.get(f"SLURM_MEM_PER_{unit}", "0") for unit in ("NODE", "CPU"))
     num_cpus = variables.get("SLURM_CPUS_ON_NODE", "")
@@ -71,7 +71,7 @@ def slurm_limit(variables: Mapping[str, str]) -> float:
     return min((2**20 * limit for limit in limits if limit > 0), default=math.inf)
 
 
-def group_folders(root: Path) -> Iterator[Path]:
+def _group_folders(root: Path) -> Iterator[Path]:
     """The folders of this process's control group for memory and of all groups around it that can be seen."""
     rows = [line.split(":", 2) for line in read_lines(root / "proc/self/cgroup") if line.count(":") >= 2]
     groups = {name: path for _, names, path in rows for name in names.split(",")}  # v2 has the empty name
@@ -90,11 +90,11 @@ def group_folders(root: Path) -> Iterator[Path]:
         yield from (parent for parent in folder.parents if parent.is_relative_to(top))
 
 
-def group_room(folder: Path) -> float:
+def _group_room(folder: Path) -> float:
     """Bytes left in a control group. Pages of files that have not been used of late are given up for others."""
     rows = [line.split(" ") for line in read_lines(folder / "memory.stat")]
     counts = {row[0]: number(row[1]) for row in rows if len(row) == 2}
     limits = [number(line) for name in LIMITS for line in read_lines(folder / name)[:1]]
     limits.append(counts.get("hierarchical_memory_limit", math.inf))  # v1: also of groups that cannot be seen
-    used = sum(number(line) for name in USAGES for line in read_lines(folder / name)[:1])
+    used = sum(number(line) for name in _USAGES for line in read_lines(folder / name)[:1])
     return min(limits) - used + counts.get("total_inactive_file", counts.get("inactive_file", 0.0))

@@ -34,23 +34,23 @@ from mtkit.training.averaging import AVERAGE_FOLDER
 from mtkit.training.progress import METRICS_FILE, TENSORBOARD, is_event_file
 from mtkit.training.results import CARD_FILE, CARD_PHRASE, HYPS_SUFFIX, RESULTS_FILE, hyps_file
 
-CLAIM_FILE = ".mtkit-run"
-TOKENIZER_FILES = (JOINT_FILE, SRC_FILE, TGT_FILE)
-SECTIONS = {"run", "seed", "data", "tokenizer", "model", "training", "validation", "decoding"}
+_CLAIM_FILE = ".mtkit-run"
+_TOKENIZER_FILES = (JOINT_FILE, SRC_FILE, TGT_FILE)
+_SECTIONS = {"run", "seed", "data", "tokenizer", "model", "training", "validation", "decoding"}
 """Of every config that a run has stored, from the first version on."""
-MODEL_FOLDERS = (BEST, AVERAGE_FOLDER)
-ALWAYS = {CONFIG_FILE, CARD_FILE, RESULTS_FILE, METRICS_FILE, CHECKPOINTS, BEST, *TOKENIZER_FILES}
-OUTPUTS = ALWAYS | {AVERAGE_FOLDER, TENSORBOARD}
+_MODEL_FOLDERS = (BEST, AVERAGE_FOLDER)
+_ALWAYS = {CONFIG_FILE, CARD_FILE, RESULTS_FILE, METRICS_FILE, CHECKPOINTS, BEST, *_TOKENIZER_FILES}
+_OUTPUTS = _ALWAYS | {AVERAGE_FOLDER, TENSORBOARD}
 
-SHARED = {CHECKPOINTS: is_checkpoint_name, TENSORBOARD: is_event_file}
+_SHARED = {CHECKPOINTS: is_checkpoint_name, TENSORBOARD: is_event_file}
 """Folders in which a user may have other things, and which names in them are mtkit's."""
 
 Splits = Mapping[Split, Sequence[Source]]
 
 
-def written_by(config: Config, splits: Splits) -> set[str]:
+def _written_by(config: Config, splits: Splits) -> set[str]:
     """The names, from the run folder, of all that a run writes."""
-    names = ALWAYS | {hyps_file(source.name) for source in splits["test"]}
+    names = _ALWAYS | {hyps_file(source.name) for source in splits["test"]}
     if config.training.average_last is not None:
         names.add(AVERAGE_FOLDER)
     if config.training.tensorboard:
@@ -60,12 +60,12 @@ def written_by(config: Config, splits: Splits) -> set[str]:
 
 def claimed_names(run: Path) -> set[str]:
     """The names that runs of this folder wrote or were about to write. Raises: StorageError."""
-    claim = run / CLAIM_FILE
+    claim = run / _CLAIM_FILE
     if not claim.is_file():
-        return set(recognized_names(run))
+        return set(_recognized_names(run))
     with storage_errors(claim):
         try:
-            names = {name for name in json.loads(claim.read_bytes())["written"] if is_output(name)}
+            names = {name for name in json.loads(claim.read_bytes())["written"] if _is_output(name)}
         except (ValueError, KeyError, TypeError) as error:
             hint = "remove it: then what mtkit wrote is known by what is in the files"
             raise StorageError("damaged", where=str(claim), hint=hint) from error
@@ -74,40 +74,40 @@ def claimed_names(run: Path) -> set[str]:
     return names
 
 
-def is_output(name: str) -> bool:
+def _is_output(name: str) -> bool:
     """Whether a run writes something of this name; a list that was tampered with may say anything."""
-    return name in OUTPUTS or (name == hyps_file(Path(name).name.removesuffix(HYPS_SUFFIX)))
+    return name in _OUTPUTS or (name == hyps_file(Path(name).name.removesuffix(HYPS_SUFFIX)))
 
 
-def recognized_names(run: Path) -> Iterator[str]:
+def _recognized_names(run: Path) -> Iterator[str]:
     """The names of what is mtkit's by its content, in a folder that holds a checkpoint."""
     folders = [best_folder(run), *checkpoints_of(run)]
     if not any((folder / MANIFEST_FILE).is_file() for folder in folders):
         return
-    yield from (CHECKPOINTS, BEST, METRICS_FILE, TENSORBOARD, *TOKENIZER_FILES)
+    yield from (CHECKPOINTS, BEST, METRICS_FILE, TENSORBOARD, *_TOKENIZER_FILES)
     if (run / AVERAGE_FOLDER / MANIFEST_FILE).is_file():
         yield AVERAGE_FOLDER
-    if is_resolved_config(run / CONFIG_FILE):
+    if _is_resolved_config(run / CONFIG_FILE):
         yield CONFIG_FILE
-    if CARD_PHRASE in text_of(run / CARD_FILE):
+    if CARD_PHRASE in _text_of(run / CARD_FILE):
         yield CARD_FILE
     with suppress(ValueError, KeyError, TypeError):
-        results = json.loads(text_of(run / RESULTS_FILE))
+        results = json.loads(_text_of(run / RESULTS_FILE))
         tests = [hyps_file(test["name"]) for test in results["tests"]]
         yield from (RESULTS_FILE, *tests)
 
 
-def is_resolved_config(path: Path) -> bool:
+def _is_resolved_config(path: Path) -> bool:
     """Whether a YAML file is as `dump_config` writes it: every section, nothing but keys and values."""
     if not path.is_file():
         return False
     with suppress(MtkitError):
         data = load_yaml(path).data
-        return data.keys() >= SECTIONS and dump_yaml(data) == text_of(path)
+        return data.keys() >= _SECTIONS and dump_yaml(data) == _text_of(path)
     return False
 
 
-def text_of(path: Path) -> str:
+def _text_of(path: Path) -> str:
     """The text of a file; nothing if there is none."""
     with suppress(OSError):
         return path.read_text(encoding="utf-8", errors="replace")
@@ -125,8 +125,8 @@ def refuse_foreign(config: Config, splits: Splits, *, fresh: bool = False) -> No
     for path in (run, *run.parents):
         if path.exists() and not path.is_dir():
             raise StorageError("a file, not a folder", where=str(path), hint="choose another run folder")
-    claimed, written = claimed_names(run), written_by(config, splits)
-    taken = sorted(place for name in written - claimed for place in in_the_way(run, name))
+    claimed, written = claimed_names(run), _written_by(config, splits)
+    taken = sorted(place for name in written - claimed for place in _in_the_way(run, name))
     if taken:
         what = f"training would overwrite {', '.join(taken)}, which mtkit did not write"
         raise ConfigError(what, where=config.run, hint="move it away, or choose another run folder")
@@ -141,12 +141,12 @@ def refuse_foreign(config: Config, splits: Splits, *, fresh: bool = False) -> No
             raise ConfigError(what, where=str(source), hint="copy it elsewhere, or choose another run folder")
 
 
-def in_the_way(run: Path, name: str) -> list[str]:
+def _in_the_way(run: Path, name: str) -> list[str]:
     """What is where an unclaimed name belongs, as names from the run folder."""
     path = run / name
-    if name in SHARED and path.is_dir():
-        return sorted(f"{name}/{entry}" for entry in os.listdir(path) if SHARED[name](entry))
-    if name in MODEL_FOLDERS and path.is_dir() and not any(path.iterdir()):
+    if name in _SHARED and path.is_dir():
+        return sorted(f"{name}/{entry}" for entry in os.listdir(path) if _SHARED[name](entry))
+    if name in _MODEL_FOLDERS and path.is_dir() and not any(path.iterdir()):
         return []
     if path.parent != run and os.path.lexists(path.parent) and not path.parent.is_dir():
         return [path.parent.name]
@@ -160,8 +160,8 @@ def claim(config: Config, splits: Splits) -> None:
         StorageError: it cannot be written.
     """
     run = Path(config.run)
-    names = claimed_names(run) | written_by(config, splits)
-    write_text(run / CLAIM_FILE, json.dumps({"written": sorted(names)}, indent=1) + "\n")
+    names = claimed_names(run) | _written_by(config, splits)
+    write_text(run / _CLAIM_FILE, json.dumps({"written": sorted(names)}, indent=1) + "\n")
     for name in names - {AVERAGE_FOLDER}:  # `mtkit average`, which takes no lock, may be writing there
         for leftover in leftovers(run / name):
             remove_tree(leftover)
@@ -172,17 +172,17 @@ def remove_outputs(run: Path) -> None:
     with storage_errors(run):
         for name in sorted(claimed_names(run) - {CONFIG_FILE}):
             path = run / name
-            if name in SHARED:
-                remove_inside(path, SHARED[name])
+            if name in _SHARED:
+                _remove_inside(path, _SHARED[name])
             else:
-                old = [path.with_name(f".{name}.old")] if name in MODEL_FOLDERS else []
+                old = [path.with_name(f".{name}.old")] if name in _MODEL_FOLDERS else []
                 for each in (path, *old, *leftovers(path)):
                     remove(each)
                 if path.parent != run:
-                    remove_inside(path.parent, lambda entry: False)
+                    _remove_inside(path.parent, lambda entry: False)
 
 
-def remove_inside(folder: Path, is_own: Callable[[str], bool]) -> None:
+def _remove_inside(folder: Path, is_own: Callable[[str], bool]) -> None:
     """Delete a folder's entries of such names, and the folder if it is empty then; a link to one stays."""
     if not folder.is_dir():
         return

@@ -87,7 +87,7 @@ def shard(
     policy = MixedPrecisionPolicy(
         None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    for layer in layers_run_once(objective.model):
+    for layer in _layers_run_once(objective.model):
         materialize(layer, device, fill)
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     materialize(objective, device, fill)
@@ -116,7 +116,7 @@ def materialize(
             setattr(part, name, made[parameter])
 
 
-def layers_run_once(model: Transformer) -> Iterator[nn.Module]:
+def _layers_run_once(model: Transformer) -> Iterator[nn.Module]:
     """The layers that are sharded one by one; those that run again in a cycle stay with the rest."""
     for layers, depth in ((model.encoder, model.encoder_depth), (model.decoder, model.decoder_depth)):
         if len(layers) == depth:
@@ -135,7 +135,7 @@ def no_gradient_sync(module: nn.Module, local: bool) -> Iterator[None]:
         yield
 
 
-def is_shard(tensor: Tensor) -> bool:
+def _is_shard(tensor: Tensor) -> bool:
     """Whether a tensor is a DTensor: held in parts by the processes."""
     return hasattr(tensor, "full_tensor")
 
@@ -154,7 +154,7 @@ def gathered(tensors: Mapping[str, Tensor], processes: World) -> dict[str, Tenso
     held: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if processes.is_main:
-            held[name] = whole(tensor).cpu() if is_shard(tensor) else tensor
+            held[name] = whole(tensor).cpu() if _is_shard(tensor) else tensor
         else:
             whole(tensor)  # it takes all of them
     return held
@@ -163,7 +163,7 @@ def gathered(tensors: Mapping[str, Tensor], processes: World) -> dict[str, Tenso
 def shard_like(tensor: Tensor, like: Any) -> Tensor:
     """A whole tensor as the other one is held: the same, or this process's shard of it."""
     tensor = tensor.to(like.device)
-    if not (is_shard(like) and tensor.dim()):
+    if not (_is_shard(like) and tensor.dim()):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
@@ -172,10 +172,10 @@ def shard_like(tensor: Tensor, like: Any) -> Tensor:
 
 def num_held(tensor: Any) -> int:
     """Numbers of a tensor that this process holds."""
-    held: Tensor = tensor.to_local() if is_shard(tensor) else tensor
+    held: Tensor = tensor.to_local() if _is_shard(tensor) else tensor
     return held.numel()
 
 
 def is_sharded(parameters: Iterable[Tensor]) -> bool:
     """Whether any of them is held in shards."""
-    return any(map(is_shard, parameters))
+    return any(map(_is_shard, parameters))

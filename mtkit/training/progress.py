@@ -44,7 +44,7 @@ class Progress:
         self, run: Path, console: Console, tensorboard: bool = False, *, records: bool = True
     ) -> None:
         self.run, self.display, self.records = run, Display(console), records
-        self.writer = make_writer(run) if tensorboard and records else None
+        self.writer = _make_writer(run) if tensorboard and records else None
         self.numbers: dict[str, str] = {}
         """What the live view shows of training, by name."""
         self.validated_step, self.last_validation = 0, ""
@@ -68,7 +68,7 @@ class Progress:
         """Append to metrics.jsonl, where null stands for a number that JSON does not have, and to TensorBoard."""
         if not self.records:
             return
-        finite = {key: value if is_finite(value) else None for key, value in numbers.items()}
+        finite = {key: value if _is_finite(value) else None for key, value in numbers.items()}
         append_line(self.run / METRICS_FILE, json.dumps({"kind": kind, "step": step, **finite}))
         if self.writer is not None:
             for name, value in numbers.items():
@@ -98,7 +98,7 @@ class Progress:
         table = Table.grid(padding=(0, 2))
         for name, value in self.numbers.items():
             table.add_row(Text(name, style="dim"), Text(value, style="bold"))
-        lines = self.display.spelled("\n".join(map(sample_lines, self.samples)))
+        lines = self.display.spelled("\n".join(map(_sample_lines, self.samples)))
         overflow: OverflowMethod = "ellipsis" if self.display.spelled("…") == "…" else "crop"
         samples = Text(lines, "dim", no_wrap=True, overflow=overflow)
         return Group(table, Text(self.last_validation, style="green"), samples)
@@ -115,7 +115,7 @@ class Progress:
         self.say(line)
         if not self.display.is_live:
             for sample in samples:
-                self.say(sample_lines(sample))
+                self.say(_sample_lines(sample))
 
     def rolled_back(self, step: int, line: str) -> None:
         """That the run went back to a step; a later validation is no longer shown."""
@@ -126,18 +126,18 @@ class Progress:
         self.say(line)
 
 
-def is_finite(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     """Whether a value is no float, or a finite one."""
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def sample_lines(sample: Sample) -> str:
+def _sample_lines(sample: Sample) -> str:
     """A sample translation under its source and reference."""
     src, ref, hyp = sample
     return f"    source      {src}\n    reference   {ref}\n    translation {hyp}"
 
 
-def make_writer(run: Path) -> SummaryWriter:
+def _make_writer(run: Path) -> SummaryWriter:
     """TensorBoard's writer. Raises: ConfigError: it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter

@@ -18,8 +18,8 @@ from mtkit.training.progress import Progress
 from mtkit.translation.translator import Translator
 
 TEST_METRICS = ("bleu", "chrf")
-TEST_FOLDER, HYPS_SUFFIX = "test", ".hyps.txt"
-LONGEST_NAME = 200
+_TEST_FOLDER, HYPS_SUFFIX = "test", ".hyps.txt"
+_LONGEST_NAME = 200
 """Bytes: 255, which file systems take, less what mtkit puts around a name."""
 RESULTS_FILE, CARD_FILE = "results.json", "README.md"
 CARD_PHRASE = "Trained with mtkit for "
@@ -86,7 +86,7 @@ class TextSet:
 
 def hyps_file(name: str) -> str:
     """Where the translations of a test set go, from the run folder."""
-    return f"{TEST_FOLDER}/{name.replace('/', '_')}{HYPS_SUFFIX}"
+    return f"{_TEST_FOLDER}/{name.replace('/', '_')}{HYPS_SUFFIX}"
 
 
 def refuse_test_names(names: Sequence[str]) -> None:
@@ -100,9 +100,9 @@ def refuse_test_names(names: Sequence[str]) -> None:
         where, file = f"data.test[{number}].name", hyps_file(name)
         if not name.strip() or not name.isprintable() or name in (".", ".."):
             raise ConfigError(f"{name!r} cannot name a file", where=where, hint="give it another name")
-        if len(name.encode()) > LONGEST_NAME:
+        if len(name.encode()) > _LONGEST_NAME:
             what = f"{name[:20]!r} and so on is too long to name a file"
-            raise ConfigError(what, where=where, hint=f"at most {LONGEST_NAME} bytes")
+            raise ConfigError(what, where=where, hint=f"at most {_LONGEST_NAME} bytes")
         if (other := by_file.setdefault(file.casefold(), name)) != name:
             what = f"the translations of {name!r} and of {other!r} would be the same file, {file}"
             if hyps_file(other) != file:
@@ -119,7 +119,7 @@ def score_tests(config: Config, tests: list[TextSet], progress: Progress) -> lis
     translator = Translator.load(run, decoding=config.decoding, device=device, precision=precision)
     results = []
     with storage_errors(run):
-        (run / TEST_FOLDER).mkdir(exist_ok=True)
+        (run / _TEST_FOLDER).mkdir(exist_ok=True)
     for test in tests:
         hyps = [translation.text for translation in translator.translate(test.srcs)]
         write_text(run / hyps_file(test.name), "".join(hyp + "\n" for hyp in hyps))
@@ -134,12 +134,12 @@ def score_tests(config: Config, tests: list[TextSet], progress: Progress) -> lis
 
 def write_results(config: Config, result: TrainResult) -> None:
     """Write results.json and the model card into the run folder. Raises: StorageError."""
-    text = json.dumps(results_as_dict(result), indent=2, ensure_ascii=False)
+    text = json.dumps(_results_as_dict(result), indent=2, ensure_ascii=False)
     write_text(result.run / RESULTS_FILE, text + "\n")
-    write_text(result.run / CARD_FILE, model_card(config, result))
+    write_text(result.run / CARD_FILE, _model_card(config, result))
 
 
-def results_as_dict(result: TrainResult) -> dict[str, Any]:
+def _results_as_dict(result: TrainResult) -> dict[str, Any]:
     """For results.json."""
     tests = [
         {
@@ -158,7 +158,7 @@ def results_as_dict(result: TrainResult) -> dict[str, Any]:
     }
 
 
-def model_card(config: Config, result: TrainResult) -> str:
+def _model_card(config: Config, result: TrainResult) -> str:
     """A README for the run folder: what the model is, how good it is, how to use it."""
     lines = [
         f"# {config.data.src} → {config.data.tgt} translation model",
@@ -174,12 +174,12 @@ def model_card(config: Config, result: TrainResult) -> str:
         "Use: `mtkit translate THIS_FOLDER < input.txt`. Everything the model needs is in this folder.",
         "The config it was trained with is `config.yaml`.",
         "",
-        "Trained on: " + ", ".join(map(describe_source, config.data.train)),
+        "Trained on: " + ", ".join(map(_describe_source, config.data.train)),
         "",
     ]
     return "\n".join(lines)
 
 
-def describe_source(source: SourceConfig) -> str:
+def _describe_source(source: SourceConfig) -> str:
     """A data source in a few words."""
     return " ".join(f"{key} {value}" for key, value in source.model_dump(exclude_none=True).items())

@@ -25,7 +25,7 @@ from mtkit.training.trainer import Trainer
 from mtkit.training.validation import fingerprint_of
 from mtkit.translation.model_folder import stored_config
 
-HARMLESS = (
+_HARMLESS = (
     "run", "data.root", "data.cache", "data.train", "data.valid", "data.test",
     "training.max_steps", "training.max_epochs", "training.time_limit_minutes",
     "training.device", "training.num_threads", "training.log_every_steps",
@@ -35,10 +35,11 @@ HARMLESS = (
 )  # fmt: skip
 """Keys that may change when a run goes on: what is learned stays the same (but a longer cosine is another curve).
 
-Of training and validation pairs the text counts, not the files: see `refuse_other_sources`, `refuse_other_validation`.
+Training and validation pairs may come from other files with the same text: see `_refuse_other_sources` and
+`_refuse_other_validation`.
 """
 
-OTHER_DATA = "restore the files, choose another run folder, or start anew with --fresh"
+_OTHER_DATA = "restore the files, choose another run folder, or start anew with --fresh"
 
 CHANGED_DEFAULTS: dict[str, object] = {
     "tokenizer.character_coverage": 1.0,
@@ -69,9 +70,9 @@ def find_resumable(config: Config, say: Callable[[str], None]) -> tuple[Config, 
         config = with_old_defaults(stored, config)
         refuse_changes(stored, config)
         if stored.data.train != config.data.train:
-            refuse_other_sources(checkpoint, config)
+            _refuse_other_sources(checkpoint, config)
         if checkpoint.state.get("valid") is None:  # a run of 0.1.0 knows but the names of the files
-            refuse_other_validation(checkpoint, config, same=stored.data.valid == config.data.valid)
+            _refuse_other_validation(checkpoint, config, same=stored.data.valid == config.data.valid)
         return config, checkpoint
     if faults:
         raise StorageError(
@@ -114,13 +115,13 @@ def refuse_changes(old: Config, new: Config) -> None:
         )
 
 
-def refuse_other_sources(checkpoint: Checkpoint, config: Config) -> None:
+def _refuse_other_sources(checkpoint: Checkpoint, config: Config) -> None:
     """Check that `data.train`, which was changed, names the same text. Raises: ConfigError: it does not; DataError."""
     sources = open_sources(config.data.train, config.data, "train")
     tokenizers = load_tokenizers(Path(config.run))
     if not names_content(str(checkpoint.state.get("corpus")), sources, tokenizers, config.data):
         raise ConfigError(
-            "names other text than the last checkpoint was trained on", where="data.train", hint=OTHER_DATA
+            "names other text than the last checkpoint was trained on", where="data.train", hint=_OTHER_DATA
         )
 
 
@@ -133,12 +134,12 @@ def refuse_other_inputs(checkpoint: Checkpoint, inputs: Inputs, config: Config) 
     if state.get("tokenizers", inputs.tokenizers.fingerprint) != inputs.tokenizers.fingerprint:
         what = "the tokenizer is not the one that this run began with"
         raise StorageError(what, where=config.run, hint="restore it, or start anew with --fresh")
-    refuse_other_corpus(str(state["corpus"]), inputs, config.data)
+    _refuse_other_corpus(str(state["corpus"]), inputs, config.data)
     same = state.get("valid") in (None, fingerprint_of(inputs.valid))
-    refuse_other_validation(checkpoint, config, same=same)
+    _refuse_other_validation(checkpoint, config, same=same)
 
 
-def refuse_other_corpus(before: str, inputs: Inputs, data: DataConfig) -> None:
+def _refuse_other_corpus(before: str, inputs: Inputs, data: DataConfig) -> None:
     """Compare training pairs with those of a fingerprint. Raises: ConfigError: they are others."""
     corpus = inputs.corpus
     if before == corpus.fingerprint or names_content(before, corpus.sources, inputs.tokenizers, data):
@@ -153,10 +154,10 @@ def refuse_other_corpus(before: str, inputs: Inputs, data: DataConfig) -> None:
         if first < len(corpus):
             changes += f"; the first that differs is {corpus.place(first)}"
     what = f"the training data has changed since the last checkpoint{changes}"
-    raise ConfigError(what, where="data.train", hint=OTHER_DATA)
+    raise ConfigError(what, where="data.train", hint=_OTHER_DATA)
 
 
-def refuse_other_validation(checkpoint: Checkpoint, config: Config, *, same: bool) -> None:
+def _refuse_other_validation(checkpoint: Checkpoint, config: Config, *, same: bool) -> None:
     """Where validation pairs are not the same, refuse to compare their scores with the best so far.
 
     Without `best/` there is nothing to lose: then the best is chosen anew.
@@ -177,7 +178,7 @@ def refuse_other_validation(checkpoint: Checkpoint, config: Config, *, same: boo
 def is_harmless(change: str) -> bool:
     """Whether a line of `diff_configs` is about a key that may change."""
     key = change.partition(":")[0]
-    return any(key == harmless or key.startswith(f"{harmless}.") for harmless in HARMLESS)
+    return any(key == harmless or key.startswith(f"{harmless}.") for harmless in _HARMLESS)
 
 
 def begin(
@@ -197,7 +198,7 @@ def begin(
     else:
         resume(trainer, checkpoint)
         if trainer.processes.is_main:
-            truncate_metrics(trainer.run_folder / METRICS_FILE, TrainState.of(checkpoint.state))
+            _truncate_metrics(trainer.run_folder / METRICS_FILE, TrainState.of(checkpoint.state))
         say(f"going on from step {trainer.state.step}")
         if trainer.state.best != checkpoint.state.get("best"):
             say("there is no best/: the best is chosen anew")
@@ -220,17 +221,17 @@ def resume(trainer: Trainer, checkpoint: Checkpoint) -> None:
         raise StorageError(what, where=where, hint=hint) from error
 
 
-def truncate_metrics(path: Path, state: TrainState) -> None:
+def _truncate_metrics(path: Path, state: TrainState) -> None:
     """Forget what was logged after the checkpoint that the run goes on from: it will be logged again."""
     if not path.exists():
         return
     with storage_errors(path):
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    kept = [line for line in lines if line and is_logged_by(line, state)]
+    kept = [line for line in lines if line and _is_logged_by(line, state)]
     write_text(path, "".join(line + "\n" for line in kept))
 
 
-def is_logged_by(line: str, state: TrainState) -> bool:
+def _is_logged_by(line: str, state: TrainState) -> bool:
     """Whether a line of metrics.jsonl is whole, and of an update or a validation that the state knows."""
     try:
         numbers = json.loads(line)

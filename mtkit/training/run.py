@@ -45,7 +45,7 @@ def train(config: Config, *, fresh: bool = False, console: Console | None = None
         stack.enter_context(signals.handled())
         processes = stack.enter_context(init_distributed(device, compiles=config.training.compile))
         signals.is_distributed = not processes.alone
-        trainer, inputs = build_trainer(config, console, signals, processes, stack, fresh=fresh)
+        trainer, inputs = _build_trainer(config, console, signals, processes, stack, fresh=fresh)
         config = trainer.config
         reason = trainer.train()
         signals.is_distributed = False  # from here on each is alone
@@ -64,7 +64,7 @@ def train(config: Config, *, fresh: bool = False, console: Console | None = None
         return result
 
 
-def build_trainer(
+def _build_trainer(
     config: Config,
     console: Console,
     signals: Signals,

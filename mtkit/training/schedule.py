@@ -28,14 +28,14 @@ def learning_rate(step: int, training: TrainingConfig, d_model: int) -> float:
             return peak
 
 
-LOWEST_PEAK = 5e-5
+_LOWEST_PEAK = 5e-5
 """Below it a Transformer that begins with random weights hardly learns."""
 
 
 def low_peak(training: TrainingConfig, d_model: int) -> str | None:
     """A warning, if the factor of noam looks like a learning rate; then nothing would be learned."""
     peak = learning_rate(max(training.warmup_steps, 1), training, d_model)
-    if training.schedule != "noam" or peak >= LOWEST_PEAK:
+    if training.schedule != "noam" or peak >= _LOWEST_PEAK:
         return None
     return (
         f"the learning rate is at most {peak:.1e}, at which little is learned: with schedule noam "

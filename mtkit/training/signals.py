@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-EXIT_CODES = {signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGTERM: 143}
+_EXIT_CODES = {signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 class Interrupted(BaseException):
@@ -21,7 +21,7 @@ class Interrupted(BaseException):
 
     def __init__(self, number: int, saved: bool = True) -> None:
         super().__init__(number)
-        self.exit_code = EXIT_CODES[signal.Signals(number)]
+        self.exit_code = _EXIT_CODES[signal.Signals(number)]
         self.saved = saved
 
 
@@ -48,7 +48,7 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        taken = set(EXIT_CODES)
+        taken = set(_EXIT_CODES)
         if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
             taken.remove(signal.SIGHUP)
         before = {number: signal.signal(number, self._receive) for number in taken}

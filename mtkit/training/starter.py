@@ -1,6 +1,6 @@
 """A config to start from, for given files: `mtkit init`.
 
-Sizes follow from the number of pairs alone, by the rules of `SIZES` and of the functions below. They are those of the
+Sizes follow from the number of pairs alone, by the rules of `_SIZES` and of the functions below. They are those of the
 configs that come with mtkit; nobody should take them for tuned.
 """
 
@@ -38,7 +38,7 @@ class Size:
     epochs: int
 
 
-SIZES = (
+_SIZES = (
     Size(20_000, 128, 4, 0.3, 2048, 0.002, 40),
     Size(200_000, 256, 4, 0.2, 4096, 0.001, 30),
     Size(2_000_000, 512, 6, 0.1, 25_000, 0.0007, 20),
@@ -46,17 +46,17 @@ SIZES = (
 )
 """From few pairs to many."""
 
-FILE_KEYS = ("src", "tgt", "path")
-CHARACTERS_OF_A_PIECE = 4.0
+_FILE_KEYS = ("src", "tgt", "path")
+_CHARACTERS_OF_A_PIECE = 4.0
 """About, in a language with an alphabet."""
-PIECES_OF_ROOT = 20
+_PIECES_OF_ROOT = 20
 """Pieces of the vocabulary, times the square root of the number of pairs."""
-MIN_PIECES, MAX_PIECES = 1000, 32_000
-MIN_STEPS, MAX_STEPS = 1000, 100_000
-MOST_WARMUP = 4000
-VALIDATIONS = 20
+_MIN_PIECES, _MAX_PIECES = 1000, 32_000
+_MIN_STEPS, _MAX_STEPS = 1000, 100_000
+_MOST_WARMUP = 4000
+_VALIDATIONS = 20
 """Validations of a run."""
-PATIENCE = 5
+_PATIENCE = 5
 """Validations without a new best before a run stops."""
 
 
@@ -103,7 +103,7 @@ def make_starter(
         split: recognize(files, codes).entries if files else []
         for split, files in (("valid", valid), ("test", test))
     }
-    root = common_folder([entry for entries in splits.values() for entry in entries])
+    root = _common_folder([entry for entries in splits.values() for entry in entries])
     if root != ".":
         splits = {split: [inside(entry) for entry in entries] for split, entries in splits.items()}
     run = run or f"runs/{'-'.join(codes)}"
@@ -114,16 +114,16 @@ def make_starter(
     return Starter(text, codes, num_pairs, tuple(split for split, entries in splits.items() if not entries))
 
 
-def common_folder(entries: Sequence[Entry]) -> str:
+def _common_folder(entries: Sequence[Entry]) -> str:
     """The folder in which all files are, or else the current one."""
-    files = [str(entry[key]) for entry in entries for key in FILE_KEYS if key in entry]
+    files = [str(entry[key]) for entry in entries for key in _FILE_KEYS if key in entry]
     folders = {os.path.dirname(file) or "." for file in files}
     return folders.pop() if len(folders) == 1 else "."
 
 
 def inside(entry: Entry) -> Entry:
     """An entry whose files are called as from the folder in which they are."""
-    return {key: os.path.basename(str(entry[key])) if key in FILE_KEYS else entry[key] for key in entry}
+    return {key: os.path.basename(str(entry[key])) if key in _FILE_KEYS else entry[key] for key in entry}
 
 
 def measure(config: Config) -> tuple[int, float]:
@@ -139,7 +139,7 @@ def measure(config: Config) -> tuple[int, float]:
             read_sides(source)
     if not num_pairs:
         raise DataError("there are no pairs", where=trained[0].place(1), hint="fill the files")
-    return num_pairs, 1 + num_characters / num_pairs / CHARACTERS_OF_A_PIECE
+    return num_pairs, 1 + num_characters / num_pairs / _CHARACTERS_OF_A_PIECE
 
 
 def write(
@@ -151,10 +151,10 @@ def write(
     num_pieces: float,
 ) -> str:
     """The YAML, sized by the number of pairs and of the pieces in them."""
-    size = next(size for size in SIZES if num_pairs < size.max_pairs)
+    size = next(size for size in _SIZES if num_pairs < size.max_pairs)
     updates = size.epochs * num_pairs * num_pieces / size.batch_tokens
-    steps = two_digits(min(MAX_STEPS, max(MIN_STEPS, updates)))
-    vocab_size = two_digits(min(MAX_PIECES, max(MIN_PIECES, PIECES_OF_ROOT * math.sqrt(num_pairs))))
+    steps = two_digits(min(_MAX_STEPS, max(_MIN_STEPS, updates)))
+    vocab_size = two_digits(min(_MAX_PIECES, max(_MIN_PIECES, _PIECES_OF_ROOT * math.sqrt(num_pairs))))
     src, tgt = map(format_value, languages)
     lines = [
         f"# {src} to {tgt}, {num_pairs:,} training pairs. Written by `mtkit init`; sizes follow from that number.",
@@ -169,7 +169,7 @@ def write(
             "valid", splits["valid"], "chooses the best checkpoint; some 1,000 pairs that are not in train"
         ),
         *listed("test", splits["test"], "translated and scored once, at the end"),
-        f"tokenizer: {{vocab_size: {vocab_size}}}  # about {PIECES_OF_ROOT} x the square root of the pairs",
+        f"tokenizer: {{vocab_size: {vocab_size}}}  # about {_PIECES_OF_ROOT} x the square root of the pairs",
         "model:",
         f"  d_model: {size.d_model}",
         f"  encoder_layers: {size.layers}",
@@ -180,13 +180,13 @@ def write(
         f"  max_steps: {steps}  # {epochs(steps, updates, size)}",
         f"  learning_rate: {size.learning_rate}",
         "  schedule: cosine",
-        f"  warmup_steps: {two_digits(min(MOST_WARMUP, steps / 10))}",
+        f"  warmup_steps: {two_digits(min(_MOST_WARMUP, steps / 10))}",
     ]
     if splits["valid"]:
         lines += [
             "validation:",
-            f"  every_steps: {two_digits(steps / VALIDATIONS)}",
-            f"  patience: {PATIENCE}  # validations without a new best before training stops",
+            f"  every_steps: {two_digits(steps / _VALIDATIONS)}",
+            f"  patience: {_PATIENCE}  # validations without a new best before training stops",
         ]
     lines.append("decoding: {beam_size: 5}")
     return "".join(f"{line}\n" for line in lines)

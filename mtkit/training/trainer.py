@@ -83,15 +83,15 @@ from mtkit.training.validation import (
     special_ids,
 )
 
-SMALLEST_LOSS_SCALE = 2.0**-14
-MOST_ROLLBACKS = 5  # from one checkpoint: then it is not the sentences
+_SMALLEST_LOSS_SCALE = 2.0**-14
+_MOST_ROLLBACKS = 5  # from one checkpoint: then it is not the sentences
 
 Update = list[tuple[int, int, Indices]]
 """(epoch, number in it, pairs) of the batches of an update."""
 
 
 @dataclass(frozen=True)
-class MadeUpdate:
+class _MadeUpdate:
     """An update, and the parts of it that a process runs, by their numbers among all, where the model is."""
 
     update: Update
@@ -166,7 +166,7 @@ class Trainer:
         lengths = corpus.src_lengths, corpus.tgt_lengths
         self.order = BatchOrder(*lengths, training.cut_tokens, config.seed)
         self._epoch: tuple[int, EpochBatches] | None = None
-        self._made: MadeUpdate | None = None
+        self._made: _MadeUpdate | None = None
         """The update that the thread made last: the one that is due."""
         self._targets_an_epoch = int(corpus.tgt_lengths.sum(dtype=np.int64)) + len(corpus)
         self._time_is_over = False
@@ -258,11 +258,11 @@ class Trainer:
         What the thread raises is raised where its update was due. Close this iterator to end the thread.
         """
 
-        def following() -> MadeUpdate | None:
+        def following() -> _MadeUpdate | None:
             update = next(updates, None)
             if update is None:
                 return None
-            return MadeUpdate(update, self._make_parts([indices for _, _, indices in update]))
+            return _MadeUpdate(update, self._make_parts([indices for _, _, indices in update]))
 
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
             future = thread.submit(following)
@@ -345,7 +345,7 @@ class Trainer:
         with self.stage("data"):
             parts = self._parts(batches)
         for number, batch in parts.items():
-            torch.manual_seed(dropout_seed(self.config.seed, self.state.step, number))
+            torch.manual_seed(_dropout_seed(self.config.seed, self.state.step, number))
             sums += self.backward(batch, num_targets, local=number != max(parts))
         loss, nll = sums.tolist()
         return [loss, nll]
@@ -402,7 +402,7 @@ class Trainer:
 
     def _refuse_endless_overflow(self) -> None:
         """fp16: each overflow halves the loss scale; when nothing is left of it, none of the updates was made."""
-        if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_LOSS_SCALE:
+        if self.scaler.is_enabled() and self.scaler.get_scale() < _SMALLEST_LOSS_SCALE:
             what = "gradients overflow fp16 whatever the loss scale"
             raise TrainingError(what, hint="set training.precision to bf16 or fp32, or lower learning_rate")
 
@@ -467,8 +467,8 @@ class Trainer:
             self.state.best, self.state.best_loss = before.best, before.best_loss
             self.state.best_step = before.best_step
         self._rollbacks_from[self.state.step] += 1
-        if self._rollbacks_from[self.state.step] > MOST_ROLLBACKS:
-            raise TrainingError(f"{what}; going back {MOST_ROLLBACKS} times did not help", hint=hint)
+        if self._rollbacks_from[self.state.step] > _MOST_ROLLBACKS:
+            raise TrainingError(f"{what}; going back {_MOST_ROLLBACKS} times did not help", hint=hint)
         self._pass(update)
         self.state.rollbacks, self.state.skipped = before.rollbacks + 1, skipped
         self.save()  # a run that is stopped now goes on from here
@@ -667,7 +667,7 @@ class Trainer:
         copy_weights(self.model, weights, where, shard_like)
 
 
-def dropout_seed(seed: int, step: int, part: int) -> int:
+def _dropout_seed(seed: int, step: int, part: int) -> int:
     """The seed of a part's dropout masks: a hash, so that neighbouring numbers give unrelated masks."""
     digest = hashlib.sha256(f"{seed} {step} {part}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

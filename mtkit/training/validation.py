@@ -26,10 +26,10 @@ from mtkit.training.distributed import SINGLE_PROCESS, World
 from mtkit.training.loss import batch_loss
 from mtkit.translation.translator import Translator
 
-LOSS_TOKENS = 4096
+_LOSS_TOKENS = 4096
 """Size of a batch of which the loss is taken; larger ones are no faster, and might not fit."""
 
-LOSS_DECIMALS, SCORE_DECIMALS = 4, 2
+_LOSS_DECIMALS, _SCORE_DECIMALS = 4, 2
 """With which numbers are shown, and compared."""
 
 
@@ -114,8 +114,8 @@ class ValidationResult:
 
     def line(self) -> str:
         """In words."""
-        parts = [f"loss {self.loss:.{LOSS_DECIMALS}f}", f"perplexity {self.perplexity:.2f}"]
-        parts += [f"{score.name} {score.value:.{SCORE_DECIMALS}f}" for score in self.scores.values()]
+        parts = [f"loss {self.loss:.{_LOSS_DECIMALS}f}", f"perplexity {self.perplexity:.2f}"]
+        parts += [f"{score.name} {score.value:.{_SCORE_DECIMALS}f}" for score in self.scores.values()]
         return "  ".join(parts)
 
     def set_lines(self) -> list[str]:
@@ -150,10 +150,10 @@ def is_better(name: str, new: Standing, old: Standing | None) -> bool:
         return not math.isnan(new.number)
     if name in ("loss", "perplexity"):
         return new.number < old.number
-    score, best = round(new.number, SCORE_DECIMALS), round(old.number, SCORE_DECIMALS)
+    score, best = round(new.number, _SCORE_DECIMALS), round(old.number, _SCORE_DECIMALS)
     if score != best or new.loss is None or old.loss is None:
         return metrics.better(name, score, best)
-    return round(new.loss, LOSS_DECIMALS) < round(old.loss, LOSS_DECIMALS)
+    return round(new.loss, _LOSS_DECIMALS) < round(old.loss, _LOSS_DECIMALS)
 
 
 class Validator:
@@ -169,7 +169,7 @@ class Validator:
         """Pairs longer than `data.max_length`: not in the loss, for they might not fit; translated in parts."""
         if not len(order):
             raise DataError("every pair is longer than data.max_length", where="data.valid", hint="raise it")
-        budget = min(config.training.cut_tokens, LOSS_TOKENS)
+        budget = min(config.training.cut_tokens, _LOSS_TOKENS)
         self.batches = [
             (number, batch)
             for number, pairs in enumerate(corpus.sets.values())

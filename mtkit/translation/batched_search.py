@@ -22,7 +22,7 @@ from mtkit.translation.mbr import make_utility, minimum_risk
 from mtkit.translation.options import MAX_WORKERS
 from mtkit.translation.segments import Segment
 
-MAX_BATCH_TOKENS_ON_CPU = 8192
+_MAX_BATCH_TOKENS_ON_CPU = 8192
 """Source pieces in a batch on a CPU: more are no faster, and lengths that differ more are padded more."""
 
 
@@ -36,8 +36,8 @@ class BatchedSearch:
 
     def __init__(self, ensemble: Ensemble, decoding: DecodingConfig) -> None:
         self.ensemble, self.decoding = ensemble, decoding
-        self.options = search_options(decoding, ensemble.tokenizers.tgt)
-        self.sampling = sampling_options(decoding)
+        self.options = _search_options(decoding, ensemble.tokenizers.tgt)
+        self.sampling = _sampling_options(decoding)
         self.utility = None if decoding.mbr is None else make_utility(decoding.mbr)
 
     def search_segments(
@@ -73,7 +73,7 @@ class BatchedSearch:
         order = np.argsort(-sizes, kind="stable")
         budget = max(1, self.decoding.batch_tokens // self.decoding.num_hypotheses)
         if self.ensemble.device.type == "cpu":
-            budget = min(budget, MAX_BATCH_TOKENS_ON_CPU)
+            budget = min(budget, _MAX_BATCH_TOKENS_ON_CPU)
         batches = split_by_tokens(sizes, order, budget)
         wanted = -(-len(batches) // num_workers) * num_workers
         while 1 < len(batches) < min(wanted, len(order)):
@@ -129,7 +129,7 @@ class BatchedSearch:
             return search(stepper, max_lengths, self.options, device, prefixes, constraints)
 
 
-def search_options(decoding: DecodingConfig, tgt: Tokenizer) -> SearchOptions:
+def _search_options(decoding: DecodingConfig, tgt: Tokenizer) -> SearchOptions:
     """What the search looks for, in pieces of the target vocabulary."""
     unused = range(tgt.num_pieces, tgt.vocab_size)
     chosen = {piece for ids in tgt.encode(decoding.suppress) for piece in ids.tolist()}
@@ -150,7 +150,7 @@ def search_options(decoding: DecodingConfig, tgt: Tokenizer) -> SearchOptions:
     )
 
 
-def sampling_options(decoding: DecodingConfig) -> SamplingOptions:
+def _sampling_options(decoding: DecodingConfig) -> SamplingOptions:
     """What samples are drawn from."""
     return SamplingOptions(
         num_samples=decoding.num_hypotheses,

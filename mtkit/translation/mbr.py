@@ -30,10 +30,10 @@ Utility = Callable[[Sequence[str], Sequence[str]], Matrix]
 Grams = Mapping[str, int]
 """How often each n-gram of one length comes in a text."""
 
-CHRF_ORDER = 6
-CHRF_BETA = 2.0
-CHRF_WORD_ORDER = 2  # of chrF++
-BLEU_ORDER = 4
+_CHRF_ORDER = 6
+_CHRF_BETA = 2.0
+_CHRF_WORD_ORDER = 2  # of chrF++
+_BLEU_ORDER = 4
 
 UTILITIES = ("bleu", "chrf", "chrf++", "ter")
 
@@ -45,11 +45,11 @@ def make_utility(name: str) -> Utility:
     match name:
         case "bleu":
             metric = sacrebleu.BLEU(effective_order=True)  # sentences may be shorter than four words
-            return partial(sentence_bleu, tokenize=metric.tokenizer)
+            return partial(_sentence_bleu, tokenize=metric.tokenizer)
         case "chrf":
-            return partial(sentence_chrf, grams=character_ngrams)
+            return partial(_sentence_chrf, grams=_character_ngrams)
         case "chrf++":
-            return partial(sentence_chrf, grams=character_and_word_ngrams)
+            return partial(_sentence_chrf, grams=_character_and_word_ngrams)
         case "ter":
             ter = sacrebleu.TER()
             return lambda hyps, refs: np.array(
@@ -61,16 +61,16 @@ def make_utility(name: str) -> Utility:
 # --- sentence scores of all pairs -------------------------------------------------------------------------------------
 
 
-def sentence_chrf(hyps: Sequence[str], refs: Sequence[str], grams: Callable[[str], list[Grams]]) -> Matrix:
+def _sentence_chrf(hyps: Sequence[str], refs: Sequence[str], grams: Callable[[str], list[Grams]]) -> Matrix:
     """chrF (Popović 2015, 2017) of each hypothesis against each reference, as sacreBLEU computes it: [H, R].
 
     Args:
         grams: n-grams of a text, of each order by which it is judged.
     """
-    counted = counts_of([*hyps, *refs], grams)
+    counted = _counts_of([*hyps, *refs], grams)
     precision, recall, num_orders = (np.zeros((len(hyps), len(refs))) for _ in range(3))
-    for of_hyps, of_refs in zip(by_order(counted, hyps), by_order(counted, refs), strict=True):
-        matches_HR = num_matches(of_hyps, of_refs)
+    for of_hyps, of_refs in zip(_by_order(counted, hyps), _by_order(counted, refs), strict=True):
+        matches_HR = _num_matches(of_hyps, of_refs)
         hyp_H1, ref_1R = sizes(of_hyps)[:, None], sizes(of_refs)[None, :]
         both_HR = (hyp_H1 > 0) & (ref_1R > 0)
         precision += np.where(both_HR, matches_HR / np.maximum(hyp_H1, 1), 0.0)
@@ -78,12 +78,12 @@ def sentence_chrf(hyps: Sequence[str], refs: Sequence[str], grams: Callable[[str
         num_orders += both_HR
     precision /= np.maximum(num_orders, 1)
     recall /= np.maximum(num_orders, 1)
-    factor = CHRF_BETA**2
+    factor = _CHRF_BETA**2
     denominator = factor * precision + recall
     return 100 * ((1 + factor) * precision * recall / np.where(denominator > 0, denominator, 1.0))
 
 
-def sentence_bleu(hyps: Sequence[str], refs: Sequence[str], tokenize: Callable[[str], str]) -> Matrix:
+def _sentence_bleu(hyps: Sequence[str], refs: Sequence[str], tokenize: Callable[[str], str]) -> Matrix:
     """BLEU (Papineni et al. 2002) of each hypothesis against each reference, as sacreBLEU has it for sentences: [H, R].
 
     Orders for which a hypothesis is too short do not count, and the k-th order without a match has 1 / 2^k matches
@@ -92,12 +92,14 @@ def sentence_bleu(hyps: Sequence[str], refs: Sequence[str], tokenize: Callable[[
     Args:
         tokenize: divides words by spaces.
     """
-    counted = counts_of([*hyps, *refs], lambda text: word_ngrams(tokenize(text.rstrip()).split(), BLEU_ORDER))
+    counted = _counts_of(
+        [*hyps, *refs], lambda text: _word_ngrams(tokenize(text.rstrip()).split(), _BLEU_ORDER)
+    )
     log_sum, num_orders, any_match = (np.zeros((len(hyps), len(refs))) for _ in range(3))
     halves = np.ones((len(hyps), len(refs)))
     lengths: list[tuple[Matrix, Matrix]] = []
-    for of_hyps, of_refs in zip(by_order(counted, hyps), by_order(counted, refs), strict=True):
-        matches_HR, total_H1 = num_matches(of_hyps, of_refs), sizes(of_hyps)[:, None]
+    for of_hyps, of_refs in zip(_by_order(counted, hyps), _by_order(counted, refs), strict=True):
+        matches_HR, total_H1 = _num_matches(of_hyps, of_refs), sizes(of_hyps)[:, None]
         lengths.append((total_H1, sizes(of_refs)[None, :]))
         long_enough = total_H1 > 0
         none = (matches_HR == 0) & long_enough
@@ -111,12 +113,12 @@ def sentence_bleu(hyps: Sequence[str], refs: Sequence[str], tokenize: Callable[[
     return np.where(any_match > 0, np.exp(brevity + log_sum / np.maximum(num_orders, 1)), 0.0)
 
 
-def counts_of(texts: Sequence[str], grams: Callable[[str], list[Grams]]) -> dict[str, list[Grams]]:
+def _counts_of(texts: Sequence[str], grams: Callable[[str], list[Grams]]) -> dict[str, list[Grams]]:
     """The n-grams of each different text, of all orders."""
     return {text: grams(text) for text in dict.fromkeys(texts)}
 
 
-def by_order(counted: Mapping[str, list[Grams]], texts: Sequence[str]) -> list[tuple[Grams, ...]]:
+def _by_order(counted: Mapping[str, list[Grams]], texts: Sequence[str]) -> list[tuple[Grams, ...]]:
     """For each order the n-grams of these texts."""
     return list(zip(*(counted[text] for text in texts), strict=True))
 
@@ -126,17 +128,17 @@ def sizes(grams: Sequence[Grams]) -> Matrix:
     return np.array([sum(counts.values()) for counts in grams], dtype=np.float64)
 
 
-def num_matches(hyps: Sequence[Grams], refs: Sequence[Grams]) -> Matrix:
+def _num_matches(hyps: Sequence[Grams], refs: Sequence[Grams]) -> Matrix:
     """How many n-grams of each hypothesis are in each reference, each at most as often as there: [H, R]."""
     columns = {
         gram: column for column, gram in enumerate(dict.fromkeys(gram for ref in refs for gram in ref))
     }
-    hyps_HG, refs_RG = (count_matrix(texts, columns) for texts in (hyps, refs))
+    hyps_HG, refs_RG = (_count_matrix(texts, columns) for texts in (hyps, refs))
     matches = [np.minimum(hyp_G, refs_RG).sum(axis=1) for hyp_G in hyps_HG]
     return np.array(matches, dtype=np.float64).reshape(len(hyps), len(refs))
 
 
-def count_matrix(texts: Sequence[Grams], columns: Mapping[str, int]) -> npt.NDArray[np.int32]:
+def _count_matrix(texts: Sequence[Grams], columns: Mapping[str, int]) -> npt.NDArray[np.int32]:
     """The counts of the n-grams that have a column, a row for each text."""
     matrix = np.zeros((len(texts), len(columns)), dtype=np.int32)
     for row, grams in zip(matrix, texts, strict=True):
@@ -172,24 +174,24 @@ def minimum_risk(candidates: Sequence[str], utility: Utility, num_exact: int = 6
 
 def aggregated_chrf(texts: Sequence[str], weights: Sequence[float]) -> list[float]:
     """chrF (Popović 2015) of each text against one reference, whose n-gram counts are the weighted mean of all."""
-    grams = [character_ngrams(text) for text in texts]
+    grams = [_character_ngrams(text) for text in texts]
     total = sum(weights)
-    mean: list[Counter[str]] = [Counter() for _ in range(CHRF_ORDER)]
+    mean: list[Counter[str]] = [Counter() for _ in range(_CHRF_ORDER)]
     for orders, weight in zip(grams, weights, strict=True):
         for counter, order in zip(mean, orders, strict=True):
             for gram, count in order.items():
                 counter[gram] += count * weight / total  # type: ignore[assignment]
     sizes = [sum(counter.values()) for counter in mean]
-    return [chrf_of_counts(orders, mean, sizes) for orders in grams]
+    return [_chrf_of_counts(orders, mean, sizes) for orders in grams]
 
 
-def character_ngrams(text: str) -> list[Grams]:
+def _character_ngrams(text: str) -> list[Grams]:
     """Counts of the n-grams of 1 to 6 characters, spaces left out."""
     joined = "".join(text.split())
-    return [Counter(joined[i : i + n] for i in range(len(joined) - n + 1)) for n in range(1, CHRF_ORDER + 1)]
+    return [Counter(joined[i : i + n] for i in range(len(joined) - n + 1)) for n in range(1, _CHRF_ORDER + 1)]
 
 
-def character_and_word_ngrams(text: str) -> list[Grams]:
+def _character_and_word_ngrams(text: str) -> list[Grams]:
     """Those of 1 to 6 characters, and those of 1 and 2 words, from whose beginning or end a punctuation mark is cut."""
     words = []
     for word in text.split():
@@ -199,17 +201,17 @@ def character_and_word_ngrams(text: str) -> list[Grams]:
             words += [word[0], word[1:]]
         else:
             words.append(word)
-    return character_ngrams(text) + word_ngrams(words, CHRF_WORD_ORDER)
+    return _character_ngrams(text) + _word_ngrams(words, _CHRF_WORD_ORDER)
 
 
-def word_ngrams(words: Sequence[str], order: int) -> list[Grams]:
+def _word_ngrams(words: Sequence[str], order: int) -> list[Grams]:
     """Counts of the n-grams of 1 to `order` words."""
     return [
         Counter(" ".join(words[i : i + n]) for i in range(len(words) - n + 1)) for n in range(1, order + 1)
     ]
 
 
-def chrf_of_counts(
+def _chrf_of_counts(
     hyp: Sequence[Grams], ref: Sequence[Mapping[str, float]], ref_sizes: Sequence[float]
 ) -> float:
     """F score of mean precision and recall over the orders that both have."""
@@ -225,5 +227,5 @@ def chrf_of_counts(
     precision, recall = sum(precisions) / len(precisions), sum(recalls) / len(recalls)
     if precision + recall == 0.0:
         return 0.0
-    factor = CHRF_BETA**2
+    factor = _CHRF_BETA**2
     return 100 * (1 + factor) * precision * recall / (factor * precision + recall)

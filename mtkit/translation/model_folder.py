@@ -62,7 +62,7 @@ def home_of(path: Path, run: str) -> Path | None:
     return Path(*folder.parts[:above])
 
 
-SECTIONS_OF_TRAINING = ("training", "validation")
+_SECTIONS_OF_TRAINING = ("training", "validation")
 """They decide nothing about what a trained model does."""
 
 
@@ -78,7 +78,7 @@ def stored_config(checkpoint: Path, hint: str, *, to_translate: bool = False) ->
         StorageError: this version does not understand it.
     """
     try:
-        return load_stored_config(checkpoint / CONFIG_FILE, SECTIONS_OF_TRAINING if to_translate else ())
+        return load_stored_config(checkpoint / CONFIG_FILE, _SECTIONS_OF_TRAINING if to_translate else ())
     except ConfigError as error:
         first, *problems = str(error).split("\n")
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

@@ -8,7 +8,7 @@ from itertools import permutations
 
 from mtkit.translation.sentence_splitting import UNSPACED
 
-SPELLED_OUT = frozenset(map(str, range(13)))
+_SPELLED_OUT = frozenset(map(str, range(13)))
 """Numbers that are often written as words; whether a translation has them cannot be told."""
 
 _GROUPING = ".,'’٬\u00a0\u2009\u202f "
@@ -28,7 +28,7 @@ def find_numbers(text: str) -> list[tuple[int, int]]:
 def numbers_to_keep(text: str) -> tuple[str, ...]:
     """The numbers of a text that its translation must have as digits, each once: in the order they come."""
     found = dict.fromkeys(text[start:end] for start, end in find_numbers(text))
-    return tuple(number for number in found if number not in SPELLED_OUT)
+    return tuple(number for number in found if number not in _SPELLED_OUT)
 
 
 def has_number(text: str, number: str) -> bool:

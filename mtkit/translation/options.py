@@ -23,7 +23,7 @@ OnError = Literal["stop", "skip", "copy"]
 ON_ERROR: tuple[OnError, ...] = get_args(OnError)
 
 
-def ignore_fault(number: int, fault: DataError) -> None:
+def _ignore_fault(number: int, fault: DataError) -> None:
     """Do nothing: `Translation.fault` has it too."""
 
 
@@ -61,7 +61,7 @@ class TranslateOptions:
     is_ready: Callable[[float], bool] = always_ready
     first_line: int = 0
     on_error: OnError = "stop"
-    on_fault: Callable[[int, DataError], None] = ignore_fault
+    on_fault: Callable[[int, DataError], None] = _ignore_fault
     on_progress: Callable[[int], None] = say_nothing
     num_workers: int = MAX_WORKERS
 

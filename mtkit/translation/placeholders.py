@@ -111,10 +111,10 @@ class Protected:
         """
         if not self.insets:
             return translation, list(links)
-        trimmed = [Link(trim(self.text, link.src), trim(translation, link.tgt)) for link in links]
+        trimmed = [Link(_trim(self.text, link.src), _trim(translation, link.tgt)) for link in links]
         trimmed = sorted(link for link in trimmed if link.src[0] < link.src[1] and link.tgt[0] < link.tgt[1])
-        places = Placer(self.text, translation, trimmed).places(self.insets)
-        builder = Builder(translation)
+        places = _Placer(self.text, translation, trimmed).places(self.insets)
+        builder = _Builder(translation)
         order = sorted(range(len(self.insets)), key=lambda i: (places[i], self._opens_there(i, places), i))
         for i in order:
             builder.insert(self.insets[i], places[i])
@@ -137,7 +137,7 @@ class Protected:
         return not inset.closes or (inset.opener is not None and places[inset.opener] == places[number])
 
 
-class Placer:
+class _Placer:
     """Finds where in a translation the insets of a text go.
 
     Args:
@@ -202,7 +202,7 @@ class Placer:
         return self._behind(at)
 
 
-class Builder:
+class _Builder:
     """Puts insets into a translation, from its beginning to its end."""
 
     def __init__(self, translation: str) -> None:
@@ -259,14 +259,14 @@ class Builder:
         self.length += len(text)
 
 
-def trim(text: str, span: Span) -> Span:
+def _trim(text: str, span: Span) -> Span:
     """A stretch of a text without the spaces at its ends."""
     inner = text[slice(*span)]
     return span[1] - len(inner.lstrip()), span[0] + len(inner.rstrip())
 
 
 @dataclass
-class Unit:
+class _Unit:
     """What is taken out as one: a placeholder, a tag, or several of them with no text between.
 
     Args:
@@ -350,12 +350,12 @@ def _append(line: str, origins: list[int], places: range) -> None:
             origins.append(place)
 
 
-def _units(line: str, unspellable: Sequence[Span]) -> list[Unit]:
+def _units(line: str, unspellable: Sequence[Span]) -> list[_Unit]:
     """What is to be taken out of a line, in order.
 
     An element without text, as `<p></p>`, is one unit, and so are neighbours that surround none: they keep their order.
     """
-    found, units = _grouped(line, _kept_spans(line, unspellable)), list[Unit]()
+    found, units = _grouped(line, _kept_spans(line, unspellable)), list[_Unit]()
     closers = _pairs([line[slice(*unit.span)] for unit in found])
     openers: dict[
         int, int
@@ -366,7 +366,7 @@ def _units(line: str, unspellable: Sequence[Span]) -> list[Unit]:
             continue
         last = closers.get(i, i)
         if unit.group == found[last].group:
-            unit = Unit((unit.span[0], found[last].span[1]), unit.group, unit.is_text, opener=openers.get(i))
+            unit = _Unit((unit.span[0], found[last].span[1]), unit.group, unit.is_text, opener=openers.get(i))
             done = last + 1
         else:
             unit.opens, openers[last] = True, len(units)
@@ -394,12 +394,12 @@ def _pairs(texts: Sequence[str]) -> dict[int, int]:
     return pairs
 
 
-def _grouped(line: str, kept: Sequence[tuple[Span, bool]]) -> list[Unit]:
+def _grouped(line: str, kept: Sequence[tuple[Span, bool]]) -> list[_Unit]:
     """Each by itself, with the number of stretches of text before it."""
-    units, group, last = list[Unit](), 0, 0
+    units, group, last = list[_Unit](), 0, 0
     for span, is_text in kept:
         group += bool(line[last : span[0]].strip())
-        units.append(Unit(span, group, is_text))
+        units.append(_Unit(span, group, is_text))
         last = span[1]
     return units
 

@@ -110,7 +110,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class TextSpan:
+class _TextSpan:
     """A stretch of a line that is translated as one."""
 
     text: str
@@ -319,7 +319,7 @@ class Segmenter:
 
     def _segments(
         self, line: str, ids: Ids, unsplit: int, most: int, wants_spans: bool
-    ) -> Iterator[TextSpan]:
+    ) -> Iterator[_TextSpan]:
         """The segments of a line: itself, or its sentences, and of too long ones their parts; none of an empty line.
 
         Args:
@@ -335,12 +335,12 @@ class Segmenter:
         for (start, end), own in zip(places, encoded, strict=True):
             yield from self._cut(line[start:end], start, own, most, wants_spans)
 
-    def _cut(self, text: str, first: int, ids: Ids, most: int, wants_spans: bool) -> Iterator[TextSpan]:
+    def _cut(self, text: str, first: int, ids: Ids, most: int, wants_spans: bool) -> Iterator[_TextSpan]:
         """Segments of at most `most` pieces; none of an empty sentence. Args: first: where in the line it begins."""
         src = self.tokenizers.src
         if len(ids) <= most and not wants_spans:
             if len(ids):
-                yield TextSpan(text, ids)
+                yield _TextSpan(text, ids)
             return
         spans, pieces = src.spans(text), src.pieces(text)
         in_line = [(first + start, first + end) for start, end in spans]
@@ -350,7 +350,7 @@ class Segmenter:
             is_last = len(ids) - start <= most
             end = len(ids) if is_last else start + split_point(pieces[start : start + most])
             stop = len(text) if is_last else spans[end][0]
-            yield TextSpan(text[spans[start][0] : stop], ids[start:end], joint, tuple(in_line[start:end]))
+            yield _TextSpan(text[spans[start][0] : stop], ids[start:end], joint, tuple(in_line[start:end]))
             start, joint = end, cut_joint(text, stop)
 
 

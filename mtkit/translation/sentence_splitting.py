@@ -9,8 +9,8 @@ from typing import Literal
 
 from mtkit.data.tokenizer import WORD_START, Span
 
-PREFERRED_BREAKS = ".!?;:,"
-FULL_WIDTH_BREAKS = "。｡！？；：，、"  # no space follows these
+_PREFERRED_BREAKS = ".!?;:,"
+_FULL_WIDTH_BREAKS = "。｡！？；：，、"  # no space follows these
 HAN_AND_KANA = "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003fffd"
 """Inside the brackets of a regular expression: the letters of Chinese and Japanese, which put no space anywhere."""
 UNSPACED = HAN_AND_KANA + "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
@@ -21,7 +21,7 @@ Joint = Literal["sentence", "words", "word"]
 
 _ENGLISH = "mr mrs ms dr prof st vs etc e.g i.e cf no vol fig approx jr sr inc ltd co corp gen sen rep gov"
 _GERMAN = "z.b bzw ca nr usw vgl hr fr bspw d.h u.a s.o s.u evtl ggf inkl str tel abs art bd"
-ABBREVIATIONS = frozenset([*_ENGLISH.split(), *_GERMAN.split()])
+_ABBREVIATIONS = frozenset([*_ENGLISH.split(), *_GERMAN.split()])
 """Words before a full stop that ends no sentence, in lower case."""
 
 _LONGEST_WORD = 32
@@ -68,15 +68,15 @@ def _is_abbreviated(before: str) -> bool:
     """Whether the full stop after this text belongs to its last word."""
     word = before.rsplit(maxsplit=1)[-1] if before.strip() else ""
     word = word.lstrip("\"'“„«([")
-    return word.lower() in ABBREVIATIONS or (len(word) == 1 and word.isalpha()) or word.isdigit()
+    return word.lower() in _ABBREVIATIONS or (len(word) == 1 and word.isalpha()) or word.isdigit()
 
 
 def split_point(pieces: Sequence[str]) -> int:
     """Where to cut: at the last clause that ends in the second half, else before the last word, else at the end."""
     places = range(len(pieces) // 2 + 1, len(pieces))
     words = [i for i in places if pieces[i].startswith(WORD_START)]
-    clauses = [i for i in words if pieces[i - 1][-1] in PREFERRED_BREAKS]
-    clauses += [i for i in places if pieces[i - 1][-1] in FULL_WIDTH_BREAKS]
+    clauses = [i for i in words if pieces[i - 1][-1] in _PREFERRED_BREAKS]
+    clauses += [i for i in places if pieces[i - 1][-1] in _FULL_WIDTH_BREAKS]
     return max(clauses or words or [len(pieces)])
 
 
@@ -84,7 +84,7 @@ def cut_joint(text: str, place: int) -> Joint:
     """What is divided by a cut within a sentence, before one of its characters."""
     before, after = text[place - 1 : place], text[place : place + 1]
     spaced = before.isspace() or after.isspace()
-    unspaced = _UNSPACED.search(before + after) or before in FULL_WIDTH_BREAKS
+    unspaced = _UNSPACED.search(before + after) or before in _FULL_WIDTH_BREAKS
     return "words" if spaced or unspaced else "word"
 
 
@@ -109,7 +109,7 @@ def space_between(left: str, right: str, joint: Joint) -> str:
     That depends on the target language, which the letters beside the joint tell: Chinese and Japanese have no spaces;
     Thai, Lao, Burmese and Khmer have none within a sentence.
     """
-    if not left or not right or joint == "word" or left[-1] in FULL_WIDTH_BREAKS + "」』":
+    if not left or not right or joint == "word" or left[-1] in _FULL_WIDTH_BREAKS + "」』":
         return ""
     script = _HAN_OR_KANA if joint == "sentence" else _UNSPACED
     last, first = _LETTER.search(left[::-1]), _LETTER.search(right)

@@ -306,7 +306,7 @@ class Translator:
         """The parts of lines, as far as they were cut, with what is found for them."""
         of_lines = [[] if isinstance(parts, DataError) else parts for parts in cut]
         every = [part for parts in of_lines for part in parts]
-        finished = LineCounter(list(map(len, of_lines)), options.on_progress)
+        finished = _LineCounter(list(map(len, of_lines)), options.on_progress)
         workers = options.num_workers
         found = self.batches.search_segments(every, finished, workers)
         of_parts = iter(self._with_kept(every, found, workers))
@@ -348,7 +348,7 @@ class Translator:
         return found
 
 
-class LineCounter:
+class _LineCounter:
     """Counts lines as their parts are searched: a line is done with its last part, an empty one from the beginning.
 
     Args:

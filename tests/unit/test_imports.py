@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -198,3 +199,78 @@ def test_public_names_are_there() -> None:
         assert callable(getattr(mtkit, name))
     with pytest.raises(AttributeError, match="no attribute 'translator'"):
         _ = mtkit.translator
+
+
+def top_level_names(tree: ast.Module) -> dict[str, ast.stmt]:
+    """What a module defines, by name."""
+    found: dict[str, ast.stmt] = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [name for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+            found |= {name.id: node for name in names}
+    return found
+
+
+def in_signature(node: ast.stmt) -> set[str]:
+    """Names in what a caller sees: annotations, base classes, the right-hand side of a type alias."""
+    shown: list[ast.AST | None] = []
+    if isinstance(node, ast.Assign | ast.AnnAssign):
+        shown += [node.value] if isinstance(node.value, ast.Subscript | ast.BinOp) else []
+        shown += [node.annotation] if isinstance(node, ast.AnnAssign) else []
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.FunctionDef):
+            shown += [
+                inner.returns,
+                *(each.annotation for each in ast.walk(inner.args) if isinstance(each, ast.arg)),
+            ]
+        elif isinstance(inner, ast.ClassDef):
+            shown += [
+                *inner.bases,
+                *(each.annotation for each in inner.body if isinstance(each, ast.AnnAssign)),
+            ]
+    return {name.id for part in shown if part for name in ast.walk(part) if isinstance(name, ast.Name)}
+
+
+def words(path: Path) -> set[str]:
+    return set(re.findall(r"\w+", path.read_text(encoding="utf-8")))
+
+
+WORDS = {name: words(path) for name, path in MODULES.items()}
+WORDS_OUTSIDE = set().union(
+    *(words(path) for folder in ("tests", "recipes") for path in (PACKAGE.parent / folder).rglob("*.py"))
+)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name])
+def test_a_leading_underscore_marks_what_other_modules_do_not_use(module: str) -> None:
+    """Used by another module or a test, or part of a public signature: public. Everything else: private."""
+    defined = top_level_names(TREES[module])
+    elsewhere = WORDS_OUTSIDE.union(*(found for name, found in WORDS.items() if name != module))
+    commands = {
+        name
+        for name, node in defined.items()
+        if top(module) == "cli" and isinstance(node, ast.FunctionDef) and node.decorator_list
+    }
+    public = {name for name in defined if name in elsewhere} | commands
+    while (
+        more := {shown for name in public for shown in in_signature(defined[name])} & defined.keys() - public
+    ):
+        public |= more
+    assert not {name for name in defined if not name.startswith("_")} - public, (
+        "prefix these with an underscore"
+    )
+
+
+def test_no_module_imports_a_private_name() -> None:
+    for module, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("mtkit"):
+                private = [
+                    alias.name
+                    for alias in node.names
+                    if alias.name.startswith("_") and alias.name != "__version__"
+                ]
+                assert not private, (module, private)

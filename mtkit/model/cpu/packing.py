@@ -40,7 +40,7 @@ class PackedLinear(nn.Module):
         self.activation = "relu" if relu else "none"
         bias = None if linear.bias is None else linear.bias.detach()
         self.register_buffer("bias", bias, persistent=False)
-        self.register_buffer("packed", pack_matrix(linear.weight.detach()), persistent=False)
+        self.register_buffer("packed", _pack_matrix(linear.weight.detach()), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features], activated."""
@@ -101,7 +101,7 @@ def multiply_int8(octets: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor)
     return products
 
 
-def pack_linear(linear: nn.Linear, int8: bool, relu: bool = False) -> nn.Module:
+def _pack_linear(linear: nn.Linear, int8: bool, relu: bool = False) -> nn.Module:
     """A linear layer in the form that is fastest here: 8-bit integers, oneDNN's layout, or as it is.
 
     In float32 without AVX-512, MKL, which `F.linear` calls, was 10 to 25 % faster than oneDNN with a packed matrix,
@@ -114,7 +114,7 @@ def pack_linear(linear: nn.Linear, int8: bool, relu: bool = False) -> nn.Module:
     return PackedLinear(linear, relu)
 
 
-def pack_matrix(weight: Tensor) -> Tensor:
+def _pack_matrix(weight: Tensor) -> Tensor:
     """A matrix in oneDNN's layout."""
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
     return packed
@@ -127,7 +127,7 @@ def can_pack(dtype: torch.dtype) -> bool:
         return False
     x, weight = torch.linspace(-1, 1, 64).view(4, 16).to(dtype), torch.eye(32, 16).to(dtype)
     try:
-        found = torch.ops.mkldnn._linear_pointwise(x, pack_matrix(weight), None, "relu", [], "")
+        found = torch.ops.mkldnn._linear_pointwise(x, _pack_matrix(weight), None, "relu", [], "")
     except (AttributeError, RuntimeError):  # another PyTorch, another processor
         return False
     return torch.allclose(found, F.linear(x, weight).relu(), atol=1e-2)
@@ -188,7 +188,7 @@ def pack(model: nn.Module, int8: Int8 = "none") -> None:
     model.eval().requires_grad_(False)
     output = model.get_submodule("output")
     assert isinstance(output, Linear)
-    _pack_children(model, {id(output): pack_linear(output, int8 != "none")}, int8 == "all")
+    _pack_children(model, {id(output): _pack_linear(output, int8 != "none")}, int8 == "all")
 
 
 def _pack_children(module: nn.Module, done: dict[int, nn.Module], int8: bool) -> None:
@@ -196,10 +196,10 @@ def _pack_children(module: nn.Module, done: dict[int, nn.Module], int8: bool) ->
     for name, child in module.named_children():
         if id(child) not in done:
             if isinstance(child, FeedForward) and child.activation == "relu":
-                inner, outer = pack_linear(child.inner, int8, relu=True), pack_linear(child.outer, int8)
+                inner, outer = _pack_linear(child.inner, int8, relu=True), _pack_linear(child.outer, int8)
                 done[id(child)] = nn.Sequential(inner, outer)
             elif isinstance(child, Linear):
-                done[id(child)] = pack_linear(child, int8)
+                done[id(child)] = _pack_linear(child, int8)
             else:
                 _pack_children(child, done, int8)
                 done[id(child)] = child
