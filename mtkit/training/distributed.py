@@ -36,7 +36,7 @@ _WAIT_TIMEOUT = timedelta(days=1)
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run, seen from one of them. Alone, all its methods do nothing.
+    """The processes of a run, seen from one of them. In a single process all its methods do nothing.
 
     Attributes:
         rank: this one's number; 0 is the one that speaks, writes and decides.
@@ -56,32 +56,32 @@ class World:
         return self.rank == 0
 
     @property
-    def alone(self) -> bool:
-        """Whether there is no other."""
-        return self.size == 1
+    def is_distributed(self) -> bool:
+        """Whether several processes train this model."""
+        return self.size > 1
 
-    def share(self, items: Sequence[Any]) -> Sequence[Any]:
+    def shard(self, items: Sequence[Any]) -> Sequence[Any]:
         """This process's share: every item is some process's."""
         return items[self.rank :: self.size]
 
-    def sum(self, numbers: Sequence[float]) -> list[float]:
+    def all_reduce(self, numbers: Sequence[float]) -> list[float]:
         """Each number summed over the processes, in double precision."""
-        if self.alone:
+        if not self.is_distributed:
             return list(numbers)
         tensor = torch.tensor(numbers, dtype=torch.float64)
         with peer_failure_errors():
             dist.all_reduce(tensor)
         return tensor.tolist()
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all have come here; as long as it takes."""
-        if not self.alone:
+        if self.is_distributed:
             with peer_failure_errors():
                 dist.barrier(group=self.patient)
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """What JSON can say, of every process, in the order of their numbers; as long as it takes."""
-        if self.alone:
+        if not self.is_distributed:
             return [value]
         own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         with peer_failure_errors():
@@ -97,10 +97,10 @@ class World:
     def main_process_first(self) -> Iterator[None]:
         """A block that the others enter when the main process has left it."""
         if not self.is_main:
-            self.wait()
+            self.barrier()
         yield
         if self.is_main:
-            self.wait()
+            self.barrier()
 
 
 SINGLE_PROCESS = World()
@@ -162,19 +162,19 @@ def init_distributed(device: torch.device, *, compiles: bool = False) -> Iterato
         store = rendezvous_store(rank, size)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         patient = dist.new_group(backend="gloo", timeout=_WAIT_TIMEOUT)
-    processes = World(rank, size, local_rank, patient)
+    world = World(rank, size, local_rank, patient)
     try:
         if device.type == "cuda":
-            _refuse_shared_gpus(processes, device)
-        yield processes
+            _refuse_shared_gpus(world, device)
+        yield world
     finally:
         dist.destroy_process_group()
 
 
-def _refuse_shared_gpus(processes: World, device: torch.device) -> None:
+def _refuse_shared_gpus(world: World, device: torch.device) -> None:
     """Check that each process has a GPU of its own: NCCL fails without. Raises: ConfigError: two have the same."""
     owners: dict[str, int] = {}
-    for rank, gpu in enumerate(processes.gather(str(torch.cuda.get_device_properties(device).uuid))):
+    for rank, gpu in enumerate(world.all_gather(str(torch.cuda.get_device_properties(device).uuid))):
         if gpu in owners:
             what = f"processes {owners[gpu]} and {rank} have the same GPU"
             raise ConfigError(what, where="training.device", hint="start as many processes as there are GPUs")

@@ -158,5 +158,5 @@ def describe(trainer: Trainer, say: Say) -> None:
     if warning is not None:
         say(f"warning    {warning}")
     precision = dtype_name(trainer.dtype)
-    company = "" if trainer.processes.alone else f", {trainer.processes.size} processes"
+    company = f", {trainer.world.size} processes" if trainer.world.is_distributed else ""
     say(f"model      {trainer.model.num_parameters():,} parameters, {precision} on {trainer.device}{company}")

@@ -78,7 +78,7 @@ def find_num_micro_batches(trainer: Trainer) -> int:
     slices = trainer.state.slices if on_gpu else _slices_for_memory(trainer, batch)
     while slices < 2 * len(batch):
         failed = on_gpu and not fits(trainer, batch, slices)
-        if not any(trainer.processes.sum([float(failed)])):
+        if not any(trainer.world.all_reduce([float(failed)])):
             return slices
         slices *= 2
     hint = "lower data.max_length, or the size of the model, or set training.activation_checkpointing"
@@ -112,4 +112,4 @@ def _slices_for_memory(trainer: Trainer, batch: Indices) -> int:
     if trainer.state.step == 0 or needed / slices > available:
         while _SAFETY * needed / slices > available and slices < len(batch):
             slices *= 2
-    return int(max(trainer.processes.gather(slices)))
+    return int(max(trainer.world.all_gather(slices)))

@@ -47,15 +47,19 @@ class Objective(nn.Module):
         return sums.loss, sums.nll
 
 
-def whole_in_each(objective: Objective, processes: World) -> nn.Module:
+def whole_in_each(objective: Objective, world: World) -> nn.Module:
     """The objective as several processes run it, each with all of the model (DDP); alone, as it is."""
-    return objective if processes.alone else DistributedDataParallel(objective, gradient_as_bucket_view=True)
+    return (
+        DistributedDataParallel(objective, gradient_as_bucket_view=True)
+        if world.is_distributed
+        else objective
+    )
 
 
 def shard(
     objective: Objective,
     initial: Transformer | None,
-    processes: World,
+    world: World,
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
@@ -67,7 +71,7 @@ def shard(
     Args:
         objective: of a model without memory, on the meta device.
         initial: in the main process, the same model with its first weights, on the CPU.
-        processes: all come here.
+        world: every process of the run calls this.
         device: of the shards.
         dtype: of the matrix products: what FSDP2 gathers weights in.
     """
@@ -83,7 +87,7 @@ def shard(
             tensor.copy_(weights[names[parameter]])
         dist.broadcast(tensor, src=0)
 
-    mesh = init_device_mesh(device.type, (processes.size,))
+    mesh = init_device_mesh(device.type, (world.size,))
     policy = MixedPrecisionPolicy(
         None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
@@ -146,14 +150,14 @@ def whole(tensor: Tensor) -> Tensor:
     return gathered
 
 
-def gathered(tensors: Mapping[str, Tensor], processes: World) -> dict[str, Tensor]:
+def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
     """In the main process all tensors, those in shards made whole on its CPU; in the others none.
 
     All processes have to come here. One whole tensor at a time is on each device.
     """
     held: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if processes.is_main:
+        if world.is_main:
             held[name] = whole(tensor).cpu() if _is_shard(tensor) else tensor
         else:
             whole(tensor)  # it takes all of them

@@ -187,9 +187,9 @@ def begin(
     """Put the checkpoint's state into the trainer, or save step 0, which proves the disk before time is spent."""
     if checkpoint is not None:
         refuse_other_inputs(checkpoint, inputs, trainer.config)
-    if trainer.processes.is_main:
+    if trainer.world.is_main:
         write_text(trainer.run_folder / CONFIG_FILE, dump_config(trainer.config))
-    steps = trainer.processes.gather(-1 if checkpoint is None else checkpoint.state.get("step", 0))
+    steps = trainer.world.all_gather(-1 if checkpoint is None else checkpoint.state.get("step", 0))
     if len(set(steps)) > 1:
         what = f"the processes see different checkpoints, of the steps {sorted(set(steps))}"
         raise StorageError(what, where=trainer.config.run, hint="all need the same folder: use a shared disk")
@@ -197,7 +197,7 @@ def begin(
         trainer.save()
     else:
         resume(trainer, checkpoint)
-        if trainer.processes.is_main:
+        if trainer.world.is_main:
             _truncate_metrics(trainer.run_folder / METRICS_FILE, TrainState.of(checkpoint.state))
         say(f"going on from step {trainer.state.step}")
         if trainer.state.best != checkpoint.state.get("best"):

@@ -43,16 +43,16 @@ def train(config: Config, *, fresh: bool = False, console: Console | None = None
     device = configure_process(config)
     with ExitStack() as stack:
         stack.enter_context(signals.handled())
-        processes = stack.enter_context(init_distributed(device, compiles=config.training.compile))
-        signals.is_distributed = not processes.alone
-        trainer, inputs = _build_trainer(config, console, signals, processes, stack, fresh=fresh)
+        world = stack.enter_context(init_distributed(device, compiles=config.training.compile))
+        signals.is_distributed = world.is_distributed
+        trainer, inputs = _build_trainer(config, console, signals, world, stack, fresh=fresh)
         config = trainer.config
         reason = trainer.train()
         signals.is_distributed = False  # from here on each is alone
         state, progress = trainer.state, trainer.progress
         progress.say(f"training ended: {reason}; {duration(trainer.stopwatch.seconds())} in all")
         del trainer  # the test sets need the memory of the best weights alone
-        if not processes.is_main:
+        if not world.is_main:
             return TrainResult(Path(config.run), reason, state.step, state.best, state.best_step, [])
         average_last(config, progress.say)
         tests = score_tests(config, inputs.tests, progress)
@@ -68,7 +68,7 @@ def _build_trainer(
     config: Config,
     console: Console,
     signals: Signals,
-    processes: World,
+    world: World,
     stack: ExitStack,
     *,
     fresh: bool,
@@ -79,8 +79,8 @@ def _build_trainer(
         stack: holds the lock on the run folder and the progress until the end of the run.
     """
     run = Path(config.run)
-    with processes.main_process_first():
-        if processes.is_main:
+    with world.main_process_first():
+        if world.is_main:
             splits = open_splits(config)  # what is wrong with the new run should not cost the old one
             refuse_foreign(config, splits, fresh=fresh)
             stack.enter_context(FolderLock(run))
@@ -88,14 +88,14 @@ def _build_trainer(
             if fresh:
                 write_text(run / CONFIG_FILE, dump_config(config))  # it may be the only copy of what was read
                 remove_outputs(run)
-        progress = Progress(run, console, config.training.tensorboard, records=processes.is_main)
+        progress = Progress(run, console, config.training.tensorboard, records=world.is_main)
         stack.enter_context(progress)
         config, checkpoint = find_resumable(config, progress.say)
-        known = checkpoint is not None or not processes.is_main
+        known = checkpoint is not None or not world.is_main
         inputs = prepare(config, run, resumed=known, say=progress.say)
-    processes.wait()  # another machine may have had a corpus of its own to encode
+    world.barrier()  # another machine may have had a corpus of its own to encode
     validator = None if inputs.valid is None else Validator(inputs.valid, inputs.tokenizers, config)
-    trainer = Trainer(config, inputs.corpus, inputs.tokenizers, validator, progress, signals, processes)
+    trainer = Trainer(config, inputs.corpus, inputs.tokenizers, validator, progress, signals, world)
     describe(trainer, progress.say)
     begin(trainer, inputs, checkpoint, progress.say)
     return trainer, inputs

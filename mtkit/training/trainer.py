@@ -113,7 +113,7 @@ class Trainer:
         validator: validates, or None without validation pairs.
         progress: where to show and record what happens.
         signals: Ctrl-C, SIGTERM and SIGHUP.
-        processes: those that train this model together; by default one alone.
+        world: the processes that train this model together; by default a single one.
     """
 
     def __init__(
@@ -124,16 +124,16 @@ class Trainer:
         validator: Validator | None,
         progress: Progress,
         signals: Signals,
-        processes: World = SINGLE_PROCESS,
+        world: World = SINGLE_PROCESS,
     ) -> None:
         self.config, self.corpus, self.tokenizers = config, corpus, tokenizers
         self.validator, self.progress, self.signals = validator, progress, signals
-        self.processes = processes
+        self.world = world
         self.run_folder = Path(config.run)
         training = config.training
-        self.device = choose_device(training.device, local_rank=processes.local_rank)
+        self.device = choose_device(training.device, local_rank=world.local_rank)
         self.dtype = choose_dtype(training.precision, self.device)
-        shards = training.parallel == "fsdp" and not processes.alone
+        shards = training.parallel == "fsdp" and world.is_distributed
         torch.manual_seed(config.seed)
         self.model = self.make_model("meta") if shards else self.make_model().to(self.device)
         self.model.activation_checkpointing = training.activation_checkpointing
@@ -142,12 +142,12 @@ class Trainer:
         self._objective = Objective(self.model, training.label_smoothing)
         with peer_failure_errors():
             if shards:
-                initial = self.make_model() if processes.is_main else None
-                processes.wait()  # a large model takes the main process longer than a collective may
-                shard(self._objective, initial, processes, self.device, self.dtype)
+                initial = self.make_model() if world.is_main else None
+                world.barrier()  # a large model takes the main process longer than a collective may
+                shard(self._objective, initial, world, self.device, self.dtype)
                 self.objective: nn.Module = self._objective
             else:
-                self.objective = whole_in_each(self._objective, processes)
+                self.objective = whole_in_each(self._objective, world)
         self.optimizer = make_optimizer(self.model, training)
         self.scaler = self._make_scaler()
         decay = training.ema_decay
@@ -197,7 +197,7 @@ class Trainer:
         """Train to the end. Returns why it ended. Raises: TrainingError, StorageError, Interrupted (after saving)."""
         self.stopwatch = Stopwatch(self.state.seconds)
         try:
-            with nullcontext() if self.processes.alone else self.signals.protected_to_the_end():
+            with self.signals.protected_to_the_end() if self.world.is_distributed else nullcontext():
                 reason = self._loop()
             if self.signals.pending is not None:  # it came while the last validation or save was under way
                 self.signals.leave()
@@ -295,8 +295,8 @@ class Trainer:
         """Numbers summed over the processes; with them they agree on whether to stop, so that all do or none."""
         limit = self.config.training.time_limit_minutes
         late = limit is not None and self.stopwatch.seconds() >= 60 * limit
-        asked = self.signals.pending is not None and not self.processes.alone
-        *sums, any_late, any_asked = self.processes.sum([*numbers, float(late), float(asked)])
+        asked = self.signals.pending is not None and self.world.is_distributed
+        *sums, any_late, any_asked = self.world.all_reduce([*numbers, float(late), float(asked)])
         self._time_is_over = any_late > 0
         if any_asked:
             self.signals.leave()
@@ -357,8 +357,8 @@ class Trainer:
         return self._make_parts(batches)
 
     def _make_parts(self, batches: list[Indices]) -> dict[int, TensorBatch]:
-        parts, made = split_into_micro_batches(batches, self.processes.size, self.state.slices), {}
-        for number in range(self.processes.rank, len(parts), self.processes.size):
+        parts, made = split_into_micro_batches(batches, self.world.size, self.state.slices), {}
+        for number in range(self.world.rank, len(parts), self.world.size):
             part = parts[number]
             make, pairs = (make_batch, part) if len(part) else (empty_batch, batches[0])
             made[number] = TensorBatch.of(make(self.corpus, pairs, self.special), self.device)
@@ -374,7 +374,7 @@ class Trainer:
             loss, nll = self.objective(batch)
             with self.stage("backward"):
                 # the engines average gradients over processes; theirs is to be a sum
-                self.scaler.scale(loss * (self.processes.size / num_targets)).backward()
+                self.scaler.scale(loss * (self.world.size / num_targets)).backward()
         return torch.stack([loss.detach(), nll]).double()
 
     def _clip(self) -> float:
@@ -458,7 +458,7 @@ class Trainer:
         if len(skipped) == len(self.corpus):
             raise TrainingError(f"{what}; and there are no others to go on with", hint=hint)
         found = load_newest_checkpoint(self.run_folder, lambda fault: self.progress.say(str(fault)))
-        steps = self.processes.gather(None if found is None else found[1].state["step"])
+        steps = self.world.all_gather(None if found is None else found[1].state["step"])
         if len(set(steps)) > 1 or found is None:
             raise TrainingError(f"{what}; and there is no checkpoint to go back to", hint=hint)
         folder, checkpoint = found
@@ -526,7 +526,7 @@ class Trainer:
         assert self.validator is not None
         with self.ema_weights():
             with compile_errors_named():
-                result = self.validator.validate(self._whole_model(), self.processes)
+                result = self.validator.validate(self._whole_model(), self.world)
             name = self.config.validation.best
             improved = is_better(name, result.standing(name), self._best_so_far())
             with self.signals.protected():
@@ -600,26 +600,26 @@ class Trainer:
     def _save_best(self, *, averaged: bool = False) -> None:
         """Write best/: the weights to translate with, no optimizer."""
         held = self.weights() if averaged else self.averaged()
-        weights = gathered(held, self.processes)
+        weights = gathered(held, self.world)
         checkpoint = Checkpoint(weights, dump_config(self.config), self._state_dict())
-        if self.processes.is_main:
+        if self.world.is_main:
             save_checkpoint(self.run_folder / BEST, checkpoint)
-        self.processes.wait()
+        self.world.barrier()
 
     def save(self) -> None:
         """Write a checkpoint from which training can go on, and delete those that are too old."""
         checkpoint = self._checkpoint()
-        if self.processes.is_main:
+        if self.world.is_main:
             save_checkpoint(step_folder(self.run_folder, self.state.step), checkpoint)
             remove_old_checkpoints(self.run_folder, self.state.step, self.config.training.num_kept)
         self.saved = self.state.step, self.state.validated_step, self._time_is_over
-        self.processes.wait()
+        self.world.barrier()
 
     def _checkpoint(self) -> Checkpoint:
         tensors = optimizer_state_dict(self.model, self.optimizer)
         if self.average is not None:  # the averaged weights are the model; the raw ones go with the optimizer
             tensors |= {f"weight/{name}": value for name, value in self.weights().items()}
-        weights, optimizer = (gathered(held, self.processes) for held in (self.averaged(), tensors))
+        weights, optimizer = (gathered(held, self.world) for held in (self.averaged(), tensors))
         return Checkpoint(weights, dump_config(self.config), self._state_dict(), optimizer)
 
     def _state_dict(self) -> dict[str, Any]:

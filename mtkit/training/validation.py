@@ -186,21 +186,21 @@ class Validator:
         chosen = chain.from_iterable(self.translated.values())
         return [(self.corpus.srcs[i], self.corpus.tgts[i]) for i in chosen]
 
-    def validate(self, model: Transformer, processes: World = SINGLE_PROCESS) -> ValidationResult:
+    def validate(self, model: Transformer, world: World = SINGLE_PROCESS) -> ValidationResult:
         """Loss of all pairs, and the scores of real translations. The model is left in evaluation mode.
 
         Several processes share the work, and each has the whole result.
         """
         model.eval()
-        loss, of_sets = self.loss(model, processes)
+        loss, of_sets = self.loss(model, world)
         hyps: list[str] = []
         if self.config.validation.metrics:
             translator = Translator(
                 model, self.tokenizers, self.config.validation_decoding, self.config.data.max_length
             )
             srcs = [src for src, _ in self.translated_pairs]
-            own = [translation.text for translation in translator.translate(processes.share(srcs))]
-            hyps = interleave(processes.gather(own))
+            own = [translation.text for translation in translator.translate(world.shard(srcs))]
+            hyps = interleave(world.all_gather(own))
         refs = [tgt for _, tgt in self.translated_pairs]
         if len(of_sets) == 1:
             return ValidationResult(loss, self.scores(hyps, refs), hyps)
@@ -221,19 +221,19 @@ class Validator:
         return dict(zip(validation.metrics, scores, strict=True))
 
     @torch.inference_mode()
-    def loss(self, model: Transformer, processes: World = SINGLE_PROCESS) -> tuple[float, list[float]]:
+    def loss(self, model: Transformer, world: World = SINGLE_PROCESS) -> tuple[float, list[float]]:
         """Mean negative log-likelihood, in nats for each real target piece, of all pairs and of those of each set.
 
         That of a set without any pair short enough is not a number.
         """
         num_sets = len(self.corpus.sets)
         nlls, counts = [0.0] * num_sets, [0.0] * num_sets
-        for number, indices in processes.share(self.batches):
+        for number, indices in world.shard(self.batches):
             batch = make_batch(self.corpus, indices, self.special)
             with out_of_memory_errors("free memory on the device, or lower data.max_length"):
                 nlls[number] += batch_loss(model, batch, smoothing=0.0).nll.item()
             counts[number] += batch.num_targets
-        sums = processes.sum([*nlls, *counts])
+        sums = world.all_reduce([*nlls, *counts])
         nlls, counts = sums[:num_sets], sums[num_sets:]
         each = [nll / count if count else math.nan for nll, count in zip(nlls, counts, strict=True)]
         return sum(nlls) / sum(counts), each

@@ -138,9 +138,9 @@ def test_stopped_while_validating(make: Callable[..., Config], monkeypatch: pyte
     mtkit.train(whole)
     original = Validator.loss
 
-    def loss(self: Validator, model: Any, *processes: Any) -> float:
+    def loss(self: Validator, model: Any, *world: Any) -> float:
         signal.raise_signal(signal.SIGTERM)
-        return original(self, model, *processes)
+        return original(self, model, *world)
 
     for _ in range(2):  # the second time at once, without an update in between
         with monkeypatch.context() as patch:

@@ -101,7 +101,7 @@ def fake_join(monkeypatch: pytest.MonkeyPatch, rank: int, gpus_seen: list[str]) 
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: asked.append(backend))
     monkeypatch.setattr(torch.distributed, "new_group", lambda **_: None)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
-    monkeypatch.setattr(World, "gather", lambda self, value: gpus_seen)
+    monkeypatch.setattr(World, "all_gather", lambda self, value: gpus_seen)
     return asked
 
 
@@ -109,9 +109,9 @@ def fake_join(monkeypatch: pytest.MonkeyPatch, rank: int, gpus_seen: list[str]) 
 def test_two_processes_join_on_two_gpus(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     gpus = Gpus(monkeypatch, 2)
     asked = fake_join(monkeypatch, rank, ["GPU-0", "GPU-1"])
-    with init_distributed(choose_device("auto", local_rank=rank)) as processes:
-        assert (gpus.present, processes.local_rank) == (rank, rank)
-        assert choose_device("auto", local_rank=processes.local_rank).index == rank  # the trainer asks again
+    with init_distributed(choose_device("auto", local_rank=rank)) as world:
+        assert (gpus.present, world.local_rank) == (rank, rank)
+        assert choose_device("auto", local_rank=world.local_rank).index == rank  # the trainer asks again
         assert choose_device("auto").index == rank  # and so do the test sets
     assert asked == ["cpu:gloo,cuda:nccl"]
 

@@ -46,13 +46,13 @@ def most_bytes(work: Callable[[], Any]) -> tuple[Any, int]:
     return result, most
 
 
-def trainer_of(folder: Path, processes: World = SINGLE_PROCESS) -> Trainer:
+def trainer_of(folder: Path, world: World = SINGLE_PROCESS) -> Trainer:
     """A trainer of random pairs, whose optimizer has made an update."""
     path = tiny.write_config(folder / "config.yaml", run=folder / "run", root=folder)
     config = mtkit.load_config(path, OPTIONS)
     tokenizers, corpus = synthetic_inputs(config)
     progress = Progress(folder / "run", Console(quiet=True), records=False)
-    return Trainer(config, corpus, tokenizers, None, progress, Signals(), processes)
+    return Trainer(config, corpus, tokenizers, None, progress, Signals(), world)
 
 
 def step(trainer: Trainer) -> None:
@@ -64,7 +64,7 @@ def step(trainer: Trainer) -> None:
 
 
 @pytest.fixture(params=[0, 1])
-def processes(request: pytest.FixtureRequest) -> Iterator[World]:
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
     """One of four processes, the others of which are not there."""
     distributed.init_process_group("fake", store=FakeStore(), rank=request.param, world_size=SIZE)
     try:
@@ -73,7 +73,7 @@ def processes(request: pytest.FixtureRequest) -> Iterator[World]:
         distributed.destroy_process_group()
 
 
-def test_no_process_holds_more_than_its_share_and_a_layer(tmp_path: Path, processes: World) -> None:
+def test_no_process_holds_more_than_its_share_and_a_layer(tmp_path: Path, world: World) -> None:
     alone = trainer_of(tmp_path)
     step(alone)
     alone.save()
@@ -83,15 +83,15 @@ def test_no_process_holds_more_than_its_share_and_a_layer(tmp_path: Path, proces
     assert max(layer, 8 * largest) < whole / 4
     share = 1.01 * whole / SIZE  # few tensors cannot be divided by four
 
-    trainer, most = most_bytes(lambda: trainer_of(tmp_path, processes))
+    trainer, most = most_bytes(lambda: trainer_of(tmp_path, world))
     step(trainer)
-    on_host = whole if processes.is_main else 0  # the first weights, on the CPU whatever the device
+    on_host = whole if world.is_main else 0  # the first weights, on the CPU whatever the device
     assert most < on_host + 2 * share + 2 * layer
 
     checkpoint, most = most_bytes(trainer._checkpoint)
-    on_host = 4 * whole if processes.is_main else 0  # the checkpoint: weights, their average, two moments
+    on_host = 4 * whole if world.is_main else 0  # the checkpoint: weights, their average, two moments
     assert most < on_host + 4 * largest
-    assert bool(checkpoint.weights) == bool(checkpoint.optimizer) == processes.is_main
+    assert bool(checkpoint.weights) == bool(checkpoint.optimizer) == world.is_main
 
     _, most = most_bytes(trainer._whole_model)
     assert most < whole / 2 + 8 * largest  # layers in bf16

@@ -30,20 +30,20 @@ def test_numbers_that_are_none() -> None:
 
 
 def test_one_process_says_everything_to_itself() -> None:
-    assert SINGLE_PROCESS.sum([1.5, 2.0]) == [1.5, 2.0]
-    assert SINGLE_PROCESS.gather({"a": 1}) == [{"a": 1}]
-    SINGLE_PROCESS.wait()
+    assert SINGLE_PROCESS.all_reduce([1.5, 2.0]) == [1.5, 2.0]
+    assert SINGLE_PROCESS.all_gather({"a": 1}) == [{"a": 1}]
+    SINGLE_PROCESS.barrier()
     with SINGLE_PROCESS.main_process_first():
         pass
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 @pytest.mark.parametrize("number", [0, 1, 5, 14])
-def test_shares_come_back_in_order(size: int, number: int) -> None:
+def test_shards_come_back_in_order(size: int, number: int) -> None:
     items = [f"line {n}" for n in range(number)]
-    shares = [list(World(rank, size).share(items)) for rank in range(size)]
-    assert sorted(item for share in shares for item in share) == sorted(items)
-    assert interleave(shares) == items
+    shards = [list(World(rank, size).shard(items)) for rank in range(size)]
+    assert sorted(item for shard in shards for item in shard) == sorted(items)
+    assert interleave(shards) == items
 
 
 def test_only_the_loss_of_another_process_is_renamed() -> None:
