@@ -69,7 +69,7 @@ class Transformer(nn.Module):
         self.heads = config.heads
         self.compute_dtype = torch.float32
         """Dtype of matrix products, the memory and the hidden states."""
-        self.activation_checkpointing = False
+        self.recompute = False
         tied = config.tie_embeddings or tie_embeddings
         if tied == "three-way" and src_vocab != tgt_vocab:
             raise ValueError(
@@ -154,7 +154,7 @@ class Transformer(nn.Module):
 
     def run_layer(self, layer: nn.Module, *inputs: Any) -> Tensor:
         """A layer's output; its inside is kept for the backward pass, or with checkpointing worked out again there."""
-        if self.activation_checkpointing and self.training and torch.is_grad_enabled():
+        if self.recompute and self.training and torch.is_grad_enabled():
             again: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
             return again
         output: Tensor = layer(*inputs)

@@ -136,7 +136,7 @@ class Trainer:
         shards = training.parallel == "fsdp" and world.is_distributed
         torch.manual_seed(config.seed)
         self.model = self.make_model("meta") if shards else self.make_model().to(self.device)
-        self.model.activation_checkpointing = training.activation_checkpointing
+        self.model.recompute = training.activation_checkpointing
         if training.compile:
             self.model.compile(dynamic=True)
         self._objective = Objective(self.model, training.label_smoothing)
