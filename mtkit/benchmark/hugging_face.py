@@ -42,7 +42,7 @@ def hugging_face_model(config: ModelConfig, model: Transformer, tokenizers: Toke
         ConfigError: the package is not installed; an architecture that neither of them has.
     """
     transformers = import_transformers()
-    refuse_unknown_parts(config, model)
+    check_convertible(config, model)
     tgt, post = tokenizers.tgt, config.norm_position == "post"
     kind, make = (
         (transformers.MarianConfig, transformers.MarianMTModel)
@@ -75,7 +75,7 @@ def hugging_face_model(config: ModelConfig, model: Transformer, tokenizers: Toke
     return made
 
 
-def refuse_unknown_parts(config: ModelConfig, model: Transformer) -> None:
+def check_convertible(config: ModelConfig, model: Transformer) -> None:
     """Raise ConfigError for what Marian and M2M100 have not."""
     same_table = model.output.weight is model.src_embedding.weight
     has = {

@@ -39,7 +39,7 @@ System = Callable[[Sequence[str]], Output]
 """From lines to their translations."""
 
 
-def refuse_unlike(translator: Translator) -> None:
+def check_comparable(translator: Translator) -> None:
     """Check that the others can search in the same way. Raises: ConfigError: at the key that they lack."""
     decoding = translator.decoding
     lacking = {

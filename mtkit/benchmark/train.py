@@ -194,7 +194,7 @@ def _real_inputs(config: Config, folder: Path, say: Say) -> tuple[Tokenizers, Co
 def synthetic_inputs(config: Config) -> tuple[Tokenizers, Corpus]:
     """Random pairs, enough for some tens of batches, and the vocabulary that they are from."""
     tokenizer = cast(Tokenizer, SyntheticTokenizer(config.tokenizer.vocab_size))
-    num_pairs = _SYNTHETIC_BATCHES * config.training.cut_tokens // MEDIAN_SRC_PIECES
+    num_pairs = _SYNTHETIC_BATCHES * config.training.batch_token_budget // MEDIAN_SRC_PIECES
     corpus = SyntheticCorpus(
         num_pairs, config.tokenizer.vocab_size, min(config.data.max_length, 250), config.seed
     )

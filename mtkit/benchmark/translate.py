@@ -19,9 +19,9 @@ from mtkit.benchmark.peers import (
     PEERS,
     Output,
     System,
+    check_comparable,
     ctranslate2_systems,
     hugging_face_systems,
-    refuse_unlike,
 )
 from mtkit.config.sections import Config
 from mtkit.data.tokenizer import Tokenizers
@@ -60,7 +60,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Report:
+class TranslateBenchmark:
     """All that was measured."""
 
     num_sentences: int
@@ -90,7 +90,7 @@ class Report:
         return asdict(self)
 
 
-def benchmark(
+def benchmark_translate(
     model: str,
     lines: Sequence[str],
     refs: Sequence[str] | None,
@@ -99,7 +99,7 @@ def benchmark(
     against: Sequence[str] = (),
     compute_types: Sequence[str] = ("float32", "int8"),
     rounds: int = 3,
-) -> Report:
+) -> TranslateBenchmark:
     """Translate the lines again and again, the systems in turn.
 
     Args:
@@ -121,7 +121,7 @@ def benchmark(
             raise ConfigError(what, where="--against", hint=" or ".join(PEERS))
     translator, config = make()
     if against:
-        refuse_unlike(translator)
+        check_comparable(translator)
     systems: dict[str, System] = {
         f"mtkit {translator.precision}": lambda lines: _translate_all(translator, lines)
     }
@@ -150,7 +150,7 @@ def benchmark(
     ]
     label = translator.decoding.label
     device = str(translator.device)
-    return Report(len(lines), label, torch.get_num_threads(), device, speeds, shares, memory)
+    return TranslateBenchmark(len(lines), label, torch.get_num_threads(), device, speeds, shares, memory)
 
 
 def _speed_of(

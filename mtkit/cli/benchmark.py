@@ -115,7 +115,7 @@ def benchmark_translate(
         "beam_size": beam_size, "batch_tokens": batch_tokens,
         "penalty_kind": "simple" if against else None, "stop": "finished" if against else None,  # as theirs
     })  # fmt: skip
-    from mtkit.benchmark.translate import benchmark
+    from mtkit.benchmark.translate import benchmark_translate as benchmark
 
     report = benchmark(
         model,

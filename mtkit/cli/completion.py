@@ -26,9 +26,9 @@ def values_of(key: str, *more: str) -> Complete:
     """Complete to what a key of the config may be, or to one of `more`."""
 
     def complete(incomplete: str) -> list[str]:
-        from mtkit.config.loading import key_values
+        from mtkit.config.loading import suggested_values
 
-        return _beginning_with(incomplete, [*key_values(key), *more])
+        return _beginning_with(incomplete, [*suggested_values(key), *more])
 
     return complete
 
@@ -42,17 +42,17 @@ def bleu_tokenizers(incomplete: str) -> list[str]:
 
 def overrides(context: typer.Context, incomplete: str) -> list[str]:
     """Complete `KEY=VALUE`: keys, and as soon as only one is left, its values (a free value is its default)."""
-    from mtkit.config.loading import config_keys, key_values
+    from mtkit.config.loading import config_keys, suggested_values
 
     before = context.params.get("overrides") or []
     if before[-1:] == ["="]:  # bash cuts a word at the sign: training.schedule = co
-        return _beginning_with(incomplete, key_values(before[-2])) if before[:-1] else []
+        return _beginning_with(incomplete, suggested_values(before[-2])) if before[:-1] else []
     typed, sign, _ = incomplete.partition("=")
     keys = [key for key in config_keys() if key == typed or (not sign and key.startswith(typed))]
     if len(keys) != 1:
         return [f"{key}=" for key in keys]
     # Beside the bare key, so that a shell that knows one completion only does not end the word behind it.
-    words = [f"{keys[0]}=", *(f"{keys[0]}={value}" for value in key_values(keys[0]))]
+    words = [f"{keys[0]}=", *(f"{keys[0]}={value}" for value in suggested_values(keys[0]))]
     return _beginning_with(incomplete, words)
 
 

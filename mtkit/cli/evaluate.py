@@ -85,7 +85,7 @@ def evaluate(
         tokenize = tokenize or config.validation.bleu_tokenizer
         langs, tgt_language = langs or f"{config.data.src}-{config.data.tgt}", tgt_language or config.data.tgt
     metrics.check_metrics(names, tokenize=tokenize, tgt=tgt_language)
-    told = metrics.notice(names, tgt_language, tokenize=tokenize)
+    told = metrics.bleu_warning(names, tgt_language, tokenize=tokenize)
     if told is not None and not quiet:
         say(told)
     results = {}
@@ -131,7 +131,7 @@ def _reference_sets(
 
         if langs is None or langs.count("-") != 1:
             raise ConfigError("--test-set needs --langs", hint="for example --langs en-de")
-        srcs, refs = metrics.test_set(test_set, *langs.split("-"))
+        srcs, refs = metrics.load_test_set(test_set, *langs.split("-"))
         return [(test_set, srcs, refs)]
     if data is None:
         raise ConfigError("nothing to compare with", hint="give --ref FILE or --test-set NAME")

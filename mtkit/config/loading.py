@@ -13,8 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from mtkit.config.rules import set_in_vain
-from mtkit.config.sections import Config, Section, SourceConfig, usual_default
+from mtkit.config.rules import ineffective_settings
+from mtkit.config.sections import Config, Section, SourceConfig, default_value
 from mtkit.config.yaml_document import (
     YamlDocument,
     apply_overrides,
@@ -146,13 +146,13 @@ def config_keys() -> dict[str, FieldInfo]:
     return found
 
 
-def key_values(name: str) -> list[str]:
+def suggested_values(name: str) -> list[str]:
     """What a key may be, as it is written: the words that it takes, and its default; nothing for other names."""
     field = config_keys().get(name)
     if field is None:
         return []
     words = ["true", "false"] if field.annotation is bool else list(_words(field.annotation))
-    default = usual_default(field)
+    default = default_value(field)
     known = [] if default is None or field.is_required() else [format_value(default)]
     return list(dict.fromkeys([*words, *known]))
 
@@ -201,7 +201,7 @@ def _validated(data: Mapping[str, object], document: YamlDocument | None) -> Con
         raise _told(error.errors(include_url=False), document) from None
 
 
-def change_section(section: SomeSection, name: str, changes: Mapping[str, object]) -> SomeSection:
+def override_section(section: SomeSection, name: str, changes: Mapping[str, object]) -> SomeSection:
     """A section with other values for some of its keys.
 
     Raises:
@@ -234,14 +234,14 @@ def _told(details: Sequence[ErrorDetails], document: YamlDocument | None) -> Con
 def _held(config: Config, document: YamlDocument | None) -> Config:
     """The config, if no key was set that does nothing. Raises: ConfigError."""
     problems = []
-    for idle in set_in_vain(config):
+    for found in ineffective_settings(config):
         if document is None:
-            problems.append(ConfigError(idle.what, where=idle.key, hint=idle.hint))
+            problems.append(ConfigError(found.what, where=found.key, hint=found.hint))
             continue
-        key, other = (tuple(name.split(".")) for name in (idle.key, idle.other))
+        key, other = (tuple(name.split(".")) for name in (found.key, found.other))
         if key in document.overrides or other not in document.overrides:
-            what, place = f"{idle.key}: {idle.what}", document.place_of(key)
-            problems.append(ConfigError(what, where=place, hint=idle.hint))
+            what, place = f"{found.key}: {found.what}", document.place_of(key)
+            problems.append(ConfigError(what, where=place, hint=found.hint))
     if problems:
         raise _all_in_one(problems, document)
     return config
@@ -390,7 +390,7 @@ def _default(keys: Keys) -> str | None:
     return (
         None
         if field is None or field.is_required()
-        else f"the default is {format_value(usual_default(field))}"
+        else f"the default is {format_value(default_value(field))}"
     )
 
 

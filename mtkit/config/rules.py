@@ -36,7 +36,7 @@ class Rule:
             return value in self.values
         return value > 1 if type(value) is int else bool(value)
 
-    def switch(self) -> str:
+    def condition(self) -> str:
         """The other as it must be to be on."""
         return f"{self.other} {' or '.join(self.values)}".rstrip()
 
@@ -73,7 +73,7 @@ _DECODING = "decoding."
 
 
 @dataclass(frozen=True)
-class Idle:
+class IneffectiveKey:
     """A key that does nothing: its dotted name, that of the key which makes it so, what is wrong, and why."""
 
     key: str
@@ -82,44 +82,48 @@ class Idle:
     hint: str
 
 
-def idle_keys(config: Config) -> dict[str, Idle]:
+def ineffective_keys(config: Config) -> dict[str, IneffectiveKey]:
     """The keys that do nothing in a config, set or not, by their dotted names."""
-    return _idle({rule.other: _value_of(config, rule.other) for rule in (*EXCLUDES, *NEEDS)})
+    return _find_ineffective({rule.other: _value_of(config, rule.other) for rule in (*EXCLUDES, *NEEDS)})
 
 
-def set_in_vain(config: Config) -> Iterator[Idle]:
+def ineffective_settings(config: Config) -> Iterator[IneffectiveKey]:
     """The keys that do nothing and yet were set, to other values than their defaults."""
-    for idle in idle_keys(config).values():
-        section, name = _section_of(config, idle.key)
+    for found in ineffective_keys(config).values():
+        section, name = _section_of(config, found.key)
         if name in section.model_fields_set and _is_unusual(section, name):
-            yield idle
+            yield found
 
 
-def changed_in_vain(decoding: DecodingConfig, names: Collection[str]) -> Iterator[Idle]:
+def ineffective_decoding_settings(
+    decoding: DecodingConfig, names: Collection[str]
+) -> Iterator[IneffectiveKey]:
     """The keys of `decoding` among these names that do nothing and yet have other values than their defaults."""
     ours = [rule.other for rule in (*EXCLUDES, *NEEDS) if rule.other.startswith(_DECODING)]
-    for idle in _idle({other: getattr(decoding, other.removeprefix(_DECODING)) for other in ours}).values():
-        name = idle.key.removeprefix(_DECODING)
+    for found in _find_ineffective(
+        {other: getattr(decoding, other.removeprefix(_DECODING)) for other in ours}
+    ).values():
+        name = found.key.removeprefix(_DECODING)
         if name in names and _is_unusual(decoding, name):
-            yield idle
+            yield found
 
 
-def _idle(values: Mapping[str, object]) -> dict[str, Idle]:
+def _find_ineffective(values: Mapping[str, object]) -> dict[str, IneffectiveKey]:
     """The keys that do nothing, as far as the values of those on which they depend are given, by dotted names."""
-    found: dict[str, Idle] = {}
+    found: dict[str, IneffectiveKey] = {}
     for rules, on, word in ((EXCLUDES, True, "with"), (NEEDS, False, "without")):
         for rule in rules:
             if rule.other in values and rule.is_on(values[rule.other]) == on:
-                what = f"does nothing {word} {rule.switch()}"
+                what = f"does nothing {word} {rule.condition()}"
                 for key in rule.keys:
-                    found.setdefault(key, Idle(key, rule.other, what, rule.hint))
+                    found.setdefault(key, IneffectiveKey(key, rule.other, what, rule.hint))
     return found
 
 
 def _is_unusual(section: Section, name: str) -> bool:
-    from mtkit.config.sections import usual_default
+    from mtkit.config.sections import default_value
 
-    default = usual_default(type(section).model_fields[name])
+    default = default_value(type(section).model_fields[name])
     return bool(getattr(section, name) != default)
 
 

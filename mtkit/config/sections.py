@@ -39,7 +39,7 @@ def positive_or_auto(value: object) -> object:
     raise ValueError(f"wants a whole number of at least 1, or auto; got {got}")
 
 
-def at_home(path: str) -> str:
+def expand_home(path: str) -> str:
     """A path with the home folder in place of ~. Raises: ValueError: there is no such home."""
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
@@ -81,7 +81,7 @@ def _dependent(usual: object, choose: Callable[[dict[str, Any]], object]) -> Any
     return Field(default_factory=choose, json_schema_extra={"default": cast(JsonValue, usual)})
 
 
-def usual_default(field: FieldInfo) -> object:
+def default_value(field: FieldInfo) -> object:
     """The default of a field that is not required, where it depends on others the usual one."""
     extra = field.json_schema_extra
     return extra["default"] if isinstance(extra, dict) and "default" in extra else field.default
@@ -347,7 +347,7 @@ class TrainingConfig(Section):
     """Write TensorBoard events too (needs `pip install mtkit[tensorboard]`)."""
 
     @property
-    def cut_tokens(self) -> int:
+    def batch_token_budget(self) -> int:
         """The budget by which an epoch is cut into batches."""
         if self.batch_tokens != "auto":
             return self.batch_tokens
@@ -359,7 +359,7 @@ class TrainingConfig(Section):
         """Batches that make one update, resolved."""
         if self.update_tokens is None:
             return self.accumulate
-        return max(1, round(self.update_tokens / self.cut_tokens))
+        return max(1, round(self.update_tokens / self.batch_token_budget))
 
     @property
     def step_limit(self) -> int | None:
@@ -369,7 +369,7 @@ class TrainingConfig(Section):
         return self.max_steps
 
     @property
-    def num_kept(self) -> int:
+    def num_checkpoints_kept(self) -> int:
         """Checkpoints kept: those that `keep_last` asks for, and those that are to be averaged."""
         return max(self.keep_last, self.average_last or 0)
 
@@ -516,7 +516,7 @@ beam into groups or minimizes risk: the best checkpoint is chosen by what the we
 class Config(Section):
     """One training run, from text pairs to a scored translator."""
 
-    run: Annotated[str, AfterValidator(at_home)] = Field(min_length=1)
+    run: Annotated[str, AfterValidator(expand_home)] = Field(min_length=1)
     """The run folder: everything the run writes; self-contained afterwards."""
     seed: Count = 1
     """Of initial weights, batch order and dropout."""

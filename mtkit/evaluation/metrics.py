@@ -136,7 +136,7 @@ def _tokenizer_of(tgt: str | None) -> str:
     return own
 
 
-def notice(metrics: Sequence[str], tgt: str | None, *, tokenize: str | None = None) -> str | None:
+def bleu_warning(metrics: Sequence[str], tgt: str | None, *, tokenize: str | None = None) -> str | None:
     """What a user should know of BLEU in a language where nobody chose its tokenizer; None if there is nothing."""
     if "bleu" not in metrics or tokenize is not None:
         return None
@@ -154,12 +154,12 @@ def notice(metrics: Sequence[str], tgt: str | None, *, tokenize: str | None = No
     return None
 
 
-def better(metric: str, a: float, b: float) -> bool:
+def is_better(metric: str, a: float, b: float) -> bool:
     """Whether a score of `a` is strictly better than one of `b` under `metric`, one of `METRICS`."""
     return a > b if HIGHER_IS_BETTER[metric] else a < b
 
 
-def test_set(name: str, src: str, tgt: str) -> tuple[list[str], list[list[str]]]:
+def load_test_set(name: str, src: str, tgt: str) -> tuple[list[str], list[list[str]]]:
     """One of the test sets that sacreBLEU knows by name, such as wmt20 or multi30k/2016.
 
     sacreBLEU downloads a set on its first use into the folder that the environment variable SACREBLEU names,

@@ -36,7 +36,7 @@ def export(config: ModelConfig, model: Transformer, tokenizers: Tokenizers, fold
         StorageError: the folder cannot be written.
     """
     specs = import_ctranslate2().specs
-    refuse_unknown_parts(config)
+    _check_exportable(config)
     spec = _make_spec(specs, config)
     _fill_encoder(spec.encoder, config, model)
     _fill_decoder(spec.decoder, config, model)
@@ -66,7 +66,7 @@ def import_ctranslate2() -> Any:
     return ctranslate2
 
 
-def refuse_unknown_parts(config: ModelConfig) -> None:
+def _check_exportable(config: ModelConfig) -> None:
     """Raise ConfigError for what CTranslate2 has not, or does otherwise."""
     if config.positions in ("relative", "rotary"):
         what = f"{config.positions} positions cannot be exported to CTranslate2"
@@ -127,7 +127,7 @@ def _fill_decoder(spec: Any, config: ModelConfig, model: Transformer) -> None:
 
 def _fill_embedding(spec: Any, positions_spec: Any, embedding: Embedding) -> None:
     """Piece vectors, and the table of positions."""
-    assert embedding.positions is not None  # refuse_unknown_parts
+    assert embedding.positions is not None  # _check_exportable
     spec.weight = array(embedding.weight)
     positions = embedding.positions
     rows = len(positions.weight) if isinstance(positions, LearnedPositions) else _NUM_POSITIONS

@@ -154,7 +154,7 @@ def search(
             tracker.advance(parents_BK, beam.tokens_BKT[:, :, -1])
         ended_B = _has_ended(beam, options)
         if ended_B.any():
-            collect(beam, ended_B, results, options)
+            _collect(beam, ended_B, results, options)
             kept_B = survivors(ended_B)
             if not len(kept_B):
                 break
@@ -401,7 +401,7 @@ def keep_sentences(record: object, kept_B: Tensor) -> None:
         setattr(record, name, value[kept_B])
 
 
-def collect(beam: Beam, ended_B: Tensor, results: list[list[Hypothesis]], options: SearchOptions) -> None:
+def _collect(beam: Beam, ended_B: Tensor, results: list[list[Hypothesis]], options: SearchOptions) -> None:
     """Write the finished hypotheses of the sentences that have ended into the results."""
     rows = ended_B.nonzero()[:, 0]
     for sentence, scores, log_probs, tokens in zip(

@@ -133,7 +133,7 @@ def _check_disk(config: Config, trainer: Trainer, say: Say) -> None:
     weights = trainer.model.num_parameters() * 4
     averaged = config.training.ema_decay is not None
     checkpoint = weights * (_ADAM_TENSORS if averaged else _ADAM_TENSORS - 1)
-    needed = checkpoint * (config.training.num_kept + 1) + 2 * weights
+    needed = checkpoint * (config.training.num_checkpoints_kept + 1) + 2 * weights
     say("disk", f"{megabytes(needed)} for checkpoints, {megabytes(free)} free in {there}")
     if needed > free:
         hint = "free some space, choose another run folder, or lower training.keep_last"

@@ -151,7 +151,7 @@ def describe(trainer: Trainer, say: Say) -> None:
         say(
             f"valid      {trainer.validator.num_left_out:,} pairs longer than data.max_length are not in the loss"
         )
-    told = metrics.notice(TEST_METRICS, config.data.tgt, tokenize=config.validation.bleu_tokenizer)
+    told = metrics.bleu_warning(TEST_METRICS, config.data.tgt, tokenize=config.validation.bleu_tokenizer)
     if told is not None:
         say(f"metrics    {told}")
     warning = low_peak(config.training, config.model.d_model)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mtkit.checkpoint import CONFIG_FILE, STATE_FILE, Checkpoint, best_folder, load_newest_checkpoint
 from mtkit.config.loading import diff_configs, dump_config
-from mtkit.config.rules import idle_keys
+from mtkit.config.rules import ineffective_keys
 from mtkit.config.sections import Config, DataConfig
 from mtkit.data.cache import cache_folder
 from mtkit.data.corpus import Corpus
@@ -101,11 +101,11 @@ def with_old_defaults(old: Config, new: Config) -> Config:
 
 def refuse_changes(old: Config, new: Config) -> None:
     """Compare with the checkpoint's config. Raises: ConfigError: with the keys that changed."""
-    idle = idle_keys(old).keys() & idle_keys(new).keys()
+    ineffective = ineffective_keys(old).keys() & ineffective_keys(new).keys()
     changes = [
         line
         for line in diff_configs(old, new)
-        if not is_harmless(line) and line.partition(":")[0] not in idle
+        if not is_harmless(line) and line.partition(":")[0] not in ineffective
     ]
     if changes:
         raise ConfigError(

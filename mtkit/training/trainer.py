@@ -164,7 +164,7 @@ class Trainer:
         """Step, validated step and whether time was over, of the newest checkpoint."""
         self.stage: Stage = untimed
         lengths = corpus.src_lengths, corpus.tgt_lengths
-        self.order = BatchOrder(*lengths, training.cut_tokens, config.seed)
+        self.order = BatchOrder(*lengths, training.batch_token_budget, config.seed)
         self._epoch: tuple[int, EpochBatches] | None = None
         self._made: _MadeUpdate | None = None
         """The update that the thread made last: the one that is due."""
@@ -611,7 +611,9 @@ class Trainer:
         checkpoint = self._checkpoint()
         if self.world.is_main:
             save_checkpoint(step_folder(self.run_folder, self.state.step), checkpoint)
-            remove_old_checkpoints(self.run_folder, self.state.step, self.config.training.num_kept)
+            remove_old_checkpoints(
+                self.run_folder, self.state.step, self.config.training.num_checkpoints_kept
+            )
         self.saved = self.state.step, self.state.validated_step, self._time_is_over
         self.world.barrier()
 

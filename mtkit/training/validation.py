@@ -152,7 +152,7 @@ def is_better(name: str, new: Standing, old: Standing | None) -> bool:
         return new.number < old.number
     score, best = round(new.number, _SCORE_DECIMALS), round(old.number, _SCORE_DECIMALS)
     if score != best or new.loss is None or old.loss is None:
-        return metrics.better(name, score, best)
+        return metrics.is_better(name, score, best)
     return round(new.loss, _LOSS_DECIMALS) < round(old.loss, _LOSS_DECIMALS)
 
 
@@ -169,7 +169,7 @@ class Validator:
         """Pairs longer than `data.max_length`: not in the loss, for they might not fit; translated in parts."""
         if not len(order):
             raise DataError("every pair is longer than data.max_length", where="data.valid", hint="raise it")
-        budget = min(config.training.cut_tokens, _LOSS_TOKENS)
+        budget = min(config.training.batch_token_budget, _LOSS_TOKENS)
         self.batches = [
             (number, batch)
             for number, pairs in enumerate(corpus.sets.values())

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mtkit.checkpoint import CONFIG_FILE, MANIFEST_FILE, best_folder, valid_checkpoints
-from mtkit.config.loading import change_section, load_stored_config
+from mtkit.config.loading import load_stored_config, override_section
 from mtkit.config.sections import Config, DecodingConfig
 from mtkit.errors import ConfigError, StorageError
 
@@ -112,4 +112,4 @@ def change_decoding(decoding: DecodingConfig, changes: Mapping[str, object]) -> 
         groups = changes.get("groups", decoding.groups)
         groups = groups if isinstance(groups, int) and groups > 0 else 1
         changes = {**changes, "beam_size": -(-wanted // groups) * groups}
-    return change_section(decoding, "decoding", changes)
+    return override_section(decoding, "decoding", changes)

@@ -12,7 +12,7 @@ from typing import Unpack
 
 import torch
 
-from mtkit.config.rules import changed_in_vain
+from mtkit.config.rules import ineffective_decoding_settings
 from mtkit.config.sections import Config, DecodingConfig
 from mtkit.data.batching import Ids
 from mtkit.data.tokenizer import Tokenizers
@@ -114,8 +114,8 @@ class Translator:
         """
         check_precision(precision)
         decoding = change_decoding(decoding or stored_decoding(Path(path)), changes)
-        for idle in changed_in_vain(decoding, changes):
-            raise ConfigError(idle.what, where=idle.key, hint=idle.hint)
+        for found in ineffective_decoding_settings(decoding, changes):
+            raise ConfigError(found.what, where=found.key, hint=found.hint)
         chosen = choose_device(device, "device")
         config, tokenizers, model = load_model(Path(path))
         others = load_ensemble_members(ensemble, tokenizers, path)

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from mtkit.benchmark.hugging_face import generate, hugging_face_model, refuse_unknown_parts
+from mtkit.benchmark.hugging_face import check_convertible, generate, hugging_face_model
 from mtkit.config.sections import ModelConfig
 from mtkit.errors import ConfigError
 from mtkit.model.transformer import Transformer
@@ -85,7 +85,7 @@ def test_what_hugging_face_has_not_is_refused(key: str) -> None:
     name, value = key.split("=")
     config = ModelConfig(d_model=32, encoder_layers=1, decoder_layers=1, num_heads=2, **{name: value})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="have no such model"):
-        refuse_unknown_parts(config, Transformer(config, 40, 40))
+        check_convertible(config, Transformer(config, 40, 40))
 
 
 def test_generate_is_timed_beside_mtkit(run: Path, corpus: Path) -> None:

@@ -11,8 +11,8 @@ import torch
 from test_translator import make, sentences
 
 from mtkit.benchmark import translate as benchmark_module
-from mtkit.benchmark.peers import ctranslate2_system, load_ctranslate2, refuse_unlike
-from mtkit.benchmark.translate import benchmark
+from mtkit.benchmark.peers import check_comparable, ctranslate2_system, load_ctranslate2
+from mtkit.benchmark.translate import benchmark_translate
 from mtkit.errors import ConfigError
 from mtkit.translation.options import DEFAULT_OPTIONS
 from mtkit.translation.segments import Request
@@ -72,9 +72,9 @@ def test_what_is_longer_than_mtkit_allows_is_counted() -> None:
 )
 def test_what_it_has_not_is_refused(keys: Any, where: str) -> None:
     alike = {"stop": "finished", "penalty_kind": "simple"}
-    refuse_unlike(make(**alike))
+    check_comparable(make(**alike))
     with pytest.raises(ConfigError) as caught:
-        refuse_unlike(make(**(alike | keys)))
+        check_comparable(make(**(alike | keys)))
     assert caught.value.where == f"decoding.{where}"
 
 
@@ -105,7 +105,7 @@ def test_memory_is_measured_after_all_lines_were_translated_with_all_workers(
     translator.translate = noting  # type: ignore[method-assign]
     monkeypatch.setattr(benchmark_module, "peak_memory_mb", lambda device: events.append("memory") or 1.0)
     config: Any = SimpleNamespace(data=SimpleNamespace(tgt="de"))
-    report = benchmark("model", lines, None, lambda: (translator, config), rounds=1)
+    report = benchmark_translate("model", lines, None, lambda: (translator, config), rounds=1)
     assert (520, DEFAULT_OPTIONS.num_workers) in events[: events.index("memory")]
     assert report.peak_memory_mb == 1.0
     assert DEFAULT_OPTIONS.num_workers > 1

@@ -623,7 +623,7 @@ OTHER_VALUES = {
 
 
 def rules(of: tuple[Rule, ...]) -> list[Any]:
-    return [pytest.param(rule, key, id=f"{key} {rule.switch()}") for rule in of for key in rule.keys]
+    return [pytest.param(rule, key, id=f"{key} {rule.condition()}") for rule in of for key in rule.keys]
 
 
 def switched_on(rule: Rule) -> list[str]:
@@ -639,7 +639,7 @@ def test_a_key_that_needs_another(tmp_path: Path, rule: Rule, key: str) -> None:
         load_config(path, [override, *off])
     assert (
         str(caught.value)
-        == f"command line: {override}: {key}: does nothing without {rule.switch()} ({rule.hint})"
+        == f"command line: {override}: {key}: does nothing without {rule.condition()} ({rule.hint})"
     )
     load_config(path, [override, *switched_on(rule)])
 

@@ -13,7 +13,7 @@ import typer
 
 from mtkit.cli import app
 from mtkit.cli.terminal import own_command
-from mtkit.config.loading import config_keys, key_values
+from mtkit.config.loading import config_keys, suggested_values
 from mtkit.config.sections import Config, DecodingConfig
 from mtkit.training.inputs import Inputs
 from mtkit.training.results import TextSet
@@ -86,9 +86,9 @@ def test_completion(words: tuple[str, ...], expected: list[str]) -> None:
 def test_every_key_can_be_completed() -> None:
     keys = config_keys()
     assert {key.split(".")[0] for key in keys} == set(Config.model_fields)
-    assert key_values("training.batch_tokens") == ["auto", "4096"]
-    assert key_values("validation.metrics") == ["[bleu, chrf]"]
-    assert key_values("run") == key_values("no.such") == []
+    assert suggested_values("training.batch_tokens") == ["auto", "4096"]
+    assert suggested_values("validation.metrics") == ["[bleu, chrf]"]
+    assert suggested_values("run") == suggested_values("no.such") == []
 
 
 def test_completion_waits_for_no_torch() -> None:
@@ -105,7 +105,7 @@ finally:
     environment = tiny.child_environment() | variables
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout.split() == [
-        f"training.schedule={name}" for name in ["", *key_values("training.schedule")]
+        f"training.schedule={name}" for name in ["", *suggested_values("training.schedule")]
     ]
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -25,7 +25,7 @@ from sacrebleu.dataset.wmt_xml import WMTXMLDataset
 
 from mtkit.config.sections import BleuTokenizer
 from mtkit.errors import ConfigError, DataError
-from mtkit.evaluation import metrics  # the module: pytest would collect its function test_set
+from mtkit.evaluation import metrics
 from mtkit.languages import BLEU_TOKENIZERS
 
 HYPS = [
@@ -262,26 +262,26 @@ def test_without_its_tokenizer_a_language_is_scored_by_characters_and_that_is_sa
     monkeypatch.setattr(f"sacrebleu.tokenizers.tokenizer_{extra}_mecab.MeCab", None)
     (score,) = metrics.score(["猫が好きです"], [["猫が好きだ"]], ["bleu"], tgt=tgt)
     assert "|tok:char|" in score.signature
-    told = metrics.notice(["bleu"], tgt)
+    told = metrics.bleu_warning(["bleu"], tgt)
     assert told is not None and "\n" not in told
     for part in ("tok:char", f"sacrebleu[{extra}]", "validation.bleu_tokenizer"):
         assert part in told
-    assert metrics.notice(["bleu"], tgt, tokenize="char") is None
-    assert metrics.notice(["chrf"], tgt) is None
+    assert metrics.bleu_warning(["bleu"], tgt, tokenize="char") is None
+    assert metrics.bleu_warning(["chrf"], tgt) is None
 
 
 @pytest.mark.parametrize(
     "tgt", ["th", "tha_Thai", "km-KH", "mya", "lo", "bod_Tibt", "dz", "shn_Mymr", "pli_Thai"]
 )
 def test_where_words_are_not_divided_bleu_is_warned_of(tgt: str) -> None:
-    told = metrics.notice(["bleu", "chrf"], tgt)
+    told = metrics.bleu_warning(["bleu", "chrf"], tgt)
     assert told is not None and "char or flores200" in told and tgt in told
-    assert metrics.notice(["bleu"], tgt, tokenize="char") is None
+    assert metrics.bleu_warning(["bleu"], tgt, tokenize="char") is None
 
 
 @pytest.mark.parametrize("tgt", ["de", "vi", "zh", "yue", "zh-Latn", "tha_Latn", "ar", "", None])
 def test_other_languages_need_no_notice(tgt: str | None) -> None:
-    assert metrics.notice(metrics.METRICS, tgt) is None
+    assert metrics.bleu_warning(metrics.METRICS, tgt) is None
 
 
 def test_the_config_knows_tokenizers_of_sacrebleu() -> None:
@@ -357,9 +357,9 @@ def test_too_few_resamples(num_bootstrap: int) -> None:
 def test_which_of_two_scores_is_better() -> None:
     assert set(metrics.HIGHER_IS_BETTER) == set(metrics.METRICS)
     for name in ("bleu", "chrf", "chrf++"):
-        assert metrics.better(name, 30.1, 30.0) and not metrics.better(name, 30.0, 30.1)
-    assert metrics.better("ter", 50.0, 51.0) and not metrics.better("ter", 51.0, 50.0)
-    assert not any(metrics.better(name, 30.0, 30.0) for name in metrics.METRICS)
+        assert metrics.is_better(name, 30.1, 30.0) and not metrics.is_better(name, 30.0, 30.1)
+    assert metrics.is_better("ter", 50.0, 51.0) and not metrics.is_better("ter", 51.0, 50.0)
+    assert not any(metrics.is_better(name, 30.0, 30.0) for name in metrics.METRICS)
 
 
 def test_importing_the_module_is_cheap() -> None:
@@ -416,7 +416,7 @@ def text(lines: list[str]) -> bytes:
 
 def test_a_plain_text_set_is_split_at_newlines_only(install: Callable[..., Path]) -> None:
     install(PlainTextDataset, "multi30k/2016", "en-de", {"t.en": text(SOURCES), "t.de": text(TARGETS)})
-    assert metrics.test_set("multi30k/2016", "en", "de") == (SOURCES, [TARGETS])
+    assert metrics.load_test_set("multi30k/2016", "en", "de") == (SOURCES, [TARGETS])
 
 
 def test_an_sgml_set_with_two_references(
@@ -425,10 +425,10 @@ def test_an_sgml_set_with_two_references(
     sources, first, second = ["A man.", "Two dogs."], ["Ein Mann.", "Zwei Hunde."], ["Ein Kerl.", "2 Hunde."]
     members = {"src.sgm": sgml(sources), "ref0.sgm": sgml(first), "ref1.sgm": sgml(second)}
     install(FakeSGMLDataset, "wmt20/tworefs", "en-de", members)
-    assert metrics.test_set("wmt20/tworefs", "en", "de") == (sources, [first, second])
+    assert metrics.load_test_set("wmt20/tworefs", "en", "de") == (sources, [first, second])
     # The second time the files are there already.
     monkeypatch.setattr(urllib.request, "urlopen", unreachable)
-    assert metrics.test_set("wmt20/tworefs", "en", "de") == (sources, [first, second])
+    assert metrics.load_test_set("wmt20/tworefs", "en", "de") == (sources, [first, second])
 
 
 def test_an_xml_set_yields_its_references_in_order(install: Callable[..., Path]) -> None:
@@ -436,7 +436,7 @@ def test_an_xml_set_yields_its_references_in_order(install: Callable[..., Path])
     source = '<src lang="en"><p><seg id="1">Src</seg></p></src>'
     document = f'<dataset><doc id="d" origlang="en">{source}{texts}</doc></dataset>'
     install(WMTXMLDataset, "wmt21/AB", "en-de", {"t.xml": document.encode()}, refs=["D", "A", "B"])
-    assert metrics.test_set("wmt21/AB", "en", "de") == (["Src"], [["Ref A"], ["Ref B"], ["Ref D"]])
+    assert metrics.load_test_set("wmt21/AB", "en", "de") == (["Src"], [["Ref A"], ["Ref B"], ["Ref D"]])
 
 
 def test_the_score_on_a_set_is_that_of_the_command(tmp_path: Path) -> None:
@@ -445,7 +445,7 @@ def test_the_score_on_a_set_is_that_of_the_command(tmp_path: Path) -> None:
     system = write(tmp_path / "hyp", HYPS)
     program = (
         "import json; from mtkit.evaluation import metrics;"
-        "print(json.dumps(metrics.test_set('wmt20', 'en', 'de')))"
+        "print(json.dumps(metrics.load_test_set('wmt20', 'en', 'de')))"
     )
     sources, refs = json.loads(run(sys.executable, "-c", program, SACREBLEU=str(tmp_path)))
     assert (sources, refs) == (HYPS, [REFS])
@@ -455,7 +455,7 @@ def test_the_score_on_a_set_is_that_of_the_command(tmp_path: Path) -> None:
 
 def test_an_unknown_set() -> None:
     with pytest.raises(ConfigError) as caught:
-        metrics.test_set("multi30k2016", "en", "de")
+        metrics.load_test_set("multi30k2016", "en", "de")
     message = str(caught.value)
     assert message.startswith("sacreBLEU has no test set 'multi30k2016' (did you mean multi30k/2016 or ")
     assert message.endswith("? `sacrebleu --list` shows all)")
@@ -463,7 +463,7 @@ def test_an_unknown_set() -> None:
 
 def test_an_unknown_language_pair() -> None:
     with pytest.raises(ConfigError) as caught:
-        metrics.test_set("multi30k/2016", "de", "en")
+        metrics.load_test_set("multi30k/2016", "de", "en")
     expected = "the test set multi30k/2016 has no language pair de-en (it has en-fr, en-de, en-cs)"
     assert str(caught.value) == expected
 
@@ -472,7 +472,7 @@ def test_no_network(install: Callable[..., Path], monkeypatch: pytest.MonkeyPatc
     folder = install(PlainTextDataset, "multi30k/2016", "en-de", {"t.en": b"", "t.de": b""})
     monkeypatch.setattr(urllib.request, "urlopen", unreachable)
     with pytest.raises(DataError) as caught:
-        metrics.test_set("multi30k/2016", "en", "de")
+        metrics.load_test_set("multi30k/2016", "en", "de")
     message = str(caught.value)
     assert message.startswith(
         "multi30k/2016 en-de: cannot get the test set: <urlopen error host is unreachable> ("
@@ -491,13 +491,13 @@ def test_a_damaged_download(install: Callable[..., Path], tmp_path: Path) -> Non
         with pytest.raises(
             DataError, match=r"cannot get the test set: .+ \(.*delete .*multi30k/2016 and try again"
         ):
-            metrics.test_set("multi30k/2016", "en", "de")
+            metrics.load_test_set("multi30k/2016", "en", "de")
 
 
 def test_a_wrong_checksum_does_not_end_the_process(install: Callable[..., Path]) -> None:
     install(PlainTextDataset, "multi30k/2016", "en-de", {"t.en": b"a\n", "t.de": b"b\n"}, md5=["0" * 32])
     with pytest.raises(DataError, match="cannot get the test set"):
-        metrics.test_set("multi30k/2016", "en", "de")
+        metrics.load_test_set("multi30k/2016", "en", "de")
 
 
 @pytest.mark.parametrize(
@@ -513,5 +513,5 @@ def test_damaged_files(
 ) -> None:
     install(kind, "multi30k/2016", "en-de", members)
     with pytest.raises(DataError) as caught:
-        metrics.test_set("multi30k/2016", "en", "de")
+        metrics.load_test_set("multi30k/2016", "en", "de")
     assert message in str(caught.value)

@@ -47,7 +47,7 @@ def test_positions_of_a_batch_are_padded_on_both_sides() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "cut_tokens", "batches"),
+    ("keys", "batch_token_budget", "batches"),
     [
         ({"batch_tokens": 1000, "accumulate": 3}, 1000, 3),
         ({"batch_tokens": 1000, "update_tokens": 3900}, 1000, 4),
@@ -55,6 +55,6 @@ def test_positions_of_a_batch_are_padded_on_both_sides() -> None:
         ({"batch_tokens": "auto", "update_tokens": 25000}, 25000, 1),
     ],
 )
-def test_what_an_update_is_made_of(keys: dict[str, int | str], cut_tokens: int, batches: int) -> None:
+def test_what_an_update_is_made_of(keys: dict[str, int | str], batch_token_budget: int, batches: int) -> None:
     training = TrainingConfig.model_validate(keys)
-    assert (training.cut_tokens, training.batches_per_update) == (cut_tokens, batches)
+    assert (training.batch_token_budget, training.batches_per_update) == (batch_token_budget, batches)

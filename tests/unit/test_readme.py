@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 import mtkit
 from mtkit.cli import app
 from mtkit.config.loading import load_config
-from mtkit.config.sections import Config, usual_default
+from mtkit.config.sections import Config, default_value
 from mtkit.config.yaml_document import parse_value
 
 ROOT = Path(__file__).parents[2]
@@ -177,7 +177,7 @@ def test_keys_exist_and_have_these_defaults() -> None:
     for key in keys:
         section_name, name = key.split(".")
         section: Any = Config.model_fields[section_name].annotation
-        default = usual_default(section.model_fields[name])
+        default = default_value(section.model_fields[name])
         assert key not in rows or parse_value(rows[key]) == default
 
 
