@@ -30,9 +30,10 @@ from mtkit.data.cache import open_cache, remove_abandoned
 from mtkit.data.corpus import FORMAT, ROWS, SCHEMA, Corpus, numbers_of
 from mtkit.data.filters import KEPT, FilterCounts, PairFilter, Reasons
 from mtkit.data.readers import Pair
-from mtkit.data.sources import GENERATOR_BEFORE, Source
+from mtkit.data.sources import Source
 from mtkit.data.tables import Hashes
 from mtkit.data.tokenizer import Ids, Tokenizers
+from mtkit.demo import EARLIER_GENERATORS, GENERATOR
 from mtkit.errors import DataError, StorageError
 from mtkit.files import (
     FolderLock,
@@ -388,7 +389,7 @@ def names_content(
     the same generator of demo pairs in other files.
     """
     _, now = open_cache(data, "corpora")
-    kinds = product((now.of_text, now.of_bytes), ((), GENERATOR_BEFORE))
+    kinds = product((now.of_text, now.of_bytes), (GENERATOR, *EARLIER_GENERATORS))
     hashes = (Hashes(now.of_bytes, of_text, generator) for of_text, generator in kinds)
     return any(fingerprint == _fingerprint(sources, tokenizers, data, kind) for kind in hashes)
 

@@ -17,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mtkit import demo
 from mtkit.config.sections import DataConfig, SourceConfig
 from mtkit.data.readers import Columns, NumberedPairs, Pair, read_csv, read_jsonl, read_tsv
 from mtkit.data.tables import Hashes, HubTable, ParquetTable, SavedTable, Table, read_rows, row_place
@@ -30,12 +29,6 @@ if TYPE_CHECKING:
 Split = Literal["train", "valid", "test"]
 
 HASHES = Hashes()
-GENERATOR_BEFORE = (
-    "51cd6533aa0f7a8c28a8dcdc33031070327df152fddb7def696a3202f586290f",
-    "f4c1d99beb2bf6d9bd5b39ecdcd482f323ea9b8e592f902cd30de878817e839f",
-    "518d39d0de74b3a41475d521842c51bfef7e89fe2dc856bbebdd5ed9ad28e964",
-)
-"""The SHA-256 of the files with which mtkit 0.1.0 made the pairs of the demo. Its pairs are today's, to the letter."""
 _SPLITS_ON_THE_HUB = {"train": "train", "valid": "validation", "test": "test"}
 _READERS: dict[str, Callable[[Path, Columns], NumberedPairs]] = {
     ".tsv": read_tsv,
@@ -195,11 +188,8 @@ class _DemoPairs(Source):
         return f"{self.name} ({self.split}): pair {number}"
 
     def fingerprint(self, hashes: Hashes = HASHES) -> str:
-        """See `Source.fingerprint`: the parameters, and the code and tables of the generator."""
-        folder = Path(demo.__file__).parent
-        files = sorted([*folder.glob("*.py"), *folder.glob("*.toml")])
-        generator = hashes.generator or tuple(map(hashes.of_bytes, files))
-        return _hash("demo", self.direction, self.num_pairs, self.seed, self.split, generator)
+        """See `Source.fingerprint`."""
+        return _hash("demo", self.direction, self.num_pairs, self.seed, self.split, hashes.generator)
 
 
 def _hash(*parts: object) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtkit.data.readers import TRANSLATION, Columns, NumberedPairs, Pair, check_text
+from mtkit.demo import GENERATOR
 from mtkit.errors import DataError
 from mtkit.files import sha256_file, sha256_text
 
@@ -32,8 +33,8 @@ class Hashes:
     of_bytes: HashFile = sha256_file
     of_text: HashFile = sha256_text
     """Of the lines, whatever the file's name and compression."""
-    generator: tuple[str, ...] = ()
-    """Of the files that make the pairs of the demo; without, those of today are hashed."""
+    generator: tuple[str, ...] = GENERATOR
+    """Identifies the generator of the demo's pairs."""
 
 
 _ROWS_AT_ONCE = 1000

@@ -23,9 +23,10 @@ from mtkit.data.corpus import Corpus
 from mtkit.data.encoding import encode_corpus, names_content
 from mtkit.data.filters import FilterCounts
 from mtkit.data.readers import NumberedPairs, Pair
-from mtkit.data.sources import GENERATOR_BEFORE, HASHES, ParallelFiles, Source, open_sources
+from mtkit.data.sources import HASHES, ParallelFiles, Source, open_sources
 from mtkit.data.tables import Hashes
 from mtkit.data.tokenizer import Tokenizers, make_tokenizers
+from mtkit.demo import EARLIER_GENERATORS
 from mtkit.errors import DataError, StorageError
 from mtkit.files import sha256_file
 
@@ -264,13 +265,14 @@ def test_packed_anew_it_is_the_same_corpus(setting: Setting) -> None:
 def test_a_corpus_of_the_demo_of_before_is_known(setting: Setting) -> None:
     data = setting.data().model_copy(update={"train": (SourceConfig(demo="en-de", pairs=5),)})
     (demo,) = sources = open_sources(data.train, data, "train")
-    before = Hashes(generator=GENERATOR_BEFORE)
-    as_in_0_1_0 = "2bd1c55d93454dd83975a7c97ecc38dba51ffcc25b2b4f32a009baedccd1e1fc"
-    assert demo.fingerprint(before) == as_in_0_1_0 != demo.fingerprint()
-    fingerprint = encoding._fingerprint(sources, setting.tokenizers, data, before)
-    assert names_content(fingerprint, sources, setting.tokenizers, data)
     others = open_sources([SourceConfig(demo="en-de", pairs=6)], data, "train")
-    assert not names_content(fingerprint, others, setting.tokenizers, data)
+    earlier = [Hashes(generator=generator) for generator in EARLIER_GENERATORS]
+    as_in_0_1_0 = "2bd1c55d93454dd83975a7c97ecc38dba51ffcc25b2b4f32a009baedccd1e1fc"
+    assert demo.fingerprint(earlier[-1]) == as_in_0_1_0 != demo.fingerprint()
+    for before in earlier:
+        fingerprint = encoding._fingerprint(sources, setting.tokenizers, data, before)
+        assert names_content(fingerprint, sources, setting.tokenizers, data)
+        assert not names_content(fingerprint, others, setting.tokenizers, data)
 
 
 @pytest.mark.parametrize("rows", [3, corpus.ROWS])
