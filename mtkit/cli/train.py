@@ -28,8 +28,8 @@ def train(
 
     console = make_console(sys.stdout)
     console.quiet = not is_main_process()
-    with Signals().handled() as early:  # a signal while torch is loaded, too; it would be lost in an import
-        with early.protected():
+    with Signals().installed() as early:  # a signal while torch is loaded, too; it would be lost in an import
+        with early.deferred():
             from mtkit.training.display import Display
             from mtkit.training.run import train as run_training
 

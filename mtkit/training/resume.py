@@ -202,7 +202,7 @@ def begin(
         say(f"going on from step {trainer.state.step}")
         if trainer.state.best != checkpoint.state.get("best"):
             say("there is no best/: the best is chosen anew")
-    trainer.signals.begun = True
+    trainer.signals.training_started = True
 
 
 def resume(trainer: Trainer, checkpoint: Checkpoint) -> None:

@@ -42,7 +42,7 @@ def train(config: Config, *, fresh: bool = False, console: Console | None = None
     console = console or Console(quiet=True)
     device = configure_process(config)
     with ExitStack() as stack:
-        stack.enter_context(signals.handled())
+        stack.enter_context(signals.installed())
         world = stack.enter_context(init_distributed(device, compiles=config.training.compile))
         signals.is_distributed = world.is_distributed
         trainer, inputs = _build_trainer(config, console, signals, world, stack, fresh=fresh)

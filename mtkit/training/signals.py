@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP while training: what is underway is finished, the run is saved, the process leaves."""
+"""SIGINT, SIGTERM and SIGHUP during training: finish the current operation, save, and exit."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _EXIT_CODES = {signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 class Interrupted(BaseException):
-    """A signal asked the run to end. Not an error: nothing may catch it but the trainer and the command line.
+    """A signal asked the run to stop. Not an error: only the trainer and the command line may catch it.
 
     Attributes:
-        exit_code: of the process.
-        saved: whether training had begun, and so was saved.
+        exit_code: exit code of the process.
+        saved: whether training had started, so that there was something to save.
     """
 
     def __init__(self, number: int, saved: bool = True) -> None:
@@ -26,66 +26,74 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """While entered, a first signal raises `Interrupted`: at once, or at the end of a protected block.
+    """Signal handlers that raise `Interrupted`, either at once or at the end of a `deferred` block.
 
-    A second Ctrl-C leaves at once, wherever the process is.
+    A second Ctrl-C raises KeyboardInterrupt immediately, even inside a deferred block.
+
+    Attributes:
+        pending: the first signal received, if any.
+        is_distributed: whether other processes train too. Then a second Ctrl-C is ignored, because the launcher may
+            forward the one that the terminal has already sent to every process.
+        training_started: whether there is something to save; copied to `Interrupted.saved`.
     """
 
     def __init__(self) -> None:
         self.pending: int | None = None
-        self.depth = 0
         self.is_distributed = False
-        """Of several processes: a launcher may pass on the same Ctrl-C that the terminal sent to all."""
-        self.begun = False
-        """Whether there is something to save: set when training begins."""
+        self.training_started = False
+        self._num_deferred = 0
 
     @contextmanager
-    def handled(self) -> Iterator[Signals]:
-        """Take over SIGINT, SIGTERM and SIGHUP for the block; elsewhere than in the main thread they stay as they are.
+    def installed(self) -> Iterator[Signals]:
+        """Handle SIGINT, SIGTERM and SIGHUP inside the block. Does nothing outside the main thread.
 
-        A SIGHUP that is ignored stays ignored: that is what `nohup` is for.
+        A SIGHUP that is already ignored stays ignored, as `nohup` intends.
         """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        taken = set(_EXIT_CODES)
+        numbers = set(_EXIT_CODES)
         if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-            taken.remove(signal.SIGHUP)
-        before = {number: signal.signal(number, self._receive) for number in taken}
+            numbers.remove(signal.SIGHUP)
+        previous = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield self
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.pending is not None and number == signal.SIGINT and not self.is_distributed:
-            raise KeyboardInterrupt
-        first = self.pending is None
-        self.pending = number if first else self.pending
-        if self.depth == 0 and first:
-            raise Interrupted(number, self.begun)
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.pending is not None:
+            if number == signal.SIGINT and not self.is_distributed:
+                raise KeyboardInterrupt
+            return
+        self.pending = number
+        if self._num_deferred == 0:
+            self.raise_interrupted()
 
-    def leave(self) -> None:
-        """Raise `Interrupted` now: this process, or another of the same run, was asked to end."""
-        raise Interrupted(self.pending or signal.SIGTERM, self.begun)
+    def raise_interrupted(self) -> None:
+        """Raise `Interrupted`, as SIGTERM if the signal went to another process of the run.
+
+        Raises:
+            Interrupted: Always.
+        """
+        raise Interrupted(self.pending or signal.SIGTERM, self.training_started)
 
     @contextmanager
-    def protected(self) -> Iterator[None]:
-        """A block that a first signal does not break: what it changes belongs together."""
-        self.depth += 1
+    def deferred(self, *, raise_after: bool = True) -> Iterator[None]:
+        """Defer a signal to the end of the block, whose changes must not be torn apart. Blocks may be nested.
+
+        Args:
+            raise_after: whether a pending signal raises at the end of the outermost block. False for a block that
+                runs because a signal has already been raised.
+
+        Raises:
+            Interrupted: If a signal is pending at the end.
+        """
+        self._num_deferred += 1
         try:
             yield
         finally:
-            self.depth -= 1
-        if self.pending is not None and self.depth == 0:
-            raise Interrupted(self.pending, self.begun)
-
-    @contextmanager
-    def protected_to_the_end(self) -> Iterator[None]:
-        """Like `protected`, for a block that runs because a signal arrived: it does not raise it again."""
-        self.depth += 1
-        try:
-            yield
-        finally:
-            self.depth -= 1
+            self._num_deferred -= 1
+        if raise_after and self.pending is not None and self._num_deferred == 0:
+            self.raise_interrupted()

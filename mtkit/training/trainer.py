@@ -197,13 +197,13 @@ class Trainer:
         """Train to the end. Returns why it ended. Raises: TrainingError, StorageError, Interrupted (after saving)."""
         self.stopwatch = Stopwatch(self.state.seconds)
         try:
-            with self.signals.protected_to_the_end() if self.world.is_distributed else nullcontext():
+            with self.signals.deferred(raise_after=False) if self.world.is_distributed else nullcontext():
                 reason = self._loop()
             if self.signals.pending is not None:  # it came while the last validation or save was under way
-                self.signals.leave()
+                self.signals.raise_interrupted()
         except Interrupted:
             self.progress.stop_live()
-            with self.signals.protected_to_the_end():
+            with self.signals.deferred(raise_after=False):
                 self.save()
             raise
         self.progress.stop_live()
@@ -221,7 +221,7 @@ class Trainer:
                 if update is None:
                     self.validate_and_save(last=True)
                     return reason or f"epoch {self.config.training.max_epochs} was the last"
-                with self.signals.protected():
+                with self.signals.deferred():
                     self.train_step(update)
                     self._log()
 
@@ -299,7 +299,7 @@ class Trainer:
         *sums, any_late, any_asked = self.world.all_reduce([*numbers, float(late), float(asked)])
         self._time_is_over = any_late > 0
         if any_asked:
-            self.signals.leave()
+            self.signals.raise_interrupted()
         return sums
 
     # --- one update -------------------------------------------------------------------------------------------
@@ -513,10 +513,10 @@ class Trainer:
         found = self._validate() if validates and self.state.validated_step != step else None
         saves = step % (training.save_every_steps or every) == 0 or last
         if saves and self.saved != (step, self.state.validated_step, self._time_is_over):
-            with self.signals.protected():
+            with self.signals.deferred():
                 self.save()
         if last and self.validator is None:
-            with self.signals.protected():
+            with self.signals.deferred():
                 self._save_best()
         if found is not None:  # shown when all that it changed is on the disk
             self.progress.validation(step, *found)
@@ -529,7 +529,7 @@ class Trainer:
                 result = self.validator.validate(self._whole_model(), self.world)
             name = self.config.validation.best
             improved = is_better(name, result.standing(name), self._best_so_far())
-            with self.signals.protected():
+            with self.signals.deferred():
                 self._note(result, improved)
                 if improved:
                     self._save_best(averaged=True)
@@ -563,13 +563,13 @@ class Trainer:
             return
         swapped = False
         try:
-            with self.signals.protected():
+            with self.signals.deferred():
                 self.average.swap(self.model)
                 swapped = True
             yield
         finally:
             if swapped:
-                with self.signals.protected_to_the_end():
+                with self.signals.deferred(raise_after=False):
                     self.average.swap(self.model)
 
     def _whole_model(self) -> Transformer:

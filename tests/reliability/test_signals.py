@@ -148,7 +148,7 @@ def test_nohup_is_heeded() -> None:
     """It sets SIGHUP to be ignored."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with Signals().handled():
+        with Signals().installed():
             signal.raise_signal(signal.SIGHUP)
             assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
