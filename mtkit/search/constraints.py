@@ -15,15 +15,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from mtkit.search.token_rules import NEG_INF
-
-if TYPE_CHECKING:
-    from mtkit.search.beam import Beam, Candidates, SearchOptions
+from mtkit.search.state import NEG_INF, Beam, Candidates, SearchOptions
 
 _MET, _JUST_MET = -1, -2
 """The place in a phrase of a constraint that is met; that is met if the next piece may follow it."""
@@ -48,8 +44,8 @@ class Constraint:
         return tuple(map(_failure_function, self.phrases))
 
     @property
-    def num_pieces(self) -> int:
-        """Pieces of the shortest phrase."""
+    def num_tokens(self) -> int:
+        """Length of the shortest phrase."""
         return min(map(len, self.phrases))
 
     def advance(self, places: tuple[int, ...], token: int) -> tuple[int, ...]:

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtkit.search.beam import Hypothesis, SearchOptions, Stepper, final_scores, keep_sentences, survivors
-from mtkit.search.token_rules import NEG_INF, apply_token_rules
+from mtkit.search.beam import final_scores
+from mtkit.search.state import NEG_INF, Hypothesis, SearchOptions, Stepper, keep_sentences, survivors
+from mtkit.search.token_rules import apply_token_rules
 
 
 @dataclass(frozen=True)

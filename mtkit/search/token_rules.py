@@ -12,8 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-NEG_INF = float("-inf")
-"""The log-probability of what must not happen."""
+from mtkit.search.state import NEG_INF, SearchOptions
 
 
 class SearchState(Protocol):
@@ -28,22 +27,7 @@ class SearchState(Protocol):
         """Pieces so far, bos not counted."""
 
 
-class TokenRules(Protocol):
-    """The options of the rules; `beam.SearchOptions` and `sampling.SamplingOptions` are such."""
-
-    @property
-    def eos(self) -> int: ...
-    @property
-    def suppressed(self) -> tuple[int, ...]: ...
-    @property
-    def min_length(self) -> int: ...
-    @property
-    def no_repeat_ngram(self) -> int: ...
-    @property
-    def after_prefix(self) -> tuple[int, ...]: ...
-
-
-def apply_token_rules(log_probs_BKV: Tensor, beam: SearchState, rules: TokenRules) -> None:
+def apply_token_rules(log_probs_BKV: Tensor, beam: SearchState, rules: SearchOptions) -> None:
     """Apply all rules in place. A given prefix counts more than the others, the greatest length more than those."""
     forced_B = _forced_tokens(beam)
     kept_BK = None

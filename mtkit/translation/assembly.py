@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 
 from mtkit.errors import DataError
-from mtkit.search.beam import Hypothesis
+from mtkit.search.state import Hypothesis
 from mtkit.translation.alignment import Aligned, Link, Pairs, align, word_pairs
 from mtkit.translation.ensemble import Ensemble
 from mtkit.translation.options import OnError

@@ -15,8 +15,9 @@ from mtkit.config.sections import DecodingConfig
 from mtkit.data.batching import Ids, split_by_tokens
 from mtkit.data.tokenizer import Tokenizer
 from mtkit.device import out_of_memory_errors
-from mtkit.search.beam import Hypothesis, SearchOptions, search
+from mtkit.search.beam import search
 from mtkit.search.sampling import SamplingOptions, sample
+from mtkit.search.state import Hypothesis, SearchOptions
 from mtkit.translation.ensemble import Ensemble
 from mtkit.translation.mbr import make_utility, minimum_risk
 from mtkit.translation.options import MAX_WORKERS

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtkit.search.beam import SearchOptions, search
+from mtkit.search.beam import search
+from mtkit.search.state import SearchOptions
 from mtkit.translation.ensemble import Ensemble
 from mtkit.translation.segments import Segment
 

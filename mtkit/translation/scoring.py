@@ -17,7 +17,8 @@ from mtkit.config.sections import DecodingConfig
 from mtkit.data.batching import Ids, split_by_tokens
 from mtkit.device import out_of_memory_errors
 from mtkit.errors import DataError
-from mtkit.search.beam import LOGITS_CHUNK, SearchOptions, final_scores
+from mtkit.search.beam import LOGITS_CHUNK, final_scores
+from mtkit.search.state import SearchOptions
 from mtkit.translation.assembly import Translation
 from mtkit.translation.ensemble import Ensemble
 from mtkit.translation.options import LINES_AT_ONCE, TranslateOptions

@@ -361,4 +361,4 @@ def place_of(number: int) -> str:
 
 def num_needed(prefix: Sequence[int], constraints: Sequence[Constraint]) -> int:
     """The fewest pieces of a hypothesis that begins so and meets these, eos included."""
-    return len(prefix) + sum(constraint.num_pieces for constraint in constraints) + 1
+    return len(prefix) + sum(constraint.num_tokens for constraint in constraints) + 1

@@ -20,7 +20,7 @@ from mtkit.device import bound_kernel_caches, choose_device, choose_dtype, confi
 from mtkit.errors import ConfigError, DataError
 from mtkit.model.cpu.packing import Int8, choose_int8, pack
 from mtkit.model.transformer import Transformer
-from mtkit.search.beam import Hypothesis
+from mtkit.search.state import Hypothesis
 from mtkit.translation.assembly import Assembler, SearchedLine, Translation
 from mtkit.translation.batched_search import BatchedSearch
 from mtkit.translation.ensemble import Ensemble

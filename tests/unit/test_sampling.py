@@ -10,8 +10,8 @@ import pytest
 import torch
 from test_search import BOS, EOS, TableStepper
 
-from mtkit.search.beam import SearchOptions
 from mtkit.search.sampling import SamplingOptions, cut_probabilities, sample, start_samples
+from mtkit.search.state import SearchOptions
 
 OPTIONS = SearchOptions(1, BOS, EOS, length_penalty=0.0)
 

@@ -9,16 +9,9 @@ import pytest
 import torch
 
 from mtkit.errors import TrainingError
-from mtkit.search.beam import (
-    Hypothesis,
-    SearchOptions,
-    best_candidates,
-    gnmt_penalty,
-    search,
-    start_beam,
-    survivors,
-)
+from mtkit.search.beam import best_candidates, gnmt_penalty, search
 from mtkit.search.constraints import Constraint, ConstraintTracker
+from mtkit.search.state import Hypothesis, SearchOptions, start_beam, survivors
 
 BOS, EOS = 0, 1
 

@@ -29,7 +29,8 @@ from mtkit.data.tokenizer import Tokenizers, make_tokenizers
 from mtkit.errors import ConfigError, DataError, StorageError
 from mtkit.model.build import copy_weights, make_model
 from mtkit.model.transformer import Transformer
-from mtkit.search.beam import Hypothesis, SearchOptions, gnmt_penalty, search
+from mtkit.search.beam import gnmt_penalty, search
+from mtkit.search.state import Hypothesis, SearchOptions
 from mtkit.translation import batched_search as batches
 from mtkit.translation.assembly import Translation
 from mtkit.translation.loading import find_checkpoint, load_model
