@@ -140,7 +140,7 @@ def verify_checkpoint(folder: Path) -> set[str]:
             if entry != _entry(path):
                 raise StorageError("damaged: not what the manifest says", where=str(path), hint=hint)
     step = read_json(folder / STATE_FILE).get("step")
-    if step is not None and _STEP_FOLDER.search(folder.name) and step != step_of(folder.name):
+    if step is not None and _STEP_FOLDER.search(folder.name) and step != parse_step(folder.name):
         raise StorageError(f"holds step {step!r:.20}, not that of its name", where=str(folder), hint=hint)
     return set(files)
 
@@ -162,20 +162,20 @@ def load_checkpoint(folder: Path, *, with_optimizer: bool = False) -> Checkpoint
         except UnicodeDecodeError as error:
             hint = "use another checkpoint"
             raise StorageError("not UTF-8", where=str(folder / CONFIG_FILE), hint=hint) from error
-    optimizer = read_tensors(folder / _OPTIMIZER_FILE) if with_optimizer and stored else {}
-    return Checkpoint(read_tensors(folder / MODEL_FILE), config, state, optimizer)
+    optimizer = load_tensors(folder / _OPTIMIZER_FILE) if with_optimizer and stored else {}
+    return Checkpoint(load_tensors(folder / MODEL_FILE), config, state, optimizer)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def load_tensors(path: Path) -> dict[str, Tensor]:
     """A safetensors file. Raises: StorageError: missing, damaged or of another kind."""
     import safetensors.torch
 
-    with tensor_errors(path):
+    with safetensors_errors(path):
         return safetensors.torch.load_file(path)
 
 
 @contextmanager
-def tensor_errors(path: Path) -> Iterator[None]:
+def safetensors_errors(path: Path) -> Iterator[None]:
     """Turns what safetensors raises in reading a file into a StorageError."""
     import safetensors
 
@@ -202,14 +202,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def checkpoints_of(run: Path) -> list[Path]:
+def list_checkpoints(run: Path) -> list[Path]:
     """The checkpoint folders of a run, newest first; not yet verified."""
     folder = run / CHECKPOINTS
     if not folder.is_dir():
         return []
     names = {name for name in os.listdir(folder) if _STEP_FOLDER.fullmatch(name)}
     names |= {match[1] for name in os.listdir(folder) if (match := _OLD_STEP_FOLDER.fullmatch(name))}
-    return [committed_folder(folder / name) for name in sorted(names, key=step_of, reverse=True)]
+    return [committed_folder(folder / name) for name in sorted(names, key=parse_step, reverse=True)]
 
 
 def is_checkpoint_name(name: str) -> bool:
@@ -218,7 +218,7 @@ def is_checkpoint_name(name: str) -> bool:
     return _STEP_FOLDER.fullmatch(match[1] if match else name) is not None
 
 
-def leftovers(path: Path) -> list[Path]:
+def find_leftovers(path: Path) -> list[Path]:
     """What interrupted writes of a file or folder left beside it, under temporary names of mtkit's own."""
     if not path.parent.is_dir():
         return []
@@ -228,16 +228,16 @@ def leftovers(path: Path) -> list[Path]:
     ]
 
 
-def step_of(name: str) -> int:
+def parse_step(name: str) -> int:
     """The step in a checkpoint folder's name."""
     match = _STEP_FOLDER.search(name)
     assert match is not None, name
     return int(match[1])
 
 
-def valid_checkpoints(run: Path) -> Iterator[tuple[Path, StorageError | None]]:
+def verify_newest_first(run: Path) -> Iterator[tuple[Path, StorageError | None]]:
     """Checkpoint folders, newest first, each with what is wrong with it, up to the first that is valid."""
-    for folder in checkpoints_of(run):
+    for folder in list_checkpoints(run):
         try:
             verify_checkpoint(folder)
         except StorageError as error:
@@ -255,7 +255,7 @@ def load_newest_checkpoint(
     Args:
         on_fault: told what is wrong with those that are passed over.
     """
-    for folder in checkpoints_of(run):
+    for folder in list_checkpoints(run):
         try:
             return folder, load_checkpoint(folder, with_optimizer=True)
         except StorageError as fault:
@@ -275,11 +275,11 @@ def remove_old_checkpoints(run: Path, step: int, keep_last: int) -> None:
         if replaced or (name.endswith(".tmp") and is_checkpoint_name(name)):
             remove_tree(folder / name)
     best = run / BEST
-    for leftover in leftovers(best) + ([best.with_name(".best.old")] if best.exists() else []):
+    for leftover in find_leftovers(best) + ([best.with_name(".best.old")] if best.exists() else []):
         remove_tree(leftover)
-    folders = [folder for folder in checkpoints_of(run) if step_of(folder.name) <= step]
+    folders = [folder for folder in list_checkpoints(run) if parse_step(folder.name) <= step]
     for folder in folders[keep_last:]:
-        doomed = folder.with_name(f".{step_folder(run, step_of(folder.name)).name}.{os.getpid()}.tmp")
+        doomed = folder.with_name(f".{step_folder(run, parse_step(folder.name)).name}.{os.getpid()}.tmp")
         with suppress(OSError):
             os.rename(folder, doomed)  # half deleted it must not bear the name of a checkpoint
         remove_tree(doomed)

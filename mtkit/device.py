@@ -89,7 +89,7 @@ def cpu_has_bf16() -> bool:
     return bool(flags & {"avx512_bf16", "amx_bf16"})
 
 
-def bound_kernel_caches() -> None:
+def limit_kernel_caches() -> None:
     """Let few of the kernels that oneDNN compiles be kept, so that memory does not grow with every new shape.
 
     By default two caches (of oneDNN, and of PyTorch around it in each thread) keep 1,024 kernels each, up to half a

@@ -37,7 +37,7 @@ COMPRESSED_SUFFIXES = (*_UNPACKERS, ".zst")
 _BOM = b"\xef\xbb\xbf"
 
 
-def uncompressed(path: str | Path) -> Path:
+def strip_compression(path: str | Path) -> Path:
     """The path without the suffix of a compression: x.tsv for x.tsv.gz."""
     path = Path(path)
     return path.with_suffix("") if path.suffix.lower() in COMPRESSED_SUFFIXES else path
@@ -356,7 +356,7 @@ def append_line(path: str | Path, line: str) -> None:
         file.write(line + "\n")
 
 
-def cut_off_partial_line(path: str | Path) -> None:
+def truncate_partial_line(path: str | Path) -> None:
     """Cut what follows the last "\n" off a file: a line that was not written to its end. Raises: StorageError."""
     with storage_errors(path), open(path, "r+b") as file:
         file.truncate(_end_of_line_before(file, file.seek(0, os.SEEK_END)))

@@ -45,7 +45,7 @@ def _is_unspaced(code: str | None) -> bool:
     return short_code(code) in _UNSPACED_LANGUAGES
 
 
-def bleu_finds_words(code: str | None) -> bool:
+def bleu_can_tokenize(code: str | None) -> bool:
     """Whether one of sacreBLEU's tokenizers divides text of a language into words."""
     return short_code(code) in BLEU_TOKENIZERS or not _is_unspaced(code)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mtkit.cli.line_format import LineFormat
 from mtkit.errors import ConfigError
-from mtkit.files import count_lines, cut_off_partial_line, drop_last_lines, last_line, read_lines
+from mtkit.files import count_lines, drop_last_lines, last_line, read_lines, truncate_partial_line
 
 _ENDLESS = 2**62
 """More lines than any stream has."""
@@ -163,7 +163,7 @@ def cut_off_incomplete(output: str | Path, line_format: LineFormat) -> None:
     """Cut what `num_done` does not count off an output, if there is one. Raises: StorageError, DataError."""
     if not Path(output).exists():
         return
-    cut_off_partial_line(output)
+    truncate_partial_line(output)
     last = last_line(output)
     if line_format.n_best and last is not None:
         number = line_number(last)

@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from mtkit.languages import bleu_finds_words
+from mtkit.languages import bleu_can_tokenize
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(gt=0, lt=2**63)]
@@ -533,7 +533,7 @@ class Config(Section):
         """Resolve the default of `best`, which depends on `data.tgt`."""
         data: DataConfig | None = info.data.get("data")  # None: it is wrong, which is said elsewhere
         chosen = "best" in validation.model_fields_set or validation.bleu_tokenizer is not None
-        if data is None or chosen or "chrf" not in validation.metrics or bleu_finds_words(data.tgt):
+        if data is None or chosen or "chrf" not in validation.metrics or bleu_can_tokenize(data.tgt):
             return validation
         values = dict(validation) | {"best": "chrf"}  # a default: it does not count as named
         return ValidationConfig.model_construct(_fields_set=validation.model_fields_set, **values)

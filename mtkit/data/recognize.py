@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mtkit.data.readers import TRANSLATION
 from mtkit.errors import ConfigError, DataError
-from mtkit.files import read_lines, uncompressed
+from mtkit.files import read_lines, strip_compression
 
 Languages = tuple[str, str]
 Entry = dict[str, object]
@@ -115,7 +115,7 @@ def _agreed(known: Languages | None, found: Languages, path: str) -> Languages:
 
 def _suffix_of(path: str | Path) -> str:
     """The last suffix but that of a compression, in small letters."""
-    return uncompressed(path).suffix.lower()
+    return strip_compression(path).suffix.lower()
 
 
 def _parts_of(path: str | Path) -> tuple[str, str]:
@@ -123,7 +123,7 @@ def _parts_of(path: str | Path) -> tuple[str, str]:
 
     What tells its side is a language, or else the last suffix: src of train.src.
     """
-    name = uncompressed(path).name
+    name = strip_compression(path).name
     bare = name.removesuffix(".txt")
     found = re.search(rf"(?:^|[._-])({_CODE.pattern})$", bare)
     if found is not None:
@@ -227,7 +227,7 @@ def _two_codes(names: Iterable[str], path: str) -> Languages:
 
 def _language_pair(path: str) -> Languages | None:
     """The last two codes side by side in the name of a file, or of its folder: en and de of tatoeba-en-de.tsv."""
-    for name in (uncompressed(path).stem, Path(path).absolute().parent.name):
+    for name in (strip_compression(path).stem, Path(path).absolute().parent.name):
         words = re.split("[._-]", name)
         for first, second in reversed(list(pairwise(words))):
             if _is_code(first) and _is_code(second):

@@ -21,7 +21,7 @@ from mtkit.config.sections import DataConfig, SourceConfig
 from mtkit.data.readers import Columns, NumberedPairs, Pair, read_csv, read_jsonl, read_tsv
 from mtkit.data.tables import Hashes, HubTable, ParquetTable, SavedTable, Table, read_rows, row_place
 from mtkit.errors import ConfigError, DataError
-from mtkit.files import count_lines, read_lines, uncompressed
+from mtkit.files import count_lines, read_lines, strip_compression
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -246,7 +246,7 @@ def _open_source(config: SourceConfig, data: DataConfig, split: Split, seed: int
 
 def _open_file(name: str, label: str | None, columns: Columns, data: DataConfig, key: str) -> Source:
     """A file of pairs, of the kind that its suffix says."""
-    plain = uncompressed(Path(name))
+    plain = strip_compression(Path(name))
     if Path(name).suffix.lower() == ".parquet":
         path = _existing(data, name, "file")
         return _TableSource(label or path.stem, ParquetTable(path), columns)
@@ -303,7 +303,7 @@ def _hub_name(data: DataConfig, hub: str) -> str:
 
 def _stem(path: Path) -> str:
     """`test_2016` of `data/test_2016.en.gz`."""
-    return uncompressed(path).stem
+    return strip_compression(path).stem
 
 
 def _unused(name: str, used: set[str]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from mtkit.errors import ConfigError, DataError
-from mtkit.languages import BLEU_TOKENIZERS, bleu_finds_words, short_code
+from mtkit.languages import BLEU_TOKENIZERS, bleu_can_tokenize, short_code
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric
@@ -146,7 +146,7 @@ def bleu_warning(metrics: Sequence[str], tgt: str | None, *, tokenize: str | Non
             f"BLEU counts characters (tok:char), for {BLEU_TOKENIZERS[language]} is not installed: run "
             f'`pip install "sacrebleu[{language}]"`, or choose validation.bleu_tokenizer (--tokenize)'
         )
-    if not bleu_finds_words(tgt):
+    if not bleu_can_tokenize(tgt):
         return (
             f"BLEU means nothing in {tgt}, where {chosen} finds no words: go by chrF, or choose "
             "validation.bleu_tokenizer (--tokenize) char or flores200"

@@ -23,12 +23,12 @@ from mtkit.checkpoint import (
     MODEL_FILE,
     STATE_FILE,
     Checkpoint,
-    checkpoints_of,
-    leftovers,
+    find_leftovers,
+    list_checkpoints,
+    parse_step,
     read_json,
+    safetensors_errors,
     save_checkpoint,
-    step_of,
-    tensor_errors,
     verify_checkpoint,
 )
 from mtkit.config.loading import diff_configs
@@ -103,7 +103,7 @@ def average_last(config: Config, say: Say) -> Path | None:
         say(f"no average: the run has {len(sources)} checkpoint")
         return None
     folder = run / AVERAGE_FOLDER
-    for leftover in leftovers(folder):  # of a run that was killed while it wrote one
+    for leftover in find_leftovers(folder):  # of a run that was killed while it wrote one
         remove_tree(leftover)
     write_average(sources, folder)
     say(f"average    of {len(sources)} checkpoints, steps {_step_range(sources)}, in {folder}")
@@ -112,7 +112,7 @@ def average_last(config: Config, say: Say) -> Path | None:
 
 def _step_range(sources: Sequence[Path]) -> str:
     """From the first to the last step of checkpoint folders."""
-    steps = sorted(step_of(source.name) for source in sources)
+    steps = sorted(parse_step(source.name) for source in sources)
     return f"{steps[0]:,} to {steps[-1]:,}"
 
 
@@ -142,7 +142,7 @@ def _named_checkpoints(paths: Sequence[Path]) -> list[Path]:
 
 def _trained_checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run, newest first, without that of step 0, which has learned nothing."""
-    return [folder for folder in checkpoints_of(run) if step_of(folder.name) > 0]
+    return [folder for folder in list_checkpoints(run) if parse_step(folder.name) > 0]
 
 
 def _last_checkpoints(run: Path, number: int) -> list[Path]:
@@ -159,11 +159,11 @@ def best_checkpoints(run: Path, number: int) -> list[Path]:
     hint = "it was written by another version of mtkit, or changed by hand"
     name = stored_config(found[0], hint).validation.best
     standings = validation_standings(run / METRICS_FILE, name)
-    measured = [folder for folder in found if step_of(folder.name) in standings]
+    measured = [folder for folder in found if parse_step(folder.name) in standings]
     ranked: list[Path] = []
     for folder in measured:  # newest first: of equals the newer
-        own = standings[step_of(folder.name)]
-        worse = (i for i, f in enumerate(ranked) if is_better(name, own, standings[step_of(f.name)]))
+        own = standings[parse_step(folder.name)]
+        worse = (i for i, f in enumerate(ranked) if is_better(name, own, standings[parse_step(f.name)]))
         ranked.insert(next(worse, len(ranked)), folder)
     return enough(ranked, number, run, "--best", f"checkpoints with a validation ({name})")
 
@@ -270,7 +270,7 @@ def average_weights(paths: Sequence[Path]) -> dict[str, Tensor]:
     with ExitStack() as stack:
         files = []
         for path in paths:
-            with tensor_errors(path):
+            with safetensors_errors(path):
                 files.append((path, stack.enter_context(safe_open(path, framework="pt"))))
         first_path, first = files[0]
         names = sorted(first.keys())
@@ -286,7 +286,7 @@ def _mean_tensor(name: str, files: Sequence[tuple[Path, safe_open]]) -> Tensor:
     first: Tensor | None = None
     total = torch.empty(0)
     for path, file in files:
-        with tensor_errors(path):
+        with safetensors_errors(path):
             tensor = file.get_tensor(name)
         if first is None:
             first, total = tensor, tensor.to(torch.float64, copy=True)

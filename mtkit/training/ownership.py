@@ -20,9 +20,9 @@ from mtkit.checkpoint import (
     CONFIG_FILE,
     MANIFEST_FILE,
     best_folder,
-    checkpoints_of,
+    find_leftovers,
     is_checkpoint_name,
-    leftovers,
+    list_checkpoints,
 )
 from mtkit.config.sections import Config
 from mtkit.config.yaml_document import dump_yaml, load_yaml
@@ -81,7 +81,7 @@ def _is_output(name: str) -> bool:
 
 def _recognized_names(run: Path) -> Iterator[str]:
     """The names of what is mtkit's by its content, in a folder that holds a checkpoint."""
-    folders = [best_folder(run), *checkpoints_of(run)]
+    folders = [best_folder(run), *list_checkpoints(run)]
     if not any((folder / MANIFEST_FILE).is_file() for folder in folders):
         return
     yield from (CHECKPOINTS, BEST, METRICS_FILE, TENSORBOARD, *_TOKENIZER_FILES)
@@ -163,7 +163,7 @@ def claim(config: Config, splits: Splits) -> None:
     names = claimed_names(run) | _written_by(config, splits)
     write_text(run / _CLAIM_FILE, json.dumps({"written": sorted(names)}, indent=1) + "\n")
     for name in names - {AVERAGE_FOLDER}:  # `mtkit average`, which takes no lock, may be writing there
-        for leftover in leftovers(run / name):
+        for leftover in find_leftovers(run / name):
             remove_tree(leftover)
 
 
@@ -176,7 +176,7 @@ def remove_outputs(run: Path) -> None:
                 _remove_inside(path, _SHARED[name])
             else:
                 old = [path.with_name(f".{name}.old")] if name in _MODEL_FOLDERS else []
-                for each in (path, *old, *leftovers(path)):
+                for each in (path, *old, *find_leftovers(path)):
                     remove(each)
                 if path.parent != run:
                     _remove_inside(path.parent, lambda entry: False)

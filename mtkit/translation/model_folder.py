@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from mtkit.checkpoint import CONFIG_FILE, MANIFEST_FILE, best_folder, valid_checkpoints
+from mtkit.checkpoint import CONFIG_FILE, MANIFEST_FILE, best_folder, verify_newest_first
 from mtkit.config.loading import load_stored_config, override_section
 from mtkit.config.sections import Config, DecodingConfig
 from mtkit.errors import ConfigError, StorageError
@@ -26,7 +26,7 @@ def find_checkpoint(path: Path) -> Path:
     best = best_folder(path)
     if best.is_dir():
         return best
-    for folder, fault in valid_checkpoints(path):
+    for folder, fault in verify_newest_first(path):
         if fault is None:
             return folder
     what = "no checkpoint in this folder"

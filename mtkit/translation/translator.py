@@ -16,7 +16,7 @@ from mtkit.config.rules import ineffective_decoding_settings
 from mtkit.config.sections import Config, DecodingConfig
 from mtkit.data.batching import Ids
 from mtkit.data.tokenizer import Tokenizers
-from mtkit.device import bound_kernel_caches, choose_device, choose_dtype, configure_malloc, dtype_name
+from mtkit.device import choose_device, choose_dtype, configure_malloc, dtype_name, limit_kernel_caches
 from mtkit.errors import ConfigError, DataError
 from mtkit.model.cpu.packing import Int8, choose_int8, pack
 from mtkit.model.transformer import Transformer
@@ -141,7 +141,7 @@ class Translator:
             ConfigError: int8 on a GPU, or on a processor that cannot multiply so.
         """
         if device.type == "cpu":
-            bound_kernel_caches()
+            limit_kernel_caches()
             configure_malloc()
         int8 = choose_int8(precision, device)
         dtype = choose_dtype("fp32" if precision == "int8" else precision, device)

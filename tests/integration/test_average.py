@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import load_file
 
 import mtkit
-from mtkit.checkpoint import load_checkpoint, step_of, verify_checkpoint
+from mtkit.checkpoint import load_checkpoint, parse_step, verify_checkpoint
 from mtkit.errors import StorageError
 from mtkit.training.averaging import average_last, average_weights, best_checkpoints, validation_standings
 
@@ -100,7 +100,7 @@ def test_equal_scores_are_ranked_by_the_loss(run: Path, tmp_path: Path) -> None:
     for config in copy.glob("checkpoints/*/config.yaml"):
         text = config.read_text()
         config.write_text(text.replace("best: loss", "best: bleu"))
-    assert [step_of(folder.name) for folder in best_checkpoints(copy, 5)] == [16, 12, 4, 20, 8]
+    assert [parse_step(folder.name) for folder in best_checkpoints(copy, 5)] == [16, 12, 4, 20, 8]
 
 
 def test_named_checkpoints(run: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 import tiny
 
 import mtkit
-from mtkit.checkpoint import read_tensors
+from mtkit.checkpoint import load_tensors
 from mtkit.files import sha256_file
 
 USAGE, DATA, STORAGE, PIPE = 2, 3, 5, 141
@@ -674,7 +674,7 @@ def test_weights_of_another_model(model: Path) -> None:
     path.write_text(path.read_text().replace("  encoder_layers: 1\n", "  encoder_layers: 2\n"))
     rewrite_manifest(model / "best")
     fails(STORAGE, "not the weights of this model: encoder.1.", arguments=["translate", model], stdin="a\n")
-    assert len(read_tensors(model / "best/model.safetensors")) > 0
+    assert len(load_tensors(model / "best/model.safetensors")) > 0
 
 
 def test_a_config_of_another_version(model: Path) -> None:

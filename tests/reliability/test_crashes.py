@@ -22,7 +22,7 @@ from mtkit.checkpoint import (
     remove_old_checkpoints,
     save_checkpoint,
     step_folder,
-    valid_checkpoints,
+    verify_newest_first,
 )
 from mtkit.errors import StorageError
 from mtkit.training.run import remove_outputs
@@ -66,7 +66,7 @@ def loaded_step(folder: Path) -> int:
 
 def newest(run: Path) -> int | None:
     """The step of the checkpoint from which a run would go on."""
-    for folder, fault in valid_checkpoints(run):
+    for folder, fault in verify_newest_first(run):
         if fault is None:
             return loaded_step(folder)
     return None
@@ -312,7 +312,7 @@ cd "$1"; shift
 {python} -m mtkit "$@"; code=$?
 for folder in run/checkpoints/step-*; do echo "there: $folder"; done
 {python} -c 'from pathlib import Path; from mtkit.checkpoint import *
-for path in checkpoints_of(Path("run")): verify_checkpoint(path)' || exit 1
+for path in list_checkpoints(Path("run")): verify_checkpoint(path)' || exit 1
 exit $code
 """
 
