@@ -68,6 +68,6 @@ class SyntheticCorpus:
         """Target ids of a pair."""
         return self._pieces[index : index + self.tgt_lengths[index]][::-1]
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """How errors call a pair."""
         return f"synthetic pair {index}"

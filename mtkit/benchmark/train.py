@@ -411,5 +411,7 @@ def positions(trainer: Trainer, update: Update, *, padded: bool) -> Positions:
 
 def parts(trainer: Trainer, update: Update) -> list[Indices]:
     """What an update runs one after the other: its batches, in slices if memory asks for them."""
-    cut = split_into_micro_batches([indices for _, _, indices in update], slices=trainer.state.slices)
+    cut = split_into_micro_batches(
+        [indices for _, _, indices in update], min_micro_batches=trainer.state.slices
+    )
     return [part for part in cut if len(part)]

@@ -19,7 +19,7 @@ Ids = npt.NDArray[np.int32]
 _USUAL_SHARE = 0.99
 """Share of the training sources that count as usual; longer ones are too few to learn such lengths from."""
 
-LENGTHS_AT_ONCE = 1 << 20
+LENGTHS_PER_CHUNK = 1 << 20
 
 
 class EncodedPairs(Protocol):
@@ -59,25 +59,25 @@ def split_by_tokens(sizes: Ids, order: Indices, batch_tokens: int) -> list[Indic
 
 
 def split_into_micro_batches(
-    batches: Sequence[Indices], num_processes: int = 1, slices: int = 1
+    batches: Sequence[Indices], world_size: int = 1, min_micro_batches: int = 1
 ) -> list[Indices]:
-    """The parts of an update in the order they are dealt to the processes: process p runs part p, p + P, p + 2P, ...
+    """Split the batches of an update into micro-batches: rank r runs numbers r, r + world_size, and so on.
 
-    Every batch is cut into the same number of parts: the fewest that are at least `slices` and deal out evenly.
-    Row r goes to part r modulo their number, so that the parts of a batch, whose rows are sorted, are alike in length.
-    A batch with fewer rows than parts gives empty ones.
+    Every batch is split into the same number of micro-batches: the smallest that is at least `min_micro_batches` and
+    gives every rank as many. Row i goes to micro-batch i modulo that number: the rows of a batch are sorted by length,
+    so that its micro-batches are of similar length. A batch with fewer rows than micro-batches leaves some empty.
     """
-    num_parts = slices
-    while len(batches) * num_parts % num_processes:
-        num_parts += 1
-    return [batch[first::num_parts] for batch in batches for first in range(num_parts)]
+    num_micro_batches = min_micro_batches
+    while len(batches) * num_micro_batches % world_size:
+        num_micro_batches += 1
+    return [batch[first::num_micro_batches] for batch in batches for first in range(num_micro_batches)]
 
 
-def usual_length(lengths: Lengths, share: float = _USUAL_SHARE) -> int:
+def length_quantile(lengths: Lengths, share: float = _USUAL_SHARE) -> int:
     """The smallest length that so large a share of all does not exceed; found in little memory."""
     counts = np.zeros(int(lengths.max(initial=0)) + 1, dtype=np.int64)
-    for first in range(0, len(lengths), LENGTHS_AT_ONCE):
-        counts += np.bincount(lengths[first : first + LENGTHS_AT_ONCE], minlength=len(counts))
+    for first in range(0, len(lengths), LENGTHS_PER_CHUNK):
+        counts += np.bincount(lengths[first : first + LENGTHS_PER_CHUNK], minlength=len(counts))
     return int(np.searchsorted(counts.cumsum(), share * len(lengths)))
 
 
@@ -113,19 +113,27 @@ class SpecialIds:
     tgt_eos: int
 
 
-def pad_rows(
-    rows: list[Ids], pad: int, *, first: int | None = None, last: int | None = None
+def collate_tokens(
+    rows: list[Ids], pad: int, *, bos: int | None = None, eos: int | None = None
 ) -> npt.NDArray[np.int64]:
-    """Rows of ids to a [B, longest] array, each row framed by `first` and `last` and filled up with `pad`."""
-    begin = 0 if first is None else 1
-    extra = begin + (last is not None)
-    array = np.full((len(rows), max(map(len, rows)) + extra), pad, dtype=np.int64)
-    if first is not None:
-        array[:, 0] = first
+    """Stack rows of ids into a [B, longest] array, padded on the right.
+
+    Args:
+        rows: token ids, one array a sentence.
+        pad: fills rows that are shorter than the longest.
+        bos: put before each row, unless None.
+        eos: put after each row, unless None.
+    """
+    num_before, num_after = int(bos is not None), int(eos is not None)
+    width = num_before + max(map(len, rows)) + num_after
+    array = np.full((len(rows), width), pad, dtype=np.int64)
+    if bos is not None:
+        array[:, 0] = bos
     for row, ids in zip(array, rows, strict=True):
-        row[begin : begin + len(ids)] = ids
-        if last is not None:
-            row[begin + len(ids)] = last
+        end = num_before + len(ids)
+        row[num_before:end] = ids
+        if eos is not None:
+            row[end] = eos
     return array
 
 
@@ -133,11 +141,11 @@ def make_batch(corpus: EncodedPairs, indices: Indices, special: SpecialIds) -> B
     """Fetch the pairs of a batch and frame them."""
     numbers = indices.tolist()
     tgts = [corpus.tgt(i) for i in numbers]
-    tgt_out = pad_rows(tgts, special.tgt_pad, last=special.tgt_eos)
+    tgt_out = collate_tokens(tgts, special.tgt_pad, eos=special.tgt_eos)
     lengths = np.array([len(ids) + 1 for ids in tgts])
     return Batch(
-        src=pad_rows([corpus.src(i) for i in numbers], special.src_pad, last=special.src_eos),
-        tgt_in=pad_rows(tgts, special.tgt_pad, first=special.tgt_bos),
+        src=collate_tokens([corpus.src(i) for i in numbers], special.src_pad, eos=special.src_eos),
+        tgt_in=collate_tokens(tgts, special.tgt_pad, bos=special.tgt_bos),
         tgt_out=tgt_out,
         tgt_mask=np.arange(tgt_out.shape[1])[None, :] < lengths[:, None],
         indices=indices,

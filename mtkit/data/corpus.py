@@ -72,12 +72,12 @@ class Corpus:
         """Target ids of a pair: a view that cannot be written to."""
         return self._tgt.row(index)
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """Where the text of a pair stands: `train.en.gz:17`."""
         batch, row = divmod(index, ROWS)
         source, line = (column[row] for column in self._places[batch])
-        place: str = self.sources[source].place(int(line))
-        return place
+        location: str = self.sources[source].location(int(line))
+        return location
 
     def first_difference(self, other: Corpus) -> int | None:
         """Number of the first pair that is another, or that one of both lacks; None if the ids are the same."""

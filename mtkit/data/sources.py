@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mtkit.config.sections import DataConfig, SourceConfig
 from mtkit.data.readers import Columns, NumberedPairs, Pair, read_csv, read_jsonl, read_tsv
-from mtkit.data.tables import Hashes, HubTable, ParquetTable, SavedTable, Table, read_rows, row_place
+from mtkit.data.tables import Hashes, HubTable, ParquetTable, SavedTable, Table, read_rows, row_location
 from mtkit.errors import ConfigError, DataError
 from mtkit.files import count_lines, read_lines, strip_compression
 
@@ -53,7 +53,7 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def place(self, number: int) -> str:
+    def location(self, number: int) -> str:
         """Where the pair of this number stands, such as `train.en.gz:17`."""
 
     @property
@@ -95,8 +95,8 @@ class ParallelFiles(Source):
         numbers = range(1, self.num_pairs + 1)
         yield from zip(numbers, map(Pair, read_lines(self.src), read_lines(self.tgt)), strict=True)
 
-    def place(self, number: int) -> str:
-        """See `Source.place`: the line on the source side."""
+    def location(self, number: int) -> str:
+        """See `Source.location`: the line on the source side."""
         return f"{self.src}:{number}"
 
     def fingerprint(self, hashes: Hashes = HASHES) -> str:
@@ -122,8 +122,8 @@ class _PairsFile(Source):
         """See `Source.read`."""
         return _READERS[self.suffix](self.path, self.columns)
 
-    def place(self, number: int) -> str:
-        """See `Source.place`: the line at which the pair begins."""
+    def location(self, number: int) -> str:
+        """See `Source.location`: the line at which the pair begins."""
         return f"{self.path}:{number}"
 
     def fingerprint(self, hashes: Hashes = HASHES) -> str:
@@ -150,11 +150,11 @@ class _TableSource(Source):
 
     def read(self) -> NumberedPairs:
         """See `Source.read`."""
-        return read_rows(self._rows, self.columns, self.table.place)
+        return read_rows(self._rows, self.columns, self.table.label)
 
-    def place(self, number: int) -> str:
-        """See `Source.place`."""
-        return row_place(self.table.place, number)
+    def location(self, number: int) -> str:
+        """See `Source.location`."""
+        return row_location(self.table.label, number)
 
     def fingerprint(self, hashes: Hashes = HASHES) -> str:
         """See `Source.fingerprint`. A data set of the hub that is not pinned to a commit is read for it."""
@@ -183,8 +183,8 @@ class _DemoPairs(Source):
         pairs = generate(self.direction, self.num_pairs, self.seed, self.split)
         yield from enumerate((Pair(src, tgt) for src, tgt in pairs), 1)
 
-    def place(self, number: int) -> str:
-        """See `Source.place`."""
+    def location(self, number: int) -> str:
+        """See `Source.location`."""
         return f"{self.name} ({self.split}): pair {number}"
 
     def fingerprint(self, hashes: Hashes = HASHES) -> str:
@@ -266,7 +266,7 @@ def read_sides(source: Source) -> tuple[list[str], list[str]]:
     """
     pairs = [pair for _, pair in source.read()]
     if not pairs:
-        raise DataError("there are no pairs", where=source.place(1), hint="fill it, or leave it out")
+        raise DataError("there are no pairs", where=source.location(1), hint="fill it, or leave it out")
     return [pair.src for pair in pairs], [pair.tgt for pair in pairs]
 
 

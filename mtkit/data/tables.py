@@ -51,13 +51,13 @@ class HubTable:
     revision: str | None
 
     @property
-    def place(self) -> str:
+    def label(self) -> str:
         """How messages call it."""
         return " ".join(filter(None, (self.path, self.config, self.split)))
 
     def load(self) -> Dataset:
         """Download what is not in the cache of `datasets` yet, and open it. Raises: DataError."""
-        with _table_errors(self.place, "check its name, config and split, and the network"):
+        with _table_errors(self.label, "check its name, config and split, and the network"):
             import datasets
 
             return datasets.load_dataset(self.path, self.config, split=self.split, revision=self.revision)
@@ -80,13 +80,13 @@ class SavedTable:
     default_split: str
 
     @property
-    def place(self) -> str:
+    def label(self) -> str:
         """How messages call it."""
         return " ".join(filter(None, (str(self.path), self.split)))
 
     def load(self) -> Dataset:
         """Open it. Raises: DataError."""
-        with _table_errors(self.place, "name a folder written by save_to_disk, and one of its splits"):
+        with _table_errors(self.label, "name a folder written by save_to_disk, and one of its splits"):
             import datasets
 
             saved = datasets.load_from_disk(str(self.path))
@@ -118,13 +118,13 @@ class ParquetTable:
     path: Path
 
     @property
-    def place(self) -> str:
+    def label(self) -> str:
         """How messages call it."""
         return str(self.path)
 
     def load(self) -> IterableDataset:
         """Open it, without the copy that `datasets` makes when not streaming. Raises: DataError."""
-        with _table_errors(self.place, "name a Parquet file"):
+        with _table_errors(self.label, "name a Parquet file"):
             import datasets
 
             files = glob.escape(str(self.path.absolute()))
@@ -147,7 +147,7 @@ def read_rows(rows: Dataset | IterableDataset, columns: Columns, place: str) -> 
     chosen = columns.choose(rows.column_names, place)
     names = (TRANSLATION,) if chosen is None else chosen
     for number, cells in enumerate(_cells(rows, names, place), 1):
-        where = row_place(place, number)
+        where = row_location(place, number)
         if chosen is None:
             yield number, columns.pick_translation(cells[0], where)
         else:
@@ -155,7 +155,7 @@ def read_rows(rows: Dataset | IterableDataset, columns: Columns, place: str) -> 
             yield number, Pair(src, tgt)
 
 
-def row_place(place: str, number: int) -> str:
+def row_location(place: str, number: int) -> str:
     """How messages call a row."""
     return f"{place}: row {number}"
 

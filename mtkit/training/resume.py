@@ -152,7 +152,7 @@ def _refuse_other_corpus(before: str, inputs: Inputs, data: DataConfig) -> None:
             return
         changes = f": {len(old):,} pairs then, {len(corpus):,} now"
         if first < len(corpus):
-            changes += f"; the first that differs is {corpus.place(first)}"
+            changes += f"; the first that differs is {corpus.location(first)}"
     what = f"the training data has changed since the last checkpoint{changes}"
     raise ConfigError(what, where="data.train", hint=_OTHER_DATA)
 

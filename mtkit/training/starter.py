@@ -138,7 +138,7 @@ def measure(config: Config) -> tuple[int, float]:
         for source in open_sources(sources, config.data, split):  # type: ignore[arg-type]
             read_sides(source)
     if not num_pairs:
-        raise DataError("there are no pairs", where=trained[0].place(1), hint="fill the files")
+        raise DataError("there are no pairs", where=trained[0].location(1), hint="fill the files")
     return num_pairs, 1 + num_characters / num_pairs / _CHARACTERS_OF_A_PIECE
 
 

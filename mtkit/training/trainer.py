@@ -38,7 +38,7 @@ from mtkit.checkpoint import (
 )
 from mtkit.config.loading import dump_config
 from mtkit.config.sections import Config
-from mtkit.data.batching import Batch, empty_batch, make_batch, split_into_micro_batches, usual_length
+from mtkit.data.batching import Batch, empty_batch, length_quantile, make_batch, split_into_micro_batches
 from mtkit.data.corpus import Corpus
 from mtkit.data.order import BatchOrder, EpochBatches, Indices
 from mtkit.data.tokenizer import Tokenizers
@@ -156,7 +156,7 @@ class Trainer:
             corpus=corpus.fingerprint,
             valid=fingerprint_of(None if validator is None else validator.corpus),
             tokenizers=tokenizers.fingerprint,
-            usual_src_tokens=usual_length(corpus.src_lengths),
+            usual_src_tokens=length_quantile(corpus.src_lengths),
         )
         self.special = special_ids(tokenizers)
         self.stopwatch = Stopwatch(0.0)
@@ -434,7 +434,7 @@ class Trainer:
     def _diverged(self, what: str, update: Update, batches: list[Indices]) -> None:
         """Stop, or go back to the newest checkpoint and on behind this update. Raises: TrainingError."""
         pairs = [int(index) for indices in batches for index in indices]
-        places = [self.corpus.place(index) for index in pairs]
+        places = [self.corpus.location(index) for index in pairs]
         shown = ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
         what = f"{what.format(step=self.state.step + 1)}; its sentences: {shown}"
         diverged = {"diverged_step": self.state.step + 1, "reason": what, "sentences": places}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtkit.data.batching import Ids, pad_rows
+from mtkit.data.batching import Ids, collate_tokens
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.model.transformer import Transformer
 from mtkit.search.steppers import EnsembleStepper, ModelStepper, mean_log_probs
@@ -32,17 +32,17 @@ class Ensemble:
     def sources(self, sentences: Sequence[Ids]) -> Tensor:
         """Sources, each with eos, padded: [B, S]."""
         src = self.tokenizers.src
-        return self._tensor(pad_rows(list(sentences), src.pad, last=src.eos))
+        return self._tensor(collate_tokens(list(sentences), src.pad, eos=src.eos))
 
     def targets_in(self, sentences: Sequence[Ids]) -> Tensor:
         """Targets behind bos, padded: [B, T]."""
         tgt = self.tokenizers.tgt
-        return self._tensor(pad_rows(list(sentences), tgt.pad, first=tgt.bos))
+        return self._tensor(collate_tokens(list(sentences), tgt.pad, bos=tgt.bos))
 
     def targets_out(self, sentences: Sequence[Ids]) -> Tensor:
         """Targets before eos, padded: [B, T]."""
         tgt = self.tokenizers.tgt
-        return self._tensor(pad_rows(list(sentences), tgt.pad, last=tgt.eos))
+        return self._tensor(collate_tokens(list(sentences), tgt.pad, eos=tgt.eos))
 
     def stepper(self, src_BS: Tensor, keep_attention: bool = False) -> ModelStepper | EnsembleStepper:
         """The models as a step function that holds these sources."""

@@ -315,14 +315,14 @@ WRITTEN = Path(__file__).parent.parent / "data" / "protect.en-de.tsv"
 
 
 def test_a_model_knows_how_long_its_sources_were(trained: Path, corpus: Path, tmp_path: Path) -> None:
-    from mtkit.data.batching import usual_length
+    from mtkit.data.batching import length_quantile
     from mtkit.data.tokenizer import load_tokenizers
     from mtkit.training.averaging import write_average
     from mtkit.translation.loading import usual_src_tokens
 
     src = load_tokenizers(trained).src
     lengths = np.array([len(ids) for ids in src.encode(tiny.read_lines(corpus / "train.src"))])
-    assert usual_src_tokens(trained) == usual_length(lengths) < lengths.max() + 1
+    assert usual_src_tokens(trained) == length_quantile(lengths) < lengths.max() + 1
     average = tmp_path / "average"
     write_average([trained / "best"], average)
     assert usual_src_tokens(average) == usual_src_tokens(trained)

@@ -13,11 +13,11 @@ import pytest
 from mtkit.data.batching import (
     Batch,
     SpecialIds,
+    collate_tokens,
+    length_quantile,
     make_batch,
-    pad_rows,
     pair_sizes,
     split_by_tokens,
-    usual_length,
 )
 from mtkit.data.order import BatchOrder, Indices
 
@@ -173,12 +173,16 @@ def ids(*rows: list[int]) -> list[Ints]:
 
 def test_pad_rows() -> None:
     rows = ids([7, 8, 9], [6], [])
-    assert pad_rows(rows, 0).tolist() == [[7, 8, 9], [6, 0, 0], [0, 0, 0]]
-    assert pad_rows(rows, 0, last=3).tolist() == [[7, 8, 9, 3], [6, 3, 0, 0], [3, 0, 0, 0]]
-    assert pad_rows(rows, 0, first=2).tolist() == [[2, 7, 8, 9], [2, 6, 0, 0], [2, 0, 0, 0]]
-    assert pad_rows(rows, 0, first=2, last=3).tolist() == [[2, 7, 8, 9, 3], [2, 6, 3, 0, 0], [2, 3, 0, 0, 0]]
-    assert pad_rows(ids([5]), 0, first=0, last=0).tolist() == [[0, 5, 0]]
-    assert pad_rows(rows, 0).dtype == np.int64
+    assert collate_tokens(rows, 0).tolist() == [[7, 8, 9], [6, 0, 0], [0, 0, 0]]
+    assert collate_tokens(rows, 0, eos=3).tolist() == [[7, 8, 9, 3], [6, 3, 0, 0], [3, 0, 0, 0]]
+    assert collate_tokens(rows, 0, bos=2).tolist() == [[2, 7, 8, 9], [2, 6, 0, 0], [2, 0, 0, 0]]
+    assert collate_tokens(rows, 0, bos=2, eos=3).tolist() == [
+        [2, 7, 8, 9, 3],
+        [2, 6, 3, 0, 0],
+        [2, 3, 0, 0, 0],
+    ]
+    assert collate_tokens(ids([5]), 0, bos=0, eos=0).tolist() == [[0, 5, 0]]
+    assert collate_tokens(rows, 0).dtype == np.int64
 
 
 def test_a_batch_of_the_pairs_asked_for() -> None:
@@ -232,7 +236,7 @@ def check_rows(batch: Batch, pairs: list[tuple[list[int], list[int]]]) -> None:
 def test_the_usual_length_is_that_of_nearly_all(
     monkeypatch: pytest.MonkeyPatch, block: int, share: float
 ) -> None:
-    monkeypatch.setattr("mtkit.data.batching.LENGTHS_AT_ONCE", block)
+    monkeypatch.setattr("mtkit.data.batching.LENGTHS_PER_CHUNK", block)
     lengths = np.random.default_rng(1).geometric(0.1, size=500).astype(np.int16)
-    usual = usual_length(lengths, share)
+    usual = length_quantile(lengths, share)
     assert (lengths <= usual).mean() >= share > (lengths < usual).mean()

@@ -129,10 +129,10 @@ def test_places_are_lines_of_files(setting: Setting) -> None:
     setting.write([Pair("", "x"), *PAIRS[:3]], "other")
     encoded = setting.encode(["train", "other"])
     assert len(encoded) == len(PAIRS) + 3
-    assert encoded.place(0) == f"{setting.root}/train.en:1"
-    assert encoded.place(len(PAIRS)) == f"{setting.root}/other.en:2"
+    assert encoded.location(0) == f"{setting.root}/train.en:1"
+    assert encoded.location(len(PAIRS)) == f"{setting.root}/other.en:2"
     with pytest.raises(IndexError):
-        encoded.place(len(encoded))
+        encoded.location(len(encoded))
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class OnePair(Source):
     def read(self) -> NumberedPairs:
         yield from [(7, PAIRS[0])] * self.pairs
 
-    def place(self, number: int) -> str:
+    def location(self, number: int) -> str:
         return f"{self.name}:{number}"
 
     def fingerprint(self, hashes: Hashes = HASHES) -> str:
@@ -155,7 +155,7 @@ def test_places_in_more_sources_than_16_bits_count(setting: Setting) -> None:
     sources = [OnePair(str(number), number % 40_000 == 0) for number in range(40_001)]
     data = setting.data()
     for encoded in (encode_corpus(sources, setting.tokenizers, data) for _ in range(2)):  # written, then read
-        assert [encoded.place(0), encoded.place(1)] == ["0:7", "40000:7"]
+        assert [encoded.location(0), encoded.location(1)] == ["0:7", "40000:7"]
 
 
 def test_a_folder_of_before_with_16_bits_is_read(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +166,7 @@ def test_a_folder_of_before_with_16_bits_is_read(setting: Setting, monkeypatch: 
     written = entry.stat().st_mtime_ns
     encoded = setting.encode()
     assert entry.stat().st_mtime_ns == written
-    assert [encoded.place(i) for i in range(len(PAIRS))] == [before.place(i) for i in range(len(PAIRS))]
+    assert [encoded.location(i) for i in range(len(PAIRS))] == [before.location(i) for i in range(len(PAIRS))]
     assert pairs_of(encoded, setting.tokenizers) == PAIRS
 
 
@@ -237,7 +237,7 @@ def test_the_same_content_elsewhere_is_the_same_corpus(setting: Setting) -> None
     setting.write(PAIRS, "copy")
     copy = setting.encode(["copy"])
     assert copy.fingerprint == first.fingerprint
-    assert copy.place(0) == f"{setting.root}/copy.en:1"
+    assert copy.location(0) == f"{setting.root}/copy.en:1"
     assert len(setting.entries()) == 1
 
 

@@ -65,7 +65,7 @@ def test_parallel_files(tmp_path: Path, suffix: str, pack: Any) -> None:
     assert list(source.read()) == list(enumerate(PAIRS, 1))
     assert list(source.read()) == list(enumerate(PAIRS, 1))
     assert source.name == "a"
-    assert source.place(2) == f"{tmp_path}/a.en{suffix}:2"
+    assert source.location(2) == f"{tmp_path}/a.en{suffix}:2"
 
 
 def test_relative_paths_start_at_root_and_absolute_ones_do_not(
@@ -75,7 +75,7 @@ def test_relative_paths_start_at_root_and_absolute_ones_do_not(
     monkeypatch.chdir(tmp_path)
     source = open_one(Path(), src="a.en", tgt=str(tmp_path / "a.de"))
     assert pairs_of(source) == [Pair("x", "y")]
-    assert source.place(1) == "a.en:1"
+    assert source.location(1) == "a.en:1"
 
 
 def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_the_suffix_says_what_a_file_is(tmp_path: Path) -> None:
         source = open_one(tmp_path, path=name)
         assert list(source.read()) == [(line, PAIRS[0])]
         assert source.name == "a"
-        assert source.place(line) == f"{tmp_path}/{name}:{line}"
+        assert source.location(line) == f"{tmp_path}/{name}:{line}"
 
 
 # The demo
@@ -163,7 +163,7 @@ def test_the_demo(tmp_path: Path) -> None:
     pairs = pairs_of(source)
     assert len(pairs) == 50
     assert pairs_of(source) == pairs
-    assert source.place(3) == "demo en-de (train): pair 3"
+    assert source.location(3) == "demo en-de (train): pair 3"
     assert not set(pairs) & set(pairs_of(open_one(tmp_path, "test", demo="en-de", pairs=50)))
 
 

@@ -58,7 +58,7 @@ def test_parquet(tmp_path: Path, datasets: Any) -> None:
     source = open_one(tmp_path, path=path.name)
     assert list(source.read()) == list(enumerate(PAIRS, 1))
     assert list(source.read()) == list(enumerate(PAIRS, 1))
-    assert source.place(3) == f"{path}: row 3"
+    assert source.location(3) == f"{path}: row 3"
     message = message_of(open_one(tmp_path, path=path.name, columns=("en", "fr")))
     assert message.startswith(f"{path}: no column 'fr'; there are: 'id', 'en', 'de'")
     message = message_of(open_one(tmp_path, path=path.name, columns=("en", "id")))
@@ -83,7 +83,7 @@ def test_saved_folders(tmp_path: Path, datasets: Any) -> None:
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "many")
     source = open_one(tmp_path, "valid", saved="many")
     assert list(source.read()) == [(1, PAIRS[0])]
-    assert source.place(1) == f"{tmp_path}/many: row 1"
+    assert source.location(1) == f"{tmp_path}/many: row 1"
     assert pairs_of(open_one(tmp_path, saved="many", split="validation+train[:1]")) == [PAIRS[0]] * 2
     (tmp_path / "empty").mkdir()
     assert "cannot be read" in message_of(open_one(tmp_path, saved="empty"))
@@ -111,7 +111,7 @@ def test_a_local_folder_as_a_hub_data_set(
     source = open_one(tmp_path, hub="my-data")
     assert list(source.read()) == list(enumerate(PAIRS, 1))
     assert source.name == "my-data"
-    assert source.place(2) == f"{tmp_path}/my-data train: row 2"
+    assert source.location(2) == f"{tmp_path}/my-data train: row 2"
     assert pairs_of(open_one(tmp_path, "test", hub="my-data")) == PAIRS[:1]
     assert pairs_of(open_one(tmp_path, hub="my-data", split="train[1:2]")) == PAIRS[1:2]
     assert 'Unknown split "validation"' in message_of(open_one(tmp_path, "valid", hub="my-data"))
