@@ -74,6 +74,6 @@ def load_translator_and_config(
 
 def refuse_no_symbol(tag: str, translator: Translator) -> None:
     """Check that the model knows a tag as one piece. Raises: ConfigError."""
-    if not translator.tokenizers.src.is_symbol(tag):
+    if not translator.tokenizers.src.is_single_piece(tag):
         what = f"{tag!r} is no piece of the source vocabulary"
         raise ConfigError(what, where="--tag", hint="train with it among tokenizer.user_symbols")

@@ -54,10 +54,10 @@ def open_cache(data: DataConfig, kind: str) -> tuple[Path, Hashes]:
         for name in (kind, "hashes"):
             (cache / name).mkdir(parents=True, exist_ok=True)
     memory = cache / "hashes"
-    return cache / kind, Hashes(HashMemo(memory, sha256_file), HashMemo(memory, sha256_text, "text "))
+    return cache / kind, Hashes(HashCache(memory, sha256_file), HashCache(memory, sha256_text, "text "))
 
 
-class HashMemo:
+class HashCache:
     """Hashes of files, remembered by path, size and times: a large corpus is not hashed at every start.
 
     Args:

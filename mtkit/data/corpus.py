@@ -57,7 +57,7 @@ class Corpus:
         batches = _map_batches(folder / "pairs.arrow", self.counts.kept)
         self._src, self._tgt = _Side(batches, "src"), _Side(batches, "tgt")
         self._places = [
-            (numbers_of(batch.column("source")), numbers_of(batch.column("line"))) for batch in batches
+            (as_numpy(batch.column("source")), as_numpy(batch.column("line"))) for batch in batches
         ]
         self.src_lengths, self.tgt_lengths = self._src.lengths(), self._tgt.lengths()
 
@@ -97,8 +97,8 @@ class _Side:
 
     def __init__(self, batches: Sequence[pa.RecordBatch], name: str) -> None:
         columns = [batch.column(name) for batch in batches]
-        self._values: list[Ids] = [numbers_of(column.values) for column in columns]
-        self._offsets: list[npt.NDArray[np.int64]] = [numbers_of(column.offsets) for column in columns]
+        self._values: list[Ids] = [as_numpy(column.values) for column in columns]
+        self._offsets: list[npt.NDArray[np.int64]] = [as_numpy(column.offsets) for column in columns]
 
     def row(self, index: int) -> Ids:
         batch, row = divmod(index, ROWS)
@@ -123,7 +123,7 @@ def _length_type(longest: int) -> type[np.signedinteger[Any]]:
     return np.int16 if longest < np.iinfo(np.int16).max else np.int32
 
 
-def numbers_of(array: pa.Array) -> npt.NDArray[Any]:
+def as_numpy(array: pa.Array) -> npt.NDArray[Any]:
     """A view of an array without nulls. Arrow's own `to_numpy` would import pandas, a third of a second."""
     dtype = np.dtype(str(array.type))
     return np.frombuffer(array.buffers()[1], dtype, count=len(array), offset=array.offset * dtype.itemsize)

@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from mtkit.config.sections import DataConfig
 from mtkit.data.cache import open_cache, remove_abandoned
-from mtkit.data.corpus import FORMAT, ROWS, SCHEMA, Corpus, numbers_of
+from mtkit.data.corpus import FORMAT, ROWS, SCHEMA, Corpus, as_numpy
 from mtkit.data.filters import KEPT, FilterCounts, PairFilter, Reasons
 from mtkit.data.readers import Pair
 from mtkit.data.sources import Source
@@ -231,7 +231,7 @@ def _skip(reads: ReadPairs, number: int, keep: PairFilter) -> None:
         next(islice(reads, number, number), None)
         return
     while number and (texts := _next_texts(reads, min(number, _PAIRS_AT_ONCE))) is not None:
-        keep.judge_texts(texts.srcs, texts.tgts)
+        keep.check_texts(texts.srcs, texts.tgts)
         number -= len(texts.lines)
 
 
@@ -240,7 +240,7 @@ def _encoded(reads: ReadPairs, tokenizers: Tokenizers, keep: PairFilter) -> Iter
     with ThreadPoolExecutor(1, thread_name_prefix="encoding") as thread:
         underway: Future[Encoded] | None = None
         while (texts := _next_texts(reads, _PAIRS_AT_ONCE)) is not None:
-            reasons = keep.judge_texts(texts.srcs, texts.tgts)
+            reasons = keep.check_texts(texts.srcs, texts.tgts)
             following = thread.submit(_encode, texts, reasons, tokenizers, keep)
             if underway is not None:
                 yield underway.result()
@@ -254,7 +254,7 @@ def _encode(texts: Texts, reasons: Reasons, tokenizers: Tokenizers, keep: PairFi
     numbers = places.tolist()
     src_ids, src_lengths = tokenizers.src.encode_flat([texts.srcs[i] for i in numbers])
     tgt_ids, tgt_lengths = tokenizers.tgt.encode_flat([texts.tgts[i] for i in numbers])
-    reasons[places] = keep.judge_lengths(src_lengths, tgt_lengths)
+    reasons[places] = keep.check_lengths(src_lengths, tgt_lengths)
     kept = reasons[places] == KEPT
     return Encoded(
         reasons,
@@ -288,9 +288,9 @@ class Mark:
         found = zlib.crc32(repr(self).encode())
         for side in (batch.column("src"), batch.column("tgt")):
             for column in (side.offsets, side.values):
-                found = zlib.crc32(numbers_of(column).data, found)
+                found = zlib.crc32(as_numpy(column).data, found)
         for name in ("source", "line"):
-            found = zlib.crc32(numbers_of(batch.column(name)).data, found)
+            found = zlib.crc32(as_numpy(batch.column(name)).data, found)
         return found
 
 
@@ -380,7 +380,7 @@ def _take_over(place: Path) -> list[Marked]:
     return found
 
 
-def names_content(
+def matches_fingerprint(
     fingerprint: str, sources: Sequence[Source], tokenizers: Tokenizers, data: DataConfig
 ) -> bool:
     """Whether a fingerprint is that of the corpus that these make.

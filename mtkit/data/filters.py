@@ -79,7 +79,7 @@ class PairFilter:
         """Whether a decision depends on the pairs before."""
         return self._seen is not None
 
-    def judge_texts(self, srcs: Sequence[str], tgts: Sequence[str]) -> Reasons:
+    def check_texts(self, srcs: Sequence[str], tgts: Sequence[str]) -> Reasons:
         """Why each pair is left out, judged by its texts without outer white space; `KEPT` if it is not."""
         shorter, longer = _shorter_and_longer(_lengths_of(srcs), _lengths_of(tgts))
         reasons = np.full(len(srcs), KEPT, np.uint8)
@@ -93,7 +93,7 @@ class PairFilter:
             reasons[places[~new]] = _DUPLICATE
         return reasons
 
-    def judge_lengths(self, src_lengths: Counts, tgt_lengths: Counts) -> Reasons:
+    def check_lengths(self, src_lengths: Counts, tgt_lengths: Counts) -> Reasons:
         """Why each encoded pair is left out, judged by the number of tokens on each side; `KEPT` if it is not."""
         shorter, longer = _shorter_and_longer(src_lengths, tgt_lengths)
         reasons = np.full(len(src_lengths), KEPT, np.uint8)

@@ -103,7 +103,9 @@ class EpochBatches:
             return self._pairs[bounds[place] : bounds[place + 1]].astype(np.int64)
         assert self._order.sorted is not None
         slots = np.arange(bounds[place], bounds[place + 1])
-        return self._order.sorted[permute_within(self._order.starts, slots, self._keys)].astype(np.int64)
+        return self._order.sorted[permute_within_buckets(self._order.starts, slots, self._keys)].astype(
+            np.int64
+        )
 
     def largest(self) -> Indices:
         """The batch with the most positions, the first of several."""
@@ -194,7 +196,7 @@ def _cut_sorted(sizes: Indices, starts: Indices, batch_tokens: int) -> Indices:
     return np.array(bounds, np.int64)
 
 
-def permute_within(starts: Indices, slots: Indices, keys: npt.NDArray[np.uint64]) -> Indices:
+def permute_within_buckets(starts: Indices, slots: Indices, keys: npt.NDArray[np.uint64]) -> Indices:
     """Where a pseudo-random permutation of each bucket sends some slots, found without making the permutation.
 
     Rounds of invertible steps permute the numbers below the next power of two; a slot that is sent behind its bucket

@@ -47,8 +47,8 @@ _NO_CODES = frozenset(
 )
 """What looks like a code at the end of a file's name, and is none."""
 TABLES = (".tsv", ".csv", ".jsonl", ".parquet")
-VALID = re.compile(r"(?:valid|val|dev)(?!test)(?![a-z])|validation")
-TEST = re.compile(r"(?!train|valid|val[^a-z]).*test")
+VALID_NAME = re.compile(r"(?:valid|val|dev)(?!test)(?![a-z])|validation")
+TEST_NAME = re.compile(r"(?!train|valid|val[^a-z]).*test")
 _SIDES = (("source", "target"), ("src", "tgt"), ("source", "translation"), ("src", "trg"))
 """Names of columns that say which is which, but not the languages."""
 
@@ -89,7 +89,7 @@ def recognize(paths: Sequence[str], wanted: tuple[str | None, str | None]) -> Re
     entries: list[Entry] = []
     languages: Languages | None = None if None in wanted else (str(wanted[0]), str(wanted[1]))
     for src, tgt in _in_pairs(texts):
-        found = ordered(src, tgt, wanted)
+        found = _recognize_parallel(src, tgt, wanted)
         languages = _agreed(languages, found.languages, src)
         entries += found.entries
     for path in tables:
@@ -156,7 +156,7 @@ def _in_pairs(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield group[0], group[1]
 
 
-def ordered(src: str, tgt: str, wanted: tuple[str | None, str | None]) -> Recognized:
+def _recognize_parallel(src: str, tgt: str, wanted: tuple[str | None, str | None]) -> Recognized:
     """Two parallel files, source first. Raises: ConfigError: their languages cannot be told."""
     named = _language_of(src), _language_of(tgt)
     if None not in named and (wanted[0] == named[1] or wanted[1] == named[0]):
@@ -289,12 +289,12 @@ def _parquet_columns(path: str) -> dict[str, list[str]]:
 # --- what stands beside -----------------------------------------------------------------------------------------------
 
 
-def beside(entry: Entry, kind: re.Pattern[str], taken: Sequence[str]) -> list[str]:
+def find_split_files(entry: Entry, kind: re.Pattern[str], taken: Sequence[str]) -> list[str]:
     """Files beside those of an entry that are called like a validation or test set, both sides of each.
 
     Args:
         entry: of the training pairs.
-        kind: `VALID` or `TEST`, how the names begin.
+        kind: `VALID_NAME` or `TEST_NAME`, how the names begin.
         taken: files that are something else.
     """
     folder = Path(str(entry.get("path", entry.get("src")))).parent

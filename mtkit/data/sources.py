@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "valid", "test"]
 
-HASHES = Hashes()
+DEFAULT_HASHES = Hashes()
 _SPLITS_ON_THE_HUB = {"train": "train", "valid": "validation", "test": "test"}
 _READERS: dict[str, Callable[[Path, Columns], NumberedPairs]] = {
     ".tsv": read_tsv,
@@ -62,7 +62,7 @@ class Source(ABC):
         return ()
 
     @abstractmethod
-    def fingerprint(self, hashes: Hashes = HASHES) -> str:
+    def fingerprint(self, hashes: Hashes = DEFAULT_HASHES) -> str:
         """A hash that is another whenever `read` yields something else."""
 
 
@@ -99,7 +99,7 @@ class ParallelFiles(Source):
         """See `Source.location`: the line on the source side."""
         return f"{self.src}:{number}"
 
-    def fingerprint(self, hashes: Hashes = HASHES) -> str:
+    def fingerprint(self, hashes: Hashes = DEFAULT_HASHES) -> str:
         """See `Source.fingerprint`."""
         return _hash("parallel", hashes.of_text(self.src), hashes.of_text(self.tgt))
 
@@ -126,7 +126,7 @@ class _PairsFile(Source):
         """See `Source.location`: the line at which the pair begins."""
         return f"{self.path}:{number}"
 
-    def fingerprint(self, hashes: Hashes = HASHES) -> str:
+    def fingerprint(self, hashes: Hashes = DEFAULT_HASHES) -> str:
         """See `Source.fingerprint`."""
         return _hash(self.suffix, self.columns.names, self.columns.languages, hashes.of_text(self.path))
 
@@ -156,7 +156,7 @@ class _TableSource(Source):
         """See `Source.location`."""
         return row_location(self.table.label, number)
 
-    def fingerprint(self, hashes: Hashes = HASHES) -> str:
+    def fingerprint(self, hashes: Hashes = DEFAULT_HASHES) -> str:
         """See `Source.fingerprint`. A data set of the hub that is not pinned to a commit is read for it."""
         key = self.table.content_key(hashes.of_bytes)
         if key is not None:
@@ -187,7 +187,7 @@ class _DemoPairs(Source):
         """See `Source.location`."""
         return f"{self.name} ({self.split}): pair {number}"
 
-    def fingerprint(self, hashes: Hashes = HASHES) -> str:
+    def fingerprint(self, hashes: Hashes = DEFAULT_HASHES) -> str:
         """See `Source.fingerprint`."""
         return _hash("demo", self.direction, self.num_pairs, self.seed, self.split, hashes.generator)
 

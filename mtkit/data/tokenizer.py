@@ -143,7 +143,7 @@ class Tokenizer:
         spans: list[Span] = self._processor.encode(line, return_type="offset_mapping")["offsets"]
         return spans
 
-    def unspellable(self, line: str) -> list[Span]:
+    def unknown_spans(self, line: str) -> list[Span]:
         """Where the line has characters that no piece has: they are unknown, or spelled in bytes."""
         strange = [i == self.unk or self._processor.is_byte(i) for i in self.encode([line])[0].tolist()]
         if not any(strange):
@@ -155,7 +155,7 @@ class Tokenizer:
             found.append((start, end))
         return [(start, end) for start, end in found if line[start:end].strip()]
 
-    def surfaces(self, ids: Sequence[int]) -> list[str]:
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
         """What each id adds to the text that `decode` makes of all."""
         shown = [i < self._num_own and i not in (self.pad, self.bos, self.eos) for i in ids]
         found = self._processor.decode(list(compress(ids, shown)), return_type="offset_mapping")
@@ -169,7 +169,7 @@ class Tokenizer:
         names = {self.pad: SPECIALS[0], self.bos: SPECIALS[2], self.eos: SPECIALS[3]}
         return names.get(index, f"<unused {index}>")
 
-    def is_symbol(self, text: str) -> bool:
+    def is_single_piece(self, text: str) -> bool:
         """Whether a text is a piece by itself, as user symbols are: neither several pieces nor the word of one."""
         ids = self.encode([text])[0].tolist()
         pieces = [self.piece(i) for i in ids]

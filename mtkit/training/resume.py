@@ -13,7 +13,7 @@ from mtkit.config.rules import ineffective_keys
 from mtkit.config.sections import Config, DataConfig
 from mtkit.data.cache import cache_folder
 from mtkit.data.corpus import Corpus
-from mtkit.data.encoding import names_content
+from mtkit.data.encoding import matches_fingerprint
 from mtkit.data.sources import open_sources
 from mtkit.data.tokenizer import load_tokenizers
 from mtkit.errors import ConfigError, StorageError
@@ -119,7 +119,7 @@ def _refuse_other_sources(checkpoint: Checkpoint, config: Config) -> None:
     """Check that `data.train`, which was changed, names the same text. Raises: ConfigError: it does not; DataError."""
     sources = open_sources(config.data.train, config.data, "train")
     tokenizers = load_tokenizers(Path(config.run))
-    if not names_content(str(checkpoint.state.get("corpus")), sources, tokenizers, config.data):
+    if not matches_fingerprint(str(checkpoint.state.get("corpus")), sources, tokenizers, config.data):
         raise ConfigError(
             "names other text than the last checkpoint was trained on", where="data.train", hint=_OTHER_DATA
         )
@@ -142,7 +142,7 @@ def refuse_other_inputs(checkpoint: Checkpoint, inputs: Inputs, config: Config) 
 def _refuse_other_corpus(before: str, inputs: Inputs, data: DataConfig) -> None:
     """Compare training pairs with those of a fingerprint. Raises: ConfigError: they are others."""
     corpus = inputs.corpus
-    if before == corpus.fingerprint or names_content(before, corpus.sources, inputs.tokenizers, data):
+    if before == corpus.fingerprint or matches_fingerprint(before, corpus.sources, inputs.tokenizers, data):
         return
     changes = ""
     with suppress(StorageError):  # the cache may no longer hold it

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from mtkit.config.loading import parse_config
 from mtkit.config.sections import Config
 from mtkit.config.yaml_document import format_value
-from mtkit.data.recognize import TEST, VALID, Entry, Languages, beside, recognize
+from mtkit.data.recognize import TEST_NAME, VALID_NAME, Entry, Languages, find_split_files, recognize
 from mtkit.data.sources import open_sources, read_sides
 from mtkit.errors import DataError
 
@@ -96,8 +96,8 @@ def make_starter(
     """
     trained = recognize(train, languages)
     codes = trained.languages
-    valid = valid or beside(trained.entries[0], VALID, [*train, *test])
-    test = test or beside(trained.entries[0], TEST, [*train, *valid])
+    valid = valid or find_split_files(trained.entries[0], VALID_NAME, [*train, *test])
+    test = test or find_split_files(trained.entries[0], TEST_NAME, [*train, *valid])
     splits = {"train": trained.entries}
     splits |= {
         split: recognize(files, codes).entries if files else []

@@ -284,9 +284,9 @@ class _Unit:
     opener: int | None = None
 
 
-def protect(line: str, unspellable: Sequence[Span] = ()) -> Protected:
+def protect(line: str, unknown_spans: Sequence[Span] = ()) -> Protected:
     """Take out of a line what must stay as it is, and what the model cannot spell."""
-    units = _units(line, unspellable)
+    units = _units(line, unknown_spans)
     if not units:
         return Protected(line)
     insets: list[Inset] = []
@@ -350,12 +350,12 @@ def _append(line: str, origins: list[int], places: range) -> None:
             origins.append(place)
 
 
-def _units(line: str, unspellable: Sequence[Span]) -> list[_Unit]:
+def _units(line: str, unknown_spans: Sequence[Span]) -> list[_Unit]:
     """What is to be taken out of a line, in order.
 
     An element without text, as `<p></p>`, is one unit, and so are neighbours that surround none: they keep their order.
     """
-    found, units = _grouped(line, _kept_spans(line, unspellable)), list[_Unit]()
+    found, units = _grouped(line, _kept_spans(line, unknown_spans)), list[_Unit]()
     closers = _pairs([line[slice(*unit.span)] for unit in found])
     openers: dict[
         int, int
@@ -404,15 +404,15 @@ def _grouped(line: str, kept: Sequence[tuple[Span, bool]]) -> list[_Unit]:
     return units
 
 
-def _kept_spans(line: str, unspellable: Sequence[Span]) -> list[tuple[Span, bool]]:
+def _kept_spans(line: str, unknown_spans: Sequence[Span]) -> list[tuple[Span, bool]]:
     """Placeholders and what cannot be spelled, in order: where, and whether it is the latter.
 
     A number with digits that cannot be spelled is taken as a whole.
     """
-    numbers = find_numbers(line) if unspellable else []
+    numbers = find_numbers(line) if unknown_spans else []
     starts = [start for start, _ in numbers]
     found = [(span, False) for span in _placeholders(line)]
-    for start, end in unspellable:
+    for start, end in unknown_spans:
         number = numbers[bisect_right(starts, start) - 1] if starts and starts[0] <= start else (end, end)
         found.append(
             ((min(start, number[0]), max(end, number[1])) if number[1] > start else (start, end), True)

@@ -27,7 +27,7 @@ def translate_protected(
 
     def prepared() -> Iterator[Request]:
         for request in map(Request.of, lines):
-            line = protect(request.text, unspellable(translator.tokenizers, request.text))
+            line = protect(request.text, unknown_spans(translator.tokenizers, request.text))
             waiting.append((request.text, line))
             links = request.links or bool(line.insets)  # they say where what was taken out goes
             yield replace(request, text=line.text, keep_numbers=True, links=links)
@@ -48,13 +48,13 @@ def restored(line: str, protected: Protected, translation: Translation) -> Trans
     return replace(translation, text=text, links=word_pairs(links, line, text), char_links=tuple(links))
 
 
-def unspellable(tokenizers: Tokenizers, line: str) -> list[Span]:
+def unknown_spans(tokenizers: Tokenizers, line: str) -> list[Span]:
     """What of a line no model can copy: bytes and unknown characters are hardly ever given back right.
 
     Letters that only the target vocabulary lacks are not among it: they are translated, as Latin ones into Russian.
     """
-    found = tokenizers.src.unspellable(line)
+    found = tokenizers.src.unknown_spans(line)
     if tokenizers.joint:
         return found
-    of_target = tokenizers.tgt.unspellable(line)
+    of_target = tokenizers.tgt.unknown_spans(line)
     return sorted({*found, *(span for span in of_target if not any(map(str.isalpha, line[slice(*span)])))})

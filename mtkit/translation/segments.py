@@ -84,7 +84,7 @@ class Segment:
 
     def surfaces(self, tgt: Tokenizer, ids: Sequence[int]) -> list[str]:
         """The text of each id of a hypothesis; what of the prefix the vocabulary lacks is as it was given."""
-        surfaces = tgt.surfaces(ids)
+        surfaces = tgt.token_texts(ids)
         for place, text in self.unknown:
             surfaces[place] = text
         return surfaces

@@ -336,13 +336,13 @@ def test_everything_of_the_written_set_survives(trained: Path) -> None:
     from mtkit.data.tokenizer import load_tokenizers
     from mtkit.translation.model_folder import find_checkpoint, tokenizer_folder
     from mtkit.translation.placeholders import protect
-    from mtkit.translation.protected import unspellable
+    from mtkit.translation.protected import unknown_spans
 
     tokenizers = load_tokenizers(tokenizer_folder(find_checkpoint(trained)))
     lines = [line.split("\t")[0] for line in tiny.read_lines(WRITTEN)]
     hyps = translate(trained, "--protect", stdin="".join(f"{line}\n" for line in lines))
     for line, hyp in zip(lines, hyps, strict=True):
-        insets = protect(line, unspellable(tokenizers, line)).insets
+        insets = protect(line, unknown_spans(tokenizers, line)).insets
         for text in {inset.text for inset in insets}:
             assert hyp.count(text) >= [inset.text for inset in insets].count(text), (line, hyp)
         assert "⁇" not in hyp

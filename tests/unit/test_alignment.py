@@ -126,4 +126,4 @@ def test_each_piece_belongs_to_the_word_it_was_made_of() -> None:
         assert len(spans) == len(src.encode([line])[0])
         covered = {number for span in spans for number in words.within(span)}
         assert covered == {i for i, word in enumerate(line.split()) if len(src.encode([word])[0])}
-        assert "".join(src.surfaces(src.encode([line])[0].tolist())) == src.decode(src.encode([line]))[0]
+        assert "".join(src.token_texts(src.encode([line])[0].tolist())) == src.decode(src.encode([line]))[0]

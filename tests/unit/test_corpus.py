@@ -20,10 +20,10 @@ import pytest
 from mtkit.config.sections import DataConfig, SourceConfig, TokenizerConfig
 from mtkit.data import cache, corpus, encoding
 from mtkit.data.corpus import Corpus
-from mtkit.data.encoding import encode_corpus, names_content
+from mtkit.data.encoding import encode_corpus, matches_fingerprint
 from mtkit.data.filters import FilterCounts
 from mtkit.data.readers import NumberedPairs, Pair
-from mtkit.data.sources import HASHES, ParallelFiles, Source, open_sources
+from mtkit.data.sources import DEFAULT_HASHES, ParallelFiles, Source, open_sources
 from mtkit.data.tables import Hashes
 from mtkit.data.tokenizer import Tokenizers, make_tokenizers
 from mtkit.demo import EARLIER_GENERATORS
@@ -147,7 +147,7 @@ class OnePair(Source):
     def location(self, number: int) -> str:
         return f"{self.name}:{number}"
 
-    def fingerprint(self, hashes: Hashes = HASHES) -> str:
+    def fingerprint(self, hashes: Hashes = DEFAULT_HASHES) -> str:
         return self.name
 
 
@@ -258,8 +258,8 @@ def test_packed_anew_it_is_the_same_corpus(setting: Setting) -> None:
         encoding._fingerprint(s, setting.tokenizers, data, hashes) for s in (sources, setting.sources(data))
     ]
     assert before[1] == first.fingerprint != before[0]
-    assert names_content(before[0], sources, setting.tokenizers, packed)
-    assert not names_content(before[0], setting.sources(data), setting.tokenizers, data)
+    assert matches_fingerprint(before[0], sources, setting.tokenizers, packed)
+    assert not matches_fingerprint(before[0], setting.sources(data), setting.tokenizers, data)
 
 
 def test_a_corpus_of_the_demo_of_before_is_known(setting: Setting) -> None:
@@ -271,8 +271,8 @@ def test_a_corpus_of_the_demo_of_before_is_known(setting: Setting) -> None:
     assert demo.fingerprint(earlier[-1]) == as_in_0_1_0 != demo.fingerprint()
     for before in earlier:
         fingerprint = encoding._fingerprint(sources, setting.tokenizers, data, before)
-        assert names_content(fingerprint, sources, setting.tokenizers, data)
-        assert not names_content(fingerprint, others, setting.tokenizers, data)
+        assert matches_fingerprint(fingerprint, sources, setting.tokenizers, data)
+        assert not matches_fingerprint(fingerprint, others, setting.tokenizers, data)
 
 
 @pytest.mark.parametrize("rows", [3, corpus.ROWS])
@@ -381,7 +381,7 @@ def test_hashes_are_remembered_of_files_that_have_settled(
     path = tmp_path / "file"
     path.write_bytes(b"one")
     (tmp_path / "hashes").mkdir()
-    memo = cache.HashMemo(tmp_path / "hashes", lambda path: hashed[path.read_bytes()])
+    memo = cache.HashCache(tmp_path / "hashes", lambda path: hashed[path.read_bytes()])
     hashed = {b"one": "1" * 64, b"two, longer": "2" * 64}
     fresh = memo(path)
     assert list((tmp_path / "hashes").iterdir()) == []
@@ -390,6 +390,6 @@ def test_hashes_are_remembered_of_files_that_have_settled(
     assert len(list((tmp_path / "hashes").iterdir())) == 1
     hashed[b"one"] = "not asked for"
     assert memo(path) == fresh
-    assert cache.HashMemo(tmp_path / "hashes", lambda _: "3" * 64, "another kind ")(path) == "3" * 64
+    assert cache.HashCache(tmp_path / "hashes", lambda _: "3" * 64, "another kind ")(path) == "3" * 64
     path.write_bytes(b"two, longer")
     assert memo(path) == "2" * 64

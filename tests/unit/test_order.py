@@ -13,7 +13,7 @@ import pytest
 from mtkit.benchmark import synthetic
 from mtkit.data import order as order_module
 from mtkit.data.batching import num_positions, pair_sizes, split_by_tokens
-from mtkit.data.order import BatchOrder, Indices, permute_within
+from mtkit.data.order import BatchOrder, Indices, permute_within_buckets
 
 Ints = npt.NDArray[np.int32]
 
@@ -115,7 +115,7 @@ def test_a_permutation_within_buckets() -> None:
     slots = np.arange(starts[-1])
     for seed in range(5):
         keys = np.random.default_rng(seed).integers(2**64, size=(4, 3), dtype=np.uint64)
-        sent = permute_within(starts, slots, keys)
+        sent = permute_within_buckets(starts, slots, keys)
         for first, behind in itertools.pairwise(starts.tolist()):
             assert sorted(sent[first:behind].tolist()) == list(range(first, behind))
 
@@ -129,7 +129,7 @@ def test_a_permutation_sends_a_slot_anywhere(size: int) -> None:
     steps: Counter[int] = Counter()
     for _ in range(trials):
         keys = rng.integers(2**64, size=(4, 3), dtype=np.uint64)
-        sent = permute_within(starts, np.arange(starts[-1]), keys).reshape(-1, size) % size
+        sent = permute_within_buckets(starts, np.arange(starts[-1]), keys).reshape(-1, size) % size
         places.update(sent[:, size // 2].tolist())
         steps.update(((sent[:, 1] - sent[:, 0]) % size).tolist())
     for found, values in ((places, range(size)), (steps, range(1, size))):

@@ -19,7 +19,7 @@ UNSPELLABLE = re.compile(r"[^\x00-\x7fäöüßÄÖÜ我是学生爱北京]+")
 
 
 def protected(line: str) -> Protected:
-    """With characters that are neither German nor on a short list of Chinese ones unspellable."""
+    """With characters that are neither German nor on a short list of Chinese ones unknown_spans."""
     return protect(line, [match.span() for match in UNSPELLABLE.finditer(line)])
 
 

@@ -273,10 +273,10 @@ def test_odd_text(unigram: Tokenizer) -> None:
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_symbols_are_pieces_by_themselves(kind: str) -> None:
     own = make_tokenizers(small(type=kind, user_symbols=("<2de>",)), PAIRS).src
-    assert own.is_symbol("<2de>")
+    assert own.is_single_piece("<2de>")
     word = next(own.piece(i) for i in range(300, own.num_pieces) if own.piece(i)[0] == "\u2581")
     for text in ("", " ", "<2fr>", "<2de><2de>", "<2de> a", word, word[1:] or "ab", "\u2581", "<unk>", "語"):
-        assert not own.is_symbol(text), text
+        assert not own.is_single_piece(text), text
 
 
 def test_many_lines_equal_single_lines(unigram: Tokenizer) -> None:
