@@ -185,7 +185,7 @@ class ConstraintTracker:
             total, k, token = candidate
             return total - self.options.diversity * prices[token], k, token
 
-        return deal([sorted(bank, key=value, reverse=True) for _, bank in sorted(banks.items())])
+        return _deal([sorted(bank, key=value, reverse=True) for _, bank in sorted(banks.items())])
 
     def _advancing(self, number: int, own: range) -> set[tuple[int, int]]:
         """(hypothesis, piece) of all pieces that bring one of these hypotheses on."""
@@ -222,7 +222,7 @@ def write(
     candidates.ends_BGC[row, group] = candidates.tokens_BGC[row, group] == eos
 
 
-def deal(banks: list[list[tuple[float, int, int]]]) -> list[tuple[float, int, int]]:
+def _deal(banks: list[list[tuple[float, int, int]]]) -> list[tuple[float, int, int]]:
     """One from each bank in turn, from those that lack least on, until all are empty."""
     dealt: list[tuple[float, int, int]] = []
     for turn in range(max(map(len, banks), default=0)):
