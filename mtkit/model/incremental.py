@@ -120,7 +120,7 @@ class DecoderState:
             self.self_kv[layer] = larger
 
 
-def start_state(
+def init_state(
     attentions: list[MultiHeadAttention], memory_kv: list[tuple[Tensor, Tensor]], mask: Tensor
 ) -> DecoderState:
     """An empty state with one hypothesis for each sentence.

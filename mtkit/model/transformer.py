@@ -1,7 +1,7 @@
 """The encoder-decoder Transformer (Vaswani et al. 2017): read it from the top.
 
 Training: `encode` the source, `decode` the whole target at once, `logits` of the hidden states that matter.
-Translating: `encode`, `start` a `DecoderState`, then `step` by step; a step gives what `decode` would (to rounding).
+Translating: `encode`, `init_state`, then `step` by step; a step gives what `decode` would (to rounding).
 
 Shapes: B batch, S source length, T target length, D model width, V vocabulary, K beam.
 """
@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from mtkit.config.sections import ModelConfig
 from mtkit.model.attention import Linear, MultiHeadAttention, causal_mask
 from mtkit.model.dropout import dropout
-from mtkit.model.incremental import DecoderState, attend_memory, attend_past, start_state, step_masks
+from mtkit.model.incremental import DecoderState, attend_memory, attend_past, init_state, step_masks
 from mtkit.model.layers import DecoderLayer, EncoderLayer, make_norm
 from mtkit.model.positions import LearnedPositions, SinusoidalPositions
 
@@ -169,10 +169,10 @@ class Transformer(nn.Module):
         """Source and target pieces to the hidden states [B, T, D] of the decoder, for the loss to project."""
         return self.decode(tgt_BT, self.encode(src_BS), self.source_mask(src_BS))
 
-    def start(self, memory_BSD: Tensor, memory_mask: Tensor) -> DecoderState:
+    def init_state(self, memory_BSD: Tensor, memory_mask: Tensor) -> DecoderState:
         """An empty state, with one hypothesis for each sentence."""
         memory_kv = [layer.cross.project_memory(memory_BSD) for layer in self.decoder_stack()]
-        return start_state([layer.attention for layer in self.decoder_stack()], memory_kv, memory_mask)
+        return init_state([layer.attention for layer in self.decoder_stack()], memory_kv, memory_mask)
 
     def step(self, tokens_BK: Tensor, state: DecoderState) -> Tensor:
         """Hidden states [B, K, D] after these newest pieces [B, K], for `logits`; the state grows by one position."""

@@ -24,7 +24,7 @@ class ModelStepper:
 
     def __init__(self, model: Transformer, src_BS: Tensor, keep_attention: bool = False) -> None:
         self.model = model
-        self.state = model.start(model.encode(src_BS), model.source_mask(src_BS))
+        self.state = model.init_state(model.encode(src_BS), model.source_mask(src_BS))
         self.state.keep_weights = keep_attention
         self.vocab_size = model.tgt_embedding.num_embeddings
 

@@ -136,7 +136,7 @@ def cross_attention(
     Returns:
         For each sentence [L, T, S].
     """
-    state = model.start(model.encode(src_BS), model.source_mask(src_BS))
+    state = model.init_state(model.encode(src_BS), model.source_mask(src_BS))
     state.keep_weights = True
     steps = []
     for place in range(tgt_in_BT.shape[1]):

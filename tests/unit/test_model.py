@@ -404,7 +404,7 @@ def check_cached_steps(model: Transformer, steps: int = 6, beams: int = 3) -> De
     rng = torch.Generator().manual_seed(0)
     src = random_pieces(7, 2, 5)
     memory, mask = model.encode(src), model.source_mask(src)
-    state = model.start(memory, mask)
+    state = model.init_state(memory, mask)
     prefixes = torch.empty(len(src), beams, 0, dtype=torch.long)
     for step in range(steps):
         B = len(prefixes)
