@@ -43,9 +43,9 @@ def init(
     run: Annotated[str | None, typer.Option(help="The run folder; default runs/SRC-TGT.")] = None,
 ) -> None:
     """Write a config for these files, to start from: languages and columns are recognised, sizes fit the pairs."""
-    from mtkit.training.starter import make_starter
+    from mtkit.training.starter import make_starter_config
 
-    made = make_starter(train, valid or (), test or (), (src, tgt), run)
+    made = make_starter_config(train, valid or (), test or (), (src, tgt), run)
     path = output or f"{'-'.join(made.languages)}.yaml"
     if path == "-":
         print_text(made.text)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
 from mtkit.errors import ConfigError, DataError, StorageError
+from mtkit.formatting import format_duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -215,13 +216,6 @@ class Ticker:
         if now - self.said > 3:
             speed = self.done / (now - self.start)
             of_all = f" of {self.total:,}" if self.total else ""
-            left = f", time left {duration((self.total - self.done) / speed)}" if self.total else ""
+            left = f", time left {format_duration((self.total - self.done) / speed)}" if self.total else ""
             say(f"{self.done:,}{of_all} lines, {speed:,.0f} lines/s{left}")
             self.said = now
-
-
-def duration(seconds: float) -> str:
-    """Such as 2 h 05 min."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

@@ -23,7 +23,7 @@ from mtkit.files import storage_errors
 from mtkit.training.forecast import extent_of, in_words, measure_pace, objections
 from mtkit.training.inputs import configure_process, describe, open_splits, prepare
 from mtkit.training.memory import find_num_micro_batches, largest_batch
-from mtkit.training.ownership import refuse_foreign
+from mtkit.training.ownership import check_ownership
 from mtkit.training.progress import Progress
 from mtkit.training.resume import find_resumable, refuse_other_inputs
 from mtkit.training.signals import Signals
@@ -43,7 +43,7 @@ def check_run(config: Config, console: Console) -> None:
     say = _Reporter(console)
     say("config", f"{config.data.src} -> {config.data.tgt}, run folder {config.run}")
     configure_process(config)
-    refuse_foreign(config, open_splits(config))
+    check_ownership(config, open_splits(config))
     config, checkpoint = find_resumable(config, lambda line: say("resume", line))
     resumed = checkpoint is not None
     say("resume", "the run folder has a checkpoint of this run" if resumed else "a new run")

@@ -53,7 +53,7 @@ def _missing_for(device: torch.device) -> tuple[str, str] | None:
 
 
 @contextmanager
-def compile_errors_named() -> Iterator[None]:
+def compile_errors() -> Iterator[None]:
     """Turn a failure of `torch.compile` into a TrainingError of one line."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""A console that cannot end a run."""
+"""A console whose failures cannot stop a run."""
 
 from __future__ import annotations
 
@@ -10,60 +10,57 @@ from rich.live import Live
 
 
 class Display:
-    """Shows lines and a live view on a console, whatever becomes of the console.
+    """Prints lines and a live view to a console, and survives its failures.
 
-    Characters that its encoding lacks are shown as escapes. If it fails (its reader went away, its disk is full, its
-    terminal was closed), nothing more is shown.
+    Characters that its encoding cannot represent are escaped. Once it fails (a closed pipe, a full disk, a closed
+    terminal), nothing more is printed.
 
     Args:
-        console: where to show; of the command line, or a user's own.
+        console: console to print to: the command line's, or the caller's own.
     """
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.live: Live | None = None
+        self._live: Live | None = None
 
     @property
     def is_live(self) -> bool:
-        """Whether the console is a terminal on which a view can be redrawn."""
+        """Return whether the console is a terminal on which a view can be redrawn."""
         return self.console.is_interactive
 
-    def spelled(self, text: str) -> str:
-        r"""The text in characters that the console's encoding has, `\xe9` for those it lacks."""
+    def escape(self, text: str) -> str:
+        r"""Escape the characters that the console's encoding cannot represent, as in `\xe9`."""
         encoding = self.console.encoding
         return text.encode(encoding, "backslashreplace").decode(encoding)
 
     def say(self, line: str) -> None:
-        """Print a line that stays, above the live view if there is one."""
-        with self._survived():
-            self.console.print(self.spelled(line), markup=False, highlight=False, soft_wrap=True)
+        """Print a line above the live view, where it stays."""
+        with self._failures_ignored():
+            self.console.print(self.escape(line), markup=False, highlight=False, soft_wrap=True)
 
     def redraw(self, view: RenderableType) -> None:
-        """Draw the live view, in place of the one before."""
-        if self.console.quiet:  # rich would still take stdout and stderr over
+        """Draw the live view in place of the previous one."""
+        if self.console.quiet:  # rich would still redirect stdout and stderr
             return
-        with self._survived():
-            if self.live is None:
+        with self._failures_ignored():
+            if self._live is None:
                 live = Live(console=self.console, auto_refresh=False, transient=True)
                 live.start()
-                self.live = live  # one that did not start cannot be stopped
-            self.live.update(view, refresh=True)
+                self._live = live  # set only now: a view that failed to start cannot be stopped
+            self._live.update(view, refresh=True)
 
     def stop_live(self) -> None:
         """Remove the live view."""
-        live, self.live = self.live, None
+        live, self._live = self._live, None
         if live is not None:
-            with self._survived():
+            with self._failures_ignored():
                 live.stop()
 
     @contextmanager
-    def _survived(self) -> Iterator[None]:
+    def _failures_ignored(self) -> Iterator[None]:
         try:
             yield
-        except (
-            OSError,
-            ValueError,
-            SystemExit,
-        ):  # ValueError: a closed file; SystemExit: rich, for a closed pipe
-            self.console.quiet = True  # rich forgets what it still holds, too
+        except (OSError, ValueError, SystemExit):
+            # ValueError is a closed file; SystemExit is what rich raises for a closed pipe.
+            self.console.quiet = True  # makes rich drop its buffer as well
             self.stop_live()

@@ -12,7 +12,7 @@ from itertools import cycle, islice
 import numpy as np
 
 from mtkit.config.sections import Config
-from mtkit.training.progress import duration
+from mtkit.formatting import format_duration
 from mtkit.training.trainer import Trainer
 from mtkit.training.validation import TextCorpus, Validator
 
@@ -145,7 +145,7 @@ def in_words(config: Config, extent: Extent, pace: Pace, num_done: int = 0) -> I
     seconds = left * pace.update + validations * pace.validation
     if config.training.time_limit_minutes is not None:
         seconds = min(seconds, 60 * config.training.time_limit_minutes)
-    yield "time", f"about {duration(seconds)} on this machine: {parts}; test sets not counted"
+    yield "time", f"about {format_duration(seconds)} on this machine: {parts}; test sets not counted"
 
 
 def objections(config: Config, extent: Extent, pace: Pace) -> Iterator[str]:

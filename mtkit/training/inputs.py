@@ -26,8 +26,8 @@ from mtkit.evaluation import metrics
 from mtkit.files import publish_folder, storage_errors
 from mtkit.training.compiling import check_compiler
 from mtkit.training.distributed import environment
-from mtkit.training.results import TEST_METRICS, TextSet, refuse_test_names
-from mtkit.training.schedule import low_peak
+from mtkit.training.results import TEST_METRICS, EvalSet, check_test_names
+from mtkit.training.schedule import low_peak_warning
 from mtkit.training.trainer import Trainer
 from mtkit.training.validation import TextCorpus
 
@@ -44,7 +44,7 @@ class Inputs:
     tokenizers: Tokenizers
     corpus: Corpus
     valid: TextCorpus | None
-    tests: list[TextSet]
+    tests: list[EvalSet]
 
     def example(self) -> str | None:
         """A source sentence of a test or validation set that is easily typed, if there is one."""
@@ -79,7 +79,7 @@ def prepare(config: Config, folder: Path, *, resumed: bool, say: Say) -> Inputs:
     Validation and test sets come first: a mistake in them is found before any time is spent.
     """
     splits = open_splits(config)
-    valids, tests = ([TextSet(s.name, *read_sides(s)) for s in splits[split]] for split in ("valid", "test"))
+    valids, tests = ([EvalSet(s.name, *read_sides(s)) for s in splits[split]] for split in ("valid", "test"))
     sources = splits["train"]
     if resumed:
         tokenizers = load_tokenizers(folder)
@@ -133,7 +133,7 @@ def open_splits(config: Config) -> dict[Split, list[Source]]:
         "test": data.test,
     }
     splits = {split: open_sources(configs, data, split) for split, configs in by_split.items()}
-    refuse_test_names([source.name for source in splits["test"]])
+    check_test_names([source.name for source in splits["test"]])
     return splits
 
 
@@ -154,7 +154,7 @@ def describe(trainer: Trainer, say: Say) -> None:
     told = metrics.bleu_warning(TEST_METRICS, config.data.tgt, tokenize=config.validation.bleu_tokenizer)
     if told is not None:
         say(f"metrics    {told}")
-    warning = low_peak(config.training, config.model.d_model)
+    warning = low_peak_warning(config.training, config.model.d_model)
     if warning is not None:
         say(f"warning    {warning}")
     precision = dtype_name(trainer.dtype)

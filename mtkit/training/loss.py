@@ -122,7 +122,7 @@ class TensorBatch:
     mask_BT: Tensor
 
     @classmethod
-    def of(cls, batch: Batch, device: torch.device) -> TensorBatch:
+    def from_batch(cls, batch: Batch, device: torch.device) -> TensorBatch:
         """Share a batch's memory, or copy it to a GPU, which does not wait for that: through pinned memory."""
         arrays = batch.src, batch.tgt_in, batch.tgt_out, batch.tgt_mask
         tensors = [torch.from_numpy(array) for array in arrays]
@@ -134,7 +134,7 @@ class TensorBatch:
 def hidden_at_targets(model: Transformer, batch: Batch | TensorBatch) -> tuple[Tensor, Tensor]:
     """The decoder's output at the real target positions of a batch [M, D], and what should follow there [M]."""
     if isinstance(batch, Batch):
-        batch = TensorBatch.of(batch, model.output.weight.device)
+        batch = TensorBatch.from_batch(batch, model.output.weight.device)
     return model(batch.src_BS, batch.tgt_in_BT)[batch.mask_BT], batch.tgt_out_BT[batch.mask_BT]
 
 

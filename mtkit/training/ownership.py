@@ -114,7 +114,7 @@ def _text_of(path: Path) -> str:
     return ""
 
 
-def refuse_foreign(config: Config, splits: Splits, *, fresh: bool = False) -> None:
+def check_ownership(config: Config, splits: Splits, *, fresh: bool = False) -> None:
     """Check that training will overwrite (and `fresh` delete) nothing that a run of this folder did not write.
 
     Raises:
@@ -153,7 +153,7 @@ def _in_the_way(run: Path, name: str) -> list[str]:
     return [name] if os.path.lexists(path) else []
 
 
-def claim(config: Config, splits: Splits) -> None:
+def claim_outputs(config: Config, splits: Splits) -> None:
     """Write down what this run writes, beside what earlier ones did; sweep out what killed ones left half written.
 
     Raises:

@@ -1,6 +1,7 @@
-"""What a user sees while training runs: a live view in a terminal, plain lines elsewhere.
+"""Progress of training on the console: a live view in a terminal, plain lines elsewhere.
 
-The same numbers go to `metrics.jsonl` in the run folder, one JSON object a line, and to TensorBoard if asked for.
+The same numbers are appended to `metrics.jsonl` in the run folder, one JSON object per line, and written to TensorBoard
+with `training.tensorboard`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rich.text import Text
 
 from mtkit.errors import ConfigError
 from mtkit.files import append_line
+from mtkit.formatting import format_duration
 from mtkit.training.display import Display
 
 if TYPE_CHECKING:
@@ -31,24 +33,26 @@ Sample = tuple[str, str, str]
 
 
 class Progress:
-    """Shows what happens and records the numbers.
+    """Prints the progress of a run and logs its metrics.
 
     Args:
-        run: folder of metrics.jsonl.
-        console: where to show; a live view if it is a terminal.
-        tensorboard: write events too. Raises ConfigError if it is not installed.
-        records: write at all: of several processes one does.
+        run: run folder, where metrics.jsonl is.
+        console: console to print to; a terminal gets a live view.
+        tensorboard: whether to write TensorBoard events as well.
+        writes_metrics: whether this process writes metrics.jsonl and events; only the main process should.
+
+    Raises:
+        ConfigError: If `tensorboard` is set but TensorBoard is not installed.
     """
 
     def __init__(
-        self, run: Path, console: Console, tensorboard: bool = False, *, records: bool = True
+        self, run: Path, console: Console, tensorboard: bool = False, *, writes_metrics: bool = True
     ) -> None:
-        self.run, self.display, self.records = run, Display(console), records
-        self.writer = _make_writer(run) if tensorboard and records else None
-        self.numbers: dict[str, str] = {}
-        """What the live view shows of training, by name."""
-        self.validated_step, self.last_validation = 0, ""
-        self.samples: Sequence[Sample] = ()
+        self.run, self.display, self.writes_metrics = run, Display(console), writes_metrics
+        self._writer = _make_writer(run) if tensorboard and writes_metrics else None
+        self._training_numbers: dict[str, str] = {}
+        self._validated_step, self._last_validation = 0, ""
+        self._samples: Sequence[Sample] = ()
 
     def __enter__(self) -> Progress:
         return self
@@ -57,26 +61,32 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop_live()
-        if self.writer is not None:
-            self.writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print a line above the live view, where it stays."""
         self.display.say(line)
 
     def record(self, kind: str, step: int, numbers: dict[str, Any]) -> None:
-        """Append to metrics.jsonl, where null stands for a number that JSON does not have, and to TensorBoard."""
-        if not self.records:
+        """Append a record to metrics.jsonl (NaN and infinity become null) and write its numbers to TensorBoard.
+
+        Args:
+            kind: kind of the record, such as "train" or "valid".
+            step: number of updates made.
+            numbers: fields of the record.
+        """
+        if not self.writes_metrics:
             return
         finite = {key: value if _is_finite(value) else None for key, value in numbers.items()}
         append_line(self.run / METRICS_FILE, json.dumps({"kind": kind, "step": step, **finite}))
-        if self.writer is not None:
+        if self._writer is not None:
             for name, value in numbers.items():
                 if isinstance(value, int | float):
-                    self.writer.add_scalar(f"{kind}/{name}", value, step)
+                    self._writer.add_scalar(f"{kind}/{name}", value, step)
 
-    def training(self, step: int, numbers: dict[str, float], seconds_left: float | None) -> None:
-        """Where training is: live in a terminal, else a plain line."""
+    def log_training(self, step: int, numbers: dict[str, float], seconds_left: float | None) -> None:
+        """Record the training metrics of a step, and show them in the live view or as a line."""
         self.record("train", step, numbers)
         shown = {
             "step": f"{step:,}",
@@ -86,30 +96,30 @@ class Progress:
             "target tokens/s": f"{numbers['target_tokens_per_second']:,.0f}",
         }
         if seconds_left is not None:
-            shown["time left"] = duration(seconds_left)
-        self.numbers = shown
+            shown["time left"] = format_duration(seconds_left)
+        self._training_numbers = shown
         if self.display.is_live:
             self.display.redraw(self._view())
         else:
             self.say("  ".join(f"{name} {value}" for name, value in shown.items()))
 
     def _view(self) -> Group:
-        """The numbers of training, the last validation and its translations."""
+        """Return the live view: training metrics, the last validation and its sample translations."""
         table = Table.grid(padding=(0, 2))
-        for name, value in self.numbers.items():
+        for name, value in self._training_numbers.items():
             table.add_row(Text(name, style="dim"), Text(value, style="bold"))
-        lines = self.display.spelled("\n".join(map(_sample_lines, self.samples)))
-        overflow: OverflowMethod = "ellipsis" if self.display.spelled("…") == "…" else "crop"
+        lines = self.display.escape("\n".join(map(_sample_lines, self._samples)))
+        overflow: OverflowMethod = "ellipsis" if self.display.escape("…") == "…" else "crop"
         samples = Text(lines, "dim", no_wrap=True, overflow=overflow)
-        return Group(table, Text(self.last_validation, style="green"), samples)
+        return Group(table, Text(self._last_validation, style="green"), samples)
 
     def stop_live(self) -> None:
-        """Leave the live view."""
+        """Remove the live view."""
         self.display.stop_live()
 
-    def validation(self, step: int, line: str, samples: Sequence[Sample]) -> None:
-        """What a validation found, in words, and sample translations."""
-        self.validated_step, self.last_validation, self.samples = step, line, samples
+    def log_validation(self, step: int, line: str, samples: Sequence[Sample]) -> None:
+        """Show the result of a validation, as one line, and sample translations."""
+        self._validated_step, self._last_validation, self._samples = step, line, samples
         if self.display.is_live:
             self.display.redraw(self._view())
         self.say(line)
@@ -117,69 +127,70 @@ class Progress:
             for sample in samples:
                 self.say(_sample_lines(sample))
 
-    def rolled_back(self, step: int, line: str) -> None:
-        """That the run went back to a step; a later validation is no longer shown."""
-        if self.validated_step > step:
-            self.validated_step, self.last_validation, self.samples = 0, "", ()
+    def log_rollback(self, step: int, line: str) -> None:
+        """Print that the run was rolled back to a step, and drop a later validation from the live view."""
+        if self._validated_step > step:
+            self._validated_step, self._last_validation, self._samples = 0, "", ()
             if self.display.is_live:
                 self.display.redraw(self._view())
         self.say(line)
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether a value is no float, or a finite one."""
+    """Return whether a value can be written as JSON: any finite float, and any value that is not a float."""
     return not isinstance(value, float) or math.isfinite(value)
 
 
 def _sample_lines(sample: Sample) -> str:
-    """A sample translation under its source and reference."""
+    """Format a sample as three lines: source, reference and translation."""
     src, ref, hyp = sample
     return f"    source      {src}\n    reference   {ref}\n    translation {hyp}"
 
 
 def _make_writer(run: Path) -> SummaryWriter:
-    """TensorBoard's writer. Raises: ConfigError: it is not installed."""
+    """Create TensorBoard's writer.
+
+    Raises:
+        ConfigError: If TensorBoard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        hint = "pip install 'mtkit[tensorboard]', or set it to false"
+        hint = "pip install 'mtkit[tensorboard]', or set this to false"
         raise ConfigError("TensorBoard is not installed", where="training.tensorboard", hint=hint) from error
     return SummaryWriter(str(run / TENSORBOARD))
 
 
 def is_event_file(name: str) -> bool:
-    """Whether TensorBoard's writer calls its files so."""
+    """Return whether a file name is one that TensorBoard's writer gives its event files."""
     return name.startswith("events.out.tfevents.")
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 3 min 05 s, 2 h 10 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
 class Stopwatch:
-    """Seconds of training, over all the runs of a folder, and target tokens since the last look."""
+    """Training time, summed over all restarts of a run, and throughput since the last training line.
+
+    Args:
+        seconds_before: training time of earlier starts of the run.
+
+    Attributes:
+        tokens: real target tokens since the last call of `tokens_per_second` or `restart_interval`.
+    """
 
     def __init__(self, seconds_before: float) -> None:
-        self.before, self.start = seconds_before, time.monotonic()
-        self.looked, self.tokens = self.start, 0
+        self._seconds_before, self._start = seconds_before, time.monotonic()
+        self._interval_start, self.tokens = self._start, 0
 
-    def seconds(self) -> float:
-        """Of training, earlier runs included."""
-        return self.before + time.monotonic() - self.start
+    def total_seconds(self) -> float:
+        """Return the training time in seconds, earlier starts included."""
+        return self._seconds_before + time.monotonic() - self._start
 
-    def skip(self) -> None:
-        """Do not count the time since the training line before: it went into a validation."""
-        self.looked, self.tokens = time.monotonic(), 0
+    def restart_interval(self) -> None:
+        """Measure throughput from now on, so that a validation does not count."""
+        self._interval_start, self.tokens = time.monotonic(), 0
 
     def tokens_per_second(self) -> float:
-        """Since the last call."""
+        """Return the target tokens per second since the last call."""
         now = time.monotonic()
-        speed = self.tokens / max(now - self.looked, 1e-9)
-        self.looked, self.tokens = now, 0
-        return speed
+        throughput = self.tokens / max(now - self._interval_start, 1e-9)
+        self._interval_start, self.tokens = now, 0
+        return throughput

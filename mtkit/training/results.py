@@ -76,7 +76,7 @@ class TrainResult:
 
 
 @dataclass(frozen=True)
-class TextSet:
+class EvalSet:
     """A validation or test set."""
 
     name: str
@@ -89,7 +89,7 @@ def hyps_file(name: str) -> str:
     return f"{_TEST_FOLDER}/{name.replace('/', '_')}{HYPS_SUFFIX}"
 
 
-def refuse_test_names(names: Sequence[str]) -> None:
+def check_test_names(names: Sequence[str]) -> None:
     """Check that each test set has a file of its own.
 
     Raises:
@@ -110,7 +110,7 @@ def refuse_test_names(names: Sequence[str]) -> None:
             raise ConfigError(what, where=where, hint="give it another name")
 
 
-def score_tests(config: Config, tests: list[TextSet], progress: Progress) -> list[TestResult]:
+def score_tests(config: Config, tests: list[EvalSet], progress: Progress) -> list[TestResult]:
     """Translate the test sets with the best weights, write the translations, score them."""
     if not tests:
         return []

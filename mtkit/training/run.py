@@ -11,11 +11,12 @@ from mtkit.checkpoint import CONFIG_FILE
 from mtkit.config.loading import dump_config
 from mtkit.config.sections import Config
 from mtkit.files import FolderLock, write_text
+from mtkit.formatting import format_duration
 from mtkit.training.averaging import average_last
 from mtkit.training.distributed import World, init_distributed
 from mtkit.training.inputs import Inputs, configure_process, describe, open_splits, prepare
-from mtkit.training.ownership import claim, refuse_foreign, remove_outputs
-from mtkit.training.progress import Progress, duration
+from mtkit.training.ownership import check_ownership, claim_outputs, remove_outputs
+from mtkit.training.progress import Progress
 from mtkit.training.results import TrainResult, score_tests, write_results
 from mtkit.training.resume import begin, find_resumable
 from mtkit.training.signals import Signals
@@ -50,7 +51,7 @@ def train(config: Config, *, fresh: bool = False, console: Console | None = None
         reason = trainer.train()
         signals.is_distributed = False  # from here on each is alone
         state, progress = trainer.state, trainer.progress
-        progress.say(f"training ended: {reason}; {duration(trainer.stopwatch.seconds())} in all")
+        progress.say(f"training ended: {reason}; {format_duration(trainer.stopwatch.total_seconds())} in all")
         del trainer  # the test sets need the memory of the best weights alone
         if not world.is_main:
             return TrainResult(Path(config.run), reason, state.step, state.best, state.best_step, [])
@@ -82,13 +83,13 @@ def _build_trainer(
     with world.main_process_first():
         if world.is_main:
             splits = open_splits(config)  # what is wrong with the new run should not cost the old one
-            refuse_foreign(config, splits, fresh=fresh)
+            check_ownership(config, splits, fresh=fresh)
             stack.enter_context(FolderLock(run))
-            claim(config, splits)
+            claim_outputs(config, splits)
             if fresh:
                 write_text(run / CONFIG_FILE, dump_config(config))  # it may be the only copy of what was read
                 remove_outputs(run)
-        progress = Progress(run, console, config.training.tensorboard, records=world.is_main)
+        progress = Progress(run, console, config.training.tensorboard, writes_metrics=world.is_main)
         stack.enter_context(progress)
         config, checkpoint = find_resumable(config, progress.say)
         known = checkpoint is not None or not world.is_main

@@ -32,7 +32,7 @@ _LOWEST_PEAK = 5e-5
 """Below it a Transformer that begins with random weights hardly learns."""
 
 
-def low_peak(training: TrainingConfig, d_model: int) -> str | None:
+def low_peak_warning(training: TrainingConfig, d_model: int) -> str | None:
     """A warning, if the factor of noam looks like a learning rate; then nothing would be learned."""
     peak = learning_rate(max(training.warmup_steps, 1), training, d_model)
     if training.schedule != "noam" or peak >= _LOWEST_PEAK:

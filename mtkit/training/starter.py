@@ -76,7 +76,7 @@ class Starter:
     missing: tuple[str, ...]
 
 
-def make_starter(
+def make_starter_config(
     train: Sequence[str],
     valid: Sequence[str] = (),
     test: Sequence[str] = (),
@@ -153,8 +153,10 @@ def write(
     """The YAML, sized by the number of pairs and of the pieces in them."""
     size = next(size for size in _SIZES if num_pairs < size.max_pairs)
     updates = size.epochs * num_pairs * num_pieces / size.batch_tokens
-    steps = two_digits(min(_MAX_STEPS, max(_MIN_STEPS, updates)))
-    vocab_size = two_digits(min(_MAX_PIECES, max(_MIN_PIECES, _PIECES_OF_ROOT * math.sqrt(num_pairs))))
+    steps = round_to_two_digits(min(_MAX_STEPS, max(_MIN_STEPS, updates)))
+    vocab_size = round_to_two_digits(
+        min(_MAX_PIECES, max(_MIN_PIECES, _PIECES_OF_ROOT * math.sqrt(num_pairs)))
+    )
     src, tgt = map(format_value, languages)
     lines = [
         f"# {src} to {tgt}, {num_pairs:,} training pairs. Written by `mtkit init`; sizes follow from that number.",
@@ -180,12 +182,12 @@ def write(
         f"  max_steps: {steps}  # {epochs(steps, updates, size)}",
         f"  learning_rate: {size.learning_rate}",
         "  schedule: cosine",
-        f"  warmup_steps: {two_digits(min(_MOST_WARMUP, steps / 10))}",
+        f"  warmup_steps: {round_to_two_digits(min(_MOST_WARMUP, steps / 10))}",
     ]
     if splits["valid"]:
         lines += [
             "validation:",
-            f"  every_steps: {two_digits(steps / _VALIDATIONS)}",
+            f"  every_steps: {round_to_two_digits(steps / _VALIDATIONS)}",
             f"  patience: {_PATIENCE}  # validations without a new best before training stops",
         ]
     lines.append("decoding: {beam_size: 5}")
@@ -205,7 +207,7 @@ def epochs(steps: int, updates: float, size: Size) -> str:
     return f"about {max(1, round(steps / updates * size.epochs)):,} times over all pairs"
 
 
-def two_digits(number: float) -> int:
+def round_to_two_digits(number: float) -> int:
     """A number of at least 1, rounded to two digits."""
     unit = 10 ** max(0, math.floor(math.log10(max(1.0, number))) - 1)
     return max(1, round(number / unit)) * unit

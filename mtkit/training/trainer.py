@@ -46,7 +46,7 @@ from mtkit.device import choose_device, choose_dtype, out_of_memory_errors
 from mtkit.errors import StorageError, TrainingError
 from mtkit.model.build import copy_weights, make_model
 from mtkit.model.transformer import Transformer
-from mtkit.training.compiling import compile_errors_named
+from mtkit.training.compiling import compile_errors
 from mtkit.training.distributed import SINGLE_PROCESS, World, peer_failure_errors
 from mtkit.training.loss import TensorBatch
 from mtkit.training.memory import dry_run, find_num_micro_batches
@@ -235,7 +235,7 @@ class Trainer:
             if self.state.slices != before:
                 self.save()  # a run that is killed now goes on with as many
         dry_run(self)
-        self.stopwatch.skip()
+        self.stopwatch.restart_interval()
 
     def batches(self) -> Iterator[tuple[int, int, Indices]]:
         """(epoch, number, pairs) of every batch from where the run stands to the last epoch."""
@@ -294,7 +294,7 @@ class Trainer:
     def _agree(self, numbers: list[float]) -> list[float]:
         """Numbers summed over the processes; with them they agree on whether to stop, so that all do or none."""
         limit = self.config.training.time_limit_minutes
-        late = limit is not None and self.stopwatch.seconds() >= 60 * limit
+        late = limit is not None and self.stopwatch.total_seconds() >= 60 * limit
         asked = self.signals.pending is not None and self.world.is_distributed
         *sums, any_late, any_asked = self.world.all_reduce([*numbers, float(late), float(asked)])
         self._time_is_over = any_late > 0
@@ -361,7 +361,7 @@ class Trainer:
         for number in range(self.world.rank, len(parts), self.world.size):
             part = parts[number]
             make, pairs = (make_batch, part) if len(part) else (empty_batch, batches[0])
-            made[number] = TensorBatch.of(make(self.corpus, pairs, self.special), self.device)
+            made[number] = TensorBatch.from_batch(make(self.corpus, pairs, self.special), self.device)
         return made
 
     def backward(self, batch: Batch | TensorBatch, num_targets: int, *, local: bool = False) -> torch.Tensor:
@@ -370,7 +370,7 @@ class Trainer:
         Args:
             local: leave the gradient in this process: more batches of the update follow.
         """
-        with no_gradient_sync(self.objective, local), compile_errors_named():
+        with no_gradient_sync(self.objective, local), compile_errors():
             loss, nll = self.objective(batch)
             with self.stage("backward"):
                 # the engines average gradients over processes; theirs is to be a sum
@@ -446,7 +446,7 @@ class Trainer:
         self._roll_back(what, update, pairs, hint)
         self.progress.record("rollback", self.state.step, diverged)
         step = self.state.step
-        self.progress.rolled_back(step, f"{what}; going back to step {step} and on without these")
+        self.progress.log_rollback(step, f"{what}; going back to step {step} and on without these")
 
     def _roll_back(self, what: str, update: Update, pairs: list[int], hint: str) -> None:
         """Go back to the newest checkpoint, and on behind this update (Chowdhery et al. 2022, 5.1).
@@ -483,9 +483,9 @@ class Trainer:
             "epoch": self.epochs_done(),
             "target_tokens": self.state.target_tokens,
             "target_tokens_per_second": self.stopwatch.tokens_per_second(),
-            "seconds": self.stopwatch.seconds(),
+            "seconds": self.stopwatch.total_seconds(),
         }
-        self.progress.training(step, numbers, self.seconds_left())
+        self.progress.log_training(step, numbers, self.seconds_left())
         self.state.window = Window()
 
     def epochs_done(self) -> float:
@@ -494,7 +494,7 @@ class Trainer:
 
     def seconds_left(self) -> float | None:
         """Until a limit that can be foreseen."""
-        training, elapsed, left = self.config.training, self.stopwatch.seconds(), []
+        training, elapsed, left = self.config.training, self.stopwatch.total_seconds(), []
         if training.step_limit is not None and self.state.step > 1:
             left.append(elapsed / self.state.step * (training.step_limit - self.state.step))
         if training.time_limit_minutes is not None:
@@ -519,13 +519,13 @@ class Trainer:
             with self.signals.deferred():
                 self._save_best()
         if found is not None:  # shown when all that it changed is on the disk
-            self.progress.validation(step, *found)
+            self.progress.log_validation(step, *found)
 
     def _validate(self) -> tuple[str, list[Sample]]:
         """Validate, and save the weights if they are the best. Returns what to show: a line, sample translations."""
         assert self.validator is not None
         with self.ema_weights():
-            with compile_errors_named():
+            with compile_errors():
                 result = self.validator.validate(self._whole_model(), self.world)
             name = self.config.validation.best
             improved = is_better(name, result.standing(name), self._best_so_far())
@@ -533,7 +533,7 @@ class Trainer:
                 self._note(result, improved)
                 if improved:
                     self._save_best(averaged=True)
-        self.stopwatch.skip()
+        self.stopwatch.restart_interval()
         marker = "  (best so far)" if improved else ""
         pairs = zip(self.validator.translated_pairs, result.hyps, strict=False)
         samples = [(src, tgt, hyp) for (src, tgt), hyp in islice(pairs, self.config.validation.num_samples)]
@@ -552,7 +552,7 @@ class Trainer:
         if improved:
             state.best, state.best_loss = result.standing(self.config.validation.best)
             state.best_step = state.step
-        numbers = result.as_dict() | {"seconds": self.stopwatch.seconds(), "best": improved}
+        numbers = result.as_dict() | {"seconds": self.stopwatch.total_seconds(), "best": improved}
         self.progress.record("valid", state.step, numbers)
 
     @contextmanager
@@ -625,7 +625,7 @@ class Trainer:
         return Checkpoint(weights, dump_config(self.config), self._state_dict(), optimizer)
 
     def _state_dict(self) -> dict[str, Any]:
-        self.state.seconds = self.stopwatch.seconds()
+        self.state.seconds = self.stopwatch.total_seconds()
         if self.scaler.is_enabled():
             self.state.scaler = self.scaler.state_dict()
         return self.state.as_dict()

@@ -92,12 +92,12 @@ def test_a_batch_goes_to_a_gpu_through_pinned_memory(monkeypatch: pytest.MonkeyP
         name: torch.zeros(2, n).long().numpy() for n, name in enumerate(("src", "tgt_in", "tgt_out"), 3)
     }
     batch = Batch(**arrays, tgt_mask=arrays["tgt_out"] > 0, indices=arrays["src"][:, 0])
-    there = TensorBatch.of(batch, torch.device("cuda", 1))
+    there = TensorBatch.from_batch(batch, torch.device("cuda", 1))
     shapes = [(2, 3), (2, 4), (2, 5), (2, 5)]
     assert calls == [
         call for shape in shapes for call in (("pin", shape), ("copy", shape, torch.device("cuda", 1), True))
     ]
     assert there.src_BS.tolist() == batch.src.tolist()
     calls.clear()
-    assert TensorBatch.of(batch, torch.device("cpu")).tgt_in_BT.data_ptr() == batch.tgt_in.ctypes.data
+    assert TensorBatch.from_batch(batch, torch.device("cpu")).tgt_in_BT.data_ptr() == batch.tgt_in.ctypes.data
     assert not calls

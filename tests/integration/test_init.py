@@ -12,7 +12,7 @@ import tiny
 
 from mtkit.config.loading import load_config
 from mtkit.errors import ConfigError
-from mtkit.training.starter import make_starter, two_digits
+from mtkit.training.starter import make_starter_config, round_to_two_digits
 
 EN, DE = ["Hello.", "A dog."], ["Hallo.", "Ein Hund."]
 LINES = "".join(f"{line}\n" for line in EN)
@@ -83,7 +83,9 @@ def test_files_are_recognised(
     monkeypatch.chdir(tmp_path)
     for name in files:
         write(tmp_path, name)
-    made = make_starter(sorted(files) if len(files) == 2 and "codes.csv" in files else files, **options)
+    made = make_starter_config(
+        sorted(files) if len(files) == 2 and "codes.csv" in files else files, **options
+    )
     Path("my.yaml").write_text(made.text)
     config = load_config("my.yaml")
     assert (made.languages, made.num_pairs, made.missing) == (("en", "de"), 2 * len(train), ("valid", "test"))
@@ -118,7 +120,7 @@ def test_what_cannot_be_told_is_asked_for(
         if name != ".":
             write(folder, name)
     with pytest.raises(ConfigError) as told:
-        make_starter(files)
+        make_starter_config(files)
     assert part in str(told.value)
 
 
@@ -128,7 +130,7 @@ def test_validation_and_test_sets_beside_the_training_files(tmp_path: Path) -> N
         for side in ("en", "de"):
             write(tmp_path, f"{name}.{side}.gz")
     write(tmp_path, "test.alone.en")
-    made = make_starter([str(tmp_path / f"train.{side}.gz") for side in ("en", "de")])
+    made = make_starter_config([str(tmp_path / f"train.{side}.gz") for side in ("en", "de")])
     (tmp_path / "my.yaml").write_text(made.text)
     data = load_config(tmp_path / "my.yaml").data
     assert data.root == str(tmp_path)
@@ -188,6 +190,6 @@ def test_empty_files_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_numbers_are_rounded_to_two_digits() -> None:
-    assert [two_digits(number) for number in (0.2, 7, 12.4, 99.6, 128, 38_512, 32_000)] == [
+    assert [round_to_two_digits(number) for number in (0.2, 7, 12.4, 99.6, 128, 38_512, 32_000)] == [
         1, 7, 12, 100, 130, 39_000, 32_000,
     ]  # fmt: skip

@@ -132,7 +132,9 @@ def test_the_largest_and_the_smallest_batch_run_first_and_leave_no_trace(
     original = Objective.forward
 
     def forward(self: Objective, batch: Any) -> Any:
-        tensors = batch if isinstance(batch, TensorBatch) else TensorBatch.of(batch, torch.device("cpu"))
+        tensors = (
+            batch if isinstance(batch, TensorBatch) else TensorBatch.from_batch(batch, torch.device("cpu"))
+        )
         shapes.append(tensors.src_BS.numel() + tensors.tgt_in_BT.numel())
         return original(self, batch)
 

@@ -11,7 +11,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from mtkit.errors import ConfigError, TrainingError
 from mtkit.training import compiling
-from mtkit.training.compiling import check_compiler, compile_errors_named
+from mtkit.training.compiling import check_compiler, compile_errors
 
 
 @pytest.fixture
@@ -93,13 +93,13 @@ def test_a_gpu_needs_triton_and_a_c_compiler(
 
 def test_a_failure_to_compile_is_one_line() -> None:
     said = "C++ compile error\n\nCommand:\ng++ x.hpp\n\nOutput:\nx.cpp:1: fatal error: omp.h: no such file\n"
-    with pytest.raises(TrainingError) as caught, compile_errors_named():
+    with pytest.raises(TrainingError) as caught, compile_errors():
         raise BackendCompilerFailed(None, RuntimeError(said), None)
     assert str(caught.value) == (
         "training.compile: the model could not be compiled: x.cpp:1: fatal error: omp.h: no such file "
         "(set it to false; --debug shows all that the compiler said)"
     )
-    with pytest.raises(RuntimeError, match="mat1"), compile_errors_named():
+    with pytest.raises(RuntimeError, match="mat1"), compile_errors():
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
 

@@ -40,10 +40,10 @@ def terminal(file: io.TextIOBase, width: int = 100) -> Console:
 def tell_everything(progress: Progress) -> None:
     """All that a run shows."""
     progress.say("data 中")
-    progress.training(1, NUMBERS, 60.0)
-    progress.validation(1, "validation at step 1: loss 2", [CHINESE])
-    progress.training(2, NUMBERS, 50.0)
-    progress.rolled_back(0, "the loss jumped")
+    progress.log_training(1, NUMBERS, 60.0)
+    progress.log_validation(1, "validation at step 1: loss 2", [CHINESE])
+    progress.log_training(2, NUMBERS, 50.0)
+    progress.log_rollback(0, "the loss jumped")
     progress.stop_live()
     progress.say("training ended")
 
@@ -109,18 +109,18 @@ def last_view(file: io.StringIO) -> str:
 def test_the_live_view_shows_the_newest_validation(tmp_path: Path) -> None:
     file = io.StringIO()
     progress = Progress(tmp_path, terminal(file))
-    progress.validation(5, "validation at step 5", [("a", "b", "before any update was shown")])
+    progress.log_validation(5, "validation at step 5", [("a", "b", "before any update was shown")])
     assert "before any update was shown" in last_view(file)
-    progress.training(9, NUMBERS, None)
+    progress.log_training(9, NUMBERS, None)
     assert "before any update was shown" in last_view(file)
-    progress.validation(10, "validation at step 10", [("a", "b", "newer")])
+    progress.log_validation(10, "validation at step 10", [("a", "b", "newer")])
     view = last_view(file)
     assert "newer" in view
     assert "before any update was shown" not in view
     assert "validation at step 5" not in view
-    progress.training(11, NUMBERS, None)
+    progress.log_training(11, NUMBERS, None)
     assert "newer" in last_view(file)
-    progress.validation(15, "validation at step 15", [])
+    progress.log_validation(15, "validation at step 15", [])
     assert "newer" not in last_view(file)
     progress.stop_live()
 
@@ -128,13 +128,13 @@ def test_the_live_view_shows_the_newest_validation(tmp_path: Path) -> None:
 def test_going_back_takes_later_validations_out_of_the_live_view(tmp_path: Path) -> None:
     file = io.StringIO()
     progress = Progress(tmp_path, terminal(file))
-    progress.training(9, NUMBERS, None)
-    progress.validation(10, "validation at step 10", [("a", "b", "of weights that are gone")])
+    progress.log_training(9, NUMBERS, None)
+    progress.log_validation(10, "validation at step 10", [("a", "b", "of weights that are gone")])
     last_view(file)
-    progress.rolled_back(10, "back to where it was validated")
+    progress.log_rollback(10, "back to where it was validated")
     assert "of weights that are gone" in last_view(file)
-    progress.rolled_back(5, "back")
-    progress.training(6, NUMBERS, None)
+    progress.log_rollback(5, "back")
+    progress.log_training(6, NUMBERS, None)
     view = last_view(file)
     assert "of weights that are gone" not in view
     assert "validation at step 10" not in view

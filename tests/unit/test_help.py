@@ -16,7 +16,7 @@ from mtkit.cli.terminal import own_command
 from mtkit.config.loading import config_keys, suggested_values
 from mtkit.config.sections import Config, DecodingConfig
 from mtkit.training.inputs import Inputs
-from mtkit.training.results import TextSet
+from mtkit.training.results import EvalSet
 from mtkit.translation.options import PRECISIONS
 
 
@@ -143,5 +143,5 @@ def test_what_is_to_be_typed_next_is_called_as_this_was(
     ],
 )
 def test_the_sentence_that_is_offered_reaches_echo_unchanged(lines: list[str], example: str | None) -> None:
-    inputs = Inputs(cast(Any, None), cast(Any, None), None, [TextSet("test", lines, lines)])
+    inputs = Inputs(cast(Any, None), cast(Any, None), None, [EvalSet("test", lines, lines)])
     assert inputs.example() == example

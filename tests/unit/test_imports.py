@@ -19,7 +19,7 @@ PACKAGE = Path(mtkit.__file__).parent
 
 LAYERS = [
     ["errors"],
-    ["files", "languages"],
+    ["files", "formatting", "languages"],
     ["config"],
     ["checkpoint", "device"],
     ["demo"],
@@ -53,6 +53,7 @@ STARTS_WITHOUT_TORCH = [
     *(name for name in MODULES if name.split(".")[0] == "config"),
     "errors",
     "files",
+    "formatting",
     "languages",
     "checkpoint",
     *(name for name in MODULES if name.split(".")[0] == "demo"),

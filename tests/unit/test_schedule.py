@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mtkit.config.sections import TrainingConfig
-from mtkit.training.schedule import learning_rate, low_peak, progress
+from mtkit.training.schedule import learning_rate, low_peak_warning, progress
 
 SCHEDULES = ["inverse_sqrt", "noam", "linear", "cosine", "constant"]
 
@@ -127,6 +127,6 @@ def test_by_default_noam_peaks_where_it_learns() -> None:
     ],
 )
 def test_a_factor_of_noam_that_looks_like_a_rate_is_warned_of(keys: dict[str, Any], peak: str | None) -> None:
-    warning = low_peak(TrainingConfig(**keys), 512)
+    warning = low_peak_warning(TrainingConfig(**keys), 512)
     assert (warning is None) == (peak is None)
     assert peak is None or (warning is not None and peak in warning and "usually 2.0" in warning)

@@ -51,7 +51,7 @@ def trainer_of(folder: Path, world: World = SINGLE_PROCESS) -> Trainer:
     path = tiny.write_config(folder / "config.yaml", run=folder / "run", root=folder)
     config = mtkit.load_config(path, OPTIONS)
     tokenizers, corpus = synthetic_inputs(config)
-    progress = Progress(folder / "run", Console(quiet=True), records=False)
+    progress = Progress(folder / "run", Console(quiet=True), writes_metrics=False)
     return Trainer(config, corpus, tokenizers, None, progress, Signals(), world)
 
 
