@@ -19,7 +19,7 @@ from mtkit.errors import ConfigError
 from mtkit.interop.ctranslate2 import export, import_ctranslate2
 from mtkit.translation.loading import load_model
 from mtkit.translation.segments import Request, Segment
-from mtkit.translation.sentence_splitting import join_parts
+from mtkit.translation.sentence_splitting import join_translations
 from mtkit.translation.translator import Translator
 
 _BATCH_SIZE = 64
@@ -104,7 +104,7 @@ def ctranslate2_system(other: Any, translator: Translator) -> System:
     src_pieces = [src.piece(i) for i in range(src.vocab_size)]
     tgt_ids = {tgt.piece(i): i for i in range(tgt.vocab_size)}
     decoding = translator.decoding
-    banned = [[tgt.piece(i)] for i in translator.options.suppressed]
+    banned = [[tgt.piece(i)] for i in translator.search_options.suppressed]
 
     def run(parts: list[Segment]) -> list[list[int]]:
         found = other.translate_batch(
@@ -149,7 +149,7 @@ def hugging_face_systems(model: str, translator: Translator) -> dict[str, System
             found = generate(
                 made, translator.ensemble.sources([parts[i].ids for i in batch]), tokenizers,
                 beam_size=decoding.beam_size, length_penalty=decoding.length_penalty,
-                most_pieces=max(parts[i].max_length for i in batch), suppressed=translator.options.suppressed,
+                most_pieces=max(parts[i].max_length for i in batch), suppressed=translator.search_options.suppressed,
                 no_repeat_ngram=decoding.no_repeat_ngram, min_pieces=decoding.min_pieces,
             )  # fmt: skip
             for i, row in zip(batch, found, strict=True):
@@ -169,6 +169,7 @@ def translated(
     over = {p.number for p, row in zip(parts, rows, strict=True) if len(row) + 1 > p.max_length}
     texts = iter(translator.tokenizers.tgt.decode(rows))
     hyps = [
-        join_parts(list(islice(texts, len(of_line))), [part.joint for part in of_line])[0] for of_line in cut
+        join_translations(list(islice(texts, len(of_line))), [part.boundary for part in of_line])[0]
+        for of_line in cut
     ]
     return Output(hyps, len(over))

@@ -12,7 +12,7 @@ import numpy as np
 from mtkit.files import storage_errors
 
 if TYPE_CHECKING:
-    from mtkit.translation.alignment import Aligned
+    from mtkit.translation.alignment import SegmentAttention
 
 
 class AttentionFile:
@@ -31,7 +31,7 @@ class AttentionFile:
                 self.archive = zipfile.ZipFile(self.path, "w", zipfile.ZIP_DEFLATED)
         return self
 
-    def add(self, line: int, parts: Sequence[Aligned]) -> None:
+    def add(self, line: int, parts: Sequence[SegmentAttention]) -> None:
         """The matrices of a line."""
         if self.archive is None or self.path is None:
             return

@@ -152,9 +152,9 @@ def _reference_sets(
 
 def _as_when_trained(config: Config, model: str) -> DataConfig:
     """The data of a model's config, with relative paths from the folder in which it was trained, if that is known."""
-    from mtkit.translation.model_folder import home_of
+    from mtkit.translation.model_folder import launch_folder
 
-    home, root = home_of(Path(model), config.run), os.path.expanduser(config.data.root)
+    home, root = launch_folder(Path(model), config.run), os.path.expanduser(config.data.root)
     if home is None or os.path.isabs(root):
         return config.data
     return config.data.model_copy(update={"root": str(home / root)})

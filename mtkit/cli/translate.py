@@ -127,7 +127,7 @@ def translate(
         refuse_no_symbol(tag, translator)
 
     from mtkit.files import LineReader
-    from mtkit.translation.options import LINES_AT_ONCE, TranslateOptions, say_nothing
+    from mtkit.translation.options import LINES_AT_ONCE, TranslateOptions, ignore_progress
     from mtkit.translation.protected import translate_protected
 
     reader = LineReader(job.files, keep_bad=on_error != "stop")
@@ -143,7 +143,7 @@ def translate(
         first_line=job.first,
         on_error=what_to_do,
         on_fault=report,
-        on_progress=say_nothing if quiet or typed else Ticker(job.total),
+        on_progress=ignore_progress if quiet or typed else Ticker(job.total),
     )
     lines = prompted(reader) if typed and not quiet and is_terminal(sys.stderr) else reader
     wanted = requests(job, lines, prefix, constraints, tag, keep_bad=on_error != "stop")

@@ -27,7 +27,7 @@ def decoding_of(model: str, changes: Mapping[str, Any]) -> DecodingConfig:
         ConfigError: a value is out of range; at the option.
         StorageError: there is no model.
     """
-    from mtkit.translation.model_folder import change_decoding, stored_decoding
+    from mtkit.translation.model_folder import override_decoding, read_decoding
 
     given = {"n_best": 1} | {key: value for key, value in changes.items() if value is not None}
     if given.get("mbr") == "none":
@@ -35,7 +35,7 @@ def decoding_of(model: str, changes: Mapping[str, Any]) -> DecodingConfig:
     if "suppress" in given:
         given["suppress"] = tuple(filter(None, given["suppress"]))
     try:
-        return change_decoding(stored_decoding(Path(model)), given)
+        return override_decoding(read_decoding(Path(model)), given)
     except ConfigError as error:
         where = None if error.where == "decoding" else error.where
         hint = error.hint or "--help tells the options"

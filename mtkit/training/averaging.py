@@ -39,7 +39,7 @@ from mtkit.files import committed_folder, remove_tree, storage_errors
 from mtkit.training.progress import METRICS_FILE
 from mtkit.training.resume import is_harmless
 from mtkit.training.validation import Standing, is_better
-from mtkit.translation.model_folder import find_checkpoint, stored_config, tokenizer_folder
+from mtkit.translation.model_folder import find_checkpoint, read_config, tokenizer_folder
 
 AVERAGE_FOLDER = "average"
 Say = Callable[[str], None]
@@ -157,7 +157,7 @@ def best_checkpoints(run: Path, number: int) -> list[Path]:
     if not found:
         return enough(found, number, run, "--best", "checkpoints")
     hint = "it was written by another version of mtkit, or changed by hand"
-    name = stored_config(found[0], hint).validation.best
+    name = read_config(found[0], hint).validation.best
     standings = validation_standings(run / METRICS_FILE, name)
     measured = [folder for folder in found if parse_step(folder.name) in standings]
     ranked: list[Path] = []
@@ -220,7 +220,7 @@ def write_average(sources: Sequence[Path], output: Path) -> None:
     for source in sources:
         verify_checkpoint(source)
     hint = "it was written by another version of mtkit, or changed by hand"
-    first = stored_config(sources[0], hint)
+    first = read_config(sources[0], hint)
     states = [read_json(source / STATE_FILE) for source in sources]
     tokenizers = [tokenizer_folder(source) for source in sources]
     fingerprints = {load_tokenizers(folder).fingerprint for folder in dict.fromkeys(tokenizers)}
@@ -228,7 +228,7 @@ def write_average(sources: Sequence[Path], output: Path) -> None:
     if len(fingerprints) > 1:
         _refuse_other_runs(sources, "they have different tokenizers")
     for source in sources[1:]:
-        changes = [line for line in diff_configs(first, stored_config(source, hint)) if not is_harmless(line)]
+        changes = [line for line in diff_configs(first, read_config(source, hint)) if not is_harmless(line)]
         if changes:
             _refuse_other_runs((sources[0], source), f"their configs differ: {'; '.join(changes)}")
     one_run = len(set(tokenizers)) == 1  # in which the data stayed the same, whichever version named it how

@@ -23,7 +23,7 @@ from mtkit.training.progress import METRICS_FILE
 from mtkit.training.state import TrainState
 from mtkit.training.trainer import Trainer
 from mtkit.training.validation import fingerprint_of
-from mtkit.translation.model_folder import stored_config
+from mtkit.translation.model_folder import read_config
 
 _HARMLESS = (
     "run", "data.root", "data.cache", "data.train", "data.valid", "data.test",
@@ -66,7 +66,7 @@ def find_resumable(config: Config, say: Callable[[str], None]) -> tuple[Config, 
     if found is not None:
         folder, checkpoint = found
         hint = "it was written by another version of mtkit: start anew with --fresh"
-        stored = stored_config(folder, hint)
+        stored = read_config(folder, hint)
         config = with_old_defaults(stored, config)
         refuse_changes(stored, config)
         if stored.data.train != config.data.train:

@@ -41,7 +41,7 @@ class Link(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Aligned:
+class SegmentAttention:
     """A sentence, its translation and the attention between them.
 
     Attributes:
@@ -65,7 +65,7 @@ class Aligned:
         return best[: len(self.tgt)]
 
 
-class Words:
+class WordIndex:
     """The words of a text by its characters, words being what white space divides."""
 
     def __init__(self, text: str) -> None:
@@ -76,7 +76,7 @@ class Words:
             self.numbers.append(number)
         self.count = number + inside
 
-    def within(self, span: Span) -> range:
+    def words_in(self, span: Span) -> range:
         """The words that a stretch of the text belongs to; if it is white space or empty, the word behind it."""
         if not self.count:
             return range(0)
@@ -91,16 +91,16 @@ class Words:
 
 def word_pairs(links: Iterable[Link], src: str, tgt: str) -> Pairs:
     """The words of two texts that links connect, in order."""
-    src_words, tgt_words = Words(src), Words(tgt)
+    src_words, tgt_words = WordIndex(src), WordIndex(tgt)
     found = {
-        pair for link in links for pair in product(src_words.within(link.src), tgt_words.within(link.tgt))
+        pair for link in links for pair in product(src_words.words_in(link.src), tgt_words.words_in(link.tgt))
     }
     return tuple(sorted(found))
 
 
 def align(
     ensemble: Ensemble, pairs: Sequence[tuple[Ids, Ids]], batch_tokens: int
-) -> Iterator[tuple[int, Aligned]]:
+) -> Iterator[tuple[int, SegmentAttention]]:
     """Pairs of a source and a target with the attention between them, by the first model: number and pair.
 
     They come in an order of their own, batch by batch of similar length; of the matrices, which are large, none is
@@ -118,7 +118,10 @@ def align(
         with out_of_memory_errors("lower decoding.batch_tokens (--batch-tokens)"):
             weights = cross_attention(ensemble.models[0], src_BS, tgt_in_BT, lengths)
         for i, (s, t), own in zip(batch.tolist(), rows, weights, strict=True):
-            yield i, Aligned(tuple(map(src.piece, s.tolist())), tuple(map(tgt.piece, t.tolist())), own)
+            yield (
+                i,
+                SegmentAttention(tuple(map(src.piece, s.tolist())), tuple(map(tgt.piece, t.tolist())), own),
+            )
         del own, weights
 
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from mtkit.errors import DataError
 from mtkit.search.state import Hypothesis
-from mtkit.translation.alignment import Aligned, Link, Pairs, align, word_pairs
+from mtkit.translation.alignment import Link, Pairs, SegmentAttention, align, word_pairs
 from mtkit.translation.ensemble import Ensemble
 from mtkit.translation.options import OnError
 from mtkit.translation.segments import Segment, place_of
-from mtkit.translation.sentence_splitting import join_parts
+from mtkit.translation.sentence_splitting import join_translations
 
-Source = tuple[list[int], Aligned | None]
+Source = tuple[list[int], SegmentAttention | None]
 """For each piece of a hypothesis the source piece that it came from; and the attention, if it is kept."""
 
 
@@ -29,7 +29,7 @@ class Translation:
     """What hypotheses are ranked by; 0 for an empty line, the mean over the parts of a cut line."""
     links: Pairs = ()
     """Pairs of a word of the line and a word of the text, from 0, if they were asked for."""
-    aligned: tuple[Aligned, ...] = ()
+    aligned: tuple[SegmentAttention, ...] = ()
     """Of the best translation, each part with its attention, if the translator keeps attention."""
     char_links: tuple[Link, ...] = ()
     """What `links` were read off: characters of the line and of the text."""
@@ -118,7 +118,7 @@ class Assembler:
         tgt = self.ensemble.tokenizers.tgt
         matched = list(zip(line.parts, hypotheses, strict=True))
         texts = [part.text(tgt, hypothesis.ids) for part, hypothesis in matched]
-        text, starts = join_parts(texts, [part.joint for part in line.parts])
+        text, starts = join_translations(texts, [part.boundary for part in line.parts])
         score = sum(hypothesis.score for hypothesis in hypotheses) / len(hypotheses)
         matrices = tuple(matrix for _, matrix in sources if matrix is not None)
         if not line.links:

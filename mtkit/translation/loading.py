@@ -11,7 +11,7 @@ from mtkit.data.tokenizer import Tokenizers, load_tokenizers
 from mtkit.errors import ConfigError, StorageError
 from mtkit.model.build import copy_weights, make_model
 from mtkit.model.transformer import Transformer
-from mtkit.translation.model_folder import find_checkpoint, stored_config, tokenizer_folder
+from mtkit.translation.model_folder import find_checkpoint, read_config, tokenizer_folder
 
 
 def load_model(path: Path) -> tuple[Config, Tokenizers, Transformer]:
@@ -19,7 +19,7 @@ def load_model(path: Path) -> tuple[Config, Tokenizers, Transformer]:
     folder = find_checkpoint(path)
     checkpoint = load_checkpoint(folder)
     hint = "it was written by another version of mtkit, or changed by hand"
-    config = stored_config(folder, hint, to_translate=True)
+    config = read_config(folder, hint, to_translate=True)
     tokenizers = load_tokenizers(tokenizer_folder(folder))
     if checkpoint.state.get("tokenizers", tokenizers.fingerprint) != tokenizers.fingerprint:
         what = "the tokenizer is not the one that this model was trained with"

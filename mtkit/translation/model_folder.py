@@ -43,7 +43,7 @@ def tokenizer_folder(checkpoint: Path) -> Path:
     return checkpoint
 
 
-def home_of(path: Path, run: str) -> Path | None:
+def launch_folder(path: Path, run: str) -> Path | None:
     """The folder in which `mtkit train` was called: there the relative paths of a run's config start.
 
     Known is the run folder, and how the config calls it; if it still lies so, what is above is that folder.
@@ -66,7 +66,7 @@ _SECTIONS_OF_TRAINING = ("training", "validation")
 """They decide nothing about what a trained model does."""
 
 
-def stored_config(checkpoint: Path, hint: str, *, to_translate: bool = False) -> Config:
+def read_config(checkpoint: Path, hint: str, *, to_translate: bool = False) -> Config:
     """The config in a checkpoint, of this version of mtkit or another.
 
     Args:
@@ -86,7 +86,7 @@ def stored_config(checkpoint: Path, hint: str, *, to_translate: bool = False) ->
         raise StorageError(what, where=str(checkpoint), hint=hint) from error
 
 
-def stored_decoding(path: Path) -> DecodingConfig:
+def read_decoding(path: Path) -> DecodingConfig:
     """How a run or checkpoint folder asks to be decoded; what this says, nothing has verified.
 
     Of a damaged folder these are the defaults: `loading.load_model` will say what is wrong with it.
@@ -96,12 +96,12 @@ def stored_decoding(path: Path) -> DecodingConfig:
     """
     folder = find_checkpoint(path)
     try:
-        return stored_config(folder, hint="", to_translate=True).decoding
+        return read_config(folder, hint="", to_translate=True).decoding
     except StorageError:
         return DecodingConfig()
 
 
-def change_decoding(decoding: DecodingConfig, changes: Mapping[str, object]) -> DecodingConfig:
+def override_decoding(decoding: DecodingConfig, changes: Mapping[str, object]) -> DecodingConfig:
     """How to decode, with other values for some keys; a larger `n_best` alone widens the beam.
 
     Raises:

@@ -25,7 +25,7 @@ def find_numbers(text: str) -> list[tuple[int, int]]:
     return [match.span() for match in _NUMBER.finditer(text)]
 
 
-def numbers_to_keep(text: str) -> tuple[str, ...]:
+def required_numbers(text: str) -> tuple[str, ...]:
     """The numbers of a text that its translation must have as digits, each once: in the order they come."""
     found = dict.fromkeys(text[start:end] for start, end in find_numbers(text))
     return tuple(number for number in found if number not in _SPELLED_OUT)
@@ -39,7 +39,7 @@ def has_number(text: str, number: str) -> bool:
     return _pattern(number).search(_in_ascii(text)) is not None
 
 
-def ways_to_write(number: str) -> tuple[str, ...]:
+def number_variants(number: str) -> tuple[str, ...]:
     """The number as it stands, then with the separators of other languages."""
     ways = [number, number.translate(str.maketrans(".,", ",.")), number.replace("/", ".")]
     if all(len(group) == 3 for group in re.findall(r"\d+", number)[1:]):

@@ -27,7 +27,7 @@ def _ignore_fault(number: int, fault: DataError) -> None:
     """Do nothing: `Translation.fault` has it too."""
 
 
-def say_nothing(num_lines: int) -> None:
+def ignore_progress(num_lines: int) -> None:
     """Do not report progress."""
 
 
@@ -62,14 +62,14 @@ class TranslateOptions:
     first_line: int = 0
     on_error: OnError = "stop"
     on_fault: Callable[[int, DataError], None] = _ignore_fault
-    on_progress: Callable[[int], None] = say_nothing
+    on_progress: Callable[[int], None] = ignore_progress
     num_workers: int = MAX_WORKERS
 
 
 DEFAULT_OPTIONS = TranslateOptions()
 
 
-class DecodingChanges(TypedDict, total=False):
+class DecodingOverrides(TypedDict, total=False):
     """Keys of `DecodingConfig`, where they are described: those that are given replace the run's own."""
 
     beam_size: int

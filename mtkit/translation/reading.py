@@ -20,7 +20,7 @@ def always_ready(seconds: float) -> bool:
     return True
 
 
-def in_chunks(
+def read_chunks(
     items: Iterable[T], number: int, is_ready: Callable[[float], bool] = always_ready
 ) -> Iterator[list[T]]:
     """Lists of so many items; of fewer where the next item would have to be waited for, and at the end.

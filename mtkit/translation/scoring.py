@@ -22,7 +22,7 @@ from mtkit.search.state import SearchOptions
 from mtkit.translation.assembly import Translation
 from mtkit.translation.ensemble import Ensemble
 from mtkit.translation.options import LINES_AT_ONCE, TranslateOptions
-from mtkit.translation.reading import in_chunks
+from mtkit.translation.reading import read_chunks
 from mtkit.translation.segments import Request, Segmenter
 from mtkit.translation.sentence_splitting import split_sentences as split_sentences_of
 
@@ -73,7 +73,7 @@ class Scorer:
     ) -> Iterator[tuple[str, Translation | None]]:
         """See `Translator.score_stream`."""
         first = 1
-        for chunk in in_chunks(pairs, LINES_AT_ONCE):
+        for chunk in read_chunks(pairs, LINES_AT_ONCE):
             srcs, tgts = [pair[0] for pair in chunk], [pair[1] for pair in chunk]
             cut = self._cut(srcs, tgts, tag, split_sentences)
             faults = self._too_long(cut, first)

@@ -19,9 +19,9 @@ from mtkit.errors import DataError
 from mtkit.files import BadLine
 from mtkit.search.constraints import Constraint
 from mtkit.translation.alignment import Link
-from mtkit.translation.numbers import numbers_to_keep, ways_to_write
+from mtkit.translation.numbers import number_variants, required_numbers
 from mtkit.translation.options import DEFAULT_OPTIONS, TranslateOptions
-from mtkit.translation.sentence_splitting import UNSPACED, Joint, cut_joint, sentence_spans, split_point
+from mtkit.translation.sentence_splitting import UNSPACED, Boundary, boundary_at, sentence_spans, split_point
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Segment:
     constraints: tuple[Constraint, ...] = ()
     numbers_kept: tuple[str, ...] = ()  # numbers that become constraints if the search left them out
     num_tag: int = 0  # ids that are the tag's
-    joint: Joint = "sentence"  # with the part before
+    boundary: Boundary = "sentence"  # with the part before
     # The characters of the line that the ids of the text stand for, if links are wanted:
     spans: tuple[Span, ...] = ()
     # Pieces of the prefix that the vocabulary lacks, place and text:
@@ -115,7 +115,7 @@ class _TextSpan:
 
     text: str
     ids: Ids
-    joint: Joint = "sentence"  # with the one before
+    boundary: Boundary = "sentence"  # with the one before
     spans: tuple[Span, ...] = ()  # of each id, in the line; if they are wanted or were needed
 
 
@@ -196,7 +196,7 @@ class Segmenter:
         """A part with its numbers as further constraints, as far as they can be written."""
         constraints = part.constraints
         for number in part.numbers_kept:
-            encoded = self.tokenizers.tgt.encode(ways_to_write(number))
+            encoded = self.tokenizers.tgt.encode(number_variants(number))
             phrases = [tuple(ids.tolist()) for ids in encoded if not self.suppressed & set(ids.tolist())]
             if phrases:
                 constraints = (*constraints, Constraint(tuple(phrases), self.followers))
@@ -240,9 +240,9 @@ class Segmenter:
                 limit(len(segment.ids)),
                 number,
                 place,
-                numbers_kept=numbers_to_keep(segment.text) if request.keep_numbers else (),
+                numbers_kept=required_numbers(segment.text) if request.keep_numbers else (),
                 num_tag=len(tag),
-                joint=segment.joint,
+                boundary=segment.boundary,
                 spans=segment.spans,
             )
             for place, segment in enumerate(segments)
@@ -345,13 +345,13 @@ class Segmenter:
         spans, pieces = src.spans(text), src.pieces(text)
         in_line = [(first + start, first + end) for start, end in spans]
         start = 0
-        joint: Joint = "sentence"
+        boundary: Boundary = "sentence"
         while start < len(ids):
             is_last = len(ids) - start <= most
             end = len(ids) if is_last else start + split_point(pieces[start : start + most])
             stop = len(text) if is_last else spans[end][0]
-            yield _TextSpan(text[spans[start][0] : stop], ids[start:end], joint, tuple(in_line[start:end]))
-            start, joint = end, cut_joint(text, stop)
+            yield _TextSpan(text[spans[start][0] : stop], ids[start:end], boundary, tuple(in_line[start:end]))
+            start, boundary = end, boundary_at(text, stop)
 
 
 def place_of(number: int) -> str:

@@ -16,7 +16,7 @@ HAN_AND_KANA = "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9
 UNSPACED = HAN_AND_KANA + "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 """The same, and the letters of Thai, Lao, Burmese and Khmer, which put spaces between sentences, but not words."""
 
-Joint = Literal["sentence", "words", "word"]
+Boundary = Literal["sentence", "words", "word"]
 """Where a line is cut: between two sentences, between two words, or within a word."""
 
 _ENGLISH = "mr mrs ms dr prof st vs etc e.g i.e cf no vol fig approx jr sr inc ltd co corp gen sen rep gov"
@@ -80,7 +80,7 @@ def split_point(pieces: Sequence[str]) -> int:
     return max(clauses or words or [len(pieces)])
 
 
-def cut_joint(text: str, place: int) -> Joint:
+def boundary_at(text: str, place: int) -> Boundary:
     """What is divided by a cut within a sentence, before one of its characters."""
     before, after = text[place - 1 : place], text[place : place + 1]
     spaced = before.isspace() or after.isspace()
@@ -88,29 +88,29 @@ def cut_joint(text: str, place: int) -> Joint:
     return "words" if spaced or unspaced else "word"
 
 
-def join_parts(texts: Sequence[str], joints: Sequence[Joint]) -> tuple[str, list[int]]:
+def join_translations(texts: Sequence[str], boundaries: Sequence[Boundary]) -> tuple[str, list[int]]:
     """The translations of the parts of a line as one text, and where in it each begins.
 
     Args:
-        joints: of each part, with the one before.
+        boundaries: of each part, with the one before.
     """
     joined, starts, length, last = list[str](), list[int](), 0, ""
-    for text, joint in zip(texts, joints, strict=True):
-        space = space_between(last, text, joint)
+    for text, boundary in zip(texts, boundaries, strict=True):
+        space = separator(last, text, boundary)
         joined += [space, text]
         starts.append(length + len(space))
         length, last = starts[-1] + len(text), text or last
     return "".join(joined), starts
 
 
-def space_between(left: str, right: str, joint: Joint) -> str:
+def separator(left: str, right: str, boundary: Boundary) -> str:
     """What stands between the translations of two parts of a line: a space, or nothing.
 
-    That depends on the target language, which the letters beside the joint tell: Chinese and Japanese have no spaces;
+    That depends on the target language, which the letters on both sides tell: Chinese and Japanese have no spaces;
     Thai, Lao, Burmese and Khmer have none within a sentence.
     """
-    if not left or not right or joint == "word" or left[-1] in _FULL_WIDTH_BREAKS + "」』":
+    if not left or not right or boundary == "word" or left[-1] in _FULL_WIDTH_BREAKS + "」』":
         return ""
-    script = _HAN_OR_KANA if joint == "sentence" else _UNSPACED
+    script = _HAN_OR_KANA if boundary == "sentence" else _UNSPACED
     last, first = _LETTER.search(left[::-1]), _LETTER.search(right)
     return "" if last and first and script.match(last[0]) and script.match(first[0]) else " "

@@ -25,17 +25,17 @@ from mtkit.translation.assembly import Assembler, SearchedLine, Translation
 from mtkit.translation.batched_search import BatchedSearch
 from mtkit.translation.ensemble import Ensemble
 from mtkit.translation.loading import load_ensemble_members, load_model, usual_src_tokens
-from mtkit.translation.model_folder import change_decoding, stored_decoding
+from mtkit.translation.model_folder import override_decoding, read_decoding
 from mtkit.translation.next_words import Alternative, best_next_words
 from mtkit.translation.numbers import has_number
 from mtkit.translation.options import (
     DEFAULT_OPTIONS,
-    DecodingChanges,
+    DecodingOverrides,
     TranslateOptions,
     check_precision,
     refuse_text,
 )
-from mtkit.translation.reading import in_chunks
+from mtkit.translation.reading import read_chunks
 from mtkit.translation.scoring import Scorer
 from mtkit.translation.segments import Request, Segment, Segmenter
 
@@ -72,12 +72,12 @@ class Translator:
         self.max_source_tokens, self.int8 = max_source_tokens, int8
         self.ensemble = Ensemble((model, *others), tokenizers)
         self.device = self.ensemble.device
-        self.batches = BatchedSearch(self.ensemble, decoding)
-        self.options = self.batches.options
+        self.batched_search = BatchedSearch(self.ensemble, decoding)
+        self.search_options = self.batched_search.options
         self.segmenter = Segmenter(
-            tokenizers, decoding, self.options.suppressed, max_source_tokens, usual_src_tokens
+            tokenizers, decoding, self.search_options.suppressed, max_source_tokens, usual_src_tokens
         )
-        self.scorer = Scorer(self.ensemble, decoding, self.options, self.segmenter)
+        self.scorer = Scorer(self.ensemble, decoding, self.search_options, self.segmenter)
         self.assembler = Assembler(self.ensemble, decoding.batch_tokens)
 
     @property
@@ -95,7 +95,7 @@ class Translator:
         device: str = "auto",
         precision: str = "auto",
         ensemble: Sequence[str | Path] = (),
-        **changes: Unpack[DecodingChanges],
+        **changes: Unpack[DecodingOverrides],
     ) -> Translator:
         """A translator from a run folder (its best checkpoint) or a checkpoint folder.
 
@@ -113,7 +113,7 @@ class Translator:
                 device is not there, or has no int8; a model of the ensemble has another vocabulary.
         """
         check_precision(precision)
-        decoding = change_decoding(decoding or stored_decoding(Path(path)), changes)
+        decoding = override_decoding(decoding or read_decoding(Path(path)), changes)
         for found in ineffective_decoding_settings(decoding, changes):
             raise ConfigError(found.what, where=found.key, hint=found.hint)
         chosen = choose_device(device, "device")
@@ -179,14 +179,14 @@ class Translator:
                 With `options.on_error` "skip" or "copy" only what ends the lines, as a file that cannot be read.
         """
         refuse_text(lines, "lines")
-        return self._in_chunks(lines, options)
+        return self._translate_chunks(lines, options)
 
-    def _in_chunks(
+    def _translate_chunks(
         self, lines: Iterable[str | Request], options: TranslateOptions
     ) -> Iterator[list[Translation]]:
         """Translate what is read ahead, again and again."""
         first = options.first_line
-        for chunk in in_chunks(lines, options.read_ahead, options.is_ready):
+        for chunk in read_chunks(lines, options.read_ahead, options.is_ready):
             yield from self._translate_chunk(list(map(Request.of, chunk)), first, options)
             first += len(chunk)
 
@@ -222,7 +222,7 @@ class Translator:
                 options.on_fault(line_number, fault)
                 part = None
             ends = self.segmenter.word_ends
-            yield best_next_words(self.ensemble, part, self.options, ends, number) if part else []
+            yield best_next_words(self.ensemble, part, self.search_options, ends, number) if part else []
             options.on_progress(1)
 
     def score_stream(
@@ -272,7 +272,7 @@ class Translator:
     def search_ids(self, sentences: Sequence[Ids]) -> list[list[Hypothesis]]:
         """The hypotheses of tokenized sentences, in their order."""
         limit = self.decoding.max_length
-        return self.batches.search_segments(
+        return self.batched_search.search_segments(
             [Segment(ids, limit(len(ids)), number) for number, ids in enumerate(sentences)]
         )
 
@@ -308,7 +308,7 @@ class Translator:
         every = [part for parts in of_lines for part in parts]
         finished = _LineCounter(list(map(len, of_lines)), options.on_progress)
         workers = options.num_workers
-        found = self.batches.search_segments(every, finished, workers)
+        found = self.batched_search.search_segments(every, finished, workers)
         of_parts = iter(self._with_kept(every, found, workers))
         return [
             SearchedLine(
@@ -340,7 +340,7 @@ class Translator:
         if not again:
             return chosen
         found = list(chosen)
-        results = self.batches.search_segments(
+        results = self.batched_search.search_segments(
             [self.segmenter.keeping(parts[i]) for i in again], num_workers=num_workers
         )
         for i, hypotheses in zip(again, results, strict=True):

@@ -25,7 +25,7 @@ from mtkit.cli import app
 from mtkit.training.progress import Progress
 from mtkit.training.run import TrainResult
 from mtkit.training.trainer import Trainer
-from mtkit.translation.model_folder import home_of
+from mtkit.translation.model_folder import launch_folder
 
 
 def train(config: Path, *overrides: str) -> TrainResult:
@@ -511,7 +511,7 @@ def test_where_a_run_was_started(tmp_path: Path, folder: str, run: str, home: st
     (tmp_path / folder / "best/manifest.json").touch()
     expected = None if home is None else tmp_path / home
     for path in (tmp_path / folder, tmp_path / folder / "best"):
-        assert home_of(path, run) == expected
+        assert launch_folder(path, run) == expected
 
 
 def test_evaluate_a_model_on_other_files(trained: Path, corpus: Path) -> None:

@@ -14,7 +14,7 @@ from mtkit.data.readers import Pair
 from mtkit.data.tokenizer import make_tokenizers
 from mtkit.model.build import make_model
 from mtkit.translation import assembly as translation_module
-from mtkit.translation.alignment import Words
+from mtkit.translation.alignment import WordIndex
 from mtkit.translation.options import TranslateOptions
 from mtkit.translation.translator import MAX_LINES_WITH_ATTENTION, Translator
 
@@ -81,11 +81,11 @@ def test_links_do_not_depend_on_the_neighbours() -> None:
 
 
 def test_words_that_a_stretch_of_text_belongs_to() -> None:
-    words = Words("  ab  cd\u3000e ")
+    words = WordIndex("  ab  cd\u3000e ")
     spans = [(0, 0), (0, 2), (2, 3), (1, 4), (4, 8), (6, 6), (3, 7), (8, 9), (11, 11), (10, 11)]
-    found = [list(words.within(span)) for span in spans]
+    found = [list(words.words_in(span)) for span in spans]
     assert found == [[0], [0], [0], [0], [1], [1], [0, 1], [2], [2], [2]]
-    assert list(Words(" \t").within((0, 1))) == []
+    assert list(WordIndex(" \t").words_in((0, 1))) == []
 
 
 ODD = [
@@ -122,8 +122,8 @@ def test_each_piece_belongs_to_the_word_it_was_made_of() -> None:
     """A zero-width space divides pieces, but not words; an accent by itself becomes two pieces."""
     src = make().tokenizers.src
     for line in ODD:
-        spans, words = src.spans(line), Words(line)
+        spans, words = src.spans(line), WordIndex(line)
         assert len(spans) == len(src.encode([line])[0])
-        covered = {number for span in spans for number in words.within(span)}
+        covered = {number for span in spans for number in words.words_in(span)}
         assert covered == {i for i, word in enumerate(line.split()) if len(src.encode([word])[0])}
         assert "".join(src.token_texts(src.encode([line])[0].tolist())) == src.decode(src.encode([line]))[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mtkit.translation.numbers import has_number, numbers_to_keep, ways_to_write
+from mtkit.translation.numbers import has_number, number_variants, required_numbers
 
 WRITTEN_SET = Path(__file__).parent.parent / "data" / "protect.en-de.tsv"
 
@@ -25,7 +25,7 @@ WRITTEN_SET = Path(__file__).parent.parent / "data" / "protect.en-de.tsv"
     ],
 )
 def test_numbers_that_are_looked_after(text: str, numbers: tuple[str, ...]) -> None:
-    assert numbers_to_keep(text) == numbers
+    assert required_numbers(text) == numbers
 
 
 @pytest.mark.parametrize(
@@ -66,13 +66,13 @@ def test_whether_a_translation_has_a_number(text: str, number: str, there: bool)
 
 
 def test_ways_to_write_a_number() -> None:
-    assert ways_to_write("3.5") == ("3.5", "3,5")
-    assert ways_to_write("1,000") == ("1,000", "1.000", "1000")
-    assert ways_to_write("12/05/2021") == ("12/05/2021", "12.05.2021")
-    assert ways_to_write("2016") == ("2016",)
+    assert number_variants("3.5") == ("3.5", "3,5")
+    assert number_variants("1,000") == ("1,000", "1.000", "1000")
+    assert number_variants("12/05/2021") == ("12/05/2021", "12.05.2021")
+    assert number_variants("2016") == ("2016",)
 
 
 def test_right_translations_have_all_numbers() -> None:
     for row in WRITTEN_SET.read_text(encoding="utf-8").splitlines():
         source, target = row.split("\t")
-        assert all(has_number(target, number) for number in numbers_to_keep(source)), row
+        assert all(has_number(target, number) for number in required_numbers(source)), row

@@ -5,10 +5,10 @@ import random
 import pytest
 
 from mtkit.translation.sentence_splitting import (
-    Joint,
-    cut_joint,
+    Boundary,
+    boundary_at,
     sentence_spans,
-    space_between,
+    separator,
     split_sentences,
 )
 
@@ -41,7 +41,7 @@ def test_where_sentences_end(sentences: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("left", "right", "joint", "space"),
+    ("left", "right", "boundary", "space"),
     [
         ("One.", "Two.", "sentence", " "),
         ("他来了。", "她走了。", "sentence", ""),
@@ -60,12 +60,14 @@ def test_where_sentences_end(sentences: list[str]) -> None:
         ("...", "!!!", "sentence", " "),
     ],
 )
-def test_what_divides_the_translations_of_parts(left: str, right: str, joint: Joint, space: str) -> None:
-    assert space_between(left, right, joint) == space
+def test_what_divides_the_translations_of_parts(
+    left: str, right: str, boundary: Boundary, space: str
+) -> None:
+    assert separator(left, right, boundary) == space
 
 
 @pytest.mark.parametrize(
-    ("text", "place", "joint"),
+    ("text", "place", "boundary"),
     [
         ("one two", 3, "words"),
         ("one two", 4, "words"),
@@ -75,8 +77,8 @@ def test_what_divides_the_translations_of_parts(left: str, right: str, joint: Jo
         ("มาแล้ว", 2, "words"),
     ],
 )
-def test_what_a_cut_divides(text: str, place: int, joint: Joint) -> None:
-    assert cut_joint(text, place) == joint
+def test_what_a_cut_divides(text: str, place: int, boundary: Boundary) -> None:
+    assert boundary_at(text, place) == boundary
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -93,7 +95,7 @@ def test_a_line_that_is_split_and_joined_is_the_line(seed: int) -> None:
     line = space.join(rng.choices(sentences, k=rng.randint(1, 6)))
     joined = ""
     for sentence in split_sentences(line):
-        joined += space_between(joined, sentence, "sentence") + sentence
+        joined += separator(joined, sentence, "sentence") + sentence
     assert joined == line
 
 

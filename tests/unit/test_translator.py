@@ -35,8 +35,8 @@ from mtkit.translation import batched_search as batches
 from mtkit.translation.assembly import Translation
 from mtkit.translation.loading import find_checkpoint, load_model
 from mtkit.translation.mbr import Utility, minimum_risk
-from mtkit.translation.options import DecodingChanges, TranslateOptions
-from mtkit.translation.reading import PATIENCE_SECONDS, in_chunks
+from mtkit.translation.options import DecodingOverrides, TranslateOptions
+from mtkit.translation.reading import PATIENCE_SECONDS, read_chunks
 from mtkit.translation.segments import Request, Segment
 from mtkit.translation.sentence_splitting import split_point
 from mtkit.translation.translator import Translator
@@ -196,7 +196,7 @@ def test_a_steady_writer_does_not_keep_a_line_for_ever(monkeypatch: pytest.Monke
         waits.append(seconds)
         return seconds > 0
 
-    assert [len(chunk) for chunk in in_chunks(range(10), 100, is_ready)] == [5, 5]
+    assert [len(chunk) for chunk in read_chunks(range(10), 100, is_ready)] == [5, 5]
     assert waits[:5] == pytest.approx([PATIENCE_SECONDS * i / 4 for i in (4, 3, 2, 1, 0)], abs=1e-9)
 
 
@@ -255,7 +255,7 @@ def test_cached_search_equals_search_without_a_cache(positions: str, beam_size: 
         ids = src.encode([line])[0]
         src_BS = torch.tensor([[*ids.tolist(), src.eos]])
         whole = WholeStepper(translator.model, src_BS, beam_size)
-        (theirs,) = search(whole, [translator.decoding.max_length(len(ids))], translator.options)
+        (theirs,) = search(whole, [translator.decoding.max_length(len(ids))], translator.search_options)
         assert [h.ids for h in ours] == [h.ids for h in theirs]
         assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=1e-5)
 
@@ -407,7 +407,7 @@ class Recorder(Translator):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.parts: list[list[int]] = []
-        self.batches.search_segments = self.note  # type: ignore[method-assign]
+        self.batched_search.search_segments = self.note  # type: ignore[method-assign]
 
     def note(self, parts: Sequence[Segment], *_: Any) -> list[list[Hypothesis]]:
         self.parts = [part.ids.tolist() for part in parts]
@@ -544,7 +544,7 @@ def test_lines_that_cannot_be_translated_are_passed_over(on_error: Any, read_ahe
     def nothing(parts: Sequence[Segment], *_: Any, **__: Any) -> list[list[Hypothesis]]:
         return [[] for _ in parts]
 
-    translator.batches.search_segments = nothing  # type: ignore[method-assign]
+    translator.batched_search.search_segments = nothing  # type: ignore[method-assign]
     [translation] = translator.translate(["a bird"], options)
     assert (translation.text, told[-1][0]) == ("a bird" if on_error == "copy" else "", 10)
     with pytest.raises(DataError, match="no translation has a score"):
@@ -662,7 +662,7 @@ def test_changes_are_checked_before_a_model_is_loaded(
 
 
 def test_the_changes_are_all_keys_of_the_decoding_with_their_types() -> None:
-    types, keys = get_type_hints(DecodingChanges), get_type_hints(DecodingConfig)
+    types, keys = get_type_hints(DecodingOverrides), get_type_hints(DecodingConfig)
     assert list(types) == list(DecodingConfig.model_fields)
     for name in types:
         assert types[name] == (Sequence[str] if name == "suppress" else keys[name]), name
@@ -773,4 +773,4 @@ def test_options_come_from_the_config_and_the_tokenizer() -> None:
     translator = make(beam_size=4, n_best=2, length_penalty=0.3)
     tgt = translator.tokenizers.tgt
     options = SearchOptions(4, tgt.bos, tgt.eos, 2, 0.3)
-    assert replace(translator.options, suppressed=()) == options
+    assert replace(translator.search_options, suppressed=()) == options
