@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 from mtkit.cli.line_format import LineFormat
 from mtkit.errors import ConfigError
 from mtkit.files import count_lines, drop_last_lines, last_line, read_lines, truncate_partial_line
+from mtkit.torchrun import read_ranks
 
 _ENDLESS = 2**62
 """More lines than any stream has."""
@@ -34,13 +35,14 @@ class Shard:
         raise ConfigError(f"{text!r} is no part", where="--shard", hint="2/8 is the second of eight")
 
     @classmethod
-    def of_process(cls, environment: Mapping[str, str]) -> Shard:
-        """The part of a process that torchrun started; else all."""
-        rank, size = environment.get("RANK", "0"), environment.get("WORLD_SIZE", "1")
-        if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
-            what = f"RANK is {rank!r} and WORLD_SIZE {size!r}"
-            raise ConfigError(what, hint="start several processes with torchrun, or unset both")
-        return cls(int(rank) + 1, int(size))
+    def of_process(cls) -> Shard:
+        """Return the shard of a process that torchrun started; otherwise the whole input.
+
+        Raises:
+            ConfigError: If torchrun's variables are incomplete.
+        """
+        ranks = read_ranks()
+        return cls(ranks.rank + 1, ranks.world_size)
 
     def lines(self, total: int) -> range:
         """Its lines of so many, from 0."""

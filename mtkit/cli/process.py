@@ -15,8 +15,9 @@ from typing import Any
 import typer
 
 from mtkit.cli.commands import app
-from mtkit.cli.terminal import flush_or_drop, is_main_process, say, spell_everything
+from mtkit.cli.terminal import flush_or_drop, say, spell_everything
 from mtkit.errors import ConfigError, MtkitError, StorageError
+from mtkit.torchrun import is_main_process
 
 # Newer typers carry their own click: this is the one in use.
 _UsageError: Any = typer.BadParameter.__bases__[0]

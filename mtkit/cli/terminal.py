@@ -67,11 +67,6 @@ def flush_or_drop(stream: TextIO | None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def is_main_process() -> bool:
-    """Whether this is the process that speaks, of those that torchrun may have started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def say(text: str, end: str = "\n") -> None:
     """Show something on stderr, if there is one. What nobody reads is no fault."""
     if sys.stderr is not None:  # print would take stdout in its place

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from mtkit.cli import options
-from mtkit.cli.terminal import flush_or_drop, is_main_process, make_console, own_command, print_text
+from mtkit.cli.terminal import flush_or_drop, make_console, own_command, print_text
+from mtkit.torchrun import is_main_process
 
 
 def train(

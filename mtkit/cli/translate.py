@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -198,7 +197,7 @@ def _own_share(
 
     if shard is not None:
         return Shard.parse(shard), output, attention
-    part = Shard.of_process(os.environ)
+    part = Shard.of_process()
     if part.count == 1:
         return part, output, attention
     if output is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtkit.cli.rules import option_of
 from mtkit.errors import ConfigError
+from mtkit.torchrun import read_ranks
 from mtkit.translation.options import check_precision
 
 if TYPE_CHECKING:
@@ -63,9 +63,7 @@ def load_translator_and_config(
     from mtkit.translation.loading import load_ensemble_members, load_model, usual_src_tokens
     from mtkit.translation.translator import Translator
 
-    number = os.environ.get("LOCAL_RANK", "")  # of several processes that torchrun started, each has its GPU
-    together = os.environ.get("WORLD_SIZE", "1") != "1" and number.isdecimal()
-    chosen = choose_device(device, "--device", int(number) if together else None)
+    chosen = choose_device(device, "--device", read_ranks().local_rank)
     config, tokenizers, network = load_model(Path(model))
     others = load_ensemble_members(ensemble, tokenizers, model)
     usual = usual_src_tokens(model)

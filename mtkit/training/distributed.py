@@ -7,10 +7,9 @@ CPU tensors (gloo), also where gradients go over NCCL. Nothing is pickled.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +22,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from mtkit.errors import ConfigError, TrainingError
+from mtkit.torchrun import read_ranks
 
 _COLLECTIVE_TIMEOUT = timedelta(seconds=60)
 """For gradients and the like, which all processes come to at the same time."""
@@ -125,23 +125,6 @@ def peer_failure_errors() -> Iterator[None]:
         raise TrainingError(what, hint="its own message says why; see that of process 0 first") from error
 
 
-def environment(variables: Mapping[str, str] = os.environ) -> tuple[int, int, int | None]:
-    """(rank, size, local rank) as torchrun tells them, else (0, 1, None). Raises: ConfigError: they are incomplete."""
-    hint = "start several processes with torchrun, or unset WORLD_SIZE"
-    try:
-        size = int(variables.get("WORLD_SIZE", "1"))
-        if size == 1:
-            return 0, 1, None
-        rank, local_rank = int(variables["RANK"]), int(variables["LOCAL_RANK"])
-    except ValueError as error:
-        raise ConfigError("WORLD_SIZE, RANK and LOCAL_RANK are not numbers", hint=hint) from error
-    except KeyError as error:
-        raise ConfigError(f"WORLD_SIZE is set, but {error.args[0]} is not", hint=hint) from error
-    if not variables.get("MASTER_ADDR") or not variables.get("MASTER_PORT"):
-        raise ConfigError("WORLD_SIZE is set, but MASTER_ADDR or MASTER_PORT is not", hint=hint)
-    return rank, size, local_rank
-
-
 @contextmanager
 def init_distributed(device: torch.device, *, compiles: bool = False) -> Iterator[World]:
     """Join the processes that torchrun started; without torchrun, one alone.
@@ -150,7 +133,7 @@ def init_distributed(device: torch.device, *, compiles: bool = False) -> Iterato
         device: of this process's model: decides between NCCL and gloo for gradients.
         compiles: whether torch.compile may hold a process up.
     """
-    rank, size, local_rank = environment()
+    rank, size, local_rank = read_ranks(communicates=True)
     if size == 1:
         yield World()
         return

@@ -24,8 +24,8 @@ from mtkit.device import choose_device, configure_malloc, dtype_name
 from mtkit.errors import StorageError
 from mtkit.evaluation import metrics
 from mtkit.files import publish_folder, storage_errors
+from mtkit.torchrun import read_ranks
 from mtkit.training.compiling import check_compiler
-from mtkit.training.distributed import environment
 from mtkit.training.results import TEST_METRICS, EvalSet, check_test_names
 from mtkit.training.schedule import low_peak_warning
 from mtkit.training.trainer import Trainer
@@ -66,8 +66,7 @@ def configure_process(config: Config) -> torch.device:
         torch.set_num_threads(config.training.num_threads)
     wanted, tokenizer = (*config.validation.metrics, *TEST_METRICS), config.validation.bleu_tokenizer
     metrics.check_metrics(wanted, tokenize=tokenizer, tgt=config.data.tgt)
-    _, _, local_rank = environment()
-    device = choose_device(config.training.device, local_rank=local_rank)
+    device = choose_device(config.training.device, local_rank=read_ranks(communicates=True).local_rank)
     if config.training.compile:
         check_compiler(device)
     return device

@@ -5,7 +5,6 @@ Memory is not learned about at step 40,000: what is run here is the worst that t
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +13,7 @@ from mtkit.data.batching import make_batch, num_positions
 from mtkit.data.order import Indices
 from mtkit.device import out_of_memory_errors, peak_memory, reset_peak_memory
 from mtkit.errors import TrainingError
+from mtkit.torchrun import local_world_size
 from mtkit.training.memory_limits import available_bytes
 from mtkit.training.parallel import num_held
 
@@ -107,7 +107,7 @@ def _slices_for_memory(trainer: Trainer, batch: Indices) -> int:
     before = peak_memory(trainer.device)
     _run_micro_batch(trainer, batch, probe)
     needed = probe * max(0, peak_memory(trainer.device) - before)
-    available = available_bytes(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    available = available_bytes(local_world_size())
     slices = trainer.state.slices
     if trainer.state.step == 0 or needed / slices > available:
         while _SAFETY * needed / slices > available and slices < len(batch):

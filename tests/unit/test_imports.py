@@ -19,7 +19,7 @@ PACKAGE = Path(mtkit.__file__).parent
 
 LAYERS = [
     ["errors"],
-    ["files", "formatting", "languages"],
+    ["files", "formatting", "languages", "torchrun"],
     ["config"],
     ["checkpoint", "device"],
     ["demo"],
@@ -55,6 +55,7 @@ STARTS_WITHOUT_TORCH = [
     "files",
     "formatting",
     "languages",
+    "torchrun",
     "checkpoint",
     *(name for name in MODULES if name.split(".")[0] == "demo"),
     "translation.model_folder",

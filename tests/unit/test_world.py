@@ -6,27 +6,29 @@ import pytest
 import torch
 
 from mtkit.errors import ConfigError, TrainingError
-from mtkit.training.distributed import SINGLE_PROCESS, World, environment, peer_failure_errors
+from mtkit.torchrun import Ranks, read_ranks
+from mtkit.training.distributed import SINGLE_PROCESS, World, peer_failure_errors
 from mtkit.training.validation import interleave
 
 TOLD = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
 
 
 def test_what_the_launcher_tells() -> None:
-    assert environment({}) == (0, 1, None)
-    assert environment({"WORLD_SIZE": "1"}) == (0, 1, None)
-    assert environment(TOLD) == (3, 4, 1)
+    assert read_ranks({}) == read_ranks({"WORLD_SIZE": "1"}) == Ranks(0, 1, None)
+    assert read_ranks(TOLD) == read_ranks(TOLD, communicates=True) == Ranks(3, 4, 1)
+    assert read_ranks({"WORLD_SIZE": "3", "RANK": "2"}) == Ranks(2, 3, None)
 
 
 @pytest.mark.parametrize("missing", ["RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
 def test_what_is_left_over_of_a_launcher_is_refused(missing: str) -> None:
     with pytest.raises(ConfigError, match=missing):
-        environment({name: value for name, value in TOLD.items() if name != missing})
+        read_ranks({name: value for name, value in TOLD.items() if name != missing}, communicates=True)
 
 
-def test_numbers_that_are_none() -> None:
-    with pytest.raises(ConfigError, match="not numbers"):
-        environment(TOLD | {"RANK": "first"})
+@pytest.mark.parametrize("rank", ["first", "4", "-1"])
+def test_invalid_ranks_are_refused(rank: str) -> None:
+    with pytest.raises(ConfigError, match=f"not a valid rank: WORLD_SIZE is '4', RANK is '{rank}'"):
+        read_ranks(TOLD | {"RANK": rank})
 
 
 def test_one_process_says_everything_to_itself() -> None:
