@@ -25,7 +25,7 @@ def import_transformers() -> Any:
         import transformers
     except ImportError as error:
         what = "transformers is not installed"
-        raise ConfigError(what, where="--against", hint="pip install transformers") from error
+        raise ConfigError(what, where="`against`", hint="pip install transformers") from error
     return transformers
 
 
@@ -88,7 +88,7 @@ def check_convertible(config: ModelConfig, model: Transformer) -> None:
     for key, there in has.items():
         if not there:
             what = "Hugging Face's Marian and M2M100 have no such model"
-            raise ConfigError(what, where=f"model.{key}", hint="leave out --against transformers")
+            raise ConfigError(what, where=f"model.{key}", hint="leave transformers out of `against`")
 
 
 def layers(model: Any) -> dict[str, Tensor]:

@@ -52,9 +52,9 @@ def check_comparable(translator: Translator) -> None:
     for key, is_set in lacking.items():
         if is_set:
             what = "no other system can be compared with this, for it has nothing like it"
-            raise ConfigError(what, where=f"decoding.{key}", hint="change it, or leave out --against")
+            raise ConfigError(what, where=f"decoding.{key}", hint="change it, or leave out `against`")
     if len(translator.ensemble.models) > 1:
-        raise ConfigError("no other system has ensembles", hint="leave out --against")
+        raise ConfigError("no other system has ensembles", hint="leave out `against`")
 
 
 def ctranslate2_systems(
@@ -81,7 +81,7 @@ def load_ctranslate2(folder: Path, kind: str, device: torch.device) -> Any:
     supported = ctranslate2.get_supported_compute_types(device.type)
     if kind not in supported:
         what = f"CTranslate2 has no {kind} on this machine"
-        raise ConfigError(what, where="--compute-type", hint=f"one of {', '.join(sorted(supported))}")
+        raise ConfigError(what, where="`compute_types`", hint=f"one of {', '.join(sorted(supported))}")
     return ctranslate2.Translator(
         str(folder),
         device=device.type,
@@ -133,7 +133,7 @@ def hugging_face_systems(model: str, translator: Translator) -> dict[str, System
     if decoding.coverage_penalty:
         what, hint = (
             "Hugging Face has no coverage penalty",
-            "set it to 0, or leave out --against transformers",
+            "set it to 0, or leave transformers out of `against`",
         )
         raise ConfigError(what, where="decoding.coverage_penalty", hint=hint)
     config, tokenizers, network = load_model(Path(model))

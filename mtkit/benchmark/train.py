@@ -153,7 +153,7 @@ def benchmark_train(
     _refuse_unknown(against)
     device = configure_process(config)
     if "compile" in against:
-        check_compiler(device, "--against compile")
+        check_compiler(device, "`against` compile")
     with tempfile.TemporaryDirectory(prefix="mtkit-benchmark-") as scratch:
         config = config.model_copy(update={"run": scratch})
         tokenizers, corpus = (
@@ -182,7 +182,7 @@ def _refuse_unknown(names: tuple[str, ...]) -> None:
     """Check the names of competitors. Raises: ConfigError."""
     for name in names:
         if name not in _COMPETITORS:
-            raise ConfigError(f"{name!r} is unknown", where="--against", hint=", ".join(_COMPETITORS))
+            raise ConfigError(f"{name!r} is unknown", where="`against`", hint=", ".join(_COMPETITORS))
 
 
 def _real_inputs(config: Config, folder: Path, say: Say) -> tuple[Tokenizers, Corpus]:

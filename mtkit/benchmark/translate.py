@@ -118,7 +118,7 @@ def benchmark_translate(
     for name in against:
         if name not in PEERS:
             what = f"{name!r} is nothing to compare with"
-            raise ConfigError(what, where="--against", hint=" or ".join(PEERS))
+            raise ConfigError(what, where="`against`", hint=" or ".join(PEERS))
     translator, config = make()
     if against:
         check_comparable(translator)

@@ -87,7 +87,7 @@ def evaluate(
     metrics.check_metrics(names, tokenize=tokenize, tgt=tgt_language)
     told = metrics.bleu_warning(names, tgt_language, tokenize=tokenize)
     if told is not None and not quiet:
-        say(told)
+        say(told.replace("validation.bleu_tokenizer", "--tokenize"))
     results = {}
     data = None if config is None or model is None else _as_when_trained(config, model)
     for name, srcs, refs in _reference_sets(src, ref, test_set, langs, data):

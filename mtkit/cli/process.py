@@ -15,6 +15,7 @@ from typing import Any
 import typer
 
 from mtkit.cli.commands import app
+from mtkit.cli.rules import name_options
 from mtkit.cli.terminal import flush_or_drop, say, spell_everything
 from mtkit.errors import ConfigError, MtkitError, StorageError
 from mtkit.torchrun import is_main_process
@@ -56,7 +57,7 @@ def run(arguments: list[str]) -> int:
             return fail("interrupted", 130, debug)
         return code if isinstance(code, int) else 0
     except MtkitError as error:
-        return fail(f"error: {error}", error.exit_code, debug)
+        return fail(f"error: {name_options(str(error), _find_command(arguments))}", error.exit_code, debug)
     except typer.Abort:
         return fail("interrupted", 130, debug)
     except _UsageError as error:
@@ -87,6 +88,14 @@ def _with_help(arguments: list[str]) -> list[str]:
         groups = {} if group is None else {info.name: info.typer_instance for info in group.registered_groups}
         group = groups.get(argument)
     return arguments if group is None else [*arguments, "--help"]
+
+
+def _find_command(arguments: list[str]) -> Any:
+    """Return the command that the arguments call, or the innermost group that they name."""
+    command: Any = typer.main.get_command(app)
+    for argument in arguments:
+        command = getattr(command, "commands", {}).get(argument, command)
+    return command
 
 
 def fail(message: str, code: int, debug: bool) -> int:

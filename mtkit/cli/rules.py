@@ -7,9 +7,10 @@ the YAML observes (`config.rules`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -39,10 +40,30 @@ class Rules:
     """The options do nothing, or something else than they say, together with the other."""
 
 
-def option_of(key: str) -> str:
-    """The option of `mtkit translate` for a key of `decoding`, with or without the section's name."""
-    name = key.removeprefix("decoding.")
-    return "--seed" if name == "sample_seed" else f"--{name.replace('_', '-')}"
+_IRREGULAR = {"sample_seed": "--seed", "compute_types": "--compute-type"}
+"""Options that are not called as the key or parameter that they set."""
+
+
+def option_of(name: str) -> str:
+    """Return the option that sets a parameter of the library, or a key of `decoding`."""
+    name = name.removeprefix("decoding.")
+    return _IRREGULAR.get(name, f"--{name.replace('_', '-')}")
+
+
+def name_options(message: str, command: Any) -> str:
+    """Return a message of mtkit's library in the words of the command line.
+
+    The library knows no options. It puts the name of a parameter in backticks, and names keys of the config: "raise
+    `max_line_tokens`" becomes "raise --max-line-tokens", and "lower decoding.batch_tokens" becomes "lower
+    --batch-tokens" if the command has that option.
+    """
+    options = {option for parameter in command.params for option in parameter.opts}
+
+    def option_or_key(key: re.Match[str]) -> str:
+        return option if (option := option_of(key[0])) in options else key[0]
+
+    message = re.sub(r"`([a-z_]+)`", lambda name: option_of(name[1]), message)
+    return re.sub(r"\bdecoding\.[a-z_]+", option_or_key, message)
 
 
 def _of_decoding(rules: Sequence[config_rules.Rule]) -> Iterator[Rule]:

@@ -11,8 +11,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from mtkit.cli.rules import name_options
 from mtkit.errors import ConfigError, DataError, StorageError
 from mtkit.formatting import format_duration
 
@@ -168,10 +169,12 @@ class FaultReport:
 
     Args:
         done: what was done about them.
+        command: the command that reports, whose options the faults name.
     """
 
-    def __init__(self, done: str) -> None:
+    def __init__(self, done: str, command: Any) -> None:
         self.done = done
+        self.command = command
         self.count = 0
         self.first_numbers: list[int] = []
 
@@ -180,7 +183,7 @@ class FaultReport:
         self.count += 1
         if self.count <= _MOST_FAULTS_TOLD:
             self.first_numbers.append(number + 1)
-            say(f"{self.done}: {fault}")
+            say(f"{self.done}: {name_options(str(fault), self.command)}")
 
     def __enter__(self) -> FaultReport:
         return self

@@ -130,7 +130,7 @@ def translate(
     from mtkit.translation.protected import translate_protected
 
     reader = LineReader(job.files, keep_bad=on_error != "stop")
-    report = FaultReport("copied" if on_error == "copy" else "left empty")
+    report = FaultReport("copied" if on_error == "copy" else "left empty", context.command)
     typed = inputs == ["-"] and is_terminal(sys.stdin)
     asked = TranslateOptions(
         split_sentences=split_sentences,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtkit.cli.rules import option_of
 from mtkit.errors import ConfigError
 from mtkit.torchrun import read_ranks
 from mtkit.translation.options import check_precision
@@ -38,13 +36,7 @@ def decoding_of(model: str, changes: Mapping[str, Any]) -> DecodingConfig:
         return override_decoding(read_decoding(Path(model)), given)
     except ConfigError as error:
         where = None if error.where == "decoding" else error.where
-        hint = error.hint or "--help tells the options"
-        raise ConfigError(_in_options(error.what), where=where and _in_options(where), hint=hint) from error
-
-
-def _in_options(text: str) -> str:
-    """A message about keys as one about options: --beam-size for decoding.beam_size."""
-    return re.sub(r"\bdecoding\.[a-z_]+", lambda key: option_of(key[0]), text)
+        raise ConfigError(error.what, where=where, hint=error.hint or "--help tells the options") from error
 
 
 def load_translator(

@@ -52,7 +52,7 @@ TEST_NAME = re.compile(r"(?!train|valid|val[^a-z]).*test")
 _SIDES = (("source", "target"), ("src", "tgt"), ("source", "translation"), ("src", "trg"))
 """Names of columns that say which is which, but not the languages."""
 
-_HINT = "name the languages: --src en --tgt de"
+_HINT = "name the languages with `src` and `tgt`, e.g. en and de"
 
 
 @dataclass(frozen=True)

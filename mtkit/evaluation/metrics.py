@@ -144,12 +144,12 @@ def bleu_warning(metrics: Sequence[str], tgt: str | None, *, tokenize: str | Non
     if chosen == "char":
         return (
             f"BLEU counts characters (tok:char), for {BLEU_TOKENIZERS[language]} is not installed: run "
-            f'`pip install "sacrebleu[{language}]"`, or choose validation.bleu_tokenizer (--tokenize)'
+            f'`pip install "sacrebleu[{language}]"`, or choose validation.bleu_tokenizer'
         )
     if not bleu_can_tokenize(tgt):
         return (
             f"BLEU means nothing in {tgt}, where {chosen} finds no words: go by chrF, or choose "
-            "validation.bleu_tokenizer (--tokenize) char or flores200"
+            "validation.bleu_tokenizer char or flores200"
         )
     return None
 

@@ -70,12 +70,12 @@ def average(
     """
     _refuse_to_replace(output)
     if (last is None) == (best is None) and last is not None:
-        raise ConfigError("give either --last or --best", hint="mtkit average --help")
+        raise ConfigError("give either `last` or `best`", hint="not both")
     if last is None and best is None:
         sources = _named_checkpoints(paths)
     elif len(paths) != 1:
         raise ConfigError(
-            "--last and --best choose among the checkpoints of one run", hint="name one run folder"
+            "`last` and `best` choose among the checkpoints of one run", hint="name one run folder"
         )
     else:
         run = paths[0]
@@ -124,13 +124,13 @@ def _refuse_to_replace(output: Path) -> None:
     with storage_errors(output):
         taken = output.is_file() or output.is_symlink() or (output.is_dir() and any(output.iterdir()))
     if taken or committed_folder(output) != output:
-        raise ConfigError("there is something already", where=str(output), hint="choose another -o folder")
+        raise ConfigError("there is something already", where=str(output), hint="choose another folder")
 
 
 def _named_checkpoints(paths: Sequence[Path]) -> list[Path]:
     """The checkpoint that each path means, a run folder its best. Raises: ConfigError, StorageError."""
     if len(paths) < 2:
-        hint = "for one run folder say which: --last 5 or --best 5"
+        hint = "for one run folder, say which: `last` 5 or `best` 5"
         raise ConfigError("one model is no average", where=str(paths[0]) if paths else None, hint=hint)
     found = [find_checkpoint(path) for path in paths]
     places = [folder.resolve() for folder in found]
@@ -148,14 +148,14 @@ def _trained_checkpoints(run: Path) -> list[Path]:
 def _last_checkpoints(run: Path, number: int) -> list[Path]:
     """The newest checkpoints of a run. Raises: ConfigError: there are fewer; StorageError: it is no run."""
     found = _trained_checkpoints(_checked_run(run))
-    return enough(found, number, run, "--last", "checkpoints")
+    return enough(found, number, run, "`last`", "checkpoints")
 
 
 def best_checkpoints(run: Path, number: int) -> list[Path]:
     """The checkpoints with the best validation of a run, best first. Raises: ConfigError, StorageError."""
     found = _trained_checkpoints(_checked_run(run))
     if not found:
-        return enough(found, number, run, "--best", "checkpoints")
+        return enough(found, number, run, "`best`", "checkpoints")
     hint = "it was written by another version of mtkit, or changed by hand"
     name = read_config(found[0], hint).validation.best
     standings = validation_standings(run / METRICS_FILE, name)
@@ -165,7 +165,7 @@ def best_checkpoints(run: Path, number: int) -> list[Path]:
         own = standings[parse_step(folder.name)]
         worse = (i for i, f in enumerate(ranked) if is_better(name, own, standings[parse_step(f.name)]))
         ranked.insert(next(worse, len(ranked)), folder)
-    return enough(ranked, number, run, "--best", f"checkpoints with a validation ({name})")
+    return enough(ranked, number, run, "`best`", f"checkpoints with a validation ({name})")
 
 
 def _checked_run(run: Path) -> Path:

@@ -63,5 +63,5 @@ def compile_errors() -> Iterator[None]:
             raise
         lines = [line.strip() for line in str(error).split("\n") if line.strip()] or [type(error).__name__]
         reason = next((line for line in lines if "error:" in line), lines[0])[:_LONGEST_REASON]
-        hint = "set it to false; --debug shows all that the compiler said"
+        hint = "set it to false; the traceback shows all that the compiler said"
         raise TrainingError(f"the model could not be compiled: {reason}", where=_WHERE, hint=hint) from error

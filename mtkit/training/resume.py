@@ -39,7 +39,7 @@ Training and validation pairs may come from other files with the same text: see 
 `_refuse_other_validation`.
 """
 
-_OTHER_DATA = "restore the files, choose another run folder, or start anew with --fresh"
+_OTHER_DATA = "restore the files, choose another run folder, or start anew with `fresh`"
 
 CHANGED_DEFAULTS: dict[str, object] = {
     "tokenizer.character_coverage": 1.0,
@@ -65,7 +65,7 @@ def find_resumable(config: Config, say: Callable[[str], None]) -> tuple[Config, 
     found = load_newest_checkpoint(Path(config.run), pass_over)
     if found is not None:
         folder, checkpoint = found
-        hint = "it was written by another version of mtkit: start anew with --fresh"
+        hint = "it was written by another version of mtkit: start anew with `fresh`"
         stored = read_config(folder, hint)
         config = with_old_defaults(stored, config)
         refuse_changes(stored, config)
@@ -78,13 +78,13 @@ def find_resumable(config: Config, say: Callable[[str], None]) -> tuple[Config, 
         raise StorageError(
             "no checkpoint of this run is valid",
             where=config.run,
-            hint="start anew with --fresh, or restore one",
+            hint="start anew with `fresh`, or restore one",
         )
     if best_folder(Path(config.run)).is_dir():
         raise StorageError(
             "a trained model without its checkpoints",
             where=config.run,
-            hint="choose another run folder, or start anew with --fresh",
+            hint="choose another run folder, or start anew with `fresh`",
         )
     return config, None
 
@@ -111,7 +111,7 @@ def refuse_changes(old: Config, new: Config) -> None:
         raise ConfigError(
             f"the config has changed since the last checkpoint: {'; '.join(changes)}",
             where=new.run,
-            hint="undo it, choose another run folder, or start anew with --fresh",
+            hint="undo it, choose another run folder, or start anew with `fresh`",
         )
 
 
@@ -129,11 +129,11 @@ def refuse_other_inputs(checkpoint: Checkpoint, inputs: Inputs, config: Config) 
     """Compare what was read with what the checkpoint knows. Raises: ConfigError: it is other; StorageError."""
     state = checkpoint.state
     if "corpus" not in state:
-        hint = "start anew with --fresh"
+        hint = "start anew with `fresh`"
         raise StorageError("the checkpoint's state names no corpus", where=STATE_FILE, hint=hint)
     if state.get("tokenizers", inputs.tokenizers.fingerprint) != inputs.tokenizers.fingerprint:
         what = "the tokenizer is not the one that this run began with"
-        raise StorageError(what, where=config.run, hint="restore it, or start anew with --fresh")
+        raise StorageError(what, where=config.run, hint="restore it, or start anew with `fresh`")
     _refuse_other_corpus(str(state["corpus"]), inputs, config.data)
     same = state.get("valid") in (None, fingerprint_of(inputs.valid))
     _refuse_other_validation(checkpoint, config, same=same)
@@ -207,7 +207,7 @@ def begin(
 
 def resume(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Put the checkpoint's state into the trainer. Raises: StorageError: it does not fit."""
-    where, hint = str(trainer.run_folder), "start anew with --fresh"
+    where, hint = str(trainer.run_folder), "start anew with `fresh`"
     shapes = {name: parameter.shape for name, parameter in trainer.model.named_parameters()}
     for full_name, tensor in checkpoint.optimizer.items():
         name = full_name.partition("/")[2]

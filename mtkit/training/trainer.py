@@ -637,7 +637,7 @@ class Trainer:
             state = TrainState.of(checkpoint.state)
         except (KeyError, TypeError, ValueError) as error:
             what = f"the checkpoint's state is of another version of mtkit: {error}"
-            raise StorageError(what, where=where, hint="start anew with --fresh") from error
+            raise StorageError(what, where=where, hint="start anew with `fresh`") from error
         if state.best is not None and not best_folder(self.run_folder).is_dir():
             state.forget_best()
         self.state = replace(  # at once: the thread that makes batches looks at it

@@ -115,7 +115,7 @@ def align(
         rows = [pairs[i] for i in batch.tolist()]
         src_BS, tgt_in_BT = ensemble.sources([s for s, _ in rows]), ensemble.targets_in([t for _, t in rows])
         lengths = [(len(t) + 1, len(s) + 1) for s, t in rows]
-        with out_of_memory_errors("lower decoding.batch_tokens (--batch-tokens)"):
+        with out_of_memory_errors("lower decoding.batch_tokens"):
             weights = cross_attention(ensemble.models[0], src_BS, tgt_in_BT, lengths)
         for i, (s, t), own in zip(batch.tolist(), rows, weights, strict=True):
             yield (

@@ -75,7 +75,7 @@ class SearchedLine:
                 continue
             where = place_of(part.number)
             if part.constraints:
-                hint = "a wider beam (--beam-size)"
+                hint = "a wider beam (decoding.beam_size)"
                 return DataError("no translation meets all constraints", where=where, hint=hint)
             hint = "a milder length penalty or temperature"
             return DataError("no translation has a score that is a number", where=where, hint=hint)

@@ -121,7 +121,7 @@ class BatchedSearch:
         src_BS = self.ensemble.sources([part.ids for part in parts])
         max_lengths, prefixes = [part.max_length for part in parts], [part.prefix for part in parts]
         device = self.ensemble.device
-        with out_of_memory_errors("lower decoding.batch_tokens (--batch-tokens) or the beam"):
+        with out_of_memory_errors("lower decoding.batch_tokens or the beam"):
             stepper = self.ensemble.stepper(src_BS, keep_attention=self.options.coverage_penalty > 0)
             if self.decoding.sample:
                 numbers = [part.numbers for part in parts]

@@ -55,7 +55,7 @@ def make_utility(name: str) -> Utility:
             return lambda hyps, refs: np.array(
                 [[-float(ter.sentence_score(hyp, [ref]).score) for ref in refs] for hyp in hyps]
             )
-    raise ConfigError(f"unknown metric {name!r}", where="--mbr", hint=f"one of {', '.join(UTILITIES)}")
+    raise ConfigError(f"unknown metric {name!r}", where="`mbr`", hint=f"one of {', '.join(UTILITIES)}")
 
 
 # --- sentence scores of all pairs -------------------------------------------------------------------------------------

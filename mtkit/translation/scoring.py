@@ -149,7 +149,7 @@ class Scorer:
         order = np.argsort(-sizes, kind="stable")
         order = order[sizes[order] > 1]  # an empty line that stays empty: 0, as `translate` says
         for batch in split_by_tokens(sizes, order, self.decoding.batch_tokens):
-            with out_of_memory_errors("lower decoding.batch_tokens (--batch-tokens)"):
+            with out_of_memory_errors("lower decoding.batch_tokens"):
                 scores[batch] = self.score_ids([src_ids[i] for i in batch], [tgt_ids[i] for i in batch])
         of_parts = iter(scores.tolist())
         return [sum(islice(of_parts, len(pair.src_parts))) / len(pair.src_parts) for pair in pairs]

@@ -228,7 +228,7 @@ class Segmenter:
         longest = options.max_line_tokens
         if longest is not None and len(ids) > longest:
             what = f"{len(ids):,} tokens, but a line may have {longest:,}"
-            raise DataError(what, where=place_of(number), hint="split the line, or raise --max-line-tokens")
+            raise DataError(what, where=place_of(number), hint="split the line, or raise `max_line_tokens`")
         tag, limit = self.tag_ids(request.tag), self.decoding.max_length
         most = max(1, self.max_source_tokens - len(tag))
         split = options.split_sentences
@@ -276,7 +276,7 @@ class Segmenter:
         where, num_sentences = place_of(parts[0].number), len(sentence_spans(text))
         if split and num_sentences > 1:
             what = f"a line with {what_it_has} must be one sentence, but this one has {num_sentences}"
-            return DataError(what, where=where, hint="give one sentence a line, without --split-sentences")
+            return DataError(what, where=where, hint="give one sentence a line, without `split_sentences`")
         num_tag = parts[0].num_tag
         num_pieces, limit = sum(len(part.ids) - num_tag for part in parts), self.max_source_tokens - num_tag
         what = f"a line with {what_it_has} may have {limit:,} pieces, but this one has {num_pieces:,}"
@@ -291,12 +291,12 @@ class Segmenter:
         unknown = tuple((i, prefix[slice(*span)]) for i, span in enumerate(spans) if begun[i] == tgt.unk)
         wanted = tuple(self._constraint(words, where) for words in constraints)
         if self.decoding.sample and wanted:
-            raise DataError("constraints need a search, not samples", where=where, hint="leave out --sample")
+            raise DataError("constraints need a search, not samples", where=where, hint="leave out `sample`")
         if (needed := num_needed(begun, wanted)) > part.max_length:
             what = (
                 f"its prefix and constraints have {needed:,} pieces, but at most {part.max_length:,} may come"
             )
-            raise DataError(what, where=where, hint="raise --max-length-ratio")
+            raise DataError(what, where=where, hint="raise decoding.max_length_ratio")
         return replace(part, prefix=begun, constraints=wanted, unknown=unknown)
 
     def _constraint(self, words: Sequence[str], where: str) -> Constraint:

@@ -99,7 +99,7 @@ def test_files_are_recognised(
     [
         (
             ["train.src", "train.tgt"],
-            "train.src: its name does not tell its language (name the languages: --src",
+            "train.src: its name does not tell its language (name the languages with `src`",
         ),
         (["train.en"], "train.en: 1 files for two sides"),
         (["a.en", "b.en"], "both sides are 'en'"),

@@ -97,7 +97,7 @@ def test_a_failure_to_compile_is_one_line() -> None:
         raise BackendCompilerFailed(None, RuntimeError(said), None)
     assert str(caught.value) == (
         "training.compile: the model could not be compiled: x.cpp:1: fatal error: omp.h: no such file "
-        "(set it to false; --debug shows all that the compiler said)"
+        "(set it to false; the traceback shows all that the compiler said)"
     )
     with pytest.raises(RuntimeError, match="mat1"), compile_errors():
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
+import mtkit
 from mtkit.cli import app
 from mtkit.cli.rules import (
     SWITCHES_OFF,
@@ -16,6 +20,7 @@ from mtkit.cli.rules import (
     check_options,
     given_options,
     hold,
+    name_options,
     option_of,
     switched_on,
 )
@@ -123,3 +128,41 @@ def test_the_command_line_observes_the_rules_of_the_yaml() -> None:
     on = DecodingConfig(sample=True, mbr="chrf", groups=5)
     assert switched_on(on) == {"--sample", "--mbr", "--groups"}
     assert switched_on(DecodingConfig()) == set()
+
+
+@pytest.mark.parametrize(
+    ("names", "message", "shown"),
+    [
+        (("translate",), "raise `max_line_tokens`", "raise --max-line-tokens"),
+        (("translate",), "decoding.sample_seed: -1", "--seed: -1"),
+        (("translate",), "lower decoding.batch_tokens or the beam", "lower --batch-tokens or the beam"),
+        (("evaluate",), "lower decoding.batch_tokens or the beam", "lower decoding.batch_tokens or the beam"),
+        (("benchmark", "translate"), "`compute_types`: no int4", "--compute-type: no int4"),
+        (("check",), "start anew with `fresh`", "start anew with --fresh"),
+        (("train",), "`pip install x`, or set decoding.stop", "`pip install x`, or set decoding.stop"),
+    ],
+)
+def test_the_command_line_names_options_where_the_library_names_parameters_and_keys(
+    names: tuple[str, ...], message: str, shown: str
+) -> None:
+    assert name_options(message, command_of(names)) == shown
+
+
+def test_only_the_command_line_knows_options() -> None:
+    """Messages of the library name parameters in backticks, and each has an option of that name."""
+    root: Any = typer.main.get_command(app)
+    commands = [*root.commands.values(), *root.commands["benchmark"].commands.values()]
+    options = {option for command in commands for p in command.params for option in p.opts}
+    package = Path(mtkit.__file__).parent
+    named = set()
+    for path in package.rglob("*.py"):
+        if path.is_relative_to(package / "cli"):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        texts = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        for text in (node.value for node in texts if id(node) not in prose):
+            assert not re.search(r"--[a-z]", re.sub(r"`?sacrebleu --[a-z]+", "", text)), (path, text)
+            named |= {option_of(name) for name in re.findall(r"`([a-z_]+)`", text)}
+    assert "--fresh" in named
+    assert named <= options

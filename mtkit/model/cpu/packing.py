@@ -168,7 +168,7 @@ def choose_int8(precision: str, device: torch.device) -> Int8:
     if precision == "int8":
         if not possible:
             what = f"int8 products are not to be had on {'this CPU' if device.type == 'cpu' else device}"
-            raise ConfigError(what, where="--precision", hint="auto, or --device cpu")
+            raise ConfigError(what, where="`precision`", hint="auto, or `device` cpu")
         return "all"
     if precision != "auto" or not possible:
         return "none"
