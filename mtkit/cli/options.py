@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from mtkit.cli import completion
-from mtkit.translation.options import ON_ERROR, PRECISIONS
+from mtkit.config.choices import PRECISIONS
+from mtkit.translation.options import ON_ERROR
 
 INPUT, SEARCH, SAMPLING = "Input and output", "Search", "Sampling"
 CONSTRAINTS, TEXT, MACHINE = "Constraints", "Text handling", "Machine"

@@ -25,6 +25,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from mtkit.config import choices
 from mtkit.languages import bleu_can_tokenize
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -57,7 +58,7 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Rate = Annotated[float, Field(gt=0.0)]
 
 
-Criteria = Literal["loss", "perplexity", "bleu", "chrf", "chrf++", "ter"]
+Criteria = Literal["loss", "perplexity", choices.Metric]
 
 
 def small_letters(value: object) -> object:
@@ -66,7 +67,7 @@ def small_letters(value: object) -> object:
     return str(value).lower() if known else value
 
 
-Metric = Annotated[Literal["bleu", "chrf", "chrf++", "ter"], BeforeValidator(small_letters)]
+Metric = Annotated[choices.Metric, BeforeValidator(small_letters)]
 Criterion = Annotated[Criteria, BeforeValidator(small_letters)]
 BleuTokenizer = Literal["13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "flores101", "flores200", "none"]
 
@@ -321,7 +322,7 @@ class TrainingConfig(Section):
     """Gradients with a larger norm are scaled down to it; null is off."""
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Validate and save an exponential moving average of the weights; null is off."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: choices.TrainPrecision = "auto"
     """Of the matrix products; auto is bf16 where the device is fast at it, else fp32."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 ...; auto is a GPU if there is one."""

@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from mtkit.config.choices import METRICS
 from mtkit.errors import ConfigError, DataError
 from mtkit.languages import BLEU_TOKENIZERS, bleu_can_tokenize, short_code
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric
-
-METRICS = ("bleu", "chrf", "chrf++", "ter")
-"""The names a config or a command line may ask for."""
 
 HIGHER_IS_BETTER = {"bleu": True, "chrf": True, "chrf++": True, "ter": False}
 

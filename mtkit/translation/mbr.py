@@ -22,6 +22,7 @@ from string import punctuation
 import numpy as np
 import numpy.typing as npt
 
+from mtkit.config.choices import METRICS
 from mtkit.errors import ConfigError
 
 Matrix = npt.NDArray[np.float64]
@@ -34,8 +35,6 @@ _CHRF_ORDER = 6
 _CHRF_BETA = 2.0
 _CHRF_WORD_ORDER = 2  # of chrF++
 _BLEU_ORDER = 4
-
-UTILITIES = ("bleu", "chrf", "chrf++", "ter")
 
 
 def make_utility(name: str) -> Utility:
@@ -55,7 +54,7 @@ def make_utility(name: str) -> Utility:
             return lambda hyps, refs: np.array(
                 [[-float(ter.sentence_score(hyp, [ref]).score) for ref in refs] for hyp in hyps]
             )
-    raise ConfigError(f"unknown metric {name!r}", where="`mbr`", hint=f"one of {', '.join(UTILITIES)}")
+    raise ConfigError(f"unknown metric {name!r}", where="`mbr`", hint=f"one of {', '.join(METRICS)}")
 
 
 # --- sentence scores of all pairs -------------------------------------------------------------------------------------

@@ -6,11 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict, get_args
 
+from mtkit.config.choices import PRECISIONS, Metric
 from mtkit.errors import ConfigError, DataError
 from mtkit.translation.reading import always_ready
-
-PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
-"""The precisions in which a model can translate."""
 
 LINES_AT_ONCE = 4096
 """Lines read before the first batch is made: they are sorted by length, and their translations come out together."""
@@ -91,7 +89,7 @@ class DecodingOverrides(TypedDict, total=False):
     top_p: float
     epsilon: float
     sample_seed: int
-    mbr: Literal["bleu", "chrf", "chrf++", "ter"] | None
+    mbr: Metric | None
     mbr_candidates: int
     batch_tokens: int
 

@@ -13,11 +13,11 @@ import typer
 
 from mtkit.cli import app
 from mtkit.cli.terminal import own_command
+from mtkit.config.choices import PRECISIONS
 from mtkit.config.loading import config_keys, suggested_values
 from mtkit.config.sections import Config, DecodingConfig
 from mtkit.training.inputs import Inputs
 from mtkit.training.results import EvalSet
-from mtkit.translation.options import PRECISIONS
 
 
 @pytest.mark.parametrize("group", [[], ["config"], ["benchmark"]], ids=lambda words: " ".join(words))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import sacrebleu
 
+from mtkit.config.choices import METRICS
 from mtkit.errors import ConfigError
-from mtkit.translation.mbr import UTILITIES, aggregated_chrf, make_utility, minimum_risk
+from mtkit.translation.mbr import aggregated_chrf, make_utility, minimum_risk
 
 WORDS = ["der", "ein", "alte", "Mann", "Hund", "Vogel", "sieht", "hört", "heute", "im", "Garten", "nicht"]
 
@@ -20,7 +21,7 @@ def candidates(number: int, seed: int = 1) -> list[str]:
     return [" ".join(rng.choice(WORDS) if rng.random() < 0.4 else w for w in base) for _ in range(number)]
 
 
-@pytest.mark.parametrize("name", UTILITIES)
+@pytest.mark.parametrize("name", METRICS)
 def test_against_a_direct_computation(name: str) -> None:
     texts = [*candidates(8), candidates(8)[2]]  # one counts twice
     metric = {
@@ -39,7 +40,7 @@ def test_against_a_direct_computation(name: str) -> None:
     assert [u for _, u in ranked] == sorted((u for _, u in ranked), reverse=True)
 
 
-@pytest.mark.parametrize("name", UTILITIES)
+@pytest.mark.parametrize("name", METRICS)
 def test_every_pair_has_the_score_of_sacrebleu(name: str) -> None:
     texts = [
         "",
@@ -77,7 +78,7 @@ def test_sacrebleu_is_not_asked_pair_by_pair(name: str, monkeypatch: pytest.Monk
 
 
 def test_no_candidates_have_no_risk() -> None:
-    assert [minimum_risk([], make_utility(name)) for name in UTILITIES] == [[], [], [], []]
+    assert [minimum_risk([], make_utility(name)) for name in METRICS] == [[], [], [], []]
 
 
 def test_aggregated_chrf_of_one_reference_is_chrf() -> None:

@@ -23,6 +23,7 @@ from sacrebleu.dataset.fake_sgml import FakeSGMLDataset
 from sacrebleu.dataset.plain_text import PlainTextDataset
 from sacrebleu.dataset.wmt_xml import WMTXMLDataset
 
+from mtkit.config.choices import METRICS
 from mtkit.config.sections import BleuTokenizer
 from mtkit.errors import ConfigError, DataError
 from mtkit.evaluation import metrics
@@ -93,7 +94,7 @@ def test_scores_and_signatures_are_those_of_the_library(streams: list[list[str]]
         sacrebleu.CHRF(word_order=2, lowercase=lowercase),
         sacrebleu.TER(),
     ]
-    ours = metrics.score(HYPS, streams, metrics.METRICS, lowercase=lowercase)
+    ours = metrics.score(HYPS, streams, METRICS, lowercase=lowercase)
     assert [score.name for score in ours] == ["BLEU", "chrF2", "chrF2++", "TER"]
     for score, metric in zip(ours, theirs, strict=True):
         expected = metric.corpus_score(HYPS, streams)
@@ -125,10 +126,10 @@ def test_lowercase_changes_the_score_and_the_signature() -> None:
 
 
 def test_perfect_and_hopeless_translations() -> None:
-    assert [score.value for score in metrics.score(REFS, [REFS], metrics.METRICS)] == pytest.approx(
+    assert [score.value for score in metrics.score(REFS, [REFS], METRICS)] == pytest.approx(
         [100, 100, 100, 0]
     )
-    nothing = metrics.score([""] * len(REFS), [REFS], metrics.METRICS, num_bootstrap=10)
+    nothing = metrics.score([""] * len(REFS), [REFS], METRICS, num_bootstrap=10)
     assert [score.value for score in nothing] == [0, 0, 0, 100]
     assert [(score.mean, score.confidence) for score in nothing] == [(0, 0), (0, 0), (0, 0), (100, 0)]
 
@@ -161,11 +162,11 @@ def test_json_has_the_exact_value_and_only_what_was_asked_for() -> None:
 
 def test_a_sentence_may_lack_some_references() -> None:
     some = [None if number % 2 else ref for number, ref in enumerate(MORE_REFS)]
-    for score in metrics.score(HYPS, [REFS, some], metrics.METRICS):
+    for score in metrics.score(HYPS, [REFS, some], METRICS):
         assert score.signature.startswith("nrefs:var|")
     # A second stream that lacks everything is no second stream.
     none: list[str | None] = [None] * len(REFS)
-    assert metrics.score(HYPS, [none, REFS], metrics.METRICS) == metrics.score(HYPS, [REFS], metrics.METRICS)
+    assert metrics.score(HYPS, [none, REFS], METRICS) == metrics.score(HYPS, [REFS], METRICS)
 
 
 def test_an_empty_reference_is_not_a_missing_one() -> None:
@@ -221,7 +222,7 @@ def test_two_processes_find_the_same_interval() -> None:
         "print(json.dumps([score.as_dict() for score in scores]))"
     )
     given = json.dumps([HYPS, [REFS, MORE_REFS]])
-    here = metrics.score(HYPS, [REFS, MORE_REFS], metrics.METRICS, num_bootstrap=50)
+    here = metrics.score(HYPS, [REFS, MORE_REFS], METRICS, num_bootstrap=50)
     printed = run(sys.executable, "-c", program, given, PYTHONHASHSEED="1", SACREBLEU_SEED="none")
     assert json.loads(printed) == [score.as_dict() for score in here]
 
@@ -281,7 +282,7 @@ def test_where_words_are_not_divided_bleu_is_warned_of(tgt: str) -> None:
 
 @pytest.mark.parametrize("tgt", ["de", "vi", "zh", "yue", "zh-Latn", "tha_Latn", "ar", "", None])
 def test_other_languages_need_no_notice(tgt: str | None) -> None:
-    assert metrics.bleu_warning(metrics.METRICS, tgt) is None
+    assert metrics.bleu_warning(METRICS, tgt) is None
 
 
 def test_the_config_knows_tokenizers_of_sacrebleu() -> None:
@@ -319,7 +320,7 @@ def test_references_that_do_not_fit(refs: list[list[str]], message: str) -> None
 
 def test_names_may_be_in_capitals() -> None:
     names = ["BLEU", "chrF", "ChrF++", "TER"]
-    assert metrics.score(HYPS, [REFS], names) == metrics.score(HYPS, [REFS], metrics.METRICS)
+    assert metrics.score(HYPS, [REFS], names) == metrics.score(HYPS, [REFS], METRICS)
 
 
 def test_nothing_to_score() -> None:
@@ -355,11 +356,11 @@ def test_too_few_resamples(num_bootstrap: int) -> None:
 
 
 def test_which_of_two_scores_is_better() -> None:
-    assert set(metrics.HIGHER_IS_BETTER) == set(metrics.METRICS)
+    assert set(metrics.HIGHER_IS_BETTER) == set(METRICS)
     for name in ("bleu", "chrf", "chrf++"):
         assert metrics.is_better(name, 30.1, 30.0) and not metrics.is_better(name, 30.0, 30.1)
     assert metrics.is_better("ter", 50.0, 51.0) and not metrics.is_better("ter", 51.0, 50.0)
-    assert not any(metrics.is_better(name, 30.0, 30.0) for name in metrics.METRICS)
+    assert not any(metrics.is_better(name, 30.0, 30.0) for name in METRICS)
 
 
 def test_importing_the_module_is_cheap() -> None:
