@@ -1,11 +1,11 @@
-"""Checkpoints: folders that are complete or not there at all, checked by hash before they are used.
+"""Checkpoints: folders that are complete or not there at all, verified by hash before they are used.
 
 ```
 step-00012000/  model.safetensors  optimizer.safetensors  state.json  config.yaml  manifest.json
 ```
 
-A checkpoint is written to a temporary folder beside its place: every file fsynced, the manifest (sizes and sha256)
-last, then renamed. Nothing is ever unpickled: tensors are safetensors, the rest is JSON and YAML.
+A checkpoint is written to a temporary folder, every file fsynced, the manifest (sizes and SHA-256) last, and then
+renamed. Nothing is ever unpickled: tensors are stored as safetensors, everything else as JSON and YAML.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from mtkit.errors import StorageError
 from mtkit.files import (
     commit_folder,
     committed_folder,
-    make_folder,
     remove_tree,
     sha256_file,
     storage_errors,
+    temporary_folder,
     write_bytes,
     write_text,
 )
@@ -41,17 +41,18 @@ CHECKPOINTS, BEST = "checkpoints", "best"
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 _OLD_STEP_FOLDER = re.compile(r"\.(step-\d{8,})\.old")
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")
+_HINT = "use another checkpoint"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds.
+    """Content of a checkpoint.
 
     Attributes:
-        weights: the model's parameters by name.
+        weights: the model's state dict.
         config: the resolved YAML.
-        state: plain numbers and strings of the run.
-        optimizer: the optimizer's tensors by name; empty in a folder that is only to translate with.
+        state: numbers and strings that describe the run at this step.
+        optimizer: the optimizer's tensors by name; empty in a folder that is only for translation.
     """
 
     weights: dict[str, Tensor]
@@ -61,43 +62,43 @@ class Checkpoint:
 
 
 def step_folder(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step belongs."""
+    """Return the folder for the checkpoint of a step."""
     return run / CHECKPOINTS / f"step-{step:08d}"
 
 
+def parse_step(name: str) -> int:
+    """Return the step in the name of a checkpoint folder."""
+    match = _STEP_FOLDER.search(name)
+    assert match is not None, name
+    return int(match[1])
+
+
 def best_folder(run: Path) -> Path:
-    """Where the best weights of a run are, if it has any."""
+    """Return the folder of a run's best weights, whether it exists or not."""
     return committed_folder(run / BEST)
 
 
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, files: Mapping[str, bytes] | None = None) -> None:
-    """Write a checkpoint; until the last moment an old one in its place stays valid.
+    """Write a checkpoint; an old one in the same folder stays valid until the new one is complete.
 
     Args:
-        folder: its place.
-        checkpoint: what it holds.
-        files: more files by name, for a folder that needs nothing outside itself: its tokenizers.
+        folder: where to write it.
+        checkpoint: its content.
+        files: more files by name, for example the tokenizers of a folder that is to be self-contained.
 
     Raises:
-        StorageError: at `folder`; what was there is there still.
+        StorageError: If it cannot be written (at `folder`); what was there before is still there.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        remove_tree(temporary)
-        make_folder(folder.parent)
-        with storage_errors(folder):
-            temporary.mkdir()
+    with temporary_folder(folder) as temporary:
         _write_files(temporary, checkpoint, files or {})
         commit_folder(temporary, folder)
-    except StorageError as error:  # of the file's temporary name nobody should hear
-        where = (error.where or str(folder)).replace(str(temporary), str(folder))
-        raise StorageError(error.what, where=where, hint=error.hint) from error
-    finally:
-        remove_tree(temporary)
 
 
 def _write_files(folder: Path, checkpoint: Checkpoint, files: Mapping[str, bytes]) -> None:
-    """Fill a new folder, the manifest last."""
+    """Write the files of a checkpoint into an empty folder, the manifest last."""
     _write_tensors(folder / MODEL_FILE, checkpoint.weights)
     if checkpoint.optimizer:
         _write_tensors(folder / _OPTIMIZER_FILE, checkpoint.optimizer)
@@ -106,7 +107,7 @@ def _write_files(folder: Path, checkpoint: Checkpoint, files: Mapping[str, bytes
     for name, data in files.items():
         write_bytes(folder / name, data)
     with storage_errors(folder):
-        entries = {path.name: _entry(path) for path in sorted(folder.iterdir())}
+        entries = {path.name: _manifest_entry(path) for path in sorted(folder.iterdir())}
     write_text(folder / MANIFEST_FILE, json.dumps({"format": 1, "files": entries}, indent=2) + "\n")
 
 
@@ -117,15 +118,21 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     write_bytes(path, safetensors.torch.save(contiguous))
 
 
-def _entry(path: Path) -> dict[str, int | str]:
+def _manifest_entry(path: Path) -> dict[str, int | str]:
     return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
 def verify_checkpoint(folder: Path) -> set[str]:
-    """Check every file against the manifest, and the step against the folder's name. Returns the files' names.
+    """Check every file against the manifest, and the step against the folder's name.
+
+    Returns:
+        the names of the files.
 
     Raises:
-        StorageError: it says which file is missing or damaged.
+        StorageError: If a file is missing or damaged; the error names it.
     """
     hint = "copy the folder again, or use another checkpoint"
     manifest = read_json(folder / MANIFEST_FILE)
@@ -137,37 +144,40 @@ def verify_checkpoint(folder: Path) -> set[str]:
         if "\0" in name or Path(name).name != name or not path.is_file():
             raise StorageError("missing from the checkpoint", where=repr(str(path))[1:-1], hint=hint)
         with storage_errors(path):
-            if entry != _entry(path):
-                raise StorageError("damaged: not what the manifest says", where=str(path), hint=hint)
+            if entry != _manifest_entry(path):
+                raise StorageError("damaged: does not match the manifest", where=str(path), hint=hint)
     step = read_json(folder / STATE_FILE).get("step")
     if step is not None and _STEP_FOLDER.search(folder.name) and step != parse_step(folder.name):
-        raise StorageError(f"holds step {step!r:.20}, not that of its name", where=str(folder), hint=hint)
+        raise StorageError(f"contains step {step!r:.20}, unlike its name", where=str(folder), hint=hint)
     return set(files)
 
 
 def load_checkpoint(folder: Path, *, with_optimizer: bool = False) -> Checkpoint:
-    """Read a checkpoint that passes `verify_checkpoint`, which is called here.
+    """Verify a checkpoint and load it.
 
     Raises:
-        StorageError: missing or damaged; or the optimizer is wanted, and the folder is only to translate with.
+        StorageError: If it is missing or damaged, or has no optimizer state although `with_optimizer` is set.
     """
     files = verify_checkpoint(folder)
     state = read_json(folder / STATE_FILE)
-    stored = _OPTIMIZER_FILE in files  # before the first update an optimizer holds nothing
-    if with_optimizer and not stored and state.get("step"):
-        raise StorageError("no optimizer in it", where=str(folder), hint="use another checkpoint")
+    has_optimizer = _OPTIMIZER_FILE in files  # Before the first update there is no optimizer state.
+    if with_optimizer and not has_optimizer and state.get("step"):
+        raise StorageError("no optimizer state in this checkpoint", where=str(folder), hint=_HINT)
     with storage_errors(folder):
         try:
             config = (folder / CONFIG_FILE).read_bytes().decode()
         except UnicodeDecodeError as error:
-            hint = "use another checkpoint"
-            raise StorageError("not UTF-8", where=str(folder / CONFIG_FILE), hint=hint) from error
-    optimizer = load_tensors(folder / _OPTIMIZER_FILE) if with_optimizer and stored else {}
+            raise StorageError("not UTF-8", where=str(folder / CONFIG_FILE), hint=_HINT) from error
+    optimizer = load_tensors(folder / _OPTIMIZER_FILE) if with_optimizer and has_optimizer else {}
     return Checkpoint(load_tensors(folder / MODEL_FILE), config, state, optimizer)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file. Raises: StorageError: missing, damaged or of another kind."""
+    """Load a safetensors file.
+
+    Raises:
+        StorageError: If it is missing, damaged or not a safetensors file.
+    """
     import safetensors.torch
 
     with safetensors_errors(path):
@@ -176,34 +186,43 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def safetensors_errors(path: Path) -> Iterator[None]:
-    """Turns what safetensors raises in reading a file into a StorageError."""
+    """Turn errors of reading a safetensors file into a `StorageError`.
+
+    Raises:
+        StorageError: If the block raises such an error.
+    """
     import safetensors
 
     with storage_errors(path):
         try:
             yield
         except safetensors.SafetensorError as error:
-            what = "damaged, or not a safetensors file"
-            raise StorageError(what, where=str(path), hint="use another checkpoint") from error
+            raise StorageError("damaged, or not a safetensors file", where=str(path), hint=_HINT) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises: StorageError: missing or damaged."""
-    hint = "use another checkpoint"
+    """Read a JSON object.
+
+    Raises:
+        StorageError: If the file is missing, or is not a JSON object.
+    """
     with storage_errors(path):
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise StorageError("not a file", where=str(path), hint=hint)
+        if path.exists() and not path.is_file():  # Reading a pipe would block.
+            raise StorageError("not a file", where=str(path), hint=_HINT)
         try:
             value = json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:
-            raise StorageError("not JSON", where=str(path), hint=hint) from error
+            raise StorageError("not JSON", where=str(path), hint=_HINT) from error
     if not isinstance(value, dict):
-        raise StorageError("not a JSON object", where=str(path), hint=hint)
+        raise StorageError("not a JSON object", where=str(path), hint=_HINT)
     return value
 
 
+# --- the checkpoints of a run -------------------------------------------------------------------------------------
+
+
 def list_checkpoints(run: Path) -> list[Path]:
-    """The checkpoint folders of a run, newest first; not yet verified."""
+    """Return the checkpoint folders of a run, newest first, without verifying them."""
     folder = run / CHECKPOINTS
     if not folder.is_dir():
         return []
@@ -212,31 +231,8 @@ def list_checkpoints(run: Path) -> list[Path]:
     return [committed_folder(folder / name) for name in sorted(names, key=parse_step, reverse=True)]
 
 
-def is_checkpoint_name(name: str) -> bool:
-    """Whether an entry of `checkpoints/` is mtkit's: a checkpoint, or what an interrupted save left of one."""
-    match = _LEFTOVER.fullmatch(name) or _OLD_STEP_FOLDER.fullmatch(name)
-    return _STEP_FOLDER.fullmatch(match[1] if match else name) is not None
-
-
-def find_leftovers(path: Path) -> list[Path]:
-    """What interrupted writes of a file or folder left beside it, under temporary names of mtkit's own."""
-    if not path.parent.is_dir():
-        return []
-    matches = [(name, _LEFTOVER.fullmatch(name)) for name in os.listdir(path.parent)]
-    return [
-        path.with_name(name) for name, match in matches if match is not None and match["name"] == path.name
-    ]
-
-
-def parse_step(name: str) -> int:
-    """The step in a checkpoint folder's name."""
-    match = _STEP_FOLDER.search(name)
-    assert match is not None, name
-    return int(match[1])
-
-
 def verify_newest_first(run: Path) -> Iterator[tuple[Path, StorageError | None]]:
-    """Checkpoint folders, newest first, each with what is wrong with it, up to the first that is valid."""
+    """Verify the checkpoints of a run, newest first, up to the first valid one; yield each with its error or None."""
     for folder in list_checkpoints(run):
         try:
             verify_checkpoint(folder)
@@ -250,10 +246,11 @@ def verify_newest_first(run: Path) -> Iterator[tuple[Path, StorageError | None]]
 def load_newest_checkpoint(
     run: Path, on_fault: Callable[[StorageError], None]
 ) -> tuple[Path, Checkpoint] | None:
-    """The newest checkpoint of a run that can be trained on from, with its optimizer; None if there is none.
+    """Load the newest checkpoint from which training can resume, with its optimizer state; None if there is none.
 
     Args:
-        on_fault: told what is wrong with those that are passed over.
+        run: the run folder.
+        on_fault: called with the error of each newer checkpoint that is skipped.
     """
     for folder in list_checkpoints(run):
         try:
@@ -263,10 +260,27 @@ def load_newest_checkpoint(
     return None
 
 
+def is_checkpoint_name(name: str) -> bool:
+    """Return whether mtkit writes such a name into `checkpoints/`: a checkpoint, or a leftover of saving one."""
+    match = _LEFTOVER.fullmatch(name) or _OLD_STEP_FOLDER.fullmatch(name)
+    return _STEP_FOLDER.fullmatch(match[1] if match else name) is not None
+
+
+def find_leftovers(path: Path) -> list[Path]:
+    """Return the temporary files and folders that interrupted writes of a file or folder left beside it."""
+    if not path.parent.is_dir():
+        return []
+    matches = [(name, _LEFTOVER.fullmatch(name)) for name in os.listdir(path.parent)]
+    return [
+        path.with_name(name) for name, match in matches if match is not None and match["name"] == path.name
+    ]
+
+
 def remove_old_checkpoints(run: Path, step: int, keep_last: int) -> None:
     """Delete all but the newest checkpoints up to a step, and what interrupted saves left behind.
 
-    A later one is damaged, for the run went on from before it: it counts for nothing until it is written again.
+    Checkpoints after `step` do not count: they are damaged, because the run resumed from an earlier one, and they
+    will be written again.
     """
     folder = run / CHECKPOINTS
     for name in os.listdir(folder):
@@ -281,5 +295,5 @@ def remove_old_checkpoints(run: Path, step: int, keep_last: int) -> None:
     for folder in folders[keep_last:]:
         doomed = folder.with_name(f".{step_folder(run, parse_step(folder.name)).name}.{os.getpid()}.tmp")
         with suppress(OSError):
-            os.rename(folder, doomed)  # half deleted it must not bear the name of a checkpoint
+            os.rename(folder, doomed)  # A half-deleted folder must not be taken for a checkpoint.
         remove_tree(doomed)

@@ -172,7 +172,7 @@ def benchmark_train(
                 for update in [largest, *own.updates(_WARM_UP_UPDATES)]:
                     other.step(update)
             say("measuring")
-            seconds = run_interleaved([own, *others], own.updates(None), num_updates, minutes)
+            seconds = _run_interleaved([own, *others], own.updates(None), num_updates, minutes)
             shares = _measured_shares(own, max(_LEAST_UPDATES, len(seconds) // 3))
         say("measuring the matmul peak")
         return summary(own, others, seconds, shares, memory)
@@ -294,7 +294,7 @@ class Measured:
     seconds: list[float]
 
 
-def run_interleaved(
+def _run_interleaved(
     competitors: list[Contestant], updates: Iterator[Update], num_updates: int, minutes: float | None
 ) -> list[Measured]:
     """Let each competitor make the same update, one after the other, until there are enough."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -42,6 +41,7 @@ from mtkit.files import (
     publish_folder,
     remove_tree,
     storage_errors,
+    temporary_folder,
     write_text,
 )
 
@@ -101,11 +101,7 @@ def _take_place(folder: Path, stack: ExitStack) -> Path:
     try:
         stack.enter_context(FolderLock(shared))
     except StorageError:  # another process is at it, or there are no locks on this file system
-        own = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
-        with storage_errors(own):
-            own.mkdir()
-        stack.callback(remove_tree, own)
-        return own
+        return stack.enter_context(temporary_folder(folder))
     return shared
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from mtkit.data.tokenizer import Tokenizers, load_tokenizers, make_tokenizers
 from mtkit.device import choose_device, configure_malloc, dtype_name
 from mtkit.errors import StorageError
 from mtkit.evaluation import metrics
-from mtkit.files import publish_folder, storage_errors
+from mtkit.files import publish_folder, temporary_folder
 from mtkit.torchrun import read_ranks
 from mtkit.training.compiling import check_compiler
 from mtkit.training.results import TEST_METRICS, EvalSet, check_test_names
@@ -112,14 +110,9 @@ def cached_tokenizers(config: Config, sources: Sequence[Source], say: Say) -> To
     with suppress(StorageError):
         return load_tokenizers(folder)
     tokenizers = make_tokenizers(wanted, pairs, config.seed, say)
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with cache_errors(config.data), storage_errors(temporary):
-            temporary.mkdir()
-            tokenizers.save(temporary)
-            publish_folder(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with cache_errors(config.data), temporary_folder(folder) as temporary:
+        tokenizers.save(temporary)
+        publish_folder(temporary, folder)
     return tokenizers
 
 

@@ -231,8 +231,9 @@ def test_what_is_saved_is_on_the_disk_before_it_has_its_name(tmp_path: Path) -> 
     with at_each_call(lambda *_: None) as calls:
         save(run, 1)
     for folder in (step_folder(run, 1), run / "best"):
-        temporary = str(folder.with_name(f".{folder.name}.{os.getpid()}.tmp"))
-        (renamed,) = [n for n, call in enumerate(calls) if call == ("rename", temporary)]
+        start = str(folder.with_name(f".{folder.name}."))
+        (renamed,) = [n for n, (name, at) in enumerate(calls) if name == "rename" and at.startswith(start)]
+        temporary = calls[renamed][1]
         inside = os.listdir(folder)
         for path in (temporary, *(f"{temporary}/{name}" for name in inside)):
             synced = [n for n, call in enumerate(calls) if call == ("fsync", path)]

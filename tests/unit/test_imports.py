@@ -52,7 +52,7 @@ MODULES = modules()
 STARTS_WITHOUT_TORCH = [
     *(name for name in MODULES if name.split(".")[0] == "config"),
     "errors",
-    "files",
+    *(name for name in MODULES if name.split(".")[0] == "files"),
     "formatting",
     "languages",
     "torchrun",
