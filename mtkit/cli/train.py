@@ -65,8 +65,8 @@ def average(
 
     Checkpoints that are to be averaged must be there: see `training.keep_last`, `training.average_last`.
     """
-    from mtkit.training.averaging import average as write_average
+    from mtkit.training.averaging import average_checkpoints
 
-    made = write_average([Path(model) for model in models], Path(output), last=last, best=best)
-    names = ", ".join(str(source) for source in made.sources)
-    print_text(f"the average of {len(made.sources)} checkpoints is in {made.folder}: {names}\n")
+    sources = average_checkpoints([Path(model) for model in models], Path(output), last=last, best=best)
+    names = ", ".join(map(str, sources))
+    print_text(f"the average of {len(sources)} checkpoints is in {Path(output)}: {names}\n")

@@ -1,7 +1,7 @@
-"""Averages of the weights of several checkpoints of one run (Vaswani et al. 2017, section 6.1).
+"""Checkpoint averaging: the mean of the weights of several checkpoints of one run (Vaswani et al. 2017, section 6.1).
 
-The base model of that paper is the average of its last 5 checkpoints, the big one that of its last 20. The average
-costs nothing when translating, and is usually a little better than each of the checkpoints.
+The base model of that paper averages its last 5 checkpoints, the big one its last 20. An averaged model costs nothing
+extra at translation time and usually scores a little higher than any of its checkpoints.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -42,134 +41,148 @@ from mtkit.training.validation import Standing, is_better
 from mtkit.translation.model_folder import find_checkpoint, read_config, tokenizer_folder
 
 AVERAGE_FOLDER = "average"
-Say = Callable[[str], None]
+_OTHER_VERSION = "it was written by another version of mtkit, or edited by hand"
 
 
-@dataclass(frozen=True)
-class Average:
-    """What was averaged into which folder."""
-
-    folder: Path
-    sources: list[Path]
-
-
-def average(
+def average_checkpoints(
     paths: Sequence[Path], output: Path, *, last: int | None = None, best: int | None = None
-) -> Average:
-    """Write the average of checkpoints as a model folder that needs nothing outside itself.
+) -> list[Path]:
+    """Average checkpoints of one run and write the result as a self-contained model folder.
 
     Args:
-        paths: one run folder, if `last` or `best` is given; else two checkpoint or run folders or more.
-        output: the new folder.
-        last: average so many newest checkpoints of the run.
-        best: average so many checkpoints of the run with the best validation, by the run's own `validation.best`.
+        paths: one run folder if `last` or `best` is given; otherwise at least two checkpoint or run folders.
+        output: folder to create.
+        last: number of newest checkpoints to average.
+        best: number of checkpoints to average, those with the best validation by the run's `validation.best`.
+
+    Returns:
+        Folders of the averaged checkpoints.
 
     Raises:
-        ConfigError: what is asked for is not clear or not there; the checkpoints are not of one run.
-        StorageError: a checkpoint is missing or damaged, or the folder cannot be written.
+        ConfigError: If the arguments contradict each other, the run has too few checkpoints, `output` is not empty,
+            or the checkpoints belong to different runs.
+        StorageError: If a checkpoint is missing or damaged, or the folder cannot be written.
     """
-    _refuse_to_replace(output)
-    if (last is None) == (best is None) and last is not None:
+    _check_output_is_free(output)
+    if last is not None and best is not None:
         raise ConfigError("give either `last` or `best`", hint="not both")
     if last is None and best is None:
         sources = _named_checkpoints(paths)
     elif len(paths) != 1:
-        raise ConfigError(
-            "`last` and `best` choose among the checkpoints of one run", hint="name one run folder"
-        )
+        raise ConfigError("`last` and `best` need a single run folder", hint="name one run folder")
     else:
         run = paths[0]
         sources = _last_checkpoints(run, last) if last is not None else best_checkpoints(run, best or 0)
     write_average(sources, output)
-    return Average(output, sources)
+    return sources
 
 
-def average_last(config: Config, say: Say) -> Path | None:
-    """At the end of training: average the last checkpoints as `training.average_last` says, into the run folder.
+def average_last(config: Config, say: Callable[[str], None]) -> Path | None:
+    """Average the last checkpoints of a finished run into its folder, as `training.average_last` asks.
 
-    A run too short to have so many averages those that it has; with fewer than two there is nothing to do.
+    A run with fewer checkpoints than that averages all of them.
 
     Returns:
-        the folder, or None.
+        Folder of the average, or None without `training.average_last` or with fewer than two checkpoints.
 
     Raises:
-        StorageError: a checkpoint is damaged, or the disk failed.
+        StorageError: If a checkpoint is damaged or the disk fails.
     """
-    wanted, run = config.training.average_last, Path(config.run)
-    if wanted is None:
+    num_wanted, run = config.training.average_last, Path(config.run)
+    if num_wanted is None:
         return None
-    sources = _trained_checkpoints(run)[:wanted]
+    sources = _trained_checkpoints(run)[:num_wanted]
     if len(sources) < 2:
         say(f"no average: the run has {len(sources)} checkpoint")
         return None
     folder = run / AVERAGE_FOLDER
-    for leftover in find_leftovers(folder):  # of a run that was killed while it wrote one
+    for leftover in find_leftovers(folder):  # of a process that was killed while it wrote the average
         remove_tree(leftover)
     write_average(sources, folder)
-    say(f"average    of {len(sources)} checkpoints, steps {_step_range(sources)}, in {folder}")
+    steps = sorted(parse_step(source.name) for source in sources)
+    say(f"average    of {len(sources)} checkpoints, steps {steps[0]:,} to {steps[-1]:,}, in {folder}")
     return folder
 
 
-def _step_range(sources: Sequence[Path]) -> str:
-    """From the first to the last step of checkpoint folders."""
-    steps = sorted(parse_step(source.name) for source in sources)
-    return f"{steps[0]:,} to {steps[-1]:,}"
+# --- choosing checkpoints -----------------------------------------------------------------------------------------
 
 
-# --- which checkpoints --------------------------------------------------------------------------------------------
+def _check_output_is_free(output: Path) -> None:
+    """Check that the output does not exist or is an empty folder.
 
-
-def _refuse_to_replace(output: Path) -> None:
-    """Check that nothing would be lost. Raises: ConfigError: there is something at the place."""
+    Raises:
+        ConfigError: If there is something at the path.
+    """
     with storage_errors(output):
         taken = output.is_file() or output.is_symlink() or (output.is_dir() and any(output.iterdir()))
     if taken or committed_folder(output) != output:
-        raise ConfigError("there is something already", where=str(output), hint="choose another folder")
+        raise ConfigError("already exists", where=str(output), hint="choose another folder")
 
 
 def _named_checkpoints(paths: Sequence[Path]) -> list[Path]:
-    """The checkpoint that each path means, a run folder its best. Raises: ConfigError, StorageError."""
+    """Return the checkpoint folder of each path; a run folder stands for its best checkpoint.
+
+    Raises:
+        ConfigError: If there are fewer than two paths, or two name the same checkpoint.
+        StorageError: If a path holds no checkpoint.
+    """
     if len(paths) < 2:
-        hint = "for one run folder, say which: `last` 5 or `best` 5"
-        raise ConfigError("one model is no average", where=str(paths[0]) if paths else None, hint=hint)
+        hint = "for a run folder, say which of its checkpoints: `last` 5 or `best` 5"
+        where = str(paths[0]) if paths else None
+        raise ConfigError("an average needs at least two checkpoints", where=where, hint=hint)
     found = [find_checkpoint(path) for path in paths]
-    places = [folder.resolve() for folder in found]
-    for number, place in enumerate(places):
-        if place in places[:number]:
+    resolved = [folder.resolve() for folder in found]
+    for number, folder in enumerate(resolved):
+        if folder in resolved[:number]:
             raise ConfigError("named twice", where=str(paths[number]), hint="name each checkpoint once")
     return found
 
 
 def _trained_checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run, newest first, without that of step 0, which has learned nothing."""
+    """Return the checkpoints of a run, newest first, without the untrained one of step 0."""
     return [folder for folder in list_checkpoints(run) if parse_step(folder.name) > 0]
 
 
 def _last_checkpoints(run: Path, number: int) -> list[Path]:
-    """The newest checkpoints of a run. Raises: ConfigError: there are fewer; StorageError: it is no run."""
-    found = _trained_checkpoints(_checked_run(run))
-    return enough(found, number, run, "`last`", "checkpoints")
+    """Return the newest checkpoints of a run.
+
+    Raises:
+        ConfigError: If there are fewer.
+        StorageError: If it is not a run folder.
+    """
+    _check_run_folder(run)
+    return _first_of(_trained_checkpoints(run), number, run, "`last`", "checkpoints")
 
 
 def best_checkpoints(run: Path, number: int) -> list[Path]:
-    """The checkpoints with the best validation of a run, best first. Raises: ConfigError, StorageError."""
-    found = _trained_checkpoints(_checked_run(run))
+    """Return the checkpoints of a run with the best validation, best first; of equal ones the newer comes first.
+
+    Raises:
+        ConfigError: If fewer checkpoints have been validated.
+        StorageError: If it is not a run folder.
+    """
+    _check_run_folder(run)
+    found = _trained_checkpoints(run)
     if not found:
-        return enough(found, number, run, "`best`", "checkpoints")
-    hint = "it was written by another version of mtkit, or changed by hand"
-    name = read_config(found[0], hint).validation.best
-    standings = validation_standings(run / METRICS_FILE, name)
-    measured = [folder for folder in found if parse_step(folder.name) in standings]
+        return _first_of(found, number, run, "`best`", "checkpoints")
+    metric = read_config(found[0], _OTHER_VERSION).validation.best
+    results = read_validations(run / METRICS_FILE, metric)
     ranked: list[Path] = []
-    for folder in measured:  # newest first: of equals the newer
-        own = standings[parse_step(folder.name)]
-        worse = (i for i, f in enumerate(ranked) if is_better(name, own, standings[parse_step(f.name)]))
+    for folder in found:  # newest first
+        if (result := results.get(parse_step(folder.name))) is None:
+            continue
+        worse = (i for i, f in enumerate(ranked) if is_better(metric, result, results[parse_step(f.name)]))
         ranked.insert(next(worse, len(ranked)), folder)
-    return enough(ranked, number, run, "`best`", f"checkpoints with a validation ({name})")
+    return _first_of(ranked, number, run, "`best`", f"checkpoints with a validation ({metric})")
 
 
-def _checked_run(run: Path) -> Path:
-    """The path, if it is a folder but no checkpoint. Raises: ConfigError, StorageError."""
+def _check_run_folder(run: Path) -> None:
+    """Check that a path is a run folder.
+
+    Raises:
+        ConfigError: If it is a checkpoint.
+        StorageError: If it does not exist or has no checkpoints.
+    """
     if not run.is_dir():
         raise StorageError("no such folder", where=str(run), hint="name a run folder")
     if (run / MANIFEST_FILE).exists():
@@ -178,62 +191,79 @@ def _checked_run(run: Path) -> Path:
         )
     if not (run / CHECKPOINTS).is_dir():
         raise StorageError("no checkpoints: not a run folder", where=str(run), hint="name a run folder")
-    return run
 
 
-def enough(found: list[Path], number: int, run: Path, option: str, what: str) -> list[Path]:
-    """The first `number`. Raises: ConfigError: there are fewer."""
+def _first_of(found: list[Path], number: int, run: Path, parameter: str, what: str) -> list[Path]:
+    """Return the first `number` folders.
+
+    Raises:
+        ConfigError: If there are fewer.
+    """
     if len(found) < number:
-        fewer = f"{option} {len(found)}, or " if len(found) > 1 else ""
+        fewer = f"{parameter} {len(found)}, or " if len(found) > 1 else ""
         hint = f"{fewer}train with a larger training.keep_last"
         raise ConfigError(f"{len(found)} {what}, not {number}", where=str(run), hint=hint)
     return found[:number]
 
 
-def validation_standings(path: Path, name: str) -> dict[int, Standing]:
-    """The standing of each validated step in a metrics.jsonl. A line that is not whole is passed over."""
+def read_validations(path: Path, metric: str) -> dict[int, Standing]:
+    """Read the validation results in a metrics.jsonl, by step. Incomplete lines are skipped.
+
+    Args:
+        path: the metrics.jsonl.
+        metric: name of the number that ranks validations, as in `validation.best`.
+
+    Raises:
+        StorageError: If the file cannot be read.
+    """
     with storage_errors(path):
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    standings: dict[int, Standing] = {}
+    results: dict[int, Standing] = {}
     for line in lines:
         try:
             record = json.loads(line)
             if record["kind"] == "valid":
                 loss = record.get("loss")
-                standing = Standing(float(record[name]), None if loss is None else float(loss))
-                standings[int(record["step"])] = standing
-        except (ValueError, KeyError, TypeError, AttributeError):  # null stands for what is no number
+                result = Standing(float(record[metric]), None if loss is None else float(loss))
+                results[int(record["step"])] = result
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ):  # also a null, which stands for NaN or infinity
             continue
-    return standings
+    return results
 
 
-# --- the average --------------------------------------------------------------------------------------------------
+# --- averaging ----------------------------------------------------------------------------------------------------
 
 
 def write_average(sources: Sequence[Path], output: Path) -> None:
-    """Verify the checkpoints, average their weights, write a folder with config and tokenizers.
+    """Average the weights of checkpoints and write them to a folder with config and tokenizers.
 
     Raises:
-        ConfigError: they are not of one run.
-        StorageError: one is damaged, or the folder cannot be written.
+        ConfigError: If the checkpoints belong to different runs.
+        StorageError: If one is damaged, or the folder cannot be written.
     """
     for source in sources:
         verify_checkpoint(source)
-    hint = "it was written by another version of mtkit, or changed by hand"
-    first = read_config(sources[0], hint)
+    first = read_config(sources[0], _OTHER_VERSION)
     states = [read_json(source / STATE_FILE) for source in sources]
     tokenizers = [tokenizer_folder(source) for source in sources]
     fingerprints = {load_tokenizers(folder).fingerprint for folder in dict.fromkeys(tokenizers)}
     fingerprints |= {state["tokenizers"] for state in states if state.get("tokenizers")}
     if len(fingerprints) > 1:
-        _refuse_other_runs(sources, "they have different tokenizers")
+        raise _different_runs(sources, "they have different tokenizers")
     for source in sources[1:]:
-        changes = [line for line in diff_configs(first, read_config(source, hint)) if not is_harmless(line)]
+        changes = diff_configs(first, read_config(source, _OTHER_VERSION))
+        changes = [line for line in changes if not is_harmless(line)]
         if changes:
-            _refuse_other_runs((sources[0], source), f"their configs differ: {'; '.join(changes)}")
-    one_run = len(set(tokenizers)) == 1  # in which the data stayed the same, whichever version named it how
-    if not one_run and len({state.get("corpus") for state in states}) > 1:
-        _refuse_other_runs(sources, "they were trained on different data")
+            raise _different_runs((sources[0], source), f"their configs differ: {'; '.join(changes)}")
+    # Within one run folder the data is the same even if versions of mtkit fingerprint it differently.
+    same_folder = len(set(tokenizers)) == 1
+    if not same_folder and len({state.get("corpus") for state in states}) > 1:
+        raise _different_runs(sources, "they were trained on different data")
     weights = average_weights([source / MODEL_FILE for source in sources])
     state = {
         "averaged": [_step_label(source, state) for source, state in zip(sources, states, strict=True)],
@@ -248,24 +278,24 @@ def write_average(sources: Sequence[Path], output: Path) -> None:
 
 
 def _step_label(source: Path, state: dict[str, object]) -> str:
-    """How the average's state.json calls a checkpoint."""
+    """Return the name of a checkpoint in the `averaged` list of state.json."""
     return f"{source.name}, step {state['step']}" if "step" in state else source.name
 
 
-def _refuse_other_runs(sources: Sequence[Path], what: str) -> None:
-    """Raises: ConfigError: these are not checkpoints of one run."""
+def _different_runs(sources: Sequence[Path], what: str) -> ConfigError:
+    """Return the error for checkpoints that do not belong to one run."""
     where = " and ".join(map(str, sources[:2])) + (f" and {len(sources) - 2} more" if sources[2:] else "")
-    raise ConfigError(what, where=where, hint="only the weights of one run can be averaged")
+    return ConfigError(what, where=where, hint="only checkpoints of one run can be averaged")
 
 
 def average_weights(paths: Sequence[Path]) -> dict[str, Tensor]:
-    """The mean of each tensor of safetensors files, summed in float64, in the type that it has in the first.
+    """Return the mean of each tensor over safetensors files, accumulated in float64, in the dtype of the first file.
 
-    The files are mapped and read a tensor at a time: memory is that of one model and one tensor, however many
-    files there are.
+    The files are memory-mapped and read one tensor at a time: this takes the memory of one model plus one tensor,
+    however many files there are.
 
     Raises:
-        StorageError: a file is damaged, or names, shapes or types differ.
+        StorageError: If a file is damaged, or names, shapes or dtypes differ.
     """
     with ExitStack() as stack:
         files = []
@@ -276,12 +306,16 @@ def average_weights(paths: Sequence[Path]) -> dict[str, Tensor]:
         names = sorted(first.keys())
         for path, file in files[1:]:
             if differing := sorted(set(names) ^ set(file.keys())):
-                _refuse_other_weights(path, first_path, f"not the same tensors: {', '.join(differing[:3])}")
+                raise _different_weights(path, first_path, f"different tensors: {', '.join(differing[:3])}")
         return {name: _mean_tensor(name, files) for name in names}
 
 
 def _mean_tensor(name: str, files: Sequence[tuple[Path, safe_open]]) -> Tensor:
-    """The mean of a tensor over open files. Raises: StorageError: they hold it in different shapes or types."""
+    """Return the mean of one tensor over open files.
+
+    Raises:
+        StorageError: If its shape or dtype differs between files.
+    """
     first_path = files[0][0]
     first: Tensor | None = None
     total = torch.empty(0)
@@ -293,12 +327,12 @@ def _mean_tensor(name: str, files: Sequence[tuple[Path, safe_open]]) -> Tensor:
             continue
         if tensor.shape != first.shape or tensor.dtype != first.dtype:
             shapes = f"{list(tensor.shape)} {tensor.dtype}, not {list(first.shape)} {first.dtype}"
-            _refuse_other_weights(path, first_path, f"{name} is {shapes}")
+            raise _different_weights(path, first_path, f"{name} is {shapes}")
         total += tensor
     assert first is not None
     return (total / len(files)).to(first.dtype)
 
 
-def _refuse_other_weights(path: Path, first: Path, what: str) -> None:
-    """Raises: StorageError: the weights do not fit those of the first file."""
-    raise StorageError(what, where=str(path), hint=f"as in {first}: average checkpoints of one model")
+def _different_weights(path: Path, first: Path, what: str) -> StorageError:
+    """Return the error for weights that do not match those of the first file."""
+    return StorageError(what, where=str(path), hint=f"unlike {first}: average checkpoints of one model")

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 import mtkit
 from mtkit.checkpoint import load_checkpoint, parse_step, verify_checkpoint
 from mtkit.errors import StorageError
-from mtkit.training.averaging import average_last, average_weights, best_checkpoints, validation_standings
+from mtkit.training.averaging import average_last, average_weights, best_checkpoints, read_validations
 
 OPTIONS = [
     "training.max_steps=20",
@@ -78,7 +78,7 @@ def test_the_checkpoints_with_the_best_validation(run: Path, tmp_path: Path) -> 
     numbers = {4: 1.0, 8: 5.0, 12: None, 16: 2.0, 20: 3.0}
     lines = [json.dumps({"kind": "valid", "step": step, "loss": loss}) for step, loss in numbers.items()]
     (copy / "metrics.jsonl").write_text("\n".join([*lines, '{"kind": "valid", "step": 12, "lo']))
-    found = validation_standings(copy / "metrics.jsonl", "loss")
+    found = read_validations(copy / "metrics.jsonl", "loss")
     assert {step: own.number for step, own in found.items()} == {4: 1.0, 8: 5.0, 16: 2.0, 20: 3.0}
     code, out, _ = tiny.mtkit("average", copy, "--best", 3, "-o", tmp_path / "average")
     assert code == 0
@@ -124,8 +124,8 @@ def test_the_average_of_a_checkpoint_and_its_copy_is_the_checkpoint(run: Path, t
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["{run}"], ["one model is no average", "--last 5"]),
-        (["{run}", "{step}", "--last", 2], ["among the checkpoints of one run"]),
+        (["{run}"], ["at least two checkpoints", "--last 5"]),
+        (["{run}", "{step}", "--last", 2], ["need a single run folder"]),
         (["{run}", "--last", 2, "--best", 2], ["either --last or --best"]),
         (["{run}", "--last", 6], ["5 checkpoints, not 6", "--last 5", "training.keep_last"]),
         (["{run}", "--last", 1], ["--last", "2"]),
@@ -145,7 +145,7 @@ def test_what_is_not_clear_is_refused(
 def test_nothing_is_overwritten(run: Path, tmp_path: Path) -> None:
     before = tiny.tree(run)
     for taken in (run, run / "best", run / "config.yaml"):
-        fails(2, str(taken), "something already", arguments=[run, "--last", 2, "-o", taken])
+        fails(2, str(taken), "already exists", arguments=[run, "--last", 2, "-o", taken])
     assert tiny.tree(run) == before
     (tmp_path / "empty").mkdir()
     assert tiny.mtkit("average", run, "--last", 2, "-o", tmp_path / "empty")[0] == 0
@@ -189,7 +189,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     paths = [tmp_path / str(number) for number in range(4)]
     for path, held in zip(paths, tensors, strict=True):
         path.write_bytes(safetensors.torch.save(held))
-    for path, what in zip(paths[1:], ("not the same tensors: b", "b is", "b is"), strict=True):
+    for path, what in zip(paths[1:], ("different tensors: b", "b is", "b is"), strict=True):
         with pytest.raises(StorageError, match=what) as caught:
             average_weights([paths[0], path])
         assert caught.value.where == str(path)
