@@ -1,4 +1,4 @@
-"""Which device and which precision a model runs in, and how a CPU is made ready."""
+"""The device and the precision that a model runs in, memory on both, and settings of a CPU process."""
 
 from __future__ import annotations
 
@@ -14,60 +14,63 @@ import torch
 from mtkit.errors import ConfigError, TrainingError
 
 _KERNELS_KEPT = 64
-"""Compiled kernels in each cache: a batch has about ten matrices, and on a CPU few batches are searched together."""
+"""Compiled kernels per cache: a batch has about ten matrices, and on a CPU few batches are searched at a time."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str, where: str = "training.device", local_rank: int | None = None) -> torch.device:
-    """The device of this name; a GPU with its index, which `torch.cuda.set_device` asks for.
+    """Return the device of this name, a GPU with its index (`torch.cuda.set_device` needs it).
 
     Args:
-        name: `auto` is a GPU if there is one; `cuda` without an index the present GPU of the process.
-        where: for the message.
-        local_rank: number on its machine of a process that trains together with others: it takes the GPU of that
-            number, or the only one that its launcher lets it see.
+        name: `auto` is a GPU if there is one; `cuda` without an index is the current GPU of the process.
+        where: the config key or parameter for error messages.
+        local_rank: the local rank in distributed training, else None. The process takes the GPU with this index, or
+            the only GPU that its launcher makes visible.
 
     Raises:
-        ConfigError: at `where`, it is not there, or the processes would share it.
+        ConfigError: If there is no such device, or several processes would share it.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"{name!r} is no device", where=where, hint="auto, cpu, cuda or cuda:1") from error
+        raise ConfigError(
+            f"unknown device {name!r}", where=where, hint="auto, cpu, cuda or cuda:1"
+        ) from error
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"{name!r} is not supported", where=where, hint="auto, cpu, cuda or cuda:1")
+        raise ConfigError(f"device {name!r} is not supported", where=where, hint="auto, cpu, cuda or cuda:1")
     return device if device.type == "cpu" else _choose_gpu(device, where, local_rank)
 
 
 def _choose_gpu(device: torch.device, where: str, local_rank: int | None) -> torch.device:
-    """The GPU that `choose_device` describes. Raises: ConfigError."""
+    """Return the GPU of a process, as `choose_device` describes."""
     index: int | None = device.index
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    there = f"{count} GPU{'s' if count > 1 else ''}" if count else "no GPU"
+    number = f"{count} GPU{'s' if count > 1 else ''}" if count else "no GPU"
+    seen = f"PyTorch sees {number}"
     if (index or 0) >= count:
-        raise ConfigError(f"'{device}' is not there: PyTorch sees {there}", where=where, hint="auto or cpu")
+        raise ConfigError(f"no device '{device}': {seen}", where=where, hint="auto or cpu")
     if local_rank is None:
         return torch.device("cuda", torch.cuda.current_device()) if index is None else device
     if index is not None:
-        what = f"'{device}' names one GPU, but there are several processes, each with its own"
+        what = f"'{device}' is one GPU, but each of the processes needs its own"
         raise ConfigError(what, where=where, hint="cuda or auto")
     if count == 1:
         return torch.device("cuda", 0)
     if local_rank >= count:
-        what = f"no GPU for process {local_rank} of this machine: PyTorch sees {there}"
-        raise ConfigError(what, where=where, hint="start as many processes as there are GPUs")
+        what = f"no GPU for local rank {local_rank}: {seen}"
+        raise ConfigError(what, where=where, hint="start one process per GPU")
     return torch.device("cuda", local_rank)
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of activations and matrix products; `auto` is bfloat16 where the device computes in it natively."""
+    """Return the dtype of activations and matrix products; `auto` is bfloat16 if the device supports it natively."""
     if precision != "auto":
         return DTYPES[precision]
     if device.type == "cuda":
-        with torch.cuda.device(device):  # PyTorch asks the present one, and a machine may have two kinds
+        with torch.cuda.device(device):  # PyTorch checks the current GPU, and a machine may have two kinds.
             return (
                 torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
             )
@@ -75,12 +78,12 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The name that a config gives it."""
+    """Return the name of a dtype in the config."""
     return next(name for name, known in DTYPES.items() if known == dtype)
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware (AVX-512 BF16 or AMX)."""
+    """Return whether this CPU multiplies bfloat16 matrices in hardware (AVX-512 BF16 or AMX)."""
     flags: set[str] = set()
     if sys.platform == "linux":
         with open("/proc/cpuinfo") as file:
@@ -90,34 +93,38 @@ def cpu_has_bf16() -> bool:
 
 
 def limit_kernel_caches() -> None:
-    """Let few of the kernels that oneDNN compiles be kept, so that memory does not grow with every new shape.
+    """Limit oneDNN's caches of compiled kernels, so that memory does not grow with every new shape.
 
-    By default two caches (of oneDNN, and of PyTorch around it in each thread) keep 1,024 kernels each, up to half a
-    megabyte a piece, for each number of rows that a matrix was ever multiplied by; as they are freed one by one between
-    tensors, the heap is riddled besides. Those of one batch are all that is needed again and again. The variables are
-    read when the first kernel is compiled; what the user has set stays.
+    By default two caches (oneDNN's own, and PyTorch's around it in each thread) keep 1,024 kernels each, up to half a
+    megabyte per kernel, one for each number of rows that a matrix was ever multiplied by. Freed one by one between
+    tensors, they also fragment the heap. Only the kernels of one batch are needed repeatedly. The variables are read
+    when the first kernel is compiled; values set by the user are kept.
     """
     for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(variable, str(_KERNELS_KEPT))
 
 
 def configure_malloc() -> None:
-    """Tell glibc to keep what is freed: tensors of a step reuse the pages of the step before.
+    """Make glibc keep freed memory, so that the tensors of a step reuse the pages of the previous step.
 
-    Otherwise every large tensor is mapped anew, and a tenth of a training step goes into page faults.
+    Otherwise every large tensor is mapped again, and a tenth of a training step is spent on page faults.
     """
     if sys.platform != "linux":
         return
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of mallopt(3)
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(mmap_threshold, 32 << 20)  # the largest that glibc takes
+        libc.mallopt(mmap_threshold, 32 << 20)  # the largest value that glibc accepts
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 @contextmanager
 def out_of_memory_errors(hint: str) -> Iterator[None]:
-    """Turn running out of memory into a TrainingError that names the knob."""
+    """Turn an out-of-memory error of PyTorch into a `TrainingError` with a hint which setting to change.
+
+    Raises:
+        TrainingError: If the block runs out of memory.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -127,7 +134,7 @@ def out_of_memory_errors(hint: str) -> Iterator[None]:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory` begin anew, where the system can."""
+    """Reset the peak that `peak_memory` returns, if the system supports it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
@@ -135,7 +142,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors took on a GPU, or that the process had in memory."""
+    """Return the peak memory in bytes: of tensors on a GPU, or of the process (resident set) on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with (

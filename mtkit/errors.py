@@ -1,16 +1,16 @@
-"""What can go wrong, as a user should hear it: one line that says what, where and what to do.
+"""Errors for the user: one line that says what is wrong, where, and what to do.
 
-Everything raised on purpose is an `MtkitError`; its class decides the exit code of the process.
-Any other exception that reaches the command line is a bug in mtkit (exit code 1).
+Everything raised on purpose is an `MtkitError`, and its class determines the exit code of the process. Any other
+exception that reaches the command line is a bug in mtkit (exit code 1).
 """
 
 
 class MtkitError(Exception):
-    """A user's mistake or a failure of the machine, told in one line.
+    """A user's mistake or a failure of the machine, described in one line.
 
     Args:
         what: what is wrong, in plain words.
-        where: the place: `file:line`, or the config key.
+        where: the location: `file:line`, or the config key.
         hint: what to do about it.
     """
 
@@ -23,9 +23,9 @@ class MtkitError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        place = f"{self.where}: " if self.where else ""
-        advice = f" ({self.hint})" if self.hint else ""
-        return f"{place}{self.what}{advice}"
+        where = f"{self.where}: " if self.where else ""
+        hint = f" ({self.hint})" if self.hint else ""
+        return f"{where}{self.what}{hint}"
 
 
 class ConfigError(MtkitError):
@@ -41,7 +41,7 @@ class DataError(MtkitError):
 
 
 class TrainingError(MtkitError):
-    """Training cannot go on: a non-finite loss, no memory left."""
+    """Training cannot continue: a non-finite loss, out of memory."""
 
     exit_code = 4
 

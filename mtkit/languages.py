@@ -1,4 +1,4 @@
-"""What the code of a language tells: ISO 639, with or without region and script, as in zh, zh-TW or zho_Hans."""
+"""Language codes: ISO 639, with or without region and script, such as zh, zh-TW or zho_Hans."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _SHORT = {
     **{"jpn": "ja", "kor": "ko", "tha": "th", "lao": "lo", "khm": "km", "mya": "my", "bur": "my"},
     **{"bod": "bo", "tib": "bo", "dzo": "dz"},
 }
-"""Two letters for the longer codes of languages that are looked at here; Sinitic languages are written like Chinese."""
+"""Two-letter codes for the longer ones that matter here. Sinitic languages are written like Chinese."""
 _UNSPACED_LANGUAGES = {"zh", "ja", "th", "lo", "km", "my", "bo", "dz", "shn", "nod", "khb", "tdd"}
 _UNSPACED_SCRIPTS = {
     "hans",
@@ -28,17 +28,17 @@ _UNSPACED_SCRIPTS = {
 
 
 BLEU_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
-"""sacreBLEU's tokenizers for languages that have one of their own."""
+"""sacreBLEU's tokenizers for languages that need one of their own."""
 
 
 def short_code(code: str | None) -> str:
-    """The language alone, in two letters where there are such: zh for zh-CN, zh_TW and zho_Hans; empty for None."""
+    """Return the language without region and script, in two letters if possible: zh for zho_Hans; "" for None."""
     primary = _subtags(code)[0]
     return _SHORT.get(primary, primary)
 
 
 def _is_unspaced(code: str | None) -> bool:
-    """Whether words are written without spaces between them. If the code names a script, that decides."""
+    """Return whether words are written without spaces between them; a script in the code decides."""
     scripts = [subtag for subtag in _subtags(code)[1:] if len(subtag) == 4 and subtag.isalpha()]
     if scripts:
         return scripts[0] in _UNSPACED_SCRIPTS
@@ -46,7 +46,7 @@ def _is_unspaced(code: str | None) -> bool:
 
 
 def bleu_can_tokenize(code: str | None) -> bool:
-    """Whether one of sacreBLEU's tokenizers divides text of a language into words."""
+    """Return whether one of sacreBLEU's tokenizers splits text in this language into words."""
     return short_code(code) in BLEU_TOKENIZERS or not _is_unspaced(code)
 
 

@@ -65,21 +65,19 @@ def test_one_process_has_the_present_gpu_or_the_one_it_names(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("name", "count", "local_rank", "message"),
     [
-        ("cuda", 0, None, "training.device: 'cuda' is not there: PyTorch sees no GPU (auto or cpu)"),
-        ("cuda:2", 2, None, "training.device: 'cuda:2' is not there: PyTorch sees 2 GPUs (auto or cpu)"),
+        ("cuda", 0, None, "training.device: no device 'cuda': PyTorch sees no GPU (auto or cpu)"),
+        ("cuda:2", 2, None, "training.device: no device 'cuda:2': PyTorch sees 2 GPUs (auto or cpu)"),
         (
             "cuda:1",
             2,
             1,
-            "training.device: 'cuda:1' names one GPU, but there are several processes, each with its own "
-            "(cuda or auto)",
+            "training.device: 'cuda:1' is one GPU, but each of the processes needs its own (cuda or auto)",
         ),
         (
             "cuda",
             2,
             2,
-            "training.device: no GPU for process 2 of this machine: PyTorch sees 2 GPUs "
-            "(start as many processes as there are GPUs)",
+            "training.device: no GPU for local rank 2: PyTorch sees 2 GPUs (start one process per GPU)",
         ),
     ],
 )

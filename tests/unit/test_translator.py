@@ -647,7 +647,7 @@ def test_keys_of_the_decoding_can_be_changed_when_a_translator_is_loaded(tmp_pat
             "decoding.beam_size: does nothing with decoding.sample (it is of the search, not of samples)",
         ),
         ({"precision": "fp8"}, "precision: 'fp8' is no precision (auto, fp32, bf16, fp16 or int8)"),
-        ({"device": "gpu"}, "device: 'gpu' is no device (auto, cpu, cuda or cuda:1)"),
+        ({"device": "gpu"}, "device: unknown device 'gpu' (auto, cpu, cuda or cuda:1)"),
     ],
     ids=str,
 )
