@@ -1,4 +1,7 @@
-"""From a YAML file, overrides or a dict to a `Config` and back; all problems at once, in plain words."""
+"""Loading and dumping configs: YAML, overrides or a dict to a `Config` and back.
+
+All errors of a config are reported at once, each in one line with its place.
+"""
 
 from __future__ import annotations
 
@@ -28,23 +31,23 @@ from mtkit.errors import ConfigError
 
 SomeSection = TypeVar("SomeSection", bound=Section)
 
-_WANTED = {
-    "int_type": "a whole number",
+_EXPECTED = {
+    "int_type": "an integer",
     "float_type": "a number",
     "finite_number": "a finite number",
-    "string_type": "a text",
+    "string_type": "a string",
     "bool_type": "true or false",
     "tuple_type": "a list",
-    "model_type": "keys and values",
+    "model_type": "a mapping",
 }
 _BOUNDS = {
-    "greater_than": ("gt", "more than"),
+    "greater_than": ("gt", "greater than"),
     "greater_than_equal": ("ge", "at least"),
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "at most"),
 }
 _QUOTE = "put it in quotes"
-# What other toolkits call it, where the names are too different to be guessed.
+# Names in other toolkits that are too different from ours for the spelling hint to find.
 _OTHER_NAMES = {
     "lr": "learning_rate",
     "hidden_size": "d_model",
@@ -59,83 +62,88 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a config from YAML ("-" is stdin) and dotted `key=value` overrides.
 
     Raises:
-        ConfigError: with file:line, or the override. If there are several problems, its `what` is a line with
-            their number and then a line for each.
+        ConfigError: If the file or an override is invalid; it names file:line or the override. For several errors,
+            `what` is a line with their number and then a line for each.
     """
     document = apply_overrides(load_yaml(path), overrides)
-    return _held(_validated(document.data, document), document)
+    return _check_effective(_validate(document.data, document), document)
 
 
-def load_stored_config(path: Path, passed_over: Collection[str] = ()) -> Config:
-    """Read a config that some version of mtkit wrote beside weights, and that is what they were made with.
+def load_stored_config(path: Path, ignore_unknown: Collection[str] = ()) -> Config:
+    """Read the config that some version of mtkit stored beside weights.
 
-    A key that the version did not have yet gets its default, which is what was before it. A rule about several keys
-    that came later does not hold for it, nor do those of `config.rules`.
+    The weights were trained with it, so it is valid by definition: a key newer than that version gets its default,
+    which is the behavior before it, and newer rules about several keys do not apply, nor do those of `config.rules`.
 
     Args:
-        path: the file.
-        passed_over: sections in which keys that this version does not know do not matter.
+        path: The file.
+        ignore_unknown: Sections in which keys unknown to this version are ignored.
 
     Raises:
-        ConfigError: there is another unknown key, or a value that this version does not know.
+        ConfigError: If another key, or a value, is unknown to this version.
     """
     document = load_yaml(path)
-    data = {name: _known(name, value, passed_over) for name, value in document.data.items()}
+    data = {name: _drop_unknown(name, value, ignore_unknown) for name, value in document.data.items()}
     try:
-        return _validated(data, document)
+        return _validate(data, document)
     except ConfigError:
         with suppress(ValidationError, LookupError, TypeError):
-            return _as_it_stands(Config, data)
+            return _validate_keys_alone(Config, data)
         raise
 
 
-def _known(name: str, value: object, passed_over: Collection[str]) -> object:
-    """The value of a section, without its unknown keys if they do not matter."""
+def _drop_unknown(name: str, value: object, ignore_unknown: Collection[str]) -> object:
+    """Return the value of a section, without its unknown keys if they are to be ignored."""
     section = _section((name,))
-    if name not in passed_over or section is None or not isinstance(value, dict):
+    if name not in ignore_unknown or section is None or not isinstance(value, dict):
         return value
     return {key: below for key, below in value.items() if key in section.model_fields}
 
 
-def _as_it_stands(section: type[SomeSection], values: Mapping[str, Any]) -> SomeSection:
-    """A section whose values are each what its key wants, whatever the rules about several keys say.
+def _validate_keys_alone(section: type[SomeSection], values: Mapping[str, Any]) -> SomeSection:
+    """Build a section after checking each value against its own key, but no rules about several keys.
 
     Raises:
-        KeyError: a key is unknown, or missing.
-        TypeError, ValidationError: a value is not what its key wants.
+        KeyError: If a key is unknown or missing.
+        TypeError: If the value of a section is not a mapping.
+        ValueError: If a value is invalid for its key (pydantic.ValidationError).
     """
     read: dict[str, Any] = {name: values[name] for name, f in section.model_fields.items() if f.is_required()}
     for name, value in values.items():
         field = section.model_fields[name]
         below = _section_in(field.annotation)
         if below is not None and isinstance(value, list):
-            read[name] = tuple(_as_it_stands(below, entry) for entry in value)
+            read[name] = tuple(_validate_keys_alone(below, entry) for entry in value)
         elif below is not None:
-            read[name] = _as_it_stands(below, dict(value))
+            read[name] = _validate_keys_alone(below, dict(value))
         else:
-            rules = field.metadata  # of this key alone
-            wanted: Any = Annotated[(field.annotation, *rules)] if rules else field.annotation
-            read[name] = TypeAdapter(wanted, config=section.model_config).validate_python(value)
+            bounds = field.metadata
+            expected: Any = Annotated[(field.annotation, *bounds)] if bounds else field.annotation
+            read[name] = TypeAdapter(expected, config=section.model_config).validate_python(value)
     return section.model_construct(**read)
 
 
 def parse_config(data: Mapping[str, object]) -> Config:
-    """The config of a dict laid out like the YAML. Raises: ConfigError, as `load_config` but with keys."""
-    return _held(_validated(data, None), None)
+    """Build a config from a dict laid out like the YAML.
+
+    Raises:
+        ConfigError: If it is invalid; as in `load_config`, but with keys for places.
+    """
+    return _check_effective(_validate(data, None), None)
 
 
 def dump_config(config: Config) -> str:
-    """The resolved YAML: every key (of a data source, those that are set); loads back equal."""
-    return dump_yaml(_values(config))
+    """Return the resolved config as YAML that loads back equal: every key, or for a corpus those that are set."""
+    return dump_yaml(_to_dict(config))
 
 
 def config_schema() -> dict[str, object]:
-    """JSON Schema of the YAML, with the description and default of every key, for editors."""
+    """Return a JSON Schema of the YAML, with description and default of every key, for editors."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
 
 
 def config_keys() -> dict[str, FieldInfo]:
-    """Every key that an override may name, such as `training.max_steps`, with its field."""
+    """Return the field of every key that an override may name, by dotted name such as `training.max_steps`."""
     found = {}
     for name, field in Config.model_fields.items():
         section = _section((name,))
@@ -147,31 +155,32 @@ def config_keys() -> dict[str, FieldInfo]:
 
 
 def suggested_values(name: str) -> list[str]:
-    """What a key may be, as it is written: the words that it takes, and its default; nothing for other names."""
+    """Return values for a key as the YAML spells them: its literals and its default; empty for an unknown key."""
     field = config_keys().get(name)
     if field is None:
         return []
-    words = ["true", "false"] if field.annotation is bool else list(_words(field.annotation))
+    literals = ["true", "false"] if field.annotation is bool else list(_literals(field.annotation))
     default = default_value(field)
-    known = [] if default is None or field.is_required() else [format_value(default)]
-    return list(dict.fromkeys([*words, *known]))
+    defaults = [] if default is None or field.is_required() else [format_value(default)]
+    return list(dict.fromkeys([*literals, *defaults]))
 
 
-def _words(annotation: object) -> Iterator[str]:
-    """The words that a type names; those of a list's entries do not count."""
+def _literals(annotation: object) -> Iterator[str]:
+    """Yield the literals in a type, except those of list entries."""
     if get_origin(annotation) is Literal:
         yield from get_args(annotation)
     elif get_origin(annotation) is not tuple:
         for part in get_args(annotation):
-            yield from _words(part)
+            yield from _literals(part)
 
 
 def diff_configs(old: Config, new: Config) -> list[str]:
-    """What changed: lines like `training.learning_rate: 0.001 -> 0.002`, in the order of the keys."""
-    return list(_differences("", _values(old), _values(new)))
+    """Return the differences as lines like `training.learning_rate: 0.001 -> 0.002`, in the order of the keys."""
+    return list(_differences("", _to_dict(old), _to_dict(new)))
 
 
-def _values(config: Config) -> dict[str, Any]:
+def _to_dict(config: Config) -> dict[str, Any]:
+    """Return all values; of a corpus, whose keys exclude each other, those that are set."""
     values = config.model_dump()
     for split in ("train", "valid", "test"):
         entries = values["data"][split]
@@ -192,20 +201,25 @@ def _differences(name: str, old: Any, new: Any) -> Iterator[str]:
         yield f"{name}: {format_value(old)} -> {format_value(new)}"
 
 
-def _validated(data: Mapping[str, object], document: YamlDocument | None) -> Config:
-    # "training:" with nothing below it, or with every line commented out, is a section of defaults.
+def _validate(data: Mapping[str, object], document: YamlDocument | None) -> Config:
+    # "training:" with nothing below it, or only comments, is null in YAML and means a section of defaults.
     filled = {key: {} if value is None and _section((key,)) else value for key, value in data.items()}
     try:
         return Config.model_validate(filled)
     except ValidationError as error:
-        raise _told(error.errors(include_url=False), document) from None
+        raise _as_config_error(error.errors(include_url=False), document) from None
 
 
 def override_section(section: SomeSection, name: str, changes: Mapping[str, object]) -> SomeSection:
-    """A section with other values for some of its keys.
+    """Return a copy of a section with other values for some of its keys.
+
+    Args:
+        section: The section.
+        name: Its name in the config, for errors.
+        changes: The new values by key.
 
     Raises:
-        ConfigError: as `parse_config` raises it; `name` is what the section is called there.
+        ConfigError: If the result is invalid, as in `parse_config`.
     """
     try:
         return type(section).model_validate({**section.model_dump(), **changes})
@@ -213,13 +227,13 @@ def override_section(section: SomeSection, name: str, changes: Mapping[str, obje
         details = error.errors(include_url=False)
         for detail in details:
             detail["loc"] = (name, *detail["loc"])
-        raise _told(details, None) from None
+        raise _as_config_error(details, None) from None
 
 
-def _told(details: Sequence[ErrorDetails], document: YamlDocument | None) -> ConfigError:
-    """All of pydantic's errors, as a user should hear them."""
-    # A list whose only entry is wrong is called empty as well, and where a key is wrong, others have no default yet:
-    # that is no news.
+def _as_config_error(details: Sequence[ErrorDetails], document: YamlDocument | None) -> ConfigError:
+    """Translate pydantic's errors into one of ours."""
+    # Drop consequences of other errors: pydantic also calls a list empty if its only entry is invalid, and reports
+    # keys whose default depends on an invalid key.
     places = {detail["loc"] for detail in details}
     inside = {place[:length] for place in places for length in range(len(place))}
     details = [
@@ -228,11 +242,15 @@ def _told(details: Sequence[ErrorDetails], document: YamlDocument | None) -> Con
         if not (detail["type"] == "too_short" and detail["loc"] in inside)
         and detail["type"] != "default_factory_not_called"
     ]
-    return _all_in_one([_problem(detail, document) for detail in details], document)
+    return _merge([_translate_error(detail, document) for detail in details], document)
 
 
-def _held(config: Config, document: YamlDocument | None) -> Config:
-    """The config, if no key was set that does nothing. Raises: ConfigError."""
+def _check_effective(config: Config, document: YamlDocument | None) -> Config:
+    """Return the config if all keys that were set have an effect.
+
+    Raises:
+        ConfigError: If a key was set that has no effect.
+    """
     problems = []
     for found in ineffective_settings(config):
         if document is None:
@@ -243,98 +261,100 @@ def _held(config: Config, document: YamlDocument | None) -> Config:
             what, place = f"{found.key}: {found.what}", document.place_of(key)
             problems.append(ConfigError(what, where=place, hint=found.hint))
     if problems:
-        raise _all_in_one(problems, document)
+        raise _merge(problems, document)
     return config
 
 
-def _all_in_one(found: Sequence[ConfigError], document: YamlDocument | None) -> ConfigError:
-    """One error that tells of all, by line; of equal ones once."""
-    problems = sorted({str(problem): problem for problem in found}.values(), key=_order)
+def _merge(found: Sequence[ConfigError], document: YamlDocument | None) -> ConfigError:
+    """Merge errors into one, sorted by line and without duplicates."""
+    problems = sorted({str(problem): problem for problem in found}.values(), key=_sort_key)
     if len(problems) == 1:
         return problems[0]
     summary = f"{len(problems)} problems in {document.path if document else 'the config'}"
     return ConfigError("\n".join([summary, *map(str, problems)]))
 
 
-def _order(problem: ConfigError) -> tuple[bool, int]:
-    """By line; those without one first, those of the command line last."""
+def _sort_key(problem: ConfigError) -> tuple[bool, int]:
+    """Return a key that sorts by line, errors without one first and those of the command line last."""
     where = problem.where or ""
     line = where.rpartition(":")[2]
     return where.startswith("command line: "), int(line) if line.isdecimal() else 0
 
 
-def _problem(detail: ErrorDetails, document: YamlDocument | None) -> ConfigError:
-    """One of pydantic's errors, as a user should hear it."""
+def _translate_error(detail: ErrorDetails, document: YamlDocument | None) -> ConfigError:
+    """Translate one of pydantic's errors into one of ours."""
     keys: Keys = detail["loc"]
-    if detail["type"] == "missing" and isinstance(keys[-1], int):  # Of a list with a fixed number of entries.
+    if detail["type"] == "missing" and isinstance(keys[-1], int):  # an entry of a list of fixed length
         keys = keys[:-1]
-        what, hint = f"too few entries: {_shown(detail['input'])}", _about(keys)
+        what, hint = f"too few entries, got {len(detail['input'])}", _description(keys)
     else:
-        what, hint = _in_words(detail, keys)
+        what, hint = _what_and_hint(detail, keys)
     name = ".".join(map(str, keys))
     if document is None:
         return ConfigError(what, where=name or None, hint=hint)
     place = document.place_of(keys)
-    if detail["type"] == "value_error":  # Of a whole section: of the keys that it names, one that is set.
+    if (
+        detail["type"] == "value_error"
+    ):  # an error of a section: place it at a key that it names and that is set
         words = re.findall(r"[a-z_]+(?:\.[a-z_]+)*", what)
         named = [(*keys, *word.split(".")) for word in words]
         overridden = [path for path in named if path in document.overrides]
         in_file = [path for path in named if path in document.lines]
         place = document.place_of([*overridden, *in_file, keys][0])
-    if keys in document.overrides and hint == _QUOTE:  # The shell takes a pair of quotes for itself.
+    if keys in document.overrides and hint == _QUOTE:  # the shell strips one pair of quotes
         key, _, text = document.overrides[keys].partition("=")
         hint = f"write '{key}=\"{text}\"'"
     return ConfigError(f"{name}: {what}" if name else what, where=place, hint=hint)
 
 
-def _in_words(detail: ErrorDetails, keys: Keys) -> tuple[str, str | None]:
-    """What is wrong with the value at `keys`, and what to do."""
+def _what_and_hint(detail: ErrorDetails, keys: Keys) -> tuple[str, str | None]:
+    """Return the message and the hint for an invalid value at `keys`."""
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
-    if kind in _WANTED:
-        return f"wants {_WANTED[kind]}, got {_shown(value)}", _type_hint(kind, value, keys)
+    if kind in _EXPECTED:
+        return f"expected {_EXPECTED[kind]}, got {_show(value)}", _type_hint(kind, value, keys)
     if kind in _BOUNDS:
         limit, words = _BOUNDS[kind]
         bound = f"{context[limit]:g}" if isinstance(context[limit], float) else context[limit]
-        return f"must be {words} {bound}, got {_shown(value)}", _default(keys)
+        return f"must be {words} {bound}, got {_show(value)}", _default_hint(keys)
     match kind:
         case "missing":
-            return "missing", _about(keys)
+            return "missing", _description(keys)
         case "extra_forbidden":
             return "unknown key", _unknown_hint(str(keys[-1]), keys[:-1])
         case "literal_error":
             allowed = re.findall(r"'([^']*)'", context["expected"])
             close = difflib.get_close_matches(str(value).lower(), allowed, n=1)
             return (
-                f"wants {_or(allowed)}, got {_shown(value)}",
+                f"expected {_or(allowed)}, got {_show(value)}",
                 f"did you mean {close[0]}?" if close else None,
             )
         case "too_short" | "string_too_short":
-            return "must not be empty", _about(keys)
+            return "must not be empty", _description(keys)
         case "too_long":
-            return f"too many entries: {_shown(value)}", _about(keys)
+            return f"too many entries, got {context['actual_length']}", _description(keys)
         case "value_error":
             return str(context["error"]), None
     return detail["msg"].lower(), None
 
 
-def _shown(value: object) -> str:
-    """A value in a message."""
+def _show(value: object) -> str:
+    """Return a value as messages show it."""
     match value:
         case str():
-            return f"the text {value[:60]!r}"
+            return repr(value[:60])
         case None:
             return "null"
         case bool() | int() | float():
             return str(value).lower()
         case list() | tuple():
-            return f"a list of {len(value)}"
+            return f"a list of length {len(value)}"
         case Mapping():
-            return "keys and values"
+            return "a mapping"
     return f"a {type(value).__name__}"
 
 
 def _type_hint(kind: str, value: object, keys: Keys) -> str | None:
-    """How to write what was probably meant."""
+    """Return how to write what the user probably meant."""
     match kind, value:
         case "int_type", float() if value.is_integer():
             return f"write {int(value)}"
@@ -357,13 +377,13 @@ def _type_hint(kind: str, value: object, keys: Keys) -> str | None:
 
 
 def _field(keys: Keys) -> FieldInfo | None:
-    """The field of a key, if there is such a key."""
+    """Return the field of a key, or None if there is no such key."""
     section = _section(keys[:-1])
     return section.model_fields.get(str(keys[-1])) if keys and section else None
 
 
 def _section(keys: Keys) -> type[Section] | None:
-    """The class of the section at a path of keys; None if there is something else, or nothing."""
+    """Return the class of the section at a path of keys, or None if there is no section."""
     section: type[Section] | None = Config
     for key in keys:
         if isinstance(key, str):
@@ -373,19 +393,21 @@ def _section(keys: Keys) -> type[Section] | None:
 
 
 def _section_in(annotation: object) -> type[Section] | None:
+    """Return the section class in a type such as `tuple[SourceConfig, ...]`, if any."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
 
 
-def _about(keys: Keys) -> str | None:
-    """The description of a key."""
+def _description(keys: Keys) -> str | None:
+    """Return the description of a key or section, on one line."""
     field, section = _field(keys), _section(keys)
     text = (field and field.description) or (section and section.__doc__) or ""
-    return text.rstrip(".") or None
+    return " ".join(text.split()).rstrip(".") or None
 
 
-def _default(keys: Keys) -> str | None:
+def _default_hint(keys: Keys) -> str | None:
+    """Return a hint that names the default of an optional key."""
     field = _field(keys)
     return (
         None
@@ -395,7 +417,7 @@ def _default(keys: Keys) -> str | None:
 
 
 def _unknown_hint(key: str, above: Keys) -> str:
-    """What a user may have meant by a key that the section at `above` does not have."""
+    """Return a hint for a key that the section at `above` does not have."""
     section = _section(above) or Config
     if "." in key:
         return "write what follows the dot on the next line, indented"
@@ -411,11 +433,11 @@ def _unknown_hint(key: str, above: Keys) -> str:
         far = [(key, place) for place, keys in others.items() for key in keys]
         close = difflib.get_close_matches(wanted, [key for key, _ in far], n=1, cutoff=0.7)
         hints = [f"did you mean {close[0]} {dict(far)[close[0]]}?"] if close else []
-    return " ".join(hints) or "`mtkit config schema` lists the keys"
+    return " ".join(hints) or "`mtkit config schema` lists all keys"
 
 
 def _sections() -> Iterator[tuple[str, type[Section]]]:
-    """Every section, after where its keys belong."""
+    """Yield every section, preceded by where its keys belong."""
     yield "at the top level", Config
     for name in Config.model_fields:
         if section := _section((name,)):
@@ -424,4 +446,5 @@ def _sections() -> Iterator[tuple[str, type[Section]]]:
 
 
 def _or(words: Sequence[str]) -> str:
+    """Join words like `a, b or c`."""
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

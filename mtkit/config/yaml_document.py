@@ -1,6 +1,6 @@
-"""Strict YAML files that remember where each value stands, and dotted `key=value` overrides on top of them.
+"""Strict YAML documents that record the line of each value, and dotted `key=value` overrides on top of them.
 
-What counts as a number, a boolean or a text is told in `yamlreader`.
+`yaml_reader` says what counts as a number, a boolean or a string.
 """
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ from mtkit.errors import ConfigError, DataError
 from mtkit.files import read_lines
 
 _MAX_CHARACTERS = 1_000_000
-_PLAIN_TEXT = re.compile(r"[^\W\d]([\w./@+-]| (?=[\w/]))*|\.{0,2}/[\w./@+-]*")
-# What is a text here but not for other readers of YAML, and so is quoted when it is written.
+_PLAIN_STRING = re.compile(r"[^\W\d]([\w./@+-]| (?=[\w/]))*|\.{0,2}/[\w./@+-]*")
+# Strings here, but not in other YAML readers; so they are quoted when written.
 _WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 
 
 @dataclass(frozen=True)
 class YamlDocument:
-    """Values of a YAML file, with the place of each.
+    """Values of a YAML file, each with its place.
 
-    `lines` and `overrides` map a path of keys to its line, or to the command line's `key=value` that set it.
+    Attributes:
+        data: The values.
+        path: Name of the file, for messages.
+        lines: Line (from 1) of each path of keys in the file.
+        overrides: The `key=value` that set it, for each path of keys from the command line.
     """
 
     data: dict[str, object]
@@ -36,11 +40,11 @@ class YamlDocument:
     overrides: dict[Keys, str] = field(default_factory=dict)
 
     def line_of(self, keys: Keys) -> int:
-        """Line (from 1) of a value, or of the nearest value around it that stands in the file."""
+        """Return the line (from 1) of a value, or of the innermost section around it that is in the file."""
         return next((self.lines[near] for near in _outward(keys) if near in self.lines), 1)
 
     def place_of(self, keys: Keys) -> str:
-        """Where a value comes from: `file:line`, or `command line: key=value`; else of what is around it."""
+        """Return where a value, or the section around it, was set: `file:line` or `command line: key=value`."""
         for near in _outward(keys):
             if near in self.overrides:
                 return f"command line: {self.overrides[near]}"
@@ -50,6 +54,7 @@ class YamlDocument:
 
 
 def _outward(keys: Keys) -> Iterator[Keys]:
+    """Yield the path and all its prefixes, longest first."""
     return (keys[:length] for length in range(len(keys), -1, -1))
 
 
@@ -57,7 +62,7 @@ def load_yaml(path: str | Path) -> YamlDocument:
     """Read a YAML file of keys and values ("-" is stdin).
 
     Raises:
-        ConfigError: the file cannot be read, is not YAML, or holds what `yamlreader` refuses.
+        ConfigError: If the file cannot be read, is not YAML, or contains what `YamlReader` rejects.
     """
     lines: list[str] = []
     size = 0
@@ -66,7 +71,7 @@ def load_yaml(path: str | Path) -> YamlDocument:
             lines.append(line)
             size += len(line) + 1
             if size > _MAX_CHARACTERS:
-                raise ConfigError("too large for a config", where=str(path), hint="name a YAML file")
+                raise ConfigError("too large for a config", where=str(path), hint="give a YAML file")
     except DataError as error:
         raise ConfigError(error.what, where=error.where, hint=error.hint) from error
     name = "stdin" if str(path) == "-" else str(path)
@@ -75,43 +80,42 @@ def load_yaml(path: str | Path) -> YamlDocument:
     if data is None:
         raise ConfigError("the file is empty", where=name, hint="a config needs at least run and data")
     if not isinstance(data, dict):
-        what = f"keys and values expected, found {'a list' if isinstance(data, list) else 'a single value'}"
-        raise ConfigError(
-            what, where=f"{name}:{reader.lines[()]}", hint="write for example  run: runs/my-run"
-        )
+        what = f"expected a mapping, got {'a list' if isinstance(data, list) else 'a single value'}"
+        raise ConfigError(what, where=f"{name}:{reader.lines[()]}", hint="for example  run: runs/my-run")
     return YamlDocument(data, name, reader.lines)
 
 
 def parse_value(text: str) -> object:
-    """The value of an override, by the rules of a YAML file; nothing is null.
+    """Parse the value of an override by the rules of the YAML file; an empty string is null.
 
     Raises:
-        ConfigError: not one YAML value.
+        ConfigError: If the text is not a single YAML value.
     """
-    values = YamlReader(f"- {text}", None).document()  # In a list, "%" and "---" have no special meaning.
+    values = YamlReader(f"- {text}", None).document()  # in a list, "%" and "---" have no special meaning
     if not isinstance(values, list) or len(values) != 1:
-        raise ConfigError("not one value", hint="put a text in quotes")
+        raise ConfigError("not a single value", hint="put a string in quotes")
     return values[0]
 
 
 def apply_overrides(document: YamlDocument, overrides: Sequence[str]) -> YamlDocument:
-    """A new document with dotted `key=value` put over it: `data.train.0.src=x` is the first entry's key.
+    """Return a copy of a document with dotted `key=value` overrides applied, such as `data.train.0.src=x`.
 
-    Sections that are missing are made; list entries are not. A later override wins.
+    Missing sections are created, missing list entries are not. Later overrides win.
 
     Raises:
-        ConfigError: no `=`, an empty key, an entry that does not exist, a key below a value, a bad value.
+        ConfigError: If an override has no `=`, an empty key, a list entry that does not exist, a key below a value, or
+            an invalid value.
     """
     data, lines, places = copy.deepcopy(document.data), dict(document.lines), dict(document.overrides)
     for override in overrides:
-        shown = override.replace("\n", "\\n")  # An error is one line.
+        shown = override.replace("\n", "\\n")  # an error is one line
         where = f"command line: {shown}"
         name, equals, text = override.partition("=")
         keys = name.strip().split(".")
         if not equals:
-            raise ConfigError("key=value expected", where=where, hint="for example training.max_steps=1000")
+            raise ConfigError("expected key=value", where=where, hint="for example training.max_steps=1000")
         if "" in keys:
-            raise ConfigError("an empty key", where=where, hint="for example training.max_steps=1000")
+            raise ConfigError("empty key", where=where, hint="for example training.max_steps=1000")
         try:
             path, first_new = _put(data, keys, parse_value(text), ())
         except ConfigError as error:
@@ -124,15 +128,18 @@ def apply_overrides(document: YamlDocument, overrides: Sequence[str]) -> YamlDoc
 
 
 def _put(container: Any, keys: Sequence[str], value: object, above: Keys) -> tuple[Keys, int]:
-    """Set a value; its path, and the length of the shortest part of that path which is new."""
+    """Set a value. Returns its path, and the length of the shortest prefix of that path that did not exist before."""
     key, name = keys[0], ".".join(map(str, above))
     index = int(key) if key.isascii() and key.isdecimal() else None
     if isinstance(container, list) and (index is None or index >= len(container)):
         count = "1 entry, 0" if len(container) == 1 else f"{len(container)} entries, counted from 0"
-        raise ConfigError(f"{name} has no entry {key}", hint=f"it has {count}; {name}=[...] sets them all")
+        raise ConfigError(
+            f"{name} has no entry {key}", hint=f"it has {count}; {name}=[...] replaces the list"
+        )
     if isinstance(container, dict) and index is not None:
         raise ConfigError(
-            f"{name or 'the config'} has no entry {key}", hint="only a list has: write key=[...]"
+            f"{name or 'the config'} has no entry {key}",
+            hint="only lists have numbered entries; write key=[...]",
         )
     step: Any = key if index is None else index
     path: Keys = (*above, step)
@@ -150,16 +157,17 @@ def _put(container: Any, keys: Sequence[str], value: object, above: Keys) -> tup
 
 
 def dump_yaml(data: Mapping[str, object]) -> str:
-    """YAML that `load_yaml` reads back equal, keys in order; also safe for readers of YAML 1.1.
+    """Dump values as YAML that `load_yaml` reads back equal, with keys in order; safe for YAML 1.1 readers too.
 
-    Sections and lists of sections are written in lines, everything below on one line.
+    Sections and lists of sections are written as blocks, everything below them on one line.
     """
     return "".join(f"{line}\n" for line in _block(data, "")) or "{}\n"
 
 
 def _block(data: Mapping[str, object], indent: str) -> Iterator[str]:
+    """Yield the lines of a section."""
     for key, value in data.items():
-        start = f"{indent}{_text(key)}:"
+        start = f"{indent}{_format_string(key)}:"
         if isinstance(value, Mapping) and value:
             yield start
             yield from _block(value, f"{indent}  ")
@@ -171,31 +179,37 @@ def _block(data: Mapping[str, object], indent: str) -> Iterator[str]:
 
 
 def format_value(value: object) -> str:
-    """A value as YAML on one line; `parse_value` reads it back. Raises: TypeError, for other types."""
+    """Format a value as YAML on one line that `parse_value` reads back.
+
+    Raises:
+        TypeError: If YAML has no such type.
+    """
     match value:
         case None:
             return "null"
         case bool():
             return "true" if value else "false"
         case str():
-            return _text(value)
+            return _format_string(value)
         case int():
             return str(value)
         case float() if math.isfinite(value):
-            digits = repr(value)  # YAML 1.1 wants a point before the exponent.
+            digits = repr(value)  # YAML 1.1 needs a point before the exponent
             return digits if "." in digits or "e" not in digits else digits.replace("e", ".0e")
         case Mapping():
             return (
-                "{" + ", ".join(f"{_text(key)}: {format_value(below)}" for key, below in value.items()) + "}"
+                "{"
+                + ", ".join(f"{_format_string(key)}: {format_value(below)}" for key, below in value.items())
+                + "}"
             )
         case list() | tuple():
             return "[" + ", ".join(map(format_value, value)) + "]"
-    raise TypeError(f"no YAML for {value!r}")
+    raise TypeError(f"YAML cannot represent {value!r}")
 
 
-def _text(text: str) -> str:
-    """A text as a scalar, in quotes unless every reader of YAML takes it for a text."""
-    if _PLAIN_TEXT.fullmatch(text) and text.lower() not in _WORDS:
+def _format_string(text: str) -> str:
+    """Format a string as a scalar, in quotes unless every YAML reader takes it for a string."""
+    if _PLAIN_STRING.fullmatch(text) and text.lower() not in _WORDS:
         return text
     safe = (char if char.isprintable() and char not in '"\\' else f"\\U{ord(char):08X}" for char in text)
     return f'"{"".join(safe)}"'

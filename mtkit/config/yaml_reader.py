@@ -1,9 +1,9 @@
-"""The reader under `yamlfile`: YAML text to plain values and the line of each.
+"""YAML parser below `yaml_document`: text to plain values and the line of each.
 
-Plain scalars follow the core schema of YAML 1.2, narrowed. `true` and `false` (also True, TRUE, ...) are the
-only booleans, so `no` is a language. null, `~` and nothing are null. Numbers are decimal: `1e-4` and `.5`,
-while `012`, `0x10`, `1_000`, `.inf`, `12:30` and dates are texts. Tags and merge keys are refused, aliases
-are copies, keys are always texts. Only "\\n" ends a line: what YAML 1.1 takes for an end besides is refused.
+Plain scalars follow a subset of the YAML 1.2 core schema. `true` and `false` (also True, TRUE, ...) are the only
+booleans, so `no` is a language. null, `~` and an empty scalar are null. Numbers are decimal, such as `1e-4` and `.5`;
+`012`, `0x10`, `1_000`, `.inf`, `12:30` and dates are strings. Keys are always strings and aliases are copies. Tags and
+merge keys are errors, and so are the characters other than "\\n" that YAML 1.1 takes for line ends.
 """
 
 from __future__ import annotations
@@ -37,9 +37,16 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+
 
 
 class YamlReader:
-    """Builds the values of one document from the events of PyYAML's parser, and notes their lines.
+    """Builds the values of one document from the events of PyYAML's parser and records their lines.
 
-    The parser written in Python, even where libyaml is installed: so the messages are the same everywhere.
+    It uses the parser written in Python even if libyaml is installed, so that messages are the same everywhere.
+
+    Args:
+        text: The YAML.
+        name: Name of the file for messages, or None if places should not be named.
+
+    Attributes:
+        lines: Line (from 1) of each path of keys read so far.
     """
 
     def __init__(self, text: str, name: str | None) -> None:
@@ -51,32 +58,38 @@ class YamlReader:
         self._num_aliased = 0
 
     def document(self) -> object:
-        """The document's value; None if there is none. Raises: ConfigError."""
+        """Return the value of the document, or None if it is empty.
+
+        Raises:
+            ConfigError: If the text is not YAML or contains what this module rejects.
+        """
         if found := _LINE_END.search(self.text):
             code = ord(found[0])
-            what = f"character U+{code:04X}, which readers of YAML may take for a line end"
-            raise self._error(what, f'in double quotes write "\\u{code:04X}"', found.start())
+            what = f"character U+{code:04X}, which some YAML readers take for a line end"
+            raise self._error(what, f'write "\\u{code:04X}" in double quotes', found.start())
         try:
             self._events = yaml.parse(self.text, Loader=yaml.SafeLoader)
-            next(self._events)  # The start of the stream.
+            next(self._events)  # start of the stream
             if not isinstance(next(self._events), DocumentStartEvent):
                 return None
             value = self._value(next(self._events), ())
-            next(self._events)  # The end of the document.
+            next(self._events)  # end of the document
             after = next(self._events)
         except yaml.reader.ReaderError as error:
-            what = f"character U+{error.character:04X}, which YAML does not allow"
+            what = f"character U+{error.character:04X} is not allowed in YAML"
             raise self._error(what, "remove it", error.position) from error
         except yaml.MarkedYAMLError as error:
-            raise self._error(*_plain_words(error)) from error
+            raise self._error(*_translate_error(error)) from error
         if isinstance(after, DocumentStartEvent):
-            raise self._fault("a second document", after, "remove everything from the second --- on")
+            raise self._fault("a second document", after, "remove the second --- and everything after it")
         return value
 
     def _value(self, event: Event, keys: Keys) -> object:
         self.lines.setdefault(keys, self._line(event))
         if len(keys) > _MAX_DEPTH:
-            raise self._fault(f"nested more than {_MAX_DEPTH} deep", event, "a config is two or three deep")
+            raise self._fault(
+                f"nested more than {_MAX_DEPTH} levels deep", event, "a config has two or three levels"
+            )
         if isinstance(event, AliasEvent):
             return self._alias(event)
         assert isinstance(event, ScalarEvent | MappingStartEvent | SequenceStartEvent)
@@ -101,10 +114,10 @@ class YamlReader:
         values: dict[str, object] = {}
         while not isinstance(event := next(self._events), MappingEndEvent):
             if not isinstance(event, ScalarEvent) or event.tag is not None or not event.value:
-                raise self._fault("a key that is not a text", event, "write key: value")
+                raise self._fault("a key that is not a string", event, "write key: value")
             here = (*keys, event.value)
             if event.value in values:
-                what = f"duplicate key {event.value!r}: it is on line {self.lines[here]} too"
+                what = f"duplicate key {event.value!r}, first on line {self.lines[here]}"
                 raise self._fault(what, event, "remove one of them")
             if event.value == "<<":
                 raise self._fault("merge keys (<<) are not supported", event, "write the keys out")
@@ -119,14 +132,14 @@ class YamlReader:
         return values
 
     def _alias(self, event: AliasEvent) -> object:
-        if event.anchor not in self._anchors:  # Also if it stands inside its own anchor.
+        if event.anchor not in self._anchors:  # or is inside its own anchor
             what = f"alias *{event.anchor} has no anchor &{event.anchor} before it"
-            raise self._fault(what, event, "put a text that starts with * in quotes")
+            raise self._fault(what, event, "put a string that starts with * in quotes")
         value, size = self._anchors[event.anchor]
         self._num_values += size
         self._num_aliased += size
-        if self._num_aliased > _MAX_ALIASED_VALUES:  # Nine aliases of nine aliases of ...
-            raise self._fault("too many values through aliases", event, "write the values out")
+        if self._num_aliased > _MAX_ALIASED_VALUES:  # nine aliases of nine aliases of ...
+            raise self._fault("aliases expand to too many values", event, "write the values out")
         return copy.deepcopy(value)
 
     def _line(self, event: Event) -> int:
@@ -141,17 +154,17 @@ class YamlReader:
 
 
 def _index(mark: Any) -> int:
-    """The character (from 0) at which a mark of PyYAML stands."""
+    """Return the character offset (from 0) of a PyYAML mark."""
     return int(mark.index) if mark else 0
 
 
 def _plain(text: str) -> object:
-    """The value of a scalar without quotes."""
+    """Return the value of a plain (unquoted) scalar."""
     if text in ("", "~", "null", "Null", "NULL"):
         return None
     if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
         return text[0] in "tT"
-    if len(text) < 400:  # Python converts no integer of more than 4300 digits.
+    if len(text) < 400:  # Python rejects integers of more than 4300 digits
         if _INTEGER.fullmatch(text):
             return int(text)
         if _FLOAT.fullmatch(text) and math.isfinite(number := float(text)):
@@ -159,33 +172,33 @@ def _plain(text: str) -> object:
     return text
 
 
-def _plain_words(error: yaml.MarkedYAMLError) -> tuple[str, str, int]:
-    """What is wrong with the syntax, what to do, and at which character."""
+def _translate_error(error: yaml.MarkedYAMLError) -> tuple[str, str, int]:
+    """Return message, hint and character offset of a syntax error."""
     problem, context = str(error.problem), str(error.context)
     at = _index(error.problem_mark or error.context_mark)
     start = _index(error.context_mark) if error.context_mark else at
     if r"'\t'" in problem:
-        return "a tab cannot indent", "use spaces", at
+        return "tab in the indentation", "use spaces", at
     if "cannot start any token" in problem:
-        return f"a text cannot start with {problem.split()[2]}", "put it in quotes", at
+        return f"a plain string cannot start with {problem.split()[2]}", "put it in quotes", at
     if "could not find expected ':'" in problem:
-        return "a line that is not key: value", "add the colon and a space, or correct the indentation", start
+        return "expected key: value", "add the colon and a space, or fix the indentation", start
     if "mapping values are not allowed" in problem:
-        return "a key: value where none can be", "correct the indentation; a text with ': ' needs quotes", at
+        return "unexpected key: value", "fix the indentation; a string with ': ' needs quotes", at
     if "flow" in context and "expected ','" in problem:
-        return f"a {problem.split()[3][1]} or a comma is missing", "close the bracket that starts here", start
+        return f"missing {problem.split()[3][1]} or comma", "close the bracket that starts here", start
     if "quoted scalar" in context and "end of stream" in problem:
-        return "a quote that is not closed", "close the quote that starts here", start
+        return "unclosed quote", "close the quote that starts here", start
     if "sequence entries are not allowed" in problem:
-        return "a list entry where none can be", "start the list on the next line; or quote the text", at
+        return "unexpected list entry", "start the list on the next line, or quote the string", at
     if "expected <block end>" in problem and problem.endswith("':'"):
-        return "a colon without a key", "write key: value", at
+        return "colon without a key", "write key: value", at
     if "expected <block end>" in problem and problem.endswith("'<scalar>'"):
         return (
-            "a text after the end of a value",
-            "put the whole value in quotes, or correct the indentation",
+            "text after the end of a value",
+            "put the whole value in quotes, or fix the indentation",
             at,
         )
     if "expected <block end>" in problem:
-        return "wrong indentation", "indent the keys of a section alike", at
-    return f"not YAML: {problem}".replace(r"'\x00'", "the end"), "check the syntax of this line", at
+        return "wrong indentation", "indent all keys of a section equally", at
+    return f"invalid YAML: {problem}".replace(r"'\x00'", "the end"), "check the syntax of this line", at

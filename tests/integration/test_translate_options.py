@@ -48,7 +48,7 @@ def with_decoding(trained: Path, folder: Path, **keys: str) -> Path:
         (["--sample", "--groups", 3], "--groups does not go with --sample"),
         (["--scores", "--n-best", 1], "--scores does not go with --n-best"),
         (["--mbr", "none", "--mbr-candidates", 4], "--mbr-candidates needs --mbr"),
-        (["--top-p", 0], "--top-p: must be more than 0, got 0.0 (the default is 1.0)"),
+        (["--top-p", 0], "--top-p: must be greater than 0, got 0.0 (the default is 1.0)"),
         (["--sample", "--temperature", 1e-30], "--temperature: must be at least 0.01, got 1e-30"),
         (["--length-penalty", 1e6], "--length-penalty: must be at most 5, got 1000000.0"),
         (["--length-penalty", -1e6], "--length-penalty: must be at least -5, got -1000000.0"),

@@ -390,7 +390,7 @@ BASE = "run: runs/x\ndata:\n  src: en\n  tgt: no\n  train: [{demo: en-de, pairs:
         ),
         pytest.param(
             BASE + "model: {d_model: wide}\n",
-            [":6: model.d_model: wants a whole number, got the text 'wide'"],
+            [":6: model.d_model: expected an integer, got 'wide'"],
             id="a text for a number",
         ),
         pytest.param(
@@ -398,16 +398,16 @@ BASE = "run: runs/x\ndata:\n  src: en\n  tgt: no\n  train: [{demo: en-de, pairs:
         ),
         pytest.param(BASE + "model: {bias: yes}\n", [":6: model.bias", "write true"], id="yes for true"),
         pytest.param(
-            BASE + "run: runs/y\n", [":6: duplicate key 'run': it is on line 1 too"], id="a duplicate key"
+            BASE + "run: runs/y\n", [":6: duplicate key 'run', first on line 1"], id="a duplicate key"
         ),
         pytest.param(
             BASE + "model: {d_model: -64}\n",
-            [":6: model.d_model: must be more than 0, got -64"],
+            [":6: model.d_model: must be greater than 0, got -64"],
             id="negative",
         ),
         pytest.param(
             BASE + "training: {batch_tokens: 0}\n",
-            [":6: training.batch_tokens: wants a whole number of at least 1, or auto"],
+            [":6: training.batch_tokens: expected a positive integer or auto"],
             id="zero",
         ),
         pytest.param(BASE + "seed: -1\n", [":6: seed: must be at least 0, got -1"], id="a negative seed"),
@@ -431,22 +431,24 @@ BASE = "run: runs/x\ndata:\n  src: en\n  tgt: no\n  train: [{demo: en-de, pairs:
         ),
         pytest.param(
             BASE + "validation: {best: ter}\n",
-            [":6: validation: best is ter, which is not among metrics"],
+            [":6: validation: best is ter, which is not in metrics"],
             id="best",
         ),
         pytest.param(
-            BASE + "decoding: {n_best: 9}\n", [":6: decoding: n_best 9 is more than beam_size 5"], id="n_best"
+            BASE + "decoding: {n_best: 9}\n",
+            [":6: decoding: n_best 9 is greater than beam_size 5"],
+            id="n_best",
         ),
-        pytest.param(BASE + "model: {d_model: 64\n", [":6: a } or a comma is missing"], id="an open bracket"),
-        pytest.param(BASE + "model:\n\td_model: 64\n", [":7: a tab cannot indent"], id="a tab"),
+        pytest.param(BASE + "model: {d_model: 64\n", [":6: missing } or comma"], id="an open bracket"),
+        pytest.param(BASE + "model:\n\td_model: 64\n", [":7: tab in the indentation"], id="a tab"),
         pytest.param(
-            BASE + "model: 64\n", [":6: model: wants keys and values, got 64"], id="a number for a section"
+            BASE + "model: 64\n", [":6: model: expected a mapping, got 64"], id="a number for a section"
         ),
         pytest.param(BASE.replace("run: runs/x\n", ""), ["run: missing"], id="no run"),
         pytest.param(BASE.replace("  src: en\n", ""), [":2: data.src: missing"], id="no language"),
         pytest.param("run: x\n", ["data: missing"], id="no data"),
         pytest.param("", ["the file is empty"], id="an empty file"),
-        pytest.param("- run: x\n", [":1: keys and values expected, found a list"], id="a list"),
+        pytest.param("- run: x\n", [":1: expected a mapping, got a list"], id="a list"),
         pytest.param(BASE + "seed: \0\n", [":6: a NUL character"], id="a NUL"),
         pytest.param(BASE + "seed: !!python/object:os.system 1\n", [":6: tag !!python/object"], id="a tag"),
         pytest.param(
@@ -486,13 +488,13 @@ def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:
     ("override", "parts"),
     [
         ("training.max_stepz=5", ["training.max_stepz: unknown key", "did you mean max_steps?"]),
-        ("training.max_steps=five", ["training.max_steps: wants a whole number"]),
-        ("training.max_steps", ["key=value expected", "for example"]),
-        ("=5", ["an empty key"]),
+        ("training.max_steps=five", ["training.max_steps: expected an integer"]),
+        ("training.max_steps", ["expected key=value", "for example"]),
+        ("=5", ["empty key"]),
         ("data.train.7.src=x", ["data.train has no entry 7"]),
         ("run.folder=x", ["run is a value, not a section"]),
         ("model={d_model: 64", ["model={d_model: 64: "]),
-        ("training.clip_norm=.inf", ["training.clip_norm: wants a number"]),
+        ("training.clip_norm=.inf", ["training.clip_norm: expected a number"]),
     ],
 )
 def test_overrides_that_are_wrong(train: list[object], override: str, parts: list[str]) -> None:
@@ -562,7 +564,7 @@ def test_devices_that_are_not_there(train: list[object], trained: Path, device: 
         (["translate", "{model}", "--beam-size", "many"], ["--beam-size", "mtkit translate --help"]),
         (
             ["translate", "{model}", "--n-best", "3", "--beam-size", "2"],
-            ["n_best 3 is more than beam_size 2"],
+            ["n_best 3 is greater than beam_size 2"],
         ),
         (["translate", "{model}", "--max-length-ratio", "-1"], ["--max-length-ratio"]),
         (["translate", "{model}", "--length-penalty", "nan"], ["--length-penalty"]),

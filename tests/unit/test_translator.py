@@ -637,14 +637,17 @@ def test_keys_of_the_decoding_can_be_changed_when_a_translator_is_loaded(tmp_pat
     ("changes", "what"),
     [
         ({"beam": 3}, "decoding.beam: unknown key (did you mean beam_size?)"),
-        ({"beam_size": 0}, "decoding.beam_size: must be more than 0, got 0 (the default is 5)"),
-        ({"beam_size": "3"}, "decoding.beam_size: wants a whole number, got the text '3' (write 3)"),
-        ({"stop": "never"}, "decoding.stop: wants finished, unbeaten or certain, got the text 'never'"),
+        ({"beam_size": 0}, "decoding.beam_size: must be greater than 0, got 0 (the default is 5)"),
+        ({"beam_size": "3"}, "decoding.beam_size: expected an integer, got '3' (write 3)"),
+        ({"stop": "never"}, "decoding.stop: expected finished, unbeaten or certain, got 'never'"),
         ({"beam_size": 4, "groups": 3}, "decoding: beam_size 4 is not a multiple of groups 3"),
-        ({"top_p": 0.5}, "decoding.top_p: does nothing without decoding.sample (only samples have it)"),
+        (
+            {"top_p": 0.5},
+            "decoding.top_p: has no effect without decoding.sample (it applies to sampling only)",
+        ),
         (
             {"sample": True, "beam_size": 3},
-            "decoding.beam_size: does nothing with decoding.sample (it is of the search, not of samples)",
+            "decoding.beam_size: has no effect with decoding.sample (it applies to beam search only)",
         ),
         ({"precision": "fp8"}, "precision: 'fp8' is no precision (auto, fp32, bf16, fp16 or int8)"),
         ({"device": "gpu"}, "device: unknown device 'gpu' (auto, cpu, cuda or cuda:1)"),
