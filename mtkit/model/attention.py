@@ -1,7 +1,7 @@
-"""Attention: the scaled dot product, twice (plain and fused), and the multi-head layer around it.
+"""Attention: scaled dot-product attention (plain and fused), and the multi-head layer around it.
 
 Shapes: B batch, T queries, S keys, D model width, H query heads, G key/value heads (G divides H), E head width.
-A mask is boolean and broadcasts to [B, H, T, S]; True means "may be seen".
+A mask is boolean and broadcasts to [B, H, T, S]; True means that the query may attend to the key.
 """
 
 import torch
@@ -14,16 +14,16 @@ from mtkit.model.positions import RelativePositions, rotate
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` whose parameters stay in float32 while the product runs in the precision of its input."""
+    """`nn.Linear` that keeps its parameters in float32 and runs the product in the dtype of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in_features] to [..., out_features], in the dtype of `x`."""
+        """Map [..., in_features] to [..., out_features], in the dtype of `x`."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
 
 
 def causal_mask(length: int, device: torch.device) -> Tensor:
-    """[T, T]: each position sees itself and what came before."""
+    """Return [T, T]: each position attends to itself and to earlier ones."""
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
 
@@ -35,12 +35,12 @@ def plain_attention(
     dropout_probability: float = 0.0,
     relative: tuple[RelativePositions, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """softmax(q k^T / sqrt(E)) v (Vaswani et al. 2017, eq. 1), step by step.
+    """Compute softmax(q k^T / sqrt(E)) v (Vaswani et al. 2017, eq. 1) step by step.
 
-    With fewer key/value heads than query heads, each group of H/G query heads shares one (Ainslie et al. 2023).
+    Every H/G query heads share one key/value head (grouped-query attention, Ainslie et al. 2023).
 
     Args:
-        relative: relative positions and their [T, S] table rows.
+        relative: relative positions and the bucket [T, S] of each query and key.
 
     Returns:
         The output [B, H, T, E] and the weights [B, H, T, S] (before dropout).
@@ -65,7 +65,7 @@ def plain_attention(
 def fused_attention(
     q_BHTE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, mask: Tensor | None, dropout_probability: float = 0.0
 ) -> Tensor:
-    """The same through PyTorch's fused kernel, which never stores the weights: [B, H, T, E]."""
+    """Compute the same with PyTorch's fused kernel, which never stores the weights: [B, H, T, E]."""
     grouped = q_BHTE.shape[1] != k_BGSE.shape[1]
     return F.scaled_dot_product_attention(
         q_BHTE, k_BGSE, v_BGSE, attn_mask=mask, dropout_p=dropout_probability, enable_gqa=grouped
@@ -73,19 +73,29 @@ def fused_attention(
 
 
 def fused_is_faster(x: Tensor) -> bool:
-    """Whether the fused kernel is the faster one for this device and precision."""
+    """Return whether the fused kernel is faster than `plain_attention` on this device."""
     return x.device.type != "cpu"
 
 
 def uses_cpu_training_kernel(x: Tensor) -> bool:
-    """Whether attention runs on a CPU and will be differentiated, for which `cpu_attention` is made."""
+    """Return whether attention runs on a CPU with gradients, the case that `cpu_attention` is written for."""
     return x.device.type == "cpu" and torch.is_grad_enabled()
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017, section 3.2.2): self-attention, or attention to a memory.
+    """Multi-head attention (Vaswani et al. 2017, section 3.2.2): self-attention, or cross-attention to a memory.
 
-    The projections are fused: one product for q, k, v of self-attention, one for k, v of a memory.
+    Projections are fused: one product for q, k and v of self-attention, one for k and v of a memory.
+
+    Args:
+        width: D, the model width.
+        heads: H, query heads.
+        kv_heads: G, key/value heads; divides H.
+        cross: attend to a memory instead of the input itself.
+        rotary: rotate queries and keys by their positions.
+        max_relative_distance: clipping distance of relative positions; None is without them.
+        dropout: dropout probability of the attention weights.
+        bias: whether the projections have biases.
     """
 
     def __init__(
@@ -115,11 +125,11 @@ class MultiHeadAttention(nn.Module):
             self.relative = RelativePositions(max_relative_distance, self.head_width)
 
     def split_heads(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, heads x E] to [B, heads, T, E]."""
+        """Split [B, T, heads x E] into [B, heads, T, E]."""
         return x_BTD.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
 
     def project_qkv(self, x_BTD: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, H, T, E], keys and values [B, G, T, E] of self-attention, rotated if positions are rotary."""
+        """Return queries [B, H, T, E], keys and values [B, G, T, E] of self-attention, rotated by rotary positions."""
         heads = self.split_heads(self.qkv(x_BTD))  # [B, H + 2G, T, E]
         q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         if self.rotary:
@@ -127,14 +137,19 @@ class MultiHeadAttention(nn.Module):
         return q, k, v
 
     def project_memory(self, memory_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, G, S, E] of a memory: once for a sentence, whatever the number of steps and beams."""
+        """Return keys and values [B, G, S, E] of a memory; when decoding, once for all steps and beams."""
         k, v = self.split_heads(self.kv(memory_BSD)).chunk(2, dim=1)
         return k, v
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, queries_T: Tensor, keys_S: Tensor
     ) -> Tensor:
-        """Attention of all heads and the output projection: [B, T, D]. Positions matter to relative ones only."""
+        """Attend with all heads and apply the output projection: [B, T, D].
+
+        Args:
+            queries_T: positions of the queries, used by relative positions only.
+            keys_S: positions of the keys, used by relative positions only.
+        """
         probability = self.dropout if self.training else 0.0
         if self.relative is not None:
             relative = (self.relative, self.relative.buckets(queries_T, keys_S))
@@ -146,27 +161,30 @@ class MultiHeadAttention(nn.Module):
         return self.out(out.transpose(1, 2).flatten(2))  # [B, H, T, E] -> [B, T, D]
 
     def attend_self(self, x_BTD: Tensor, mask: Tensor | None, positions_T: Tensor) -> Tensor:
-        """Self-attention of a whole sequence: [B, T, D]."""
+        """Attend from a sequence to itself: [B, T, D]."""
         if uses_cpu_training_kernel(x_BTD) and self.relative is None and not self.rotary:
             return self._attend_on_cpu(self.qkv(x_BTD), None, mask)
         q, k, v = self.project_qkv(x_BTD, positions_T)
         return self.attend(q, k, v, mask, positions_T, positions_T)
 
-    def attend_memory(self, x_BTD: Tensor, memory_kv: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """Attention to a memory: [B, T, D]."""
+    def attend_memory_kv(
+        self, x_BTD: Tensor, memory_kv: tuple[Tensor, Tensor], mask: Tensor | None
+    ) -> Tensor:
+        """Attend to a memory whose keys and values are projected already: [B, T, D]."""
         k, v = memory_kv
         q = self.split_heads(self.q(x_BTD))
-        nowhere = torch.empty(0, device=x_BTD.device)
-        return self.attend(q, k, v, mask, nowhere, nowhere)
+        unused = torch.empty(0, device=x_BTD.device)  # cross-attention has no positions
+        return self.attend(q, k, v, mask, unused, unused)
 
-    def attend_full_memory(self, x_BTD: Tensor, memory_BSD: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention to a memory of which no keys and values are kept: [B, T, D]."""
+    def attend_memory(self, x_BTD: Tensor, memory_BSD: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend to a memory: [B, T, D]."""
         if uses_cpu_training_kernel(x_BTD):
             return self._attend_on_cpu(self.q(x_BTD), self.kv(memory_BSD), mask)
-        return self.attend_memory(x_BTD, self.project_memory(memory_BSD), mask)
+        return self.attend_memory_kv(x_BTD, self.project_memory(memory_BSD), mask)
 
-    def _attend_on_cpu(self, own_BTD: Tensor, memory_BSD: Tensor | None, mask: Tensor | None) -> Tensor:
-        own_BTHE = own_BTD.unflatten(-1, (-1, self.head_width))
-        memory_BSHE = None if memory_BSD is None else memory_BSD.unflatten(-1, (-1, self.head_width))
+    def _attend_on_cpu(self, q_or_qkv: Tensor, memory_kv: Tensor | None, mask: Tensor | None) -> Tensor:
+        q_or_qkv = q_or_qkv.unflatten(-1, (-1, self.head_width))
+        if memory_kv is not None:
+            memory_kv = memory_kv.unflatten(-1, (-1, self.head_width))
         probability = self.dropout if self.training else 0.0
-        return self.out(cpu_attention(own_BTHE, memory_BSHE, mask, self.heads, probability))
+        return self.out(cpu_attention(q_or_qkv, memory_kv, mask, self.heads, probability))

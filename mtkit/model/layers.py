@@ -1,6 +1,6 @@
-"""Layers of the encoder and the decoder: norms, feed-forward, residual connections.
+"""Layers of the encoder and the decoder: norms, feed-forward, residual connections, and the two kinds of layer.
 
-Shapes: B batch, S source length, T target length, D model width, F feed-forward width, G key/value heads, E head width.
+Shapes: B batch, S source length, T target length, D model width, F feed-forward width.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from mtkit.model.dropout import add_dropped, dropout
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer normalization (Ba et al. 2016), in the precision of its input."""
+    """Layer normalization (Ba et al. 2016) in the dtype of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] to the same shape."""
+        """Normalize the last dimension of [..., D]."""
         return F.layer_norm(
             x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps
         )
 
 
 class RMSNorm(nn.RMSNorm):
-    """Root mean square normalization (Zhang and Sennrich 2019), in the precision of its input."""
+    """Root mean square layer normalization (Zhang and Sennrich 2019) in the dtype of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] to the same shape."""
+        """Normalize the last dimension of [..., D]."""
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), 1e-6)
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
-    """The norm that the config names."""
+    """Return the norm that `config.norm` names."""
     return LayerNorm(config.d_model) if config.norm == "layernorm" else RMSNorm(config.d_model)
 
 
 class FeedForward(nn.Module):
-    """Position-wise feed-forward (Vaswani et al. 2017, section 3.3), with a gate for swiglu (Shazeer 2020, eq. 6)."""
+    """Position-wise feed-forward network (Vaswani et al. 2017, section 3.3; gated for swiglu, Shazeer 2020, eq. 6)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -52,12 +52,12 @@ class FeedForward(nn.Module):
         self.outer = Linear(width, config.d_model, bias=config.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, D] to the same shape."""
+        """Map [B, T, D] to the same shape."""
         h = self.activate(self.inner(x_BTD))  # [B, T, F]
         return self.outer(dropout(h, self.dropout, self.training))
 
     def activate(self, h: Tensor) -> Tensor:
-        """[B, T, F] (2F for swiglu) to [B, T, F]."""
+        """Apply the activation: [B, T, F] (2F for swiglu) to [B, T, F]."""
         match self.activation:
             case "relu":
                 return F.relu(h)
@@ -71,9 +71,9 @@ class FeedForward(nn.Module):
 
 
 class _Residual(nn.Module):
-    """A residual connection around a sublayer, normalized before it (pre) or after the sum (post).
+    """Residual connection around a sublayer, with the norm before the sublayer (pre) or after the sum (post).
 
-    What flows past the sublayers, the residual stream, and the norms keep the precision of the input.
+    The residual stream and the norms keep the dtype of the input, whatever the dtype of the sublayer.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -81,7 +81,7 @@ class _Residual(nn.Module):
         self.norm, self.pre, self.dropout = make_norm(config), config.norm_position == "pre", config.dropout
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
-        """[B, T, D] to the same shape and precision; the sublayer's matrix products run in `dtype`."""
+        """Map [B, T, D] to the same shape and dtype; the sublayer's matrix products run in `dtype`."""
         if self.pre:
             return add_dropped(x, sublayer(self.norm(x).to(dtype)), self.dropout, self.training)
         normed: Tensor = self.norm(add_dropped(x, sublayer(x.to(dtype)), self.dropout, self.training))
@@ -89,7 +89,7 @@ class _Residual(nn.Module):
 
 
 def _make_attention(config: ModelConfig, *, cross: bool = False) -> MultiHeadAttention:
-    """Self-attention with the config's positions, or cross-attention, which has none."""
+    """Return self-attention with the positions of the config, or cross-attention, which has none."""
     relative = config.positions == "relative" and not cross
     return MultiHeadAttention(
         config.d_model,
@@ -104,7 +104,7 @@ def _make_attention(config: ModelConfig, *, cross: bool = False) -> MultiHeadAtt
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward."""
+    """Self-attention and feed-forward, each with a residual connection."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class EncoderLayer(nn.Module):
         self.feed_forward, self.feed_forward_residual = FeedForward(config), _Residual(config)
 
     def forward(self, x_BSD: Tensor, mask: Tensor, positions_S: Tensor, dtype: torch.dtype) -> Tensor:
-        """[B, S, D] to the same shape and precision; matrix products run in `dtype`."""
+        """Map [B, S, D] to the same shape and dtype; matrix products run in `dtype`."""
 
         def attention(x: Tensor) -> Tensor:
             return self.attention.attend_self(x, mask, positions_S)
@@ -122,7 +122,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Causal self-attention, attention to the memory, and feed-forward."""
+    """Causal self-attention, cross-attention to the memory, and feed-forward, each with a residual connection."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -137,9 +137,10 @@ class DecoderLayer(nn.Module):
         cross_attention: Callable[[MultiHeadAttention, Tensor], Tensor],
         dtype: torch.dtype,
     ) -> Tensor:
-        """[B, T, D] to the same shape and precision; matrix products run in `dtype`.
+        """Map [B, T, D] to the same shape and dtype; matrix products run in `dtype`.
 
-        The caller says how each attention runs, so that whole sequences and cached single steps share this code.
+        The caller passes how each attention is computed, so that training on whole sequences and decoding step by step
+        from a cache share this code.
         """
         x_BTD = self.attention_residual(x_BTD, lambda x: self_attention(self.attention, x), dtype)
         x_BTD = self.cross_residual(x_BTD, lambda x: cross_attention(self.cross, x), dtype)

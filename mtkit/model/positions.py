@@ -1,4 +1,4 @@
-"""How a Transformer knows the order of its input: four encodings of positions.
+"""Positional encodings, by which a Transformer knows the order of its input: sinusoidal, learned, rotary, relative.
 
 Shapes: B batch, T target length (queries), S source length (keys), D model width, H heads, E head width.
 """
@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 
 def sinusoids(positions: Tensor, width: int) -> Tensor:
-    """Sines in the first half, cosines in the second (Vaswani et al. 2017, section 3.5, order of columns aside).
+    """Return sinusoids of the positions (Vaswani et al. 2017, section 3.5).
+
+    Sines fill the first half of the columns, cosines the second; in the paper they alternate.
 
     Args:
         positions: integers of any shape [...].
-        width: even number of columns.
+        width: number of columns, even.
 
     Returns:
         [..., width] in float32.
@@ -24,33 +26,33 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
 
 
 class SinusoidalPositions(nn.Module):
-    """Fixed sinusoids added to the embeddings. Any length."""
+    """Fixed sinusoids, added to the embeddings. They exist for any length."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
 
     def forward(self, positions_T: Tensor) -> Tensor:
-        """Positions [T] to vectors [T, D]."""
+        """Map positions [T] to vectors [T, D]."""
         return sinusoids(positions_T, self.width)
 
 
 class LearnedPositions(nn.Module):
-    """A trained vector for each position, up to `max_positions`."""
+    """A trained vector for each position up to `max_positions`, added to the embeddings."""
 
     def __init__(self, max_positions: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(max_positions, width).normal_(std=width**-0.5))
 
     def forward(self, positions_T: Tensor) -> Tensor:
-        """Positions [T] to vectors [T, D]; those beyond the last learned one get its vector."""
+        """Map positions [T] to vectors [T, D]; positions beyond the last learned one get its vector."""
         return self.weight[positions_T.clamp(max=self.weight.shape[0] - 1)]
 
 
 def rotate(x_BHTE: Tensor, positions_T: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021, eq. 34): turn each pair of columns by an angle that grows with the position.
+    """Rotate each pair of columns by an angle proportional to the position (rotary positions, Su et al. 2021, eq. 34).
 
-    A product of a rotated query and a rotated key then depends on the distance between them alone.
+    The product of a rotated query and a rotated key then depends on positions only through their distance.
     """
     width = x_BHTE.shape[-1]
     sin, cos = sinusoids(positions_T, width).to(x_BHTE.dtype).chunk(2, dim=-1)  # [T, E/2] each
@@ -59,11 +61,10 @@ def rotate(x_BHTE: Tensor, positions_T: Tensor) -> Tensor:
 
 
 class RelativePositions(nn.Module):
-    """Relative positions (Shaw et al. 2018): a trained vector for each distance joins keys (eq. 4) and values (eq. 3).
+    """Relative positions (Shaw et al. 2018): a trained vector per distance is added to keys (eq. 4) and values (eq. 3).
 
-    Distances beyond `max_distance` are clipped. The tables are shared by the heads of a layer.
-    The products with the 2 x max_distance + 1 vectors are made once for each query, then picked by distance,
-    so that nothing of shape [T, S, E] ever exists.
+    Distances are clipped to M = `max_distance`. The heads of a layer share the tables. Each query is multiplied by all
+    2M + 1 vectors, and the products are then gathered by distance, so that no tensor of shape [T, S, E] exists.
     """
 
     def __init__(self, max_distance: int, head_width: int) -> None:
@@ -75,17 +76,17 @@ class RelativePositions(nn.Module):
         )
 
     def buckets(self, queries_T: Tensor, keys_S: Tensor) -> Tensor:
-        """Row of the tables for each pair of a query position and a key position: [T, S]."""
+        """Return the row of the tables for each query position and key position: [T, S]."""
         distance = keys_S[None, :] - queries_T[:, None]
         return distance.clamp(-self.max_distance, self.max_distance) + self.max_distance
 
     def key_scores(self, q_BHTE: Tensor, buckets_TS: Tensor) -> Tensor:
-        """What the distances add to the unscaled attention scores: [B, H, T, S]."""
+        """Return what is added to the attention scores q k^T: [B, H, T, S]."""
         scores = q_BHTE @ self.keys.to(q_BHTE.dtype).T  # [B, H, T, 2M+1]
         return scores.gather(-1, buckets_TS.expand(*q_BHTE.shape[:2], -1, -1))
 
     def value_sums(self, weights_BHTS: Tensor, buckets_TS: Tensor) -> Tensor:
-        """What the distances add to the attention output: [B, H, T, E]."""
+        """Return what is added to the attention output: [B, H, T, E]."""
         sums = weights_BHTS.new_zeros(*weights_BHTS.shape[:3], self.values.shape[0])  # [B, H, T, 2M+1]
         sums = sums.scatter_add(-1, buckets_TS.expand_as(weights_BHTS), weights_BHTS)
         return sums @ self.values.to(weights_BHTS.dtype)

@@ -1,7 +1,7 @@
 """The encoder-decoder Transformer (Vaswani et al. 2017): read it from the top.
 
-Training: `encode` the source, `decode` the whole target at once, `logits` of the hidden states that matter.
-Translating: `encode`, `init_state`, then `step` by step; a step gives what `decode` would (to rounding).
+Training: `encode` the source, `decode` the whole target at once, `logits` for the positions that are not padding.
+Translating: `encode`, `init_state`, then one `step` for each token; a step gives what `decode` would, up to rounding.
 
 Shapes: B batch, S source length, T target length, D model width, V vocabulary, K beam.
 """
@@ -19,16 +19,22 @@ from torch.utils.checkpoint import checkpoint
 from mtkit.config.sections import ModelConfig
 from mtkit.model.attention import Linear, MultiHeadAttention, causal_mask
 from mtkit.model.dropout import dropout
-from mtkit.model.incremental import DecoderState, attend_memory, attend_past, init_state, step_masks
+from mtkit.model.incremental import (
+    DecoderState,
+    begin_step,
+    cached_cross_attention,
+    cached_self_attention,
+    init_state,
+)
 from mtkit.model.layers import DecoderLayer, EncoderLayer, make_norm
 from mtkit.model.positions import LearnedPositions, SinusoidalPositions
 
 
 class Embedding(nn.Embedding):
-    """Piece vectors, scaled by sqrt(D) (Vaswani et al. 2017, section 3.4), and positions where they are added."""
+    """Token embeddings, scaled by sqrt(D) (Vaswani et al. 2017, section 3.4), plus sinusoidal or learned positions."""
 
-    def __init__(self, num_pieces: int, config: ModelConfig) -> None:
-        super().__init__(num_pieces, config.d_model)
+    def __init__(self, vocab_size: int, config: ModelConfig) -> None:
+        super().__init__(vocab_size, config.d_model)
         self.scale = math.sqrt(config.d_model)
         self.dropout = config.dropout
         self.positions: SinusoidalPositions | LearnedPositions | None = None
@@ -38,7 +44,7 @@ class Embedding(nn.Embedding):
             self.positions = LearnedPositions(config.max_positions, config.d_model)
 
     def embed(self, ids_BT: Tensor, positions_T: Tensor, dtype: torch.dtype) -> Tensor:
-        """[B, T] to [B, T, D] in the given precision."""
+        """Embed tokens [B, T] at positions [T]: [B, T, D] in `dtype`."""
         x_BTD = self(ids_BT) * self.scale
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(positions_T)
@@ -49,11 +55,15 @@ class Transformer(nn.Module):
     """An encoder-decoder Transformer.
 
     Args:
-        config: its shape.
-        src_vocab: pieces of the source side.
-        tgt_vocab: pieces of the target side; equal to `src_vocab` for three-way tied embeddings.
-        src_pad: id that fills up source sentences.
-        tie_embeddings: used where the config leaves it open.
+        config: widths, depths and kinds of layers.
+        src_vocab: size of the source vocabulary.
+        tgt_vocab: size of the target vocabulary; equal to `src_vocab` for three-way tied embeddings.
+        src_pad: token that pads source sentences.
+        tie_embeddings: used if `config.tie_embeddings` is None. three-way ties both embeddings and the output matrix,
+            two-way ties the target embedding and the output matrix (Press and Wolf 2017).
+
+    Raises:
+        ValueError: If embeddings are tied three-way and the vocabularies differ in size.
     """
 
     def __init__(
@@ -68,12 +78,13 @@ class Transformer(nn.Module):
         self.src_pad = src_pad
         self.heads = config.heads
         self.compute_dtype = torch.float32
-        """Dtype of matrix products, the memory and the hidden states."""
+        """Dtype of matrix products, of the memory and of the hidden states."""
         self.recompute = False
+        """Whether training recomputes the activations of a layer in the backward pass (activation checkpointing)."""
         tied = config.tie_embeddings or tie_embeddings
         if tied == "three-way" and src_vocab != tgt_vocab:
             raise ValueError(
-                f"three-way tied embeddings need one vocabulary, not {src_vocab} and {tgt_vocab} pieces"
+                f"three-way tied embeddings need one vocabulary, not {src_vocab} and {tgt_vocab} tokens"
             )
         self.src_embedding = Embedding(src_vocab, config)
         self.tgt_embedding = Embedding(tgt_vocab, config)
@@ -88,14 +99,14 @@ class Transformer(nn.Module):
         pre = config.norm_position == "pre"
         self.encoder_norm = make_norm(config) if pre else nn.Identity()
         self.decoder_norm = make_norm(config) if pre else nn.Identity()
-        self.initialize()
+        self.init_weights()
         if tied == "three-way":
             self.src_embedding.weight = self.tgt_embedding.weight
         if tied != "none":
             self.output.weight = self.tgt_embedding.weight
 
-    def initialize(self) -> None:
-        """Xavier-uniform matrices (Glorot and Bengio 2010), zero biases, embeddings of variance 1/D."""
+    def init_weights(self) -> None:
+        """Initialize matrices Xavier-uniform (Glorot and Bengio 2010), biases with 0, embeddings with variance 1/D."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -106,37 +117,38 @@ class Transformer(nn.Module):
         nn.init.normal_(self.output.weight, std=self.output.in_features**-0.5)
 
     def encoder_stack(self) -> Iterable[EncoderLayer]:
-        """The encoder layers in the order they run; shared ones come again in a cycle."""
+        """Return the encoder layers in the order they run; shared layers repeat in a cycle."""
         return (self.encoder[i % len(self.encoder)] for i in range(self.encoder_depth))  # type: ignore[misc]
 
     def decoder_stack(self) -> Iterable[DecoderLayer]:
-        """The decoder layers in the order they run."""
+        """Return the decoder layers in the order they run; shared layers repeat in a cycle."""
         return (self.decoder[i % len(self.decoder)] for i in range(self.decoder_depth))  # type: ignore[misc]
 
     @property
     def residual_dtype(self) -> torch.dtype:
-        """Dtype of the residual stream and the norms: float32 also where matrix products run in bf16 or fp16.
+        """Dtype of the residual stream and the norms: float32 even if matrix products run in bf16 or fp16.
 
-        A sum over all sublayers loses small terms in bf16: the error of the gradient is 1.3 to 3.5 times as large.
+        The stream is a sum over all sublayers, which loses its small terms in bf16: the gradient error would be 1.3 to
+        3.5 times as large.
         """
         return torch.promote_types(self.compute_dtype, torch.float32)
 
     def source_mask(self, src_BS: Tensor) -> Tensor:
-        """[B, 1, 1, S]: True at real pieces."""
+        """Return [B, 1, 1, S]: True at real tokens, False at padding."""
         return (src_BS != self.src_pad)[:, None, None, :]
 
     def encode(self, src_BS: Tensor) -> Tensor:
-        """Source pieces [B, S], padded with `src_pad`, to the memory [B, S, D]."""
+        """Encode source tokens [B, S], padded with `src_pad`, into the memory [B, S, D]."""
         mask = self.source_mask(src_BS)
         positions_S = torch.arange(src_BS.shape[1], device=src_BS.device)
         x_BSD = self.src_embedding.embed(src_BS, positions_S, self.residual_dtype)
         for layer in self.encoder_stack():
-            x_BSD = self.run_layer(layer, x_BSD, mask, positions_S, self.compute_dtype)
+            x_BSD = self._run_layer(layer, x_BSD, mask, positions_S, self.compute_dtype)
         memory_BSD: Tensor = self.encoder_norm(x_BSD).to(self.compute_dtype)
         return memory_BSD
 
     def decode(self, tgt_BT: Tensor, memory_BSD: Tensor, memory_mask: Tensor) -> Tensor:
-        """Target pieces [B, T] that begin with bos, to hidden states [B, T, D]; each sees what came before it."""
+        """Decode target tokens [B, T], bos first, into hidden states [B, T, D]; each position sees no later one."""
         positions_T = torch.arange(tgt_BT.shape[1], device=tgt_BT.device)
         mask_TT = causal_mask(tgt_BT.shape[1], tgt_BT.device)
 
@@ -144,48 +156,48 @@ class Transformer(nn.Module):
             return attention.attend_self(x, mask_TT, positions_T)
 
         def cross_attention(attention: MultiHeadAttention, x: Tensor) -> Tensor:
-            return attention.attend_full_memory(x, memory_BSD, memory_mask)
+            return attention.attend_memory(x, memory_BSD, memory_mask)
 
         x_BTD = self.tgt_embedding.embed(tgt_BT, positions_T, self.residual_dtype)
         for layer in self.decoder_stack():
-            x_BTD = self.run_layer(layer, x_BTD, self_attention, cross_attention, self.compute_dtype)
+            x_BTD = self._run_layer(layer, x_BTD, self_attention, cross_attention, self.compute_dtype)
         hidden_BTD: Tensor = self.decoder_norm(x_BTD).to(self.compute_dtype)
         return hidden_BTD
 
-    def run_layer(self, layer: nn.Module, *inputs: Any) -> Tensor:
-        """A layer's output; its inside is kept for the backward pass, or with checkpointing worked out again there."""
+    def _run_layer(self, layer: nn.Module, *inputs: Any) -> Tensor:
+        """Return the output of a layer, in training with `recompute` if that is set."""
         if self.recompute and self.training and torch.is_grad_enabled():
-            again: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
-            return again
+            recomputed: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
+            return recomputed
         output: Tensor = layer(*inputs)
         return output
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., D] to unnormalized log-probabilities [..., V]."""
-        scores: Tensor = self.output(hidden)
-        return scores
+        """Project hidden states [..., D] to logits [..., V]."""
+        logits: Tensor = self.output(hidden)
+        return logits
 
     def forward(self, src_BS: Tensor, tgt_BT: Tensor) -> Tensor:
-        """Source and target pieces to the hidden states [B, T, D] of the decoder, for the loss to project."""
+        """Return the hidden states [B, T, D] of the decoder, given both sides; the loss projects them to logits."""
         return self.decode(tgt_BT, self.encode(src_BS), self.source_mask(src_BS))
 
     def init_state(self, memory_BSD: Tensor, memory_mask: Tensor) -> DecoderState:
-        """An empty state, with one hypothesis for each sentence."""
+        """Return the state before the first step, with one hypothesis for each sentence."""
         memory_kv = [layer.cross.project_memory(memory_BSD) for layer in self.decoder_stack()]
         return init_state([layer.attention for layer in self.decoder_stack()], memory_kv, memory_mask)
 
     def step(self, tokens_BK: Tensor, state: DecoderState) -> Tensor:
-        """Hidden states [B, K, D] after these newest pieces [B, K], for `logits`; the state grows by one position."""
-        masks = step_masks(state, tokens_BK.shape[1], self.heads)
+        """Append the newest tokens [B, K] to the state and return their hidden states [B, K, D], for `logits`."""
+        masks = begin_step(state, tokens_BK.shape[1], self.heads)
         state.weights_BKS = []
         x_BKD = self.tgt_embedding.embed(tokens_BK, masks.position, self.residual_dtype)
         for index, layer in enumerate(self.decoder_stack()):
 
             def self_attention(attention: MultiHeadAttention, x: Tensor, index: int = index) -> Tensor:
-                return attend_past(attention, x, state, index, masks)
+                return cached_self_attention(attention, x, state, index, masks)
 
             def cross_attention(attention: MultiHeadAttention, x: Tensor, index: int = index) -> Tensor:
-                return attend_memory(attention, x, state, index)
+                return cached_cross_attention(attention, x, state, index)
 
             x_BKD = layer(x_BKD, self_attention, cross_attention, self.compute_dtype)
         state.length += 1
@@ -193,5 +205,5 @@ class Transformer(nn.Module):
         return hidden_BKD
 
     def num_parameters(self) -> int:
-        """Trained numbers, shared ones counted once."""
+        """Return the number of trained parameters; shared ones count once."""
         return sum(parameter.numel() for parameter in self.parameters())

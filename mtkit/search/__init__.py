@@ -1,1 +1,1 @@
-"""Search over token sequences: beam search and sampling, with a step function for a model. It knows no text."""
+"""Search over token sequences: beam search and sampling, given a step function. It knows no text."""

@@ -1,14 +1,22 @@
-"""Beam search over a step function: it knows nothing of models, so it can be held against exhaustive search.
+"""Beam search over a step function. It knows no model, so the tests can compare it with exhaustive search.
 
-A hypothesis has at most its sentence's `max_length` pieces, the final eos included; at the last position only eos
-is allowed. Its score is its log-probability divided by a length penalty, plus a coverage penalty (see `final_scores`).
-Probabilities are of the model's full softmax also where pieces are forbidden, so `score` gives the same numbers.
+Every step appends one token to each live hypothesis:
 
-The first step has one hypothesis for each sentence (bos), the others have K. Diverse search splits the K into groups;
-plain search is the case of one group.
+1. the model scores all continuations and the token rules forbid some of them (`apply_token_rules`);
+2. the 2K most probable continuations of a sentence are its candidates (`best_candidates`);
+3. of the K best candidates, those that end with eos join the finished hypotheses (`_add_finished`);
+4. the K best candidates that do not end become the live hypotheses (`_advance_live`);
+5. sentences that are done leave the batch (`_is_done`).
+
+A hypothesis has at most `max_length` tokens, eos included; at the last position only eos is allowed. Its score is its
+log-probability divided by a length penalty, plus a coverage penalty (`final_scores`). Forbidden tokens do not change
+the log-probabilities of the others, so scoring a given translation yields the same score.
+
+In the first step each sentence has one hypothesis (bos), afterwards K. Diverse beam search splits the K hypotheses into
+G groups with 2K/G candidates each; plain beam search has one group.
 
 Shapes: B sentences still in the batch, K beam, G groups of the beam, C candidates of a group, V vocabulary,
-T pieces so far, S source length.
+T tokens so far, S source length.
 """
 
 from __future__ import annotations
@@ -16,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mtkit.errors import TrainingError
@@ -27,15 +36,15 @@ from mtkit.search.state import (
     Hypothesis,
     SearchOptions,
     Stepper,
-    keep_sentences,
-    start_beam,
-    survivors,
+    init_beam,
+    keep_rows,
+    remaining_rows,
 )
 from mtkit.search.token_rules import apply_token_rules
-from mtkit.search.topk import largest
+from mtkit.search.topk import topk_continuations
 
 LOGITS_CHUNK = 2_500_000
-"""Numbers that are looked through together on a CPU: 10 MB, which its cache may hold."""
+"""Logits processed at a time on a CPU: 10 MB in float32, small enough for its cache."""
 
 
 @torch.inference_mode()
@@ -47,47 +56,52 @@ def search(
     prefixes: Sequence[Sequence[int]] | None = None,
     constraints: Sequence[Sequence[Constraint]] | None = None,
 ) -> list[list[Hypothesis]]:
-    """The best hypotheses of each sentence, best first.
+    """Return the `n_best` hypotheses of each sentence, best first.
 
     Args:
         stepper: the model, already holding the sentences.
-        max_lengths: for each sentence the most pieces of a hypothesis, eos included; at least 1.
-        prefixes: for each sentence the pieces that its hypotheses begin with; shorter than its `max_lengths`.
-        constraints: for each sentence what must appear in its hypotheses (see `constraints`).
+        max_lengths: for each sentence, the most tokens of a hypothesis, eos included; at least 1.
+        options: beam size, penalties, token rules, groups.
+        device: where the beam is held: that of the logits.
+        prefixes: for each sentence, the tokens that its hypotheses start with; fewer than its `max_lengths`.
+        constraints: for each sentence, the phrases that its hypotheses must contain.
+
+    Raises:
+        TrainingError: If the logits are not numbers.
     """
     results: list[list[Hypothesis]] = [[] for _ in max_lengths]
-    beam = start_beam(max_lengths, options, device, prefixes or [()] * len(max_lengths))
+    beam = init_beam(max_lengths, options, device, prefixes or [()] * len(max_lengths))
     tracker = ConstraintTracker(constraints, options) if constraints and any(constraints) else None
-    while max_lengths:
-        _check_limits_are_finite(beam)
+    while len(beam.sentences_B):
+        _check_max_lengths(beam)
         hidden_BKD = stepper.step(beam.tokens_BKT[:, :, -1])
         if options.coverage_penalty:
             beam.coverage_BKS = beam.coverage_BKS + stepper.attention()
         candidates = _all_candidates(stepper, hidden_BKD, beam, options, tracker)
-        _finish_hypotheses(beam, candidates, options)
-        parents_BK = _continue_hypotheses(beam, candidates, options)
+        _add_finished(beam, candidates, options)
+        parents_BK = _advance_live(beam, candidates, options)
         if tracker is not None:
             tracker.advance(parents_BK, beam.tokens_BKT[:, :, -1])
-        ended_B = _has_ended(beam, options)
-        if ended_B.any():
-            _collect(beam, ended_B, results, options)
-            kept_B = survivors(ended_B)
-            if not len(kept_B):
-                break
+        done_B = _is_done(beam, options)
+        if done_B.any():
+            _write_results(beam, done_B, results, options)
+            kept_B = remaining_rows(done_B)
             parents_BK = parents_BK[kept_B]
-            keep_sentences(beam, kept_B)
-            stepper.keep(kept_B)
+            keep_rows(beam, kept_B)
+            stepper.keep_rows(kept_B)
             if tracker is not None:
-                tracker.keep(kept_B)
+                tracker.keep_rows(kept_B)
         if options.beam_size > 1:
             stepper.reorder(parents_BK)
     return results
 
 
-def _check_limits_are_finite(beam: Beam) -> None:
-    """Raise TrainingError if no hypothesis ended in time, which only scores that are not numbers bring about."""
+def _check_max_lengths(beam: Beam) -> None:
+    """Raise TrainingError if a sentence is not done at its `max_length`, which happens only if scores are NaN."""
     if (beam.length >= beam.max_lengths_B).any():
-        hint = "with fp16, use bf16 or fp32; else the weights are spoiled: use an earlier checkpoint"
+        hint = (
+            "if this is fp16, use bf16 or fp32; otherwise the weights are damaged: use an earlier checkpoint"
+        )
         raise TrainingError("the model's scores are not numbers", hint=hint)
 
 
@@ -98,9 +112,10 @@ def _all_candidates(
     options: SearchOptions,
     tracker: ConstraintTracker | None,
 ) -> Candidates:
-    """The candidates of all sentences.
+    """Return the candidates of all sentences.
 
-    On CPUs of some sentences at a time: numbers that fit the cache are made, normalized and looked through there.
+    A CPU takes some sentences at a time, so that the logits are still in its cache when they are normalized and
+    searched.
     """
     B, K = hidden_BKD.shape[:2]
     num_rows = B if hidden_BKD.is_cuda else max(1, LOGITS_CHUNK // (K * stepper.vocab_size))
@@ -108,29 +123,31 @@ def _all_candidates(
     for first in range(0, B, num_rows):
         rows = slice(first, first + num_rows)
         log_probs_BKV = stepper.logits(hidden_BKD[rows]).log_softmax(dim=-1, dtype=torch.float32)
-        part = beam if num_rows >= B else Beam(**{name: value[rows] for name, value in vars(beam).items()})
-        apply_token_rules(log_probs_BKV, part, options)
+        chunk = beam if num_rows >= B else Beam(**{name: value[rows] for name, value in vars(beam).items()})
+        apply_token_rules(log_probs_BKV, chunk, options)
         if tracker is not None:
-            tracker.apply_token_rules(log_probs_BKV, first)
-        candidates = best_candidates(log_probs_BKV, part, options)
+            tracker.forbid_early_eos(log_probs_BKV, first)
+        candidates = best_candidates(log_probs_BKV, chunk, options)
         if tracker is not None:
-            tracker.allocate(candidates, log_probs_BKV, part, first)
+            tracker.allocate(candidates, log_probs_BKV, chunk, first)
         found.append(candidates)
-    return (
-        found[0] if len(found) == 1 else Candidates(*map(torch.cat, zip(*map(as_tuple, found), strict=True)))
-    )
-
-
-def as_tuple(candidates: Candidates) -> tuple[Tensor, ...]:
-    """Its tensors in their order."""
-    return tuple(vars(candidates).values())
+    if len(found) == 1:
+        return found[0]
+    columns = zip(*(vars(candidates).values() for candidates in found), strict=True)
+    return Candidates(*map(torch.cat, columns))
 
 
 def best_candidates(log_probs_BKV: Tensor, beam: Beam, options: SearchOptions) -> Candidates:
-    """Twice as many as go on: enough, since each beam offers eos at most once.
+    """Return the C = 2K/G most probable continuations in each group.
 
-    With groups, one after the other: a piece that an earlier group of the sentence chose costs `diversity`
-    (Vijayakumar et al. 2018, eq. 4, Hamming diversity). It changes the choice, not the log-probability.
+    At most K/G of them end, one for each hypothesis of the group, so K/G are left to continue.
+
+    The groups choose one after the other. A token costs `diversity` for each hypothesis of an earlier group that chose
+    it at this step (Vijayakumar et al. 2018, eq. 4, Hamming diversity). This changes the choice, not the
+    log-probabilities.
+
+    Args:
+        log_probs_BKV: log-probabilities of the next token, -inf where it is forbidden.
     """
     B, K, V = log_probs_BKV.shape
     size = options.beam_size // options.groups
@@ -138,29 +155,33 @@ def best_candidates(log_probs_BKV: Tensor, beam: Beam, options: SearchOptions) -
     for group in range(options.groups):
         first = group * size if K > 1 else 0
         own = slice(first, first + size)
-        prices_BV = options.diversity * counts_BV if group else None
-        candidates = largest(log_probs_BKV[:, own], beam.log_probs_BK[:, own], 2 * size, prices_BV)
-        log_probs_BC, parents_BC, tokens_BC = candidates
+        penalties_BV = options.diversity * counts_BV if group else None
+        log_probs_BC, parents_BC, tokens_BC = topk_continuations(
+            log_probs_BKV[:, own], beam.log_probs_BK[:, own], 2 * size, penalties_BV
+        )
         found.append((log_probs_BC, parents_BC + first, tokens_BC))
         if options.groups > 1:
-            chosen_BC = _first_that_go_on(tokens_BC == options.eos, size)
-            chosen_tokens = tokens_BC.gather(1, chosen_BC)
+            chosen_tokens = tokens_BC.gather(1, _first_live(tokens_BC == options.eos, size))
             counts_BV.scatter_add_(1, chosen_tokens, torch.ones_like(chosen_tokens, dtype=torch.float32))
-    log_probs, parents, tokens = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))
+    log_probs, parents, tokens = (torch.stack(groups, dim=1) for groups in zip(*found, strict=True))
     return Candidates(log_probs, parents, tokens, tokens == options.eos)
 
 
-def _first_that_go_on(ends_C: Tensor, number: int) -> Tensor:
-    """Places of the first so many candidates [..., C] that do not end, in order; ended ones follow if too few."""
+def _first_live(ends_C: Tensor, k: int) -> Tensor:
+    """Return the indices of the first k candidates [..., C] that do not end, then of those that do if k is not reached.
+
+    Returns:
+        [..., k], or [..., C] if C is smaller.
+    """
     C = ends_C.shape[-1]
-    places = torch.arange(C, device=ends_C.device) + C * ends_C
-    return places.topk(min(number, C), largest=False).indices
+    order = torch.arange(C, device=ends_C.device) + C * ends_C
+    return order.topk(min(k, C), largest=False).indices
 
 
-def _finish_hypotheses(beam: Beam, candidates: Candidates, options: SearchOptions) -> None:
-    """Those of each group's best K/G candidates that end join the finished ones, of which the best K are kept."""
+def _add_finished(beam: Beam, candidates: Candidates, options: SearchOptions) -> None:
+    """Add to the finished hypotheses those of each group's best K/G candidates that end, and keep the best K."""
     K, size = options.beam_size, options.beam_size // options.groups
-    log_probs_BK = candidates.log_probs_BGC[:, :, :size].flatten(1)  # fewer than K with a small vocabulary
+    log_probs_BK = candidates.log_probs_BGC[:, :, :size].flatten(1)  # fewer than K if the vocabulary is small
     ends_BK = candidates.ends_BGC[:, :, :size].flatten(1) & (log_probs_BK > NEG_INF)
     if not ends_BK.any():
         return
@@ -169,24 +190,32 @@ def _finish_hypotheses(beam: Beam, candidates: Candidates, options: SearchOption
     coverage_BKS = _gather_beams(beam.coverage_BKS, parents_BK) if options.coverage_penalty else None
     scores_BK = final_scores(log_probs_BK, beam.length + 1, options, coverage_BKS)
     tokens_BKT = _gather_beams(beam.tokens_BKT[:, :, 1:], parents_BK)
-    room = tokens_BKT.shape[2] + 1 - beam.done_tokens_BKT.shape[2]  # eos ends it also where it is the longest
-    done_BKT = torch.nn.functional.pad(beam.done_tokens_BKT, (0, room), value=options.eos)
-    tokens_BKT = torch.nn.functional.pad(tokens_BKT, (0, 1), value=options.eos)
-    beam.done_scores_BK, order_BK = torch.cat([beam.done_scores_BK, scores_BK], 1).topk(K, dim=1)
-    beam.done_log_probs_BK = torch.cat([beam.done_log_probs_BK, log_probs_BK], 1).gather(1, order_BK)
-    beam.done_tokens_BKT = _gather_beams(torch.cat([done_BKT, tokens_BKT], 1), order_BK)
-    beam.done_counts_B = beam.done_counts_B + ends_BK.sum(1)
+    missing = (
+        tokens_BKT.shape[2] + 1 - beam.finished_tokens_BKT.shape[2]
+    )  # + 1: even the longest ends with eos
+    finished_BKT = F.pad(beam.finished_tokens_BKT, (0, missing), value=options.eos)
+    tokens_BKT = F.pad(tokens_BKT, (0, 1), value=options.eos)
+    beam.finished_scores_BK, order_BK = torch.cat([beam.finished_scores_BK, scores_BK], 1).topk(K, dim=1)
+    beam.finished_log_probs_BK = torch.cat([beam.finished_log_probs_BK, log_probs_BK], 1).gather(1, order_BK)
+    beam.finished_tokens_BKT = _gather_beams(torch.cat([finished_BKT, tokens_BKT], 1), order_BK)
+    beam.num_finished_B = beam.num_finished_B + ends_BK.sum(1)
 
 
-def _continue_hypotheses(beam: Beam, candidates: Candidates, options: SearchOptions) -> Tensor:
-    """The first K/G candidates of each group that do not end go on. Returns which beam each continues: [B, K]."""
+def _advance_live(beam: Beam, candidates: Candidates, options: SearchOptions) -> Tensor:
+    """Make the first K/G candidates of each group that do not end the live hypotheses.
+
+    Returns:
+        The previous hypothesis that each one continues: [B, K].
+    """
     size = options.beam_size // options.groups
-    order_BGC = _first_that_go_on(candidates.ends_BGC, size)
+    order_BGK = _first_live(candidates.ends_BGC, size)
     log_probs_BGC = candidates.log_probs_BGC.masked_fill(candidates.ends_BGC, NEG_INF)
-    chosen = [x.gather(2, order_BGC) for x in (log_probs_BGC, candidates.parents_BGC, candidates.tokens_BGC)]
-    if (missing := size - order_BGC.shape[2]) > 0:  # a vocabulary smaller than the beam
-        pad = torch.nn.functional.pad
-        chosen = [pad(chosen[0], (0, missing), value=NEG_INF), *(pad(x, (0, missing)) for x in chosen[1:])]
+    chosen = [x.gather(2, order_BGK) for x in (log_probs_BGC, candidates.parents_BGC, candidates.tokens_BGC)]
+    if (missing := size - order_BGK.shape[2]) > 0:  # the vocabulary is smaller than the beam
+        chosen = [
+            F.pad(chosen[0], (0, missing), value=NEG_INF),
+            *(F.pad(x, (0, missing)) for x in chosen[1:]),
+        ]
     beam.log_probs_BK, parents_BK, tokens_BK = (x.flatten(1) for x in chosen)
     beam.tokens_BKT = torch.cat([_gather_beams(beam.tokens_BKT, parents_BK), tokens_BK[:, :, None]], dim=2)
     if options.coverage_penalty:
@@ -194,37 +223,49 @@ def _continue_hypotheses(beam: Beam, candidates: Candidates, options: SearchOpti
     return parents_BK
 
 
-def _has_ended(beam: Beam, options: SearchOptions) -> Tensor:
-    """[B]: which sentences need no further step.
+def _gather_beams(values_BKT: Tensor, beams_BK: Tensor) -> Tensor:
+    """Select hypotheses `beams_BK` of each sentence from [B, any K, T]: [B, K, T]."""
+    return values_BKT.gather(1, beams_BK[:, :, None].expand(-1, -1, values_BKT.shape[2]))
 
-    Always those of which no hypothesis is alive, or no live one can still beat the `n_best` finished: since
-    log-probabilities only fall, a live hypothesis is at best worth its present log-probability under the mildest
-    penalty that is left to it. For `stop: certain` that is all, and then nothing better within the beam is missed.
-    For `finished`, also those with K finished hypotheses (the rule of fairseq, of CTranslate2 with a length penalty,
-    and of Hugging Face's generate with early_stopping=True); for `unbeaten`, of these only where the best finished
-    hypothesis would beat the best live one if that ended now (generate's early_stopping=False, for the best instead of
-    the worst finished one). Greedy search ends with its hypothesis in both. Without a length penalty `unbeaten` and
-    `certain` find the same best hypothesis, for then no live one is worth more later; so does CTranslate2, which there
-    ends a sentence at the first step whose best candidate ends.
+
+def _is_done(beam: Beam, options: SearchOptions) -> Tensor:
+    """Return which sentences need no further step: [B].
+
+    A sentence is done if it has no live hypothesis, or if none can still beat the `n_best` finished ones (the upper
+    bound is in `_max_scores`). With `stop: certain` these are the only reasons, so nothing better within the beam is
+    missed. The other two rules stop earlier:
+
+    `finished`: as soon as K hypotheses have finished. So do fairseq, CTranslate2 with a length penalty, and Hugging
+    Face's generate with early_stopping=True.
+
+    `unbeaten`: as soon as K hypotheses have finished and the best of them would beat the best live one if that ended
+    now. Hugging Face's generate with early_stopping=False does the same with the worst finished one. Without a length
+    penalty this finds the same best hypothesis as `certain`, since the score of a live hypothesis only falls. So does
+    CTranslate2, which then stops at the first step whose best candidate ends.
+
+    Greedy search stops at its first hypothesis under both.
     """
     best_live_B = beam.log_probs_BK.amax(dim=1)
-    hopeless_B = beam.done_scores_BK[:, options.n_best - 1] >= _best_possible_scores(
-        beam, best_live_B, options
-    )
-    ended_B = hopeless_B | (best_live_B == NEG_INF)
+    hopeless_B = beam.finished_scores_BK[:, options.n_best - 1] >= _max_scores(beam, best_live_B, options)
+    done_B = hopeless_B | (best_live_B == NEG_INF)
     if options.stop == "certain":
-        return ended_B
-    enough_B = beam.done_counts_B >= options.beam_size
+        return done_B
+    enough_B = beam.num_finished_B >= options.beam_size
     if options.stop == "unbeaten" and options.beam_size > 1:
         penalty = length_penalty(beam.length + 1, options)
-        enough_B &= beam.done_scores_BK[:, 0] >= best_live_B / penalty
-    return ended_B | enough_B
+        enough_B &= beam.finished_scores_BK[:, 0] >= best_live_B / penalty
+    return done_B | enough_B
 
 
-def _best_possible_scores(beam: Beam, log_probs_B: Tensor, options: SearchOptions) -> Tensor:
-    """Upper bounds of what live hypotheses of these log-probabilities can still come to: [B]."""
-    grows = options.length_penalty > 0
+def _max_scores(beam: Beam, log_probs_B: Tensor, options: SearchOptions) -> Tensor:
+    """Return the highest scores that live hypotheses with these log-probabilities can still reach: [B].
+
+    Log-probabilities only fall and coverage penalties are never positive, so the bound is the current log-probability,
+    divided by the mildest length penalty still possible: that of the greatest length if the penalty grows with the
+    length, otherwise that of ending now.
+    """
     longest_B = beam.max_lengths_B.clamp(min=beam.length + 1)
+    grows = options.length_penalty > 0
     lengths_B = longest_B if grows else torch.full_like(longest_B, beam.length + 1)
     return log_probs_B / length_penalty(lengths_B, options)
 
@@ -232,14 +273,14 @@ def _best_possible_scores(beam: Beam, log_probs_B: Tensor, options: SearchOption
 def final_scores(
     log_probs: Tensor, lengths: Tensor | int, options: SearchOptions, coverage_S: Tensor | None = None
 ) -> Tensor:
-    """What hypotheses are ranked by (Wu et al. 2016, eq. 14): log-probability / length penalty + coverage penalty.
+    """Return the scores that hypotheses are ranked by: log-probability / length penalty + coverage penalty.
 
-    The coverage penalty is beta x sum of log(min(coverage, 1)) over the source pieces.
+    The coverage penalty is beta x sum of log(min(coverage, 1)) over the source tokens (Wu et al. 2016, eq. 14).
 
     Args:
-        log_probs: [...], sums over the pieces and eos.
-        lengths: of the hypotheses, eos included.
-        coverage_S: [..., S], attention that each source piece got in all steps, 1 where there is none.
+        log_probs: [...], sums over the tokens and eos.
+        lengths: lengths of the hypotheses, eos included.
+        coverage_S: [..., S], attention that each source token received in all steps, 1 at padding.
     """
     scores = log_probs / length_penalty(lengths, options).to(log_probs)
     if coverage_S is not None:
@@ -249,36 +290,29 @@ def final_scores(
 
 
 def length_penalty(lengths: Tensor | int, options: SearchOptions) -> Tensor:
-    """The penalty of the options; lengths count eos."""
+    """Return ((5 + length) / 6) ** alpha (gnmt: Wu et al. 2016, eq. 14) or length ** alpha (simple); eos counts."""
+    lengths = torch.as_tensor(lengths)
     if options.penalty_kind == "gnmt":
-        return gnmt_penalty(lengths, options.length_penalty)
-    return torch.as_tensor(lengths).float() ** options.length_penalty
+        return ((5.0 + lengths) / 6.0) ** options.length_penalty
+    return lengths.float() ** options.length_penalty
 
 
-def gnmt_penalty(lengths: Tensor | int, alpha: float) -> Tensor:
-    """((5 + length) / 6) ** alpha (Wu et al. 2016, eq. 14); lengths count eos."""
-    return ((5.0 + torch.as_tensor(lengths)) / 6.0) ** alpha
-
-
-def _gather_beams(values_BKT: Tensor, beams_BK: Tensor) -> Tensor:
-    """Rows of these beams: [B, K, T]."""
-    return values_BKT.gather(1, beams_BK[:, :, None].expand(-1, -1, values_BKT.shape[2]))
-
-
-def _collect(beam: Beam, ended_B: Tensor, results: list[list[Hypothesis]], options: SearchOptions) -> None:
-    """Write the finished hypotheses of the sentences that have ended into the results."""
-    rows = ended_B.nonzero()[:, 0]
+def _write_results(
+    beam: Beam, done_B: Tensor, results: list[list[Hypothesis]], options: SearchOptions
+) -> None:
+    """Write the `n_best` finished hypotheses of the sentences that are done into `results`."""
+    rows = done_B.nonzero()[:, 0]
     for sentence, scores, log_probs, tokens in zip(
         beam.sentences_B[rows].tolist(),
-        beam.done_scores_BK[rows].tolist(),
-        beam.done_log_probs_BK[rows].tolist(),
-        beam.done_tokens_BKT[rows].tolist(),
+        beam.finished_scores_BK[rows].tolist(),
+        beam.finished_log_probs_BK[rows].tolist(),
+        beam.finished_tokens_BKT[rows].tolist(),
         strict=True,
     ):
-        found = [
+        hyps = [
             Hypothesis(ids[: ids.index(options.eos)] if options.eos in ids else ids, score, log_prob)
             for ids, score, log_prob in zip(tokens, scores, log_probs, strict=True)
             if score > NEG_INF
         ]
-        different = {tuple(hypothesis.ids): hypothesis for hypothesis in reversed(found)}  # groups may agree
-        results[sentence] = [h for h in found if different[tuple(h.ids)] is h][: options.n_best]
+        first = {tuple(hyp.ids): hyp for hyp in reversed(hyps)}  # two groups may find the same one
+        results[sentence] = [hyp for hyp in hyps if first[tuple(hyp.ids)] is hyp][: options.n_best]

@@ -1,9 +1,9 @@
-"""Sampling from a step function: translations drawn from the model instead of searched for.
+"""Sampling from a step function: translations are drawn from the model's distribution instead of searched for.
 
-Every sample has random numbers of its own, made from (seed, sentence, number of the sample) and, where a line has
-several parts, the part: what is drawn does not depend on the batch, its order or the neighbours.
+Every sample has a random generator of its own, seeded with (seed, sentence, index of the sample) and, where a line has
+several segments, the index of the segment. So no sample depends on the batch or on the order of the sentences.
 
-Shapes: B sentences, K samples of each, V vocabulary, T pieces so far.
+Shapes: B sentences, K samples of each, V vocabulary, T tokens so far, P longest prefix.
 """
 
 from __future__ import annotations
@@ -16,21 +16,29 @@ import torch
 from torch import Tensor
 
 from mtkit.search.beam import final_scores
-from mtkit.search.state import NEG_INF, Hypothesis, SearchOptions, Stepper, keep_sentences, survivors
+from mtkit.search.state import (
+    NEG_INF,
+    Hypothesis,
+    SearchOptions,
+    Stepper,
+    keep_rows,
+    pad_prefixes,
+    remaining_rows,
+)
 from mtkit.search.token_rules import apply_token_rules
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """What is drawn from. Cuts are made in this order, on probabilities after the temperature.
+    """Distribution to draw from. The cuts are made in this order, on the probabilities after the temperature.
 
     Args:
-        num_samples: for each sentence.
-        temperature: log-probabilities are divided by it; below 1 sharper, above 1 flatter.
-        top_k: only the most probable so many pieces (Fan et al. 2018); 0 is off.
-        top_p: only the fewest pieces that together have this probability (Holtzman et al. 2020); 1 is off.
-        epsilon: no piece less probable than this, but the best one (Hewitt et al. 2022); 0 is off.
-        seed: another seed, other samples.
+        num_samples: K, samples of each sentence.
+        temperature: divides the logits; below 1 is sharper, above 1 is flatter.
+        top_k: keep the k most probable tokens (Fan et al. 2018); 0 is off.
+        top_p: keep the fewest tokens that together have this probability (Holtzman et al. 2020); 1 is off.
+        epsilon: drop tokens less probable than this, but never the best one (Hewitt et al. 2022); 0 is off.
+        seed: random seed of the samples.
     """
 
     num_samples: int = 1
@@ -43,19 +51,19 @@ class SamplingOptions:
 
 @dataclass
 class Samples:
-    """The samples as they grow."""
+    """Samples in progress. Every field has a row for each sentence; in the first step K is 1."""
 
-    sentences_B: Tensor  # their numbers in the caller's order
-    max_lengths_B: Tensor
-    prefixes_BP: Tensor
-    tokens_BKT: Tensor  # bos first; after eos more eos
-    log_probs_BK: Tensor
-    uniforms_BKT: Tensor  # one number of [0, 1) for each step, made beforehand
-    ended_BK: Tensor
+    sentences_B: Tensor  # index in the caller's order
+    max_lengths_B: Tensor  # most tokens, eos included
+    prefixes_BP: Tensor  # tokens that a sample must start with, then -1
+    tokens_BKT: Tensor  # starting with bos, padded with eos
+    log_probs_BK: Tensor  # sums over the tokens so far
+    uniforms_BKT: Tensor  # random numbers from [0, 1), one for each step up to the longest max_length
+    ended_BK: Tensor  # True from eos on
 
     @property
     def length(self) -> int:
-        """Pieces so far, bos not counted."""
+        """Tokens so far, not counting bos."""
         return self.tokens_BKT.shape[2] - 1
 
 
@@ -67,63 +75,65 @@ def sample(
     sampling: SamplingOptions,
     device: torch.device | str = "cpu",
     prefixes: Sequence[Sequence[int]] | None = None,
-    numbers: Sequence[tuple[int, ...]] | None = None,
+    rng_keys: Sequence[tuple[int, ...]] | None = None,
 ) -> list[list[Hypothesis]]:
-    """The samples of each sentence in the order they were drawn; the same one may come twice.
+    """Return the samples of each sentence in the order they were drawn; one hypothesis may come more than once.
 
     Args:
-        stepper, max_lengths, prefixes: see `search`.
-        options: bos, eos, rules of what is forbidden, and the penalties of the scores.
-        numbers: of each sentence, what its random numbers depend on: the line, and the part unless it is the first;
-            by default (0,), (1,), (2,) ...
+        stepper: the model, already holding the sentences.
+        max_lengths: for each sentence, the most tokens of a sample, eos included; at least 1.
+        options: bos, eos, token rules, and the penalties that scores contain.
+        sampling: distribution to draw from.
+        device: where the samples are held: that of the logits.
+        prefixes: for each sentence, the tokens that its samples start with; fewer than its `max_lengths`.
+        rng_keys: for each sentence, what seeds its samples besides `sampling.seed`: the line, and the index of the
+            segment unless it is the first; by default (0,), (1,), (2,) and so on.
     """
-    numbers = [(number,) for number in range(len(max_lengths))] if numbers is None else numbers
-    samples = start_samples(max_lengths, options, sampling, device, prefixes, numbers)
+    rng_keys = [(i,) for i in range(len(max_lengths))] if rng_keys is None else rng_keys
+    samples = init_samples(max_lengths, options, sampling, device, prefixes, rng_keys)
     results: list[list[Hypothesis]] = [[] for _ in max_lengths]
     while len(samples.sentences_B):
         logits_BKV = stepper.logits(stepper.step(samples.tokens_BKT[:, :, -1]))
         log_probs_BKV = logits_BKV.log_softmax(dim=-1, dtype=torch.float32)
         apply_token_rules(log_probs_BKV, samples, options)
-        expanded = log_probs_BKV.shape[1] != sampling.num_samples  # at the first step all have one past
+        expanded = log_probs_BKV.shape[1] != sampling.num_samples  # the first step: bos is computed once
         if expanded:
-            _widen(samples, sampling.num_samples)
+            _expand(samples, sampling.num_samples)
             log_probs_BKV = log_probs_BKV.expand(-1, sampling.num_samples, -1)
-        draw(samples, log_probs_BKV, options, sampling)
+        _draw(samples, log_probs_BKV, options, sampling)
         done_B = samples.ended_BK.all(dim=1)
         if done_B.any():
-            _collect_samples(samples, done_B, results, options)
-            kept_B = survivors(done_B)
-            keep_sentences(samples, kept_B)
-            stepper.keep(kept_B)
+            _write_results(samples, done_B, results, options)
+            kept_B = remaining_rows(done_B)
+            keep_rows(samples, kept_B)
+            stepper.keep_rows(kept_B)
         if expanded:
             num_left = len(samples.sentences_B)
             stepper.reorder(torch.zeros(num_left, sampling.num_samples, dtype=torch.long, device=device))
     return results
 
 
-def start_samples(
+def init_samples(
     max_lengths: Sequence[int],
     options: SearchOptions,
     sampling: SamplingOptions,
     device: torch.device | str,
     prefixes: Sequence[Sequence[int]] | None,
-    numbers: Sequence[tuple[int, ...]],
+    rng_keys: Sequence[tuple[int, ...]],
 ) -> Samples:
-    """One past for each sentence, bos; and the random numbers of all samples."""
+    """Return one sequence for each sentence, bos, and the random numbers of all samples."""
     B, T = len(max_lengths), max(max_lengths, default=1)
-    longest = max(map(len, prefixes or []), default=0)
-    padded = [[*prefix, *[-1] * (longest - len(prefix))] for prefix in prefixes or [()] * B]
     uniforms = [
         [
-            np.random.default_rng((sampling.seed, line, k, *part)).random(T)
+            np.random.default_rng((sampling.seed, line, k, *segment)).random(T)
             for k in range(sampling.num_samples)
         ]
-        for line, *part in numbers
+        for line, *segment in rng_keys
     ]
     return Samples(
         sentences_B=torch.arange(B, device=device),
         max_lengths_B=torch.tensor(max_lengths, dtype=torch.long, device=device),
-        prefixes_BP=torch.tensor(padded, dtype=torch.long, device=device).view(B, longest),
+        prefixes_BP=pad_prefixes(prefixes or [()] * B, device),
         tokens_BKT=torch.full((B, 1, 1), options.bos, device=device),
         log_probs_BK=torch.zeros(B, 1, device=device),
         uniforms_BKT=torch.from_numpy(np.array(uniforms).reshape(B, sampling.num_samples, T)).to(device),
@@ -131,49 +141,50 @@ def start_samples(
     )
 
 
-def _widen(samples: Samples, num_samples: int) -> None:
-    """From one past for each sentence to one for each sample."""
+def _expand(samples: Samples, num_samples: int) -> None:
+    """Expand the one sequence of each sentence to all of its samples."""
     samples.tokens_BKT = samples.tokens_BKT.expand(-1, num_samples, -1)
     samples.log_probs_BK = samples.log_probs_BK.expand(-1, num_samples)
     samples.ended_BK = samples.ended_BK.expand(-1, num_samples)
 
 
-def draw(samples: Samples, log_probs_BKV: Tensor, options: SearchOptions, sampling: SamplingOptions) -> None:
-    """One more piece for every sample: where its random number falls among the cumulated probabilities."""
-    cumulated_BKV = cut_probabilities(log_probs_BKV, sampling).cumsum(dim=-1, dtype=torch.float64)
-    heights_BK1 = samples.uniforms_BKT[:, :, samples.length, None] * cumulated_BKV[:, :, -1:]
-    tokens_BK1 = torch.searchsorted(cumulated_BKV, heights_BK1, right=True)
+def _draw(samples: Samples, log_probs_BKV: Tensor, options: SearchOptions, sampling: SamplingOptions) -> None:
+    """Append a token to every sample: the one at which the cumulative probability passes its random number."""
+    cumulative_BKV = truncated_probabilities(log_probs_BKV, sampling).cumsum(dim=-1, dtype=torch.float64)
+    thresholds_BK1 = samples.uniforms_BKT[:, :, samples.length, None] * cumulative_BKV[:, :, -1:]
+    tokens_BK1 = torch.searchsorted(cumulative_BKV, thresholds_BK1, right=True)
     tokens_BK1 = tokens_BK1.clamp(max=log_probs_BKV.shape[2] - 1)
-    new_BK = log_probs_BKV.gather(2, tokens_BK1)[:, :, 0]
-    samples.log_probs_BK = samples.log_probs_BK + new_BK.masked_fill(samples.ended_BK, 0.0)
+    new_log_probs_BK = log_probs_BKV.gather(2, tokens_BK1)[:, :, 0]
+    samples.log_probs_BK = samples.log_probs_BK + new_log_probs_BK.masked_fill(samples.ended_BK, 0.0)
     tokens_BK = tokens_BK1[:, :, 0].masked_fill(samples.ended_BK, options.eos)
     samples.tokens_BKT = torch.cat([samples.tokens_BKT, tokens_BK[:, :, None]], dim=2)
-    last_B1 = (samples.max_lengths_B <= samples.length)[:, None]
-    samples.ended_BK = samples.ended_BK | (tokens_BK == options.eos) | last_B1
+    full_B1 = (samples.max_lengths_B <= samples.length)[:, None]
+    samples.ended_BK = samples.ended_BK | (tokens_BK == options.eos) | full_B1
 
 
-def cut_probabilities(log_probs_BKV: Tensor, sampling: SamplingOptions) -> Tensor:
-    """Probabilities that are drawn from, 0 for what was cut, not normalized: the shape of the input."""
+def truncated_probabilities(log_probs_BKV: Tensor, sampling: SamplingOptions) -> Tensor:
+    """Return the probabilities [B, K, V] to draw from, not normalized, 0 for the tokens that were cut."""
     probs = (log_probs_BKV / sampling.temperature).softmax(dim=-1)
     V = probs.shape[-1]
     if 0 < sampling.top_k < V:
         smallest = probs.topk(sampling.top_k, dim=-1).values[..., -1:]
         probs = probs * (probs >= smallest)
     if sampling.top_p < 1.0:
-        ordered, order = probs.sort(dim=-1, descending=True)
-        before = ordered.cumsum(dim=-1) - ordered  # what the more probable ones have together
-        total = ordered.sum(dim=-1, keepdim=True)
-        probs = torch.zeros_like(probs).scatter(-1, order, ordered * (before < sampling.top_p * total))
+        sorted_probs, order = probs.sort(dim=-1, descending=True)
+        preceding = sorted_probs.cumsum(dim=-1) - sorted_probs  # probability of all more probable tokens
+        total = sorted_probs.sum(dim=-1, keepdim=True)
+        kept = sorted_probs * (preceding < sampling.top_p * total)
+        probs = torch.zeros_like(probs).scatter(-1, order, kept)
     if sampling.epsilon > 0.0:
         best = probs.amax(dim=-1, keepdim=True)
         probs = probs * ((probs >= sampling.epsilon) | (probs == best))
     return probs
 
 
-def _collect_samples(
+def _write_results(
     samples: Samples, done_B: Tensor, results: list[list[Hypothesis]], options: SearchOptions
 ) -> None:
-    """Write the samples of finished sentences into the results."""
+    """Write the samples of the sentences that are done into `results`."""
     tokens_BKT = samples.tokens_BKT[done_B, :, 1:]
     lengths_BK = (tokens_BKT != options.eos).sum(dim=2)
     log_probs_BK = samples.log_probs_BK[done_B]

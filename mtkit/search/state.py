@@ -1,4 +1,4 @@
-"""The data of a search: its options, its live and finished hypotheses, and the model it asks.
+"""The data of a search: its options, its live and finished hypotheses, and the interface of the model it queries.
 
 Shapes: B sentences still in the batch, K beam, G groups of the beam, C candidates of a group, V vocabulary,
 T tokens so far, S source length, P longest prefix.
@@ -18,47 +18,47 @@ NEG_INF = float("-inf")
 
 
 class Stepper(Protocol):
-    """A model that is asked for one piece after the other."""
+    """A model that holds the source sentences and predicts one token after the other."""
 
     @property
     def vocab_size(self) -> int:
-        """V: number of pieces."""
+        """V: size of the target vocabulary."""
 
     def step(self, tokens_BK: Tensor) -> Tensor:
-        """What `logits` needs about the hypotheses that end with these newest pieces [B, K]: [B, K, anything]."""
+        """Append the newest tokens [B, K] to the hypotheses and return their hidden states [B, K, any size]."""
 
     def logits(self, hidden_BKD: Tensor) -> Tensor:
-        """Unnormalized log-probabilities [B, K, V] of the next piece, of all or some of the sentences."""
+        """Return the logits [B, K, V] of the next token; `hidden_BKD` may hold only some of the sentences."""
 
     def reorder(self, parents_BK: Tensor) -> None:
-        """Continue with these hypotheses of each sentence, in this order; there may be more or fewer than before."""
+        """Continue with hypotheses `parents_BK` of each sentence, in this order; K may differ from before."""
 
-    def keep(self, sentences_B: Tensor) -> None:
-        """Continue with these sentences alone, in this order."""
+    def keep_rows(self, rows_B: Tensor) -> None:
+        """Continue with sentences `rows_B` only, in this order."""
 
     def attention(self) -> Tensor:
-        """What the last step attended to, [B, K, S]; 1 where a source has no piece. Only for the coverage penalty."""
+        """Return the attention [B, K, S] of the last step, 1 at padding. Needed for the coverage penalty only."""
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What the search looks for.
+    """Options of a search.
 
     Args:
-        beam_size: hypotheses kept at each step; 1 is greedy search.
-        bos: the piece that comes first.
-        eos: the piece that ends a hypothesis.
-        n_best: finished hypotheses given back for each sentence; at most `beam_size`.
-        length_penalty: alpha of the penalty; 0 compares plain log-probabilities.
-        suppressed: pieces that never appear.
+        beam_size: K, hypotheses kept at each step; 1 is greedy search.
+        bos: token that every hypothesis starts with.
+        eos: token that ends a hypothesis.
+        n_best: finished hypotheses returned for each sentence; at most `beam_size`.
+        length_penalty: alpha of the length penalty; 0 ranks by log-probability.
+        suppressed: tokens that never appear.
         penalty_kind: gnmt is ((5 + length) / 6) ** alpha (Wu et al. 2016, eq. 14), simple is length ** alpha.
         coverage_penalty: beta of Wu et al. 2016, eq. 14; 0 is off.
-        stop: when a sentence ends, see `_has_ended`.
-        min_length: pieces before eos at least.
-        no_repeat_ngram: no sequence of so many pieces appears twice; 0 is off.
-        groups: groups of diverse search (Vijayakumar et al. 2018); divides `beam_size`.
-        diversity: what a group's piece costs the later groups at the same step.
-        after_prefix: the only pieces that may come right behind a prefix; empty: any.
+        stop: when a sentence is done, see `beam._is_done`.
+        min_length: tokens before eos, at least.
+        no_repeat_ngram: no n-gram of this size appears twice; 0 is off.
+        groups: G, groups of diverse beam search (Vijayakumar et al. 2018); divides `beam_size`.
+        diversity: penalty of a token for each hypothesis of an earlier group that chose it at the same step.
+        after_prefix: the only tokens allowed right after a prefix; empty allows any.
     """
 
     beam_size: int
@@ -82,81 +82,89 @@ class Hypothesis:
     """A finished translation."""
 
     ids: list[int]
-    """Its pieces, without bos and eos."""
+    """Its tokens, without bos and eos."""
     score: float
-    """Its log-probability over its length penalty, plus its coverage penalty: what hypotheses are ranked by."""
+    """Log-probability over length penalty, plus coverage penalty: what hypotheses are ranked by."""
     log_prob: float
-    """Sum of the natural log-probabilities of its pieces and of eos."""
+    """Sum of the natural log-probabilities of its tokens and of eos."""
 
 
 @dataclass
 class Beam:
-    """The search as data: live hypotheses, and the best finished ones of each sentence."""
+    """The live hypotheses, and the K best finished ones, of each sentence. Every field has a row for each sentence."""
 
-    sentences_B: Tensor  # their numbers in the caller's order
-    max_lengths_B: Tensor  # most pieces, eos included
-    prefixes_BP: Tensor  # pieces that a hypothesis begins with, then -1
-    tokens_BKT: Tensor  # live hypotheses, bos first
-    log_probs_BK: Tensor  # -inf where there is none
-    coverage_BKS: Tensor  # attention that each source piece got so far; S is 0 where it does not matter
-    done_scores_BK: Tensor  # finished hypotheses, best first; -inf where there is none
-    done_log_probs_BK: Tensor
-    done_tokens_BKT: Tensor  # without bos; eos and eos for all after it
-    done_counts_B: Tensor  # how many have finished so far
+    sentences_B: Tensor  # index in the caller's order
+    max_lengths_B: Tensor  # most tokens, eos included
+    prefixes_BP: Tensor  # tokens that a hypothesis must start with, then -1
+    tokens_BKT: Tensor  # live hypotheses, starting with bos
+    log_probs_BK: Tensor  # of live hypotheses; -inf where there are fewer than K
+    coverage_BKS: (
+        Tensor  # attention that each source token has received so far; S is 0 without coverage penalty
+    )
+    finished_scores_BK: Tensor  # best first; -inf where there are fewer than K
+    finished_log_probs_BK: Tensor
+    finished_tokens_BKT: Tensor  # without bos, padded with eos
+    num_finished_B: Tensor  # hypotheses finished so far, also those that dropped out of the K best
 
     @property
     def length(self) -> int:
-        """Pieces of the live hypotheses, bos not counted."""
+        """Tokens in the live hypotheses, not counting bos."""
         return self.tokens_BKT.shape[2] - 1
 
 
 @dataclass
 class Candidates:
-    """The most probable continuations in each group, best first. The first K/G of a group may finish."""
+    """The most probable continuations in each group, best first. Only the first K/G of a group may finish."""
 
     log_probs_BGC: Tensor
-    parents_BGC: Tensor  # which beam each continues
+    parents_BGC: Tensor  # the live hypothesis that each one continues, an index into K
     tokens_BGC: Tensor
     ends_BGC: Tensor  # True where the token is eos
 
 
-def start_beam(
+def init_beam(
     max_lengths: Sequence[int],
     options: SearchOptions,
     device: torch.device | str,
     prefixes: Sequence[Sequence[int]],
 ) -> Beam:
-    """One live hypothesis for each sentence: bos."""
+    """Return a beam with one live hypothesis for each sentence: bos."""
     B, K = len(max_lengths), options.beam_size
-    longest_prefix = max(map(len, prefixes), default=0)
-    padded = [[*prefix, *[-1] * (longest_prefix - len(prefix))] for prefix in prefixes]
     return Beam(
         sentences_B=torch.arange(B, device=device),
         max_lengths_B=torch.tensor(max_lengths, dtype=torch.long, device=device),
-        prefixes_BP=torch.tensor(padded, dtype=torch.long, device=device).view(B, longest_prefix),
+        prefixes_BP=pad_prefixes(prefixes, device),
         tokens_BKT=torch.full((B, 1, 1), options.bos, device=device),
         log_probs_BK=torch.zeros(B, 1, device=device),
         coverage_BKS=torch.zeros(B, 1, 1 if options.coverage_penalty else 0, device=device),
-        done_scores_BK=torch.full((B, K), NEG_INF, device=device),
-        done_log_probs_BK=torch.full((B, K), NEG_INF, device=device),
-        done_tokens_BKT=torch.full((B, K, 0), options.eos, device=device),
-        done_counts_B=torch.zeros(B, dtype=torch.long, device=device),
+        finished_scores_BK=torch.full((B, K), NEG_INF, device=device),
+        finished_log_probs_BK=torch.full((B, K), NEG_INF, device=device),
+        finished_tokens_BKT=torch.full((B, K, 0), options.eos, device=device),
+        num_finished_B=torch.zeros(B, dtype=torch.long, device=device),
     )
 
 
-def survivors(ended_B: Tensor) -> Tensor:
-    """Rows of the sentences that go on: each keeps its place, but for the last, which fill the gaps of the ended ones.
+def pad_prefixes(prefixes: Sequence[Sequence[int]], device: torch.device | str) -> Tensor:
+    """Return the prefixes as one tensor [B, P], padded with -1."""
+    P = max(map(len, prefixes), default=0)
+    padded = [[*prefix, *[-1] * (P - len(prefix))] for prefix in prefixes]
+    return torch.tensor(padded, dtype=torch.long, device=device).view(len(prefixes), P)
 
-    So few have to be moved, among all that is remembered of them, however often sentences end.
+
+def remaining_rows(done_B: Tensor) -> Tensor:
+    """Return the rows of the sentences that are not done, in an order that moves as few as possible.
+
+    A row keeps its place, except that the last rows fill the gaps of those that are done: caches are large, and with
+    this order only a filled gap has to be copied.
     """
-    num_kept = len(ended_B) - int(ended_B.sum())
-    rows_B = torch.arange(len(ended_B), device=ended_B.device)
+    num_kept = len(done_B) - int(done_B.sum())
+    rows_B = torch.arange(len(done_B), device=done_B.device)
     kept_B, last_B = rows_B[:num_kept], rows_B[num_kept:]
-    kept_B[ended_B[:num_kept]] = last_B[~ended_B[num_kept:]]
+    kept_B[done_B[:num_kept]] = last_B[~done_B[num_kept:]]
     return kept_B
 
 
-def keep_sentences(record: object, kept_B: Tensor) -> None:
-    """Go on with these sentences alone. Args: record: a beam, or samples: tensors with a row for each sentence."""
-    for name, value in vars(record).items():
-        setattr(record, name, value[kept_B])
+def keep_rows(state: object, rows_B: Tensor) -> None:
+    """Keep only these sentences of a `Beam`, or of any object whose attributes are tensors [B, ...]."""
+    for name, value in vars(state).items():
+        setattr(state, name, value[rows_B])

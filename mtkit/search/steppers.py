@@ -1,6 +1,6 @@
-"""Models seen as step functions (see `search.Stepper`): one Transformer, or several that vote.
+"""Models as step functions (see `state.Stepper`): one Transformer, or an ensemble of several.
 
-Shapes: B sentences, K hypotheses, S source length, V vocabulary.
+Shapes: B sentences, K hypotheses, D model width, S source length, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from mtkit.model.transformer import Transformer
 
 
 class ModelStepper:
-    """A Transformer that holds sentences.
+    """A Transformer that holds the source sentences and the keys and values of the hypotheses.
 
     Args:
+        model: the model, in evaluation mode.
         src_BS: the sentences, padded.
-        keep_attention: remember what each step attends to.
+        keep_attention: remember the attention of each step, for `attention`.
     """
 
     def __init__(self, model: Transformer, src_BS: Tensor, keep_attention: bool = False) -> None:
@@ -29,29 +30,29 @@ class ModelStepper:
         self.vocab_size = model.tgt_embedding.num_embeddings
 
     def step(self, tokens_BK: Tensor) -> Tensor:
-        """Hidden states [B, K, D]."""
+        """Append the newest tokens and return the hidden states [B, K, D]."""
         return self.model.step(tokens_BK, self.state)
 
     def logits(self, hidden_BKD: Tensor) -> Tensor:
-        """Logits [B, K, V]."""
+        """Return the logits [B, K, V] of the next token."""
         return self.model.logits(hidden_BKD)
 
     def reorder(self, parents_BK: Tensor) -> None:
-        """Continue with these hypotheses."""
+        """Continue with hypotheses `parents_BK` of each sentence."""
         self.state.reorder(parents_BK)
 
-    def keep(self, sentences_B: Tensor) -> None:
-        """Continue with these sentences alone."""
-        self.state.keep(sentences_B)
+    def keep_rows(self, rows_B: Tensor) -> None:
+        """Continue with sentences `rows_B` only."""
+        self.state.keep_rows(rows_B)
 
     def attention(self) -> Tensor:
-        """Mean over heads and layers of the last step's cross-attention, [B, K, S]; 1 at padding."""
+        """Return the mean cross-attention of the last step over heads and layers: [B, K, S]; 1 at padding."""
         weights_BKS = torch.stack(self.state.weights_BKS).mean(dim=0)
         return weights_BKS.masked_fill(~self.state.memory_mask[:, 0], 1.0)
 
 
 class EnsembleStepper:
-    """Several models, whose probabilities are averaged at each step. They share their vocabularies."""
+    """Several models that share their vocabularies, with their probabilities averaged at each step."""
 
     def __init__(self, steppers: Sequence[ModelStepper]) -> None:
         self.steppers = steppers
@@ -59,33 +60,33 @@ class EnsembleStepper:
         self.widths: list[int] = []
 
     def step(self, tokens_BK: Tensor) -> Tensor:
-        """The hidden states of all models side by side: [B, K, sum of their D]."""
+        """Append the newest tokens and return the hidden states of all models, concatenated: [B, K, sum of D]."""
         hidden = [stepper.step(tokens_BK) for stepper in self.steppers]
         self.widths = [h.shape[-1] for h in hidden]
         return torch.cat(hidden, dim=-1)
 
     def logits(self, hidden_BKD: Tensor) -> Tensor:
-        """Log of the mean probability: [B, K, V]."""
-        parts = zip(self.steppers, hidden_BKD.split(self.widths, dim=-1), strict=True)
-        return mean_log_probs([stepper.logits(part) for stepper, part in parts])
+        """Return the log of the mean probability of the next token: [B, K, V]."""
+        hidden = hidden_BKD.split(self.widths, dim=-1)
+        return mean_log_probs([stepper.logits(h) for stepper, h in zip(self.steppers, hidden, strict=True)])
 
     def reorder(self, parents_BK: Tensor) -> None:
-        """Continue with these hypotheses."""
+        """Continue with hypotheses `parents_BK` of each sentence."""
         for stepper in self.steppers:
             stepper.reorder(parents_BK)
 
-    def keep(self, sentences_B: Tensor) -> None:
-        """Continue with these sentences alone."""
+    def keep_rows(self, rows_B: Tensor) -> None:
+        """Continue with sentences `rows_B` only."""
         for stepper in self.steppers:
-            stepper.keep(sentences_B)
+            stepper.keep_rows(rows_B)
 
     def attention(self) -> Tensor:
-        """Mean over the models: [B, K, S]."""
+        """Return the mean attention of the models: [B, K, S]."""
         return torch.stack([stepper.attention() for stepper in self.steppers]).mean(dim=0)
 
 
 def mean_log_probs(logits: Sequence[Tensor]) -> Tensor:
-    """The log of the mean probability, [..., V], of several models' logits; of one model its log-probabilities."""
+    """Return the log of the mean probability [..., V] of several models, or the log-probabilities of one."""
     log_probs = [each.log_softmax(dim=-1, dtype=torch.float32) for each in logits]
     if len(log_probs) == 1:
         return log_probs[0]

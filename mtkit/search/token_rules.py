@@ -1,8 +1,8 @@
-"""What must not be the next piece: every rule sets log-probabilities to -inf before the search chooses.
+"""Token rules: which tokens must not come next. Each rule sets log-probabilities to -inf before the search chooses.
 
-Probabilities are not renormalized afterwards: a hypothesis keeps the log-probability that the model gives it.
+The rest is not renormalized: a hypothesis keeps the log-probability that the model gives it.
 
-Shapes: B sentences, K hypotheses, V vocabulary, T pieces so far.
+Shapes: B sentences, K hypotheses, V vocabulary, T tokens so far, P longest prefix.
 """
 
 from __future__ import annotations
@@ -15,74 +15,74 @@ from torch import Tensor
 from mtkit.search.state import NEG_INF, SearchOptions
 
 
-class SearchState(Protocol):
-    """What the rules look at; a `beam.Beam` is one."""
+class Hypotheses(Protocol):
+    """The part of a `Beam` or of `Samples` that the rules depend on."""
 
-    tokens_BKT: Tensor  # bos first
+    tokens_BKT: Tensor  # starting with bos
     max_lengths_B: Tensor
-    prefixes_BP: Tensor  # pieces to begin with, then -1
+    prefixes_BP: Tensor  # tokens to start with, then -1
 
     @property
     def length(self) -> int:
-        """Pieces so far, bos not counted."""
+        """Tokens so far, not counting bos."""
 
 
-def apply_token_rules(log_probs_BKV: Tensor, beam: SearchState, rules: SearchOptions) -> None:
-    """Apply all rules in place. A given prefix counts more than the others, the greatest length more than those."""
-    forced_B = _forced_tokens(beam)
-    kept_BK = None
+def apply_token_rules(log_probs_BKV: Tensor, hyps: Hypotheses, options: SearchOptions) -> None:
+    """Apply all rules in place. The maximum length takes precedence over the other rules, and a prefix over that."""
+    forced_B = _forced_tokens(hyps)
+    forced_BK = None
     if forced_B is not None:
         index_BK1 = forced_B.clamp(min=0)[:, None, None].expand(-1, log_probs_BKV.shape[1], -1)
-        kept_BK = log_probs_BKV.gather(2, index_BK1)[:, :, 0]
-    if rules.suppressed:
-        log_probs_BKV[:, :, list(rules.suppressed)] = NEG_INF
-    if beam.length < rules.min_length:
-        early_B = beam.max_lengths_B > beam.length + 1
-        log_probs_BKV[early_B, :, rules.eos] = NEG_INF
-    if rules.after_prefix:
-        _restrict_after_prefix(log_probs_BKV, beam, rules.after_prefix)
-    if rules.no_repeat_ngram:
-        _block_repeated_ngrams(log_probs_BKV, beam.tokens_BKT[:, :, 1:], rules.no_repeat_ngram)
-    last_B = beam.max_lengths_B == beam.length + 1
+        forced_BK = log_probs_BKV.gather(2, index_BK1)[:, :, 0]
+    if options.suppressed:
+        log_probs_BKV[:, :, list(options.suppressed)] = NEG_INF
+    if hyps.length < options.min_length:
+        early_B = hyps.max_lengths_B > hyps.length + 1
+        log_probs_BKV[early_B, :, options.eos] = NEG_INF
+    if options.after_prefix:
+        _restrict_after_prefix(log_probs_BKV, hyps, options.after_prefix)
+    if options.no_repeat_ngram:
+        _block_repeated_ngrams(log_probs_BKV, hyps.tokens_BKT[:, :, 1:], options.no_repeat_ngram)
+    last_B = hyps.max_lengths_B == hyps.length + 1
     if last_B.any():
-        ends_BK = log_probs_BKV[last_B, :, rules.eos]
+        eos_BK = log_probs_BKV[last_B, :, options.eos]
         log_probs_BKV[last_B] = NEG_INF
-        log_probs_BKV[last_B, :, rules.eos] = ends_BK
-    if forced_B is not None and kept_BK is not None:
-        rows_B = (forced_B >= 0).nonzero()[:, 0]
-        log_probs_BKV[rows_B] = NEG_INF
-        log_probs_BKV[rows_B, :, forced_B[rows_B]] = kept_BK[rows_B]
+        log_probs_BKV[last_B, :, options.eos] = eos_BK
+    if forced_B is not None and forced_BK is not None:
+        rows = (forced_B >= 0).nonzero()[:, 0]
+        log_probs_BKV[rows] = NEG_INF
+        log_probs_BKV[rows, :, forced_B[rows]] = forced_BK[rows]
 
 
-def _forced_tokens(beam: SearchState) -> Tensor | None:
-    """The prefix's next piece of each sentence, -1 where it has none: [B]; None if no sentence has any."""
-    if beam.length >= beam.prefixes_BP.shape[1]:
+def _forced_tokens(hyps: Hypotheses) -> Tensor | None:
+    """Return the next token of each sentence's prefix, -1 if it has none: [B]; None if no sentence has one."""
+    if hyps.length >= hyps.prefixes_BP.shape[1]:
         return None
-    forced_B = beam.prefixes_BP[:, beam.length]
+    forced_B = hyps.prefixes_BP[:, hyps.length]
     return forced_B if (forced_B >= 0).any() else None
 
 
-def _restrict_after_prefix(log_probs_BKV: Tensor, beam: SearchState, allowed: tuple[int, ...]) -> None:
-    """Where a prefix has just ended, only these pieces."""
-    place, prefixes_BP = beam.length, beam.prefixes_BP
-    if not 0 < place <= prefixes_BP.shape[1]:
+def _restrict_after_prefix(log_probs_BKV: Tensor, hyps: Hypotheses, allowed: tuple[int, ...]) -> None:
+    """Forbid all but the allowed tokens in sentences whose prefix ends with the newest token."""
+    t, prefixes_BP = hyps.length, hyps.prefixes_BP
+    if not 0 < t <= prefixes_BP.shape[1]:
         return
-    behind_B = prefixes_BP[:, place - 1] >= 0
-    if place < prefixes_BP.shape[1]:
-        behind_B = behind_B & (prefixes_BP[:, place] < 0)
-    if behind_B.any():
-        others_V = torch.ones(log_probs_BKV.shape[2], dtype=torch.bool, device=log_probs_BKV.device)
-        others_V[list(allowed)] = False
-        log_probs_BKV.masked_fill_(behind_B[:, None, None] & others_V, NEG_INF)
+    ends_B = prefixes_BP[:, t - 1] >= 0
+    if t < prefixes_BP.shape[1]:
+        ends_B = ends_B & (prefixes_BP[:, t] < 0)
+    if ends_B.any():
+        forbidden_V = torch.ones(log_probs_BKV.shape[2], dtype=torch.bool, device=log_probs_BKV.device)
+        forbidden_V[list(allowed)] = False
+        log_probs_BKV.masked_fill_(ends_B[:, None, None] & forbidden_V, NEG_INF)
 
 
 def _block_repeated_ngrams(log_probs_BKV: Tensor, tokens_BKT: Tensor, n: int) -> None:
-    """No sequence of n pieces twice in a hypothesis (Paulus et al. 2018, section 2.5)."""
+    """Forbid every token that would repeat an n-gram of its hypothesis (Paulus et al. 2018, section 2.5)."""
     T = tokens_BKT.shape[2]
     if n > T:
         return
-    grams_BKMn = tokens_BKT.unfold(2, n, 1)  # [B, K, T - n + 1, n]
+    ngrams_BKMn = tokens_BKT.unfold(2, n, 1)  # [B, K, M = T - n + 1, n]
     newest_BKn = tokens_BKT[:, :, T - n + 1 :]  # [B, K, n - 1]
-    same_BKM = (grams_BKMn[..., :-1] == newest_BKn[:, :, None]).all(-1)
+    same_BKM = (ngrams_BKMn[..., :-1] == newest_BKn[:, :, None]).all(-1)
     b, k, m = same_BKM.nonzero(as_tuple=True)
-    log_probs_BKV[b, k, grams_BKMn[b, k, m, -1]] = NEG_INF
+    log_probs_BKV[b, k, ngrams_BKMn[b, k, m, -1]] = NEG_INF

@@ -18,7 +18,7 @@ from mtkit.model.attention import (
     fused_attention,
     plain_attention,
 )
-from mtkit.model.cpu.attention import cpu_attention, queries_keys_values
+from mtkit.model.cpu.attention import cpu_attention, split_qkv
 from mtkit.model.positions import LearnedPositions, RelativePositions, SinusoidalPositions, rotate, sinusoids
 
 CPU = torch.device("cpu")
@@ -104,7 +104,7 @@ def test_cpu_attention_is_plain_attention_with_its_gradients(seed: int, cross: b
     torch.manual_seed(7)
     ours = cpu_attention(own, memory, mask, H, probability)
     torch.manual_seed(7)
-    plain, _ = plain_attention(*queries_keys_values(own, memory, H), mask, probability)
+    plain, _ = plain_attention(*split_qkv(own, memory, H), mask, probability)
     plain = plain.transpose(1, 2).flatten(2)
     torch.testing.assert_close(ours, plain, atol=1e-12, rtol=0)
     upstream = torch.randn_like(plain)
@@ -137,7 +137,7 @@ def test_cpu_attention_in_bfloat16_is_as_near_to_the_truth_as_the_fused_kernel()
         if kernel == "cpu":
             out = cpu_attention(x, None, mask, H, 0.0)
         else:
-            out = fused_attention(*queries_keys_values(x, None, H), mask).transpose(1, 2).flatten(2)
+            out = fused_attention(*split_qkv(x, None, H), mask).transpose(1, 2).flatten(2)
         return out, torch.autograd.grad(out, x, upstream.to(dtype))[0]
 
     truth = run("fused", torch.float64)
@@ -217,8 +217,8 @@ def test_cross_attention_equals_torch(monkeypatch: pytest.MonkeyPatch, kind: str
     real = torch.arange(9) < torch.tensor([9, 1, 5, 8])[:, None]
     expected, _ = theirs(x, memory, memory, key_padding_mask=~real)
     for out in (
-        ours.attend_full_memory(x, memory, real[:, None, None, :]),
-        ours.attend_memory(x, ours.project_memory(memory), real[:, None, None, :]),
+        ours.attend_memory(x, memory, real[:, None, None, :]),
+        ours.attend_memory_kv(x, ours.project_memory(memory), real[:, None, None, :]),
     ):
         torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtkit.model.dropout import add_dropped, dropout, dropped_bytes, keep_mask
+from mtkit.model.dropout import add_dropped, drop_threshold, dropout, keep_mask
 
 COUNT = 200_000
 Drop = Callable[[Tensor, float], Tensor]
@@ -37,7 +37,7 @@ def test_share_and_scale(drop: Drop, probability: float) -> None:
     torch.manual_seed(0)
     x = torch.rand(COUNT) + 0.5
     out = drop(x, probability)
-    used = dropped_bytes(probability) / 256
+    used = drop_threshold(probability) / 256
     assert abs(used - probability) <= 1 / 256
     assert within(int((out == 0).sum()), COUNT, used)
     kept = out != 0
@@ -47,7 +47,7 @@ def test_share_and_scale(drop: Drop, probability: float) -> None:
 
 
 def test_probability_is_rounded_to_a_byte_but_never_to_nothing_or_all() -> None:
-    assert [dropped_bytes(p) for p in (1e-9, 1 / 256, 0.1, 0.25, 0.5, 0.9999)] == [1, 1, 26, 64, 128, 255]
+    assert [drop_threshold(p) for p in (1e-9, 1 / 256, 0.1, 0.25, 0.5, 0.9999)] == [1, 1, 26, 64, 128, 255]
 
 
 def test_all_bytes_of_a_draw_are_uniform_and_independent() -> None:

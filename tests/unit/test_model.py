@@ -185,7 +185,7 @@ def test_decoder_layer_equals_torch(norm_position: str, activation: str) -> None
     out = ours(
         x,
         lambda layer, x: layer.attend_self(x, mask, torch.arange(5)),
-        lambda layer, x: layer.attend_memory(x, layer.project_memory(memory), real[:, None, None, :]),
+        lambda layer, x: layer.attend_memory_kv(x, layer.project_memory(memory), real[:, None, None, :]),
         x.dtype,
     )
     close(out, expected)
@@ -417,7 +417,7 @@ def check_cached_steps(model: Transformer, steps: int = 6, beams: int = 3) -> De
         close(logits, model.logits(full[:, -1]).view(B, beams, -1))
         if step == 2:  # the second sentence ends
             kept = torch.tensor([0, 2])
-            state.keep(kept)
+            state.keep_rows(kept)
             prefixes, memory, mask = prefixes[kept], memory[kept], mask[kept]
         if step != 1:
             parents = torch.randint(beams, (len(prefixes), beams), generator=rng)

@@ -15,13 +15,12 @@ from mtkit.model.cpu.packing import (
     PackedLinear,
     can_pack,
     choose_int8,
-    int8_steps,
+    int8_quant_max,
     multiply_int8,
     pack,
     quantize_rows,
 )
 from mtkit.model.transformer import Transformer
-from mtkit.search.topk import largest
 
 packable = pytest.mark.skipif(not can_pack(torch.float32), reason="this PyTorch has no packed matrices")
 
@@ -57,7 +56,7 @@ def logits_of(model: Transformer) -> torch.Tensor:
 
 # --- 8-bit integers ---------------------------------------------------------------------------------------------
 
-has_int8 = pytest.mark.skipif(int8_steps() == 0, reason="this PyTorch has no exact int8 products")
+has_int8 = pytest.mark.skipif(int8_quant_max() == 0, reason="this PyTorch has no exact int8 products")
 
 
 @has_int8
@@ -79,7 +78,7 @@ def test_an_int8_product_is_near_and_does_not_depend_on_its_neighbours(bias: boo
 
 @has_int8
 def test_sums_of_octets_are_exact_up_to_the_largest() -> None:
-    steps = int8_steps()
+    steps = int8_quant_max()
     rng = torch.Generator().manual_seed(4)
     octets = torch.randint(0, 256, (50, 512), generator=rng).to(torch.uint8)
     octets[0], octets[1] = 255, 0
@@ -99,7 +98,7 @@ def test_bytes_stand_for_what_they_are_made_of() -> None:
 
 @has_int8
 def test_a_model_in_int8_is_near_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mtkit.model.cpu.packing.INT8_SIZE", 2000)
+    monkeypatch.setattr("mtkit.model.cpu.packing.INT8_MIN_SIZE", 2000)
     model = small_model()
     exact = logits_of(model)
     for kind in ("output", "all"):
@@ -115,7 +114,7 @@ def test_a_model_in_int8_is_near_the_model(monkeypatch: pytest.MonkeyPatch) -> N
 def test_which_matrices_are_int8(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setattr("mtkit.model.cpu.packing.can_pack", lambda dtype: True)
-    monkeypatch.setattr("mtkit.model.cpu.packing.int8_steps", lambda: 127)
+    monkeypatch.setattr("mtkit.model.cpu.packing.int8_quant_max", lambda: 127)
     for bf16, kind in ((False, "all"), (True, "output")):
         monkeypatch.setattr("mtkit.device.cpu_has_bf16", lambda bf16=bf16: bf16)
         assert [choose_int8(name, cpu) for name in ("auto", "int8", "fp32", "bf16")] == [
@@ -125,35 +124,8 @@ def test_which_matrices_are_int8(monkeypatch: pytest.MonkeyPatch) -> None:
             "none",
         ]
     assert choose_int8("auto", gpu) == "none"
-    monkeypatch.setattr("mtkit.model.cpu.packing.int8_steps", lambda: 0)
+    monkeypatch.setattr("mtkit.model.cpu.packing.int8_quant_max", lambda: 0)
     assert choose_int8("auto", cpu) == "none"
     for device in (cpu, gpu):
-        with pytest.raises(ConfigError, match="int8 products are not to be had"):
+        with pytest.raises(ConfigError, match="int8 is not supported"):
             choose_int8("int8", device)
-
-
-# --- the largest of many ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("V", [8, 100, 320, 1000, 8008])
-@pytest.mark.parametrize("priced", [False, True])
-def test_the_largest_of_many(V: int, priced: bool) -> None:
-    torch.manual_seed(V)
-    scores = torch.randn(4, 3, V).log_softmax(-1)
-    scores[1] = -torch.inf
-    scores[1, :, 5] = -1.0  # fewer than wanted
-    previous = torch.tensor([[0.0, -1.0, -torch.inf], [0.0, -2.0, -1.0], [-3.0, -3.5, 0.0], [0.0, 0.0, 0.0]])
-    prices = torch.rand(4, V).round() if priced else None
-    values, beams, pieces = largest(scores, previous, 10, prices)
-    sums = scores + previous[:, :, None]
-    chosen_by = sums if prices is None else sums - prices[:, None]
-    expected = chosen_by.flatten(1).sort(dim=1, descending=True).values[:, :10]
-    price = 0 if prices is None else prices.gather(1, pieces)
-    torch.testing.assert_close(values - price, expected)
-    real = values > -torch.inf
-    there = sums.flatten(1).gather(1, beams * V + pieces)
-    torch.testing.assert_close(there[real], values[real])
-    assert (pieces < V).all()
-    assert all(
-        len({*row}) == len(row) for row in [(beams * V + pieces)[i][real[i]].tolist() for i in range(4)]
-    )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_search import BOS, EOS, TableStepper
 
-from mtkit.search.sampling import SamplingOptions, cut_probabilities, sample, start_samples
+from mtkit.search.sampling import SamplingOptions, init_samples, sample, truncated_probabilities
 from mtkit.search.state import SearchOptions
 
 OPTIONS = SearchOptions(1, BOS, EOS, length_penalty=0.0)
@@ -19,7 +19,7 @@ OPTIONS = SearchOptions(1, BOS, EOS, length_penalty=0.0)
 def every_probability(
     sentence: int, vocab: int, max_length: int, temperature: float
 ) -> dict[tuple[int, ...], float]:
-    """Of every hypothesis there is, to be drawn."""
+    """Return the probability with which each possible hypothesis is drawn."""
     table = TableStepper([sentence], vocab, 1)
     found, open_ones = {}, [((), 1.0)]
     for length in range(1, max_length + 1):
@@ -65,9 +65,9 @@ def test_samples_do_not_depend_on_the_batch() -> None:
         [8] * 20,
         OPTIONS,
         sampling,
-        numbers=[(s,) for s in range(20)][::-1],
+        rng_keys=[(s,) for s in range(20)][::-1],
     )
-    alone = [sample(TableStepper([s], 9, 3), [8], OPTIONS, sampling, numbers=[(s,)])[0] for s in range(20)]
+    alone = [sample(TableStepper([s], 9, 3), [8], OPTIONS, sampling, rng_keys=[(s,)])[0] for s in range(20)]
     ids = [[h.ids for h in hypotheses] for hypotheses in together]
     assert ids == [[h.ids for h in hypotheses] for hypotheses in backwards[::-1]]
     assert ids == [[h.ids for h in hypotheses] for hypotheses in alone]
@@ -75,15 +75,15 @@ def test_samples_do_not_depend_on_the_batch() -> None:
     assert ids != [[h.ids for h in hypotheses] for hypotheses in other]
 
 
-def test_parts_of_a_line_draw_other_numbers_and_the_first_those_of_a_whole_line() -> None:
+def test_each_segment_has_its_own_random_numbers_and_the_first_has_those_of_an_unsplit_line() -> None:
     sampling = SamplingOptions(2, seed=3)
     table = TableStepper([4, 4, 4], 9, 2)
-    numbers = [(7,), (7, 1), (7, 2)]
-    parts = sample(table, [12] * 3, OPTIONS, sampling, numbers=numbers)
-    assert len({tuple(map(str, hypotheses)) for hypotheses in parts}) == 3
-    uniforms_BKT = start_samples([12] * 3, OPTIONS, sampling, "cpu", None, numbers).uniforms_BKT
-    whole_line = [np.random.default_rng((3, 7, k)).random(12) for k in range(2)]
-    assert (uniforms_BKT[0].numpy() == np.array(whole_line)).all()
+    rng_keys = [(7,), (7, 1), (7, 2)]
+    segments = sample(table, [12] * 3, OPTIONS, sampling, rng_keys=rng_keys)
+    assert len({tuple(map(str, hypotheses)) for hypotheses in segments}) == 3
+    uniforms_BKT = init_samples([12] * 3, OPTIONS, sampling, "cpu", None, rng_keys).uniforms_BKT
+    unsplit = [np.random.default_rng((3, 7, k)).random(12) for k in range(2)]
+    assert (uniforms_BKT[0].numpy() == np.array(unsplit)).all()
 
 
 def test_the_log_probability_is_the_models() -> None:
@@ -110,10 +110,10 @@ def test_the_log_probability_is_the_models() -> None:
         (SamplingOptions(epsilon=0.9), [0.5, 0, 0, 0, 0]),
     ],
 )
-def test_what_is_cut(sampling: SamplingOptions, kept: list[float]) -> None:
+def test_truncation(sampling: SamplingOptions, kept: list[float]) -> None:
     log_probs = torch.tensor([[[0.5, 0.25, 0.15, 0.06, 0.04]]]).log()
     torch.testing.assert_close(
-        cut_probabilities(log_probs, sampling), torch.tensor([[kept]]), atol=1e-6, rtol=0
+        truncated_probabilities(log_probs, sampling), torch.tensor([[kept]]), atol=1e-6, rtol=0
     )
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from mtkit.errors import TrainingError
-from mtkit.search.beam import best_candidates, gnmt_penalty, search
+from mtkit.search.beam import best_candidates, length_penalty, search
 from mtkit.search.constraints import Constraint, ConstraintTracker
-from mtkit.search.state import Hypothesis, SearchOptions, start_beam, survivors
+from mtkit.search.state import Hypothesis, SearchOptions, init_beam, remaining_rows
 
 BOS, EOS = 0, 1
 
@@ -45,12 +45,12 @@ class TableStepper:
     def attention(self) -> torch.Tensor:
         return torch.tensor([[attention_row(prefix) for prefix in row] for row in self.prefixes])
 
-    def keep(self, sentences_B: torch.Tensor) -> None:
-        self.prefixes = [self.prefixes[i] for i in sentences_B.tolist()]
+    def keep_rows(self, rows_B: torch.Tensor) -> None:
+        self.prefixes = [self.prefixes[i] for i in rows_B.tolist()]
 
 
 def attention_row(prefix: tuple[int, ...], sources: int = 3) -> list[float]:
-    """What a step attends to, drawn from the hash of the prefix."""
+    """Return the attention of a step, drawn from the hash of the prefix."""
     rng = random.Random(f"attention {prefix}")
     weights = [rng.random() ** 3 for _ in range(sources)]
     return [weight / sum(weights) for weight in weights]
@@ -73,7 +73,7 @@ def exhaustive(
     prefix: tuple[int, ...] = (),
     constraints: tuple[Constraint, ...] = (),
 ) -> list[Hypothesis]:
-    """Every hypothesis there is, best first."""
+    """Return every possible hypothesis, best first."""
     table = TableStepper([sentence], vocab, 1)
     found = []
     alpha = options.length_penalty
@@ -164,11 +164,11 @@ def test_constraints_are_always_met_in_a_narrow_beam(beam_size: int, groups: int
 
 
 def test_every_group_deals_its_own_hypotheses_to_the_constraints() -> None:
-    """Of three groups of two; the piece of the constraint is so improbable that no beam would hold it."""
+    """Three groups of two hypotheses; the constrained token is so improbable that no beam would hold it."""
     options = SearchOptions(6, BOS, EOS, groups=3, diversity=2.0)
     tracker = ConstraintTracker([(Constraint(((5,),)),)], options)
     tracker.states = [[((0,),)] * 6]
-    beam = start_beam([9], options, "cpu", [()])
+    beam = init_beam([9], options, "cpu", [()])
     beam.log_probs_BK = torch.zeros(1, 6)
     log_probs_BKV = torch.tensor([-4.0, -9.0, -1.0, -2.0, -2.1, -30.0]).expand(1, 6, 6)
     candidates = best_candidates(log_probs_BKV, beam, options)
@@ -178,7 +178,7 @@ def test_every_group_deals_its_own_hypotheses_to_the_constraints() -> None:
         assert all(parent in (2 * group, 2 * group + 1) for _, parent, _, _ in chosen)
         assert chosen[0][0] == -30.0 and chosen[0][2] == 5
     second = candidates.tokens_BGC[0, :, 1].tolist()
-    assert second == [2, 3, 4]  # the best but for the constraint; then what the groups before did not choose
+    assert second == [2, 3, 4]  # the best besides the constraint, then those that no earlier group chose
 
 
 def test_groups_against_a_plain_implementation() -> None:
@@ -198,7 +198,7 @@ def test_groups_against_a_plain_implementation() -> None:
 def plain_groups(
     sentence: int, vocab: int, max_length: int, options: SearchOptions
 ) -> dict[tuple[int, ...], float]:
-    """Log-probabilities of everything that any group finishes."""
+    """Return the log-probability of every hypothesis that any group finishes."""
     table = TableStepper([sentence], vocab, 1)
     size = options.beam_size // options.groups
     live = [[(0.0, ())] for _ in range(options.groups)]
@@ -244,9 +244,7 @@ def plain_beam_search(
         finished.sort(key=lambda h: -h.score)
         if not live:
             break
-        now = (
-            live[0][0] / ((5 + length + 1) / 6) ** alpha
-        )  # what the best live one would be worth if it ended next
+        now = live[0][0] / ((5 + length + 1) / 6) ** alpha  # score of the best live one if it ended next
         beaten = finished and (stop == "finished" or beam_size == 1 or finished[0].score >= now)
         if len(finished) >= beam_size and beaten:
             break
@@ -268,7 +266,7 @@ def test_narrow_beams_against_a_plain_implementation(beam_size: int, alpha: floa
         assert hypotheses[0].ids == plain_beam_search(sentence, 7, length, beam_size, alpha, stop)[0].ids
 
 
-def test_greedy_takes_the_most_probable_piece_each_time() -> None:
+def test_greedy_search_takes_the_most_probable_token_at_each_step() -> None:
     table = TableStepper([5], 6, 1)
     ids: list[int] = []
     while len(ids) < 8:
@@ -293,7 +291,7 @@ def test_a_length_of_one_leaves_only_the_end() -> None:
     assert hypothesis.ids == []
 
 
-def test_suppressed_pieces_never_appear() -> None:
+def test_suppressed_tokens_never_appear() -> None:
     options = SearchOptions(4, BOS, EOS, suppressed=(0, 3, 4))
     found = search(TableStepper(list(range(20)), 8, 4), [12] * 20, options)
     assert not {0, 3, 4} & {i for hyps in found for h in hyps for i in h.ids}
@@ -304,8 +302,9 @@ def test_no_sentences() -> None:
 
 
 def test_the_penalty_is_that_of_the_paper() -> None:
-    assert float(gnmt_penalty(7, 1.0)) == pytest.approx(2.0)
-    assert float(gnmt_penalty(7, 0.6)) == pytest.approx(2.0**0.6)
+    for alpha in (1.0, 0.6):
+        options = SearchOptions(1, BOS, EOS, length_penalty=alpha)
+        assert float(length_penalty(7, options)) == pytest.approx(2.0**alpha)
 
 
 def test_scores_that_are_not_numbers_end_the_search() -> None:
@@ -318,8 +317,8 @@ def test_scores_that_are_not_numbers_end_the_search() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_who_survives_keeps_the_place_if_there_is_one(seed: int) -> None:
-    ended = torch.rand(9, generator=torch.Generator().manual_seed(seed)) < 0.1 * (seed % 11)
-    kept = survivors(ended).tolist()
-    assert sorted(kept) == (~ended).nonzero()[:, 0].tolist()
+def test_remaining_sentences_keep_their_rows_or_fill_gaps(seed: int) -> None:
+    done = torch.rand(9, generator=torch.Generator().manual_seed(seed)) < 0.1 * (seed % 11)
+    kept = remaining_rows(done).tolist()
+    assert sorted(kept) == (~done).nonzero()[:, 0].tolist()
     assert all(old == new or old >= len(kept) for new, old in enumerate(kept))

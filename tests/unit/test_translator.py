@@ -29,7 +29,7 @@ from mtkit.data.tokenizer import Tokenizers, make_tokenizers
 from mtkit.errors import ConfigError, DataError, StorageError
 from mtkit.model.build import copy_weights, make_model
 from mtkit.model.transformer import Transformer
-from mtkit.search.beam import gnmt_penalty, search
+from mtkit.search.beam import search
 from mtkit.search.state import Hypothesis, SearchOptions
 from mtkit.translation import batched_search as batches
 from mtkit.translation.assembly import Translation
@@ -236,8 +236,8 @@ class WholeStepper:
     def reorder(self, parents_BK: Tensor) -> None:
         self.tgt_BKT = self.tgt_BKT.gather(1, parents_BK[:, :, None].expand(-1, -1, self.tgt_BKT.shape[2]))
 
-    def keep(self, sentences_B: Tensor) -> None:
-        self.src_BS, self.tgt_BKT = self.src_BS[sentences_B], self.tgt_BKT[sentences_B]
+    def keep_rows(self, rows_B: Tensor) -> None:
+        self.src_BS, self.tgt_BKT = self.src_BS[rows_B], self.tgt_BKT[rows_B]
 
     def attention(self) -> Tensor:
         raise NotImplementedError
@@ -291,7 +291,7 @@ def test_score_of_a_translation_is_the_score_that_was_printed(joint: bool, lengt
     scores = translator.scorer.score_ids([ids for ids, _ in pairs], targets)
     assert scores == pytest.approx([hypothesis.score for _, hypothesis in pairs], abs=1e-5)
     for _, hypothesis in pairs:
-        penalty = float(gnmt_penalty(len(hypothesis.ids) + 1, length_penalty))
+        penalty = ((5 + len(hypothesis.ids) + 1) / 6) ** length_penalty
         assert hypothesis.score == pytest.approx(hypothesis.log_prob / penalty, rel=1e-5)
 
 

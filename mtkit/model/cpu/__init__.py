@@ -1,1 +1,1 @@
-"""What makes the model fast on CPUs."""
+"""CPU implementations: attention for training, packed and 8-bit weights for translation."""

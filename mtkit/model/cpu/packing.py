@@ -1,9 +1,9 @@
-"""Matrices laid out once for the processor: what a model that only translates can afford.
+"""Packed weights: the matrices of a model that only translates, laid out once for the CPU, or quantized to 8 bits.
 
-oneDNN multiplies fastest by matrices in a blocked layout of its own. `F.linear` brings every matrix into some such
-layout at each call; here it is done once. Only for CPUs; elsewhere, and where PyTorch was built without oneDNN, a
-model stays as it is. The operators are those that `torch.compile` uses for frozen models, not a documented interface:
-`can_pack` and `int8_steps` try them before they are relied on.
+oneDNN multiplies fastest by matrices in a blocked layout of its own. `F.linear` converts a matrix to such a layout at
+each call; here that is done once. On other devices, and if PyTorch was built without oneDNN, a model stays as it is.
+The operators are those that `torch.compile` uses for frozen models. They are not a documented interface, so `can_pack`
+and `int8_quant_max` test them before anything depends on them.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from mtkit.model.attention import Linear
 from mtkit.model.layers import FeedForward
 
 Int8 = Literal["none", "output", "all"]
-"""Which matrices multiply in 8-bit integers."""
+"""The matrices that are multiplied in 8-bit integers."""
 
-INT8_SIZE = 2**17
-"""Numbers in the smallest matrix that is worth turning its inputs into integers for."""
+INT8_MIN_SIZE = 2**17
+"""Elements of the smallest matrix whose product in integers is worth the quantization of its input."""
 
 
 class PackedLinear(nn.Module):
-    """A `Linear` that cannot be trained.
+    """A `Linear` in oneDNN's layout. It cannot be trained.
 
     Args:
-        linear: in the precision that it is to run in.
-        relu: whether relu is part of the product.
+        linear: the layer, in the dtype in which it will run.
+        relu: apply ReLU to the output, as part of the product.
     """
 
     def __init__(self, linear: nn.Linear, relu: bool = False) -> None:
@@ -43,7 +43,7 @@ class PackedLinear(nn.Module):
         self.register_buffer("packed", _pack_matrix(linear.weight.detach()), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in_features] to [..., out_features], activated."""
+        """Map [..., in_features] to [..., out_features], with ReLU if that is part of the product."""
         product: Tensor = torch.ops.mkldnn._linear_pointwise(
             x, self.packed, self.bias, self.activation, [], ""
         )
@@ -51,11 +51,15 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """A `Linear` that multiplies 8-bit integers, with float32 results, and cannot be trained.
+    """A `Linear` that multiplies 8-bit integers and returns float32. It cannot be trained.
 
-    Each row of the matrix and each row of the input has a scale of its own, so that no sentence depends on its
-    neighbours. Products and sums of integers are exact; what is lost is lost in rounding, of the input to 255 steps, of
-    the matrix to 255 or (see `int8_steps`) 129.
+    Each row of the matrix and each row of the input has a scale of its own, so no sentence depends on the others in its
+    batch. Products and sums of integers are exact. The only loss is rounding: of the input to 255 levels, of the matrix
+    to 255 or 129 levels (see `int8_quant_max`).
+
+    Args:
+        linear: the layer.
+        relu: apply ReLU to the output.
     """
 
     bias: Tensor | None
@@ -66,8 +70,8 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear, relu: bool = False) -> None:
         super().__init__()
         self.relu = relu
-        weight, steps = linear.weight.detach().float(), int8_steps()
-        scales = weight.abs().amax(dim=1).clamp(min=1e-12) / steps
+        weight, quant_max = linear.weight.detach().float(), int8_quant_max()
+        scales = weight.abs().amax(dim=1).clamp(min=1e-12) / quant_max
         rounded = (weight / scales[:, None]).round().to(torch.int8)
         bias = None if linear.bias is None else linear.bias.detach().float()
         self.register_buffer("bias", bias, persistent=False)
@@ -76,9 +80,9 @@ class Int8Linear(nn.Module):
         self.register_buffer("zeros", torch.zeros(len(scales), dtype=torch.long), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in_features] to [..., out_features] in float32, activated."""
-        octets, row_scales = quantize_rows(x.flatten(0, -2))
-        products = multiply_int8(octets, self.packed, self.scales, self.zeros).mul_(row_scales)
+        """Map [..., in_features] to [..., out_features] in float32, with ReLU if that is part of the product."""
+        x_uint8, row_scales = quantize_rows(x.flatten(0, -2))
+        products = multiply_int8(x_uint8, self.packed, self.scales, self.zeros).mul_(row_scales)
         if self.bias is not None:
             products.add_(self.bias)
         if self.relu:
@@ -87,27 +91,27 @@ class Int8Linear(nn.Module):
 
 
 def quantize_rows(x_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows [N, D] as bytes [N, D], 128 being zero, and what a step of each row is worth, [N, 1]."""
-    worth_N1 = x_ND.abs().amax(dim=1, keepdim=True).float().clamp_(min=1e-12).mul_(1 / 127)
-    rounded = (x_ND / worth_N1).round_().to(torch.int8)
-    return rounded.view(torch.uint8).add_(128), worth_N1  # PyTorch is slow at float to uint8
+    """Quantize each row to unsigned bytes [N, D] with zero point 128, and return them and the scales [N, 1]."""
+    scales_N1 = x_ND.abs().amax(dim=1, keepdim=True).float().clamp_(min=1e-12).mul_(1 / 127)
+    rounded = (x_ND / scales_N1).round_().to(torch.int8)  # via int8: PyTorch is slow at float to uint8
+    return rounded.view(torch.uint8).add_(128), scales_N1
 
 
-def multiply_int8(octets: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
-    """[N, in_features] by a packed matrix to [N, out_features] in float32, each column times its scale."""
+def multiply_int8(x_uint8: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+    """Multiply bytes [N, in_features] by a packed matrix: [N, out_features] in float32, each column scaled."""
     products: Tensor = torch.ops.onednn.qlinear_pointwise(
-        octets, 1.0, 128, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        x_uint8, 1.0, 128, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )
     return products
 
 
 def _pack_linear(linear: nn.Linear, int8: bool, relu: bool = False) -> nn.Module:
-    """A linear layer in the form that is fastest here: 8-bit integers, oneDNN's layout, or as it is.
+    """Return the fastest form of a linear layer on this CPU: 8-bit integers, oneDNN's layout, or unchanged.
 
-    In float32 without AVX-512, MKL, which `F.linear` calls, was 10 to 25 % faster than oneDNN with a packed matrix,
-    and four times as fast with few rows; with AVX-512 it was the slower one.
+    In float32 without AVX-512, MKL, which `F.linear` calls, was 10 to 25 % faster than oneDNN with a packed matrix, and
+    four times as fast with few rows. With AVX-512 oneDNN was faster.
     """
-    if int8 and linear.weight.numel() >= INT8_SIZE:
+    if int8 and linear.weight.numel() >= INT8_MIN_SIZE:
         return Int8Linear(linear, relu)
     if linear.weight.dtype == torch.float32 and "AVX512" not in torch.backends.cpu.get_cpu_capability():
         return nn.Sequential(linear, nn.ReLU(inplace=True)) if relu else linear
@@ -115,60 +119,60 @@ def _pack_linear(linear: nn.Linear, int8: bool, relu: bool = False) -> nn.Module
 
 
 def _pack_matrix(weight: Tensor) -> Tensor:
-    """A matrix in oneDNN's layout."""
+    """Return a matrix in oneDNN's layout."""
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
     return packed
 
 
 @torch.inference_mode()
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether the operators are there and multiply as `F.linear` does."""
+    """Return whether the operators exist and multiply as `F.linear` does."""
     if not torch.backends.mkldnn.is_available() or dtype not in (torch.float32, torch.bfloat16):
         return False
     x, weight = torch.linspace(-1, 1, 64).view(4, 16).to(dtype), torch.eye(32, 16).to(dtype)
     try:
         found = torch.ops.mkldnn._linear_pointwise(x, _pack_matrix(weight), None, "relu", [], "")
-    except (AttributeError, RuntimeError):  # another PyTorch, another processor
+    except (AttributeError, RuntimeError):  # not in this PyTorch, or not on this CPU
         return False
     return torch.allclose(found, F.linear(x, weight).relu(), atol=1e-2)
 
 
 @cache
 @torch.inference_mode()
-def int8_steps() -> int:
-    """How large the integers of a matrix may be, so that sums are exact on this processor; 0 if none are.
+def int8_quant_max() -> int:
+    """Return the largest integers that a matrix may contain so that sums are exact on this CPU; 0 if none are.
 
-    With instructions for it (VNNI, AMX) 127. Older processors add two neighbouring products of 8 bits in 16 bits, which
-    is too little for 2 x 255 x 127, but not for 2 x 255 x 64. Which it is, the largest possible sums tell.
+    CPUs with 8-bit instructions (VNNI, AMX) allow 127. Older ones add two neighboring 8-bit products in 16 bits, where
+    2 x 255 x 127 overflows but 2 x 255 x 64 does not. A product with the largest possible sums shows which is the case.
     """
-    octets = torch.tensor([[255], [0], [128]], dtype=torch.uint8).expand(3, 64).contiguous()
-    for steps in (127, 64):
-        matrix = torch.full((96, 64), steps, dtype=torch.int8)
-        matrix[::2] = -steps
+    x_uint8 = torch.tensor([[255], [0], [128]], dtype=torch.uint8).expand(3, 64).contiguous()
+    for quant_max in (127, 64):
+        matrix = torch.full((96, 64), quant_max, dtype=torch.int8)
+        matrix[::2] = -quant_max
         try:
             packed = torch.ops.onednn.qlinear_prepack(matrix, None)
-            found = multiply_int8(octets, packed, torch.ones(96), torch.zeros(96, dtype=torch.long))
+            found = multiply_int8(x_uint8, packed, torch.ones(96), torch.zeros(96, dtype=torch.long))
         except (AttributeError, RuntimeError):
             return 0
-        if torch.equal(found, (octets.float() - 128) @ matrix.float().T):
-            return steps
+        if torch.equal(found, (x_uint8.float() - 128) @ matrix.float().T):
+            return quant_max
     return 0
 
 
 def choose_int8(precision: str, device: torch.device) -> Int8:
-    """Which matrices multiply in 8-bit integers.
+    """Return which matrices to multiply in 8-bit integers.
 
-    `auto` takes what was fastest: on a CPU without bfloat16 all that are large (at twice the speed of float32), with
-    bfloat16 that of the output.
+    `auto` is what was fastest: on a CPU without bfloat16 all large matrices (twice as fast as float32), on a CPU with
+    bfloat16 only the output matrix.
 
     Raises:
-        ConfigError: int8 was asked for where it cannot be had.
+        ConfigError: If `precision` is int8 and this device does not support it.
     """
-    possible = device.type == "cpu" and can_pack(torch.float32) and int8_steps() > 0
+    possible = device.type == "cpu" and can_pack(torch.float32) and int8_quant_max() > 0
     if precision == "int8":
         if not possible:
-            what = f"int8 products are not to be had on {'this CPU' if device.type == 'cpu' else device}"
-            raise ConfigError(what, where="`precision`", hint="auto, or `device` cpu")
+            what = f"int8 is not supported on {'this CPU' if device.type == 'cpu' else device}"
+            raise ConfigError(what, where="`precision`", hint="use auto, or `device` cpu")
         return "all"
     if precision != "auto" or not possible:
         return "none"
@@ -177,11 +181,13 @@ def choose_int8(precision: str, device: torch.device) -> Int8:
 
 @torch.inference_mode()
 def pack(model: nn.Module, int8: Int8 = "none") -> None:
-    """Replace the matrices of a model that is only to translate from now on; nothing where it cannot be done.
+    """Replace the linear layers of a model by packed ones, in place, unless this CPU does not support it.
+
+    The model can no longer be trained.
 
     Args:
-        model: on a CPU, in the precision that it is to run in; float32 for `int8="all"`.
-        int8: see `choose_int8`.
+        model: on a CPU, in the dtype in which it will run; float32 for `int8="all"`.
+        int8: matrices to multiply in 8-bit integers (see `choose_int8`).
     """
     if not can_pack(next(model.parameters()).dtype):
         return
@@ -191,16 +197,20 @@ def pack(model: nn.Module, int8: Int8 = "none") -> None:
     _pack_children(model, {id(output): _pack_linear(output, int8 != "none")}, int8 == "all")
 
 
-def _pack_children(module: nn.Module, done: dict[int, nn.Module], int8: bool) -> None:
-    """Below a module; one that is used twice stays one."""
+def _pack_children(module: nn.Module, packed: dict[int, nn.Module], int8: bool) -> None:
+    """Pack the linear layers below a module.
+
+    Args:
+        packed: replacements made so far, by `id` of the original module, so that shared modules stay shared.
+    """
     for name, child in module.named_children():
-        if id(child) not in done:
+        if id(child) not in packed:
             if isinstance(child, FeedForward) and child.activation == "relu":
                 inner, outer = _pack_linear(child.inner, int8, relu=True), _pack_linear(child.outer, int8)
-                done[id(child)] = nn.Sequential(inner, outer)
+                packed[id(child)] = nn.Sequential(inner, outer)
             elif isinstance(child, Linear):
-                done[id(child)] = _pack_linear(child, int8)
+                packed[id(child)] = _pack_linear(child, int8)
             else:
-                _pack_children(child, done, int8)
-                done[id(child)] = child
-        setattr(module, name, done[id(child)])
+                _pack_children(child, packed, int8)
+                packed[id(child)] = child
+        setattr(module, name, packed[id(child)])
