@@ -1,1 +1,1 @@
-"""From batches to checkpoints: loss, schedule, optimizer, validation, saving and the loop."""
+"""Training: loss, schedule, optimizer, training loop, validation and checkpointing."""

@@ -1,7 +1,6 @@
-"""Several processes that train one model: who they are, and the few things they say to each other.
+"""Distributed training: joining the processes that torchrun started, and the collectives between them.
 
-`torchrun` starts them and tells each its number in the environment. What they exchange beside gradients goes over
-CPU tensors (gloo), also where gradients go over NCCL. Nothing is pickled.
+Everything but gradients is exchanged as CPU tensors over gloo, even where gradients use NCCL. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
@@ -25,47 +23,47 @@ from mtkit.errors import ConfigError, TrainingError
 from mtkit.torchrun import read_ranks
 
 _COLLECTIVE_TIMEOUT = timedelta(seconds=60)
-"""For gradients and the like, which all processes come to at the same time."""
+"""Timeout of collectives that all processes reach at the same time, such as the all-reduce of gradients."""
 _COMPILE_TIMEOUT = timedelta(minutes=10)
-"""The same, where torch.compile may hold one of them up."""
+"""The same when torch.compile may delay one of the processes."""
 _RENDEZVOUS_TIMEOUT = timedelta(minutes=5)
-"""Until all have started."""
+"""Time within which all processes must have started."""
 _WAIT_TIMEOUT = timedelta(days=1)
-"""Where processes wait for the first one to read, encode, score or save."""
+"""Timeout while the other processes wait for the main one to read, encode, score or save."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run, seen from one of them. In a single process all its methods do nothing.
+    """The processes of a run, as one of them sees them. The collectives do nothing in a single process.
 
     Attributes:
-        rank: this one's number; 0 is the one that speaks, writes and decides.
-        size: how many there are.
-        local_rank: its number on its own machine, which chooses its GPU; None for one process alone.
-        patient: group of the same processes, for waits that may be long.
+        rank: rank of this process; rank 0 is the main process, which prints, writes and decides.
+        size: number of processes.
+        local_rank: rank on this machine, which selects the GPU; None in a single process.
+        slow_group: process group with a long timeout, for waits of unknown length.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int | None = None
-    patient: Any = None
+    slow_group: Any = None
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that speaks and writes."""
+        """Return whether this is the main process."""
         return self.rank == 0
 
     @property
     def is_distributed(self) -> bool:
-        """Whether several processes train this model."""
+        """Return whether several processes train the model."""
         return self.size > 1
 
     def shard(self, items: Sequence[Any]) -> Sequence[Any]:
-        """This process's share: every item is some process's."""
+        """Return this process's shard: every `size`-th item, beginning with that of its rank."""
         return items[self.rank :: self.size]
 
     def all_reduce(self, numbers: Sequence[float]) -> list[float]:
-        """Each number summed over the processes, in double precision."""
+        """Sum each number over all processes, in double precision."""
         if not self.is_distributed:
             return list(numbers)
         tensor = torch.tensor(numbers, dtype=torch.float64)
@@ -74,28 +72,29 @@ class World:
         return tensor.tolist()
 
     def barrier(self) -> None:
-        """Until all have come here; as long as it takes."""
+        """Wait until all processes have reached this point, however long that takes."""
         if self.is_distributed:
             with peer_failure_errors():
-                dist.barrier(group=self.patient)
+                dist.barrier(group=self.slow_group)
 
     def all_gather(self, value: Any) -> list[Any]:
-        """What JSON can say, of every process, in the order of their numbers; as long as it takes."""
+        """Gather a JSON-serializable value from every process, in order of rank, however long that takes."""
         if not self.is_distributed:
             return [value]
         own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         with peer_failure_errors():
             sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-            dist.all_gather(sizes, torch.tensor([len(own)]), group=self.patient)
+            dist.all_gather(sizes, torch.tensor([len(own)]), group=self.slow_group)
             longest = max(int(size) for size in sizes)
             texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
-            dist.all_gather(texts, _pad_to(own, longest), group=self.patient)
+            padded = torch.nn.functional.pad(own, (0, longest - len(own)))
+            dist.all_gather(texts, padded, group=self.slow_group)
         pairs = zip(texts, sizes, strict=True)
         return [json.loads(text[: int(size)].numpy().tobytes()) for text, size in pairs]
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """A block that the others enter when the main process has left it."""
+        """Run the block in the main process first; the others enter it when the main process has left it."""
         if not self.is_main:
             self.barrier()
         yield
@@ -104,38 +103,40 @@ class World:
 
 
 SINGLE_PROCESS = World()
-"""The only process of a run."""
-
-
-def _pad_to(values: Tensor, length: int) -> Tensor:
-    """[n] to [length], with zeros at the end."""
-    return torch.nn.functional.pad(values, (0, length - len(values)))
 
 
 @contextmanager
 def peer_failure_errors() -> Iterator[None]:
-    """Turn the loss of another process, which the engines report in many ways, into one line."""
+    """Turn the failure of another process, which the backends report in many ways, into a one-line error.
+
+    Raises:
+        TrainingError: If another process exited or timed out.
+    """
     try:
         yield
     except RuntimeError as error:
         text = str(error)
         if not isinstance(error, dist.DistError) and "gloo" not in text and "Connection" not in text:
             raise
-        what = "another process of this run ended, or did not answer in time"
-        raise TrainingError(what, hint="its own message says why; see that of process 0 first") from error
+        what = "another process of this run exited or timed out"
+        raise TrainingError(what, hint="its own message says why; look at rank 0 first") from error
 
 
 @contextmanager
 def init_distributed(device: torch.device, *, compiles: bool = False) -> Iterator[World]:
-    """Join the processes that torchrun started; without torchrun, one alone.
+    """Join the processes that torchrun started, and leave them at the end; without torchrun, do nothing.
 
     Args:
-        device: of this process's model: decides between NCCL and gloo for gradients.
-        compiles: whether torch.compile may hold a process up.
+        device: device of this process's model; gradients use NCCL on a GPU, gloo on a CPU.
+        compiles: whether torch.compile is used, which may delay a process.
+
+    Raises:
+        ConfigError: If torchrun's variables are incomplete, or two processes have the same GPU.
+        TrainingError: If not all processes start in time.
     """
     rank, size, local_rank = read_ranks(communicates=True)
     if size == 1:
-        yield World()
+        yield SINGLE_PROCESS
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -144,18 +145,22 @@ def init_distributed(device: torch.device, *, compiles: bool = False) -> Iterato
     with peer_failure_errors():
         store = rendezvous_store(rank, size)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-        patient = dist.new_group(backend="gloo", timeout=_WAIT_TIMEOUT)
-    world = World(rank, size, local_rank, patient)
+        slow_group = dist.new_group(backend="gloo", timeout=_WAIT_TIMEOUT)
+    world = World(rank, size, local_rank, slow_group)
     try:
         if device.type == "cuda":
-            _refuse_shared_gpus(world, device)
+            _check_no_shared_gpus(world, device)
         yield world
     finally:
         dist.destroy_process_group()
 
 
-def _refuse_shared_gpus(world: World, device: torch.device) -> None:
-    """Check that each process has a GPU of its own: NCCL fails without. Raises: ConfigError: two have the same."""
+def _check_no_shared_gpus(world: World, device: torch.device) -> None:
+    """Check that each process has a GPU of its own, without which NCCL fails.
+
+    Raises:
+        ConfigError: If two processes have the same GPU.
+    """
     owners: dict[str, int] = {}
     for rank, gpu in enumerate(world.all_gather(str(torch.cuda.get_device_properties(device).uuid))):
         if gpu in owners:
@@ -165,47 +170,47 @@ def _refuse_shared_gpus(world: World, device: torch.device) -> None:
 
 
 def rendezvous_store(rank: int, size: int) -> Any:
-    """A part of the launcher's store that only these processes know, not those before a restart.
+    """Return a part of torchrun's store that only the processes of this start can see.
 
-    torchrun may keep its store over a restart, and with it the addresses of processes that are dead. So every process
-    leaves a fresh word there; process 0 answers those words with a name until all have said that they read it.
+    torchrun may keep its store over a restart, with the addresses of processes that are dead by then. So every process
+    puts a fresh nonce there, and rank 0 answers the nonces with a name until all others have confirmed that name; it
+    becomes the prefix of their keys.
 
     Raises:
-        TrainingError: not all came in time.
+        TrainingError: If not all processes answer in time.
     """
     store, _, _ = next(rendezvous("env://", timeout=_RENDEZVOUS_TIMEOUT))
-    word = secrets.token_hex(8)
-    store.set(f"mtkit/word/{rank}", word)
-    end = time.monotonic() + _RENDEZVOUS_TIMEOUT.total_seconds()
-    while time.monotonic() < end:
-        name = _offer_name(store, word, size) if rank == 0 else _read_name(store, word, rank)
+    nonce = secrets.token_hex(8)
+    store.set(f"mtkit/nonce/{rank}", nonce)
+    deadline = time.monotonic() + _RENDEZVOUS_TIMEOUT.total_seconds()
+    while time.monotonic() < deadline:
+        name = _offer_name(store, nonce, size) if rank == 0 else _confirm_name(store, nonce, rank)
         if name is not None:
             return PrefixStore(f"mtkit/{name}", store)
         time.sleep(0.02)
-    raise TrainingError("not all processes of this run came", hint="see the messages of the others")
+    raise TrainingError("not all processes of this run have started", hint="see the messages of the others")
 
 
 def _offer_name(store: Any, name: str, size: int) -> str | None:
-    """Answer the words that are there with a name; returns it when all others have read it."""
-    words = {key: store.get(key).decode() for key in _keys_there(store, "word", size)}
-    store.set("mtkit/answer", json.dumps({"name": name, "words": words}))
-    read = [store.get(key).decode() for key in _keys_there(store, "read", size)]
-    return name if read.count(name) == size - 1 else None
+    """Answer the nonces present in the store with a name. Return it once all other processes have confirmed it."""
+    store.set("mtkit/offer", json.dumps({"name": name, "nonces": _values(store, "nonce", size)}))
+    confirmed = list(_values(store, "confirmed", size).values())
+    return name if confirmed.count(name) == size - 1 else None
 
 
-def _read_name(store: Any, word: str, rank: int) -> str | None:
-    """The name in process 0's answer, if it answers this process's own word."""
-    if not store.check(["mtkit/answer"]):
+def _confirm_name(store: Any, nonce: str, rank: int) -> str | None:
+    """Confirm and return the name that rank 0 offers, if the offer answers this process's nonce."""
+    if not store.check(["mtkit/offer"]):
         return None
-    answer = json.loads(store.get("mtkit/answer"))
-    if answer["words"].get(f"mtkit/word/{rank}") != word:
+    offer = json.loads(store.get("mtkit/offer"))
+    if offer["nonces"].get(f"mtkit/nonce/{rank}") != nonce:
         return None
-    name: str = answer["name"]
-    store.set(f"mtkit/read/{rank}", name)
+    name: str = offer["name"]
+    store.set(f"mtkit/confirmed/{rank}", name)
     return name
 
 
-def _keys_there(store: Any, kind: str, size: int) -> list[str]:
-    """Which processes left something of this kind."""
+def _values(store: Any, kind: str, size: int) -> dict[str, str]:
+    """Return the values of this kind that processes have put into the store, by key."""
     keys = (f"mtkit/{kind}/{rank}" for rank in range(size))
-    return [key for key in keys if store.check([key])]
+    return {key: store.get(key).decode() for key in keys if store.check([key])}

@@ -1,4 +1,4 @@
-"""Label-smoothed cross-entropy over real target pieces, without ever holding the logits of a whole batch.
+"""Label-smoothed cross-entropy over real target tokens, without ever materializing the logits of a whole batch.
 
 Shapes: M real target positions, D model width, V vocabulary; B, S, T as in mtkit/data/batching.py.
 """
@@ -14,30 +14,33 @@ from torch import Tensor
 from mtkit.data.batching import Batch
 from mtkit.model.transformer import Transformer
 
-CHUNK_POSITIONS = 1024  # logits of so many positions exist at a time
-_ROWS_IN_CACHE = 128  # and so many are worked on at once by a CPU
+CHUNK_POSITIONS = 1024
+"""Target positions whose logits exist at the same time."""
+_ROWS_IN_CACHE = 128
+"""Positions that a CPU processes at a time, so that their logits stay in its cache."""
 
 
 class LossSums(NamedTuple):
     """Sums over positions, to be divided by the number of positions of a whole update."""
 
     loss: Tensor
-    """What is minimized: (1 - smoothing) x negative log-likelihood + smoothing x mean over the vocabulary. Scalar."""
+    """The training objective: (1 - smoothing) x negative log-likelihood + smoothing x the mean negative
+    log-probability over the vocabulary. Scalar."""
     nll: Tensor
-    """Negative log-likelihood in nats: its mean is the log of the perplexity. Scalar, no gradient."""
+    """Negative log-likelihood in nats, whose mean is the log of the perplexity. Scalar, without gradient."""
 
 
 class _SmoothedCrossEntropy(torch.autograd.Function):
-    """Projection, log-softmax and label smoothing (Szegedy et al. 2016, section 7) of a chunk at a time.
+    """Output projection, log-softmax and label smoothing (Szegedy et al. 2016, section 7), one chunk at a time.
 
-    The gradient is worked out in the forward pass, while a chunk's logits are at hand: softmax minus target.
+    The gradient, softmax minus smoothed target, is computed in the forward pass, while a chunk's logits exist.
     """
 
     @staticmethod
     def forward(
         ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, smoothing: float
     ) -> tuple[Tensor, Tensor]:
-        """Loss and nll sums, in float32 or better."""
+        """Return the sums of loss and nll, in float32 or better."""
         weight = weight_VD.to(hidden_MD.dtype)
         precise = torch.promote_types(hidden_MD.dtype, torch.float32)
         loss, nll = hidden_MD.new_zeros(2, dtype=precise)
@@ -58,7 +61,7 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients found in the forward pass, times the one that arrives."""
+        """Return the gradients computed in the forward pass, scaled by the incoming one."""
         hidden_grad, weight_grad = ctx.saved_tensors
         scale = grads[0]
         return hidden_grad * scale.to(hidden_grad.dtype), weight_grad * scale, None, None
@@ -67,9 +70,9 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
 def _replace_by_gradient(
     logits: Tensor, targets_M1: Tensor, smoothing: float, precise: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Loss and nll sums of some positions; their logits [positions, V] become the gradient of the loss.
+    """Return the sums of loss and nll of a chunk, and overwrite its logits [chunk, V] with the gradient of the loss.
 
-    A CPU works on few rows at a time, so that they stay in its cache from one operation to the next.
+    A CPU processes few rows at a time, so that they stay in its cache from one operation to the next.
     """
     loss, nll = logits.new_zeros(2, dtype=precise)
     num_rows = _ROWS_IN_CACHE if logits.device.type == "cpu" else len(logits)
@@ -84,11 +87,11 @@ def _replace_by_gradient(
 def _smoothed_cross_entropy(
     logits: Tensor, targets_M1: Tensor, smoothing: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss and nll sums of some positions, and the softmax [positions, V].
+    """Return the sums of loss and nll, and the softmax, of logits [positions, V].
 
-    With z the log of the sum of exponentials, nll is z - logit of the target, and the mean over the vocabulary of
-    the negative log-probabilities is z - mean logit: no log-probability but the target's is ever worked out.
-    z is the greatest logit minus the log of the greatest probability, which is at least 1/V and so never rounded to 0.
+    With z = logsumexp(logits), the nll is z - logit of the target, and the mean negative log-probability over the
+    vocabulary is z - mean logit, so no log-probability but the target's is computed. z itself is the largest logit
+    minus the log of the largest probability, which is at least 1/V and therefore never rounded to 0.
     """
     probabilities = logits.softmax(dim=1)
     z = logits.amax(dim=1, keepdim=True) - probabilities.amax(dim=1, keepdim=True).log()
@@ -98,23 +101,23 @@ def _smoothed_cross_entropy(
 
 
 def loss_sums(hidden_MD: Tensor, output_weight_VD: Tensor, targets_M: Tensor, smoothing: float) -> LossSums:
-    """Loss of the hidden states at the real target positions.
+    """Return the loss at the real target positions, summed.
 
     Args:
         hidden_MD: decoder output at these positions.
-        output_weight_VD: the output projection (it has no bias).
-        targets_M: the pieces that should follow.
-        smoothing: label smoothing, 0 to below 1.
+        output_weight_VD: output projection, which has no bias.
+        targets_M: target tokens, the ids to predict.
+        smoothing: label smoothing, at least 0 and below 1.
     """
     if not torch.is_grad_enabled():
-        output_weight_VD = output_weight_VD.detach()  # else its gradient would be worked out all the same
+        output_weight_VD = output_weight_VD.detach()  # otherwise its gradient would still be computed
     loss, nll = _SmoothedCrossEntropy.apply(hidden_MD, output_weight_VD, targets_M, smoothing)
     return LossSums(loss, nll)
 
 
 @dataclass(frozen=True)
 class TensorBatch:
-    """A batch where the model is."""
+    """A batch as tensors on the device of the model; shapes as in `Batch`."""
 
     src_BS: Tensor
     tgt_in_BT: Tensor
@@ -123,7 +126,7 @@ class TensorBatch:
 
     @classmethod
     def from_batch(cls, batch: Batch, device: torch.device) -> TensorBatch:
-        """Share a batch's memory, or copy it to a GPU, which does not wait for that: through pinned memory."""
+        """Wrap the arrays of a batch without a copy, or copy them to a GPU asynchronously, through pinned memory."""
         arrays = batch.src, batch.tgt_in, batch.tgt_out, batch.tgt_mask
         tensors = [torch.from_numpy(array) for array in arrays]
         if device.type == "cuda":
@@ -132,13 +135,13 @@ class TensorBatch:
 
 
 def hidden_at_targets(model: Transformer, batch: Batch | TensorBatch) -> tuple[Tensor, Tensor]:
-    """The decoder's output at the real target positions of a batch [M, D], and what should follow there [M]."""
+    """Return the decoder output at the real target positions of a batch [M, D], and the target tokens there [M]."""
     if isinstance(batch, Batch):
         batch = TensorBatch.from_batch(batch, model.output.weight.device)
     return model(batch.src_BS, batch.tgt_in_BT)[batch.mask_BT], batch.tgt_out_BT[batch.mask_BT]
 
 
 def batch_loss(model: Transformer, batch: Batch, smoothing: float) -> LossSums:
-    """Loss of a batch, summed over its real target positions; the others are never projected."""
+    """Return the loss of a batch, summed over its real target positions; padding is never projected."""
     hidden_MD, targets_M = hidden_at_targets(model, batch)
     return loss_sums(hidden_MD, model.output.weight, targets_M, smoothing)

@@ -1,7 +1,7 @@
-"""How much memory a process may still take: the machine's, or what is left of a limit, whichever is the smallest.
+"""Memory that a process may still allocate: the smallest of the machine's free memory and all limits on the job.
 
-A job often gets less than its machine has: by control groups (cgroup v1 and v2, its own group and all around it), by
-its request to SLURM, or by limits of the process (setrlimit).
+A job often gets less memory than its machine has: by control groups (cgroup v1 and v2, its own and all ancestors), by
+its SLURM request, or by process limits (setrlimit).
 """
 
 from __future__ import annotations
@@ -12,89 +12,93 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
-"""Files of a control group; the first two of cgroup v2, the last of v1."""
-_USAGES = ("memory.current", "memory.usage_in_bytes")
+_LIMIT_FILES = ("memory.max", "memory.high", "memory.limit_in_bytes")
+"""Limits of a control group; the first two are of cgroup v2, the last of v1."""
+_USAGE_FILES = ("memory.current", "memory.usage_in_bytes")
 _PROCESS_LIMITS = (("Max address space", "VmSize"), ("Max data size", "VmData"))
-"""Lines of /proc/self/limits, and what of /proc/self/status counts against them."""
+"""Rows of /proc/self/limits, each with the row of /proc/self/status that counts against it."""
 
 
 def available_bytes(
     num_processes: int = 1, root: Path = Path("/"), variables: Mapping[str, str] = os.environ
 ) -> float:
-    """Bytes that this process may still take; infinite where the system says nothing.
+    """Return the bytes that this process may still allocate; infinity where the system reports no limit.
 
     Args:
-        num_processes: processes that share the memory of the machine, or of the job, evenly.
-        root: where `proc` and `sys` are.
+        num_processes: number of processes that share the memory of the machine or job evenly.
+        root: folder that contains `proc` and `sys`.
         variables: the environment.
     """
-    used = _named_kilobytes(root / "proc/self/status")
-    shared = [_named_kilobytes(root / "proc/meminfo").get("MemAvailable", math.inf)]
-    shared += [_group_room(folder) for folder in _group_folders(root)]
+    used = _read_kilobytes(root / "proc/self/status")
+    shared = [_read_kilobytes(root / "proc/meminfo").get("MemAvailable", math.inf)]
+    shared += [_cgroup_headroom(folder) for folder in _cgroup_folders(root)]
     shared.append(_slurm_limit(variables) - num_processes * used.get("VmRSS", 0.0))
-    own = [limit - used.get(counted, 0.0) for limit, counted in _process_limits(root)]
+    own = [limit - used.get(usage, 0.0) for limit, usage in _process_limits(root)]
     return max(0.0, min(min(shared) / num_processes, *own, math.inf))
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a file; none if there is no such file."""
+def _read_lines(path: Path) -> list[str]:
+    """Read the lines of a file; none if it cannot be read."""
     with suppress(OSError):
         return path.read_text(encoding="utf-8", errors="replace").split("\n")
     return []
 
 
-def number(text: str) -> float:
-    """A number of bytes; infinite for `max`, `unlimited` and what is none."""
+def _parse_number(text: str) -> float:
+    """Parse a number; infinity for `max`, `unlimited` and anything else that is not one."""
     return float(text) if text.isdecimal() else math.inf
 
 
-def _named_kilobytes(path: Path) -> dict[str, float]:
-    """The values in bytes of lines like `MemAvailable:  1024 kB`."""
-    rows = [line.split() for line in read_lines(path)]
-    return {row[0].rstrip(":"): 1024 * number(row[1]) for row in rows if row[2:] == ["kB"]}
+def _read_kilobytes(path: Path) -> dict[str, float]:
+    """Read rows such as `MemAvailable:  1024 kB` into bytes by name."""
+    rows = [line.split() for line in _read_lines(path)]
+    return {row[0].rstrip(":"): 1024 * _parse_number(row[1]) for row in rows if row[2:] == ["kB"]}
 
 
 def _process_limits(root: Path) -> Iterator[tuple[float, str]]:
-    """The soft limits of this process, each with the name of what counts against it."""
-    for line in read_lines(root / "proc/self/limits"):
-        for name, counted in _PROCESS_LIMITS:
+    """Yield the soft limits of this process in bytes, each with the name of the usage that counts against it."""
+    for line in _read_lines(root / "proc/self/limits"):
+        for name, usage in _PROCESS_LIMITS:
             if line.startswith(name):
-                yield number(line.removeprefix(name).split()[0]), counted
+                yield _parse_number(line.removeprefix(name).split()[0]), usage
 
 
 def _slurm_limit(variables: Mapping[str, str]) -> float:
-    """What a SLURM job may take on this machine; megabytes for the machine or for each CPU, 0 is all there is."""
+    """Return the bytes that a SLURM job may use on this machine.
+
+    SLURM gives megabytes, per machine or per CPU; 0 means all memory.
+    """
     per_node, per_cpu = (variables.get(f"SLURM_MEM_PER_{unit}", "0") for unit in ("NODE", "CPU"))
-    num_cpus = variables.get("SLURM_CPUS_ON_NODE", "")
-    limits = [number(per_node), number(per_cpu) * (number(num_cpus) if num_cpus.isdecimal() else math.inf)]
+    num_cpus = _parse_number(variables.get("SLURM_CPUS_ON_NODE", ""))
+    limits = [_parse_number(per_node), _parse_number(per_cpu) * num_cpus]
     return min((2**20 * limit for limit in limits if limit > 0), default=math.inf)
 
 
-def _group_folders(root: Path) -> Iterator[Path]:
-    """The folders of this process's control group for memory and of all groups around it that can be seen."""
-    rows = [line.split(":", 2) for line in read_lines(root / "proc/self/cgroup") if line.count(":") >= 2]
-    groups = {name: path for _, names, path in rows for name in names.split(",")}  # v2 has the empty name
-    for line in read_lines(root / "proc/self/mountinfo"):
+def _cgroup_folders(root: Path) -> Iterator[Path]:
+    """Yield the folders of this process's memory control group and of all its visible ancestors."""
+    rows = [line.split(":", 2) for line in _read_lines(root / "proc/self/cgroup") if line.count(":") >= 2]
+    groups = {name: path for _, names, path in rows for name in names.split(",")}  # the name is empty in v2
+    for line in _read_lines(root / "proc/self/mountinfo"):
         mount, _, system = line.partition(" - ")
         kind, options = system.split(" ")[0], system.split(" ")[-1].split(",")
         controller = "" if kind == "cgroup2" else "memory"
         if kind not in ("cgroup", "cgroup2") or controller not in ("", *options) or controller not in groups:
             continue
-        mounted_group, place = mount.split(" ")[3:5]
-        top, own = root / place.lstrip("/"), PurePosixPath(groups[controller])
-        folder = top
-        if own.is_relative_to(mounted_group) and ".." not in own.parts:  # else a namespace hides where it is
+        mounted_group, mount_point = mount.split(" ")[3:5]
+        top, own = root / mount_point.lstrip("/"), PurePosixPath(groups[controller])
+        folder = top  # stays so if a cgroup namespace hides where the group is
+        if own.is_relative_to(mounted_group) and ".." not in own.parts:
             folder = top / own.relative_to(mounted_group)
         yield folder
         yield from (parent for parent in folder.parents if parent.is_relative_to(top))
 
 
-def _group_room(folder: Path) -> float:
-    """Bytes left in a control group. Pages of files that have not been used of late are given up for others."""
-    rows = [line.split(" ") for line in read_lines(folder / "memory.stat")]
-    counts = {row[0]: number(row[1]) for row in rows if len(row) == 2}
-    limits = [number(line) for name in LIMITS for line in read_lines(folder / name)[:1]]
-    limits.append(counts.get("hierarchical_memory_limit", math.inf))  # v1: also of groups that cannot be seen
-    used = sum(number(line) for name in _USAGES for line in read_lines(folder / name)[:1])
+def _cgroup_headroom(folder: Path) -> float:
+    """Return the bytes left in a control group, counting file pages as free if the kernel would reclaim them first."""
+    rows = [line.split(" ") for line in _read_lines(folder / "memory.stat")]
+    counts = {row[0]: _parse_number(row[1]) for row in rows if len(row) == 2}
+    limits = [_parse_number(line) for name in _LIMIT_FILES for line in _read_lines(folder / name)[:1]]
+    # In v1 this also covers ancestors that are not visible.
+    limits.append(counts.get("hierarchical_memory_limit", math.inf))
+    used = sum(_parse_number(line) for name in _USAGE_FILES for line in _read_lines(folder / name)[:1])
     return min(limits) - used + counts.get("total_inactive_file", counts.get("inactive_file", 0.0))

@@ -1,4 +1,4 @@
-"""How the learning rate rises and falls: a pure function of the step."""
+"""Learning-rate schedules: pure functions of the step."""
 
 import math
 
@@ -6,11 +6,17 @@ from mtkit.config.sections import TrainingConfig
 
 
 def learning_rate(step: int, training: TrainingConfig, d_model: int) -> float:
-    """The rate of an update; steps count from 1.
+    """Return the learning rate of an update.
 
-    inverse_sqrt rises linearly to the peak at `warmup_steps`, then falls as 1/sqrt(step). noam is the same curve
-    with the peak given by the model's width (Vaswani et al. 2017, eq. 3). linear and cosine (Loshchilov and
-    Hutter 2017, eq. 5, without restarts) end at `min_learning_rate` at the last step.
+    All schedules but noam rise linearly to `learning_rate` at `warmup_steps`. Then inverse_sqrt decays as
+    1/sqrt(step); linear and cosine (Loshchilov and Hutter 2017, eq. 5, without restarts) reach `min_learning_rate` at
+    the last step; constant stays. noam has the shape of inverse_sqrt, with the peak given by the model's width
+    (Vaswani et al. 2017, eq. 3).
+
+    Args:
+        step: number of the update, from 1.
+        training: the `training` section of the config.
+        d_model: width of the model, for noam.
     """
     peak, low, warmup = training.learning_rate, training.min_learning_rate, training.warmup_steps
     if training.schedule == "noam":
@@ -29,22 +35,22 @@ def learning_rate(step: int, training: TrainingConfig, d_model: int) -> float:
 
 
 _LOWEST_PEAK = 5e-5
-"""Below it a Transformer that begins with random weights hardly learns."""
+"""Peak learning rate below which a randomly initialized Transformer hardly learns."""
 
 
 def low_peak_warning(training: TrainingConfig, d_model: int) -> str | None:
-    """A warning, if the factor of noam looks like a learning rate; then nothing would be learned."""
+    """Return a warning if noam's factor looks like a learning rate, with which the model would not learn."""
     peak = learning_rate(max(training.warmup_steps, 1), training, d_model)
     if training.schedule != "noam" or peak >= _LOWEST_PEAK:
         return None
     return (
-        f"the learning rate is at most {peak:.1e}, at which little is learned: with schedule noam "
-        f"training.learning_rate, here {training.learning_rate:g}, is a factor, usually 2.0"
+        f"the learning rate peaks at {peak:.1e}, too low to learn: with schedule noam, "
+        f"training.learning_rate (now {training.learning_rate:g}) is a factor, usually 2.0"
     )
 
 
 def progress(step: int, training: TrainingConfig) -> float:
-    """From 0 at the end of the warm-up to 1 at the last step."""
+    """Return the share of the decay that is done: 0 at the end of the warm-up, 1 at the last step."""
     last = training.step_limit
-    assert last is not None, "the config asks for max_steps with these schedules"
+    assert last is not None, "the config requires max_steps for these schedules"
     return min(1.0, (step - training.warmup_steps) / (last - training.warmup_steps))
