@@ -169,7 +169,7 @@ class DataConfig(Section):
     test: Sources = ()
     """Test corpora, translated and scored once at the end of training."""
     cache: str | None = None
-    """Folder for encoded corpora; by default $MTKIT_CACHE, or `mtkit` in your cache folder."""
+    """Folder for encoded corpora; by default `$MTKIT_CACHE`, or `mtkit` in your cache folder."""
     max_length: Positive = 256
     """Maximum tokens on either side of a training pair; longer pairs are dropped and counted."""
     max_length_ratio: Annotated[float, Field(gt=1.0)] | None = None
@@ -188,7 +188,7 @@ class TokenizerConfig(Section):
     joint: bool = True
     """Share one vocabulary between both languages. Required for three-way tied embeddings."""
     byte_fallback: bool = True
-    """Spell characters outside the vocabulary as UTF-8 bytes instead of <unk>, so that no text is lost."""
+    """Spell characters outside the vocabulary as UTF-8 bytes instead of `<unk>`, so that no text is lost."""
     character_coverage: Annotated[float, Field(gt=0.9, le=1.0)] = _dependent_default(
         0.9995, lambda above: 0.9995 if above.get("byte_fallback", True) else 1.0
     )
@@ -203,9 +203,9 @@ class TokenizerConfig(Section):
     model: str | None = None
     """Path of an existing joint SentencePiece .model, used unchanged."""
     src_model: str | None = None
-    """Path of an existing .model for the source side; needs `tgt_model`."""
+    """Path of an existing .model for the source side; requires `tgt_model`."""
     tgt_model: str | None = None
-    """Path of an existing .model for the target side; needs `src_model`."""
+    """Path of an existing .model for the target side; requires `src_model`."""
 
     @model_validator(mode="after")
     def _models(self) -> TokenizerConfig:
@@ -230,7 +230,7 @@ class ModelConfig(Section):
     num_kv_heads: Positive | None = None
     """Number of key/value heads (grouped-query attention, Ainslie et al. 2023); by default `num_heads`."""
     d_ff: Positive | None = None
-    """Width of the feed-forward layers; by default 4 * d_model, or 8/3 * d_model for swiglu (as many parameters)."""
+    """Width of the feed-forward layers; by default `4 * d_model`, or `8/3 * d_model` for swiglu (equal size)."""
     activation: Literal["relu", "gelu", "silu", "swiglu"] = "relu"
     """Feed-forward activation; swiglu (Shazeer 2020) adds a gate."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
@@ -300,8 +300,8 @@ class TrainingConfig(Section):
     """Batches, loss, optimizer, schedule, limits and checkpoints."""
 
     batch_tokens: PositiveOrAuto = 4096
-    """Maximum batch size in tokens: sentences * longest side, padding included. Lower it first if memory runs out.
-    With auto, a batch is `update_tokens` large and runs in as many micro-batches as memory requires."""
+    """Maximum batch size in tokens: sentences times longest side, padding included. Lower it first if memory runs out.
+    With auto, a batch has `update_tokens` and runs in as many micro-batches as memory requires."""
     accumulate: Positive = 1
     """Batches per update, over all processes (gradient accumulation)."""
     update_tokens: Positive | None = None
@@ -362,7 +362,7 @@ class TrainingConfig(Section):
     average_last: Annotated[int, Field(ge=2)] | None = None
     """Write the average of this many last checkpoints (Vaswani et al. 2017, section 6.1) to `average/` at the end."""
     tensorboard: bool = False
-    """Also write TensorBoard events; needs `pip install mtkit[tensorboard]`."""
+    """Also write TensorBoard events; requires `pip install mtkit[tensorboard]`."""
 
     @property
     def batch_token_budget(self) -> int:
@@ -458,7 +458,7 @@ class DecodingConfig(Section):
     length_penalty: Annotated[float, Field(ge=-5.0, le=5.0)] = 1.0
     """Exponent alpha of the length penalty: larger values favor longer translations, 0 disables it."""
     penalty_kind: Literal["gnmt", "simple"] = "gnmt"
-    """gnmt: ((5 + length) / 6) ** alpha (Wu et al. 2016, eq. 14); simple: length ** alpha."""
+    """gnmt: `((5 + length) / 6) ** alpha` (Wu et al. 2016, eq. 14); simple: `length ** alpha`."""
     coverage_penalty: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
     """Weight beta of the coverage penalty (Wu et al. 2016, eq. 14); 0 disables it."""
     n_best: Positive = 1
@@ -467,9 +467,9 @@ class DecodingConfig(Section):
     """When the search for a sentence ends: once `beam_size` hypotheses have finished (finished), once the best of them
     also beats the best unfinished one (unbeaten), or once no unfinished one can win (certain)."""
     max_length_ratio: Annotated[float, Field(gt=0.0, le=1000.0)] = 2.0
-    """A translation has at most max_length_ratio * source tokens + `max_length_extra` tokens."""
+    """Maximum length of a translation as a multiple of the source length; `max_length_extra` is added to it."""
     max_length_extra: Annotated[int, Field(ge=0, le=1_000_000)] = 20
-    """See `max_length_ratio`."""
+    """Tokens added to the limit that `max_length_ratio` sets."""
     min_pieces: Count = 0
     """Minimum number of tokens in a translation."""
     no_repeat_ngram: Count = 0
@@ -499,7 +499,7 @@ class DecodingConfig(Section):
     mbr_candidates: Annotated[int, Field(ge=2)] = 32
     """Number of candidates for `mbr`: samples if `sample` is true, else hypotheses of a beam of that size."""
     batch_tokens: Positive = 16384
-    """Maximum batch size in source tokens * beam size, padding included. Lower it if memory runs out."""
+    """Maximum batch size: source tokens times beam size, padding included. Lower it if memory runs out."""
 
     @model_validator(mode="after")
     def _n_best(self) -> DecodingConfig:
