@@ -1,4 +1,4 @@
-"""Faults of a disk, put into the calls with which files are written: a crash or an error at any of them."""
+"""Inject disk faults into the calls that write files: a crash or an error at any of them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 CALLS = ("open", "fsync", "replace", "rename", "mkdir", "unlink", "rmdir")
-"""Functions of `os` through which a disk is changed; `open` of the builtins and `write` of its files come on top."""
+"""Functions of `os` that change a disk; the built-in `open` and its files' `write` come on top."""
 
 Action = Callable[[str, int, str], None]
-"""Called before a call is made, with its name, its number from 1 and the path: may raise, or end the process."""
+"""Called before each disk call with its name, its number from 1 and the path; may raise or end the process."""
 
 
 class FaultyFile(io.BufferedWriter):
-    """A file that is being written. A fault leaves half of what was to be written."""
+    """A file being written. A fault leaves half of the data."""
 
     def __init__(self, path: str, mode: str, hit: Callable[[str, str], None]) -> None:
         super().__init__(io.FileIO(path, mode))
@@ -36,7 +36,7 @@ class FaultyFile(io.BufferedWriter):
 
 @contextlib.contextmanager
 def at_each_call(action: Action) -> Iterator[list[tuple[str, str]]]:
-    """Within the block every call that changes the disk is preceded by `action`. Yields the list of the calls."""
+    """Run `action` before every call that changes the disk within the block. Yields the list of calls."""
     calls: list[tuple[str, str]] = []
     real = {name: getattr(os, name) for name in CALLS}
     real_open = builtins.open
@@ -72,7 +72,7 @@ def at_each_call(action: Action) -> Iterator[list[tuple[str, str]]]:
 
 
 def dies_at(number: int) -> Action:
-    """The process is no more at the call of this number, as if killed or without power."""
+    """Return an action that ends the process at the call of this number, like a kill or a power failure."""
 
     def action(name: str, count: int, path: str) -> None:
         if count == number:
@@ -82,7 +82,7 @@ def dies_at(number: int) -> Action:
 
 
 def raises(error: Callable[[], BaseException], first: int, last: float) -> Action:
-    """The calls from `first` to `last` fail."""
+    """Return an action that makes the calls from `first` to `last` fail."""
 
     def action(name: str, count: int, path: str) -> None:
         if first <= count <= last:
@@ -92,7 +92,7 @@ def raises(error: Callable[[], BaseException], first: int, last: float) -> Actio
 
 
 def in_a_child(work: Callable[[], None]) -> int:
-    """Do something in a forked process; its exit code: 0 if it came to its end, 1 if it raised."""
+    """Run a function in a forked process and return its exit code: 0 if it returned, 1 if it raised."""
     child = os.fork()
     if child == 0:
         code = 1

@@ -1,7 +1,7 @@
 """A language of forty words, and runs small enough to be trained in every test that needs one.
 
 The corpora are real files, so that tests can damage them. Source: `the small dog sees a cat .`; target: other words,
-the adjective behind its noun, the verb at the end.
+the adjective after its noun, the verb at the end.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SPLITS = {"train": 400, "valid": 24, "test": 16}
 
 
 def pairs(number: int, seed: int) -> list[tuple[str, str]]:
-    """Random sentences with their translations."""
+    """Return random sentences with their translations."""
     rng = random.Random(seed)
 
     def phrase() -> tuple[str, str]:
@@ -46,18 +46,18 @@ def pairs(number: int, seed: int) -> list[tuple[str, str]]:
 
 
 def write_lines(path: Path, lines: list[str]) -> Path:
-    """A text file of these lines."""
+    """Write these lines to a text file."""
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
     return path
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file."""
+    """Return the lines of a text file."""
     return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
 
 
 def write_corpus(folder: Path) -> Path:
-    """train, valid and test, as `.src` and `.tgt` files."""
+    """Write train, valid and test sets as `.src` and `.tgt` files."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed, (split, number) in enumerate(SPLITS.items()):
         sides = zip(*pairs(number, seed), strict=True)
@@ -85,14 +85,14 @@ decoding: {{beam_size: 3}}
 
 
 def write_config(path: Path, *, run: Path, root: Path) -> Path:
-    """The config of a tiny run."""
+    """Write the config of a tiny run."""
     path.write_text(CONFIG.format(run=run, root=root), encoding="utf-8")
     return path
 
 
 @functools.cache
 def trained_run(base: Path) -> Path:
-    """A run folder with a model that has learned most of the language; trained once, to be copied, not changed."""
+    """Return a run folder whose model has learned most of the language; trained once, to be copied, not changed."""
     from mtkit import load_config, train
 
     folder = base / "trained"
@@ -104,7 +104,7 @@ def trained_run(base: Path) -> Path:
 
 
 def mtkit(*arguments: object, stdin: str | bytes | None = None) -> tuple[int, str, str]:
-    """Run a command in this process: exit code, stdout, stderr."""
+    """Run a command in this process and return its exit code, stdout and stderr."""
     from mtkit.cli import run
 
     text = stdin.encode() if isinstance(stdin, str) else stdin or b""
@@ -123,12 +123,12 @@ def mtkit(*arguments: object, stdin: str | bytes | None = None) -> tuple[int, st
 
 
 def command(*arguments: object) -> list[str]:
-    """The command line of `mtkit` in a process of its own."""
+    """Return the command line that runs `mtkit` in a process of its own."""
     return [sys.executable, "-m", "mtkit", *map(str, arguments)]
 
 
 def child_environment() -> dict[str, str]:
-    """Of such a process: this mtkit, and one thread, because a test may not have more for itself."""
+    """Return the environment of such a process: this mtkit, and one thread, because tests run in parallel."""
     import mtkit as package
 
     root = str(Path(package.__file__).parents[1])
@@ -137,59 +137,59 @@ def child_environment() -> dict[str, str]:
 
 
 def spawn(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """Start `mtkit` in a process of its own, its output in pipes."""
+    """Start `mtkit` in a process of its own, with its output in pipes."""
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command(*arguments), env=child_environment(), **(pipes | options))
 
 
 def run_process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run `mtkit` in a process of its own, to its end."""
+    """Run `mtkit` in a process of its own until it ends."""
     pipes: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 300}
     return subprocess.run(command(*arguments), env=child_environment(), **(pipes | options))
 
 
 def records(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl."""
+    """Return the records of metrics.jsonl."""
     lines = (json.loads(line) for line in read_lines(run / "metrics.jsonl"))
     return [line for line in lines if kind in (None, line["kind"])]
 
 
 def losses(run: Path) -> list[dict[str, Any]]:
-    """What was learned at every logged step: all of metrics.jsonl but times."""
+    """Return what was learned at every logged step: all of metrics.jsonl except times."""
     timed = ("seconds", "target_tokens_per_second")
     return [{key: line[key] for key in line if key not in timed} for line in records(run)]
 
 
 def checkpoints(run: Path) -> list[int]:
-    """The steps of the checkpoints in a run folder."""
+    """Return the steps of the checkpoints in a run folder."""
     return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
 
 
 def checkpoint(run: Path, step: int) -> Path:
-    """The checkpoint folder of a step."""
+    """Return the checkpoint folder of a step."""
     return run / "checkpoints" / f"step-{step:08d}"
 
 
 def tensors(folder: Path) -> dict[str, bytes]:
-    """What training goes on with: the model and the optimizer, byte for byte."""
+    """Return what training resumes from: the model and the optimizer, byte for byte."""
     return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
 
 
 def one_line(stderr: str) -> str:
-    """The only line of an error. Fails if it is not one line, or reads like a crash."""
+    """Return the only line of an error. Fails if there are more lines, or if it reads like a crash."""
     assert "Traceback" not in stderr, stderr
     assert re.fullmatch(r"[^\n]+\n", stderr), stderr
     return stderr.removesuffix("\n")
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """All files below a folder, with their content."""
+    """Return all files below a folder with their content."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @contextlib.contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """Environment variables for a block."""
+    """Set environment variables for a block."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -207,20 +207,20 @@ def environment(**variables: str) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def corpora_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Encoded corpora go to a temporary folder."""
+    """Keep encoded corpora in a temporary folder."""
     with environment(MTKIT_CACHE=str(tmp_path_factory.getbasetemp() / "cache")):
         yield
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with a trained model; not to be changed."""
+    """A run folder with a trained model; read-only."""
     return trained_run(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of train, valid and test files; not to be changed."""
+    """The folder of train, valid and test files; read-only."""
     return write_corpus(tmp_path_factory.getbasetemp() / "corpus")
 
 

@@ -1,4 +1,4 @@
-"""The fixtures of tiny.py, for the tests in this folder."""
+"""Fixtures from tiny.py for the tests in this folder."""
 
 from tiny import config, corpora_cache, corpus, trained
 

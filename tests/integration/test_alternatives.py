@@ -1,4 +1,4 @@
-"""The next words behind a prefix, against the sum over everything that could come."""
+"""Next words after a prefix, against the sum over everything that could follow."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ LONGEST = 4
 
 
 def log_probs_of(seed: int, ids: tuple[int, ...]) -> torch.Tensor:
-    """A distribution for each beginning, drawn from its hash."""
+    """Return a distribution for each prefix, drawn from its hash."""
     rng = random.Random(f"{seed} {ids}")
     return torch.tensor([rng.gauss(0, 2) for _ in range(VOCAB)], dtype=torch.float64).log_softmax(0)
 
 
 def every_word(seed: int, at_boundary: bool) -> dict[tuple[int, ...], float]:
-    """The probability of each possible word of at most `LONGEST` pieces, one by one."""
+    """Return the probability of each possible word of at most `LONGEST` tokens, one by one."""
     ends = [*FOLLOWERS, EOS]
     first = log_probs_of(seed, ()).exp()
     whole = float(first[ends].sum()) if at_boundary else 1.0
@@ -63,7 +63,7 @@ def test_the_most_probable_of_all_words(
 
 
 def test_alternatives_of_a_model(trained: Path) -> None:
-    """Each goes on with its word; the word's probability is the model's; the continuation is the search's own."""
+    """Each alternative continues with its word; its probability is the model's, the continuation that of the search."""
     translator = Translator.load(trained, device="cpu", precision="fp32")
     tgt = translator.tokenizers.tgt
     line, prefix = "the small dog sees a cat .", "le chien"

@@ -1,4 +1,4 @@
-"""`mtkit average`: the mean of the weights of checkpoints, and what is refused."""
+"""`mtkit average`: the mean of checkpoint weights, and what is refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OPTIONS = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    """A run with checkpoints of steps 0, 4, ... 20; not to be changed."""
+    """A run with checkpoints of steps 0, 4, ... 20; read-only."""
     folder = tmp_path_factory.mktemp("averaged")
     config = tiny.write_config(folder / "config.yaml", run=folder / "run", root=corpus)
     mtkit.train(mtkit.load_config(config, [*OPTIONS, "data.test=[]"]))
@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
 
 
 def mean(run: Path, *steps: int) -> dict[str, np.ndarray]:
-    """What the average should be, computed another way."""
+    """Compute the expected average in another way."""
     found = [load_file(tiny.checkpoint(run, step) / "model.safetensors") for step in steps]
     return {
         name: np.mean([weights[name].astype(np.longdouble) for weights in found], axis=0).astype(np.float32)
@@ -73,7 +73,7 @@ def test_the_last_checkpoints_of_a_run(run: Path, tmp_path: Path, corpus: Path) 
 
 
 def test_the_checkpoints_with_the_best_validation(run: Path, tmp_path: Path) -> None:
-    """With validation numbers that are not in the order of the steps, one of them none, and a half line."""
+    """The validation scores are not in the order of the steps, one is NaN, and the last line is incomplete."""
     copy = shutil.copytree(run, tmp_path / "run")
     numbers = {4: 1.0, 8: 5.0, 12: None, 16: 2.0, 20: 3.0}
     lines = [json.dumps({"kind": "valid", "step": step, "loss": loss}) for step, loss in numbers.items()]
@@ -179,7 +179,7 @@ def test_damaged_checkpoints_are_refused(run: Path, tmp_path: Path) -> None:
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    """With tensors that no config would tell apart."""
+    """The tensors differ in ways that no config shows."""
     tensors = [
         {"a": torch.ones(2), "b": torch.ones(3)},
         {"a": torch.ones(2)},
@@ -196,7 +196,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 def test_sums_are_exact(tmp_path: Path) -> None:
-    """In float32 the small number would be lost beside the large ones."""
+    """Summed in float32, the small number would be lost next to the large ones."""
     paths = [tmp_path / str(number) for number in range(4)]
     for path, value in zip(paths, (1e8, 1.0, -1e8, 1.0), strict=True):
         path.write_bytes(safetensors.torch.save({"a": torch.tensor([value])}))
@@ -205,7 +205,7 @@ def test_sums_are_exact(tmp_path: Path) -> None:
 
 
 def test_at_the_end_of_training(run: Path, corpus: Path, tmp_path: Path) -> None:
-    """`training.average_last` keeps as many checkpoints as it needs, and replaces the average of an earlier end."""
+    """`training.average_last` keeps as many checkpoints as it needs and replaces an earlier average."""
     config = tiny.write_config(tmp_path / "config.yaml", run=tmp_path / "run", root=corpus)
     options = [*OPTIONS, "data.test=[]", "training.average_last=3", "training.keep_last=1"]
     said: list[str] = []

@@ -1,4 +1,4 @@
-"""Batches are made in a thread while the update before runs: the same ones, and the thread ends with the loop."""
+"""Batches are collated in a thread during the previous update: the same batches, and the thread ends with the loop."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_what_the_thread_meets_is_raised_where_its_batch_is_due(
 
 
 def alive(beginning: str) -> list[str]:
-    """The threads that are alive and have such a name."""
+    """Return the live threads with such a name."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith(beginning)]
 
 

@@ -1,4 +1,4 @@
-"""`mtkit benchmark train`: what it measures is there, adds up, and leaves the run folder alone."""
+"""`mtkit benchmark train`: its measurements are complete and add up, and the run folder stays as it is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mtkit.device import peak_memory
 
 
 def benchmark(*arguments: object) -> dict[str, Any]:
-    """The JSON that the command prints."""
+    """Return the JSON that the command prints."""
     code, out, err = tiny.mtkit("benchmark", "train", *arguments, "--json", "--steps", 3)
     assert code == 0, err
     return json.loads(out)
@@ -26,7 +26,7 @@ def benchmark(*arguments: object) -> dict[str, Any]:
 
 @pytest.fixture
 def no_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measuring the machine takes seconds."""
+    """Measure the machine's peak only briefly; it takes seconds otherwise."""
     monkeypatch.setattr("mtkit.benchmark.machine.PEAK_SECONDS", 0.01)
 
 

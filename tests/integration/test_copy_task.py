@@ -1,4 +1,4 @@
-"""A model that works learns to copy what it has never seen; one with a flaw in masks, positions or loss does not."""
+"""A correct model learns to copy sequences it has never seen; one with a bug in masks, positions or loss does not."""
 
 import random
 from pathlib import Path
@@ -23,7 +23,7 @@ training:
 
 
 def distinct_rows(number: int, seed: int) -> list[str]:
-    """Rows of two to nine letters and digits, such as `7 c 0 0 j`."""
+    """Return distinct rows of two to nine letters and digits, such as `7 c 0 0 j`."""
     rng = random.Random(seed)
     rows: dict[str, None] = {}
     while len(rows) < number:

@@ -1,4 +1,4 @@
-"""Several real processes train one model: the number of processes does not change what is learned."""
+"""Several real processes train one model: the world size does not change what is learned."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ OPTIONS = [
 
 
 def torchrun(num_processes: int, *arguments: object, restarts: int = 0) -> list[str]:
-    """The command line that starts several processes of `mtkit`."""
+    """Return the command line that starts several `mtkit` processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launcher += [f"--nproc-per-node={num_processes}", f"--max-restarts={restarts}", "-m", "mtkit"]
     return [*launcher, *map(str, arguments)]
 
 
 def train_together(num_processes: int, config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    """`mtkit train` in several processes, to its end."""
+    """Run `mtkit train` in several processes until it ends."""
     line = torchrun(num_processes, "train", config, *OPTIONS, *overrides)
     return subprocess.run(line, env=tiny.child_environment(), capture_output=True, text=True, timeout=200)
 
 
 def losses(run: Path) -> list[tuple[int, float, float]]:
-    """(step, loss, gradient norm) of every update."""
+    """Return (step, loss, gradient norm) of every update."""
     return [(line["step"], line["loss"], line["grad_norm"]) for line in tiny.records(run, "train")]
 
 
 def assert_alike(run: Path, other: Path) -> None:
-    """Two runs learned the same from the same pairs, to rounding."""
+    """Check that two runs learned the same from the same pairs, up to rounding."""
     assert len(losses(run)) == STEPS
     for (step, loss, norm), (other_step, other_loss, other_norm) in zip(
         losses(run), losses(other), strict=True
@@ -59,7 +59,7 @@ def assert_alike(run: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    """A run of one process."""
+    """A run in one process."""
     folder = tmp_path_factory.mktemp("alone")
     config = tiny.write_config(folder / "config.yaml", run=folder / "run", root=corpus)
     mtkit.train(mtkit.load_config(config, OPTIONS))
@@ -124,7 +124,7 @@ def test_a_mistake_ends_all_processes_with_the_message_of_the_first(config: Path
 
 
 def wait_for(what: Any, seconds: float = 60) -> None:
-    """Until it is true. Fails after so many seconds."""
+    """Wait until the condition holds; fail after this many seconds."""
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end
@@ -132,14 +132,14 @@ def wait_for(what: Any, seconds: float = 60) -> None:
 
 
 def steps_made(run: Path) -> int:
-    """The last step in metrics.jsonl."""
+    """Return the last step in metrics.jsonl."""
     path = run / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
 def workers(launcher: subprocess.Popen[str]) -> list[int]:
-    """The process numbers of the processes that a launcher started, in the order of their start."""
+    """Return the process ids of a launcher's workers, in the order they were started."""
     path = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
     return sorted(map(int, path.read_text().split()))
 

@@ -1,4 +1,4 @@
-"""A loss that is no number stops the run before the weights are touched, or takes it back to a checkpoint."""
+"""A non-finite loss stops the run before the weights are touched, or rolls it back to a checkpoint."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RARE = [
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, spoiled: Callable[[int, int], bool], value: float) -> None:
-    """Give the updates of these (epoch, batch) another loss, and their gradient too."""
+    """Change the loss and the gradient of the updates with these (epoch, batch)."""
     original = Trainer._gradients
     step = Trainer.train_step
     now: list[tuple[int, int]] = []
@@ -53,7 +53,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, spoiled: Callable[[int, int], bool], 
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, *poisonous: int) -> None:
-    """Give every update that has one of these pairs a loss that is no number."""
+    """Make the loss of every update that contains one of these pairs NaN."""
     original = Trainer._gradients
 
     def gradients(self: Trainer, batches: Any, num_targets: int) -> list[float]:
@@ -91,7 +91,7 @@ def test_pairs_at_which_it_diverged_are_met_once(
 def test_going_back_to_the_start_forgets_all(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that diverges at its fourth update goes on as one that lost its first four before it made any."""
+    """A run that diverges at its fourth update continues like one that skipped its first four."""
     options = [*OPTIONS, *RARE, "training.max_steps=10", "training.ema_decay=0.9"]
     for name, first in (("later", 3), ("at-once", 0)):
         path = tiny.write_config(tmp_path / f"{name}.yaml", run=tmp_path / name, root=corpus)
@@ -114,7 +114,7 @@ def test_when_all_pairs_diverge_there_are_none_to_go_on_with(
 def test_a_run_that_is_killed_behind_a_rollback_goes_on_the_same(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without diverging again: the state knows where it stands and what it does not meet again."""
+    """The run does not diverge again: the state records its position and the pairs to skip."""
     poison(monkeypatch, 17)
 
     class Killed(BaseException):

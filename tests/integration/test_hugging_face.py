@@ -1,4 +1,4 @@
-"""The same hypotheses as Hugging Face's generate for the same weights, in a Marian and an M2M100."""
+"""Hypotheses equal those of Hugging Face's `generate` with the same weights, in a Marian and an M2M100."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_TOKENS = 40
 
 @pytest.fixture(scope="module", params=["post", "pre"])
 def run(request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained model of the shape of Marian, or of M2M100 without biases."""
+    """A trained model with the shape of Marian, or of M2M100 without biases."""
     folder = tmp_path_factory.mktemp("marian")
     config = tiny.write_config(folder / "config.yaml", run=folder / "run", root=corpus)
     shape = ["model.positions=sinusoidal", "model.dropout=0.0", f"model.norm_position={request.param}"]
@@ -47,7 +47,7 @@ def run(request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pytest.T
 def test_hypotheses_are_those_of_generate(
     run: Path, corpus: Path, beam_size: int, alpha: float, stop: str, early_stopping: bool | str
 ) -> None:
-    """With Hugging Face's own rules: the penalty is length ** alpha, eos counted, and one limit holds for all lines.
+    """Both use Hugging Face's rules: the penalty is length ** alpha, eos counted, and one limit holds for all lines.
 
     Its early_stopping=True is our `finished`, "never" our `certain`. Its False ends where the best live hypothesis is,
     at its present length, no better than the worst of the finished ones: no rule of ours. A tie, or a difference of
@@ -89,7 +89,7 @@ def test_what_hugging_face_has_not_is_refused(key: str) -> None:
 
 
 def test_generate_is_timed_beside_mtkit(run: Path, corpus: Path) -> None:
-    """From the command line, with lines that are cut in parts; the same text, in the same order."""
+    """Run from the command line, with lines of several segments: the same text, in the same order."""
     arguments = [
         "--against",
         "transformers",

@@ -1,4 +1,4 @@
-"""`mtkit init`: what files are is recognised, and the YAML is one that `check` accepts."""
+"""`mtkit init`: files are recognized, and `check` accepts the YAML."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BOTH = dict(zip(EN, DE, strict=True))
 
 
 def write(folder: Path, name: str) -> None:
-    """Two pairs in the form that the name tells; of parallel files one side."""
+    """Write two pairs in the format that the file name indicates; for parallel files, one side."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = list(BOTH.items())

@@ -1,4 +1,4 @@
-"""What saves memory does not change what is learned; what does not fit is known before the first update."""
+"""Saving memory does not change what is learned, and what does not fit is known before the first update."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def train(config: Path, *overrides: str) -> None:
 
 @pytest.fixture
 def two(tmp_path: Path, corpus: Path) -> tuple[Path, Path]:
-    """Configs of runs in `tmp_path / "a"` and `tmp_path / "b"`."""
+    """Return configs of runs in `tmp_path / "a"` and `tmp_path / "b"`."""
     a, b = (
         tiny.write_config(tmp_path / f"{name}.yaml", run=tmp_path / name, root=corpus) for name in ("a", "b")
     )

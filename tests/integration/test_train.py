@@ -1,4 +1,4 @@
-"""The whole, through the command line and the Python API: a YAML file in, a scored translator out."""
+"""End to end, from the command line and the Python API: a YAML file in, a scored translator out."""
 
 import gzip
 import io
@@ -58,7 +58,7 @@ def test_what_a_validation_found_is_shown_when_it_is_saved(
 
 @dataclass(frozen=True)
 class FirstRun:
-    """A run of `mtkit train` in a process of its own, without anything else."""
+    """Result of running `mtkit train` in a process of its own."""
 
     folder: Path
     run: Path
@@ -225,7 +225,7 @@ def test_check_sees_that_a_run_would_go_on(first: FirstRun, tmp_path: Path) -> N
 
 
 def test_check_of_a_run_of_a_single_update(config: Path) -> None:
-    """How long an update takes is judged by more of them than the run has."""
+    """Timing uses more updates than the run has."""
     one = ["training.batch_tokens=100000", "training.max_epochs=1", "training.max_steps=null"]
     code, out, err = tiny.mtkit("check", config, *one)
     assert (code, err) == (0, "")
@@ -253,7 +253,7 @@ def test_check_of_a_run_that_diverges_leaves_the_run_as_it_was(
 
 
 def test_lines_come_back_in_order(trained: Path, corpus: Path) -> None:
-    """Sentences of the training set, which this model knows: each must be found beside its source."""
+    """The model knows the training sentences, so each translation must line up with its source."""
     srcs, tgts = (tiny.read_lines(corpus / f"train.{side}")[:100] for side in ("src", "tgt"))
     code, out, err = tiny.mtkit("translate", trained, stdin="".join(f"{line}\n" for line in srcs))
     assert (code, err) == (0, "")
@@ -416,14 +416,14 @@ def hyps(trained: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def evaluate_json(*arguments: object, stdin: str | None = None) -> list[dict[str, Any]]:
-    """The test sets of `mtkit evaluate --json`."""
+    """Return the test sets of `mtkit evaluate --json`."""
     code, out, err = tiny.mtkit("evaluate", "--json", "--resamples", 0, *arguments, stdin=stdin)
     assert (code, err) == (0, "")
     return json.loads(out)
 
 
 def values(of_set: dict[str, Any]) -> list[float]:
-    """The scores of a test set."""
+    """Return the scores of a test set."""
     return [score["score"] for score in of_set["scores"]]
 
 
@@ -473,7 +473,7 @@ def test_evaluate_a_model_on_its_own_test_sets(trained: Path, hyps: Path) -> Non
 def test_evaluate_a_model_from_another_folder(
     trained: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Relative paths of the config start where the run was started, not where this command is."""
+    """Relative paths in the config start where the run was started, not where this command runs."""
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
     run = shutil.copytree(trained, home / "runs/x")
     shutil.copytree(corpus, home / "data")
@@ -560,7 +560,7 @@ def test_version() -> None:
 
 
 def all_commands(group: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The words of every command, groups included."""
+    """Return the words of every command, groups included."""
     yield names
     for name, command in getattr(group, "commands", {}).items():
         yield from all_commands(command, (*names, name))
@@ -661,7 +661,7 @@ def test_patience_ends_a_run_that_gets_no_better(config: Path, tmp_path: Path) -
 
 
 def test_a_run_that_learns_while_its_score_is_zero_goes_on(config: Path, tmp_path: Path) -> None:
-    """Which its loss tells."""
+    """The loss shows that it learns."""
     result = train(config, "validation.every_steps=2", "validation.patience=1", "training.max_steps=6")
     found = tiny.records(tmp_path / "run", "valid")
     assert {round(line["bleu"], 2) for line in found} == {0.0}
@@ -754,7 +754,7 @@ def test_accumulated_batches_make_one_update(config: Path, tmp_path: Path) -> No
 
 
 def rate(schedule: str, step: int) -> float:
-    """The rates of a run of 12 steps with 4 of warm-up, peak 0.01 and end 0.001, as the literature has them."""
+    """Return the learning rate of a 12-step run (4 of warm-up, peak 0.01, end 0.001) by the published formulas."""
     if schedule == "noam":
         return 0.01 * 32**-0.5 * min(step**-0.5, step * 4**-1.5)
     if step <= 4:

@@ -1,4 +1,4 @@
-"""What `mtkit translate` and `mtkit score` offer beyond plain beam search, from the command line."""
+"""`mtkit translate` and `mtkit score` beyond plain beam search, from the command line."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_prefixes_and_constraints_of_each_line(trained: Path, corpus: Path, tmp_
 
 
 def test_constraints_that_cannot_be_met(trained: Path, corpus: Path, tmp_path: Path) -> None:
-    """The lines before are kept."""
+    """The translations before that line are kept."""
     srcs = tiny.read_lines(corpus / "test.src")[:3]
     wanted = tiny.write_lines(tmp_path / "wanted", ["", "", "语言"])
     arguments = ["translate", trained, *EXACT, "--constraints", wanted]
@@ -113,7 +113,7 @@ def test_lines_before_one_that_is_no_text_are_kept(trained: Path, corpus: Path, 
 def test_bad_lines_do_not_end_a_job(
     trained: Path, corpus: Path, tmp_path: Path, options: list[object], skipped: str, copied: str
 ) -> None:
-    """A line that is no text and one with constraints that cannot be met; the job was stopped by the first of them."""
+    """One line is not text, another has constraints that cannot be met; the first of them used to stop the job."""
     lines = [line.encode() for line in tiny.read_lines(corpus / "test.src")[:6]]
     lines[2] = b"the \xff dog"
     source, wanted = tmp_path / "in", tmp_path / "wanted"
@@ -178,7 +178,7 @@ def test_pairs_that_are_too_long_to_be_scored(trained: Path, tmp_path: Path) -> 
 
 
 def assert_same_but_for_rounding(path: Path, other: Path) -> None:
-    """Two outputs hold the same lines; a score may differ in its last digit, for batches are cut elsewhere."""
+    """Check that two outputs hold the same lines; the last digit of a score may differ, because batches differ."""
     for mine, theirs in zip(tiny.read_lines(path), tiny.read_lines(other), strict=True):
         *fields, score = mine.split(" ||| ")
         *expected, expected_score = theirs.split(" ||| ")
@@ -195,7 +195,7 @@ def assert_same_but_for_rounding(path: Path, other: Path) -> None:
 def test_a_job_that_is_killed_goes_on_where_it_stopped(
     trained: Path, corpus: Path, tmp_path: Path, options: list[object], moments: tuple[int, ...]
 ) -> None:
-    """kill -9 when so many lines are written; nothing is lost or doubled."""
+    """After a kill -9 at this number of lines, nothing is lost or doubled."""
     whole = tmp_path / "whole.txt"
     job = ["translate", trained, corpus / "train.src", *EXACT, "--read-ahead", 16, *options, "-o"]
     assert tiny.mtkit(*job, whole)[0] == 0
@@ -349,7 +349,7 @@ def test_everything_of_the_written_set_survives(trained: Path) -> None:
 
 
 def test_numbers_urls_and_tags_survive(trained: Path) -> None:
-    """On a written set; the model has never seen any of them."""
+    """The set is written by hand; the model has never seen any of it."""
     lines = [
         "<b>the small dog</b> sees a cat .",
         "the king <br/> likes my bird {name} .",
@@ -402,7 +402,7 @@ def test_an_output_with_more_lines_than_the_input_is_not_resumed(
 
 
 def test_only_what_was_begun_with_resume_is_resumed(trained: Path, corpus: Path, tmp_path: Path) -> None:
-    """Another model's output, another job's, one that was changed behind the job's back: nothing is added to any."""
+    """Nothing is appended to the output of another model or job, or to one changed since."""
     output, note = tmp_path / "out", tmp_path / "out.mtkit-job"
     job = ["translate", trained, corpus / "test.src", *EXACT, "-o", output]
 

@@ -1,4 +1,4 @@
-"""Translations come as soon as there is something to translate; in real processes, whose ends wait for each other."""
+"""Translations are written as soon as there is input; tested with real processes that wait for each other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LINES = ["the small dog sees a cat .", "my bird hears this king ."]
 
 
 def test_output_flows_through_pipes(trained: Path) -> None:
-    """The second line is written when the translation of the first has been read."""
+    """The second line is sent only after the translation of the first has been read."""
     process = tiny.spawn("translate", trained, "-q", "--precision", "fp32", stdin=subprocess.PIPE)
     assert process.stdin is not None and process.stdout is not None
     found = []

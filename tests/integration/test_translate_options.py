@@ -1,4 +1,4 @@
-"""What the options of `mtkit translate` and `mtkit score` mean, take back and refuse, on a trained model."""
+"""Options of `mtkit translate` and `mtkit score`: effects, overrides and refusals, on a trained model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def refused(*arguments: object, stdin: str = "the dog sees a cat .\n") -> str:
 
 
 def with_decoding(trained: Path, folder: Path, **keys: str) -> Path:
-    """A copy of the model whose config has other keys in its decoding section."""
+    """Copy the model and change keys in the decoding section of its config."""
     shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("checkpoints"))
     path = folder / "best/config.yaml"
     before, text = path.read_text().split("\ndecoding:\n")

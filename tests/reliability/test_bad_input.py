@@ -1,4 +1,4 @@
-"""What users get wrong and what the world does to files: one line that says what, where and what to do."""
+"""User mistakes and broken files: each is reported in one line that says what, where and what to do."""
 
 import bz2
 import gzip
@@ -26,7 +26,7 @@ USAGE, DATA, STORAGE, PIPE = 2, 3, 5, 141
 
 
 def fails(code: int, *parts: str, arguments: list[object], stdin: str | bytes | None = None) -> str:
-    """Run a command that must fail with this code, and one line with all these parts and what to do."""
+    """Run a command that must fail with this code and one line that contains these parts and a hint."""
     found, _, err = tiny.mtkit(*arguments, stdin=stdin)
     line = tiny.one_line(err)
     assert found == code, line
@@ -41,13 +41,13 @@ def fails(code: int, *parts: str, arguments: list[object], stdin: str | bytes | 
 
 @pytest.fixture
 def data(tmp_path: Path, corpus: Path) -> Path:
-    """A copy of the corpus, to be damaged."""
+    """A copy of the corpus that a test may damage."""
     return shutil.copytree(corpus, tmp_path / "data")
 
 
 @pytest.fixture
 def train(tmp_path: Path, data: Path) -> list[object]:
-    """The command that trains one step on it."""
+    """Return the command that trains one step on it."""
     config = tiny.write_config(tmp_path / "config.yaml", run=tmp_path / "run", root=data)
     return [
         "train",
@@ -60,7 +60,7 @@ def train(tmp_path: Path, data: Path) -> list[object]:
 
 
 def replace_line(path: Path, number: int, content: bytes) -> None:
-    """Put other bytes in the place of a line, counted from 1."""
+    """Replace a line (from 1) with other bytes."""
     lines = path.read_bytes().split(b"\n")
     lines[number - 1] = content
     path.write_bytes(b"\n".join(lines))
@@ -77,7 +77,7 @@ def make_folder(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """A way to damage the corpus, with what a user should hear."""
+    """A way to damage the corpus, and what the user should be told."""
 
     name: str
     damage: Callable[[Path], object]
@@ -359,7 +359,7 @@ def test_corpora_that_are_odd_but_sound(
 
 
 def test_a_failed_start_can_be_repaired(train: list[object], data: Path) -> None:
-    """Nothing that the failed command left stands in the way of the next."""
+    """Nothing the failed command left gets in the way of the next one."""
     good = (data / "train.src").read_bytes()
     replace_line(data / "train.src", 400, b"\xff")
     fails(DATA, "train.src:400", arguments=train)
@@ -624,7 +624,7 @@ FILES = [f"best/{name}" for name in ("model.safetensors", "config.yaml", "state.
 
 @pytest.fixture
 def model(trained: Path, tmp_path: Path) -> Path:
-    """A copy of the run folder without its other checkpoints, to be damaged."""
+    """A copy of the run folder with one checkpoint, which a test may damage."""
     return shutil.copytree(trained, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoints"))
 
 
@@ -662,7 +662,7 @@ def test_model_folders_that_are_none(tmp_path: Path, name: str, parts: list[str]
 
 
 def rewrite_manifest(folder: Path) -> None:
-    """Make the manifest fit the files, as somebody would who changes a checkpoint by hand."""
+    """Make the manifest match the files, as someone editing a checkpoint by hand would."""
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in folder.iterdir()
@@ -784,7 +784,7 @@ def test_a_full_disk_under_stdout(trained: Path, corpus: Path) -> None:
 def test_a_closed_stdout(
     trained: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, command: str, stderr_is_open: bool
 ) -> None:
-    """What Python makes of `>&-`, and of `2>&-` too."""
+    """The shell closed it, as with `>&-` and `2>&-`."""
     from mtkit.cli import run
 
     places = {"MODEL": trained, "SRC": corpus / "test.src", "TGT": corpus / "test.tgt"}
@@ -800,7 +800,7 @@ def test_a_closed_stdout(
 def test_progress_is_never_among_the_translations(
     trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a stderr, Python's print would write there."""
+    """Without a stderr, Python's print would write to stdout."""
     from mtkit.cli import run
 
     source = tmp_path / "in"
@@ -828,7 +828,7 @@ def test_an_output_that_is_the_input(trained: Path, data: Path) -> None:
 
 
 def test_a_reader_that_goes_away(trained: Path, corpus: Path) -> None:
-    """`mtkit translate … | head -1` with more to say than a pipe holds."""
+    """`mtkit translate … | head -1` with more output than a pipe holds."""
     line = " ".join(
         tiny.command("translate", trained, corpus / "train.src", "-q", "--n-best", 12, "--beam-size", 12)
     )
@@ -847,7 +847,7 @@ NO_UTF8 = {"LANG": "C", "LC_ALL": "POSIX", "PYTHONIOENCODING": "ascii", "PYTHONU
 def test_training_where_nothing_is_utf8_and_the_readers_go_away(
     train: list[object], data: Path, tmp_path: Path
 ) -> None:
-    """Samples are shown as far as the terminal can; when it is gone training goes on, and ends as ever."""
+    """Samples are shown as well as the terminal can; when the reader is gone, training continues and ends normally."""
     tiny.write_lines(data / "valid.tgt", ["un Garçon 中 ."] * 24)
     options = ["training.max_steps=40", "validation.every_steps=20", "validation.metrics=[bleu]"]
     arguments = tiny.command(*train, *options)
@@ -879,7 +879,7 @@ def test_a_closed_stdin(trained: Path) -> None:
 
 
 def test_ctrl_c_while_translating(trained: Path, tmp_path: Path) -> None:
-    """Sent when the first lines are out and more are awaited."""
+    """The signal is sent after the first lines, while more input is awaited."""
     process = tiny.spawn("translate", trained, "-q", "--beam-size", 1, stdin=subprocess.PIPE)
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None
     process.stdin.write("a dog .\n" * 4097)

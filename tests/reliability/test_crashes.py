@@ -1,4 +1,4 @@
-"""A save that is broken off at any of its calls, by a crash or by the disk, costs nothing but itself."""
+"""A save interrupted at any of its calls, by a crash or by the disk, costs nothing but itself."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ KEEP = 2
 
 @pytest.fixture(autouse=True)
 def disk_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands of saves: fsync is counted, but not waited for. What is tested here is a process's end, not power's."""
+    """Count fsync calls without waiting for them: these tests crash a process, thousands of times, not the machine."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def checkpoint_of(step: int) -> Checkpoint:
-    """A checkpoint in which every part tells its step, so that a mixture would be seen."""
+    """Return a checkpoint whose every part tells its step, so that a mixture would show."""
     weights = {"weight": torch.full((300,), float(step))}
     optimizer = {"exp_avg/weight": torch.full((300,), -float(step))}
     return Checkpoint(weights, f"step: {step}\n", {"step": step}, optimizer)
 
 
 def save(run: Path, step: int) -> None:
-    """What training does where it validates: best/, the checkpoint, the deletion of old ones."""
+    """Save as training does after a validation: best/, the checkpoint, the deletion of old ones."""
     held = checkpoint_of(step)
     save_checkpoint(run / "best", Checkpoint(held.weights, held.config, held.state))
     save_checkpoint(step_folder(run, step), held)
@@ -53,7 +53,7 @@ def save(run: Path, step: int) -> None:
 
 
 def loaded_step(folder: Path) -> int:
-    """The step of a checkpoint that is whole. Raises: StorageError, AssertionError."""
+    """Return the step of a complete checkpoint; fail if any part of it is damaged or of another step."""
     with_optimizer = "best" not in folder.name  # best/ is to translate with
     found = load_checkpoint(folder, with_optimizer=with_optimizer)
     assert bool(found.optimizer) == with_optimizer
@@ -65,7 +65,7 @@ def loaded_step(folder: Path) -> int:
 
 
 def newest(run: Path) -> int | None:
-    """The step of the checkpoint from which a run would go on."""
+    """Return the step of the checkpoint a run would resume from."""
     for folder, fault in verify_newest_first(run):
         if fault is None:
             return loaded_step(folder)
@@ -73,12 +73,12 @@ def newest(run: Path) -> int | None:
 
 
 def names(run: Path) -> set[str]:
-    """The folders and files of a run."""
+    """Return the folders and files of a run."""
     return {str(path.relative_to(run)) for path in run.rglob("*") if path.is_dir() or path.parent == run}
 
 
 def assert_works_and_is_clean(run: Path, step: int) -> None:
-    """The next save is made as if nothing had happened, and nothing is left of the one that was broken off."""
+    """Check that the next save works as usual and that nothing is left of the interrupted one."""
     save(run, step)
     assert newest(run) == step
     assert loaded_step(run / "best") == step
@@ -89,24 +89,24 @@ def assert_works_and_is_clean(run: Path, step: int) -> None:
 
 
 def no_run(run: Path) -> None:
-    """Before the first save."""
+    """The state before the first save."""
 
 
 def saved_thrice(run: Path) -> None:
-    """Before a save that replaces best/ and deletes the oldest checkpoint."""
+    """The state before a save that replaces best/ and deletes the oldest checkpoint."""
     for step in (1, 2, 3):
         save(run, step)
 
 
 def saved_and_damaged(run: Path) -> None:
-    """Before a save in the place of a damaged checkpoint: the run has gone on from the one before."""
+    """The state before a save that replaces a damaged checkpoint: the run has resumed from the one before."""
     for step in (2, 3, 4):
         save(run, step)
     (step_folder(run, 4) / "model.safetensors").write_bytes(b"damaged")
 
 
 def saved_but_broken_off(run: Path) -> None:
-    """Before a save after a crash between the two renames of best/, with leftovers of all kinds."""
+    """The state before a save after a crash between the two renames of best/, with leftovers of all kinds."""
     for step in (2, 3):
         save(run, step)
     (run / "best").rename(run / ".best.old")
@@ -125,7 +125,7 @@ BEFORE = [
 
 @pytest.mark.parametrize("before", BEFORE)
 def test_a_crash_at_every_call_of_a_save(before: Callable[[Path], None], tmp_path: Path) -> None:
-    """A process that really ends at its k-th write, fsync, rename, ... for k = 1 until the save comes to its end."""
+    """The process really ends at its k-th write, fsync, rename, ..., for k = 1 until the save completes."""
     template = tmp_path / "template"
     template.mkdir()
     before(template)
@@ -168,7 +168,7 @@ ERRORS = [errno.ENOSPC, errno.EACCES, errno.EIO, errno.EDQUOT, errno.EROFS]
     ids=lambda value: errno.errorcode[value] if isinstance(value, int) else value.__name__,
 )
 def test_an_error_at_every_call_of_a_save(before: Callable[[Path], None], code: int, tmp_path: Path) -> None:
-    """Of one call alone, and of this call and all that follow: deletions fail too."""
+    """One call fails, or this call and all that follow, deletions included."""
     template = tmp_path / "template"
     template.mkdir()
     before(template)
@@ -210,7 +210,7 @@ def assert_is_one_line_about(fault: StorageError, run: Path, code: int) -> None:
 
 
 def test_a_second_ctrl_c_at_every_call_of_a_save(tmp_path: Path) -> None:
-    """It leaves at once: what was begun is taken back, or the next save takes it back."""
+    """The process ends at once: what was begun is undone now or by the next save."""
     template = tmp_path / "template"
     saved_thrice(template)
     for number in range(1, 1000):
@@ -226,7 +226,7 @@ def test_a_second_ctrl_c_at_every_call_of_a_save(tmp_path: Path) -> None:
 
 
 def test_what_is_saved_is_on_the_disk_before_it_has_its_name(tmp_path: Path) -> None:
-    """The order that survives a loss of power: content, then names within, then the name, then the folder above."""
+    """The order survives a power failure: content, then the names inside, then the folder's name, then its parent."""
     run = tmp_path / "run"
     with at_each_call(lambda *_: None) as calls:
         save(run, 1)
@@ -275,7 +275,7 @@ LARGE = ["model.d_model=128", "data.test=[]", "training.max_steps=6", "validatio
 
 
 def limited(config: Path, run: Path, limit: int) -> subprocess.CompletedProcess[str]:
-    """Train in a process whose files may not grow beyond a limit: what a full disk is like."""
+    """Train in a process whose files may not grow beyond a limit, which simulates a full disk."""
     import resource
 
     return tiny.run_process(
@@ -290,7 +290,7 @@ def limited(config: Path, run: Path, limit: int) -> subprocess.CompletedProcess[
     ids=["first-save", "later"],
 )
 def test_a_file_that_cannot_grow(config: Path, tmp_path: Path, largest: str, steps: list[int]) -> None:
-    """At step 0, before time is spent; and later, when the optimizer is larger than the model."""
+    """Saving fails at step 0, before time is spent, or later, when the optimizer state is larger than the model."""
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert tiny.mtkit("train", config, f"run={whole}", *LARGE)[0] == 0
     limit = (tiny.checkpoint(whole, 3) / largest).stat().st_size - 1
@@ -321,7 +321,7 @@ exit $code
 @pytest.mark.parametrize(("kilobytes", "steps"), [(700, 0), (4000, 1)])
 @pytest.mark.slow
 def test_a_disk_that_is_really_full(config: Path, tmp_path: Path, kilobytes: int, steps: int) -> None:
-    """On a file system of its own, where the system allows that to a test."""
+    """Uses a file system of its own, if the system lets a test mount one."""
     (tmp_path / "disk").mkdir()
     script = IN_A_SMALL_DISK.format(kilobytes=kilobytes, python=sys.executable)
     inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", tmp_path / "disk"]
@@ -350,7 +350,7 @@ def test_a_folder_that_may_not_be_written(config: Path, tmp_path: Path) -> None:
 
 
 def on_a_read_only_disk(folder: Path) -> Callable[[str, int, str], None]:
-    """Nothing below the folder can be changed; folders that are there may be asked for."""
+    """Return an action that makes every change below the folder fail, except creating a folder that exists."""
 
     def action(name: str, count: int, path: str) -> None:
         if Path(path).is_relative_to(folder) and not (name == "mkdir" and Path(path).is_dir()):
@@ -390,7 +390,7 @@ def test_a_cache_that_holds_all_may_be_read_only(config: Path, tmp_path: Path) -
     ids=lambda code: errno.errorcode[code],
 )
 def test_an_error_while_training_is_one_line(config: Path, tmp_path: Path, code: int) -> None:
-    """At calls that are spread over the saves of steps 0, 3 and 6, metrics.jsonl and the results."""
+    """The calls are spread over the saves of steps 0, 3 and 6, metrics.jsonl and the results."""
     run = tmp_path / "run"
     options = ["training.max_steps=6", "validation.every_steps=3", "validation.metrics=[]",
                "validation.best=loss", "training.log_every_steps=3"]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Damaged and malicious checkpoints: each is found out, none is executed, and the checkpoint before stands in."""
+"""Damaged and malicious checkpoints: each is detected, none is executed, and the previous checkpoint is used."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Damage = Callable[[Path], None]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    """A run with checkpoints of steps 0, 6 and 12; not to be changed."""
+    """A run with checkpoints of steps 0, 6 and 12; read-only."""
     folder = tmp_path_factory.mktemp("damage")
     config = tiny.write_config(folder / "config.yaml", run=folder / "run", root=corpus)
     mtkit.train(mtkit.load_config(config, OPTIONS))
@@ -46,12 +46,12 @@ def run(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
 
 @pytest.fixture
 def copy(run: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be damaged."""
+    """A copy of the run that a test may damage."""
     return shutil.copytree(run, tmp_path / "run")
 
 
 def rewrite_manifest(folder: Path) -> None:
-    """Make the manifest fit the files, as somebody does who wants the change to stay unseen."""
+    """Make the manifest match the files, as someone hiding a change would."""
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in folder.iterdir()
@@ -64,7 +64,7 @@ def rewrite_manifest(folder: Path) -> None:
 
 
 def changed(change: Callable[[bytes], bytes]) -> Damage:
-    """Other bytes in a file."""
+    """Change the bytes of a file."""
 
     def damage(path: Path) -> None:
         path.write_bytes(change(path.read_bytes()))
@@ -73,7 +73,7 @@ def changed(change: Callable[[bytes], bytes]) -> Damage:
 
 
 def flipped(place: float) -> Damage:
-    """A bit flipped at a place between 0.0 and 1.0 of the file."""
+    """Flip a bit at a position between 0.0 and 1.0 of the file."""
 
     def flip(data: bytes) -> bytes:
         content = bytearray(data)
@@ -84,7 +84,7 @@ def flipped(place: float) -> Damage:
 
 
 def replaced(make: Callable[[Path], object]) -> Damage:
-    """Something else in the place of a file."""
+    """Put something else in place of a file."""
 
     def replace(path: Path) -> None:
         path.unlink()
@@ -94,12 +94,12 @@ def replaced(make: Callable[[Path], object]) -> Damage:
 
 
 def other_name(path: Path) -> Path:
-    """The next file of the same checkpoint."""
+    """Return the next file of the same checkpoint."""
     return path.with_name(FILES[(FILES.index(path.name) + 1) % len(FILES)])
 
 
 def swap(path: Path) -> None:
-    """Exchange a file with the next one."""
+    """Swap a file with the next one."""
     a, b = path.read_bytes(), other_name(path).read_bytes()
     path.write_bytes(b)
     other_name(path).write_bytes(a)
@@ -128,7 +128,7 @@ OF_THE_OTHER = ("model.safetensors", "optimizer.safetensors", "state.json", "man
 
 
 def edited(change: Callable[[dict[str, Any]], object]) -> Damage:
-    """The manifest changed as JSON; the change may return what takes its place."""
+    """Change the manifest as JSON; the function may return a replacement."""
 
     def edit(path: Path) -> None:
         manifest = json.loads(path.read_text())
@@ -158,7 +158,7 @@ EDITS: dict[str, Damage] = {
 
 
 def of_another_step(path: Path) -> None:
-    """The whole checkpoint is that of step 6."""
+    """Replace the whole checkpoint with that of step 6."""
     shutil.rmtree(path.parent)
     shutil.copytree(path.parent.with_name("step-00000006"), path.parent)
 
@@ -240,14 +240,14 @@ def test_flipped_bits_anywhere(copy: Path) -> None:
 
 
 def test_a_link_to_the_same_content_is_no_damage(copy: Path, tmp_path: Path) -> None:
-    """Somebody may keep large files on another disk."""
+    """Users may keep large files on another disk."""
     path = tiny.checkpoint(copy, 12) / "model.safetensors"
     path.symlink_to(path.rename(tmp_path / "elsewhere"))
     verify_checkpoint(path.parent)
 
 
 def test_weights_with_a_fitting_manifest_are_read_strictly(tmp_path: Path) -> None:
-    """Whatever bit is flipped before the manifest is made: tensors, or one line."""
+    """Whatever bit is flipped before the manifest is written, the result is tensors or a one-line error."""
     folder = tmp_path / "folder"
     save_checkpoint(folder, Checkpoint({"a": torch.ones(3), "b": torch.ones(2, 2)}, "run: x\n"))
     path = folder / "model.safetensors"
@@ -270,7 +270,7 @@ def test_weights_with_a_fitting_manifest_are_read_strictly(tmp_path: Path) -> No
 
 
 class Payload:
-    """What it is unpickled to is a folder."""
+    """An object whose unpickling creates a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -296,7 +296,7 @@ def in_a_tar(payload: Payload) -> bytes:
 
 
 def behind_a_header(payload: Payload) -> bytes:
-    """Like a safetensors file, but its bytes are not those of the tensors."""
+    """Return bytes that begin like a safetensors file and go on with the pickled payload."""
     header = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
     return struct.pack("<Q", len(header)) + header + pickle.dumps(payload)
 
@@ -317,7 +317,7 @@ def as_yaml(payload: Payload) -> bytes:
 
 
 def among_metadata(payload: Payload) -> bytes:
-    """A sound safetensors file of other tensors."""
+    """Return a valid safetensors file with the pickled payload in its metadata."""
     metadata = {"pickle": pickle.dumps(payload, protocol=0).decode()}
     return safetensors.torch.save({"weight": torch.ones(2)}, metadata)
 
@@ -341,7 +341,7 @@ VARIANTS: dict[str, Callable[[Payload], bytes]] = {
 
 
 def test_the_payload_would_run(tmp_path: Path) -> None:
-    """So that the tests below can fail."""
+    """Show that the tests below can fail."""
     pickle.loads(VARIANTS["pickle-4"](Payload(tmp_path / "ran")))
     assert (tmp_path / "ran").is_dir()
 
@@ -351,7 +351,7 @@ def test_the_payload_would_run(tmp_path: Path) -> None:
     "fitting", [pytest.param(False, marks=pytest.mark.slow), True], ids=["alone", "with-manifest"]
 )
 def test_a_malicious_file_is_refused(copy: Path, tmp_path: Path, variant: str, fitting: bool) -> None:
-    """Under every name of a checkpoint, by whatever reads it."""
+    """The file is refused under every name in a checkpoint, by everything that reads one."""
     ran = tmp_path / "ran"
     data = VARIANTS[variant](Payload(ran))
     shutil.rmtree(copy / "best")

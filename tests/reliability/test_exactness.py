@@ -1,4 +1,4 @@
-"""Every step can be gone on from, and a run gives today the losses that it gave when they were written down."""
+"""A run can resume from every step, and its losses are still those recorded when the golden file was written."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ SMALL = [
 
 
 def small_config(folder: Path, corpus: Path, *overrides: str) -> Config:
-    """A run of which an update takes some milliseconds."""
+    """Return the config of a run whose updates take a few milliseconds."""
     path = tiny.write_config(folder / "config.yaml", run=folder / "run", root=corpus)
     return mtkit.load_config(path, [*SMALL, *overrides])
 
 
 def test_resume_from_each_of_60_steps(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run saves at every step; from each it goes on for some steps, to the bytes and losses of the first run.
+    """A run saves at every step; resumed from each, it reproduces the bytes and losses of the first run.
 
-    Two batches an update, dropout, several epochs, some of which end between the two batches.
+    It has two batches per update, dropout, and several epochs, some of which end between the two batches.
     """
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # thousands of files, none of which must last
     whole = small_config(
@@ -63,7 +63,7 @@ def test_resume_from_each_of_60_steps(corpus: Path, tmp_path: Path, monkeypatch:
 
 
 def edges_of_epochs(run: Path) -> list[int]:
-    """The steps at which a checkpoint says that a new epoch has begun."""
+    """Return the steps whose checkpoints say that a new epoch has begun."""
     states = [json.loads((tiny.checkpoint(run, s) / "state.json").read_text()) for s in tiny.checkpoints(run)]
     return [after["step"] for before, after in pairwise(states) if after["epoch"] > before["epoch"]]
 
@@ -76,7 +76,7 @@ MANY = ["training.max_steps=600", "training.save_every_steps=5", "validation.eve
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Path, float]:
-    """The config of a run that nothing disturbed (`whole` beside it), and the seconds that a run of one step takes."""
+    """The config of an undisturbed run (`whole` next to it), and the seconds that a run of one step takes."""
     folder = tmp_path_factory.mktemp("undisturbed")
     config = tiny.write_config(folder / "config.yaml", run=folder / "whole", root=corpus)
     mtkit.train(mtkit.load_config(config, MANY))
@@ -89,7 +89,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_twenty_times_at_random(undisturbed: tuple[Path, float], tmp_path: Path, seed: int) -> None:
-    """Five times each; at any time after a process began: while it loads, trains, validates or saves."""
+    """Each run is killed at a random time after it started: while it loads, trains, validates or saves."""
     config, seconds_to_start = undisturbed
     run, rng, steps = tmp_path / "killed", random.Random(seed), []
     for _ in range(5):
@@ -119,7 +119,7 @@ learning rate 1 % higher (measured; `test_golden_losses_see_small_changes`)."""
 
 
 def golden_run(folder: Path, corpus: Path, *overrides: str) -> list[float]:
-    """The training loss of each of 100 updates of a run with all that training has: dropout, smoothing, clipping."""
+    """Return the training losses of 100 updates with everything training has: dropout, smoothing, clipping."""
     config = small_config(
         folder, corpus, "training.max_steps=100", "training.warmup_steps=20", "training.weight_decay=0.01",
         "training.num_threads=1", "training.device=cpu", "training.clip_norm=0.8", "data.valid=[]", *overrides,
@@ -131,7 +131,7 @@ def golden_run(folder: Path, corpus: Path, *overrides: str) -> list[float]:
 def test_golden_losses(corpus: Path, tmp_path: Path) -> None:
     """The losses are those of tests/reliability/golden_losses.txt.
 
-    If they changed on purpose, write them anew and say in the commit why they changed:
+    If they changed on purpose, write them again and say in the commit why they changed:
     `MTKIT_WRITE_GOLDEN=1 python -m pytest tests/reliability/test_exactness.py -k golden`.
     """
     losses = golden_run(tmp_path, corpus)

@@ -1,4 +1,4 @@
-"""A run that was stopped, in whatever way, goes on as if it had not been: the same weights, bit for bit."""
+"""A run that was stopped, in whatever way, resumes as if it had not been: the same weights, bit for bit."""
 
 import gzip
 import hashlib
@@ -43,7 +43,7 @@ LAST = 20
 
 @pytest.fixture
 def make(tmp_path: Path, corpus: Path) -> Callable[..., Config]:
-    """The config of a run in a folder below the test's own."""
+    """Write the config of a run in a folder below the test's own."""
 
     def configure(name: str, *overrides: str) -> Config:
         path = tiny.write_config(tmp_path / f"{name}.yaml", run=tmp_path / name, root=corpus)
@@ -70,7 +70,7 @@ def train_and_interrupt(config: Config, step: int, monkeypatch: pytest.MonkeyPat
 
 
 def assert_same(stopped: Config, whole: Config, last: int = LAST) -> None:
-    """Two runs came to the same: all that is trained, all that was logged, all that they translate."""
+    """Check that two runs have the same result: everything trained, logged and translated."""
     a, b = Path(stopped.run), Path(whole.run)
     assert tiny.losses(a) == tiny.losses(b)
     trained_a, trained_b = (tiny.tensors(tiny.checkpoint(run, last)) for run in (a, b))
@@ -111,7 +111,7 @@ def test_stopped_four_times(
 def test_stopped_at_the_edge_of_an_epoch(
     make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, accumulate: int
 ) -> None:
-    """After the last update of an epoch, and after one whose batches are of two epochs."""
+    """The run stops after the last update of an epoch, and after an update with batches of two epochs."""
     batches = ["training.batch_tokens=800", f"training.accumulate={accumulate}"]
     whole, stopped = make("whole", *batches), make("stopped", *batches)
     shown = io.StringIO()
@@ -129,7 +129,7 @@ def test_stopped_at_the_edge_of_an_epoch(
 
 
 def state_of(run: Path, step: int) -> dict[str, Any]:
-    """Where a checkpoint says that the run stands."""
+    """Return the training state stored in a checkpoint."""
     return json.loads((tiny.checkpoint(run, step) / "state.json").read_text())
 
 
@@ -155,7 +155,7 @@ def test_stopped_while_validating(make: Callable[..., Config], monkeypatch: pyte
 def test_killed_after_a_validation_that_a_signal_had_broken(
     make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The checkpoint of the signal knows nothing of the validation: it is made again, and logged once."""
+    """The checkpoint saved on the signal knows nothing of the validation, which is repeated and logged once."""
     whole, stopped = make("whole"), make("stopped")
     mtkit.train(whole)
     with monkeypatch.context() as patch:
@@ -171,11 +171,11 @@ def test_killed_after_a_validation_that_a_signal_had_broken(
 
 
 class Killed(BaseException):
-    """In the place of SIGKILL: nothing is saved."""
+    """Stands for SIGKILL: nothing is saved."""
 
 
 def killed_at(step: int) -> Callable[[Trainer, Any], None]:
-    """A `train_step` after which the process is no more."""
+    """Return a `train_step` that kills the process after this step."""
     original = Trainer.train_step
 
     def train_step(self: Trainer, update: Any) -> None:
@@ -230,14 +230,14 @@ def long_config(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def long_run(long_config: Path) -> Config:
-    """A run of some seconds that nothing stopped."""
+    """A run of a few seconds that nothing stopped."""
     config = mtkit.load_config(long_config, LONG)
     mtkit.train(config)
     return config
 
 
 def start(config: Path, run: Path) -> subprocess.Popen[str]:
-    """Start a process that trains, and wait until it has made an update."""
+    """Start a training process and wait until it has made an update."""
     metrics = run / "metrics.jsonl"
     before = metrics.read_text() if metrics.exists() else ""
     process = tiny.spawn("train", config, f"run={run}", *LONG, stdout=subprocess.DEVNULL)
@@ -252,7 +252,7 @@ def start(config: Path, run: Path) -> subprocess.Popen[str]:
 
 
 def finish(config: Path, run: Path) -> Config:
-    """Go on to the end in this process."""
+    """Train to the end in this process."""
     loaded = mtkit.load_config(config, [*LONG, f"run={run}"])
     mtkit.train(loaded)
     return loaded
@@ -312,7 +312,7 @@ FILES = ["model.safetensors", "optimizer.safetensors", "state.json", "config.yam
 
 @pytest.fixture(scope="module")
 def halfway(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    """A folder with a run to step 12 and a run to step 18; not to be changed."""
+    """A folder with a run to step 12 and a run to step 18; read-only."""
     folder = tmp_path_factory.mktemp("halfway")
     for steps in (12, 18):
         config = tiny.write_config(folder / f"{steps}.yaml", run=folder / str(steps), root=corpus)
@@ -322,7 +322,7 @@ def halfway(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
 
 @pytest.fixture
 def copied(halfway: Path, tmp_path: Path) -> list[str]:
-    """The command that goes on with a copy of the run, to step 18."""
+    """Return the command that resumes a copy of the run, up to step 18."""
     shutil.copytree(halfway / "12", tmp_path / "run")
     config = shutil.copy(halfway / "12.yaml", tmp_path)
     return ["train", config, *OPTIONS, f"run={tmp_path / 'run'}", "training.max_steps=18"]
@@ -349,7 +349,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_replaced(
 def test_a_damaged_checkpoint_does_not_cost_the_valid_one_before_it(
     copied: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Saving step 8 must not count the damaged step 12 as the one to keep."""
+    """Saving step 8 must not count the damaged step 12 as a checkpoint to keep."""
     run = tmp_path / "run"
     flip(tiny.checkpoint(run, 12) / "model.safetensors")
     monkeypatch.setattr(Trainer, "train_step", killed_at(9))
@@ -428,7 +428,7 @@ def test_a_full_disk_while_saving_keeps_the_checkpoint_before(
 def rewrite(
     checkpoint: Path, config: Callable[[str], str], state: Callable[[dict[str, Any]], object]
 ) -> None:
-    """Change the config and the state of a checkpoint, with a manifest that fits."""
+    """Change the config and the state of a checkpoint, with a matching manifest."""
     path = checkpoint / "state.json"
     path.write_text(json.dumps(state(json.loads(path.read_text()))))
     path = checkpoint / "config.yaml"
@@ -449,7 +449,7 @@ STATE_OF_0_1_0 = (
 
 @pytest.fixture
 def of_0_1_0(copied: list[str], halfway: Path, corpus: Path, tmp_path: Path) -> list[str]:
-    """The command that goes on with a run folder as mtkit 0.1.0 wrote it."""
+    """Return the command that resumes a run folder written by mtkit 0.1.0."""
     config = (Path(__file__).parents[1] / "data/config-0.1.0.yaml").read_text()
     config = config.replace("RUN", str(tmp_path / "run")).replace("DATA", str(corpus))
     (tmp_path / "run/.mtkit-run").unlink()
@@ -460,7 +460,7 @@ def of_0_1_0(copied: list[str], halfway: Path, corpus: Path, tmp_path: Path) -> 
 
 
 def updates(run: Path) -> list[dict[str, Any]]:
-    """What was learned; which of two equal validations is the better, a run of 0.1.0 cannot tell."""
+    """Return the records of updates; validations may differ, since 0.1.0 ranked equal ones in another way."""
     return [line for line in tiny.losses(run) if line["kind"] == "train"]
 
 
@@ -481,7 +481,7 @@ def test_a_run_of_0_1_0_goes_on_and_translates(of_0_1_0: list[str], halfway: Pat
 def test_a_default_that_has_changed_since_is_that_of_before(
     copied: list[str], halfway: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run began when the default of label_smoothing was what it is now; since then let it have become 0.3."""
+    """The run started with today's default of label_smoothing; the test then changes the default to 0.3."""
     monkeypatch.setitem(resuming.CHANGED_DEFAULTS, "training.label_smoothing", 0.1)
     field = TrainingConfig.model_fields["label_smoothing"]
     with monkeypatch.context() as patch:
@@ -587,7 +587,7 @@ def test_harmless_changes_are_accepted(copied: list[str], halfway: Path, tmp_pat
 
 
 def test_the_coverage_that_was_a_default_before_is_no_change(config: Path) -> None:
-    """It is about a tokenizer that the run has already."""
+    """The key concerns a tokenizer that the run already has."""
     by_bytes = "tokenizer.byte_fallback=true"
     old, new = (
         mtkit.load_config(config, [by_bytes, *more]) for more in (["tokenizer.character_coverage=1.0"], [])
@@ -598,7 +598,7 @@ def test_the_coverage_that_was_a_default_before_is_no_change(config: Path) -> No
 
 
 def test_a_key_that_did_nothing_may_be_taken_away(config: Path, tmp_path: Path) -> None:
-    """As it must, for a YAML with it is refused now."""
+    """A YAML with such a key is refused now, so the user must be able to remove it."""
     text, idle = config.read_text(), tmp_path / "idle.yaml"
     idle.write_text(text.replace("log_every_steps: 1", "log_every_steps: 1, min_learning_rate: 0.001"))
     with pytest.raises(ConfigError, match="min_learning_rate: has no effect without"):
@@ -648,7 +648,7 @@ def test_files_may_be_renamed_and_packed_anew(
 
 
 def test_the_fingerprint_of_0_1_0_is_known(copied: list[str], corpus: Path, tmp_path: Path) -> None:
-    """Of packed files it was made of their bytes."""
+    """Fingerprints of compressed files used to be computed from their bytes."""
     packed = []
     for side in ("src", "tgt"):
         packed.append(corpus.parent / f"{tmp_path.name}.{side}.gz")
@@ -671,7 +671,7 @@ def test_the_fingerprint_of_0_1_0_is_known(copied: list[str], corpus: Path, tmp_
 def test_the_same_pairs_from_other_files_are_the_same_corpus(
     copied: list[str], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A table that is compressed in another way, a generator whose code was tidied: the cache knows the pairs."""
+    """A table compressed differently or a generator with edited code gives the same pairs; the cache knows them."""
     monkeypatch.setattr("mtkit.data.sources._hash", lambda *parts: "another")
     code, out, _ = tiny.mtkit(*copied)
     assert code == 0

@@ -1,4 +1,4 @@
-"""What a run folder survives: death before the first save, a `--fresh` that cannot begin, leftovers of other runs."""
+"""Run folders survive a kill before the first save, a `--fresh` that cannot start, and leftovers of other runs."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from mtkit.training.ownership import claimed_names
 
 
 def fails(code: int, *parts: str, arguments: list[object]) -> None:
-    """Run a command that must fail in one line with all these parts."""
+    """Run a command that must fail with one line containing these parts."""
     found, _, err = tiny.mtkit(*arguments)
     line = tiny.one_line(err)
     assert found == code, line
@@ -66,7 +66,7 @@ def test_fresh_with_tensorboard_begins_again(config: Path, tmp_path: Path) -> No
 
 
 def test_events_of_another_program_are_named_and_kept(config: Path, tmp_path: Path) -> None:
-    """A later `--fresh` could not tell them from those of the run."""
+    """A later `--fresh` could not tell them from the run's own."""
     events = tmp_path / "run" / "tensorboard" / "events.out.tfevents.7.mine"
     events.parent.mkdir(parents=True)
     events.write_text("mine")
@@ -98,7 +98,7 @@ def test_separate_tokenizers_replace_a_joint_one_that_was_left_behind(
 
 
 class Killed(BaseException):
-    """In the place of SIGKILL."""
+    """Stands for SIGKILL."""
 
 
 def killed(*_: object) -> None:
@@ -113,7 +113,7 @@ SHORT = ["training.max_steps=2", "training.average_last=2", "training.save_every
 
 @pytest.fixture
 def project(tmp_path: Path, corpus: Path) -> Path:
-    """A user's folder with a config, data and other things in it, some with names that a run uses too."""
+    """Create a user's folder with a config, data and other files, some with names that a run uses too."""
     folder = tmp_path / "project"
     shutil.copytree(corpus, folder / "data")
     tiny.write_config(folder / "config.yaml", run=folder, root=folder / "data")

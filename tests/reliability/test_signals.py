@@ -1,4 +1,4 @@
-"""SIGTERM, SIGHUP and Ctrl-C at any time of a run: it saves what is to be saved, soon, and the exit code says so."""
+"""SIGTERM, SIGHUP and Ctrl-C at any time: the run is saved promptly, and the exit code tells."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ setattr(owner, name, slowed)
 from mtkit.cli import main
 main(arguments)
 """
-"""`mtkit` with a function that takes three seconds and says when it has begun, after so many quick calls."""
+"""`mtkit` with one function slowed down: after some quick calls it takes three seconds and prints when it starts."""
 
 PLACES = {
     "encoding": ("mtkit.data.encoding._next_texts", 0, BEFORE_TRAINING),
@@ -66,11 +66,11 @@ PLACES = {
 }
 SLOW_PLACES = {"encoding", "first-save", "best", "tests"}
 HUNG_UP = {"validation", "first-save"}
-"""Where the signal is SIGHUP, which a terminal sends when it is closed."""
+"""The places where the signal is SIGHUP, which a closed terminal sends."""
 
 
 def start_slowed(place: str, config: Path, run: Path, mark: Path) -> subprocess.Popen[str]:
-    """Start a run and wait until it is in the slow place."""
+    """Start a run and wait until it reaches the slow function."""
     where, skip, _ = PLACES[place]
     cache = tiny.child_environment() | {"MTKIT_CACHE": str(run.parent / "cache")}
     words = [
@@ -99,7 +99,7 @@ def start_slowed(place: str, config: Path, run: Path, mark: Path) -> subprocess.
 
 @pytest.fixture
 def whole(config: Path, tmp_path: Path) -> Path:
-    """The same run, undisturbed."""
+    """The same run without a signal."""
     assert tiny.mtkit("train", config, f"run={tmp_path / 'whole'}", *OPTIONS)[0] == 0
     return tmp_path / "whole"
 
@@ -117,7 +117,7 @@ def assert_goes_on_to_the_same_end(config: Path, run: Path, whole: Path) -> None
     "place", [pytest.param(p, marks=pytest.mark.slow if p in SLOW_PLACES else []) for p in PLACES]
 )
 def test_a_signal_anywhere(place: str, config: Path, tmp_path: Path, whole: Path) -> None:
-    """Real processes, stopped in the middle of what takes them three seconds."""
+    """Real processes are stopped in the middle of the slow function."""
     run = tmp_path / "run"
     process = start_slowed(place, config, run, tmp_path / "mark")
     start = time.monotonic()
@@ -145,7 +145,7 @@ def test_a_second_ctrl_c_leaves_in_the_middle_of_a_save(config: Path, tmp_path: 
 
 
 def test_nohup_is_heeded() -> None:
-    """It sets SIGHUP to be ignored."""
+    """`nohup` makes the process ignore SIGHUP."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Signals().installed():
@@ -170,7 +170,7 @@ def test_sigterm_while_torch_is_loaded(config: Path, tmp_path: Path) -> None:
 def test_sigterm_while_the_tokenizer_is_trained(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SentencePiece is C++ for minutes, in which Python hears nothing: it has a thread of its own."""
+    """SentencePiece runs C++ for minutes without handling signals, so it has a thread of its own."""
     release = threading.Event()
 
     def train(**_: object) -> None:
@@ -210,7 +210,7 @@ def test_ctrl_c_while_encoding_leaves_no_corpus_in_the_cache(
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_sigterm_ten_times_at_random(config: Path, tmp_path: Path, seed: int) -> None:
-    """At any time after the process began; it is always heard, and in the end nothing is lost."""
+    """Signals at random times are always handled, and in the end nothing is lost."""
     options = [*OPTIONS, "training.max_steps=400", "validation.every_steps=7", "data.test=[]"]
     whole, run, rng = tmp_path / "whole", tmp_path / "run", random.Random(seed)
     assert tiny.mtkit("train", config, f"run={whole}", *options)[0] == 0

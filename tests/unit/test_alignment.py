@@ -1,4 +1,4 @@
-"""Links and attention: which translations have them, and that matrices do not pile up."""
+"""Links and attention: which translations have them, and that matrices do not pile up in memory."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ LINES = sentences(5 * MAX_LINES_WITH_ATTENTION, longest=6)
 
 
 def num_alive(references: list[weakref.ref[Any]]) -> int:
-    """How many arrays are still in memory."""
+    """Return the number of arrays still in memory."""
     return sum(reference() is not None for reference in references)
 
 
 def test_attention_of_earlier_lines_is_gone() -> None:
-    """While lines are read one by one, never more than two groups of matrices exist."""
+    """When lines are read one by one, at most two groups of matrices exist."""
     translator = make(beam_size=1)
     matrices: list[weakref.ref[Any]] = []
     most = 0
@@ -119,7 +119,7 @@ def test_links_are_of_words_as_they_are_typed(byte_fallback: bool, limit: int) -
 
 
 def test_each_piece_belongs_to_the_word_it_was_made_of() -> None:
-    """A zero-width space divides pieces, but not words; an accent by itself becomes two pieces."""
+    """A zero-width space separates tokens but not words; a lone accent becomes two tokens."""
     src = make().tokenizers.src
     for line in ODD:
         spans, words = src.spans(line), WordIndex(line)

@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def random_mask(kind: str, B: int, H: int, T: int, S: int) -> Tensor | None:
-    """A mask in which every query sees at least one key."""
+    """Return a mask in which every query sees at least one key."""
     match kind:
         case "none":
             return None
@@ -156,7 +156,7 @@ kinds = pytest.mark.parametrize("kind", ["trained on cpu", "plain", "fused"])
 
 
 def use(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the layers use one of the three."""
+    """Make the layers use one of the three implementations."""
     monkeypatch.setattr(attention, "uses_cpu_training_kernel", lambda x: kind == "trained on cpu")
     monkeypatch.setattr(attention, "fused_is_faster", lambda x: kind == "fused")
 
@@ -164,7 +164,7 @@ def use(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def copied(
     width: int, heads: int, bias: bool, cross: bool
 ) -> tuple[MultiHeadAttention, nn.MultiheadAttention]:
-    """Our layer and PyTorch's, with the same weights."""
+    """Return our layer and PyTorch's with the same weights."""
     theirs = nn.MultiheadAttention(width, heads, bias=bias, batch_first=True)
     ours = MultiHeadAttention(width, heads, heads, cross=cross, bias=bias)
     with torch.no_grad():
@@ -325,7 +325,7 @@ def naive_relative_attention(
     queries: list[int],
     keys: list[int],
 ) -> Tensor:
-    """Shaw et al. 2018, eq. 3 and 4, one query of one head at a time. H query heads, as many key heads."""
+    """Compute Shaw et al. 2018, eq. 3 and 4, one query of one head at a time. H query heads, as many key heads."""
     B, H, T, E = q.shape
     out = torch.zeros_like(q)
     for b in range(B):

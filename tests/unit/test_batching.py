@@ -1,4 +1,4 @@
-"""Batches: every pair once, within the budget, a function of seed and epoch alone; and the arrays made of them."""
+"""Batches: every pair once, within the budget, a function of seed and epoch alone; and the arrays made from them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SPECIAL = SpecialIds(src_pad=0, src_eos=3, tgt_pad=1, tgt_bos=2, tgt_eos=5)
 
 
 def realistic_lengths(count: int, seed: int = 0) -> tuple[Ints, Ints]:
-    """Like those of a web corpus: log-normal, both sides of about the same length."""
+    """Return lengths like those of a web corpus: log-normal, both sides about equally long."""
     rng = np.random.default_rng(seed)
     src = np.clip(rng.lognormal(3.0, 0.6, count), 1, 250)
     tgt = np.clip(src * rng.lognormal(0.05, 0.2, count), 1, 250)
@@ -197,7 +197,7 @@ def test_a_batch_of_the_pairs_asked_for() -> None:
 
 
 def test_mask_is_true_at_pieces_that_look_like_padding() -> None:
-    """The mask comes from the lengths: a piece that happens to be the pad id is still a piece."""
+    """The mask comes from the lengths: a token that happens to have the pad id is still a token."""
     batch = make_batch(Corpus([([9], [1, 1]), ([9], [])]), np.array([0, 1]), SPECIAL)
     assert batch.tgt_mask.tolist() == [[True, True, True], [True, False, False]]
 

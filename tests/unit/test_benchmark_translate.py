@@ -1,4 +1,4 @@
-"""The comparison with CTranslate2 is one of the same work; without CTranslate2 itself."""
+"""The comparison with CTranslate2 compares the same work; tested without CTranslate2 itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mtkit.translation.segments import Request
 
 
 class Recorder:
-    """In CTranslate2's place: notes what it is given, and says one piece so many times."""
+    """Stands for CTranslate2: records what it is given and answers with one repeated token."""
 
     def __init__(self, piece: str, times: int) -> None:
         self.hypothesis = [piece] * times

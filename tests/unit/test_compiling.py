@@ -1,4 +1,4 @@
-"""What torch.compile needs is looked for before training starts; its failures are one line."""
+"""Requirements of torch.compile are checked before training starts; its failures are one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mtkit.training.compiling import check_compiler, compile_errors
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is all of PATH, empty."""
+    """An empty folder that is the whole PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -35,7 +35,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def add(folder: Path, name: str) -> None:
-    """A program of this name."""
+    """Add a program with this name."""
     (folder / name).write_text("#!/bin/sh\n")
     (folder / name).chmod(0o755)
 

@@ -1,4 +1,4 @@
-"""Loading a config: every mistake is found, placed and told in plain words; what is dumped loads equal."""
+"""Loading a config: every mistake is found, located and explained; a dumped config loads as an equal one."""
 
 from __future__ import annotations
 
@@ -628,7 +628,7 @@ ON = {
     "tokenizer.model": ["tokenizer.model=x.model"],
     "tokenizer.src_model": ["tokenizer.src_model=x.model", "tokenizer.tgt_model=y.model"],
 }
-"""Overrides that switch on what a rule is about; off it is by default, but for `validation.metrics`."""
+"""Overrides that switch on what a rule depends on; it is off by default, except `validation.metrics`."""
 
 OTHER_VALUES = {
     "decoding.temperature": 0.5, "decoding.top_k": 5, "decoding.top_p": 0.5, "decoding.epsilon": 0.5,
@@ -647,7 +647,7 @@ def rules(of: tuple[Rule, ...]) -> list[Any]:
 
 
 def switched_on(rule: Rule) -> list[str]:
-    """Overrides with which the keys of a rule that needs something do what they say."""
+    """Return overrides with which the keys of a rule take effect."""
     return [f"{rule.other}={rule.values[0]}"] if rule.other == "model.positions" else ON[rule.other]
 
 
@@ -690,7 +690,7 @@ def test_keys_that_do_nothing_are_told_with_their_lines_and_all_at_once(tmp_path
 
 
 def test_the_command_line_may_change_what_a_file_says(tmp_path: Path) -> None:
-    """Then keys of the file do nothing; `mtkit translate` treats its options and the model's config alike."""
+    """Keys of the file then have no effect, as with the options of `mtkit translate` and the model's config."""
     text = (
         "decoding: {beam_size: 3}\ntraining: {schedule: cosine, min_learning_rate: 1e-5, max_steps: 5000}\n"
     )

@@ -1,4 +1,4 @@
-"""Every config that is shipped: it loads, is short, comes back equal, and its model can be built."""
+"""Every config in the repository loads, is short, survives a dump, and its model can be built."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ each_recipe = pytest.mark.parametrize("folder", RECIPES, ids=lambda folder: fold
 
 
 def build_model(config: Config) -> Transformer:
-    """The model of a config, its vocabulary as large as it may be, without memory for its weights."""
+    """Build the model of a config with the largest vocabulary it allows, without allocating weights."""
     vocab_size = -(-config.tokenizer.vocab_size // 8) * 8
     with torch.device("meta"):
         return Transformer(config.model, vocab_size, vocab_size)
@@ -89,4 +89,4 @@ def test_a_recipe_is_listed_and_its_configs_read_the_data_that_it_names(folder: 
 
 
 WITHOUT_A_SCORE = ("several-machines",)
-"""Recipes that tell how to do something, and promise no number."""
+"""Recipes that describe how to do something and promise no score."""

@@ -48,7 +48,7 @@ PAIRS = [
 
 @dataclass(frozen=True)
 class Setting:
-    """A corpus in a folder of its own."""
+    """A folder with corpora and their cache."""
 
     root: Path
     tokenizers: Tokenizers
@@ -137,7 +137,7 @@ def test_places_are_lines_of_files(setting: Setting) -> None:
 
 @dataclass(frozen=True)
 class OnePair(Source):
-    """A source of one pair, or of none."""
+    """A source of one pair or none."""
 
     pairs: int
 

@@ -1,4 +1,4 @@
-"""The demo corpus: its grammar against forms written by hand, and what `generate` promises."""
+"""The demo corpus: its grammar against hand-written forms, and the promises of `generate`."""
 
 import re
 from collections import Counter
@@ -482,7 +482,7 @@ def test_pairs_are_distinct_and_a_sentence_has_one_translation(
 
 
 def test_both_sentences_determine_the_content_words() -> None:
-    """What the splits rest on: a sentence, in either language, cannot come from two lists of content words."""
+    """The splits rely on this: a sentence, in either language, cannot come from two lists of content words."""
     rng = Random(3)
     known: dict[str, list[str]] = {}
     for _ in range(20_000):

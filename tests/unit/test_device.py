@@ -1,4 +1,4 @@
-"""Which GPU a process takes, with PyTorch's CUDA calls faked: no GPU is needed."""
+"""Choosing the GPU of a process, with PyTorch's CUDA calls faked: no GPU is needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOLD = {"WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
 
 
 class Gpus:
-    """What `torch.cuda` would say on a machine with some GPUs."""
+    """Stands for `torch.cuda` on a machine with several GPUs."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
         self.present = 0
@@ -33,7 +33,7 @@ class Gpus:
             monkeypatch.setattr(torch.cuda, name, fake)
 
     def set_device(self, device: torch.device) -> None:
-        """As PyTorch does, which takes no device without an index."""
+        """Refuse a device without an index, as PyTorch does."""
         self.present = _get_device_index(device)
 
 
@@ -91,7 +91,7 @@ def test_a_gpu_that_is_not_there(
 
 
 def fake_join(monkeypatch: pytest.MonkeyPatch, rank: int, gpus_seen: list[str]) -> list[Any]:
-    """Let `init_distributed` meet nobody; returns the list of backends that it will have asked for."""
+    """Make `init_distributed` join no group; return the list of backends it asks for."""
     asked: list[Any] = []
     for name, value in (TOLD | {"RANK": str(rank), "LOCAL_RANK": str(rank)}).items():
         monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""What training shows, on consoles of every kind: it is up to date, and nothing that befalls a console ends a run."""
+"""Progress on consoles of every kind is up to date, and no failure of a console ends a run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ CHINESE: Sample = ("三个男人", "drei Männer", "drei Männer…")
 
 
 class Failing(io.StringIO):
-    """A file that takes a number of writes, then fails."""
+    """A file that accepts a number of writes, then fails."""
 
     def __init__(self, error: Exception, num_writes: int = 0) -> None:
         super().__init__()
         self.error, self.left = error, num_writes
 
     def write(self, text: str) -> int:
-        """Raises: the error, in the end."""
+        """Count a write; raise the error when there were enough."""
         if not self.left:
             raise self.error
         self.left -= 1
@@ -33,12 +33,12 @@ class Failing(io.StringIO):
 
 
 def terminal(file: io.TextIOBase, width: int = 100) -> Console:
-    """A terminal that writes to this file."""
+    """Return a terminal that writes to this file."""
     return Console(file=file, force_terminal=True, force_interactive=True, width=width)  # type: ignore[arg-type]
 
 
 def tell_everything(progress: Progress) -> None:
-    """All that a run shows."""
+    """Show everything a run shows."""
     progress.say("data 中")
     progress.log_training(1, NUMBERS, 60.0)
     progress.log_validation(1, "validation at step 1: loss 2", [CHINESE])
@@ -83,7 +83,7 @@ def test_a_console_that_fails_is_left_alone(
 
 
 def test_translations_are_utf8_wherever_they_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is only shown may be spelled in another way; a command's output may not."""
+    """Text that is only shown may be spelled differently; a command's output may not."""
     stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
     monkeypatch.setattr(sys, "stdout", stdout)
     monkeypatch.setattr(sys, "stderr", stderr)
@@ -99,7 +99,7 @@ def test_translations_are_utf8_wherever_they_go(monkeypatch: pytest.MonkeyPatch)
 
 
 def last_view(file: io.StringIO) -> str:
-    """What was written last."""
+    """Return what was written last."""
     text = file.getvalue()
     file.seek(0)
     file.truncate()

@@ -1,4 +1,4 @@
-"""Dropout: how much is dropped, what is left, and that a seed decides."""
+"""Dropout: how much is dropped, the scale of the rest, and that it depends on the seed alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ both = pytest.mark.parametrize("drop", [alone, sublayer_output])
 
 
 def within(count: float, n: int, probability: float) -> bool:
-    """Five standard deviations of the binomial distribution."""
+    """Return five standard deviations of the binomial distribution."""
     return abs(count - n * probability) < 5 * math.sqrt(n * probability * (1 - probability))
 
 

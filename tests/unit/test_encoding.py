@@ -1,4 +1,4 @@
-"""An encoding that was broken off goes on where it stopped, and the file comes out the same, byte for byte."""
+"""An interrupted encoding continues where it stopped, and the file is the same, byte for byte."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NUM_PAIRS = 1000
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two sources, whose pairs are left out for every reason, and a tokenizer."""
+    """A folder with two sources, whose pairs are left out for every reason, and a tokenizer."""
     folder = tmp_path_factory.mktemp("root")
     rng, pairs = random.Random(0), tiny.pairs(NUM_PAIRS, seed=0)
     for place in range(0, NUM_PAIRS, 7):
@@ -61,7 +61,7 @@ def encode(root: Path, cache: Path, on_progress: Callable[[int], None] | None = 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Record batches and chunks of a few pairs."""
+    """Make record batches and chunks hold only a few pairs."""
     for module in (corpus, encoding):
         monkeypatch.setattr(module, "ROWS", ROWS)
     monkeypatch.setattr(encoding, "_PAIRS_AT_ONCE", AT_ONCE)
@@ -69,23 +69,23 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def whole(root: Path, tmp_path: Path, small: None) -> dict[str, bytes]:
-    """The files of an encoding that nothing disturbed."""
+    """The files of an undisturbed encoding."""
     encode(root, tmp_path / "whole")
     return files(tmp_path / "whole")
 
 
 def files(cache: Path) -> dict[str, bytes]:
-    """What the cache holds of the only corpus in it."""
+    """Return the files of the only corpus in the cache."""
     (folder,) = (cache / "corpora").iterdir()
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 class BrokenOff(BaseException):
-    """In the place of a signal."""
+    """Stands for a signal."""
 
 
 def break_off(root: Path, cache: Path, after: int) -> Path:
-    """Encode until so many pairs were read. Returns the folder that is left."""
+    """Encode until this many pairs have been read, and return the folder left behind."""
 
     def stop(num_read: int) -> None:
         if num_read >= after:
@@ -98,7 +98,7 @@ def break_off(root: Path, cache: Path, after: int) -> Path:
 
 
 def progress(root: Path, cache: Path) -> list[int]:
-    """Encode to the end: after how many pairs each time it told of them."""
+    """Encode to the end and return the numbers of pairs that were reported."""
     told: list[int] = []
     encode(root, cache, told.append)
     return told
@@ -120,7 +120,7 @@ def test_it_goes_on_where_it_stopped(root: Path, tmp_path: Path, whole: dict[str
 
 
 def nothing(folder: Path) -> None:
-    """No damage."""
+    """Do no damage."""
 
 
 def flip_the_middle(folder: Path) -> None:
@@ -201,7 +201,7 @@ test_encoding.encode(Path(sys.argv[1]), Path(sys.argv[2]), lambda num_read: time
 def test_killed_for_real_while_another_encodes_the_same(
     root: Path, tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
-    """SIGKILL; the slower the more pairs were read, so that the process is alive when it comes."""
+    """The process is killed with SIGKILL; reading slows down with every pair, so that it is still alive then."""
     cache = tmp_path / "cache"
     words = [sys.executable, "-c", SLOWED, str(root), str(cache)]
     process = subprocess.Popen(words, env=tiny.child_environment(), cwd=Path(__file__).parents[2])
@@ -226,7 +226,7 @@ def test_killed_for_real_while_another_encodes_the_same(
 
 
 def test_a_set_of_digests() -> None:
-    """Held against a set of Python's, with digests of all parts, some of them again in the same call and later."""
+    """DigestSet agrees with Python's set, for digests of all partitions, repeated in the same call and later."""
     rng, digests, seen = np.random.default_rng(0), DigestSet(), set[int]()
     for count in (1, 0, 50, 3000, 7, 500):
         values = rng.integers(0, 2**64, count, dtype=np.uint64)

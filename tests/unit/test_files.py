@@ -1,4 +1,4 @@
-"""The reader of text and the writer of everything: strict lines, atomic files and folders, locks."""
+"""Reading text and writing everything: strict lines, atomic files and folders, locks."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_a_pipe_gives_each_line_when_it_is_there(tmp_path: Path) -> None:
 
 
 def test_a_reader_knows_whether_a_line_is_there(tmp_path: Path) -> None:
-    """A line whose end has not come is not there, wherever it is cut; nor does asking lose a byte of it."""
+    """A line without its end does not count as ready, wherever it is cut, and asking loses no byte of it."""
     path = tmp_path / "file"
     path.write_text("of a file\nwithout an end", encoding="utf-8")
     read_end, write_end = os.pipe()
@@ -441,7 +441,7 @@ def test_a_folder_is_committed_and_replaced(tmp_path: Path) -> None:
 
 
 class Crash(BaseException):
-    """The process dies here."""
+    """Stands for the death of the process."""
 
 
 def test_a_crash_at_any_point_of_a_commit_leaves_a_whole_folder(

@@ -1,4 +1,4 @@
-"""What `mtkit check` foretells of a run, and what it warns of."""
+"""Estimates and warnings of `mtkit check`."""
 
 from __future__ import annotations
 

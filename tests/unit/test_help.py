@@ -1,4 +1,4 @@
-"""What the command line tells a newcomer: help of groups, options in panels, completion at the keyboard."""
+"""Help for newcomers: help of command groups, options in panels, shell completion."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_option_of_translate_stands_in_a_panel() -> None:
 
 
 def complete(*words: str) -> list[str]:
-    """What the last word of a command line may become, as a shell hears it."""
+    """Return the completions of the last word of a command line, as a shell gets them."""
     command: Any = typer.main.get_command(app)
     *names, last = words
     with command.make_context("mtkit", list(names), resilient_parsing=True) as context:

@@ -39,7 +39,7 @@ RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 
 def modules() -> dict[str, Path]:
-    """All modules of the package by name, `mtkit.` left off; the package itself is the empty name."""
+    """Return all modules of the package by name, without `mtkit.`; the package itself has the empty name."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -84,7 +84,7 @@ def is_for_types_alone(node: ast.AST) -> bool:
 
 
 def nodes_that_run(tree: ast.AST, inside_functions: bool) -> Iterator[ast.AST]:
-    """All nodes but those under `if TYPE_CHECKING` (and in the bodies of functions)."""
+    """Yield all nodes except those under `if TYPE_CHECKING` (and in function bodies)."""
     for node in ast.iter_child_nodes(tree):
         function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         if is_for_types_alone(node) or (function and not inside_functions):
@@ -94,7 +94,7 @@ def nodes_that_run(tree: ast.AST, inside_functions: bool) -> Iterator[ast.AST]:
 
 
 def imported(nodes: Iterator[ast.AST]) -> Iterator[str]:
-    """Full names of the modules that are imported."""
+    """Yield the full names of imported modules."""
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -107,7 +107,7 @@ def imported(nodes: Iterator[ast.AST]) -> Iterator[str]:
 
 
 def own_imports(module: str, *, types: bool = True) -> set[str]:
-    """Modules of mtkit that a module imports anywhere, `mtkit.` left off."""
+    """Return the modules of mtkit that a module imports anywhere, without `mtkit.`."""
     tree = TREES[module]
     nodes = ast.walk(tree) if types else nodes_that_run(tree, inside_functions=True)
     names = set(imported(nodes))
@@ -119,7 +119,7 @@ def top(module: str) -> str:
 
 
 def test_the_layers_name_all_there_is() -> None:
-    """A new module or package at the top has its place in LAYERS."""
+    """A new top-level module or package needs a place in LAYERS."""
     assert {top(name) for name in MODULES if name} <= RANKS.keys()
     assert all(
         (PACKAGE / name).exists() or (PACKAGE / f"{name}.py").exists() for name in RANKS if name != "interop"
@@ -204,7 +204,7 @@ def test_public_names_are_there() -> None:
 
 
 def top_level_names(tree: ast.Module) -> dict[str, ast.stmt]:
-    """What a module defines, by name."""
+    """Return the names a module defines at the top level."""
     found: dict[str, ast.stmt] = {}
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -217,7 +217,7 @@ def top_level_names(tree: ast.Module) -> dict[str, ast.stmt]:
 
 
 def in_signature(node: ast.stmt) -> set[str]:
-    """Names in what a caller sees: annotations, base classes, the right-hand side of a type alias."""
+    """Yield the names a caller sees: annotations, base classes, the right-hand side of a type alias."""
     shown: list[ast.AST | None] = []
     if isinstance(node, ast.Assign | ast.AnnAssign):
         shown += [node.value] if isinstance(node.value, ast.Subscript | ast.BinOp) else []
@@ -248,7 +248,7 @@ WORDS_OUTSIDE = set().union(
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name])
 def test_a_leading_underscore_marks_what_other_modules_do_not_use(module: str) -> None:
-    """Used by another module or a test, or part of a public signature: public. Everything else: private."""
+    """A name is public if another module or a test uses it, or a public signature contains it; others are private."""
     defined = top_level_names(TREES[module])
     elsewhere = WORDS_OUTSIDE.union(*(found for name, found in WORDS.items() if name != module))
     commands = {

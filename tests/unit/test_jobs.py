@@ -1,4 +1,4 @@
-"""Shards, and how far an interrupted job came."""
+"""Shards, and the progress of an interrupted job."""
 
 from __future__ import annotations
 

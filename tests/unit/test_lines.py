@@ -1,4 +1,4 @@
-"""Files that go together line by line."""
+"""Files read together, line by line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chunked loss against PyTorch's cross-entropy, and its gradients against both PyTorch's and differences."""
+"""The chunked loss against PyTorch's cross-entropy, and its gradients against PyTorch's and finite differences."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_every_pair_has_the_score_of_sacrebleu(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["bleu", "chrf", "chrf++"])
 def test_sacrebleu_is_not_asked_pair_by_pair(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes a fifth of a second and more to compare 32 candidates so."""
+    """Comparing 32 candidates that way takes a fifth of a second or more."""
     utility = make_utility(name)
     for metric in (sacrebleu.BLEU, sacrebleu.CHRF):
         monkeypatch.setattr(metric, "sentence_score", lambda *texts: pytest.fail("asked"))
@@ -82,7 +82,7 @@ def test_no_candidates_have_no_risk() -> None:
 
 
 def test_aggregated_chrf_of_one_reference_is_chrf() -> None:
-    """Against a single text the mean counts are its counts, and sacreBLEU's sentence score comes out."""
+    """The mean counts of a single text are its own, so the result is sacreBLEU's sentence score."""
     hyp, ref = "der alte Mann sieht den Hund", "ein alter Mann sah einen Hund"
     both = aggregated_chrf([hyp, ref], [0.0, 1.0])
     assert both[0] == pytest.approx(sacrebleu.CHRF().sentence_score(hyp, [ref]).score, abs=1e-6)

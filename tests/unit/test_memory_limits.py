@@ -1,4 +1,4 @@
-"""Memory that a job may take, as a faked /proc and /sys tell it."""
+"""Memory available to a job, according to a faked /proc and /sys."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ V1 = (
 
 
 def write(root: Path, files: dict[str, str | int]) -> Path:
-    """A tree of files."""
+    """Write a tree of files."""
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def write(root: Path, files: dict[str, str | int]) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A machine with 64 GB free, on which this process has 1 GB in memory and 2 GB of addresses."""
+    """A machine with 64 GB free, where this process has 1 GB resident and 2 GB of addresses."""
     return write(
         tmp_path,
         {

@@ -19,7 +19,7 @@ VARIABLES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
 
 def test_a_translator_on_a_cpu_keeps_few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless the user says how many."""
+    """The limit holds unless the user sets one."""
     data = DataConfig(src="en", tgt="de", train=(SourceConfig(demo="en-de", pairs=10),))
     config = Config(run="run", data=data, decoding=make().decoding)
     monkeypatch.delenv(VARIABLES[0], raising=False)
@@ -64,7 +64,7 @@ for count, (number, length) in enumerate(shapes[:360], 1):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_memory_is_constant_over_many_shapes(precision: str) -> None:
-    """In a process of its own: 270 more shapes took 2 MiB; with PyTorch's own caches 200 (int8) to 570 (bf16)."""
+    """Measured in a process of its own: 270 more shapes took 2 MiB; with PyTorch's caches, 200 (int8) to 570 (bf16)."""
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     paths = [str(Path(__file__).parent), *filter(None, [environment.get("PYTHONPATH")])]
     done = subprocess.run(

@@ -1,6 +1,6 @@
-"""Scores equal sacreBLEU's own, from its library and its command; mistakes are told in one line.
+"""Scores equal those of sacreBLEU's library and command; mistakes are reported in one line.
 
-Some tests start another Python: the `sacrebleu` command is one, and where sacreBLEU keeps its test sets is
+Some tests start another Python: for the `sacrebleu` command, and because the folder of sacreBLEU's test sets is
 fixed when it is imported.
 """
 
@@ -71,7 +71,7 @@ def run(*command: str, **environment: str) -> str:
 
 
 def sacrebleu_lines(*arguments: str, **environment: str) -> list[str]:
-    """What the `sacrebleu` command prints, one line for each metric."""
+    """Return what the `sacrebleu` command prints, one line per metric."""
     command = [sys.executable, "-m", "sacrebleu", *arguments, "-f", "text", "-w", "6", "--no-color"]
     return [line.strip() for line in run(*command, **environment).split("\n") if line]
 
@@ -381,7 +381,7 @@ def unreachable(*_: object, **__: object) -> None:
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
-    """Make sacreBLEU know a test set whose archive is a local file; returns the folder of its cache."""
+    """Register a test set with sacreBLEU whose archive is a local file; return the cache folder."""
     cache = tmp_path / "cache"
     monkeypatch.setattr(sacrebleu.dataset.base, "SACREBLEU_DIR", str(cache))
     monkeypatch.setattr(sacrebleu, "SACREBLEU_DIR", str(cache))

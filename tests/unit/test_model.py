@@ -41,7 +41,7 @@ def tiny(**keys: Any) -> ModelConfig:
 
 
 def make(seed: int = 0, **keys: Any) -> Transformer:
-    """A model in which no vector is zero, in evaluation mode."""
+    """Return a model in which no vector is zero, in evaluation mode."""
     torch.manual_seed(seed)
     model = Transformer(tiny(**keys), VOCAB, VOCAB, PAD)
     shake(model)
@@ -50,14 +50,14 @@ def make(seed: int = 0, **keys: Any) -> Transformer:
 
 @torch.no_grad()
 def shake(model: nn.Module) -> None:
-    """Biases and norms begin as zeros and ones, which would hide mistakes."""
+    """Randomize biases and norms, which start as zeros and ones and would hide mistakes."""
     for parameter in model.parameters():
         if parameter.dim() == 1:
             parameter.add_(0.2 * torch.randn_like(parameter))
 
 
 def random_pieces(*lengths: int) -> Tensor:
-    """Rows of pieces of these lengths, filled up with pad."""
+    """Return rows of random tokens of these lengths, padded."""
     rows = [torch.randint(4, VOCAB, (n,)) for n in lengths]
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
 
@@ -357,7 +357,7 @@ def all_combinations() -> Iterator[dict[str, Any]]:
 
 
 def covering_combinations() -> list[dict[str, Any]]:
-    """Some combinations such that any three values of three options meet in one of them."""
+    """Return combinations such that any three values of three options occur together in one of them."""
     shuffled = list(all_combinations())
     random.Random(1).shuffle(shuffled)
     seen: set[Any] = set()
@@ -400,7 +400,7 @@ def check_training_step(model: Transformer) -> None:
 
 @torch.no_grad()
 def check_cached_steps(model: Transformer, steps: int = 6, beams: int = 3) -> DecoderState:
-    """Random pieces, random reordering within each sentence, a sentence that ends: each step is what `decode` gives."""
+    """Check that each cached step equals `decode`, with random tokens, reordering, and a sentence that ends."""
     rng = torch.Generator().manual_seed(0)
     src = random_pieces(7, 2, 5)
     memory, mask = model.encode(src), model.source_mask(src)
@@ -569,7 +569,7 @@ def test_the_loss_of_an_untrained_model_is_near_that_of_a_guess() -> None:
 def test_the_float32_residual_stream_has_a_smaller_gradient_error_than_one_in_bf16(
     norm_position: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Matrix products are bf16 either way; what the stream rounds at each of its sums is the difference."""
+    """Matrix products are bf16 in both; only the rounding of the stream's sums differs."""
     torch.manual_seed(5)
     src, tgt = torch.randint(1, 50, (8, 9)), torch.randint(1, 50, (8, 9))
 

@@ -1,4 +1,4 @@
-"""Numbers that a translation must have, and the ways in which languages write them."""
+"""Numbers a translation must contain, and the ways languages write them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AdamW against its formula, a state that survives being saved bit for bit, and the moving average."""
+"""AdamW against its formula, a state that survives saving bit for bit, and the EMA."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def make_model(tie_embeddings: str = "three-way") -> Transformer:
 
 
 def update(model: Transformer, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """One update on pieces that depend on the step."""
+    """Make one update with tokens that depend on the step."""
     torch.manual_seed(step)
     src, tgt = torch.randint(4, 16, (3, 5)), torch.randint(4, 16, (3, 6))
     hidden = model(src, tgt)
@@ -89,7 +89,7 @@ def test_state_is_named_by_key_and_parameter() -> None:
 
 
 def test_a_fresh_state_would_not_do() -> None:
-    """The round trip above would mean nothing if the state did not matter."""
+    """The round trip above would show nothing if the state did not matter."""
     model = make_model()
     optimizer = make_optimizer(model, TrainingConfig())
     update(model, optimizer, 1)

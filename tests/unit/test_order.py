@@ -1,4 +1,4 @@
-"""The order of batches: the same as by its definition, and in little memory for any number of pairs."""
+"""The order of batches: equal to its definition, and in little memory for any number of pairs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Ints = npt.NDArray[np.int32]
 
 
 def by_definition(src: Ints, tgt: Ints, batch_tokens: int, seed: int, epoch: int) -> list[list[int]]:
-    """Shuffled, sorted by two columns, cut pair by pair, shuffled: how all runs so far were made."""
+    """Return the order by definition: shuffle, sort by two columns, split pair by pair, shuffle."""
     rng = np.random.default_rng((seed, epoch))
     shuffled = rng.permutation(len(src))
     sizes = pair_sizes(src, tgt)
@@ -37,7 +37,7 @@ def random_lengths(count: int, longest: int, seed: int) -> tuple[Ints, Ints]:
 
 @pytest.fixture
 def lazy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every corpus is one that is permuted batch by batch."""
+    """Permute every corpus batch by batch, whatever its size."""
     monkeypatch.setattr(order_module, "LAZY_PAIRS", 0)
 
 
@@ -122,7 +122,7 @@ def test_a_permutation_within_buckets() -> None:
 
 @pytest.mark.parametrize("size", [2, 3, 5, 8, 100])
 def test_a_permutation_sends_a_slot_anywhere(size: int) -> None:
-    """Over keys and over buckets of one size: Pearson's chi-squared of the places, of neighbours' distances too."""
+    """Tested over keys and over buckets of one size: Pearson's chi-squared of the slots and of neighbors' distances."""
     starts = np.arange(0, 40 * size + 1, size)
     rng, trials = np.random.default_rng(0), 200 * size // 40 + 1
     places: Counter[int] = Counter()
@@ -140,7 +140,7 @@ def test_a_permutation_sends_a_slot_anywhere(size: int) -> None:
 
 
 def test_memory(lazy: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At most 16 bytes a pair, lengths included, also while pairs are sorted; an epoch that begins takes none."""
+    """The order takes at most 16 bytes per pair, lengths included, even while sorting; starting an epoch takes none."""
     monkeypatch.setattr(order_module, "_SORTED_AT_ONCE", 1 << 14)
     monkeypatch.setattr(order_module, "_PAIRS_AT_ONCE", 1 << 14)
     count = 1_000_000

@@ -1,4 +1,4 @@
-"""Packed matrices give what the plain ones give; the search over many pieces finds what a sort finds."""
+"""Packed matrices equal plain ones; the top-k over many tokens finds what a sort finds."""
 
 from __future__ import annotations
 

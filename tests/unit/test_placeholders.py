@@ -1,4 +1,4 @@
-"""What `--protect` takes out of a line and puts back."""
+"""Placeholders: text that `--protect` takes out of a line and puts back."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ UNSPELLABLE = re.compile(r"[^\x00-\x7fäöüßÄÖÜ我是学生爱北京]+")
 
 
 def protected(line: str) -> Protected:
-    """With characters that are neither German nor on a short list of Chinese ones unknown_spans."""
+    """Protect a line; characters that are neither German nor on a short list of Chinese ones are unknown."""
     return protect(line, [match.span() for match in UNSPELLABLE.finditer(line)])
 
 
 def tokens(text: str) -> list[Span]:
-    """Words and marks; each Chinese character by itself."""
+    """Return words and punctuation marks, each Chinese character by itself."""
     return [match.span() for match in re.finditer(r"[\u4e00-\u9fff]|[A-Za-zäöüß]+|\d+|[^\w\s]", text)]
 
 
 def same_order(src: str, tgt: str | None = None) -> list[Link]:
-    """Links of two texts token by token."""
+    """Return links of two texts, token by token."""
     return [Link(s, t) for s, t in zip(tokens(src), tokens(src if tgt is None else tgt), strict=False)]
 
 
 def back(line: str) -> str:
-    """The line, taken apart and put together again."""
+    """Return the line after taking it apart and putting it together again."""
     found = protected(line)
     return found.restore(found.text, same_order(found.text))[0]
 
@@ -210,7 +210,7 @@ def test_the_written_set_is_given_back() -> None:
 
 
 def test_a_line_takes_time_in_proportion_to_its_length() -> None:
-    """Lines that backtracking, or looking ahead from every character, would make quadratic: a hundred times as long."""
+    """Backtracking, or looking ahead from every character, would take quadratic time on these lines."""
 
     def seconds(length: int) -> float:
         start = time.process_time()

@@ -1,4 +1,4 @@
-"""Translations of protected lines: each of several is restored, and links are those of the real words."""
+"""Translations of protected lines: each of several is restored, and links connect the real words."""
 
 from __future__ import annotations
 

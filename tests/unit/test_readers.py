@@ -1,4 +1,4 @@
-"""TSV, CSV and JSONL: what they yield, and the line that is named when they are wrong."""
+"""TSV, CSV and JSONL: the pairs they yield, and the line named when they are wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which options go together: every rule of the tables, from the command line and against a model's config."""
+"""Options that go together: every rule of the tables, from the command line and against a model's config."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from mtkit.errors import ConfigError
 TABLES = {("translate",): TRANSLATE}
 
 VALUES = {"--mbr": "chrf", "--stop": "certain"}
-"""Of options that take a certain word; others take the number 2, or nothing."""
+"""Values of options that take a word; others take the number 2, or nothing."""
 
 
 def command_of(names: tuple[str, ...]) -> Any:
@@ -42,7 +42,7 @@ def command_of(names: tuple[str, ...]) -> Any:
 
 
 def parse(names: tuple[str, ...], *options: str) -> typer.Context:
-    """The context of a command line with these options, each with a value if it takes one."""
+    """Parse a command line with these options, each with a value if it takes one, and return its context."""
     command = command_of(names)
     flags = {
         name
@@ -56,7 +56,7 @@ def parse(names: tuple[str, ...], *options: str) -> typer.Context:
 
 
 def every(kind: str) -> list[Any]:
-    """The command, the rules, an option and the rule, of each rule that needs or excludes something."""
+    """Return command, rules, option and rule for each rule that needs or excludes something."""
     return [
         pytest.param(names, rules, option, rule, id=f"{' '.join(names)} {option} {rule.other}")
         for names, rules in TABLES.items()
@@ -149,7 +149,7 @@ def test_the_command_line_names_options_where_the_library_names_parameters_and_k
 
 
 def test_only_the_command_line_knows_options() -> None:
-    """Messages of the library name parameters in backticks, and each has an option of that name."""
+    """Messages of the library name parameters in backticks, and each of them is also an option."""
     root: Any = typer.main.get_command(app)
     commands = [*root.commands.values(), *root.commands["benchmark"].commands.values()]
     options = {option for command in commands for p in command.params for option in p.opts}

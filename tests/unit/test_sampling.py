@@ -1,4 +1,4 @@
-"""Sampling: the frequencies are the model's probabilities, and no sample depends on its neighbours."""
+"""Sampling: frequencies match the model's probabilities, and no sample depends on its neighbors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def every_probability(
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_frequencies_are_the_probabilities(temperature: float) -> None:
-    """Pearson's chi-square over all hypotheses expected at least five times; its 0.001 quantile by Wilson-Hilferty."""
+    """Pearson's chi-squared over hypotheses expected at least five times; 0.001 quantile by Wilson-Hilferty."""
     num = 4000
     expected = every_probability(3, 4, 3, temperature)
     assert sum(expected.values()) == pytest.approx(1.0)

@@ -1,4 +1,4 @@
-"""Learning rates against formulas written out by hand."""
+"""Learning rates against formulas written by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def training(schedule: str, **keys: Any) -> TrainingConfig:
 
 
 def rates(config: TrainingConfig, d_model: int = 64) -> list[float]:
-    """Of the steps 1 ... 1200."""
+    """Return the learning rates of the steps 1 ... 1200."""
     return [learning_rate(step, config, d_model) for step in range(1, 1201)]
 
 
@@ -104,7 +104,7 @@ def test_progress_ends_at_one() -> None:
 
 
 def test_by_default_noam_peaks_where_it_learns() -> None:
-    """The factor 2.0 of the paper's code; a learning rate that is given is taken as it is."""
+    """The default factor is 2.0, as in the paper's code; a given learning rate is used as it is."""
     config = TrainingConfig(schedule="noam", warmup_steps=4000)
     assert config.learning_rate == 2.0
     assert max(learning_rate(step, config, 512) for step in (3999, 4000, 4001)) == pytest.approx(

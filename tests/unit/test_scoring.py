@@ -1,4 +1,4 @@
-"""Streams of pairs to score, some of them too long."""
+"""Scoring streams of pairs, some of them too long."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def mean_score(translator: Translator, pairs: Sequence[tuple[str, str]], tag: st
 
 
 def test_a_line_is_scored_in_the_parts_in_which_it_is_translated() -> None:
-    """Where it is known which sentence became which; else, and where it is not split, in one piece."""
+    """Sentences are scored one by one if both sides have as many; otherwise the line is scored as a whole."""
     translator = make(max_length_ratio=2.0)
     src, tgt = "The old man sees. My sister hears a bird.", "Der alte Mann. Meine Schwester hört Vögel."
     sentences = list(zip(split_sentences(src), split_sentences(tgt), strict=True))
@@ -70,7 +70,7 @@ def test_a_line_is_scored_in_the_parts_in_which_it_is_translated() -> None:
 
 
 def test_a_tag_is_scored_with_every_part() -> None:
-    """As if it were a word of each, which here it is."""
+    """The tag counts like a word of each segment, which it is here."""
     translator = make()
     pairs = [("the old man.", "Der Mann."), ("a bird.", "Vogel.")]
     [tagged] = translator.score(

@@ -107,7 +107,7 @@ def exhaustive(
 @pytest.mark.parametrize("stop", ["finished", "unbeaten", "certain"])
 @pytest.mark.parametrize("seed", range(100))
 def test_beam_search_is_exhaustive_search_when_the_beam_holds_all(seed: int, stop: Any) -> None:
-    """Every option, in random combinations."""
+    """Tests every option, in random combinations."""
     rng = random.Random(f"{seed} {stop}")
     vocab, max_length = rng.choice([(3, 4), (4, 3), (5, 3)])
     beam_size = 2 * (vocab - 1) ** max_length  # more than there are hypotheses
@@ -182,7 +182,7 @@ def test_every_group_deals_its_own_hypotheses_to_the_constraints() -> None:
 
 
 def test_groups_against_a_plain_implementation() -> None:
-    """Diverse search (Vijayakumar et al. 2018) with Python lists, one sentence at a time."""
+    """The reference is diverse beam search (Vijayakumar et al. 2018) with Python lists, one sentence at a time."""
     options = SearchOptions(
         6, BOS, EOS, n_best=6, groups=3, diversity=0.7, stop="certain", length_penalty=0.0
     )
@@ -224,7 +224,7 @@ def plain_groups(
 def plain_beam_search(
     sentence: int, vocab: int, max_length: int, beam_size: int, alpha: float, stop: str
 ) -> list[Hypothesis]:
-    """Textbook beam search of one sentence with Python lists: the reference for narrow beams."""
+    """Run textbook beam search on one sentence with Python lists: the reference for narrow beams."""
     table = TableStepper([sentence], vocab, 1)
     live: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     finished: list[Hypothesis] = []

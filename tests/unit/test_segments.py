@@ -1,4 +1,4 @@
-"""From lines to parts: what is demanded of a line, and what is said where that is impossible."""
+"""Segments of lines: prefixes and constraints of a line, and the errors when they are impossible."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_why_a_line_has_no_alternatives() -> None:
 
 
 def constrained(translator: Translator, *phrases: str) -> str:
-    """What is said of a constraint."""
+    """Return what is reported about a constraint."""
     with pytest.raises(DataError) as caught:
         next(translator.translate([Request("a bird", constraints=(phrases,))]))
     return caught.value.what
@@ -77,7 +77,7 @@ def test_why_a_constraint_cannot_be_met() -> None:
 
 
 def make_like(translator: Translator, tokenizers: Any) -> Translator:
-    """Another vocabulary, the same search."""
+    """Make a segmenter with another vocabulary and the same search."""
     from test_translator import tiny_config
 
     from mtkit.model.build import make_model
@@ -102,7 +102,7 @@ def test_a_comma_ends_a_word_but_not_a_number() -> None:
 
 
 def test_punctuation_is_no_part_of_an_alternative() -> None:
-    """A model that likes commas: the word without one has the probability of the word with whatever follows."""
+    """The model likes commas: the word without one has the probability of the word with whatever follows."""
     lines = ["Hunde, Katzen, Vögel", "ein Hund, eine Katze, ein Vogel"] * 10
     tokenizers = make_tokenizers(
         TokenizerConfig(vocab_size=60, byte_fallback=False), [Pair(t, t) for t in lines]

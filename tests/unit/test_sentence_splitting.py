@@ -1,4 +1,4 @@
-"""Sentence ends."""
+"""Sentence splitting."""
 
 import random
 

@@ -1,7 +1,7 @@
-"""What a process of a sharded run (FSDP2) has in memory, in bytes, measured by PyTorch's profiler.
+"""Memory of one process of a sharded run (FSDP2), in bytes, measured by PyTorch's profiler.
 
-The processes are PyTorch's fake ones, which exchange nothing: here one process counts what it allocates. That real
-ones learn the same as a process alone is shown in tests/integration/test_distributed.py.
+The process group is PyTorch's fake one, which exchanges nothing: one process counts what it allocates. That real
+groups learn the same as a single process is shown in tests/integration/test_distributed.py.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OPTIONS = [
 
 
 def most_bytes(work: Callable[[], Any]) -> tuple[Any, int]:
-    """What a call returns, and the most bytes of tensors that it added at a time."""
+    """Return a call's result and the peak of the tensor bytes it added."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = work()
     assert profiler.profiler is not None
@@ -47,7 +47,7 @@ def most_bytes(work: Callable[[], Any]) -> tuple[Any, int]:
 
 
 def trainer_of(folder: Path, world: World = SINGLE_PROCESS) -> Trainer:
-    """A trainer of random pairs, whose optimizer has made an update."""
+    """Return a trainer of random pairs whose optimizer has made an update."""
     path = tiny.write_config(folder / "config.yaml", run=folder / "run", root=folder)
     config = mtkit.load_config(path, OPTIONS)
     tokenizers, corpus = synthetic_inputs(config)
@@ -56,7 +56,7 @@ def trainer_of(folder: Path, world: World = SINGLE_PROCESS) -> Trainer:
 
 
 def step(trainer: Trainer) -> None:
-    """An update of zero gradients: the optimizer has its moments."""
+    """Make an update with zero gradients, so that the optimizer has its moments."""
     for parameter in trainer.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     trainer.optimizer.step()
@@ -65,7 +65,7 @@ def step(trainer: Trainer) -> None:
 
 @pytest.fixture(params=[0, 1])
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    """One of four processes, the others of which are not there."""
+    """One of four ranks, of which only this one exists."""
     distributed.init_process_group("fake", store=FakeStore(), rank=request.param, world_size=SIZE)
     try:
         yield World(request.param, SIZE, request.param)

@@ -1,4 +1,4 @@
-"""Sources: parallel files, the demo, names, fingerprints, and what is said when files are wrong."""
+"""Sources: parallel files, the demo, names, fingerprints, and errors in files."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_the_demo_speaks_its_languages_only(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_of_the_demo_stays_while_its_pairs_do(tmp_path: Path) -> None:
-    """Caches and runs of before are found again; `tests/unit/test_demo.py` holds the pairs."""
+    """Earlier caches and runs are found again; `tests/unit/test_demo.py` pins the pairs."""
     fingerprint = open_one(tmp_path, demo="en-de", pairs=5).fingerprint()
     assert fingerprint == "07eb1fe65f790fb8a0f43d06bbfae958cf107a5617470610237377bdefaceb41"
 

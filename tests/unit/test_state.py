@@ -1,4 +1,4 @@
-"""What a run remembers, and how it tells a spike of the loss."""
+"""The training state, and the detection of loss spikes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mtkit.training.state import FORMAT, SpikeDetector, TrainState, Window
 
 
 def falling_losses(number: int) -> list[float]:
-    """Losses as training gives them: falling, with the noise of batches."""
+    """Return losses as in training: falling, with the noise of batches."""
     noise = np.random.default_rng(1).normal(0, 0.15, number)
     return [2 + 6 * 0.995**step + float(noise[step]) for step in range(number)]
 
@@ -34,7 +34,7 @@ def test_one_bad_batch_is_no_spike_but_a_jump_that_stays_is() -> None:
 
 
 def test_a_left_over_batch_is_no_spike_but_a_jump_behind_it_is() -> None:
-    """The mean of a hundredth of the targets varies ten times as much, and is a hundredth of the evidence."""
+    """The mean over a hundredth of the targets varies ten times as much and is a hundredth of the evidence."""
     watch = SpikeDetector()
     noise = np.random.default_rng(1).normal(0, 1.5, 3000)
     spikes = [
@@ -49,7 +49,7 @@ def test_a_left_over_batch_is_no_spike_but_a_jump_behind_it_is() -> None:
 
 
 def test_targets_weigh_as_updates_do() -> None:
-    """Where all updates are alike it does not matter how many targets they have."""
+    """If all updates are equal, the number of their targets does not matter."""
     one, many = SpikeDetector(), SpikeDetector()
     for loss in falling_losses(300):
         assert one.add(loss, 1) == many.add(loss, 5000)
@@ -94,7 +94,7 @@ def test_a_state_says_where_the_run_stands(key: str) -> None:
 
 
 def test_states_of_other_versions_are_read() -> None:
-    """What was not kept yet has its default; what is kept later is passed over, in the parts too."""
+    """Missing fields get their defaults; fields of later versions are ignored, in nested objects too."""
     before = TrainState(step=3, best=3.5).as_dict()
     for key in ("mtkit", "format", "best_loss", "watch"):
         del before[key]

@@ -41,7 +41,7 @@ def message_of(source: Source) -> str:
 
 @pytest.fixture
 def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The library, with its cache in the test's folder."""
+    """The `datasets` library, with its cache in the test's folder."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")

@@ -1,4 +1,4 @@
-"""The tokenizer: training, round trips, special pieces, models that come from elsewhere."""
+"""The tokenizer: training, round trips, special tokens, models trained elsewhere."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def unigram() -> Tokenizer:
 
 
 def train_elsewhere(**options: Any) -> bytes:
-    """A model made by SentencePiece itself, with its own defaults for the special pieces."""
+    """Train a model with SentencePiece itself, with its own defaults for the special pieces."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([text for pair in PAIRS for text in pair]),
@@ -173,7 +173,7 @@ TEXT = PAIRS * 100 + [Pair(character, character) for character in RARE]
     ids=str,
 )
 def test_rare_characters_take_no_pieces_and_are_counted(keys: dict[str, Any], told: str | None) -> None:
-    """Unless nothing could spell them: then each has its piece by default."""
+    """Without byte fallback, nothing could spell them, so each gets a piece by default."""
     said: list[str] = []
     tokenizer = make_tokenizers(small(vocab_size=400, **keys), TEXT, say=said.append).tgt
     own = {tokenizer.piece(i) for i in range(tokenizer.num_pieces)} & set(RARE)

@@ -1,4 +1,4 @@
-"""The translator, with tiny models that were never trained: order, batches, scores, long lines, streams, loading."""
+"""The translator, with tiny untrained models: order, batches, scores, long lines, streams, loading."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def tiny_config(**keys: Any) -> ModelConfig:
 def make(
     joint: bool = True, max_source_tokens: int = 256, model_keys: Any = None, **decoding: Any
 ) -> Translator:
-    """A translator of a random model; with large output weights, so that no two continuations are nearly equal."""
+    """Return a translator with a random model; large output weights keep continuations from being nearly equal."""
     torch.manual_seed(5)
     model = make_model(tiny_config(**(model_keys or {})), tokenizers(joint)).eval()
     with torch.no_grad():
@@ -107,7 +107,7 @@ def test_a_batch_of_64_gives_what_64_batches_of_1_give(positions: str, beam_size
 
 
 def watch(translator: Translator, lines: Sequence[str]) -> tuple[list[Tensor], list[Translation]]:
-    """The source batches that these lines make, and their translations."""
+    """Return the source batches made from these lines, and their translations."""
     batches: list[Tensor] = []
     encode = translator.model.encode
 
@@ -165,7 +165,7 @@ def test_lines_are_read_only_so_far_ahead() -> None:
 
 
 def test_lines_that_are_there_do_not_wait_for_those_that_are_not() -> None:
-    """However the lines come, they are translated as those that come at once."""
+    """However the lines arrive, they are translated like lines that arrive at once."""
     lines = [*sentences(6), "", "a"]
     translator = make(sample=True, n_best=2, max_source_tokens=12)
     together = [[t.text for t in n_best] for n_best in translator.translate_n_best(lines)]
@@ -384,7 +384,7 @@ def test_score_wants_as_many_sources_as_targets() -> None:
 
 
 def test_candidates_are_chosen_among_as_soon_as_they_are_searched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is left to be done in silence after the last line was reported, and no candidates are kept till then."""
+    """No work is left after the last line is reported, and candidates are not kept until then."""
     events: list[str | int] = []
 
     def noted(candidates: Sequence[str], utility: Utility) -> list[tuple[int, float]]:
@@ -402,7 +402,7 @@ def test_candidates_are_chosen_among_as_soon_as_they_are_searched(monkeypatch: p
 
 
 class Recorder(Translator):
-    """Notes the parts that are searched."""
+    """Records the segments that are searched."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -486,7 +486,7 @@ def test_where_a_line_is_cut(pieces: str, place: int) -> None:
 
 
 def test_progress_counts_lines_each_once() -> None:
-    """Lines of several sentences, long lines, empty ones, ones that are searched again; over several chunks."""
+    """Covers lines of several sentences, long and empty lines, and lines searched again, over several chunks."""
     translator = make(max_source_tokens=10, batch_tokens=60)
     told: list[int] = []
     options = TranslateOptions(split_sentences=True, read_ahead=7, on_progress=told.append)
@@ -513,7 +513,7 @@ def test_parts_of_a_line_are_sampled_apart() -> None:
 @pytest.mark.parametrize("on_error", ["skip", "copy"])
 @pytest.mark.parametrize("read_ahead", [1, 3, 100])
 def test_lines_that_cannot_be_translated_are_passed_over(on_error: Any, read_ahead: int) -> None:
-    """The others are translated as without them; also where it is the search that finds nothing."""
+    """The others are translated as without them, also if it is the search that finds nothing."""
     good = sentences(5)
     unread = DataError("not UTF-8", where="stdin:3")
     bad = {
@@ -561,7 +561,7 @@ def test_alternatives_of_lines_that_have_none() -> None:
 
 
 def test_calls_know_nothing_of_each_other() -> None:
-    """One after the other, and two at the same time, a call draws the same samples and counts its own lines."""
+    """Each call draws the same samples and counts its own lines, whether calls follow each other or overlap."""
     translator = make(sample=True, n_best=2)
     lines = sentences(6)
     expected = [[t.text for t in n_best] for n_best in translator.translate_n_best(lines)]
@@ -586,7 +586,7 @@ def test_calls_know_nothing_of_each_other() -> None:
 
 
 def save(folder: Path, seed: int = 0, joint: bool = True, **state: Any) -> tuple[Config, Transformer]:
-    """A run folder with one checkpoint."""
+    """Save a run folder with one checkpoint."""
     torch.manual_seed(seed)
     data = DataConfig(src="en", tgt="de", train=(SourceConfig(demo="en-de", pairs=10),), max_length=17)
     config = Config(
@@ -697,7 +697,7 @@ def test_a_text_is_no_list_of_lines(tmp_path: Path) -> None:
 
 
 def test_lines_that_are_longer_than_usual_are_translated_sentence_by_sentence(tmp_path: Path) -> None:
-    """Also those of older models, which do not say what was usual, if they are asked."""
+    """Models of before do not store the usual length; they do the same if asked."""
     line = "The man! A bird."
     for usual, state in ((8, {"usual_src_tokens": 8}), (None, {})):
         save(tmp_path / str(usual), **state)

@@ -1,4 +1,4 @@
-"""Validation: its search is its own, whatever the finished model is to be searched with."""
+"""Validation: its search is its own, whatever search the finished model uses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAIRS = tiny.pairs(6, seed=3)
 
 
 def config_of(**sections: dict[str, Any]) -> Config:
-    """A config of a tiny model with these sections."""
+    """Return the config of a tiny model with these sections."""
     head = {"src": "en", "tgt": "fr", "train": [{"demo": "en-de", "pairs": 3}]}
     base: dict[str, Any] = {
         "run": "runs/x",
@@ -41,7 +41,7 @@ def tokenizers() -> Tokenizers:
 
 
 def random_model(config: Config) -> Transformer:
-    """With large output weights, so that it is sure of what it says."""
+    """Return a random model with large output weights, so that its distributions are sharp."""
     torch.manual_seed(2)
     model = make_model(config.model, tokenizers())
     with torch.no_grad():
@@ -50,7 +50,7 @@ def random_model(config: Config) -> Transformer:
 
 
 def validator(config: Config, *sets: list[tuple[str, str]]) -> Validator:
-    """Of these validation sets, called a, b ..."""
+    """Return a validator of these validation sets, called a, b ..."""
     srcs, tgts = map(list, zip(*chain.from_iterable(sets), strict=True))
     sizes = {name: len(pairs) for name, pairs in zip("abcdef", sets, strict=False)}
     return Validator(TextCorpus.of(srcs, tgts, tokenizers(), sizes), tokenizers(), config)

@@ -1,4 +1,4 @@
-"""What processes know of each other."""
+"""The world: ranks and what they exchange."""
 
 from __future__ import annotations
 
