@@ -1,8 +1,10 @@
-"""The training pairs as ids: an Arrow file, cached by content, read as views of its memory.
+"""The encoded training pairs: token ids in an Arrow file, cached by content, read as views of mapped memory.
 
-The cache holds one folder for each content: `pairs.arrow`, whose record batches have `ROWS` rows of
-(src ids, tgt ids, number of the source, line in it), and `info.json`. A folder gets its name when it is
-complete; mtkit/data/encoding.py makes it.
+In: a folder of the cache. Out: the ids, lengths and locations of pairs.
+
+The cache has one folder per content with `pairs.arrow`, whose record batches have `ROWS` rows of (src ids, tgt ids,
+index of the source, line in it), and `info.json`. A folder is renamed to its final name when it is complete;
+mtkit/data/encoding.py writes it.
 """
 
 from __future__ import annotations
@@ -24,39 +26,43 @@ from mtkit.errors import StorageError
 from mtkit.files import storage_errors
 
 FORMAT = 1
-"""Part of every key: a change of the file's layout or of the filters' meaning needs another number."""
+"""Part of every cache key; a change of the file's layout or of the filters' meaning needs another number."""
 
 ROWS = 1 << 16
-"""Pairs in a record batch (the last one may have fewer)."""
+"""Pairs per record batch (the last one may have fewer)."""
 
 
-def _schema(numbers: pa.DataType) -> pa.Schema:
+def _schema(source_type: pa.DataType) -> pa.Schema:
     ids = pa.large_list(pa.int32())
-    return pa.schema({"src": ids, "tgt": ids, "source": numbers, "line": pa.int64()})
+    return pa.schema({"src": ids, "tgt": ids, "source": source_type, "line": pa.int64()})
 
 
 SCHEMA = _schema(pa.int32())
-_READABLE = (SCHEMA, _schema(pa.int16()))
-"""What is written, and what was: a folder of before is as good, its key the same."""
+_READABLE_SCHEMAS = (SCHEMA, _schema(pa.int16()))
+"""The schema that is written, and an earlier one: such files have the same key and remain valid."""
 
 
 class Corpus:
-    """Encoded training pairs in mapped memory. Pairs are numbered from 0, in the order of the sources.
+    """Encoded training pairs in mapped memory, numbered from 0 in the order of the sources.
 
     Attributes:
         src_lengths, tgt_lengths: [pairs], the number of tokens, without bos and eos; int16 if all fit, else int32.
-        counts: what was kept and what the filters left out.
+        counts: how many pairs were kept, and dropped by the filters.
         fingerprint: the key of the content: texts, tokenizers and filters.
     """
 
     def __init__(self, folder: Path, fingerprint: str, sources: Sequence[Source]) -> None:
-        """Map a folder of the cache. Raises: StorageError: it is missing, damaged or of other content."""
+        """Map a folder of the cache into memory.
+
+        Raises:
+            StorageError: If it is missing, damaged, or has other content than the fingerprint says.
+        """
         self.fingerprint = fingerprint
         self.counts = _read_counts(folder, fingerprint)
         self.sources = sources
         batches = _map_batches(folder / "pairs.arrow", self.counts.kept)
-        self._src, self._tgt = _Side(batches, "src"), _Side(batches, "tgt")
-        self._places = [
+        self._src, self._tgt = _IdColumn(batches, "src"), _IdColumn(batches, "tgt")
+        self._locations = [
             (as_numpy(batch.column("source")), as_numpy(batch.column("line"))) for batch in batches
         ]
         self.src_lengths, self.tgt_lengths = self._src.lengths(), self._tgt.lengths()
@@ -65,35 +71,35 @@ class Corpus:
         return self.counts.kept
 
     def src(self, index: int) -> Ids:
-        """Source ids of a pair: a view that cannot be written to."""
+        """Return the source ids of a pair, as a read-only view."""
         return self._src.row(index)
 
     def tgt(self, index: int) -> Ids:
-        """Target ids of a pair: a view that cannot be written to."""
+        """Return the target ids of a pair, as a read-only view."""
         return self._tgt.row(index)
 
     def location(self, index: int) -> str:
-        """Where the text of a pair stands: `train.en.gz:17`."""
+        """Return where the text of a pair is, such as `train.en.gz:17`."""
         batch, row = divmod(index, ROWS)
-        source, line = (column[row] for column in self._places[batch])
+        source, line = (column[row] for column in self._locations[batch])
         location: str = self.sources[source].location(int(line))
         return location
 
     def first_difference(self, other: Corpus) -> int | None:
-        """Number of the first pair that is another, or that one of both lacks; None if the ids are the same."""
-        both = min(len(self), len(other))
+        """Return the index of the first pair with other ids, or that only one corpus has; None if there is none."""
+        shorter = min(len(self), len(other))
         sides = (self._src, other._src), (self._tgt, other._tgt)
-        for start in range(0, both, ROWS):
+        for start in range(0, shorter, ROWS):
             if all(mine.same_batch(theirs, start // ROWS) for mine, theirs in sides):
                 continue
-            for index in range(start, min(start + ROWS, both)):
+            for index in range(start, min(start + ROWS, shorter)):
                 if not all(np.array_equal(mine.row(index), theirs.row(index)) for mine, theirs in sides):
                     return index
-        return None if len(self) == len(other) else both
+        return None if len(self) == len(other) else shorter
 
 
-class _Side:
-    """The lists of one column, over all record batches, as numpy views."""
+class _IdColumn:
+    """The ids of one side, as numpy views of all record batches."""
 
     def __init__(self, batches: Sequence[pa.RecordBatch], name: str) -> None:
         columns = [batch.column(name) for batch in batches]
@@ -105,8 +111,8 @@ class _Side:
         offsets = self._offsets[batch]
         return self._values[batch][offsets[row] : offsets[row + 1]]
 
-    def same_batch(self, other: _Side, batch: int) -> bool:
-        """Whether a record batch is the same in both."""
+    def same_batch(self, other: _IdColumn, batch: int) -> bool:
+        """Return whether a record batch is the same in both."""
         columns = (self._offsets, other._offsets), (self._values, other._values)
         return all(np.array_equal(mine[batch], theirs[batch]) for mine, theirs in columns)
 
@@ -119,36 +125,40 @@ class _Side:
 
 
 def _length_type(longest: int) -> type[np.signedinteger[Any]]:
-    """Wide enough for every length, also framed; signed, so that lengths can be subtracted."""
+    """Return a type that holds every length plus one (bos or eos); signed, so that lengths can be subtracted."""
     return np.int16 if longest < np.iinfo(np.int16).max else np.int32
 
 
 def as_numpy(array: pa.Array) -> npt.NDArray[Any]:
-    """A view of an array without nulls. Arrow's own `to_numpy` would import pandas, a third of a second."""
+    """Return a view of an array without nulls; Arrow's `to_numpy` would import pandas, a third of a second."""
     dtype = np.dtype(str(array.type))
     return np.frombuffer(array.buffers()[1], dtype, count=len(array), offset=array.offset * dtype.itemsize)
 
 
 def _read_counts(folder: Path, fingerprint: str) -> FilterCounts:
-    """The counts in info.json, if it is of this content and fits the file beside it."""
-    damaged = StorageError("a damaged corpus in the cache", where=str(folder), hint="delete the folder")
+    """Return the counts of info.json, if it has this fingerprint and matches the Arrow file."""
+    damaged = StorageError("damaged corpus in the cache", where=str(folder), hint="delete the folder")
     with storage_errors(folder):
         text = (folder / "info.json").read_bytes()
         num_bytes = (folder / "pairs.arrow").stat().st_size
     try:
         info = json.loads(text)
-        fits = info["fingerprint"] == fingerprint and info["num_bytes"] == num_bytes
+        matches = info["fingerprint"] == fingerprint and info["num_bytes"] == num_bytes
         counts = FilterCounts(**info["counts"])
     except (ValueError, KeyError, TypeError) as error:
         raise damaged from error
-    if not fits:
+    if not matches:
         raise damaged
     return counts
 
 
 def _map_batches(path: Path, num_pairs: int) -> list[pa.RecordBatch]:
-    """The record batches of a file, in mapped memory. Raises: StorageError: it is damaged."""
-    damaged = StorageError("a damaged corpus in the cache", where=str(path), hint="delete the folder")
+    """Return the record batches of a file in mapped memory.
+
+    Raises:
+        StorageError: If it is damaged.
+    """
+    damaged = StorageError("damaged corpus in the cache", where=str(path), hint="delete the folder")
     try:
         with storage_errors(path):
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
@@ -156,6 +166,11 @@ def _map_batches(path: Path, num_pairs: int) -> list[pa.RecordBatch]:
     except pa.ArrowException as error:
         raise damaged from error
     full = all(len(batch) == ROWS for batch in batches[:-1])
-    if not batches or not full or sum(map(len, batches)) != num_pairs or reader.schema not in _READABLE:
+    if (
+        not batches
+        or not full
+        or sum(map(len, batches)) != num_pairs
+        or reader.schema not in _READABLE_SCHEMAS
+    ):
         raise damaged
     return batches

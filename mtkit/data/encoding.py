@@ -1,10 +1,12 @@
-"""Encoding the training pairs: read, filtered, cut into tokens and written, once for each content.
+"""Encoding of the training pairs: read, filter, tokenize and write them, once for each content.
 
-While a corpus is written it lies in `.KEY.partial.tmp`, beside its place in the cache, under a lock. Whoever finds the
-lock taken encodes into a folder of its own; the first that is done gives its folder the name, and the others take
-that. A process that is killed leaves its folder behind, and the next one goes on from there: `progress.jsonl` tells for
-each record batch of `pairs.arrow` up to which pair the sources were read, what the filters had left out by then, and a
-checksum. The file comes out the same, byte for byte.
+In: sources and tokenizers. Out: a `Corpus` in the cache.
+
+While a corpus is written, its folder is `.KEY.partial.tmp` beside its final place in the cache, and locked. A process
+that finds it locked encodes into a folder of its own; the first one to finish renames its folder to `KEY`, and the
+others use that. A killed process leaves its folder behind, and the next one continues from it: `progress.jsonl` has,
+for each record batch of `pairs.arrow`, the number of pairs read so far, the filter counts and a checksum. The finished
+file is the same, byte for byte.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mtkit.config.sections import DataConfig
-from mtkit.data.cache import open_cache, remove_abandoned
+from mtkit.data.cache import open_cache, remove_abandoned_folders
 from mtkit.data.corpus import FORMAT, ROWS, SCHEMA, Corpus, as_numpy
 from mtkit.data.filters import KEPT, FilterCounts, PairFilter, Reasons
 from mtkit.data.readers import Pair
@@ -45,13 +47,18 @@ from mtkit.files import (
     write_text,
 )
 
-_PAIRS_AT_ONCE = 1 << 14
-_ARROW_MAGIC_BYTES = 8  # An Arrow file is these, a stream, and a footer, which an unfinished one lacks.
+_CHUNK_PAIRS = 1 << 14
+_ARROW_MAGIC_BYTES = (
+    8  # An Arrow file is this magic, a stream, and a footer; an unfinished one has no footer.
+)
 
-ReadPairs = Iterator[tuple[int, tuple[int, Pair]]]
-"""(number of the source, (line, pair)) of all sources."""
+_PAIRS_FILE, _INFO_FILE, _PROGRESS_FILE = "pairs.arrow", "info.json", "progress.jsonl"
+_INTERRUPTED_FILE = "before.arrow"
+"""`pairs.arrow` of a killed process; deleted when its intact record batches are in the new file."""
 
-Int64s = npt.NDArray[np.int64]
+_SourcePairs = Iterator[tuple[int, tuple[int, Pair]]]
+"""(index of the source, (line, pair)) of all sources."""
+_Int64s = npt.NDArray[np.int64]
 
 
 def encode_corpus(
@@ -60,49 +67,51 @@ def encode_corpus(
     data: DataConfig,
     on_progress: Callable[[int], None] | None = None,
 ) -> Corpus:
-    """The encoded pairs of all sources: from the cache if it has them, else encoded now and added to it.
+    """Return the encoded pairs of all sources, from the cache or encoded now and added to it.
 
     Args:
-        sources: where the pairs come from, in the order of the corpus.
-        tokenizers: of both sides.
-        data: the filters, and the folder of the cache.
-        on_progress: told from time to time, while encoding, how many pairs were read.
+        sources: the sources of the pairs, in the order of the corpus.
+        tokenizers: the tokenizers of both sides.
+        data: the filters, and the cache folder.
+        on_progress: called from time to time while encoding, with the number of pairs read.
 
     Raises:
-        DataError: a source cannot be read, or no pair is left.
-        StorageError: the cache cannot be written.
+        DataError: If a source cannot be read, or no pair is left.
+        StorageError: If the cache cannot be written.
     """
     cache, hashes = open_cache(data, "corpora")
     fingerprint = _fingerprint(sources, tokenizers, data, hashes)
-    folder = cache / fingerprint[:32]
-    cached = _open_cached(folder, fingerprint, sources)
+    final = cache / fingerprint[:32]
+    cached = _open_cached(final, fingerprint, sources)
     if cached is not None:
         return cached
     with ExitStack() as stack:
-        place = _take_place(folder, stack)
-        remove_abandoned(cache)
-        corpus = _open_cached(folder, fingerprint, sources)  # another may have finished it by now
+        work = _acquire_work_folder(final, stack)
+        remove_abandoned_folders(cache)
+        corpus = _open_cached(final, fingerprint, sources)  # Another process may have finished it meanwhile.
         try:
             if corpus is None:
-                # a process may have been killed when all was written, before the folder was renamed
-                if _open_cached(place, fingerprint, sources) is None:
-                    _fill(place, fingerprint, sources, tokenizers, data, on_progress or (lambda number: None))
-                corpus = _commit(place, folder, fingerprint, sources)
-        except DataError:  # once the source is repaired, this is another corpus
-            remove_tree(place)
+                # A process may have been killed after writing everything, before the folder was renamed.
+                if _open_cached(work, fingerprint, sources) is None:
+                    _encode_into(
+                        work, fingerprint, sources, tokenizers, data, on_progress or (lambda num_read: None)
+                    )
+                corpus = _publish(work, final, fingerprint, sources)
+        except DataError:  # Once the source is repaired, it is another corpus.
+            remove_tree(work)
             raise
-        remove_tree(place)
+        remove_tree(work)
         return corpus
 
 
-def _take_place(folder: Path, stack: ExitStack) -> Path:
-    """Where to write: the folder that can be gone on with, or one that is deleted at the end. Raises: StorageError."""
-    shared = folder.with_name(f".{folder.name}.partial.tmp")
+def _acquire_work_folder(final: Path, stack: ExitStack) -> Path:
+    """Return the folder to write into: the one that is kept if the process is killed, or else a temporary one."""
+    partial = final.with_name(f".{final.name}.partial.tmp")
     try:
-        stack.enter_context(FolderLock(shared))
-    except StorageError:  # another process is at it, or there are no locks on this file system
-        return stack.enter_context(temporary_folder(folder))
-    return shared
+        stack.enter_context(FolderLock(partial))
+    except StorageError:  # Another process is writing, or this file system has no locks.
+        return stack.enter_context(temporary_folder(final))
+    return partial
 
 
 def _open_cached(folder: Path, fingerprint: str, sources: Sequence[Source]) -> Corpus | None:
@@ -111,88 +120,92 @@ def _open_cached(folder: Path, fingerprint: str, sources: Sequence[Source]) -> C
     return None
 
 
-def _commit(place: Path, folder: Path, fingerprint: str, sources: Sequence[Source]) -> Corpus:
-    """Give the folder its name, unless another process has encoded the same meanwhile."""
-    with storage_errors(place):
-        _progress_file(place).unlink(missing_ok=True)
-    if not publish_folder(place, folder):
-        if (first := _open_cached(folder, fingerprint, sources)) is not None:
-            return first
-        commit_folder(place, folder)  # what is there is damaged
+def _publish(work: Path, final: Path, fingerprint: str, sources: Sequence[Source]) -> Corpus:
+    """Rename a finished folder, unless another process has encoded the same corpus meanwhile."""
+    with storage_errors(work):
+        (work / _PROGRESS_FILE).unlink(missing_ok=True)
+    if not publish_folder(work, final):
+        if (corpus := _open_cached(final, fingerprint, sources)) is not None:
+            return corpus
+        commit_folder(work, final)  # The one in the cache is damaged.
     with suppress(OSError):
-        (folder / ".lock").unlink(missing_ok=True)  # it was that of the place
-    return Corpus(folder, fingerprint, sources)
+        (final / ".lock").unlink(missing_ok=True)  # The lock of the work folder was renamed with it.
+    return Corpus(final, fingerprint, sources)
 
 
-def _fill(
-    place: Path,
+def _encode_into(
+    work: Path,
     fingerprint: str,
     sources: Sequence[Source],
     tokenizers: Tokenizers,
     data: DataConfig,
     on_progress: Callable[[int], None],
 ) -> None:
-    """Write the rows and, last, what they are. Raises: DataError: there are none."""
-    done = _take_over(place)
-    mark = done[-1][1] if done else Mark(0, FilterCounts())
-    keep, reads = PairFilter(data), _read(sources)
-    if mark.num_read:
-        _skip(reads, mark.num_read, keep)
-        on_progress(mark.num_read)
-    following = Following(mark, _encoded(reads, tokenizers, keep), on_progress)
-    num_bytes = _write(place, done, following)
-    if following.counts.kept == 0:
-        what = f"no pair is left to train on: {following.counts.summary()}"
+    """Write the pairs and, last, the information about them, continuing what a killed process has written.
+
+    Raises:
+        DataError: If no pair is left.
+    """
+    done = _recover_batches(work)
+    progress = done[-1].progress if done else _Progress(0, FilterCounts())
+    pair_filter, pairs = PairFilter(data), _read(sources)
+    if progress.num_read:
+        _skip(pairs, progress.num_read, pair_filter)
+        on_progress(progress.num_read)
+    remaining = _RecordBatches(progress, _encode_chunks(pairs, tokenizers, pair_filter), on_progress)
+    num_bytes = _write_batches(work, done, remaining)
+    if remaining.counts.kept == 0:
+        what = f"no pair is left to train on: {remaining.counts.summary()}"
         raise DataError(what, where="data.train", hint="check the sources and data.max_length")
-    info = {"fingerprint": fingerprint, "num_bytes": num_bytes, "counts": asdict(following.counts)}
-    write_text(place / "info.json", json.dumps(info, indent=2) + "\n")
+    info = {"fingerprint": fingerprint, "num_bytes": num_bytes, "counts": asdict(remaining.counts)}
+    write_text(work / _INFO_FILE, json.dumps(info, indent=2) + "\n")
 
 
-# --- reading and encoding -----------------------------------------------------------------------------------------
+# --- reading, filtering, tokenizing -------------------------------------------------------------------------------
 
 
-class Texts(NamedTuple):
-    """Pairs as they were read, without outer white space, and where they stand."""
+class _TextChunk(NamedTuple):
+    """Consecutive pairs as text, stripped of white space, with their locations."""
 
     sources: npt.NDArray[np.int32]
-    lines: Int64s
+    lines: _Int64s
     srcs: list[str]
     tgts: list[str]
 
 
-class Encoded(NamedTuple):
-    """Pairs that were read one after the other: why each was left out, and the tokens of those that were not."""
+class _EncodedChunk(NamedTuple):
+    """Consecutive pairs: why each one was dropped or `KEPT`, and the tokens and locations of those that were kept."""
 
     reasons: Reasons
     src_ids: Ids
-    src_lengths: Int64s
+    src_lengths: _Int64s
     tgt_ids: Ids
-    tgt_lengths: Int64s
+    tgt_lengths: _Int64s
     sources: npt.NDArray[np.int32]
-    lines: Int64s
+    lines: _Int64s
 
     @property
-    def num_kept(self) -> int:
-        """The number of rows."""
+    def num_rows(self) -> int:
+        """Number of pairs that were kept."""
         return len(self.lines)
 
-    def cut(self, num_kept: int) -> tuple[Encoded, Encoded]:
-        """The first pairs, up to the last of so many rows, and the others."""
+    def split(self, num_rows: int) -> tuple[_EncodedChunk, _EncodedChunk]:
+        """Split after this many rows: the first part ends with the last pair of them that was kept."""
         ends = (
-            int(np.flatnonzero(self.reasons == KEPT)[num_kept - 1]) + 1,
-            int(self.src_lengths[:num_kept].sum()),
-            num_kept,
-            int(self.tgt_lengths[:num_kept].sum()),
-            num_kept,
-            num_kept,
-            num_kept,
+            int(np.flatnonzero(self.reasons == KEPT)[num_rows - 1]) + 1,
+            int(self.src_lengths[:num_rows].sum()),
+            num_rows,
+            int(self.tgt_lengths[:num_rows].sum()),
+            num_rows,
+            num_rows,
+            num_rows,
         )
         columns: tuple[npt.NDArray[Any], ...] = self
-        cuts = [(column[:end], column[end:]) for column, end in zip(columns, ends, strict=True)]
-        return Encoded(*(first for first, _ in cuts)), Encoded(*(last for _, last in cuts))
+        parts = [(column[:end], column[end:]) for column, end in zip(columns, ends, strict=True)]
+        return _EncodedChunk(*(first for first, _ in parts)), _EncodedChunk(*(rest for _, rest in parts))
 
     def record_batch(self) -> pa.RecordBatch:
-        """The rows as they are written."""
+        """Return the rows in the schema of the file."""
         sides = ((self.src_ids, self.src_lengths), (self.tgt_ids, self.tgt_lengths))
         lists = [
             pa.LargeListArray.from_arrays(
@@ -200,198 +213,206 @@ class Encoded(NamedTuple):
             )
             for ids, lengths in sides
         ]
-        places = [pa.array(self.sources, SCHEMA.field("source").type), pa.array(self.lines, pa.int64())]
-        return pa.record_batch([*lists, *places], schema=SCHEMA)
+        locations = [pa.array(self.sources, SCHEMA.field("source").type), pa.array(self.lines, pa.int64())]
+        return pa.record_batch([*lists, *locations], schema=SCHEMA)
 
 
-def _read(sources: Sequence[Source]) -> ReadPairs:
-    return chain.from_iterable(zip(repeat(number), source.read()) for number, source in enumerate(sources))
+def _read(sources: Sequence[Source]) -> _SourcePairs:
+    return chain.from_iterable(zip(repeat(index), source.read()) for index, source in enumerate(sources))
 
 
-def _next_texts(reads: ReadPairs, most: int) -> Texts | None:
-    """The next pairs, as many at most; None at the end."""
+def _next_texts(pairs: _SourcePairs, max_pairs: int) -> _TextChunk | None:
+    """Return the next pairs, or None at the end."""
     sources, lines, srcs, tgts = [], [], [], []
-    for source, (line, (src, tgt)) in islice(reads, most):  # faster than to keep the tuples and unzip them
+    for source, (line, (src, tgt)) in islice(
+        pairs, max_pairs
+    ):  # Faster than collecting the tuples and unzipping.
         sources.append(source)
         lines.append(line)
         srcs.append(src.strip())
         tgts.append(tgt.strip())
     if not lines:
         return None
-    return Texts(np.array(sources, np.int32), np.array(lines, np.int64), srcs, tgts)
+    return _TextChunk(np.array(sources, np.int32), np.array(lines, np.int64), srcs, tgts)
 
 
-def _skip(reads: ReadPairs, number: int, keep: PairFilter) -> None:
-    """Pass over the first pairs, which are encoded already; a filter that remembers pairs sees them."""
-    if not keep.remembers:
-        next(islice(reads, number, number), None)
+def _skip(pairs: _SourcePairs, number: int, pair_filter: PairFilter) -> None:
+    """Skip the first pairs, which are encoded already; a stateful filter sees them."""
+    if not pair_filter.is_stateful:
+        next(islice(pairs, number, number), None)
         return
-    while number and (texts := _next_texts(reads, min(number, _PAIRS_AT_ONCE))) is not None:
-        keep.check_texts(texts.srcs, texts.tgts)
+    while number and (texts := _next_texts(pairs, min(number, _CHUNK_PAIRS))) is not None:
+        pair_filter.filter_texts(texts.srcs, texts.tgts)
         number -= len(texts.lines)
 
 
-def _encoded(reads: ReadPairs, tokenizers: Tokenizers, keep: PairFilter) -> Iterator[Encoded]:
-    """Encode in a thread, and SentencePiece in as many as there are processors, while the next pairs are read."""
+def _encode_chunks(
+    pairs: _SourcePairs, tokenizers: Tokenizers, pair_filter: PairFilter
+) -> Iterator[_EncodedChunk]:
+    """Encode in a thread (SentencePiece uses one thread per processor) while the next pairs are read."""
     with ThreadPoolExecutor(1, thread_name_prefix="encoding") as thread:
-        underway: Future[Encoded] | None = None
-        while (texts := _next_texts(reads, _PAIRS_AT_ONCE)) is not None:
-            reasons = keep.check_texts(texts.srcs, texts.tgts)
-            following = thread.submit(_encode, texts, reasons, tokenizers, keep)
-            if underway is not None:
-                yield underway.result()
-            underway = following
-        if underway is not None:
-            yield underway.result()
+        pending: Future[_EncodedChunk] | None = None
+        while (texts := _next_texts(pairs, _CHUNK_PAIRS)) is not None:
+            reasons = pair_filter.filter_texts(texts.srcs, texts.tgts)
+            submitted = thread.submit(_encode_chunk, texts, reasons, tokenizers, pair_filter)
+            if pending is not None:
+                yield pending.result()
+            pending = submitted
+        if pending is not None:
+            yield pending.result()
 
 
-def _encode(texts: Texts, reasons: Reasons, tokenizers: Tokenizers, keep: PairFilter) -> Encoded:
-    places = np.flatnonzero(reasons == KEPT)
-    numbers = places.tolist()
-    src_ids, src_lengths = tokenizers.src.encode_flat([texts.srcs[i] for i in numbers])
-    tgt_ids, tgt_lengths = tokenizers.tgt.encode_flat([texts.tgts[i] for i in numbers])
-    reasons[places] = keep.check_lengths(src_lengths, tgt_lengths)
-    kept = reasons[places] == KEPT
-    return Encoded(
+def _encode_chunk(
+    texts: _TextChunk, reasons: Reasons, tokenizers: Tokenizers, pair_filter: PairFilter
+) -> _EncodedChunk:
+    rows = np.flatnonzero(reasons == KEPT)
+    indices = rows.tolist()
+    src_ids, src_lengths = tokenizers.src.encode_flat([texts.srcs[i] for i in indices])
+    tgt_ids, tgt_lengths = tokenizers.tgt.encode_flat([texts.tgts[i] for i in indices])
+    reasons[rows] = pair_filter.filter_lengths(src_lengths, tgt_lengths)
+    is_kept = reasons[rows] == KEPT
+    return _EncodedChunk(
         reasons,
-        src_ids[np.repeat(kept, src_lengths)],
-        src_lengths[kept],
-        tgt_ids[np.repeat(kept, tgt_lengths)],
-        tgt_lengths[kept],
-        texts.sources[places[kept]],
-        texts.lines[places[kept]],
+        src_ids[np.repeat(is_kept, src_lengths)],
+        src_lengths[is_kept],
+        tgt_ids[np.repeat(is_kept, tgt_lengths)],
+        tgt_lengths[is_kept],
+        texts.sources[rows[is_kept]],
+        texts.lines[rows[is_kept]],
     )
 
 
-# --- writing, and going on ----------------------------------------------------------------------------------------
+# --- writing and resuming -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Mark:
-    """How far the encoding was when a record batch was full."""
+class _Progress:
+    """Progress of the encoding after a record batch."""
 
     num_read: int
-    """Pairs read, up to the last one in the batch."""
+    """Number of pairs read, up to the last one of the batch."""
     counts: FilterCounts
-    """Of these."""
-
-    def line(self, batch: pa.RecordBatch) -> str:
-        """What `progress.jsonl` holds of it."""
-        return json.dumps([self.num_read, asdict(self.counts), self.checksum(batch)])
+    """How many of them were kept and dropped."""
 
     def checksum(self, batch: pa.RecordBatch) -> int:
-        """CRC-32 of the mark and the batch."""
-        found = zlib.crc32(repr(self).encode())
+        """Return the CRC-32 of the progress and the batch."""
+        # `Mark` is an earlier name of this class: encodings interrupted by earlier versions can still be continued.
+        checksum = zlib.crc32(f"Mark(num_read={self.num_read!r}, counts={self.counts!r})".encode())
         for side in (batch.column("src"), batch.column("tgt")):
             for column in (side.offsets, side.values):
-                found = zlib.crc32(as_numpy(column).data, found)
+                checksum = zlib.crc32(as_numpy(column).data, checksum)
         for name in ("source", "line"):
-            found = zlib.crc32(as_numpy(batch.column(name)).data, found)
-        return found
+            checksum = zlib.crc32(as_numpy(batch.column(name)).data, checksum)
+        return checksum
 
 
-Marked = tuple[pa.RecordBatch, Mark]
+class _WrittenBatch(NamedTuple):
+    """A record batch with the progress after it."""
+
+    batch: pa.RecordBatch
+    progress: _Progress
+
+    def progress_line(self) -> str:
+        """Return the line of `progress.jsonl` for this batch."""
+        progress = self.progress
+        return json.dumps([progress.num_read, asdict(progress.counts), progress.checksum(self.batch)])
 
 
-class Following:
-    """The record batches that are still to be written, each with its mark.
+class _RecordBatches:
+    """Iterator over the record batches that are still to be written.
 
     Attributes:
-        counts: what was kept and left out; of all pairs when the last batch was taken.
+        counts: the filter counts up to the last batch; at the end, of all pairs.
     """
 
-    def __init__(self, mark: Mark, encoded: Iterator[Encoded], on_progress: Callable[[int], None]) -> None:
-        self.counts = mark.counts
-        self._encoded, self._on_progress = encoded, on_progress
+    def __init__(
+        self, progress: _Progress, chunks: Iterator[_EncodedChunk], on_progress: Callable[[int], None]
+    ) -> None:
+        self.counts = progress.counts
+        self._chunks, self._on_progress = chunks, on_progress
 
-    def __iter__(self) -> Iterator[Marked]:
-        held: list[Encoded] = []
+    def __iter__(self) -> Iterator[_WrittenBatch]:
+        buffer: list[_EncodedChunk] = []
         num_read = self.counts.num_read
-        for chunk in self._encoded:
+        for chunk in self._chunks:
             num_read += len(chunk.reasons)
             self._on_progress(num_read)
-            held.append(chunk)
-            while sum(part.num_kept for part in held) >= ROWS:
-                full, rest = _joined(held).cut(ROWS)
-                yield self._marked(full)
-                held = [rest]
-        if held:
-            last = _joined(held)
-            if last.num_kept:
-                yield self._marked(last)
+            buffer.append(chunk)
+            while sum(part.num_rows for part in buffer) >= ROWS:
+                full, rest = _concatenate(buffer).split(ROWS)
+                yield self._finish(full)
+                buffer = [rest]
+        if buffer:
+            last = _concatenate(buffer)
+            if last.num_rows:
+                yield self._finish(last)
             else:
-                self.counts += FilterCounts.of(last.reasons)
+                self.counts += FilterCounts.from_reasons(last.reasons)
 
-    def _marked(self, rows: Encoded) -> Marked:
-        self.counts += FilterCounts.of(rows.reasons)
-        return rows.record_batch(), Mark(self.counts.num_read, self.counts)
-
-
-def _joined(parts: Sequence[Encoded]) -> Encoded:
-    return Encoded(*map(np.concatenate, zip(*parts, strict=True)))
+    def _finish(self, rows: _EncodedChunk) -> _WrittenBatch:
+        self.counts += FilterCounts.from_reasons(rows.reasons)
+        return _WrittenBatch(rows.record_batch(), _Progress(self.counts.num_read, self.counts))
 
 
-def _write(place: Path, done: Sequence[Marked], following: Following) -> int:
-    """Write the record batches that were taken over and those that follow. Returns the bytes of the file."""
-    path, progress = place / "pairs.arrow", _progress_file(place)
-    with storage_errors(place):
+def _concatenate(chunks: Sequence[_EncodedChunk]) -> _EncodedChunk:
+    return _EncodedChunk(*map(np.concatenate, zip(*chunks, strict=True)))
+
+
+def _write_batches(work: Path, recovered: Sequence[_WrittenBatch], remaining: _RecordBatches) -> int:
+    """Write the recovered and the remaining record batches. Return the size of the file in bytes."""
+    path, progress = work / _PAIRS_FILE, work / _PROGRESS_FILE
+    with storage_errors(work):
         with open(path, "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
-            for batch, _ in done:
-                writer.write_batch(batch)
+            for written in recovered:
+                writer.write_batch(written.batch)
             file.flush()
-            write_text(progress, "".join(f"{mark.line(batch)}\n" for batch, mark in done))
-            _file_before(place).unlink(missing_ok=True)
-            for batch, mark in following:
-                writer.write_batch(batch)
+            write_text(progress, "".join(f"{written.progress_line()}\n" for written in recovered))
+            (work / _INTERRUPTED_FILE).unlink(missing_ok=True)
+            for written in remaining:
+                writer.write_batch(written.batch)
                 file.flush()
-                append_line(progress, mark.line(batch))
+                append_line(progress, written.progress_line())
         return path.stat().st_size
 
 
-def _progress_file(place: Path) -> Path:
-    return place / "progress.jsonl"
-
-
-def _file_before(place: Path) -> Path:
-    """What a killed process had written; deleted when all that is good of it stands in the new file."""
-    return place / "before.arrow"
-
-
-def _take_over(place: Path) -> list[Marked]:
-    """The record batches that a killed process has written, up to the first that is damaged. Raises: StorageError."""
-    before, unfinished = _file_before(place), place / "pairs.arrow"
-    with storage_errors(place):
-        if not before.exists() and unfinished.exists():
-            unfinished.rename(before)
-    found: list[Marked] = []
+def _recover_batches(work: Path) -> list[_WrittenBatch]:
+    """Return the record batches that a killed process has written, up to the first damaged one."""
+    interrupted, unfinished = work / _INTERRUPTED_FILE, work / _PAIRS_FILE
+    with storage_errors(work):
+        if not interrupted.exists() and unfinished.exists():
+            unfinished.rename(interrupted)
+    recovered: list[_WrittenBatch] = []
     with suppress(OSError, ValueError, TypeError, StopIteration, pa.ArrowException):
-        lines = _progress_file(place).read_text(encoding="utf-8").split("\n")
-        stream = pa.ipc.open_stream(pa.memory_map(str(before)).read_buffer().slice(_ARROW_MAGIC_BYTES))
+        lines = (work / _PROGRESS_FILE).read_text(encoding="utf-8").split("\n")
+        stream = pa.ipc.open_stream(pa.memory_map(str(interrupted)).read_buffer().slice(_ARROW_MAGIC_BYTES))
         for line in lines[:-1]:
             num_read, counts, checksum = json.loads(line)
-            mark, batch = Mark(num_read, FilterCounts(**counts)), stream.read_next_batch()
-            if batch.schema != SCHEMA or mark.checksum(batch) != checksum:
+            progress, batch = _Progress(num_read, FilterCounts(**counts)), stream.read_next_batch()
+            if batch.schema != SCHEMA or progress.checksum(batch) != checksum:
                 break
-            found.append((batch, mark))
-    return found
+            recovered.append(_WrittenBatch(batch, progress))
+    return recovered
+
+
+# --- fingerprints -------------------------------------------------------------------------------------------------
 
 
 def matches_fingerprint(
     fingerprint: str, sources: Sequence[Source], tokenizers: Tokenizers, data: DataConfig
 ) -> bool:
-    """Whether a fingerprint is that of the corpus that these make.
+    """Return whether a fingerprint is that of the corpus made from these sources, also if it is an earlier one.
 
-    mtkit 0.1.0 made fingerprints of the bytes of text files, which are others when the file is packed anew, and had
-    the same generator of demo pairs in other files.
+    mtkit 0.1.0 hashed the bytes of text files, which change with their compression. Earlier generators made the same
+    demo pairs.
     """
-    _, now = open_cache(data, "corpora")
-    kinds = product((now.of_text, now.of_bytes), (GENERATOR, *EARLIER_GENERATORS))
-    hashes = (Hashes(now.of_bytes, of_text, generator) for of_text, generator in kinds)
-    return any(fingerprint == _fingerprint(sources, tokenizers, data, kind) for kind in hashes)
+    _, current = open_cache(data, "corpora")
+    variants = product((current.of_text, current.of_bytes), (GENERATOR, *EARLIER_GENERATORS))
+    candidates = (Hashes(current.of_bytes, of_text, generator) for of_text, generator in variants)
+    return any(fingerprint == _fingerprint(sources, tokenizers, data, hashes) for hashes in candidates)
 
 
 def _fingerprint(sources: Sequence[Source], tokenizers: Tokenizers, data: DataConfig, hashes: Hashes) -> str:
-    """The key of a corpus: everything that decides its ids."""
+    """Return the cache key of a corpus: a hash of everything that determines its ids."""
     filters = [data.max_length, data.max_length_ratio, data.drop_duplicates]
     texts = [source.fingerprint(hashes) for source in sources]
     return hashlib.sha256(json.dumps([FORMAT, texts, tokenizers.fingerprint, filters]).encode()).hexdigest()

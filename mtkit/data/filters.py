@@ -1,4 +1,7 @@
-"""Which training pairs are left out, and how many for which reason. Nothing is left out silently."""
+"""Filters on training pairs, with a count of the pairs that each removes: nothing is dropped silently.
+
+In: the texts of pairs, then their numbers of tokens. Out: for each pair, why it is dropped, or `KEPT`.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +17,31 @@ from mtkit.config.sections import DataConfig
 Counts = npt.NDArray[np.int64]
 Digests = npt.NDArray[np.uint64]
 Reasons = npt.NDArray[np.uint8]
-"""For each pair why it is left out: the place of the reason in `FilterCounts`."""
+"""Why each pair is dropped: the index of the reason among the fields of `FilterCounts`, or `KEPT`."""
 
 KEPT, _EMPTY, _TOO_LONG, _RATIO, _DUPLICATE = range(5)
 
-_NUM_PARTS = 16  # the less memory is taken by the one that is written anew
-_PART_SHIFT = 60
+_NUM_BUCKETS = 16  # More buckets need less memory while one of them is merged.
+_BUCKET_SHIFT = 60
 
-_MAX_CHARS_PER_PIECE = 100
-"""A text with more characters than this for each piece it may have is too long without being encoded."""
+_MAX_CHARS_PER_TOKEN = 100
+"""A text with more characters than this for each token it may have is too long, without being tokenized."""
 
 
 @dataclass(frozen=True)
 class FilterCounts:
-    """Pairs that were kept, and those left out, by the first reason that applied."""
+    """Numbers of pairs that were kept, and that were dropped, by the first reason that applied."""
 
     kept: int = 0
     empty: int = 0
-    """Nothing but white space on a side, or nothing that the tokenizer keeps."""
+    """A side is only white space, or has no tokens."""
     too_long: int = 0
     ratio: int = 0
     duplicate: int = 0
 
     @classmethod
-    def of(cls, reasons: Reasons) -> FilterCounts:
-        """How often each reason comes."""
+    def from_reasons(cls, reasons: Reasons) -> FilterCounts:
+        """Count how often each reason occurs."""
         return cls(*np.bincount(reasons, minlength=_DUPLICATE + 1).tolist())
 
     def __add__(self, other: FilterCounts) -> FilterCounts:
@@ -46,11 +49,11 @@ class FilterCounts:
 
     @property
     def num_read(self) -> int:
-        """All pairs."""
+        """Number of all pairs, kept and dropped."""
         return sum(asdict(self).values())
 
     def summary(self) -> str:
-        """One line: `28,990 of 29,000 pairs kept; left out: 3 empty, 7 too long`."""
+        """Return one line such as `28,990 of 29,000 pairs kept; left out: 3 empty, 7 too long`."""
         reasons = {
             "empty": self.empty,
             "too long": self.too_long,
@@ -63,10 +66,10 @@ class FilterCounts:
 
 
 class PairFilter:
-    """Decides on pairs in two steps, before and after they are encoded. Many at a time: arrays of reasons.
+    """Filter of pairs, many at a time, in two steps: by their texts, then by their numbers of tokens.
 
-    With `drop_duplicates` it remembers an 8-byte digest of each pair. Among 100 million pairs the probability that any
-    two different ones share a digest is 0.0003.
+    With `drop_duplicates` it keeps an 8-byte digest of each pair. Among 100 million pairs the probability that any two
+    different ones have the same digest is 0.0003.
     """
 
     def __init__(self, data: DataConfig) -> None:
@@ -75,26 +78,26 @@ class PairFilter:
         self._seen = DigestSet() if data.drop_duplicates else None
 
     @property
-    def remembers(self) -> bool:
-        """Whether a decision depends on the pairs before."""
+    def is_stateful(self) -> bool:
+        """Return whether a decision depends on earlier pairs."""
         return self._seen is not None
 
-    def check_texts(self, srcs: Sequence[str], tgts: Sequence[str]) -> Reasons:
-        """Why each pair is left out, judged by its texts without outer white space; `KEPT` if it is not."""
-        shorter, longer = _shorter_and_longer(_lengths_of(srcs), _lengths_of(tgts))
+    def filter_texts(self, srcs: Sequence[str], tgts: Sequence[str]) -> Reasons:
+        """Return why each pair is dropped because of its texts (stripped of white space), or `KEPT`."""
+        shorter, longer = _shorter_and_longer(_num_chars(srcs), _num_chars(tgts))
         reasons = np.full(len(srcs), KEPT, np.uint8)
-        reasons[longer > _MAX_CHARS_PER_PIECE * self._max_length] = _TOO_LONG
+        reasons[longer > _MAX_CHARS_PER_TOKEN * self._max_length] = _TOO_LONG
         reasons[shorter == 0] = _EMPTY
         if self._seen is not None:
-            places = np.flatnonzero(reasons == KEPT)
-            texts = (f"{srcs[place]}\n{tgts[place]}" for place in places.tolist())
+            kept = np.flatnonzero(reasons == KEPT)
+            texts = (f"{srcs[i]}\n{tgts[i]}" for i in kept.tolist())
             digests = b"".join(blake2b(text.encode(), digest_size=8).digest() for text in texts)
-            new = self._seen.add(np.frombuffer(digests, np.uint64))
-            reasons[places[~new]] = _DUPLICATE
+            is_new = self._seen.add(np.frombuffer(digests, np.uint64))
+            reasons[kept[~is_new]] = _DUPLICATE
         return reasons
 
-    def check_lengths(self, src_lengths: Counts, tgt_lengths: Counts) -> Reasons:
-        """Why each encoded pair is left out, judged by the number of tokens on each side; `KEPT` if it is not."""
+    def filter_lengths(self, src_lengths: Counts, tgt_lengths: Counts) -> Reasons:
+        """Return why each pair is dropped because of its numbers of tokens, or `KEPT`."""
         shorter, longer = _shorter_and_longer(src_lengths, tgt_lengths)
         reasons = np.full(len(src_lengths), KEPT, np.uint8)
         if self._max_ratio is not None:
@@ -104,7 +107,7 @@ class PairFilter:
         return reasons
 
 
-def _lengths_of(texts: Sequence[str]) -> Counts:
+def _num_chars(texts: Sequence[str]) -> Counts:
     return np.fromiter(map(len, texts), np.int64, len(texts))
 
 
@@ -113,38 +116,38 @@ def _shorter_and_longer(one: Counts, other: Counts) -> tuple[Counts, Counts]:
 
 
 class DigestSet:
-    """A set of 64-bit digests in sorted arrays: 8 bytes each, and 1 more while it is added to.
+    """Set of 64-bit digests in sorted arrays: 8 bytes each, and 1 more while digests are added.
 
-    A part holds the digests of the same high bits, in arrays each less than a quarter of the one before it, so that one
-    is looked up in few and none is often written anew.
+    Digests with the same high bits are in the same bucket, as a list of sorted arrays, each less than a quarter as long
+    as the one before it: lookups search few arrays, and large arrays are seldom rewritten.
     """
 
     def __init__(self) -> None:
-        self._parts: list[list[Digests]] = [[] for _ in range(_NUM_PARTS)]
+        self._buckets: list[list[Digests]] = [[] for _ in range(_NUM_BUCKETS)]
 
     def add(self, digests: Digests) -> npt.NDArray[np.bool_]:
-        """Put them in. Returns which were not there yet, of several equal ones the first."""
+        """Add digests. Return which of them were new; of equal ones among them, the first."""
         order = np.argsort(digests, kind="stable")
         values = digests[order]
-        new = np.ones(len(values), np.bool_)
-        new[1:] = values[1:] != values[:-1]
-        edges = np.arange(1, _NUM_PARTS, dtype=np.uint64) << np.uint64(_PART_SHIFT)
+        is_new = np.ones(len(values), np.bool_)
+        is_new[1:] = values[1:] != values[:-1]
+        edges = np.arange(1, _NUM_BUCKETS, dtype=np.uint64) << np.uint64(_BUCKET_SHIFT)
         bounds = [0, *np.searchsorted(values, edges).tolist(), len(values)]
-        for part, first, behind in zip(self._parts, bounds[:-1], bounds[1:], strict=True):
-            some = values[first:behind]
-            for held in part:
-                places = np.minimum(np.searchsorted(held, some), len(held) - 1)
-                new[first:behind] &= held[places] != some
-            if new[first:behind].any():
-                _put(part, some[new[first:behind]])
-        found = np.empty_like(new)
-        found[order] = new
-        return found
+        for bucket, start, end in zip(self._buckets, bounds[:-1], bounds[1:], strict=True):
+            candidates = values[start:end]
+            for known in bucket:
+                nearest = np.minimum(np.searchsorted(known, candidates), len(known) - 1)
+                is_new[start:end] &= known[nearest] != candidates
+            if is_new[start:end].any():
+                _insert(bucket, candidates[is_new[start:end]])
+        result = np.empty_like(is_new)
+        result[order] = is_new
+        return result
 
 
-def _put(part: list[Digests], values: Digests) -> None:
-    """Add a sorted array to those of a part, merged with the ones that are not much larger."""
-    while part and len(part[-1]) < 4 * len(values):
-        larger = part.pop()
+def _insert(bucket: list[Digests], values: Digests) -> None:
+    """Append a sorted array to a bucket, merged with the last arrays unless they are much longer."""
+    while bucket and len(bucket[-1]) < 4 * len(values):
+        larger = bucket.pop()
         values = np.insert(larger, np.searchsorted(larger, values), values)
-    part.append(values)
+    bucket.append(values)

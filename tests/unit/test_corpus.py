@@ -97,7 +97,7 @@ def pairs_of(encoded: Corpus, tokenizers: Tokenizers) -> list[Pair]:
 def test_it_equals_direct_encoding(setting: Setting, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     monkeypatch.setattr(corpus, "ROWS", rows)
     monkeypatch.setattr(encoding, "ROWS", rows)
-    monkeypatch.setattr(encoding, "_PAIRS_AT_ONCE", 5)
+    monkeypatch.setattr(encoding, "_CHUNK_PAIRS", 5)
     encoded = setting.encode()
     assert len(encoded) == len(PAIRS)
     for get, lengths, texts, tokenizer in (
@@ -345,7 +345,7 @@ def test_a_failure_leaves_nothing_and_abandoned_folders_are_swept_out(setting: S
 
 
 def test_progress_counts_the_pairs_read(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "_PAIRS_AT_ONCE", 20)
+    monkeypatch.setattr(encoding, "_CHUNK_PAIRS", 20)
     data = setting.data()
     told: list[int] = []
     encode_corpus(setting.sources(data), setting.tokenizers, data, told.append)
@@ -354,7 +354,9 @@ def test_progress_counts_the_pairs_read(setting: Setting, monkeypatch: pytest.Mo
 
 def test_a_cache_that_cannot_be_written(setting: Setting) -> None:
     (setting.root / "cache").write_bytes(b"a file")
-    with pytest.raises(StorageError, match=f"^{setting.root}/cache: .*: data.cache .* MTKIT_CACHE, names it"):
+    with pytest.raises(
+        StorageError, match=f"^{setting.root}/cache: .*; data.cache .* MTKIT_CACHE, sets the cache folder"
+    ):
         setting.encode()
 
 
@@ -371,7 +373,7 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, setting: Setting) -
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache.cache_folder(unnamed) == Path("/home/somebody/.cache/mtkit")
     monkeypatch.setattr(os.path, "expanduser", str)  # as for a user that has no home
-    with pytest.raises(StorageError, match=r"^~/\.cache/mtkit: there is no such home folder .*MTKIT_CACHE"):
+    with pytest.raises(StorageError, match=r"^~/\.cache/mtkit: no such home folder .*MTKIT_CACHE"):
         cache.cache_folder(unnamed)
 
 

@@ -64,7 +64,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make record batches and chunks hold only a few pairs."""
     for module in (corpus, encoding):
         monkeypatch.setattr(module, "ROWS", ROWS)
-    monkeypatch.setattr(encoding, "_PAIRS_AT_ONCE", AT_ONCE)
+    monkeypatch.setattr(encoding, "_CHUNK_PAIRS", AT_ONCE)
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ from mtkit.data import corpus, encoding
 from tests.unit import test_encoding
 
 corpus.ROWS = encoding.ROWS = test_encoding.ROWS
-encoding._PAIRS_AT_ONCE = test_encoding.AT_ONCE
+encoding._CHUNK_PAIRS = test_encoding.AT_ONCE
 test_encoding.encode(Path(sys.argv[1]), Path(sys.argv[2]), lambda num_read: time.sleep(num_read / 5000))
 """
 
@@ -237,7 +237,7 @@ def test_a_set_of_digests() -> None:
             seen.add(value)
         assert digests.add(values).tolist() == expected
     assert not digests.add(np.array(sorted(seen), np.uint64)).any()
-    assert sum(len(held) for part in digests._parts for held in part) == len(seen)
+    assert sum(len(known) for bucket in digests._buckets for known in bucket) == len(seen)
 
 
 def test_memory_of_a_set_of_digests() -> None:
