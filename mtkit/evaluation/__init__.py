@@ -1,1 +1,1 @@
-"""What a translation is worth: hypotheses against references."""
+"""Evaluation of hypotheses against references."""

@@ -1,9 +1,11 @@
 """Scores of translations, each with the signature that says how it was computed.
 
-All numbers come from sacreBLEU (Post 2018, "A Call for Clarity in Reporting BLEU Scores") with its defaults,
-so they equal those of the `sacrebleu` command: BLEU (Papineni et al. 2002), chrF (Popović 2015),
+All numbers come from sacreBLEU (Post 2018, "A Call for Clarity in Reporting BLEU Scores") with its defaults and
+equal those of the `sacrebleu` command: BLEU (Papineni et al. 2002), chrF (Popović 2015),
 chrF++ (Popović 2017), TER (Snover et al. 2006), and the bootstrap intervals of Koehn (2004).
 """
+
+from __future__ import annotations
 
 import difflib
 import json
@@ -24,24 +26,24 @@ if TYPE_CHECKING:
 HIGHER_IS_BETTER = {"bleu": True, "chrf": True, "chrf++": True, "ter": False}
 
 _SEED = 12345
-"""The seed of bootstrap resampling: sacreBLEU's own default."""
+"""Seed for bootstrap resampling; sacreBLEU's default."""
 
 _SEED_VARIABLE = "SACREBLEU_SEED"
 
-_USUAL_TOKENIZER = "13a"
+_DEFAULT_TOKENIZER = "13a"
 
 
 @dataclass(frozen=True)
 class Score:
-    """The score of a corpus under one metric.
+    """Corpus score under one metric.
 
     Attributes:
-        name: the metric as sacreBLEU writes it: BLEU, chrF2, chrF2++ or TER.
-        value: the score on a scale of 100 (TER can exceed it).
-        signature: the conditions under which the score holds; a score is never shown without it.
-        mean: the mean over the bootstrap resamples, if they were asked for.
-        confidence: half the width of their 95% interval.
-        detail: what the metric is made of, if it tells (BLEU: precisions, brevity penalty, lengths).
+        name: sacreBLEU's name of the metric: BLEU, chrF2, chrF2++ or TER.
+        value: The score, from 0 to 100 (TER can be larger).
+        signature: sacreBLEU's signature: how the score was computed. A score is never shown without it.
+        mean: Mean over the bootstrap resamples, if requested.
+        confidence: Half the width of their 95% interval, if requested.
+        detail: Components of the score, if the metric has any (BLEU: precisions, brevity penalty, lengths).
     """
 
     name: str
@@ -52,14 +54,14 @@ class Score:
     detail: str | None = None
 
     def format(self, width: int = 2) -> str:
-        """One line, as the `sacrebleu` command prints it, with `width` decimals."""
+        """Return one line as the `sacrebleu` command prints it, with `width` decimals."""
         line = f"{self.name}|{self.signature} = {self.value:.{width}f}"
         if self.mean is not None:
             line += f" (μ = {self.mean:.{width}f} ± {self.confidence:.{width}f})"
         return f"{line} {self.detail}" if self.detail else line
 
     def as_dict(self) -> dict[str, str | float]:
-        """The score for JSON, not rounded; what was not asked for is left out."""
+        """Return the unrounded score for JSON, without the fields that were not requested."""
         fields: dict[str, str | float | None] = {
             "name": self.name,
             "score": self.value,
@@ -85,48 +87,55 @@ def score(
     """Score detokenized translations against one or more references.
 
     Args:
-        hyps: one translation per sentence.
-        refs: one or more streams of references, each as long as `hyps`. A sentence may lack some of its
-            references: None there means "missing" (the signature then says `nrefs:var`), "" an empty one.
-        metrics: names out of `METRICS`, in small or capital letters.
-        tokenize: sacreBLEU's tokenizer for BLEU; None lets `tgt` decide (see `_tokenizer_of`).
-        lowercase: ignore case in BLEU and chrF. TER always ignores it, as is its convention.
-        tgt: code of the target language.
-        num_bootstrap: resamples for the 95% interval (1000 is usual); 0 for none. chrF++ takes about
-            100 kB of memory per sentence at 1000 resamples, the others less.
-        seed: of the resampling. It alone decides: the variable SACREBLEU_SEED is not read.
+        hyps: One translation per sentence.
+        refs: One or more streams of references, each as long as `hyps`. None is a missing reference (the signature
+            then says `nrefs:var`), "" an empty one.
+        metrics: Names from `METRICS`, in any case.
+        tokenize: sacreBLEU's tokenizer for BLEU; by default that of the target language (see `_default_tokenizer`).
+        lowercase: Ignore case in BLEU and chrF. TER always ignores it, by convention.
+        tgt: Code of the target language.
+        num_bootstrap: Resamples for the 95% interval, usually 1000; 0 computes none. chrF++ needs about 100 kB of
+            memory per sentence at 1000 resamples, other metrics less.
+        seed: Seed for the resampling. The environment variable SACREBLEU_SEED is ignored.
 
-    Returns: one score for each of `metrics`, in their order.
+    Returns:
+        One score per metric, in the order of `metrics`.
 
     Raises:
-        DataError: nothing to score, streams of unequal length, a sentence without any reference,
-            a tokenizer model that cannot be downloaded.
-        ConfigError: an unknown metric or tokenizer, or one that is not installed; `num_bootstrap` is 1 or
-            negative.
+        DataError: If there is nothing to score, streams differ in length, a sentence has no reference, or a model of
+            a tokenizer cannot be downloaded.
+        ConfigError: If a metric or tokenizer is unknown or not installed, or `num_bootstrap` is 1 or negative.
     """
     _check_streams(hyps, refs)
     if num_bootstrap < 0 or num_bootstrap == 1:
         raise ConfigError(
             f"{num_bootstrap} bootstrap resamples give no interval",
-            hint="0 for none, or at least 2; 1000 is usual",
+            hint="use 0 for no interval, else at least 2; 1000 is usual",
         )
-    built = _build_metrics(metrics, tokenize, lowercase, tgt)
-    return [_corpus_score(metric, hyps, refs, num_bootstrap, seed) for metric in built]
+    return [
+        _corpus_score(metric, hyps, refs, num_bootstrap, seed)
+        for metric in _build_metrics(metrics, tokenize, lowercase, tgt)
+    ]
 
 
 def check_metrics(metrics: Sequence[str], *, tokenize: str | None = None, tgt: str | None = None) -> None:
-    """Raise now what `score` would otherwise raise about its options at the first validation."""
+    """Check the options of `score`, so that an error surfaces before training and not at the first validation.
+
+    Raises:
+        ConfigError: If a metric or tokenizer is unknown or not installed.
+        DataError: If a model of a tokenizer cannot be downloaded.
+    """
     _build_metrics(metrics, tokenize, lowercase=False, tgt=tgt)
 
 
-def _tokenizer_of(tgt: str | None) -> str:
-    """sacreBLEU's tokenizer for BLEU in a language if nobody chooses another: its own if it has one, else 13a.
+def _default_tokenizer(tgt: str | None) -> str:
+    """Return sacreBLEU's default tokenizer for BLEU in a language: the language's own if there is one, else 13a.
 
-    Japanese and Korean need packages for theirs. Without them BLEU counts characters.
+    Those of Japanese and Korean are separate packages; without them the default is to count characters.
     """
     from sacrebleu import BLEU
 
-    own = BLEU_TOKENIZERS.get(short_code(tgt), _USUAL_TOKENIZER)
+    own = BLEU_TOKENIZERS.get(short_code(tgt), _DEFAULT_TOKENIZER)
     try:
         BLEU(tokenize=own)
     except RuntimeError:
@@ -135,49 +144,50 @@ def _tokenizer_of(tgt: str | None) -> str:
 
 
 def bleu_warning(metrics: Sequence[str], tgt: str | None, *, tokenize: str | None = None) -> str | None:
-    """What a user should know of BLEU in a language where nobody chose its tokenizer; None if there is nothing."""
+    """Return a warning if BLEU with the default tokenizer is not what users expect in a language, or None."""
     if "bleu" not in metrics or tokenize is not None:
         return None
-    language, chosen = short_code(tgt), _tokenizer_of(tgt)
+    language, chosen = short_code(tgt), _default_tokenizer(tgt)
     if chosen == "char":
         return (
-            f"BLEU counts characters (tok:char), for {BLEU_TOKENIZERS[language]} is not installed: run "
-            f'`pip install "sacrebleu[{language}]"`, or choose validation.bleu_tokenizer'
+            f"BLEU counts characters (tok:char) because {BLEU_TOKENIZERS[language]} is not installed: run "
+            f'`pip install "sacrebleu[{language}]"`, or set validation.bleu_tokenizer'
         )
     if not bleu_can_tokenize(tgt):
         return (
-            f"BLEU means nothing in {tgt}, where {chosen} finds no words: go by chrF, or choose "
-            "validation.bleu_tokenizer char or flores200"
+            f"BLEU is meaningless for {tgt}, which {chosen} cannot split into words: use chrF, or set "
+            "validation.bleu_tokenizer to char or flores200"
         )
     return None
 
 
 def is_better(metric: str, a: float, b: float) -> bool:
-    """Whether a score of `a` is strictly better than one of `b` under `metric`, one of `METRICS`."""
+    """Return whether score `a` is strictly better than `b` under a metric from `METRICS`."""
     return a > b if HIGHER_IS_BETTER[metric] else a < b
 
 
 def load_test_set(name: str, src: str, tgt: str) -> tuple[list[str], list[list[str]]]:
-    """One of the test sets that sacreBLEU knows by name, such as wmt20 or multi30k/2016.
+    """Return one of sacreBLEU's test sets, such as wmt20 or multi30k/2016.
 
-    sacreBLEU downloads a set on its first use into the folder that the environment variable SACREBLEU names,
-    by default ~/.sacrebleu.
+    sacreBLEU downloads a set on first use to the folder in the environment variable SACREBLEU, by default
+    ~/.sacrebleu.
 
     Args:
-        name: as in `sacrebleu --list`.
-        src: code of the language to translate from.
-        tgt: code of the language to translate into.
+        name: Name as in `sacrebleu --list`.
+        src: Code of the source language.
+        tgt: Code of the target language.
 
-    Returns: the source sentences, and one or more streams of references, each of the same length.
+    Returns:
+        The source sentences, and one or more streams of references of the same length.
 
     Raises:
-        ConfigError: no such set, or the set lacks this language pair.
-        DataError: the set cannot be downloaded, or its files are damaged.
+        ConfigError: If there is no such set, or it lacks this language pair.
+        DataError: If the set cannot be downloaded, or its files are damaged.
     """
     import sacrebleu
 
     if name not in sacrebleu.DATASETS:
-        hint = f"{_did_you_mean(name, sacrebleu.DATASETS)}`sacrebleu --list` shows all"
+        hint = f"{_did_you_mean(name, sacrebleu.DATASETS)}`sacrebleu --list` lists all"
         raise ConfigError(f"sacreBLEU has no test set {name!r}", hint=hint)
     pair = f"{src}-{tgt}"
     pairs = sacrebleu.get_langpairs_for_testset(name)
@@ -188,15 +198,15 @@ def load_test_set(name: str, src: str, tgt: str) -> tuple[list[str], list[list[s
 
     folder = _cache_folder() / name
     try:
-        # Sorted: sacreBLEU lists the translators of its XML sets in an order that changes from run to run.
+        # Sorted, because the order in which sacreBLEU lists the references of its XML sets differs between runs.
         paths = [sacrebleu.get_source_file(name, pair), *sorted(sacrebleu.get_reference_files(name, pair))]
         sources, *refs = [_read_lines(path) for path in paths]
-    except _unreadable() as error:
+    except _load_errors() as error:
         raise DataError(
             f"cannot get the test set: {_one_line(error)}",
             where=f"{name} {pair}",
-            hint=f"without a network, run `sacrebleu --download {name} -l {pair}` on a machine that has one "
-            f"and copy its ~/.sacrebleu/{name} to {folder}; with one, delete {folder} and try again",
+            hint=f"offline, run `sacrebleu --download {name} -l {pair}` on a machine with a network "
+            f"and copy its ~/.sacrebleu/{name} to {folder}; otherwise delete {folder} and try again",
         ) from error
     if not refs or any(len(stream) != len(sources) for stream in refs):
         counts = " and ".join(str(len(stream)) for stream in refs) or "no"
@@ -209,12 +219,17 @@ def load_test_set(name: str, src: str, tgt: str) -> tuple[list[str], list[list[s
 
 
 def _check_streams(hyps: Sequence[str], refs: Sequence[Sequence[str | None]]) -> None:
+    """Check that there are hypotheses, and references of the same length.
+
+    Raises:
+        DataError: If not.
+    """
     if isinstance(hyps, str):
-        raise DataError("hyps is one text, not a list of translations", hint="put it in brackets: [hyps]")
+        raise DataError("hyps is a string, not a list of translations", hint="put it in brackets: [hyps]")
     if not hyps:
-        raise DataError("there are no hypotheses to score")
+        raise DataError("no hypotheses to score")
     if not refs:
-        raise DataError("there are no references to score against")
+        raise DataError("no references to score against")
     for number, stream in enumerate(refs, 1):
         if isinstance(stream, str):
             raise DataError(
@@ -223,15 +238,20 @@ def _check_streams(hyps: Sequence[str], refs: Sequence[Sequence[str | None]]) ->
         if len(stream) != len(hyps):
             which = f" in stream {number} of {len(refs)}" if len(refs) > 1 else ""
             raise DataError(f"{len(hyps)} hypotheses but {len(stream)} references{which}")
-    for number, of_sentence in enumerate(zip(*refs, strict=True), 1):
-        if all(ref is None for ref in of_sentence):
-            raise DataError("the sentence has no reference", where=f"sentence {number}")
+    for number, sentence_refs in enumerate(zip(*refs, strict=True), 1):
+        if all(ref is None for ref in sentence_refs):
+            raise DataError("no reference", where=f"sentence {number}")
 
 
 def _build_metrics(
     names: Sequence[str], tokenize: str | None, lowercase: bool, tgt: str | None
-) -> list["Metric"]:
-    """sacreBLEU's metrics, ready to compute; every mistake in the options surfaces here."""
+) -> list[Metric]:
+    """Build sacreBLEU's metrics.
+
+    Raises:
+        ConfigError: If a metric or tokenizer is unknown or not installed.
+        DataError: If a model of a tokenizer cannot be downloaded.
+    """
     from sacrebleu import BLEU, CHRF, TER
 
     if tokenize is not None and tokenize not in BLEU.TOKENIZERS:
@@ -241,9 +261,9 @@ def _build_metrics(
     for name in names:
         match name.lower():
             case "bleu":
-                wanted = tokenize or _tokenizer_of(tgt)
-                with _tokenizer_errors(wanted):
-                    built.append(BLEU(lowercase=lowercase, tokenize=wanted))
+                tokenizer = tokenize or _default_tokenizer(tgt)
+                with _tokenizer_errors(tokenizer):
+                    built.append(BLEU(lowercase=lowercase, tokenize=tokenizer))
             case "chrf":
                 built.append(CHRF(lowercase=lowercase))
             case "chrf++":
@@ -257,9 +277,10 @@ def _build_metrics(
 
 
 def _corpus_score(
-    metric: "Metric", hyps: Sequence[str], refs: Sequence[Sequence[str | None]], num_bootstrap: int, seed: int
+    metric: Metric, hyps: Sequence[str], refs: Sequence[Sequence[str | None]], num_bootstrap: int, seed: int
 ) -> Score:
-    # sacreBLEU takes None for a missing reference; its type hints do not say so.
+    """Compute one metric, with its signature and interval."""
+    # sacreBLEU accepts None for a missing reference, although its type hints do not say so.
     streams = cast(list[list[str]], [list(stream) for stream in refs])
     if num_bootstrap:
         with _bootstrap_seed(seed):
@@ -268,21 +289,21 @@ def _corpus_score(
         result = metric.corpus_score(list(hyps), streams)
     signature = metric.get_signature().format()
 
-    # sacreBLEU publishes the interval in its JSON only, where it is absent if the mean is zero.
-    told = json.loads(result.format(width=12, signature=signature, is_json=True))
+    # sacreBLEU gives the interval only in its JSON, and omits it there if the mean is zero.
+    fields = json.loads(result.format(width=12, signature=signature, is_json=True))
     return Score(
         name=result.name,
         value=float(result.score),
         signature=signature,
-        mean=told.get("confidence_mean", 0.0) if num_bootstrap else None,
-        confidence=told.get("confidence_var", 0.0) if num_bootstrap else None,
-        detail=told.get("verbose_score"),
+        mean=fields.get("confidence_mean", 0.0) if num_bootstrap else None,
+        confidence=fields.get("confidence_var", 0.0) if num_bootstrap else None,
+        detail=fields.get("verbose_score"),
     )
 
 
 @contextmanager
 def _bootstrap_seed(seed: int) -> Iterator[None]:
-    """Set the environment variable from which sacreBLEU takes its seed, the only way to give it one."""
+    """Set the environment variable that sacreBLEU reads its seed from; there is no other way to pass one."""
     before = os.environ.get(_SEED_VARIABLE)
     os.environ[_SEED_VARIABLE] = str(seed)
     try:
@@ -295,21 +316,26 @@ def _bootstrap_seed(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _tokenizer_errors(wanted: str) -> Iterator[None]:
-    """Tell in one line why sacreBLEU could not load the tokenizer `wanted`."""
-    causes: tuple[type[BaseException], ...] = (RuntimeError, *_unreadable())
+def _tokenizer_errors(tokenizer: str) -> Iterator[None]:
+    """Translate errors of sacreBLEU when it loads a tokenizer.
+
+    Raises:
+        ConfigError: If the package of the tokenizer is not installed.
+        DataError: If its model cannot be downloaded or read.
+    """
+    causes: tuple[type[BaseException], ...] = (RuntimeError, *_load_errors())
     try:
         yield
     except causes as error:
-        if wanted in ("ja-mecab", "ko-mecab"):
-            language = wanted.partition("-")[0]
+        if tokenizer in ("ja-mecab", "ko-mecab"):
+            language = tokenizer.partition("-")[0]
             raise ConfigError(
-                f"the tokenizer {wanted} is not installed",
-                hint=f'run `pip install "sacrebleu[{language}]"`, or choose another tokenizer, such as char',
+                f"the tokenizer {tokenizer} is not installed",
+                hint=f'run `pip install "sacrebleu[{language}]"`, or choose another tokenizer such as char',
             ) from error
         raise DataError(
-            f"cannot load the model of sacreBLEU's tokenizer {wanted!r}: {_one_line(error)}",
-            hint=f"without a network, fill {_cache_folder() / 'models'} from that of a machine that has one",
+            f"cannot load the model of sacreBLEU's tokenizer {tokenizer!r}: {_one_line(error)}",
+            hint=f"offline, copy {_cache_folder() / 'models'} from a machine with a network",
         ) from error
 
 
@@ -324,8 +350,8 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(close)}? " if close else ""
 
 
-def _unreadable() -> tuple[type[BaseException], ...]:
-    """What sacreBLEU lets through when it cannot download, unpack or read a file.
+def _load_errors() -> tuple[type[BaseException], ...]:
+    """Return the exceptions that escape sacreBLEU when it cannot download, unpack or read a file.
 
     It exits the process on a wrong checksum, and lxml's error for damaged XML is a SyntaxError.
     """

@@ -176,7 +176,7 @@ def test_an_empty_reference_is_not_a_missing_one() -> None:
 
 
 def test_a_sentence_without_any_reference_is_refused() -> None:
-    with pytest.raises(DataError, match=r"^sentence 2: the sentence has no reference$"):
+    with pytest.raises(DataError, match=r"^sentence 2: no reference$"):
         metrics.score(["a", "b"], [["a", None], [None, None]])
 
 
@@ -308,7 +308,7 @@ def test_a_tokenizer_model_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyP
         ([REFS[:-1]], "8 hypotheses but 7 references"),
         ([REFS, [*MORE_REFS, "zu viel"]], "8 hypotheses but 9 references in stream 2 of 2"),
         ([[]], "8 hypotheses but 0 references"),
-        ([], "there are no references to score against"),
+        ([], "no references to score against"),
         (REFS, "refs is a list of sentences, not of streams (put a single stream in brackets: [refs])"),
     ],
 )
@@ -326,7 +326,7 @@ def test_names_may_be_in_capitals() -> None:
 def test_nothing_to_score() -> None:
     with pytest.raises(DataError, match="no hypotheses"):
         metrics.score([], [[]])
-    with pytest.raises(DataError, match="hyps is one text, not a list of translations"):
+    with pytest.raises(DataError, match="hyps is a string, not a list of translations"):
         metrics.score("a text", [["a text"]])
 
 
@@ -459,7 +459,7 @@ def test_an_unknown_set() -> None:
         metrics.load_test_set("multi30k2016", "en", "de")
     message = str(caught.value)
     assert message.startswith("sacreBLEU has no test set 'multi30k2016' (did you mean multi30k/2016 or ")
-    assert message.endswith("? `sacrebleu --list` shows all)")
+    assert message.endswith("? `sacrebleu --list` lists all)")
 
 
 def test_an_unknown_language_pair() -> None:
