@@ -1,8 +1,8 @@
-"""Whose a file in the run folder is: a run overwrites and deletes what it wrote itself, and nothing else.
+"""Ownership of files in a run folder: training overwrites and deletes only what a run of that folder wrote.
 
-Before a run writes anything it claims the names that it will write: `.mtkit-run` in the run folder lists them. A name
-that is taken by then and not claimed is the user's, and the run is refused. A folder without the list that holds
-checkpoints (of mtkit before 0.2, or copied without hidden files) is known by what is in its files.
+Before it writes anything, a run claims the names of its outputs by listing them in `.mtkit-run`. A name that already
+exists and is not claimed belongs to the user, and the run is refused. A folder that has checkpoints but no such list
+(from mtkit before 0.2, or copied without hidden files) is recognized by the content of its files.
 """
 
 from __future__ import annotations
@@ -36,21 +36,24 @@ from mtkit.training.results import CARD_FILE, CARD_PHRASE, HYPS_SUFFIX, RESULTS_
 
 _CLAIM_FILE = ".mtkit-run"
 _TOKENIZER_FILES = (JOINT_FILE, SRC_FILE, TGT_FILE)
-_SECTIONS = {"run", "seed", "data", "tokenizer", "model", "training", "validation", "decoding"}
-"""Of every config that a run has stored, from the first version on."""
+_CONFIG_SECTIONS = {"run", "seed", "data", "tokenizer", "model", "training", "validation", "decoding"}
+"""Keys that every stored config has had since the first version."""
 _MODEL_FOLDERS = (BEST, AVERAGE_FOLDER)
-_ALWAYS = {CONFIG_FILE, CARD_FILE, RESULTS_FILE, METRICS_FILE, CHECKPOINTS, BEST, *_TOKENIZER_FILES}
-_OUTPUTS = _ALWAYS | {AVERAGE_FOLDER, TENSORBOARD}
+_UNCONDITIONAL = {
+    CONFIG_FILE, CARD_FILE, RESULTS_FILE, METRICS_FILE, CHECKPOINTS, BEST, *_TOKENIZER_FILES,
+}  # fmt: skip
+"""Outputs of every run."""
+_OUTPUTS = _UNCONDITIONAL | {AVERAGE_FOLDER, TENSORBOARD}
 
-_SHARED = {CHECKPOINTS: is_checkpoint_name, TENSORBOARD: is_event_file}
-"""Folders in which a user may have other things, and which names in them are mtkit's."""
+_SHARED_FOLDERS = {CHECKPOINTS: is_checkpoint_name, TENSORBOARD: is_event_file}
+"""Folders that may also hold files of the user, each with a function that tells mtkit's names."""
 
 Splits = Mapping[Split, Sequence[Source]]
 
 
-def _written_by(config: Config, splits: Splits) -> set[str]:
-    """The names, from the run folder, of all that a run writes."""
-    names = _ALWAYS | {hyps_file(source.name) for source in splits["test"]}
+def _output_names(config: Config, splits: Splits) -> set[str]:
+    """Return the names of all outputs of a run, relative to its folder."""
+    names = _UNCONDITIONAL | {hyps_file(source.name) for source in splits["test"]}
     if config.training.average_last is not None:
         names.add(AVERAGE_FOLDER)
     if config.training.tensorboard:
@@ -59,7 +62,11 @@ def _written_by(config: Config, splits: Splits) -> set[str]:
 
 
 def claimed_names(run: Path) -> set[str]:
-    """The names that runs of this folder wrote or were about to write. Raises: StorageError."""
+    """Return the names that runs of this folder have claimed, relative to it.
+
+    Raises:
+        StorageError: If the list of claims cannot be read.
+    """
     claim = run / _CLAIM_FILE
     if not claim.is_file():
         return set(_recognized_names(run))
@@ -67,7 +74,7 @@ def claimed_names(run: Path) -> set[str]:
         try:
             names = {name for name in json.loads(claim.read_bytes())["written"] if _is_output(name)}
         except (ValueError, KeyError, TypeError) as error:
-            hint = "remove it: then what mtkit wrote is known by what is in the files"
+            hint = "remove it; then mtkit recognizes its files by their content"
             raise StorageError("damaged", where=str(claim), hint=hint) from error
     if (run / AVERAGE_FOLDER / MANIFEST_FILE).is_file():  # `mtkit average` writes there too
         names.add(AVERAGE_FOLDER)
@@ -75,77 +82,77 @@ def claimed_names(run: Path) -> set[str]:
 
 
 def _is_output(name: str) -> bool:
-    """Whether a run writes something of this name; a list that was tampered with may say anything."""
+    """Return whether a run writes an output of this name, so that an edited list cannot make it delete other files."""
     return name in _OUTPUTS or (name == hyps_file(Path(name).name.removesuffix(HYPS_SUFFIX)))
 
 
 def _recognized_names(run: Path) -> Iterator[str]:
-    """The names of what is mtkit's by its content, in a folder that holds a checkpoint."""
+    """Yield the names of outputs recognized by their content, in a folder that has a checkpoint."""
     folders = [best_folder(run), *list_checkpoints(run)]
     if not any((folder / MANIFEST_FILE).is_file() for folder in folders):
         return
     yield from (CHECKPOINTS, BEST, METRICS_FILE, TENSORBOARD, *_TOKENIZER_FILES)
     if (run / AVERAGE_FOLDER / MANIFEST_FILE).is_file():
         yield AVERAGE_FOLDER
-    if _is_resolved_config(run / CONFIG_FILE):
+    if _is_stored_config(run / CONFIG_FILE):
         yield CONFIG_FILE
-    if CARD_PHRASE in _text_of(run / CARD_FILE):
+    if CARD_PHRASE in _read_or_empty(run / CARD_FILE):
         yield CARD_FILE
     with suppress(ValueError, KeyError, TypeError):
-        results = json.loads(_text_of(run / RESULTS_FILE))
+        results = json.loads(_read_or_empty(run / RESULTS_FILE))
         tests = [hyps_file(test["name"]) for test in results["tests"]]
         yield from (RESULTS_FILE, *tests)
 
 
-def _is_resolved_config(path: Path) -> bool:
-    """Whether a YAML file is as `dump_config` writes it: every section, nothing but keys and values."""
+def _is_stored_config(path: Path) -> bool:
+    """Return whether a YAML file is what `dump_config` writes: every section, and neither comments nor formatting."""
     if not path.is_file():
         return False
     with suppress(MtkitError):
         data = load_yaml(path).data
-        return data.keys() >= _SECTIONS and dump_yaml(data) == _text_of(path)
+        return data.keys() >= _CONFIG_SECTIONS and dump_yaml(data) == _read_or_empty(path)
     return False
 
 
-def _text_of(path: Path) -> str:
-    """The text of a file; nothing if there is none."""
+def _read_or_empty(path: Path) -> str:
+    """Read the text of a file; the empty string if it cannot be read."""
     with suppress(OSError):
         return path.read_text(encoding="utf-8", errors="replace")
     return ""
 
 
 def check_ownership(config: Config, splits: Splits, *, fresh: bool = False) -> None:
-    """Check that training will overwrite (and `fresh` delete) nothing that a run of this folder did not write.
+    """Check that training will neither overwrite nor, with `fresh`, delete files that are not its own.
 
     Raises:
-        ConfigError: it would; or an output of the run is a source of its data.
-        StorageError: the run folder, or what should hold it, is a file.
+        ConfigError: If it would, or if a source of the data is one of the outputs.
+        StorageError: If the run folder or one of its parents is a file.
     """
     run = Path(config.run)
     for path in (run, *run.parents):
         if path.exists() and not path.is_dir():
             raise StorageError("a file, not a folder", where=str(path), hint="choose another run folder")
-    claimed, written = claimed_names(run), _written_by(config, splits)
-    taken = sorted(place for name in written - claimed for place in _in_the_way(run, name))
-    if taken:
-        what = f"training would overwrite {', '.join(taken)}, which mtkit did not write"
+    claimed, outputs = claimed_names(run), _output_names(config, splits)
+    conflicts = sorted(path for name in outputs - claimed for path in _conflicts(run, name))
+    if conflicts:
+        what = f"training would overwrite {', '.join(conflicts)}, which mtkit did not write"
         raise ConfigError(what, where=config.run, hint="move it away, or choose another run folder")
-    outputs = {(run / name).resolve() for name in claimed | written}
+    resolved = {(run / name).resolve() for name in claimed | outputs}
     models = (config.tokenizer.model, config.tokenizer.src_model, config.tokenizer.tgt_model)
     sources = [path for split in splits.values() for source in split for path in source.paths]
-    if fresh:  # else they are at most replaced by themselves
+    if fresh:  # otherwise a tokenizer model in the run folder is at most replaced by itself
         sources += [Path(os.path.expanduser(model)) for model in models if model is not None]
     for source in sources:
-        if not outputs.isdisjoint((source.resolve(), *source.resolve().parents)):
-            what = "training reads it, and would overwrite or delete it as its own output"
+        if not resolved.isdisjoint((source.resolve(), *source.resolve().parents)):
+            what = "training reads this file, and would overwrite or delete it as its own output"
             raise ConfigError(what, where=str(source), hint="copy it elsewhere, or choose another run folder")
 
 
-def _in_the_way(run: Path, name: str) -> list[str]:
-    """What is where an unclaimed name belongs, as names from the run folder."""
+def _conflicts(run: Path, name: str) -> list[str]:
+    """Return what exists in place of an unclaimed output, as names relative to the run folder."""
     path = run / name
-    if name in _SHARED and path.is_dir():
-        return sorted(f"{name}/{entry}" for entry in os.listdir(path) if _SHARED[name](entry))
+    if name in _SHARED_FOLDERS and path.is_dir():
+        return sorted(f"{name}/{entry}" for entry in os.listdir(path) if _SHARED_FOLDERS[name](entry))
     if name in _MODEL_FOLDERS and path.is_dir() and not any(path.iterdir()):
         return []
     if path.parent != run and os.path.lexists(path.parent) and not path.parent.is_dir():
@@ -154,47 +161,55 @@ def _in_the_way(run: Path, name: str) -> list[str]:
 
 
 def claim_outputs(config: Config, splits: Splits) -> None:
-    """Write down what this run writes, beside what earlier ones did; sweep out what killed ones left half written.
+    """Add the outputs of this run to the claims of its folder, and remove temporary files of killed runs.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: If the list of claims cannot be written.
     """
     run = Path(config.run)
-    names = claimed_names(run) | _written_by(config, splits)
+    names = claimed_names(run) | _output_names(config, splits)
     write_text(run / _CLAIM_FILE, json.dumps({"written": sorted(names)}, indent=1) + "\n")
-    for name in names - {AVERAGE_FOLDER}:  # `mtkit average`, which takes no lock, may be writing there
+    for name in names - {AVERAGE_FOLDER}:  # `mtkit average` takes no lock and may be writing there
         for leftover in find_leftovers(run / name):
             remove_tree(leftover)
 
 
 def remove_outputs(run: Path) -> None:
-    """Delete what runs of this folder wrote; `config.yaml` stays until it is overwritten. Raises: StorageError."""
+    """Delete the outputs of earlier runs, except `config.yaml`, which stays until it is overwritten.
+
+    Raises:
+        StorageError: If one cannot be deleted.
+    """
     with storage_errors(run):
         for name in sorted(claimed_names(run) - {CONFIG_FILE}):
             path = run / name
-            if name in _SHARED:
-                _remove_inside(path, _SHARED[name])
+            if name in _SHARED_FOLDERS:
+                _remove_entries(path, _SHARED_FOLDERS[name])
             else:
                 old = [path.with_name(f".{name}.old")] if name in _MODEL_FOLDERS else []
                 for each in (path, *old, *find_leftovers(path)):
-                    remove(each)
+                    _remove(each)
                 if path.parent != run:
-                    _remove_inside(path.parent, lambda entry: False)
+                    _remove_entries(path.parent, lambda entry: False)
 
 
-def _remove_inside(folder: Path, is_own: Callable[[str], bool]) -> None:
-    """Delete a folder's entries of such names, and the folder if it is empty then; a link to one stays."""
+def _remove_entries(folder: Path, is_own: Callable[[str], bool]) -> None:
+    """Delete the entries of a folder that `is_own` accepts, then the folder if it is empty and not a link."""
     if not folder.is_dir():
         return
     for entry in os.listdir(folder):
         if is_own(entry):
-            remove(folder / entry)
+            _remove(folder / entry)
     if not folder.is_symlink() and not any(folder.iterdir()):
         folder.rmdir()
 
 
-def remove(path: Path) -> None:
-    """Delete a folder with all that is in it, a file or a link, if it is there. Raises: OSError."""
+def _remove(path: Path) -> None:
+    """Delete a file, a link, or a folder with its content, if it exists.
+
+    Raises:
+        OSError: If it cannot be deleted.
+    """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

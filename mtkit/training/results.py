@@ -1,4 +1,4 @@
-"""What a run came to: test sets translated and scored with the best weights, and the model card."""
+"""Results of a run: test sets translated and scored with the best weights, results.json and the model card."""
 
 from __future__ import annotations
 
@@ -19,65 +19,71 @@ from mtkit.translation.translator import Translator
 
 TEST_METRICS = ("bleu", "chrf")
 _TEST_FOLDER, HYPS_SUFFIX = "test", ".hyps.txt"
-_LONGEST_NAME = 200
-"""Bytes: 255, which file systems take, less what mtkit puts around a name."""
+_MAX_NAME_BYTES = 200
+"""File systems allow 255, of which mtkit needs some for what it adds to a name."""
 RESULTS_FILE, CARD_FILE = "results.json", "README.md"
 CARD_PHRASE = "Trained with mtkit for "
-"""By it a model card is known."""
+"""Phrase that identifies a model card; those of earlier versions have it too."""
 
 
 @dataclass(frozen=True)
-class TranslatedWith:
-    """How sentences were translated."""
+class TranslationSetup:
+    """Precision, device and search with which test sets were translated."""
 
     precision: str
     device: str
     decoding: DecodingConfig
 
-    def line(self) -> str:
-        """In words."""
+    def describe(self) -> str:
+        """Describe the setup, as in "beam 5, bf16 on cpu"."""
         return f"{self.decoding.label}, {self.precision} on {self.device}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For results.json."""
-        decoding = self.decoding.model_dump()
+        """Return the fields for results.json."""
         return {
             "precision": self.precision,
             "device": self.device,
             "mtkit": __version__,
-            "decoding": decoding,
+            "decoding": self.decoding.model_dump(),
         }
 
 
 @dataclass(frozen=True)
 class TestResult:
-    """A test set, translated and scored."""
+    """Translations and scores of a test set."""
 
     name: str
     hyps: list[str]
     scores: list[Score]
-    translated_with: TranslatedWith
+    translated_with: TranslationSetup
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run came to."""
+    """Outcome of a run.
+
+    Attributes:
+        run: run folder.
+        reason: why training ended.
+        step: number of updates.
+        best: best validation result, by `validation.best`.
+        best_step: step of that validation.
+        tests: results of the test sets.
+        example: source sentence of a test or validation set, to try the model with.
+    """
 
     run: Path
     reason: str
-    """Why training ended."""
     step: int
     best: float | None
-    """Best validation number."""
     best_step: int | None
     tests: list[TestResult] = field(default_factory=list)
     example: str | None = None
-    """A source sentence of a test or validation set, to try the model with."""
 
 
 @dataclass(frozen=True)
 class EvalSet:
-    """A validation or test set."""
+    """Source and reference sentences of a validation or test set."""
 
     name: str
     srcs: list[str]
@@ -85,33 +91,37 @@ class EvalSet:
 
 
 def hyps_file(name: str) -> str:
-    """Where the translations of a test set go, from the run folder."""
+    """Return the file with the translations of a test set, relative to the run folder."""
     return f"{_TEST_FOLDER}/{name.replace('/', '_')}{HYPS_SUFFIX}"
 
 
 def check_test_names(names: Sequence[str]) -> None:
-    """Check that each test set has a file of its own.
+    """Check that each test set can be written to a file of its own.
 
     Raises:
-        ConfigError: a name cannot be that of a file, or two have the same, whatever their case.
+        ConfigError: If a name cannot be used in a file name, or two lead to the same file, ignoring case.
     """
-    by_file: dict[str, str] = {}
+    name_by_file: dict[str, str] = {}
     for number, name in enumerate(names):
         where, file = f"data.test[{number}].name", hyps_file(name)
         if not name.strip() or not name.isprintable() or name in (".", ".."):
-            raise ConfigError(f"{name!r} cannot name a file", where=where, hint="give it another name")
-        if len(name.encode()) > _LONGEST_NAME:
-            what = f"{name[:20]!r} and so on is too long to name a file"
-            raise ConfigError(what, where=where, hint=f"at most {_LONGEST_NAME} bytes")
-        if (other := by_file.setdefault(file.casefold(), name)) != name:
-            what = f"the translations of {name!r} and of {other!r} would be the same file, {file}"
+            raise ConfigError(f"{name!r} cannot be used as a file name", where=where, hint="rename it")
+        if len(name.encode()) > _MAX_NAME_BYTES:
+            what = f"{name[:20]!r}... is too long for a file name"
+            raise ConfigError(what, where=where, hint=f"at most {_MAX_NAME_BYTES} bytes")
+        if (other := name_by_file.setdefault(file.casefold(), name)) != name:
+            what = f"{name!r} and {other!r} would write their translations to the same file, {file}"
             if hyps_file(other) != file:
-                what += ", on systems that tell no case apart, such as macOS"
-            raise ConfigError(what, where=where, hint="give it another name")
+                what += ", on file systems that ignore case, as on macOS"
+            raise ConfigError(what, where=where, hint="rename one of them")
 
 
 def score_tests(config: Config, tests: list[EvalSet], progress: Progress) -> list[TestResult]:
-    """Translate the test sets with the best weights, write the translations, score them."""
+    """Translate the test sets with the best weights, write the translations to the run folder and score them.
+
+    Raises:
+        StorageError: If a file cannot be written.
+    """
     if not tests:
         return []
     run, tokenizer = Path(config.run), config.validation.bleu_tokenizer
@@ -124,23 +134,27 @@ def score_tests(config: Config, tests: list[EvalSet], progress: Progress) -> lis
         hyps = [translation.text for translation in translator.translate(test.srcs)]
         write_text(run / hyps_file(test.name), "".join(hyp + "\n" for hyp in hyps))
         scores = metrics.score(hyps, [test.tgts], TEST_METRICS, tokenize=tokenizer, tgt=config.data.tgt)
-        used = TranslatedWith(translator.precision, str(translator.device), config.decoding)
-        results.append(TestResult(test.name, hyps, scores, used))
-        progress.say(f"test {test.name}, {len(hyps):,} sentences, {used.line()}:")
-        for result in scores:
-            progress.say(f"    {result.format()}")
+        setup = TranslationSetup(translator.precision, str(translator.device), config.decoding)
+        results.append(TestResult(test.name, hyps, scores, setup))
+        progress.say(f"test {test.name}, {len(hyps):,} sentences, {setup.describe()}:")
+        for score in scores:
+            progress.say(f"    {score.format()}")
     return results
 
 
 def write_results(config: Config, result: TrainResult) -> None:
-    """Write results.json and the model card into the run folder. Raises: StorageError."""
+    """Write results.json and the model card to the run folder.
+
+    Raises:
+        StorageError: If a file cannot be written.
+    """
     text = json.dumps(_results_as_dict(result), indent=2, ensure_ascii=False)
     write_text(result.run / RESULTS_FILE, text + "\n")
     write_text(result.run / CARD_FILE, _model_card(config, result))
 
 
 def _results_as_dict(result: TrainResult) -> dict[str, Any]:
-    """For results.json."""
+    """Return the content of results.json."""
     tests = [
         {
             "name": test.name,
@@ -159,27 +173,27 @@ def _results_as_dict(result: TrainResult) -> dict[str, Any]:
 
 
 def _model_card(config: Config, result: TrainResult) -> str:
-    """A README for the run folder: what the model is, how good it is, how to use it."""
+    """Return the README of a run folder: what the model is, how well it scores and how to use it."""
     lines = [
         f"# {config.data.src} → {config.data.tgt} translation model",
         "",
-        f"{CARD_PHRASE}{result.step:,} updates; {result.reason}.",
+        f"{CARD_PHRASE}{result.step:,} updates ({result.reason}).",
         "",
     ]
     for test in result.tests:
-        used = f"{test.translated_with.line()}, mtkit {__version__}"
-        lines += [f"- {test.name}: {s.name} {s.value:.2f} (`{s.signature}`; {used})" for s in test.scores]
+        setup = f"{test.translated_with.describe()}, mtkit {__version__}"
+        lines += [f"- {test.name}: {s.name} {s.value:.2f} (`{s.signature}`; {setup})" for s in test.scores]
     lines += [
         "",
-        "Use: `mtkit translate THIS_FOLDER < input.txt`. Everything the model needs is in this folder.",
-        "The config it was trained with is `config.yaml`.",
+        "To translate, run `mtkit translate THIS_FOLDER < input.txt`. The folder is self-contained and can be moved or "
+        "copied. The training config is in `config.yaml`.",
         "",
-        "Trained on: " + ", ".join(map(_describe_source, config.data.train)),
+        f"Training data: {', '.join(map(_describe_source, config.data.train))}",
         "",
     ]
     return "\n".join(lines)
 
 
 def _describe_source(source: SourceConfig) -> str:
-    """A data source in a few words."""
+    """Describe a data source by its keys, as in "src train.en tgt train.de"."""
     return " ".join(f"{key} {value}" for key, value in source.model_dump(exclude_none=True).items())

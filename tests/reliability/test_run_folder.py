@@ -211,14 +211,14 @@ def test_what_the_run_reads_is_not_its_output(
     more = "data.train=[{src: link.src, tgt: text.tgt}]"
     before = tiny.tree(old_run)
     arguments = ["train", config, f"run={old_run}", f"data.root={old_run.parent}", more, *fresh]
-    fails(2, "link.src: training reads it", arguments=[*arguments, "data.valid=[]", "data.test=[]"])
+    fails(2, "link.src: training reads this file", arguments=[*arguments, "data.valid=[]", "data.test=[]"])
     assert tiny.tree(old_run) == before
 
 
 def test_fresh_does_not_delete_the_tokenizer_that_it_is_to_read(config: Path, old_run: Path) -> None:
     model = old_run / "tokenizer.model"
     arguments = ["train", config, f"run={old_run}", f"tokenizer.model={model}", "--fresh"]
-    fails(2, f"{model}: training reads it", arguments=arguments)
+    fails(2, f"{model}: training reads this file", arguments=arguments)
     assert model.exists()
 
 
@@ -254,14 +254,14 @@ def test_a_lock_of_another_program_is_kept(config: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("names", "parts"),
     [
-        (["a/b", "a_b"], ["data.test[1].name", "'a_b' and of 'a/b'", "test/a_b.hyps.txt"]),
-        (["News", "news"], ["'news' and of 'News'", "macOS"]),
+        (["a/b", "a_b"], ["data.test[1].name", "'a_b' and 'a/b'", "test/a_b.hyps.txt"]),
+        (["News", "news"], ["'news' and 'News'", "macOS"]),
         (["x" * 201], ["data.test[0].name", "too long", "200 bytes"]),
         (["ü" * 101], ["too long"]),
-        ([".."], ["'..' cannot name a file"]),
-        ([" "], ["' ' cannot name a file"]),
-        (["a\\0b"], ["cannot name a file"]),
-        (["a\\nb"], ["cannot name a file"]),
+        ([".."], ["'..' cannot be used as a file name"]),
+        ([" "], ["' ' cannot be used as a file name"]),
+        (["a\\0b"], ["cannot be used as a file name"]),
+        (["a\\nb"], ["cannot be used as a file name"]),
     ],
 )
 def test_names_of_test_sets_are_names_of_files(config: Path, names: list[str], parts: list[str]) -> None:
