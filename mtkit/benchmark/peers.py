@@ -163,13 +163,15 @@ def translated(
     lines: Sequence[str], translator: Translator, run: Callable[[list[Segment]], Iterable[list[int]]]
 ) -> Output:
     """The output of a system that makes target pieces, without eos, of the parts of the lines."""
-    cut = list(translator.segmenter.parts([Request(line) for line in lines], 0))
-    parts = [part for line_parts in cut for part in line_parts]
+    segmented = translator.segmenter.segment_lines([Request(line) for line in lines])
+    parts = [segment for line in segmented for segment in line.segments]
     rows = list(run(parts))
-    over = {p.number for p, row in zip(parts, rows, strict=True) if len(row) + 1 > p.max_length}
+    over = {p.line_number for p, row in zip(parts, rows, strict=True) if len(row) + 1 > p.max_length}
     texts = iter(translator.tokenizers.tgt.decode(rows))
     hyps = [
-        join_translations(list(islice(texts, len(of_line))), [part.boundary for part in of_line])[0]
-        for of_line in cut
+        join_translations(
+            list(islice(texts, len(line.segments))), [segment.boundary for segment in line.segments]
+        )[0]
+        for line in segmented
     ]
     return Output(hyps, len(over))

@@ -127,7 +127,6 @@ def translate(
 
     from mtkit.files import LineReader
     from mtkit.translation.options import LINES_AT_ONCE, TranslateOptions, ignore_progress
-    from mtkit.translation.protected import translate_protected
 
     reader = LineReader(job.files, keep_bad=on_error != "stop")
     report = FaultReport("copied" if on_error == "copy" else "left empty", context.command)
@@ -150,11 +149,8 @@ def translate(
         if alternatives is not None:
             _write_alternatives(translator.alternatives(wanted, alternatives, asked), job.first + 1, output)
         else:
-            found = (
-                translate_protected(translator, wanted, asked)
-                if protect
-                else translator.translate_n_best(wanted, asked)
-            )
+            translate = translator.translate_protected if protect else translator.translate_n_best
+            found = translate(wanted, asked)
             _write_translations(found, job.first + 1, line_format, output, attention, append=resume)
 
 

@@ -1,4 +1,4 @@
-"""Which source pieces each piece of a translation came from, read off the attention of the model.
+"""Word alignment: the source token that each token of a translation came from, read off the model's attention.
 
 Shapes: B sentences, L layers, T target length with eos, S source length with eos.
 """
@@ -24,17 +24,15 @@ from mtkit.translation.ensemble import Ensemble
 
 Weights = npt.NDArray[np.float32]
 
-
-Pairs = tuple[tuple[int, int], ...]
-"""Numbers of a source word and of a target word, from 0, words being what white space divides."""
-
+WordLinks = tuple[tuple[int, int], ...]
+"""Pairs of the index of a source word and of a target word. Words are separated by white space."""
 
 _VISIBLE = re.compile(r"[^\s\u00ad\u200b-\u200f\u2060\ufeff▁]")
-"""What is neither white space nor, as the zero-width ones, made white space or nothing by normalisation."""
+"""Characters other than white space and those that normalization turns into white space or removes."""
 
 
 class Link(NamedTuple):
-    """What of a source text became what of a translation."""
+    """A span of a source text and the span of its translation that it became."""
 
     src: Span
     tgt: Span
@@ -42,42 +40,47 @@ class Link(NamedTuple):
 
 @dataclass(frozen=True)
 class SegmentAttention:
-    """A sentence, its translation and the attention between them.
+    """Cross-attention between a segment and its translation.
 
     Attributes:
-        src, tgt: pieces as text, without eos.
-        weights: [L, T, S], mean over the heads; row t is of the step that gives target piece t, the last row and the
-            last column are of eos. Rows sum to 1.
+        src, tgt: pieces of both sides, without eos.
+        weights: attention [L, T, S], mean over the heads; row t belongs to the step that predicts target token t, the
+            last row and the last column to eos. Rows sum to 1.
     """
 
     src: tuple[str, ...]
     tgt: tuple[str, ...]
     weights: Weights
 
-    def best(self) -> list[int]:
-        """For each target piece the source piece that it came from, `len(src)` for eos.
+    def source_indices(self) -> list[int]:
+        """Return for each target token the index of the source token that it came from, `len(src)` for eos.
 
-        It is the one that gets most attention in the step that gives the target piece, in the mean of the last two
-        layers (Garg et al. 2019 take the last but one). Of a 4-layer model on Multi30k the upper layers were right for
-        90 % of 400 words with a sure translation, the lower ones for 85 %.
+        That is the token with the most attention in the step that predicts the target token, in the mean of the last
+        two layers (Garg et al. 2019 take the last but one). In a 4-layer model on Multi30k the upper layers were right
+        for 90 % of 400 words with an unambiguous translation, the lower ones for 85 %.
         """
         best: list[int] = self.weights[-2:].mean(axis=0).argmax(axis=1).tolist()
         return best[: len(self.tgt)]
 
 
 class WordIndex:
-    """The words of a text by its characters, words being what white space divides."""
+    """Maps characters of a text to its words, which are separated by white space.
+
+    Attributes:
+        numbers: for each character the index of its word; for white space the index of the next word.
+        count: number of words.
+    """
 
     def __init__(self, text: str) -> None:
         self.text, self.numbers, number, inside = text, [], 0, False
         for character in text:
-            number += inside and character.isspace()  # of a space, the number of the word behind it
+            number += inside and character.isspace()
             inside = not character.isspace()
             self.numbers.append(number)
         self.count = number + inside
 
     def words_in(self, span: Span) -> range:
-        """The words that a stretch of the text belongs to; if it is white space or empty, the word behind it."""
+        """Return the indices of the words that a span overlaps; the next word if it is white space or empty."""
         if not self.count:
             return range(0)
         start, end = span[1], span[0]
@@ -89,8 +92,8 @@ class WordIndex:
         return range(min(first, self.count - 1), min(last, self.count - 1) + 1)
 
 
-def word_pairs(links: Iterable[Link], src: str, tgt: str) -> Pairs:
-    """The words of two texts that links connect, in order."""
+def word_links(links: Iterable[Link], src: str, tgt: str) -> WordLinks:
+    """Return the words of two texts that links connect, in order."""
     src_words, tgt_words = WordIndex(src), WordIndex(tgt)
     found = {
         pair for link in links for pair in product(src_words.words_in(link.src), tgt_words.words_in(link.tgt))
@@ -101,13 +104,15 @@ def word_pairs(links: Iterable[Link], src: str, tgt: str) -> Pairs:
 def align(
     ensemble: Ensemble, pairs: Sequence[tuple[Ids, Ids]], batch_tokens: int
 ) -> Iterator[tuple[int, SegmentAttention]]:
-    """Pairs of a source and a target with the attention between them, by the first model: number and pair.
+    """Yield the index of each pair and the attention of the first model between its sides.
 
-    They come in an order of their own, batch by batch of similar length; of the matrices, which are large, none is
-    held but those of the batch.
+    Pairs of similar length are batched, so the order is another than that of `pairs`. Only the matrices of one batch,
+    which are large, are in memory at a time.
 
     Args:
-        batch_tokens: pieces of a batch, both sides, padding included.
+        ensemble: the models.
+        pairs: source and target tokens.
+        batch_tokens: tokens of a batch, both sides, padding included.
     """
     src, tgt = ensemble.tokenizers.src, ensemble.tokenizers.tgt
     sizes = np.array([len(s) + len(t) + 2 for s, t in pairs], dtype=np.int32)
@@ -116,28 +121,27 @@ def align(
         src_BS, tgt_in_BT = ensemble.sources([s for s, _ in rows]), ensemble.targets_in([t for _, t in rows])
         lengths = [(len(t) + 1, len(s) + 1) for s, t in rows]
         with out_of_memory_errors("lower decoding.batch_tokens"):
-            weights = cross_attention(ensemble.models[0], src_BS, tgt_in_BT, lengths)
+            weights = _cross_attention(ensemble.models[0], src_BS, tgt_in_BT, lengths)
         for i, (s, t), own in zip(batch.tolist(), rows, weights, strict=True):
-            yield (
-                i,
-                SegmentAttention(tuple(map(src.piece, s.tolist())), tuple(map(tgt.piece, t.tolist())), own),
-            )
+            src_pieces, tgt_pieces = tuple(map(src.piece, s.tolist())), tuple(map(tgt.piece, t.tolist()))
+            yield i, SegmentAttention(src_pieces, tgt_pieces, own)
         del own, weights
 
 
 @torch.inference_mode()
-def cross_attention(
+def _cross_attention(
     model: Transformer, src_BS: Tensor, tgt_in_BT: Tensor, lengths: Sequence[tuple[int, int]]
 ) -> list[Weights]:
-    """What each step of given translations attends to.
+    """Return the cross-attention of each step of given translations.
 
     Args:
+        model: the model.
         src_BS: sources, padded.
         tgt_in_BT: targets that begin with bos, padded.
-        lengths: of each sentence the real T and S, eos included.
+        lengths: T and S of each sentence without padding, eos included.
 
     Returns:
-        For each sentence [L, T, S].
+        A matrix [L, T, S] for each sentence.
     """
     state = model.init_state(model.encode(src_BS), model.source_mask(src_BS))
     state.keep_weights = True

@@ -1,144 +1,177 @@
-"""Hypotheses in, translations out: those of the parts of a line are joined, and aligned where that was asked for."""
+"""From hypotheses to translations: those of the segments of a line are joined, and aligned if links are wanted."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 
+from mtkit.data.batching import Ids
 from mtkit.errors import DataError
 from mtkit.search.state import Hypothesis
-from mtkit.translation.alignment import Link, Pairs, SegmentAttention, align, word_pairs
+from mtkit.translation.alignment import Link, SegmentAttention, WordLinks, align, word_links
 from mtkit.translation.ensemble import Ensemble
-from mtkit.translation.options import OnError
-from mtkit.translation.segments import Segment, place_of
+from mtkit.translation.options import OnError, TranslateOptions
+from mtkit.translation.segments import SegmentedLine, line_label
 from mtkit.translation.sentence_splitting import join_translations
 
-Source = tuple[list[int], SegmentAttention | None]
-"""For each piece of a hypothesis the source piece that it came from; and the attention, if it is kept."""
+MAX_LINES_WITH_ATTENTION = 16
+"""Lines whose attention is in memory at the same time: layers x target length x source length numbers for each."""
+
+_Alignment = tuple[list[int], SegmentAttention | None]
+"""For each token of a hypothesis the index of its source token; and the attention, if it is kept."""
 
 
 @dataclass(frozen=True)
 class Translation:
-    """A translation of a line."""
+    """A translation of a line.
+
+    Attributes:
+        text: the translation.
+        score: what hypotheses are ranked by; the mean over the segments of a line, 0 for an empty line.
+        links: index of a word of the line and of the word of the text that it is linked with, from 0, if links are
+            wanted.
+        aligned: attention of each segment, if it is kept; only the best translation of a line has it.
+        char_links: the links between characters of the line and of the text that `links` were derived from.
+        fault: the reason why the line was not translated; the text is then empty, or the line itself.
+    """
 
     text: str
     score: float
-    """What hypotheses are ranked by; 0 for an empty line, the mean over the parts of a cut line."""
-    links: Pairs = ()
-    """Pairs of a word of the line and a word of the text, from 0, if they were asked for."""
+    links: WordLinks = ()
     aligned: tuple[SegmentAttention, ...] = ()
-    """Of the best translation, each part with its attention, if the translator keeps attention."""
     char_links: tuple[Link, ...] = ()
-    """What `links` were read off: characters of the line and of the text."""
     fault: DataError | None = None
-    """Why the line was not translated; the text is then empty, or the line itself."""
 
     @classmethod
-    def none_of(cls, line: str, fault: DataError, on_error: OnError) -> Translation:
-        """What stands for the translation of a line that has none. Raises: DataError: on_error is stop."""
+    def failed(cls, line: str, fault: DataError, on_error: OnError) -> Translation:
+        """Return what takes the place of the translation of a line that has a fault.
+
+        Raises:
+            DataError: If `on_error` is "stop"; it is the fault.
+        """
         if on_error == "stop":
             raise fault
         return cls(line if on_error == "copy" else "", 0.0, fault=fault)
 
 
-@dataclass(frozen=True)
-class SearchedLine:
-    """The parts of a line, and what was found for each.
-
-    Attributes:
-        hypotheses: of each part, best first; of a part that has no translation none.
-        links: whether word links are wanted of its translations.
-        text: the line.
-        unread: why there are no parts, if something is wrong with the line.
-    """
-
-    parts: list[Segment]
-    hypotheses: list[list[Hypothesis]]
-    links: bool = False
-    text: str = ""
-    unread: DataError | None = None
-
-    def num_aligned(self, keep_attention: bool) -> int:
-        """Translations that are aligned: all if links are wanted; the best for its attention; none."""
-        num_translations = min(map(len, self.hypotheses), default=0)  # as many as every part has
-        return num_translations if self.links else min(num_translations, int(keep_attention))
-
-    def fault(self) -> DataError | None:
-        """Why the line has no translation, if a part of it has none."""
-        if self.unread is not None:
-            return self.unread
-        for part, hypotheses in zip(self.parts, self.hypotheses, strict=True):
-            if hypotheses:
-                continue
-            where = place_of(part.number)
-            if part.constraints:
-                hint = "a wider beam (decoding.beam_size)"
-                return DataError("no translation meets all constraints", where=where, hint=hint)
-            hint = "a milder length penalty or temperature"
-            return DataError("no translation has a score that is a number", where=where, hint=hint)
-        return None
-
-
 class Assembler:
-    """Makes translations of what was found.
+    """Makes the translations of lines from the hypotheses of their segments.
 
     Args:
-        ensemble: the models, the first of which aligns.
-        batch_tokens: pieces of a batch that is aligned.
+        ensemble: the models; the first one aligns.
+        batch_tokens: tokens of a batch that is aligned.
     """
 
     def __init__(self, ensemble: Ensemble, batch_tokens: int) -> None:
         self.ensemble, self.batch_tokens = ensemble, batch_tokens
 
-    def join(self, lines: Sequence[SearchedLine], keep_attention: bool) -> Iterator[list[Translation]]:
-        """The translations of each line, best first; of an empty line, and of one with a fault, one that is empty.
+    def assemble(
+        self, lines: Sequence[SegmentedLine], hyps: Sequence[list[Hypothesis]], options: TranslateOptions
+    ) -> Iterator[list[Translation]]:
+        """Yield the translations of each line, best first; for an empty line an empty one.
 
         Args:
-            keep_attention: give the best ones their attention; that of all these lines is held at the same time.
+            lines: the lines.
+            hyps: hypotheses of each segment of all lines, best first.
+            options: whether links and attention are wanted, and what is done about faults.
+
+        Raises:
+            DataError: If a line cannot be translated and `options.on_error` is "stop", after the lines before it.
         """
-        aligned = iter(self._align(lines, keep_attention))
-        for line in lines:
-            fault = line.fault()
-            if fault is not None or not line.parts:
-                yield [Translation("", 0.0, fault=fault)]
-                continue
-            translations = []
-            for rank, hypotheses in enumerate(zip(*line.hypotheses, strict=False)):
-                of_rank = len(line.parts) if rank < line.num_aligned(keep_attention) else 0
-                translations.append(self._joined(line, hypotheses, list(islice(aligned, of_rank))))
-            yield translations
+        rest = iter(hyps)
+        of_lines = [list(islice(rest, len(line.segments))) for line in lines]
+        size = MAX_LINES_WITH_ATTENTION if options.keep_attention else max(1, len(lines))
+        for start in range(0, len(lines), size):
+            group = slice(start, start + size)
+            yield from self._assemble_group(lines[group], of_lines[group], options)
 
-    def _joined(
-        self, line: SearchedLine, hypotheses: Sequence[Hypothesis], sources: Sequence[Source]
-    ) -> Translation:
-        """One translation of hypotheses of the parts: best with best, second with second."""
-        tgt = self.ensemble.tokenizers.tgt
-        matched = list(zip(line.parts, hypotheses, strict=True))
-        texts = [part.text(tgt, hypothesis.ids) for part, hypothesis in matched]
-        text, starts = join_translations(texts, [part.boundary for part in line.parts])
-        score = sum(hypothesis.score for hypothesis in hypotheses) / len(hypotheses)
-        matrices = tuple(matrix for _, matrix in sources if matrix is not None)
-        if not line.links:
-            return Translation(text, score, aligned=matrices)
-        links: list[Link] = []
-        for (part, hypothesis), (places, _), start in zip(matched, sources, starts, strict=True):
-            links += part.links(places, part.surfaces(tgt, hypothesis.ids), start)
-        return Translation(text, score, word_pairs(links, line.text, text), matrices, tuple(links))
-
-    def _align(self, lines: Sequence[SearchedLine], keep_attention: bool) -> list[Source]:
-        """Of each line, of each rank, of each part where its pieces came from."""
-        ranks, pairs = [], []
-        for line in lines:
-            for rank in range(line.num_aligned(keep_attention)):
-                ranks += [rank] * len(line.parts)
-                pairs += [
-                    (part.ids, np.array(hypotheses[rank].ids, dtype=np.int32))
-                    for part, hypotheses in zip(line.parts, line.hypotheses, strict=True)
+    def _assemble_group(
+        self,
+        lines: Sequence[SegmentedLine],
+        hyps: Sequence[list[list[Hypothesis]]],
+        options: TranslateOptions,
+    ) -> Iterator[list[Translation]]:
+        """Yield the translations of lines whose attention is in memory at the same time."""
+        n_best = [list(zip(*of_segments, strict=False)) for of_segments in hyps]  # best with best, and so on
+        alignments = self._align(lines, n_best, options)
+        for line, ranked in zip(lines, n_best, strict=True):
+            fault = line.fault
+            if line.segments and not ranked:
+                fault = _no_translation(line)
+            if fault is not None:
+                failed = Translation.failed(line.request.text, fault, options.on_error)
+                options.on_fault(line.number, fault)
+                yield [failed]
+            elif not line.segments:
+                yield [Translation("", 0.0)]
+            else:
+                yield [
+                    self._join(line, of_rank, alignments[line.number, rank], options)
+                    for rank, of_rank in enumerate(ranked)
                 ]
-        found: dict[int, Source] = {}
-        for i, aligned in align(self.ensemble, pairs, self.batch_tokens):
-            found[i] = aligned.best(), aligned if keep_attention and ranks[i] == 0 else None
-        return [found[i] for i in range(len(pairs))]
+
+    def _join(
+        self,
+        line: SegmentedLine,
+        hyps: Sequence[Hypothesis],
+        alignments: Sequence[_Alignment],
+        options: TranslateOptions,
+    ) -> Translation:
+        """Return the translation that consists of these hypotheses, one of each segment."""
+        tgt, segments = self.ensemble.tokenizers.tgt, line.segments
+        texts = [segment.decode(tgt, hyp.ids) for segment, hyp in zip(segments, hyps, strict=True)]
+        text, starts = join_translations(texts, [segment.boundary for segment in segments])
+        score = sum(hyp.score for hyp in hyps) / len(hyps)
+        attention = tuple(matrix for _, matrix in alignments if matrix is not None)
+        if not _wants_links(line, options):
+            return Translation(text, score, aligned=attention)
+        links: list[Link] = []
+        for segment, hyp, (sources, _), start in zip(segments, hyps, alignments, starts, strict=True):
+            links += segment.char_links(sources, segment.token_texts(tgt, hyp.ids), start)
+        return Translation(text, score, word_links(links, line.request.text, text), attention, tuple(links))
+
+    def _align(
+        self,
+        lines: Sequence[SegmentedLine],
+        n_best: Sequence[list[tuple[Hypothesis, ...]]],
+        options: TranslateOptions,
+    ) -> defaultdict[tuple[int, int], list[_Alignment]]:
+        """Align all translations of lines with links, and the best one of each line if attention is kept.
+
+        Returns:
+            For each line number and rank the alignments of the segments; for what is not aligned an empty list.
+        """
+        keys: list[tuple[int, int]] = []
+        pairs: list[tuple[Ids, Ids]] = []
+        for line, ranked in zip(lines, n_best, strict=True):
+            number = len(ranked) if _wants_links(line, options) else int(options.keep_attention)
+            for rank, hyps in enumerate(ranked[:number]):
+                keys += [(line.number, rank)] * len(hyps)
+                pairs += [
+                    (segment.ids, np.array(hyp.ids, dtype=np.int32))
+                    for segment, hyp in zip(line.segments, hyps, strict=True)
+                ]
+        found: list[_Alignment] = [([], None)] * len(pairs)
+        for i, attention in align(self.ensemble, pairs, self.batch_tokens):
+            is_kept = options.keep_attention and keys[i][1] == 0
+            found[i] = attention.source_indices(), attention if is_kept else None
+        alignments = defaultdict[tuple[int, int], list[_Alignment]](list)
+        for key, alignment in zip(keys, found, strict=True):
+            alignments[key].append(alignment)
+        return alignments
+
+
+def _wants_links(line: SegmentedLine, options: TranslateOptions) -> bool:
+    return options.keep_links or line.request.links
+
+
+def _no_translation(line: SegmentedLine) -> DataError:
+    """Return the error for a line with a segment for which the search found no hypothesis."""
+    what, hint = "no translation has a score that is a number", "a milder length penalty or temperature"
+    if line.request.constraints:
+        what, hint = "no translation meets all constraints", "a wider beam (decoding.beam_size)"
+    return DataError(what, where=line_label(line.number), hint=hint)

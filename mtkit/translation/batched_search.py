@@ -1,4 +1,4 @@
-"""Parts in, hypotheses out: batches of similar length, on a CPU several at a time, in the order of the parts.
+"""Searches segments in batches of similar length, on a CPU several batches at a time.
 
 Shapes: B sentences, S source length.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,23 +18,29 @@ from mtkit.data.batching import Ids, split_by_tokens
 from mtkit.data.tokenizer import Tokenizer
 from mtkit.device import out_of_memory_errors
 from mtkit.search.beam import search
+from mtkit.search.constraints import Constraint
 from mtkit.search.sampling import SamplingOptions, sample
 from mtkit.search.state import Hypothesis, SearchOptions
 from mtkit.translation.ensemble import Ensemble
 from mtkit.translation.mbr import make_utility, minimum_risk
+from mtkit.translation.numbers import has_number, number_variants
 from mtkit.translation.options import MAX_WORKERS
 from mtkit.translation.segments import Segment
+from mtkit.translation.word_boundaries import tokens_after_number
 
 _MAX_BATCH_TOKENS_ON_CPU = 8192
-"""Source pieces in a batch on a CPU: more are no faster, and lengths that differ more are padded more."""
+"""Source tokens of a batch on a CPU. Larger batches are no faster, and lengths that differ more need more padding."""
 
 
 class BatchedSearch:
-    """Searches parts, or draws samples of their translations.
+    """Searches for the translations of segments, or samples them.
 
     Args:
         ensemble: the models.
-        decoding: beam, penalties, size of the batches.
+        decoding: beam, penalties, batch size.
+
+    Attributes:
+        options: options of the beam search.
     """
 
     def __init__(self, ensemble: Ensemble, decoding: DecodingConfig) -> None:
@@ -43,33 +51,82 @@ class BatchedSearch:
 
     def search_segments(
         self,
-        parts: Sequence[Segment],
-        on_batch: Callable[[Sequence[int]], None] | None = None,
+        segments: Sequence[Segment],
+        on_batch: Callable[[list[Segment]], None] | None = None,
         num_workers: int = MAX_WORKERS,
     ) -> list[list[Hypothesis]]:
-        """The hypotheses of each part, best first; samples in the order they were drawn.
+        """Return the hypotheses of each segment, best first; samples in the order they were drawn.
 
-        With minimum Bayes risk these are the `n_best` of least risk; as soon as a batch is searched, they are chosen.
+        With minimum Bayes risk these are the `n_best` of least risk. A segment whose best hypothesis lacks one of its
+        required numbers is searched a second time, with the numbers as constraints: most models copy numbers by
+        themselves, and then translate better without constraints.
 
         Args:
-            on_batch: told after each batch which parts it had.
+            segments: the segments.
+            on_batch: called with the segments of each batch when it is done.
             num_workers: batches that may be searched at the same time on a CPU.
         """
-        on_cpu = self.ensemble.device.type == "cpu"
-        num_workers = min(torch.get_num_threads(), num_workers) if on_cpu else 1
-        found: list[list[Hypothesis]] = [[] for _ in parts]
-        sizes = np.array([len(part.ids) + 1 for part in parts], dtype=np.int32)
-        for batch, hypotheses in self._run(parts, self._batches(sizes, num_workers), num_workers):
-            for index, best in zip(batch, hypotheses, strict=True):
-                found[index] = best
-            if on_batch is not None:
-                on_batch(batch)
+        found = self._search_all(segments, num_workers, on_batch)
+        again = self._lacking_numbers(segments, found)
+        constrained = [self.with_number_constraints(segments[i]) for i in again]
+        for i, hyps in zip(again, self._search_all(constrained, num_workers), strict=True):
+            found[i] = hyps or found[i]
         return found
 
-    def _batches(self, sizes: Ids, num_workers: int) -> list[list[int]]:
-        """Parts of similar length together, the longest first; if there are several, about as many for each worker.
+    def with_number_constraints(self, segment: Segment) -> Segment:
+        """Return the segment with its required numbers as constraints; those that cannot be written are left out."""
+        tgt, suppressed = self.ensemble.tokenizers.tgt, set(self.options.suppressed)
+        constraints = segment.constraints
+        for number in segment.required_numbers:
+            encoded = [tuple(ids.tolist()) for ids in tgt.encode(number_variants(number))]
+            if phrases := tuple(ids for ids in encoded if suppressed.isdisjoint(ids)):
+                constraints = (*constraints, Constraint(phrases, self._tokens_after_number))
+        constrained = replace(segment, constraints=constraints)
+        return replace(constrained, max_length=max(segment.max_length, 2 * constrained.min_length))
 
-        Otherwise one worker would end with a batch while the others wait.
+    @cached_property
+    def _tokens_after_number(self) -> frozenset[int]:
+        return tokens_after_number(self.ensemble.tokenizers.tgt)
+
+    def _lacking_numbers(self, segments: Sequence[Segment], found: Sequence[list[Hypothesis]]) -> list[int]:
+        """Return the indices of the segments whose best hypothesis lacks a required number."""
+        if self.decoding.sample:
+            return []
+        indices = [i for i, segment in enumerate(segments) if segment.required_numbers and found[i]]
+        texts = self.ensemble.tokenizers.tgt.decode([found[i][0].ids for i in indices])
+        return [
+            i
+            for i, text in zip(indices, texts, strict=True)
+            if not all(has_number(text, number) for number in segments[i].required_numbers)
+        ]
+
+    def _search_all(
+        self,
+        segments: Sequence[Segment],
+        num_workers: int,
+        on_batch: Callable[[list[Segment]], None] | None = None,
+    ) -> list[list[Hypothesis]]:
+        """Return the hypotheses of each segment, searched once."""
+        on_cpu = self.ensemble.device.type == "cpu"
+        num_workers = min(torch.get_num_threads(), num_workers) if on_cpu else 1
+        found: list[list[Hypothesis]] = [[] for _ in segments]
+        sizes = np.array([len(segment.ids) + 1 for segment in segments], dtype=np.int32)
+        indices = self._split_into_batches(sizes, num_workers)
+        batches = [[segments[i] for i in batch] for batch in indices]
+        for batch, own, hyps in zip(
+            indices, batches, self._search_batches(batches, num_workers), strict=True
+        ):
+            for i, best in zip(batch, hyps, strict=True):
+                found[i] = best
+            if on_batch is not None:
+                on_batch(own)
+        return found
+
+    def _split_into_batches(self, sizes: Ids, num_workers: int) -> list[list[int]]:
+        """Return the indices of the segments of each batch, the longest segments first.
+
+        If there are several batches, every worker gets about as many: otherwise one would be left with the last batch
+        while the others wait.
         """
         order = np.argsort(-sizes, kind="stable")
         budget = max(1, self.decoding.batch_tokens // self.decoding.num_hypotheses)
@@ -82,58 +139,57 @@ class BatchedSearch:
             batches = split_by_tokens(sizes, order, budget)
         return [batch.tolist() for batch in batches]
 
-    def _run(
-        self, parts: Sequence[Segment], batches: list[list[int]], num_workers: int
-    ) -> Iterator[tuple[list[int], list[list[Hypothesis]]]]:
-        """Search batches, on a CPU several at a time, each with its share of the threads."""
+    def _search_batches(
+        self, batches: list[list[Segment]], num_workers: int
+    ) -> Iterator[list[list[Hypothesis]]]:
+        """Yield the hypotheses of each batch. Workers share the threads evenly."""
         num_threads = torch.get_num_threads()
         num_workers = min(num_workers, len(batches))
         if num_workers < 2:
-            yield from ((batch, self._search_batch([parts[i] for i in batch])) for batch in batches)
+            yield from map(self._search_batch, batches)
             return
 
-        def work(batch: list[int]) -> list[list[Hypothesis]]:
-            torch.set_num_threads(
-                max(1, num_threads // num_workers)
-            )  # of this worker, and of threads yet to begin
-            return self._search_batch([parts[i] for i in batch])
+        def search_in_worker(batch: list[Segment]) -> list[list[Hypothesis]]:
+            # This holds for this worker, and for threads that are yet to start.
+            torch.set_num_threads(max(1, num_threads // num_workers))
+            return self._search_batch(batch)
 
         pool = ThreadPoolExecutor(num_workers)
         try:
-            yield from zip(batches, pool.map(work, batches), strict=True)
+            yield from pool.map(search_in_worker, batches)
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(num_threads)
 
-    def _search_batch(self, parts: list[Segment]) -> list[list[Hypothesis]]:
-        return list(map(self._chosen, self._hypotheses(parts)))
-
-    def _chosen(self, hypotheses: list[Hypothesis]) -> list[Hypothesis]:
-        """Those of least risk, if that is asked for."""
-        if self.utility is None:
-            return hypotheses
-        texts = self.ensemble.tokenizers.tgt.decode([hypothesis.ids for hypothesis in hypotheses])
-        ranked = minimum_risk(texts, self.utility)
-        return [hypotheses[number] for number, _ in ranked[: self.decoding.n_best]]
-
     @torch.inference_mode()
-    def _hypotheses(self, parts: list[Segment]) -> list[list[Hypothesis]]:
-        src_BS = self.ensemble.sources([part.ids for part in parts])
-        max_lengths, prefixes = [part.max_length for part in parts], [part.prefix for part in parts]
+    def _search_batch(self, segments: list[Segment]) -> list[list[Hypothesis]]:
+        """Return the hypotheses of each segment of a batch."""
+        src_BS = self.ensemble.sources([segment.ids for segment in segments])
+        max_lengths = [segment.max_length for segment in segments]
+        prefixes = [segment.prefix for segment in segments]
         device = self.ensemble.device
         with out_of_memory_errors("lower decoding.batch_tokens or the beam"):
             stepper = self.ensemble.stepper(src_BS, keep_attention=self.options.coverage_penalty > 0)
             if self.decoding.sample:
-                numbers = [part.numbers for part in parts]
-                return sample(stepper, max_lengths, self.options, self.sampling, device, prefixes, numbers)
-            constraints = [part.constraints for part in parts]
-            return search(stepper, max_lengths, self.options, device, prefixes, constraints)
+                keys = [segment.sample_key for segment in segments]
+                found = sample(stepper, max_lengths, self.options, self.sampling, device, prefixes, keys)
+            else:
+                constraints = [segment.constraints for segment in segments]
+                found = search(stepper, max_lengths, self.options, device, prefixes, constraints)
+        return found if self.utility is None else list(map(self._least_risk, found))
+
+    def _least_risk(self, hyps: list[Hypothesis]) -> list[Hypothesis]:
+        """Return the `n_best` hypotheses of least Bayes risk."""
+        assert self.utility is not None
+        texts = self.ensemble.tokenizers.tgt.decode([hyp.ids for hyp in hyps])
+        ranked = minimum_risk(texts, self.utility)
+        return [hyps[index] for index, _ in ranked[: self.decoding.n_best]]
 
 
 def _search_options(decoding: DecodingConfig, tgt: Tokenizer) -> SearchOptions:
-    """What the search looks for, in pieces of the target vocabulary."""
+    """Return the options of the beam search, in tokens of the target vocabulary."""
     unused = range(tgt.num_pieces, tgt.vocab_size)
-    chosen = {piece for ids in tgt.encode(decoding.suppress) for piece in ids.tolist()}
+    chosen = {token for ids in tgt.encode(decoding.suppress) for token in ids.tolist()}
     return SearchOptions(
         beam_size=decoding.mbr_candidates if decoding.mbr else decoding.beam_size,
         bos=tgt.bos,
@@ -152,7 +208,7 @@ def _search_options(decoding: DecodingConfig, tgt: Tokenizer) -> SearchOptions:
 
 
 def _sampling_options(decoding: DecodingConfig) -> SamplingOptions:
-    """What samples are drawn from."""
+    """Return the options of sampling."""
     return SamplingOptions(
         num_samples=decoding.num_hypotheses,
         temperature=decoding.temperature,

@@ -93,7 +93,7 @@ def best_next_words(
     options = replace(options, n_best=1, after_prefix=tuple(sorted({*followers, tgt.eos})))
     found = search(stepper, limits, options, device, prefixes)
     return [
-        Alternative(text, math.exp(word.log_prob), part.text(tgt, best.ids), best.score)
+        Alternative(text, math.exp(word.log_prob), part.decode(tgt, best.ids), best.score)
         for (text, word), (best, *_) in zip(chosen, found, strict=True)
     ]
 

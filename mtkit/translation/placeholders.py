@@ -1,7 +1,8 @@
-"""What a translation must leave as it is: mark-up, placeholders, URLs, addresses, and what the model cannot spell.
+"""Placeholders: markup, variables, URLs, addresses and unknown characters, which a translation must leave as they are.
 
-All of that is taken out of the line and put back where the words beside it went, by the alignment. Places are counted
-in characters, of the line, of the text that is translated (the line without what was taken out) and of its translation.
+They are taken out of a line before it is translated, and put back next to the translations of the words beside them,
+by the alignment. Positions are in characters: of the line, of its text (the line without its placeholders), or of the
+translation of the text.
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mtkit.data.tokenizer import Span
-from mtkit.translation.alignment import Link
+from mtkit.data.tokenizer import Span, Tokenizers
+from mtkit.translation.alignment import Link, word_links
+from mtkit.translation.assembly import Translation
 from mtkit.translation.numbers import find_numbers
 from mtkit.translation.sentence_splitting import UNSPACED
 
-# Nothing here looks at a character more than a few times, however long a line is: what has no end is given up at the
-# next beginning of its kind.
+# Time is linear in the length of a line: a match that finds no end is given up where the next of its kind begins.
 _QUOTED = r"""(?:"[^"<]*"|'[^'<]*')"""
-_MARK_UP = "|".join([
+_MARKUP = "|".join([
     rf"""</?[A-Za-z](?:[^<>"']|{_QUOTED})*+>""",
     r"</?[A-Za-z][^<>]*>",
     r"<!--(?:(?!<!--).)*?-->",
     r"<!\[CDATA\[(?:(?!<!\[CDATA\[).)*?\]\]>",
     r"<[!?][A-Za-z][^<>]*>",
 ])  # fmt: skip
-_PLACEHOLDER = "|".join([
+_VARIABLE = "|".join([
     r"\{\{[^{}]*\}\}|\{%[^{}]*%\}",  # {{ name }}, {% if %}
     r"[$#%]?\{[\w.\[\]-]*(?:![a-z])?(?::[^{}\s]*)?\}",  # {name}, {0:.2f}, ${x}, %{x}
     r"(?<![\d%])%(?:\d+\$|\(\w+\))?[-+#0]*+\d*+(?:\.\d+)?(?:hh?|ll?|[zjt])?[sdiufFxXeEgGc@](?![A-Za-z])|%%",  # %1$s
@@ -38,7 +39,7 @@ _PLACEHOLDER = "|".join([
 ])  # fmt: skip
 _URL = rf"(?:https?://|ftp://|file://|mailto:|www\.)(?=[\w\[])[^\s<>\"“”„«»。！？，、；：（）「」{UNSPACED}]+"
 _MAIL = r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]++@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"
-_KEPT = re.compile(f"(?P<markup>{_MARK_UP})|(?P<url>{_URL})|{_PLACEHOLDER}|{_MAIL}", re.DOTALL)
+_PROTECTED = re.compile(f"(?P<markup>{_MARKUP})|(?P<url>{_URL})|{_VARIABLE}|{_MAIL}", re.DOTALL)
 _ELEMENT = re.compile(r"<(/?)([A-Za-z][\w:.-]*)")
 _WORD = re.compile(rf"(?:[^\W{UNSPACED}]|(?<=\d)[.,:](?=\d))+")
 _LETTER = re.compile(rf"[^\W{UNSPACED}]")
@@ -56,19 +57,21 @@ _BRACKETS = {
     "`": "`",
 }
 _AFTER_WORDS = ".,;:!?…)]}»”’。，、；：！？"
-"""Marks that no space divides from the word before them."""
+"""Punctuation that directly follows a word, without a space."""
 
 
 @dataclass(frozen=True)
-class Inset:
-    """What was taken out of a line.
+class Placeholder:
+    """A stretch of a line that was taken out.
 
-    Args:
-        span: in the line.
-        start, end: the characters of the text that it surrounds if it is one of a pair of tags; else its place.
-        opens, closes: whether it goes with what is behind it, or before it; if neither, with what is behind it too.
-        opener: of a closing tag, the number of the opening one.
-        glue_before, glue_after: whether no space divided it from its neighbours.
+    Attributes:
+        text: the characters.
+        span: where they stand in the line.
+        start, end: for a tag of a pair the span of the text between the two; otherwise the position in the text, twice.
+        opens: whether it belongs to what follows.
+        closes: whether it belongs to what precedes; a placeholder that does neither stays before what follows.
+        opener: for a closing tag the index of its opening tag among the placeholders of the line.
+        glued_before, glued_after: whether it touches the character before and after it.
         in_word: whether it is a part of a word.
     """
 
@@ -79,69 +82,81 @@ class Inset:
     opens: bool = False
     closes: bool = False
     opener: int | None = None
-    glue_before: bool = False
-    glue_after: bool = False
+    glued_before: bool = False
+    glued_after: bool = False
     in_word: bool = False
 
     @property
-    def at(self) -> int:
-        """Its place in the text."""
+    def position(self) -> int:
+        """Position in the text."""
         return self.end if self.opener is not None else self.start
 
 
 @dataclass(frozen=True)
-class Protected:
-    """A line made ready.
+class ProtectedLine:
+    """A line and its placeholders.
 
     Attributes:
-        text: what is to be translated.
-        insets: what is put back, in the order of the line.
-        origins: of each character of the text its place in the line, -1 for a space that was added.
+        original: the line.
+        text: the line without its placeholders, which is translated.
+        placeholders: the placeholders in order.
+        origins: for each character of the text its position in the line; -1 for a space that was added.
     """
 
+    original: str
     text: str
-    insets: tuple[Inset, ...] = ()
+    placeholders: tuple[Placeholder, ...] = ()
     origins: tuple[int, ...] = ()
 
     def restore(self, translation: str, links: Sequence[Link]) -> tuple[str, list[Link]]:
-        """The translation with the insets back, and its links with the line.
+        """Put the placeholders into the translation of the text.
 
         Args:
-            links: between the text and the translation.
+            translation: the translation of the text.
+            links: its links with the text.
+
+        Returns:
+            The translation with the placeholders, and its links with the line.
         """
-        if not self.insets:
+        if not self.placeholders:
             return translation, list(links)
         trimmed = [Link(_trim(self.text, link.src), _trim(translation, link.tgt)) for link in links]
         trimmed = sorted(link for link in trimmed if link.src[0] < link.src[1] and link.tgt[0] < link.tgt[1])
-        places = _Placer(self.text, translation, trimmed).places(self.insets)
+        positions = _Locator(self.text, translation, trimmed).locate(self.placeholders)
         builder = _Builder(translation)
-        order = sorted(range(len(self.insets)), key=lambda i: (places[i], self._opens_there(i, places), i))
+        order = sorted(
+            range(len(self.placeholders)), key=lambda i: (positions[i], self._opens_there(i, positions), i)
+        )
         for i in order:
-            builder.insert(self.insets[i], places[i])
+            builder.insert(self.placeholders[i], positions[i])
         text, moved = builder.finish()
         found = [
             Link((self.origins[s], self.origins[end - 1] + 1), (moved[t], moved[last - 1] + 1))
             for (s, end), (t, last) in trimmed
         ]
         for i, start in zip(order, builder.starts, strict=True):
-            first = self.insets[i].span[0]
+            first = self.placeholders[i].span[0]
             found += [
                 Link((first + word.start(), first + word.end()), (start + word.start(), start + word.end()))
-                for word in re.finditer(r"\S+", self.insets[i].text)
+                for word in re.finditer(r"\S+", self.placeholders[i].text)
             ]
         return text, found
 
-    def _opens_there(self, number: int, places: Sequence[int]) -> bool:
-        """Whether an inset comes behind those that close what stands before its place."""
-        inset = self.insets[number]
-        return not inset.closes or (inset.opener is not None and places[inset.opener] == places[number])
+    def _opens_there(self, index: int, positions: Sequence[int]) -> bool:
+        """Return whether a placeholder comes after those that close what precedes the same position."""
+        placeholder = self.placeholders[index]
+        if placeholder.opener is not None and positions[placeholder.opener] == positions[index]:
+            return True
+        return not placeholder.closes
 
 
-class _Placer:
-    """Finds where in a translation the insets of a text go.
+class _Locator:
+    """Finds the positions of placeholders in a translation.
 
     Args:
-        links: sorted, of stretches that neither begin nor end with a space.
+        text: the text without placeholders.
+        translation: its translation.
+        links: links between the two, sorted, without spaces at the ends of their spans.
     """
 
     def __init__(self, text: str, translation: str, links: Sequence[Link]) -> None:
@@ -154,100 +169,102 @@ class _Placer:
             for place in range(word.start() + 1, word.end()):
                 self.word_starts[place], self.word_ends[place] = word.span()
 
-    def places(self, insets: Sequence[Inset]) -> list[int]:
-        """Before which character of the translation each goes, never within a word but where it was in one."""
-        places: list[int] = []
-        for inset in insets:
-            first = int(np.searchsorted(self.src_ends, inset.start, side="right"))
-            last = int(np.searchsorted(self.src_starts, inset.end, side="left"))
-            if inset.in_word:
-                place = self._in_word(inset.at)
-            elif first < last and inset.opens:
-                place = self.word_starts[self.tgt_starts[first:last].min()]
-            elif first < last and inset.opener is not None:
-                place = self.word_ends[self.tgt_ends[first:last].max()]
-            elif inset.opener is not None:
-                place = places[inset.opener]
-            elif inset.closes:
-                place = self._behind(inset.at)
+    def locate(self, placeholders: Sequence[Placeholder]) -> list[int]:
+        """Return the position of each placeholder: never inside a word, unless it was inside one."""
+        positions: list[int] = []
+        for placeholder in placeholders:
+            first = int(np.searchsorted(self.src_ends, placeholder.start, side="right"))
+            last = int(np.searchsorted(self.src_starts, placeholder.end, side="left"))
+            if placeholder.in_word:
+                position = self._in_word(placeholder.position)
+            elif first < last and placeholder.opens:
+                position = self.word_starts[self.tgt_starts[first:last].min()]
+            elif first < last and placeholder.opener is not None:
+                position = self.word_ends[self.tgt_ends[first:last].max()]
+            elif placeholder.opener is not None:
+                position = positions[placeholder.opener]
+            elif placeholder.closes:
+                position = self._after_previous(placeholder.position)
             else:
-                place = self._before(inset.at)
-            places.append(place)
-        return places
+                position = self._before_next(placeholder.position)
+            positions.append(position)
+        return positions
 
-    def _before(self, at: int) -> int:
-        """Before the word that the next linked one became."""
-        first = int(np.searchsorted(self.src_ends, at, side="right"))
+    def _before_next(self, position: int) -> int:
+        """Return where the translation of the next linked word begins."""
+        first = int(np.searchsorted(self.src_ends, position, side="right"))
         if first == len(self.src_ends):
             return len(self.translation)
         last = int(np.searchsorted(self.src_starts, self.src_starts[first], side="right"))
         return self.word_starts[self.tgt_starts[first:last].min()]
 
-    def _behind(self, at: int) -> int:
-        """Behind the word that the linked one before became."""
-        last = int(np.searchsorted(self.src_starts, at, side="left"))
+    def _after_previous(self, position: int) -> int:
+        """Return where the translation of the previous linked word ends."""
+        last = int(np.searchsorted(self.src_starts, position, side="left"))
         if last == 0:
             return 0
         first = int(np.searchsorted(self.src_starts, self.src_starts[last - 1], side="left"))
         return self.word_ends[self.tgt_ends[first:last].max()]
 
-    def _in_word(self, at: int) -> int:
-        """The same place within a word that was copied, else behind what it became."""
-        last = int(np.searchsorted(self.src_starts, at, side="left")) - 1
-        if last >= 0 and self.src_ends[last] >= at:
+    def _in_word(self, position: int) -> int:
+        """Return the same position inside the word if it was copied, otherwise the end of its translation."""
+        last = int(np.searchsorted(self.src_starts, position, side="left")) - 1
+        if last >= 0 and self.src_ends[last] >= position:
             tgt_start, src_start = int(self.tgt_starts[last]), int(self.src_starts[last])
             copy = self.translation[tgt_start : self.tgt_ends[last]]
             if copy == self.text[src_start : self.src_ends[last]]:
-                return tgt_start + at - src_start
-        return self._behind(at)
+                return tgt_start + position - src_start
+        return self._after_previous(position)
 
 
 class _Builder:
-    """Puts insets into a translation, from its beginning to its end."""
+    """Inserts placeholders into a translation, from its beginning to its end.
+
+    Attributes:
+        copied: characters of the translation that were copied.
+        moved: where each of them is now.
+        starts: where each placeholder is, in the order of insertion.
+        waiting: the placeholder that was inserted last, while nothing follows it.
+    """
 
     def __init__(self, translation: str) -> None:
         self.translation, self.copied = translation, 0
-        self.parts: list[str] = []
+        self.chunks: list[str] = []
         self.length = 0
         self.moved: list[int] = []
-        self.starts: list[int] = []  # of each inset, in the order they came
-        self.waiting: Inset | None = None  # the inset that was added last, while nothing stands behind it
+        self.starts: list[int] = []
+        self.waiting: Placeholder | None = None
 
-    def insert(self, inset: Inset, place: int) -> None:
-        """Put one before a character of the translation that is not before those of the insets before it."""
-        self._copy(place)
-        self._space(self.last, inset.text, not inset.opens and not inset.glue_before, inset.in_word)
+    def insert(self, placeholder: Placeholder, position: int) -> None:
+        """Insert a placeholder at a position of the translation; positions must not decrease."""
+        self._copy_until(position)
+        is_divided = not placeholder.opens and not placeholder.glued_before
+        last = self.chunks[-1][-1] if self.chunks else ""
+        self._add_space(last, placeholder.text, is_divided, placeholder.in_word)
         self.starts.append(self.length)
-        self._add(inset.text)
-        self.waiting = inset
+        self._add(placeholder.text)
+        self.waiting = placeholder
 
     def finish(self) -> tuple[str, list[int]]:
-        """The text, and for each character of the translation where it is now."""
-        self._copy(len(self.translation))
-        return "".join(self.parts), self.moved
+        """Return the text, and for each character of the translation its position in the text."""
+        self._copy_until(len(self.translation))
+        return "".join(self.chunks), self.moved
 
-    @property
-    def last(self) -> str:
-        """The last character so far."""
-        return self.parts[-1][-1] if self.parts else ""
-
-    def _copy(self, place: int) -> None:
-        text = self.translation[self.copied : place]
+    def _copy_until(self, position: int) -> None:
+        text = self.translation[self.copied : position]
         if not text:
             return
-        if (inset := self.waiting) is not None:
-            is_mark = (
-                text[0] in _AFTER_WORDS
-                and not self.translation[max(0, self.copied - 1) : self.copied].isspace()
-            )
-            is_divided = not inset.glue_after and inset.opener is None and not is_mark
-            self._space(inset.text, text, is_divided, inset.in_word)
+        if (placeholder := self.waiting) is not None:
+            follows_space = self.translation[max(0, self.copied - 1) : self.copied].isspace()
+            is_mark = text[0] in _AFTER_WORDS and not follows_space
+            is_divided = not placeholder.glued_after and placeholder.opener is None and not is_mark
+            self._add_space(placeholder.text, text, is_divided, placeholder.in_word)
         self.moved += range(self.length, self.length + len(text))
-        self.copied, self.waiting = place, None
+        self.copied, self.waiting = position, None
         self._add(text)
 
-    def _space(self, left: str, right: str, is_divided: bool, in_word: bool) -> None:
-        """Add a space if one divides them, or if they would become one word that they were not."""
+    def _add_space(self, left: str, right: str, is_divided: bool, in_word: bool) -> None:
+        """Add a space between two texts if one divides them, or if they would merge into one word without it."""
         makes_one = (
             not in_word and left[-1:].isalnum() and right[0].isalnum() and _LETTER.search(left[-1] + right[0])
         )
@@ -255,81 +272,110 @@ class _Builder:
             self._add(" ")
 
     def _add(self, text: str) -> None:
-        self.parts.append(text)
+        self.chunks.append(text)
         self.length += len(text)
 
 
 def _trim(text: str, span: Span) -> Span:
-    """A stretch of a text without the spaces at its ends."""
+    """Return the span without the spaces at its ends."""
     inner = text[slice(*span)]
     return span[1] - len(inner.lstrip()), span[0] + len(inner.rstrip())
 
 
 @dataclass
-class _Unit:
-    """What is taken out as one: a placeholder, a tag, or several of them with no text between.
+class _ProtectedSpan:
+    """A stretch of a line that becomes a placeholder: a variable, a tag, or several of them with no text between.
 
-    Args:
-        span: in the line.
-        group: how many stretches of text are before it.
-        is_text: whether it is what the model cannot spell, and nothing else.
-        opens: whether it is an opening tag, whose closing one is another unit.
-        opener: of a closing tag, the number of the opening one.
+    Attributes:
+        span: where it stands in the line.
+        group: number of stretches of text before it.
+        is_unknown: whether it consists of unknown characters only.
+        opens: whether it is an opening tag whose closing tag is another protected span.
+        opener: for a closing tag the index of its opening tag.
     """
 
     span: Span
     group: int
-    is_text: bool
+    is_unknown: bool
     opens: bool = False
     opener: int | None = None
 
 
-def protect(line: str, unknown_spans: Sequence[Span] = ()) -> Protected:
-    """Take out of a line what must stay as it is, and what the model cannot spell."""
-    units = _units(line, unknown_spans)
-    if not units:
-        return Protected(line)
-    insets: list[Inset] = []
+def unknown_spans(tokenizers: Tokenizers, line: str) -> list[Span]:
+    """Return the stretches of a line that no model copies reliably: byte pieces and unknown characters.
+
+    Letters that only the target vocabulary lacks are not among them: they are translated, as Latin names into Russian.
+    """
+    found = tokenizers.src.unknown_spans(line)
+    if tokenizers.joint:
+        return found
+    of_target = tokenizers.tgt.unknown_spans(line)
+    return sorted({*found, *(span for span in of_target if not any(map(str.isalpha, line[slice(*span)])))})
+
+
+def restore_placeholders(line: ProtectedLine, translation: Translation) -> Translation:
+    """Return the translation of a line's text with the placeholders of the line."""
+    if not line.placeholders:
+        return translation
+    text, links = line.restore(translation.text, translation.char_links)
+    return replace(
+        translation, text=text, links=word_links(links, line.original, text), char_links=tuple(links)
+    )
+
+
+def protect(line: str, unknown: Sequence[Span] = ()) -> ProtectedLine:
+    """Take the placeholders out of a line.
+
+    Args:
+        line: the line.
+        unknown: stretches that become placeholders because the vocabulary cannot represent them.
+    """
+    spans = _protected_spans(line, unknown)
+    if not spans:
+        return ProtectedLine(line, line)
+    placeholders: list[Placeholder] = []
     origins: list[int] = []
-    copied = last_place = 0
-    for unit, following in zip(units, [*units[1:], None], strict=True):
-        start, end = unit.span
+    copied = last_position = 0
+    for protected, following in zip(spans, [*spans[1:], None], strict=True):
+        start, end = protected.span
         limit = len(line) if following is None else following.span[0]
         _append(line, origins, range(copied, start))
         last = next((line[i] for i in reversed(origins[-2:]) if i >= 0 and not line[i].isspace()), "")
-        is_alone = unit.opener is None and not unit.opens
-        if is_alone and (not last or last in _AFTER_WORDS):  # without it, marks would stand behind no word
+        is_alone = protected.opener is None and not protected.opens
+        if is_alone and (
+            not last or last in _AFTER_WORDS
+        ):  # without it, the marks after it would follow no word
             while end < limit and line[end] in _AFTER_WORDS:
                 end += 1
         copied = end
         before, after = (line[origins[-1]] if origins and origins[-1] >= 0 else ""), line[end : end + 1]
-        glue_before = start > 0 and not line[start - 1].isspace()
-        glue_after = bool(after) and not after.isspace()
+        glued_before = start > 0 and not line[start - 1].isspace()
+        glued_after = bool(after) and not after.isspace()
         in_word = False
-        if glue_before and glue_after and _LETTER.match(before) and _LETTER.match(after):
-            in_word = unit.is_text
+        if glued_before and glued_after and _LETTER.match(before) and _LETTER.match(after):
+            in_word = protected.is_unknown
             if not in_word:
                 origins.append(-1)
-        elif before.isspace() and len(origins) > last_place and after and after in _AFTER_WORDS:
+        elif before.isspace() and len(origins) > last_position and after and after in _AFTER_WORDS:
             origins.pop()
-        is_closing = line.startswith("</", start) or (glue_before and not glue_after)
+        is_closing = line.startswith("</", start) or (glued_before and not glued_after)
         before_closing = (
             following is not None and following.opener is not None and not line[end:limit].strip()
         )
-        ends_text = len(origins) > last_place and (is_closing or before_closing)
-        place = last_place = len(origins)
-        pair = insets[unit.opener] if unit.opener is not None else None
-        insets.append(
-            Inset(
+        ends_text = len(origins) > last_position and (is_closing or before_closing)
+        position = last_position = len(origins)
+        pair = placeholders[protected.opener] if protected.opener is not None else None
+        placeholders.append(
+            Placeholder(
                 line[start:end],
                 (start, end),
-                start=place if pair is None else pair.start,
-                end=place,
-                opens=unit.opens,
+                start=position if pair is None else pair.start,
+                end=position,
+                opens=protected.opens,
                 closes=pair is not None or ends_text,
-                opener=unit.opener,
-                glue_before=glue_before,
-                glue_after=glue_after,
+                opener=protected.opener,
+                glued_before=glued_before,
+                glued_after=glued_after,
                 in_word=in_word,
             )
         )
@@ -337,102 +383,104 @@ def protect(line: str, unknown_spans: Sequence[Span] = ()) -> Protected:
     while origins and (origins[-1] < 0 or line[origins[-1]].isspace()):
         origins.pop()
     text = "".join(line[i] if i >= 0 else " " for i in origins)
-    ends = {inset.opener: inset.end for inset in insets if inset.opener is not None}
-    paired = (replace(inset, end=ends.get(i, inset.end)) for i, inset in enumerate(insets))
-    return Protected(text, tuple(paired), tuple(origins))
+    ends = {found.opener: found.end for found in placeholders if found.opener is not None}
+    paired = (replace(found, end=ends.get(i, found.end)) for i, found in enumerate(placeholders))
+    return ProtectedLine(line, text, tuple(paired), tuple(origins))
 
 
-def _append(line: str, origins: list[int], places: range) -> None:
-    """Further characters of a line, but no space behind another."""
-    for place in places:
-        is_first = not origins or origins[-1] < 0 or line[origins[-1]].isspace()
-        if not (is_first and line[place].isspace()):
-            origins.append(place)
+def _append(line: str, origins: list[int], positions: range) -> None:
+    """Append characters of the line to the text, except spaces that follow a space."""
+    for position in positions:
+        after_space = not origins or origins[-1] < 0 or line[origins[-1]].isspace()
+        if not (after_space and line[position].isspace()):
+            origins.append(position)
 
 
-def _units(line: str, unknown_spans: Sequence[Span]) -> list[_Unit]:
-    """What is to be taken out of a line, in order.
+def _protected_spans(line: str, unknown: Sequence[Span]) -> list[_ProtectedSpan]:
+    """Return the stretches of a line that become placeholders, in order.
 
-    An element without text, as `<p></p>`, is one unit, and so are neighbours that surround none: they keep their order.
+    An element without text, such as `<p></p>`, becomes one placeholder, and so do neighbors with no text between them:
+    their order is kept.
     """
-    found, units = _grouped(line, _kept_spans(line, unknown_spans)), list[_Unit]()
-    closers = _pairs([line[slice(*unit.span)] for unit in found])
+    found, merged = _grouped_spans(line, _single_spans(line, unknown)), list[_ProtectedSpan]()
+    closers = _matching_tags([line[slice(*span.span)] for span in found])
     openers: dict[
         int, int
-    ] = {}  # number of a closing tag among those found: number of its opening one among the units
-    done = 0  # of those found, how many belong to units
-    for i, unit in enumerate(found):
+    ] = {}  # from the index of a closing tag in `found` to that of its opening tag in `merged`
+    done = 0  # how many of `found` are in `merged`
+    for i, span in enumerate(found):
         if i < done:
             continue
         last = closers.get(i, i)
-        if unit.group == found[last].group:
-            unit = _Unit((unit.span[0], found[last].span[1]), unit.group, unit.is_text, opener=openers.get(i))
+        if span.group == found[last].group:
+            whole = (span.span[0], found[last].span[1])
+            span = _ProtectedSpan(whole, span.group, span.is_unknown, opener=openers.get(i))
             done = last + 1
         else:
-            unit.opens, openers[last] = True, len(units)
-        before = units[-1] if units else None
-        is_alone = not unit.opens and unit.opener is None
-        if before and is_alone and not before.opens and before.opener is None and before.group == unit.group:
-            before.span, before.is_text = (before.span[0], unit.span[1]), before.is_text and unit.is_text
+            span.opens, openers[last] = True, len(merged)
+        before = merged[-1] if merged else None
+        is_alone = not span.opens and span.opener is None
+        if before and is_alone and not before.opens and before.opener is None and before.group == span.group:
+            before.span = (before.span[0], span.span[1])
+            before.is_unknown = before.is_unknown and span.is_unknown
         else:
-            units.append(unit)
-    return units
+            merged.append(span)
+    return merged
 
 
-def _pairs(texts: Sequence[str]) -> dict[int, int]:
-    """For opening tags, by number, their closing tags."""
+def _matching_tags(texts: Sequence[str]) -> dict[int, int]:
+    """Return the index of the closing tag for the index of each opening tag that has one."""
     pairs: dict[int, int] = {}
     open_tags: dict[str, list[int]] = defaultdict(list)
-    for number, text in enumerate(texts):
+    for index, text in enumerate(texts):
         tag = _ELEMENT.match(text)
         if tag is None or text.endswith("/>"):
             continue
         if not tag[1]:
-            open_tags[tag[2]].append(number)
+            open_tags[tag[2]].append(index)
         elif open_tags[tag[2]]:
-            pairs[open_tags[tag[2]].pop()] = number
+            pairs[open_tags[tag[2]].pop()] = index
     return pairs
 
 
-def _grouped(line: str, kept: Sequence[tuple[Span, bool]]) -> list[_Unit]:
-    """Each by itself, with the number of stretches of text before it."""
-    units, group, last = list[_Unit](), 0, 0
-    for span, is_text in kept:
+def _grouped_spans(line: str, single: Sequence[tuple[Span, bool]]) -> list[_ProtectedSpan]:
+    """Return the spans with the number of stretches of text before each."""
+    spans, group, last = list[_ProtectedSpan](), 0, 0
+    for span, is_unknown in single:
         group += bool(line[last : span[0]].strip())
-        units.append(_Unit(span, group, is_text))
+        spans.append(_ProtectedSpan(span, group, is_unknown))
         last = span[1]
-    return units
+    return spans
 
 
-def _kept_spans(line: str, unknown_spans: Sequence[Span]) -> list[tuple[Span, bool]]:
-    """Placeholders and what cannot be spelled, in order: where, and whether it is the latter.
+def _single_spans(line: str, unknown: Sequence[Span]) -> list[tuple[Span, bool]]:
+    """Return markup, variables, URLs, addresses and unknown characters in order; True for those of the last kind.
 
-    A number with digits that cannot be spelled is taken as a whole.
+    A number with unknown digits is taken as a whole. Overlapping spans become one.
     """
-    numbers = find_numbers(line) if unknown_spans else []
+    numbers = find_numbers(line) if unknown else []
     starts = [start for start, _ in numbers]
-    found = [(span, False) for span in _placeholders(line)]
-    for start, end in unknown_spans:
+    found = [(span, False) for span in _known_spans(line)]
+    for start, end in unknown:
         number = numbers[bisect_right(starts, start) - 1] if starts and starts[0] <= start else (end, end)
-        found.append(
-            ((min(start, number[0]), max(end, number[1])) if number[1] > start else (start, end), True)
-        )
+        whole = (min(start, number[0]), max(end, number[1])) if number[1] > start else (start, end)
+        found.append((whole, True))
     merged: list[tuple[Span, bool]] = []
-    for span, is_text in sorted(found):
+    for span, is_unknown in sorted(found):
         if merged and span[0] < merged[-1][0][1]:
-            (first, last), was_text = merged.pop()
-            span, is_text = (first, max(last, span[1])), was_text and is_text
-        merged.append((span, is_text))
+            (first, last), was_unknown = merged.pop()
+            span, is_unknown = (first, max(last, span[1])), was_unknown and is_unknown
+        merged.append((span, is_unknown))
     return merged
 
 
-def _placeholders(line: str) -> list[Span]:
-    """Where mark-up, placeholders, URLs and addresses stand; with the quotes or brackets around one of the latter."""
+def _known_spans(line: str) -> list[Span]:
+    """Return the spans of markup, variables, URLs and addresses; all but markup with quotes or brackets around them."""
     spans: list[Span] = []
-    for match in _KEPT.finditer(line):
+    for match in _PROTECTED.finditer(line):
         start, end = match.span()
         if match["url"]:
-            end = start + len(_without_marks(match["url"]))
+            end = start + len(_without_final_marks(match["url"]))
         last = spans[-1][1] if spans else 0
         while not match["markup"] and start > last and _BRACKETS.get(line[start - 1]) == line[end : end + 1]:
             start, end = start - 1, end + 1
@@ -440,8 +488,8 @@ def _placeholders(line: str) -> list[Span]:
     return spans
 
 
-def _without_marks(url: str) -> str:
-    """A URL without the marks behind it that are the sentence's, such as a bracket that was not opened in it."""
+def _without_final_marks(url: str) -> str:
+    """Return a URL without final punctuation of the sentence, such as a bracket that was not opened in the URL."""
     surplus = {")": url.count(")") - url.count("("), "]": url.count("]") - url.count("[")}
     end = len(url)
     while url[end - 1] in ".,;:!?'…" or surplus.get(url[end - 1], 0) > 0:

@@ -1,12 +1,15 @@
-"""Lines in, translations out, in the same order: lines -> requests -> parts -> batches -> hypotheses -> translations.
+"""From lines to translations in the same order: segment, search, assemble.
 
-`segments` cuts lines into segments, `batched_search` searches them; here a line's translations are put together again.
+`segments` splits lines into segments, `batched_search` finds hypotheses of each segment, and `assembly` makes the
+translations of the lines from them.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Unpack
 
@@ -21,13 +24,12 @@ from mtkit.errors import ConfigError, DataError
 from mtkit.model.cpu.packing import Int8, choose_int8, pack
 from mtkit.model.transformer import Transformer
 from mtkit.search.state import Hypothesis
-from mtkit.translation.assembly import Assembler, SearchedLine, Translation
+from mtkit.translation.assembly import Assembler, Translation
 from mtkit.translation.batched_search import BatchedSearch
 from mtkit.translation.ensemble import Ensemble
 from mtkit.translation.loading import load_ensemble_members, load_model, usual_src_tokens
 from mtkit.translation.model_folder import override_decoding, read_decoding
 from mtkit.translation.next_words import Alternative, best_next_words
-from mtkit.translation.numbers import has_number
 from mtkit.translation.options import (
     DEFAULT_OPTIONS,
     DecodingOverrides,
@@ -35,27 +37,26 @@ from mtkit.translation.options import (
     check_precision,
     refuse_text,
 )
+from mtkit.translation.placeholders import ProtectedLine, protect, restore_placeholders, unknown_spans
 from mtkit.translation.reading import read_chunks
 from mtkit.translation.scoring import Scorer
-from mtkit.translation.segments import Request, Segment, Segmenter
-
-MAX_LINES_WITH_ATTENTION = 16
-"""Lines whose attention is in memory at the same time, if it is kept: layers x target x source numbers of each."""
+from mtkit.translation.segments import Request, Segment, SegmentedLine, Segmenter
+from mtkit.translation.word_boundaries import tokens_after_word
 
 
 class Translator:
-    """A trained model (or several that vote), the tokenizers and how to search.
+    """A trained model (or an ensemble) with its tokenizers and the settings of the search.
 
     Args:
-        model: in the precision and on the device it is to run in.
-        tokenizers: of both sides.
+        model: the model, in the precision and on the device that it runs in.
+        tokenizers: the tokenizers of both sides.
         decoding: beam, penalties, limits.
-        max_source_tokens: longer lines are split at sentence ends, longer sentences are cut (see `sentence_splitting`),
-            translated part by part and joined.
-        others: further models of an ensemble, for the same vocabularies.
-        int8: which matrices of the models were packed to multiply in 8-bit integers.
+        max_source_tokens: longer lines are split at sentence ends, longer sentences are cut (see `sentence_splitting`);
+            their translations are joined.
+        others: further models of an ensemble, with the same vocabularies.
+        int8: which matrices of the models are packed for 8-bit multiplication.
         usual_src_tokens: lines of several sentences that are longer than this are translated sentence by sentence;
-            None: than `max_source_tokens`.
+            None for `max_source_tokens`.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Translator:
 
     @property
     def precision(self) -> str:
-        """How the model computes: fp32, bf16, fp16, int8, or one of these with an int8 output matrix."""
+        """Precision of the computations: fp32, bf16, fp16, int8, or one of these with an int8 output matrix."""
         dtype = dtype_name(self.model.compute_dtype)
         return {"all": "int8", "output": f"{dtype} + int8 output", "none": dtype}[self.int8]
 
@@ -97,20 +98,20 @@ class Translator:
         ensemble: Sequence[str | Path] = (),
         **changes: Unpack[DecodingOverrides],
     ) -> Translator:
-        """A translator from a run folder (its best checkpoint) or a checkpoint folder.
+        """Load a translator from a run folder (its best checkpoint) or from a checkpoint folder.
 
         Args:
             path: the folder.
-            decoding: instead of the run's own settings.
-            changes: keys of these settings that are to have another value, such as beam_size=3.
+            decoding: settings of the search; by default those of the run.
             device: auto, cpu, cuda, cuda:1 ...
             precision: auto, fp32, bf16, fp16 or int8.
             ensemble: folders of further models with the same tokenizers, whose probabilities are averaged.
+            changes: keys of `decoding` with other values, such as beam_size=3.
 
         Raises:
-            StorageError: the folder or a file of it is missing or damaged.
-            ConfigError: a key or value that decoding does not have, or a key that does nothing beside the others; the
-                device is not there, or has no int8; a model of the ensemble has another vocabulary.
+            StorageError: If the folder or a file in it is missing or damaged.
+            ConfigError: If a key or value of `changes` is invalid, or a key has no effect beside the others; if the
+                device is not available or does not support int8; if a model of the ensemble has other vocabularies.
         """
         check_precision(precision)
         decoding = override_decoding(decoding or read_decoding(Path(path)), changes)
@@ -133,12 +134,12 @@ class Translator:
         others: Sequence[Transformer] = (),
         usual_src_tokens: int | None = None,
     ) -> Translator:
-        """A translator of models in memory, which are moved to the device and the precision.
+        """Make a translator from models in memory, which are moved to the device and converted to the precision.
 
-        On a CPU their matrices are packed, so they can be trained no more.
+        On a CPU their matrices are packed, so the models cannot be trained any more.
 
         Raises:
-            ConfigError: int8 on a GPU, or on a processor that cannot multiply so.
+            ConfigError: If the device does not support int8.
         """
         if device.type == "cpu":
             limit_kernel_caches()
@@ -154,29 +155,34 @@ class Translator:
         return cls(model, tokenizers, decoding, config.data.max_length, others, int8, usual_src_tokens)
 
     def translate_one(self, line: str | Request, options: TranslateOptions = DEFAULT_OPTIONS) -> Translation:
-        """The best translation of one line. Raises: DataError: see `translate_n_best`."""
+        """Return the best translation of one line.
+
+        Raises:
+            DataError: If the line cannot be translated (see `translate_n_best`).
+        """
         return next(self.translate([line], options))
 
     def translate(
         self, lines: Iterable[str | Request], options: TranslateOptions = DEFAULT_OPTIONS
     ) -> Iterator[Translation]:
-        """The best translation of each line, in order; lines are read ahead by `options.read_ahead`.
+        """Yield the best translation of each line, in order. `options.read_ahead` lines are read ahead.
 
         Raises:
-            DataError: see `translate_n_best`.
+            DataError: If a line cannot be translated (see `translate_n_best`).
         """
         return (translations[0] for translations in self.translate_n_best(lines, options))
 
     def translate_n_best(
         self, lines: Iterable[str | Request], options: TranslateOptions = DEFAULT_OPTIONS
     ) -> Iterator[list[Translation]]:
-        """The `n_best` translations of each line, best first; samples in the order they were drawn.
+        """Yield the `n_best` translations of each line, best first; samples in the order they were drawn.
 
-        Every call counts its lines from `options.first_line`, so the same call gives the same samples.
+        Lines are counted from `options.first_line` in every call, so the same call gives the same samples.
 
         Raises:
-            DataError: a prefix or constraints that cannot be met; at the line's number. The lines before are yielded.
-                With `options.on_error` "skip" or "copy" only what ends the lines, as a file that cannot be read.
+            DataError: If a line cannot be translated, for example because its prefix or constraints cannot be met;
+                after the translations of the lines before it. With `options.on_error` "skip" or "copy" only if the
+                lines cannot be read further.
         """
         refuse_text(lines, "lines")
         return self._translate_chunks(lines, options)
@@ -184,27 +190,59 @@ class Translator:
     def _translate_chunks(
         self, lines: Iterable[str | Request], options: TranslateOptions
     ) -> Iterator[list[Translation]]:
-        """Translate what is read ahead, again and again."""
+        """Translate the lines that are read ahead together, chunk by chunk."""
         first = options.first_line
         for chunk in read_chunks(lines, options.read_ahead, options.is_ready):
-            yield from self._translate_chunk(list(map(Request.of, chunk)), first, options)
+            segmented = self.segmenter.segment_lines(list(map(Request.of, chunk)), first, options)
+            segments = [segment for line in segmented for segment in line.segments]
+            progress = _LineCounter(segmented, options.on_progress)
+            hyps = self.batched_search.search_segments(segments, progress, options.num_workers)
+            yield from self.assembler.assemble(segmented, hyps, options)
             first += len(chunk)
+
+    def translate_protected(
+        self, lines: Iterable[str | Request], options: TranslateOptions = DEFAULT_OPTIONS
+    ) -> Iterator[list[Translation]]:
+        """Yield the same as `translate_n_best`, with numbers, URLs, tags and unknown words carried over.
+
+        Placeholders are taken out of the lines and put back into their translations (see `placeholders`). Links are
+        between the words of the original lines and of the restored translations.
+
+        Raises:
+            DataError: If a line cannot be translated (see `translate_n_best`).
+        """
+        waiting: deque[ProtectedLine] = deque()
+
+        def without_placeholders() -> Iterator[Request]:
+            for request in map(Request.of, lines):
+                line = protect(request.text, unknown_spans(self.tokenizers, request.text))
+                waiting.append(line)
+                links = request.links or bool(line.placeholders)  # links tell where the placeholders go
+                yield replace(request, text=line.text, keep_numbers=True, links=links)
+
+        for translations in self.translate_n_best(without_placeholders(), options):
+            line = waiting.popleft()
+            fault = translations[0].fault
+            if fault is None:
+                yield [restore_placeholders(line, translation) for translation in translations]
+            else:
+                yield [Translation.failed(line.original, fault, options.on_error)]
 
     def alternatives(
         self, lines: Iterable[str | Request], number: int, options: TranslateOptions = DEFAULT_OPTIONS
     ) -> Iterator[list[Alternative]]:
-        """For each line the most probable words behind its prefix, each with the best translation that goes on so.
+        """Yield for each line the most probable words after its prefix, each with the best translation it begins.
 
-        The prefix consists of whole words, and none of its words is made longer. Punctuation behind a word is a word of
-        its own. An empty line has no alternatives.
+        The prefix consists of whole words; no alternative makes its last word longer. Punctuation after a word is a
+        word of its own. An empty line has no alternatives.
 
         Args:
-            lines: each one sentence; constraints do not matter.
-            number: alternatives of each line, best first; fewer where there are fewer.
-            options: of which links, attention and read-ahead do not matter; `copy` on errors is as `skip`.
+            lines: one sentence each; constraints are ignored.
+            number: alternatives of each line, best first; there may be fewer.
+            options: links, attention and read-ahead are ignored; "copy" on errors is the same as "skip".
 
         Raises:
-            DataError: a prefix or a line that is too long, unless `options.on_error` says otherwise.
+            DataError: If a prefix or a line is too long, unless `options.on_error` says otherwise.
         """
         refuse_text(lines, "lines")
         return self._alternatives(lines, number, options)
@@ -212,18 +250,25 @@ class Translator:
     def _alternatives(
         self, lines: Iterable[str | Request], number: int, options: TranslateOptions
     ) -> Iterator[list[Alternative]]:
-        """Take line by line."""
+        """Find alternatives line by line."""
         for line_number, line in enumerate(lines, options.first_line):
             try:
-                part = self.segmenter.single(Request.of(line), line_number, options)
+                segment = self.segmenter.single_segment(Request.of(line), line_number, options)
             except DataError as fault:
                 if options.on_error == "stop":
                     raise
                 options.on_fault(line_number, fault)
-                part = None
-            ends = self.segmenter.word_ends
-            yield best_next_words(self.ensemble, part, self.search_options, ends, number) if part else []
+                segment = None
+            if segment is None:
+                yield []
+            else:
+                after_word = self._tokens_after_word
+                yield best_next_words(self.ensemble, segment, self.search_options, after_word, number)
             options.on_progress(1)
+
+    @cached_property
+    def _tokens_after_word(self) -> frozenset[int]:
+        return tokens_after_word(self.tokenizers.tgt)
 
     def score_stream(
         self,
@@ -233,14 +278,17 @@ class Translator:
         tag: str = "",
         split_sentences: bool | None = None,
     ) -> Iterator[tuple[str, Translation | None]]:
-        """`score` of any number of pairs, each with its source, in constant memory.
+        """Yield the source and the `score` of each pair, in constant memory.
 
         Args:
-            skip_long: give None for a pair too long to be scored.
-            tag, split_sentences: see `score`.
+            pairs: source and translation.
+            skip_long: yield None instead of a score for a pair that is too long.
+            tag: see `Request`.
+            split_sentences: see `TranslateOptions`.
 
         Raises:
-            DataError: such a pair otherwise, or what reading raises; after the lines before it.
+            DataError: If a pair is too long and `skip_long` is false, or the pairs cannot be read; after the pairs
+                before it.
         """
         return self.scorer.stream(pairs, skip_long, tag, split_sentences)
 
@@ -252,121 +300,52 @@ class Translator:
         tag: str = "",
         split_sentences: bool | None = None,
     ) -> list[Translation]:
-        """What the model thinks of given translations: the score `translate` would print for them.
+        """Return given translations with the scores that `translate` would give them.
 
-        That of their texts, cut into tokens as training texts are: a translation that the search made of other tokens,
-        which it seldom does, has another score. A line that `translate` would cut is scored sentence by sentence if its
-        translation has as many, else in one piece.
+        Texts are tokenized as in training: a hypothesis that the search built from other tokens, which is rare, has
+        another score. A line that `translate` would split is scored sentence by sentence if its translation has as
+        many sentences, otherwise as a whole.
 
         Args:
+            srcs: the lines.
+            tgts: a translation of each.
             tag: see `Request`.
             split_sentences: see `TranslateOptions`.
 
         Raises:
-            DataError: not as many sources as targets; a line too long to be scored.
+            DataError: If the numbers of sources and targets differ, or a line is too long.
         """
         refuse_text(srcs, "srcs")
         refuse_text(tgts, "tgts")
         return self.scorer.score(srcs, tgts, tag, split_sentences)
 
     def search_ids(self, sentences: Sequence[Ids]) -> list[list[Hypothesis]]:
-        """The hypotheses of tokenized sentences, in their order."""
+        """Return the hypotheses of tokenized sentences, in order."""
         limit = self.decoding.max_length
         return self.batched_search.search_segments(
             [Segment(ids, limit(len(ids)), number) for number, ids in enumerate(sentences)]
         )
 
-    def _translate_chunk(
-        self, requests: list[Request], first: int, options: TranslateOptions
-    ) -> Iterator[list[Translation]]:
-        """Search the parts of all lines together, and join those of each line. Args: first: number of line 0."""
-        cut: list[list[Segment] | DataError] = []
-        for parts in self.segmenter.parts_or_faults(requests, first, options):
-            cut.append(parts)
-            if isinstance(parts, DataError) and options.on_error == "stop":
-                break
-        lines = self._searched(requests, cut, options)
-        num_together = MAX_LINES_WITH_ATTENTION if options.keep_attention else max(1, len(lines))
-        for start in range(0, len(lines), num_together):
-            some = slice(start, start + num_together)
-            joined = self.assembler.join(lines[some], options.keep_attention)
-            numbered = zip(range(first + start, first + len(lines)), requests[some], joined, strict=False)
-            for number, request, translations in numbered:
-                fault = translations[0].fault
-                if fault is None:
-                    yield translations
-                else:  # raised after the translations of the lines before it
-                    none = Translation.none_of(request.text, fault, options.on_error)
-                    options.on_fault(number, fault)
-                    yield [none]
-
-    def _searched(
-        self, requests: list[Request], cut: list[list[Segment] | DataError], options: TranslateOptions
-    ) -> list[SearchedLine]:
-        """The parts of lines, as far as they were cut, with what is found for them."""
-        of_lines = [[] if isinstance(parts, DataError) else parts for parts in cut]
-        every = [part for parts in of_lines for part in parts]
-        finished = _LineCounter(list(map(len, of_lines)), options.on_progress)
-        workers = options.num_workers
-        found = self.batched_search.search_segments(every, finished, workers)
-        of_parts = iter(self._with_kept(every, found, workers))
-        return [
-            SearchedLine(
-                parts,
-                list(islice(of_parts, len(parts))),
-                options.keep_links or request.links,
-                request.text,
-                outcome if isinstance(outcome, DataError) else None,
-            )
-            for request, outcome, parts in zip(requests, cut, of_lines, strict=False)
-        ]
-
-    def _with_kept(
-        self, parts: list[Segment], chosen: list[list[Hypothesis]], num_workers: int
-    ) -> list[list[Hypothesis]]:
-        """The same, with parts translated again whose best translation lacks a number that is to be kept.
-
-        Most often a model copies by itself, and then best where it is free; constraints cost more than they give there.
-        """
-        wanting = [
-            i for i, part in enumerate(parts) if part.numbers_kept and chosen[i] and not self.decoding.sample
-        ]
-        texts = self.tokenizers.tgt.decode([chosen[i][0].ids for i in wanting])
-        again = [
-            i
-            for i, text in zip(wanting, texts, strict=True)
-            if not all(has_number(text, number) for number in parts[i].numbers_kept)
-        ]
-        if not again:
-            return chosen
-        found = list(chosen)
-        results = self.batched_search.search_segments(
-            [self.segmenter.keeping(parts[i]) for i in again], num_workers=num_workers
-        )
-        for i, hypotheses in zip(again, results, strict=True):
-            found[i] = hypotheses or chosen[i]
-        return found
-
 
 class _LineCounter:
-    """Counts lines as their parts are searched: a line is done with its last part, an empty one from the beginning.
+    """Reports lines as done when their last segment has been searched; lines without segments at once.
 
     Args:
-        num_parts: of each line.
-        tell: is told how many more lines are done.
+        lines: the lines.
+        report: called with the number of further lines that are done.
     """
 
-    def __init__(self, num_parts: Sequence[int], tell: Callable[[int], None]) -> None:
-        self.num_left, self.tell = list(num_parts), tell
-        self.lines = [line for line, number in enumerate(num_parts) for _ in range(number)]
-        if empty := self.num_left.count(0):
-            tell(empty)
+    def __init__(self, lines: Sequence[SegmentedLine], report: Callable[[int], None]) -> None:
+        self.num_left = {line.number: len(line.segments) for line in lines}
+        self.report = report
+        if num_empty := sum(not line.segments for line in lines):
+            report(num_empty)
 
-    def __call__(self, parts: Sequence[int]) -> None:
-        """These parts were searched."""
+    def __call__(self, searched: Sequence[Segment]) -> None:
+        """Count segments that were searched."""
         num_done = 0
-        for part in parts:
-            self.num_left[self.lines[part]] -= 1
-            num_done += not self.num_left[self.lines[part]]
+        for segment in searched:
+            self.num_left[segment.line_number] -= 1
+            num_done += self.num_left[segment.line_number] == 0
         if num_done:
-            self.tell(num_done)
+            self.report(num_done)

@@ -15,6 +15,7 @@ from mtkit.translation import next_words as alternatives
 from mtkit.translation.next_words import next_words
 from mtkit.translation.segments import Request
 from mtkit.translation.translator import Translator
+from mtkit.translation.word_boundaries import tokens_after_word
 
 VOCAB, EOS, FORBIDDEN = 7, 1, 0
 FOLLOWERS = frozenset({2, 3})
@@ -80,7 +81,7 @@ def test_alternatives_of_a_model(trained: Path) -> None:
         src_BS = translator.ensemble.sources(translator.tokenizers.src.encode([line]))
         hidden = translator.ensemble.hidden(src_BS, torch.tensor([[tgt.bos, *beginning]]))
         probs_TV = translator.ensemble.log_probs(hidden)[0].exp()
-        boundary = [*translator.segmenter.word_ends, tgt.eos]
+        boundary = [*tokens_after_word(tgt), tgt.eos]
         wanted = 1 / float(probs_TV[num_prefix, boundary].sum())
         for place, piece in enumerate(beginning[num_prefix:], num_prefix):
             wanted *= float(probs_TV[place, piece])

@@ -335,16 +335,18 @@ def test_everything_of_the_written_set_survives(trained: Path) -> None:
     """
     from mtkit.data.tokenizer import load_tokenizers
     from mtkit.translation.model_folder import find_checkpoint, tokenizer_folder
-    from mtkit.translation.placeholders import protect
-    from mtkit.translation.protected import unknown_spans
+    from mtkit.translation.placeholders import protect, unknown_spans
 
     tokenizers = load_tokenizers(tokenizer_folder(find_checkpoint(trained)))
     lines = [line.split("\t")[0] for line in tiny.read_lines(WRITTEN)]
     hyps = translate(trained, "--protect", stdin="".join(f"{line}\n" for line in lines))
     for line, hyp in zip(lines, hyps, strict=True):
-        insets = protect(line, unknown_spans(tokenizers, line)).insets
-        for text in {inset.text for inset in insets}:
-            assert hyp.count(text) >= [inset.text for inset in insets].count(text), (line, hyp)
+        placeholders = protect(line, unknown_spans(tokenizers, line)).placeholders
+        for text in {placeholder.text for placeholder in placeholders}:
+            assert hyp.count(text) >= [placeholder.text for placeholder in placeholders].count(text), (
+                line,
+                hyp,
+            )
         assert "⁇" not in hyp
 
 
@@ -370,7 +372,7 @@ def test_links_of_protected_lines_are_of_the_words_that_are_seen(trained: Path) 
         number, text, links, _ = row.split(" ||| ")
         pairs = [tuple(map(int, link.split("-"))) for link in links.split()]
         assert number == "1"
-        assert all(text.count(inset) == 1 for inset in ("https://a.org/b", "<b>", "</b>"))
+        assert all(text.count(placeholder) == 1 for placeholder in ("https://a.org/b", "<b>", "</b>"))
         assert all(s < len(line.split()) and t < len(text.split()) for s, t in pairs)
         assert any("a.org" in text.split()[t] for s, t in pairs if s == 1)
 

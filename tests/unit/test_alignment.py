@@ -13,10 +13,11 @@ from mtkit.config.sections import TokenizerConfig
 from mtkit.data.readers import Pair
 from mtkit.data.tokenizer import make_tokenizers
 from mtkit.model.build import make_model
-from mtkit.translation import assembly as translation_module
+from mtkit.translation import assembly
 from mtkit.translation.alignment import WordIndex
+from mtkit.translation.assembly import MAX_LINES_WITH_ATTENTION
 from mtkit.translation.options import TranslateOptions
-from mtkit.translation.translator import MAX_LINES_WITH_ATTENTION, Translator
+from mtkit.translation.translator import Translator
 
 LINES = sentences(5 * MAX_LINES_WITH_ATTENTION, longest=6)
 
@@ -42,7 +43,7 @@ def test_attention_of_earlier_lines_is_gone() -> None:
 
 
 def test_links_need_no_matrices_but_those_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    align = translation_module.align
+    align = assembly.align
     matrices: list[weakref.ref[Any]] = []
     most = 0
 
@@ -54,7 +55,7 @@ def test_links_need_no_matrices_but_those_of_a_batch(monkeypatch: pytest.MonkeyP
             yield number, aligned
             del aligned
 
-    monkeypatch.setattr(translation_module, "align", watching)
+    monkeypatch.setattr(assembly, "align", watching)
     translator = make(beam_size=2, n_best=2, batch_tokens=60)
     found = list(translator.translate_n_best(LINES, TranslateOptions(keep_links=True)))
     assert len(matrices) == 2 * len(LINES)

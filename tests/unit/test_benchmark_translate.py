@@ -37,12 +37,14 @@ def test_it_gets_long_lines_in_the_same_parts() -> None:
     piece = tgt.piece(int(tgt.encode(["Vogel"])[0][-1]))
     other = Recorder(piece, 3)
     output = ctranslate2_system(other, translator)(lines)
-    cut = list(translator.segmenter.parts([Request(line) for line in lines], 0))
+    segmented = translator.segmenter.segment_lines([Request(line) for line in lines])
     src = translator.tokenizers.src
-    assert other.sources == [[src.piece(i) for i in part.ids] for parts in cut for part in parts]
+    assert other.sources == [
+        [src.piece(i) for i in segment.ids] for line in segmented for segment in line.segments
+    ]
     assert len(other.sources) > 3 and max(map(len, other.sources)) <= 6
     [one] = tgt.decode([tgt.encode(["Vogel"])[0][-1:].tolist() * 3])
-    assert output.hyps == [one, "", " ".join([one] * len(cut[2]))]
+    assert output.hyps == [one, "", " ".join([one] * len(segmented[2].segments))]
     wanted = {"coverage_penalty": 0.2, "no_repeat_ngram_size": 3, "min_decoding_length": 2}
     assert wanted.items() <= other.options.items()
     assert other.options["max_decoding_length"] == translator.decoding.max_length(

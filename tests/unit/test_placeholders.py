@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 
 from mtkit.data.tokenizer import Span
-from mtkit.translation.alignment import Link, word_pairs
+from mtkit.translation.alignment import Link, word_links
 from mtkit.translation.numbers import has_number
-from mtkit.translation.placeholders import Protected, protect
+from mtkit.translation.placeholders import ProtectedLine, protect
 from mtkit.translation.sentence_splitting import split_sentences
 
 WRITTEN_SET = Path(__file__).parent.parent / "data" / "protect.en-de.tsv"
-UNSPELLABLE = re.compile(r"[^\x00-\x7fäöüßÄÖÜ我是学生爱北京]+")
+UNKNOWN = re.compile(r"[^\x00-\x7fäöüßÄÖÜ我是学生爱北京]+")
 
 
-def protected(line: str) -> Protected:
+def protected(line: str) -> ProtectedLine:
     """Protect a line; characters that are neither German nor on a short list of Chinese ones are unknown."""
-    return protect(line, [match.span() for match in UNSPELLABLE.finditer(line)])
+    return protect(line, [match.span() for match in UNKNOWN.finditer(line)])
 
 
 def tokens(text: str) -> list[Span]:
@@ -40,7 +40,7 @@ def back(line: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("line", "text", "insets"),
+    ("line", "text", "placeholders"),
     [
         ("See https://a.org/b?c=1, please.", "See, please.", ["https://a.org/b?c=1"]),
         ("Write to me@a-b.org (7 days).", "Write to (7 days).", ["me@a-b.org"]),
@@ -67,12 +67,12 @@ def back(line: str) -> str:
         ("mail me@a.org我爱", "mail 我爱", ["me@a.org"]),
     ],
 )
-def test_what_is_taken_out(line: str, text: str, insets: list[str]) -> None:
+def test_what_is_taken_out(line: str, text: str, placeholders: list[str]) -> None:
     found = protected(line)
-    if insets == ["请看http://a.org/x"]:  # both cannot be spelled or are a URL, with no text between
+    if placeholders == ["请看http://a.org/x"]:  # both cannot be spelled or are a URL, with no text between
         text = "我爱北京"
-    assert (found.text, [inset.text for inset in found.insets]) == (text, insets)
-    assert all(inset.text == line[slice(*inset.span)] for inset in found.insets)
+    assert (found.text, [placeholder.text for placeholder in found.placeholders]) == (text, placeholders)
+    assert all(placeholder.text == line[slice(*placeholder.span)] for placeholder in found.placeholders)
 
 
 WRITTEN = [
@@ -148,8 +148,8 @@ def test_nothing_is_lost_whatever_the_alignment(links: list[Link], translation: 
     for line in WRITTEN:
         found = protected(line)
         restored, _ = found.restore(translation, links if translation else [])
-        for inset in found.insets:
-            assert restored.count(inset.text) >= 1
+        for placeholder in found.placeholders:
+            assert restored.count(placeholder.text) >= 1
         for opening, closing in (("<b>", "</b>"), ("<p>", "</p>"), ("<i>", "</i>"), ("<kbd>", "</kbd>")):
             if opening in line:
                 assert restored.find(opening) < restored.find(closing)
@@ -159,7 +159,7 @@ def test_nothing_is_lost_whatever_the_alignment(links: list[Link], translation: 
 def test_links_are_between_words_of_the_line_and_of_what_is_given(line: str) -> None:
     found = protected(line)
     text, links = found.restore(found.text, same_order(found.text))
-    pairs = word_pairs(links, line, text)
+    pairs = word_links(links, line, text)
     if "glued" not in line:
         assert {(i, i) for i in range(len(line.split()))} <= set(pairs)
     assert all(s < len(line.split()) and t < len(text.split()) for s, t in pairs)
@@ -174,7 +174,7 @@ def test_links_of_words_that_move() -> None:
     text, restored = found.restore(german, links)
     assert text == "Siehe https://a.org/b , ich <b>das rote</b> Auto sah"
     source, target = line.split(), text.split()
-    assert [(source[s], target[t]) for s, t in word_pairs(restored, line, text)] == [
+    assert [(source[s], target[t]) for s, t in word_links(restored, line, text)] == [
         ("See", "Siehe"), ("https://a.org/b", "https://a.org/b"), (",", ","), ("I", "ich"), ("saw", "sah"),
         ("<b>the", "<b>das"), ("red</b>", "rote</b>"), ("car", "Auto"),
     ]  # fmt: skip
@@ -184,14 +184,14 @@ def test_a_tag_between_two_words_is_a_part_of_one_word() -> None:
     found = protect("foo<br/>bar baz")
     assert found.text == "foo bar baz"
     text, links = found.restore("x y z", same_order(found.text, "x y z"))
-    assert (text, word_pairs(links, "foo<br/>bar baz", text)) == ("x <br/>y z", ((0, 0), (0, 1), (1, 2)))
+    assert (text, word_links(links, "foo<br/>bar baz", text)) == ("x <br/>y z", ((0, 0), (0, 1), (1, 2)))
 
 
 @pytest.mark.parametrize(
     "tag", ['<img src="a>b.png">', "<a title='x > y' href=\"z\">", '<b class="x">', '<p title="open>']
 )
 def test_a_tag_with_its_quoted_attributes_is_one(tag: str) -> None:
-    assert [inset.text for inset in protect(f"{tag} A man.").insets] == [tag]
+    assert [placeholder.text for placeholder in protect(f"{tag} A man.").placeholders] == [tag]
 
 
 def test_what_is_put_back_never_becomes_one_word_with_its_neighbour() -> None:

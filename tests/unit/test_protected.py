@@ -8,7 +8,6 @@ import pytest
 from test_translator import make
 
 from mtkit.translation.options import TranslateOptions
-from mtkit.translation.protected import translate_protected
 from mtkit.translation.segments import Request
 
 LINES = ["the old man <b>sees</b> a bird", "my sister", "see https://a.org/b now, children"]
@@ -17,16 +16,16 @@ LINES = ["the old man <b>sees</b> a bird", "my sister", "see https://a.org/b now
 @pytest.mark.parametrize("keys", [{"n_best": 3}, {"n_best": 2, "sample": True}])
 def test_all_translations_of_a_line_are_restored(keys: Any) -> None:
     translator = make(**keys)
-    for line, translations in zip(LINES, translate_protected(translator, LINES), strict=True):
+    for line, translations in zip(LINES, translator.translate_protected(LINES), strict=True):
         assert len(translations) == keys["n_best"]
-        insets = [text for text in ("<b>", "</b>", "https://a.org/b") if text in line]
+        placeholders = [text for text in ("<b>", "</b>", "https://a.org/b") if text in line]
         for translation in translations:
-            assert all(translation.text.count(text) == 1 for text in insets)
+            assert all(translation.text.count(text) == 1 for text in placeholders)
 
 
 def test_links_are_those_of_the_words_that_are_read_and_printed() -> None:
     translator = make(n_best=2)
-    found = translate_protected(translator, LINES, TranslateOptions(keep_links=True))
+    found = translator.translate_protected(LINES, TranslateOptions(keep_links=True))
     for line, translations in zip(LINES, found, strict=True):
         for translation in translations:
             source, target = line.split(), translation.text.split()
@@ -39,8 +38,8 @@ def test_links_are_those_of_the_words_that_are_read_and_printed() -> None:
 
 def test_a_line_that_is_copied_keeps_what_was_taken_out() -> None:
     lines = [LINES[0], Request("a <b>bird</b> {x}", prefix="der " * 300)]
-    [_, [skipped]] = translate_protected(make(), lines, TranslateOptions(on_error="skip"))
-    [_, [copied]] = translate_protected(make(), lines, TranslateOptions(on_error="copy"))
+    [_, [skipped]] = make().translate_protected(lines, TranslateOptions(on_error="skip"))
+    [_, [copied]] = make().translate_protected(lines, TranslateOptions(on_error="copy"))
     assert (skipped.text, copied.text) == ("", "a <b>bird</b> {x}")
     assert copied.fault is not None
 
@@ -57,7 +56,7 @@ def test_only_lines_with_something_to_put_back_are_aligned(monkeypatch: pytest.M
         return align(ensemble, pairs, batch_tokens)
 
     monkeypatch.setattr(module, "align", counting)
-    assert len(list(translate_protected(translator, LINES))) == 3
+    assert len(list(translator.translate_protected(LINES))) == 3
     assert num_aligned == 2
     found = list(translator.translate([Request(LINES[1], links=True), LINES[1]]))
     assert found[0].links and not found[1].links

@@ -24,7 +24,7 @@ def test_the_pairs_before_one_that_is_too_long_are_scored() -> None:
         assert result is not None
         assert (source, result.text) == (src, tgt)
         assert result.score == pytest.approx(expected.score, abs=1e-5)
-    with pytest.raises(DataError, match="a source line of at most 20 can be scored") as caught:
+    with pytest.raises(DataError, match="a source line may have at most 20") as caught:
         next(scored)
     assert caught.value.where == "source line 4"
 

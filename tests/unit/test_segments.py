@@ -16,6 +16,7 @@ from mtkit.translation.numbers import has_number
 from mtkit.translation.options import TranslateOptions
 from mtkit.translation.segments import Request, Segmenter
 from mtkit.translation.translator import Translator
+from mtkit.translation.word_boundaries import tokens_after_number, tokens_after_word
 
 TWO = "the old man sees a bird. My sister hears children."
 
@@ -23,10 +24,10 @@ TWO = "the old man sees a bird. My sister hears children."
 @pytest.mark.parametrize(
     ("text", "split", "limit", "what"),
     [
-        ("", False, 256, "an empty line has no prefix or constraints"),
+        ("", False, 256, "an empty line cannot have a prefix or constraints"),
         (TWO, True, 256, "a line with a prefix or constraints must be one sentence, but this one has 2"),
-        (TWO, False, 8, "a line with a prefix or constraints may have 8 pieces, but this one has "),
-        ("the old man sees a bird", True, 4, "a line with a prefix or constraints may have 4 pieces"),
+        (TWO, False, 8, "a line with a prefix or constraints may have 8 tokens, but this one has "),
+        ("the old man sees a bird", True, 4, "a line with a prefix or constraints may have 4 tokens"),
     ],
 )
 def test_why_a_line_has_no_prefix(text: str, split: bool, limit: int, what: str) -> None:
@@ -67,13 +68,13 @@ def test_why_a_constraint_cannot_be_met() -> None:
     )
     assert (
         constrained(translator, "Vogel")
-        == "the constraint 'Vogel' cannot be met: a piece of it is suppressed"
+        == "the constraint 'Vogel' cannot be met: one of its tokens is suppressed"
     )
     assert constrained(translator, "日本", "Vogel") == (
         "the constraint '日本 | Vogel' cannot be met: "
-        "the vocabulary lacks its characters, or a piece of it is suppressed"
+        "the vocabulary lacks its characters, or one of its tokens is suppressed"
     )
-    assert constrained(translator, " ") == "the constraint ' ' cannot be met: it has no pieces"
+    assert constrained(translator, " ") == "the constraint ' ' cannot be met: it has no tokens"
 
 
 def make_like(translator: Translator, tokenizers: Any) -> Translator:
@@ -90,15 +91,14 @@ def test_a_comma_ends_a_word_but_not_a_number() -> None:
     tokenizers = make_tokenizers(
         TokenizerConfig(vocab_size=60, byte_fallback=False), [Pair(t, t) for t in lines]
     )
-    segmenter = Segmenter(tokenizers, make().decoding, (), 256)
     tgt = tokenizers.tgt
     for mark, follows in ((",", False), (":", False), ("!", True), (";", True), (".", True)):
         pieces = {i for i in range(tgt.num_pieces) if tgt.piece(i).startswith(mark)}
         assert pieces
-        assert pieces <= segmenter.word_ends
-        assert (pieces <= segmenter.followers) == follows
+        assert pieces <= tokens_after_word(tgt)
+        assert (pieces <= tokens_after_number(tgt)) == follows
     inner = {i for i in range(tgt.num_pieces) if tgt.piece(i)[0].isalnum()}
-    assert inner and not inner & segmenter.word_ends
+    assert inner and not inner & tokens_after_word(tgt)
 
 
 def test_punctuation_is_no_part_of_an_alternative() -> None:
@@ -125,8 +125,8 @@ def test_punctuation_is_no_part_of_an_alternative() -> None:
 
 def test_a_part_keeps_the_numbers_that_stand_in_it() -> None:
     request = Request("The man sees 150 birds. My sister hears 50 children.", keep_numbers=True)
-    [parts] = make().segmenter.parts([request], 0, TranslateOptions(split_sentences=True))
-    assert [part.numbers_kept for part in parts] == [("150",), ("50",)]
+    [line] = make().segmenter.segment_lines([request], options=TranslateOptions(split_sentences=True))
+    assert [segment.required_numbers for segment in line.segments] == [("150",), ("50",)]
 
 
 def test_a_number_may_be_written_in_any_way_and_is_asked_for_again_where_it_is_missing() -> None:
@@ -135,8 +135,8 @@ def test_a_number_may_be_written_in_any_way_and_is_asked_for_again_where_it_is_m
     free, kept = translator.translate([line, Request(line, keep_numbers=True)])
     assert not has_number(free.text, "1,250")
     assert has_number(kept.text, "1,250")
-    [parts] = translator.segmenter.parts([Request(line, keep_numbers=True)], 0)
-    [constraint] = translator.segmenter.keeping(parts[0]).constraints
+    [segmented] = translator.segmenter.segment_lines([Request(line, keep_numbers=True)])
+    [constraint] = translator.batched_search.with_number_constraints(segmented.segments[0]).constraints
     assert translator.tokenizers.tgt.decode(constraint.phrases) == ["1,250", "1.250", "1250"]
 
 
@@ -152,21 +152,24 @@ def test_a_tag_is_before_every_part() -> None:
     tag = TAGGED.src.encode(["<2de>"])[0].tolist()
     for split in (True, False):
         segmenter = Segmenter(TAGGED, make().decoding, (), limit)
-        [[whole]] = segmenter.parts([Request("a bird", tag="<2de>")], 0)
-        assert whole.ids.tolist() == tagged
+        [whole] = segmenter.segment_lines([Request("a bird", tag="<2de>")])
+        assert [segment.ids.tolist() for segment in whole.segments] == [tagged]
         options = TranslateOptions(split_sentences=split, keep_links=True)
-        [parts] = segmenter.parts([Request(line, tag="<2de>")], 0, options)
-        assert len(parts) > 3
-        for part in parts:
-            assert part.ids.tolist()[: part.num_tag] == tag
-            assert len(part.ids) <= limit
-            assert part.max_length == segmenter.decoding.max_length(len(part.ids) - len(tag))
-        [plain] = Segmenter(TAGGED, make().decoding, (), limit - len(tag)).parts([Request(line)], 0, options)
-        assert [p.ids.tolist()[p.num_tag :] for p in parts] == [p.ids.tolist() for p in plain]
-        assert [p.spans for p in parts] == [p.spans for p in plain]
-    part = segmenter.single(Request("a bird", tag="<2de>"), 0)
-    assert part is not None and part.ids.tolist() == tagged
-    assert list(segmenter.parts([Request("  ", tag="<2de>")], 0)) == [[]]
+        [long_line] = segmenter.segment_lines([Request(line, tag="<2de>")], options=options)
+        assert len(long_line.segments) > 3
+        for segment in long_line.segments:
+            assert segment.ids.tolist()[: segment.num_tag_tokens] == tag
+            assert len(segment.ids) <= limit
+            assert segment.max_length == segmenter.decoding.max_length(len(segment.ids) - len(tag))
+        shorter = Segmenter(TAGGED, make().decoding, (), limit - len(tag))
+        [plain] = shorter.segment_lines([Request(line)], options=options)
+        without_tag = [s.ids.tolist()[s.num_tag_tokens :] for s in long_line.segments]
+        assert without_tag == [s.ids.tolist() for s in plain.segments]
+        assert [s.spans for s in long_line.segments] == [s.spans for s in plain.segments]
+    single = segmenter.single_segment(Request("a bird", tag="<2de>"), 0)
+    assert single is not None and single.ids.tolist() == tagged
+    [empty] = segmenter.segment_lines([Request("  ", tag="<2de>")])
+    assert empty.segments == []
 
 
 def test_links_of_a_tagged_line_are_of_its_words() -> None:
@@ -176,10 +179,10 @@ def test_links_of_a_tagged_line_are_of_its_words() -> None:
     [translation] = translator.translate([request], options)
     assert translation.links
     assert all(s < 5 and t < len(translation.text.split()) for s, t in translation.links)
-    part = next(iter(translator.segmenter.parts([request], 0)))[0]
-    surfaces, of_tag, first, eos = ["x", " y", " z"], 0, part.num_tag, len(part.ids)
-    found = part.links([of_tag, first, eos], surfaces, first=0)
-    assert found == [Link(part.spans[0], (1, 3))]
+    segment = translator.segmenter.segment_lines([request])[0].segments[0]
+    texts, of_tag, first, eos = ["x", " y", " z"], 0, segment.num_tag_tokens, len(segment.ids)
+    found = segment.char_links([of_tag, first, eos], texts, start=0)
+    assert found == [Link(segment.spans[0], (1, 3))]
 
 
 def test_a_prefix_is_printed_as_it_was_typed() -> None:
