@@ -62,7 +62,7 @@ def test_plain_and_fused_attention_agree_with_their_gradients(seed: int) -> None
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_plain_attention_is_the_formula() -> None:
+def test_plain_attention_is_the_formula_of_the_paper() -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 2, 4, 3, dtype=torch.float64).unbind()
     out, weights = plain_attention(q, k, v, None)
@@ -91,7 +91,7 @@ def test_plain_attention_drops_weights_after_the_softmax() -> None:
 
 @pytest.mark.parametrize("cross", [False, True])
 @pytest.mark.parametrize("seed", range(24))
-def test_cpu_attention_is_plain_attention_with_its_gradients(seed: int, cross: bool) -> None:
+def test_cpu_attention_equals_plain_attention_with_its_gradients(seed: int, cross: bool) -> None:
     torch.manual_seed(seed)
     rng = random.Random(seed)
     B, G, group, E = rng.randint(1, 4), rng.randint(1, 3), rng.randint(1, 3), rng.randint(1, 9)
@@ -126,7 +126,7 @@ def test_cpu_attention_passes_gradcheck(cross: bool) -> None:
     )
 
 
-def test_cpu_attention_in_bfloat16_is_as_near_to_the_truth_as_the_fused_kernel() -> None:
+def test_cpu_attention_in_bfloat16_is_as_accurate_as_the_fused_kernel() -> None:
     torch.manual_seed(0)
     B, T, H, E = 8, 30, 4, 32
     mask = causal_mask(T, CPU)
@@ -246,7 +246,7 @@ def test_grouped_heads_equal_full_heads_whose_keys_and_values_are_repeated(kv_he
     assert grouped.qkv.out_features == 24 + 2 * kv_heads * E
 
 
-def test_linear_computes_in_the_precision_of_its_input() -> None:
+def test_linear_computes_in_the_dtype_of_its_input() -> None:
     linear = Linear(6, 4)
     x = torch.randn(3, 6)
     assert torch.equal(linear(x), F.linear(x, linear.weight, linear.bias))
@@ -282,7 +282,7 @@ def test_rotation_is_a_product_of_complex_numbers_and_keeps_the_norm() -> None:
     x, positions = torch.randn(2, 3, 50, 8), torch.arange(50)
     rotated = rotate(x, positions)
     torch.testing.assert_close(rotated.norm(dim=-1), x.norm(dim=-1), atol=1e-5, rtol=0)
-    assert torch.equal(rotated[:, :, 0], x[:, :, 0])  # position 0 is not turned
+    assert torch.equal(rotated[:, :, 0], x[:, :, 0])  # position 0 is not rotated
     frequencies = 10000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
     turns = torch.exp(1j * positions[:, None] * frequencies)
     expected = torch.complex(x[..., :4].double(), x[..., 4:].double()) * turns
@@ -291,7 +291,7 @@ def test_rotation_is_a_product_of_complex_numbers_and_keeps_the_norm() -> None:
     )
 
 
-def test_rotary_scores_depend_on_the_distance_alone() -> None:
+def test_rotary_scores_depend_on_the_distance_only() -> None:
     torch.manual_seed(1)
     q, k = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
 
@@ -301,10 +301,10 @@ def test_rotary_scores_depend_on_the_distance_alone() -> None:
     for distance in (-40, -3, 0, 1, 17):
         scores = [score(start + distance, start) for start in (40, 41, 60, 123)]
         assert scores == pytest.approx([scores[0]] * 4, abs=2e-4)
-    assert len({round(score(i, 0), 3) for i in range(10)}) == 10  # and it does depend on it
+    assert len({round(score(i, 0), 3) for i in range(10)}) == 10  # and they do depend on it
 
 
-def test_a_rotary_layer_turns_queries_and_keys_by_their_positions_and_leaves_values() -> None:
+def test_a_rotary_layer_rotates_queries_and_keys_but_not_values() -> None:
     torch.manual_seed(4)
     turned, plain = MultiHeadAttention(16, 4, 2, rotary=True), MultiHeadAttention(16, 4, 2)
     plain.load_state_dict(turned.state_dict())
@@ -365,7 +365,7 @@ def test_relative_attention_is_the_paper_written_as_loops(max_distance: int) -> 
     torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
 
 
-def test_relative_attention_of_a_layer_knows_the_distance_alone() -> None:
+def test_relative_attention_depends_on_distances_only() -> None:
     torch.manual_seed(2)
     layer = MultiHeadAttention(12, 3, 3, max_relative_distance=2)
     x, mask = torch.randn(2, 6, 12), causal_mask(6, CPU)
@@ -379,7 +379,7 @@ def test_relative_attention_of_a_layer_knows_the_distance_alone() -> None:
 
 
 @pytest.mark.parametrize("positions", ["rotary", "relative"])
-def test_positions_inside_attention_stay_in_the_precision_of_the_input(positions: str) -> None:
+def test_positions_inside_attention_keep_the_dtype_of_the_input(positions: str) -> None:
     torch.manual_seed(3)
     layer = MultiHeadAttention(
         16, 2, 1, rotary=positions == "rotary", max_relative_distance=3 if positions == "relative" else None

@@ -1,4 +1,4 @@
-"""Dropout: how much is dropped, the scale of the rest, and that it depends on the seed alone."""
+"""Dropout: the rate, the scale of kept entries, the gradient, and the seed."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ both = pytest.mark.parametrize("drop", [alone, sublayer_output])
 
 
 def within(count: float, n: int, probability: float) -> bool:
-    """Return five standard deviations of the binomial distribution."""
+    """Return whether a count is within five standard deviations of the binomial distribution."""
     return abs(count - n * probability) < 5 * math.sqrt(n * probability * (1 - probability))
 
 
 @both
 @pytest.mark.parametrize("probability", [0.002, 0.1, 0.3, 0.5, 0.9, 0.999])
-def test_share_and_scale(drop: Drop, probability: float) -> None:
+def test_rate_and_scale(drop: Drop, probability: float) -> None:
     torch.manual_seed(0)
     x = torch.rand(COUNT) + 0.5
     out = drop(x, probability)
@@ -43,14 +43,14 @@ def test_share_and_scale(drop: Drop, probability: float) -> None:
     kept = out != 0
     torch.testing.assert_close(out[kept], x[kept] / (1 - used), atol=0, rtol=1e-6)
     deviation = math.sqrt(used / (1 - used) * float((x**2).mean()) / COUNT)
-    assert abs(float(out.mean() - x.mean())) < 5 * deviation  # the expectation is that of x
+    assert abs(float(out.mean() - x.mean())) < 5 * deviation  # the expectation is x
 
 
-def test_probability_is_rounded_to_a_byte_but_never_to_nothing_or_all() -> None:
+def test_probability_is_rounded_to_a_byte_but_never_to_zero_or_one() -> None:
     assert [drop_threshold(p) for p in (1e-9, 1 / 256, 0.1, 0.25, 0.5, 0.9999)] == [1, 1, 26, 64, 128, 255]
 
 
-def test_all_bytes_of_a_draw_are_uniform_and_independent() -> None:
+def test_the_eight_bytes_of_a_random_number_are_uniform_and_independent() -> None:
     torch.manual_seed(1)
     draws = torch.stack([keep_mask(torch.empty(8 * 20_000), dropped).view(-1, 8) for dropped in (64, 128)])
     for dropped, lanes in zip((64, 128), draws, strict=True):
@@ -64,7 +64,7 @@ def test_all_bytes_of_a_draw_are_uniform_and_independent() -> None:
 
 
 @both
-def test_a_seed_gives_a_mask(drop: Drop) -> None:
+def test_the_seed_determines_the_mask(drop: Drop) -> None:
     x = torch.ones(1000)
     torch.manual_seed(3)
     first, second = drop(x, 0.5), drop(x, 0.5)
@@ -101,14 +101,14 @@ def test_add_dropped_is_residual_plus_dropout(dtype: torch.dtype) -> None:
     assert torch.equal(out[dropped == 0], residual[dropped == 0])
 
 
-def test_add_dropped_passes_the_gradient_of_the_residual_whole() -> None:
+def test_add_dropped_passes_the_gradient_of_the_residual_unchanged() -> None:
     residual, x = torch.randn(2, 50, requires_grad=True).unbind()
     out = add_dropped(residual, x, 0.5, True)
     (grad,) = torch.autograd.grad(out.sum(), residual)
     assert torch.equal(grad, torch.ones(50))
 
 
-def test_without_training_or_probability_nothing_happens_and_nothing_is_drawn() -> None:
+def test_without_training_or_probability_dropout_does_nothing_and_draws_nothing() -> None:
     x, residual = torch.randn(2, 9).unbind()
     torch.manual_seed(7)
     before = torch.random.get_rng_state()
@@ -129,7 +129,7 @@ def test_any_shape(drop: Drop, shape: tuple[int, ...]) -> None:
 
 
 @both
-def test_views_that_are_not_contiguous(drop: Drop) -> None:
+def test_noncontiguous_views(drop: Drop) -> None:
     x = torch.rand(6, 4) + 1
     torch.manual_seed(8)
     out = drop(x.T, 0.5)

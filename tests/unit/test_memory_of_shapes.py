@@ -1,4 +1,4 @@
-"""Memory does not grow with every new shape of a batch."""
+"""Memory does not grow with each new batch shape."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VARIABLES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
 
 def test_a_translator_on_a_cpu_keeps_few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit holds unless the user sets one."""
+    """The cache of compiled kernels is small, unless the user sets its size."""
     data = DataConfig(src="en", tgt="de", train=(SourceConfig(demo="en-de", pairs=10),))
     config = Config(run="run", data=data, decoding=make().decoding)
     monkeypatch.delenv(VARIABLES[0], raising=False)
@@ -52,7 +52,7 @@ translator = Translator.of(
 rng = random.Random(1)
 shapes = [(number, length) for number in range(1, 31) for length in range(2, 32)]
 rng.shuffle(shapes)
-shapes[:0] = [(30, 31)]  # the largest one first
+shapes[:0] = [(30, 31)]  # the largest first
 for count, (number, length) in enumerate(shapes[:360], 1):
     translator.search_ids([np.full(length, 7, dtype=np.int32)] * number)
     if count in (90, 360):
@@ -60,11 +60,11 @@ for count, (number, length) in enumerate(shapes[:360], 1):
 """
 
 
-@pytest.mark.slow  # it takes many shapes
+@pytest.mark.slow  # needs many shapes
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_memory_is_constant_over_many_shapes(precision: str) -> None:
-    """Measured in a process of its own: 270 more shapes took 2 MiB; with PyTorch's caches, 200 (int8) to 570 (bf16)."""
+    """270 more shapes took 2 MiB in a process of their own, 200 (int8) to 570 (bf16) with PyTorch's default caches."""
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     paths = [str(Path(__file__).parent), *filter(None, [environment.get("PYTHONPATH")])]
     done = subprocess.run(

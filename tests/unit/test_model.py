@@ -1,4 +1,4 @@
-"""The Transformer against PyTorch's own, its masks by perturbation, every option, and cached steps."""
+"""The Transformer against PyTorch's own, its masks by perturbation, every option, and incremental decoding."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def tiny(**keys: Any) -> ModelConfig:
 
 
 def make(seed: int = 0, **keys: Any) -> Transformer:
-    """Return a model in which no vector is zero, in evaluation mode."""
+    """Return a model in evaluation mode that has no zero vectors."""
     torch.manual_seed(seed)
     model = Transformer(tiny(**keys), VOCAB, VOCAB, PAD)
     shake(model)
@@ -50,13 +50,13 @@ def make(seed: int = 0, **keys: Any) -> Transformer:
 
 @torch.no_grad()
 def shake(model: nn.Module) -> None:
-    """Randomize biases and norms, which start as zeros and ones and would hide mistakes."""
+    """Randomize biases and norms: initialized to zeros and ones, they would hide mistakes."""
     for parameter in model.parameters():
         if parameter.dim() == 1:
             parameter.add_(0.2 * torch.randn_like(parameter))
 
 
-def random_pieces(*lengths: int) -> Tensor:
+def random_tokens(*lengths: int) -> Tensor:
     """Return rows of random tokens of these lengths, padded."""
     rows = [torch.randint(4, VOCAB, (n,)) for n in lengths]
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
@@ -197,7 +197,7 @@ def test_transformer_equals_torch_with_its_gradients(norm_position: str, activat
     torch.manual_seed(3)
     options = their_options(norm_position, activation)
     pre = norm_position == "pre"
-    theirs = nn.Transformer(  # its own post-norm variant ends with one norm more than the paper's
+    theirs = nn.Transformer(  # its post-norm variant has one more norm at the end than the paper
         16,
         4,
         custom_encoder=nn.TransformerEncoder(
@@ -211,7 +211,7 @@ def test_transformer_equals_torch_with_its_gradients(norm_position: str, activat
         ),
         batch_first=True,
     )
-    for parameter in theirs.parameters():  # the layers begin as copies of one
+    for parameter in theirs.parameters():  # its layers are initialized as copies of one
         nn.init.normal_(parameter, std=0.3)
     ours = make(norm_position=norm_position, activation=activation, encoder_layers=3)
     for our_layer, their_layer in zip(ours.encoder, theirs.encoder.layers, strict=True):
@@ -221,7 +221,7 @@ def test_transformer_equals_torch_with_its_gradients(norm_position: str, activat
     if pre:
         copy_linear(ours.encoder_norm, theirs.encoder.norm.weight, theirs.encoder.norm.bias)
         copy_linear(ours.decoder_norm, theirs.decoder.norm.weight, theirs.decoder.norm.bias)
-    src, tgt = random_pieces(7, 3, 5), random_pieces(6, 6, 6)
+    src, tgt = random_tokens(7, 3, 5), random_tokens(6, 6, 6)
     table = ours.tgt_embedding.weight
     src_x, tgt_x = (4 * table[ids] + sinusoids(torch.arange(ids.shape[1]), 16) for ids in (src, tgt))
     expected = theirs(
@@ -240,16 +240,16 @@ def test_transformer_equals_torch_with_its_gradients(norm_position: str, activat
     torch.testing.assert_close(our_grad, their_grad, atol=1e-4, rtol=1e-4)
 
 
-# --- masks, by changing what must not be seen ------------------------------------------------------------------
+# --- masks, by changing what must be hidden --------------------------------------------------------------------
 
 every_kind = pytest.mark.parametrize("positions", POSITIONS)
 
 
 @every_kind
 @both_norms
-def test_later_target_pieces_cannot_be_seen_and_earlier_ones_are(positions: str, norm_position: str) -> None:
+def test_later_target_tokens_are_hidden_and_earlier_ones_are_seen(positions: str, norm_position: str) -> None:
     model = make(positions=positions, norm_position=norm_position, num_kv_heads=2)
-    src, tgt = random_pieces(6, 4), random_pieces(7, 7)
+    src, tgt = random_tokens(6, 4), random_tokens(7, 7)
     with torch.no_grad():
         hidden = model(src, tgt)
         for place in range(7):
@@ -262,7 +262,7 @@ def test_later_target_pieces_cannot_be_seen_and_earlier_ones_are(positions: str,
 
 
 @every_kind
-def test_what_follows_in_the_target_gets_no_gradient(positions: str) -> None:
+def test_later_target_positions_get_no_gradient(positions: str) -> None:
     model = make(positions=positions)
     x = torch.randn(1, 6, 16, requires_grad=True)
     mask, where = causal_mask(6, CPU), torch.arange(6)
@@ -275,9 +275,9 @@ def test_what_follows_in_the_target_gets_no_gradient(positions: str) -> None:
 
 @every_kind
 @both_norms
-def test_padded_source_cannot_be_seen(positions: str, norm_position: str) -> None:
+def test_source_padding_is_hidden(positions: str, norm_position: str) -> None:
     model = make(positions=positions, norm_position=norm_position, tie_embeddings="none", num_kv_heads=2)
-    src, tgt = random_pieces(8, 3, 5), random_pieces(6, 6, 6)
+    src, tgt = random_tokens(8, 3, 5), random_tokens(6, 6, 6)
     real = src != PAD
     with torch.no_grad():
         memory = model.encode(src)
@@ -285,16 +285,16 @@ def test_padded_source_cannot_be_seen(positions: str, norm_position: str) -> Non
         model.src_embedding.weight[PAD] = 50 * torch.randn(16)
         new_memory = model.encode(src)
         assert torch.equal(new_memory[real], memory[real])
-        assert not torch.equal(new_memory[~real], memory[~real])  # the change did arrive
+        assert not torch.equal(new_memory[~real], memory[~real])  # the change took effect
         assert torch.equal(model.decode(tgt, new_memory, model.source_mask(src)), hidden)
         new_memory[~real] = 1000.0
         assert torch.equal(model.decode(tgt, new_memory, model.source_mask(src)), hidden)
 
 
 @every_kind
-def test_real_source_pieces_are_seen_by_all(positions: str) -> None:
+def test_real_source_tokens_are_seen_by_every_position(positions: str) -> None:
     model = make(positions=positions)
-    src, tgt = random_pieces(5), random_pieces(4)
+    src, tgt = random_tokens(5), random_tokens(4)
     with torch.no_grad():
         hidden, memory = model(src, tgt), model.encode(src)
         for place in range(5):
@@ -307,10 +307,10 @@ def test_real_source_pieces_are_seen_by_all(positions: str) -> None:
 @every_kind
 def test_sentences_of_a_batch_do_not_see_each_other(positions: str) -> None:
     model = make(positions=positions)
-    src, tgt = random_pieces(6, 6, 2), random_pieces(5, 5, 5)
+    src, tgt = random_tokens(6, 6, 2), random_tokens(5, 5, 5)
     with torch.no_grad():
         hidden = model(src, tgt)
-        src[1], tgt[1] = random_pieces(6)[0], random_pieces(5)[0]
+        src[1], tgt[1] = random_tokens(6)[0], random_tokens(5)[0]
         new = model(src, tgt)
     assert torch.equal(new[[0, 2]], hidden[[0, 2]])
     assert not torch.equal(new[1], hidden[1])
@@ -321,7 +321,7 @@ def test_sentences_of_a_batch_do_not_see_each_other(positions: str) -> None:
 def test_a_padded_batch_equals_each_sentence_alone(positions: str, norm_position: str) -> None:
     model = make(positions=positions, norm_position=norm_position)
     src_lengths, tgt_lengths = (9, 1, 5, 3), (2, 8, 5, 1)
-    src, tgt = random_pieces(*src_lengths), random_pieces(*tgt_lengths)
+    src, tgt = random_tokens(*src_lengths), random_tokens(*tgt_lengths)
     targets = torch.randint(4, VOCAB, tgt.shape)
     real = tgt != PAD
     hidden = model(src, tgt)
@@ -357,7 +357,7 @@ def all_combinations() -> Iterator[dict[str, Any]]:
 
 
 def covering_combinations() -> list[dict[str, Any]]:
-    """Return combinations such that any three values of three options occur together in one of them."""
+    """Return combinations that cover every three values of three options."""
     shuffled = list(all_combinations())
     random.Random(1).shuffle(shuffled)
     seen: set[Any] = set()
@@ -387,7 +387,7 @@ def check_combination(combination: dict[str, Any]) -> None:
 
 
 def check_training_step(model: Transformer) -> None:
-    src, tgt = random_pieces(7, 4, 6), random_pieces(6, 6, 6)
+    src, tgt = random_tokens(7, 4, 6), random_tokens(6, 6, 6)
     hidden = model(src, tgt)
     sums = loss_sums(hidden.flatten(0, 1), model.output.weight, tgt.flatten(), 0.1)
     assert math.isfinite(sums.loss.item())
@@ -400,9 +400,9 @@ def check_training_step(model: Transformer) -> None:
 
 @torch.no_grad()
 def check_cached_steps(model: Transformer, steps: int = 6, beams: int = 3) -> DecoderState:
-    """Check that each cached step equals `decode`, with random tokens, reordering, and a sentence that ends."""
+    """Check that each step equals `decode`, with random tokens and reorderings and a sentence that is done early."""
     rng = torch.Generator().manual_seed(0)
-    src = random_pieces(7, 2, 5)
+    src = random_tokens(7, 2, 5)
     memory, mask = model.encode(src), model.source_mask(src)
     state = model.init_state(memory, mask)
     prefixes = torch.empty(len(src), beams, 0, dtype=torch.long)
@@ -415,7 +415,7 @@ def check_cached_steps(model: Transformer, steps: int = 6, beams: int = 3) -> De
             prefixes.flatten(0, 1), memory.repeat_interleave(beams, 0), mask.repeat_interleave(beams, 0)
         )
         close(logits, model.logits(full[:, -1]).view(B, beams, -1))
-        if step == 2:  # the second sentence ends
+        if step == 2:  # the second sentence is done
             kept = torch.tensor([0, 2])
             state.keep_rows(kept)
             prefixes, memory, mask = prefixes[kept], memory[kept], mask[kept]
@@ -428,7 +428,7 @@ def check_cached_steps(model: Transformer, steps: int = 6, beams: int = 3) -> De
 
 
 @pytest.mark.parametrize("combination", covering_combinations(), ids=name_of)
-def test_every_three_options_build_train_and_decode_together(combination: dict[str, Any]) -> None:
+def test_every_three_options_build_train_and_decode(combination: dict[str, Any]) -> None:
     check_combination(combination)
 
 
@@ -439,26 +439,24 @@ def test_every_combination_builds_trains_and_decodes() -> None:
 
 
 @every_kind
-def test_steps_go_on_beyond_all_tables(positions: str) -> None:
+def test_decoding_continues_beyond_all_position_tables(positions: str) -> None:
     model = make(positions=positions, max_positions=4, max_relative_distance=2)
     check_cached_steps(model, steps=9)
 
 
-def test_cached_steps_in_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incremental_decoding_with_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mtkit.model.attention.fused_is_faster", lambda x: True)
     for positions in POSITIONS:
         check_cached_steps(make(positions=positions, num_kv_heads=2))
 
 
 @every_kind
-def test_places_that_nobody_came_through_are_given_up(
-    positions: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slots_that_no_hypothesis_sees_are_dropped(positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mtkit.model.incremental.INITIAL_SLOTS", 8)
     steps, beams = 30, 4
     state = check_cached_steps(make(positions=positions), steps, beams)
-    given_up = state.num_slots < steps * beams // 2
-    assert given_up == (positions != "relative")  # there attention looks at the place's number
+    dropped = state.num_slots < steps * beams // 2
+    assert dropped == (positions != "relative")  # relative positions need every slot
 
 
 # --- the rest ---------------------------------------------------------------------------------------------------
@@ -476,7 +474,7 @@ def test_tied_embeddings_are_one_parameter(tied: str, matrices: int) -> None:
     assert (tables[1] is tables[2]) == (tied != "none")
 
 
-def test_the_callers_tying_counts_only_where_the_config_leaves_it_open() -> None:
+def test_the_config_takes_precedence_in_tying_embeddings() -> None:
     def matrices(configured: str | None, callers: str) -> int:
         model = Transformer(tiny(tie_embeddings=configured), VOCAB, VOCAB, PAD, callers)
         return len({id(model.src_embedding.weight), id(model.tgt_embedding.weight), id(model.output.weight)})
@@ -489,7 +487,7 @@ def test_three_way_tying_needs_one_vocabulary() -> None:
     with pytest.raises(ValueError, match="24 and 32"):
         Transformer(tiny(), 24, 32, PAD, "three-way")
     model = Transformer(tiny(), 24, 32, PAD, "two-way")
-    assert model.logits(model(random_pieces(3), random_pieces(4))).shape == (1, 4, 32)
+    assert model.logits(model(random_tokens(3), random_tokens(4))).shape == (1, 4, 32)
 
 
 def test_number_of_parameters_by_hand() -> None:
@@ -503,7 +501,7 @@ def test_number_of_parameters_by_hand() -> None:
     assert make(norm_position="post").num_parameters() == expected - 2 * norm
 
 
-def test_shared_layers_come_again_in_a_cycle() -> None:
+def test_shared_layers_repeat_in_a_cycle() -> None:
     model = make(encoder_layers=5, unique_encoder_layers=2, decoder_layers=4, unique_decoder_layers=3)
     assert [list(model.encoder).index(layer) for layer in model.encoder_stack()] == [0, 1, 0, 1, 0]
     assert [list(model.decoder).index(layer) for layer in model.decoder_stack()] == [0, 1, 2, 0]
@@ -513,7 +511,7 @@ def test_shared_layers_come_again_in_a_cycle() -> None:
 @every_kind
 def test_bfloat16_is_close_and_its_gradients_are_float32(positions: str) -> None:
     model = make(positions=positions, norm="rmsnorm", activation="swiglu")
-    src, tgt = random_pieces(7, 4), random_pieces(6, 6)
+    src, tgt = random_tokens(7, 4), random_tokens(6, 6)
     exact = model(src, tgt)
     model.compute_dtype = torch.bfloat16
     hidden = model(src, tgt)
@@ -523,9 +521,9 @@ def test_bfloat16_is_close_and_its_gradients_are_float32(positions: str) -> None
     assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
 
 
-def test_dropout_is_on_in_training_alone() -> None:
+def test_dropout_is_active_in_training_only() -> None:
     model = make(dropout=0.3)
-    src, tgt = random_pieces(7, 4), random_pieces(6, 6)
+    src, tgt = random_tokens(7, 4), random_tokens(6, 6)
     assert torch.equal(model(src, tgt), model(src, tgt))
     model.train()
     torch.manual_seed(1)
@@ -538,7 +536,7 @@ def test_dropout_is_on_in_training_alone() -> None:
 @pytest.mark.parametrize("kind", ["dropout", "attention_dropout", "activation_dropout"])
 def test_each_kind_of_dropout_reaches_both_sides(kind: str) -> None:
     model = make(**{kind: 0.5}).train()
-    src, tgt = random_pieces(7, 4), random_pieces(6, 6)
+    src, tgt = random_tokens(7, 4), random_tokens(6, 6)
     torch.manual_seed(1)
     assert not torch.equal(model.encode(src), model.encode(src))
     memory = model.encode(src)
@@ -548,7 +546,7 @@ def test_each_kind_of_dropout_reaches_both_sides(kind: str) -> None:
 
 def test_embeddings_are_scaled_by_the_root_of_the_width() -> None:
     model = make(positions="rotary")
-    ids = random_pieces(5)
+    ids = random_tokens(5)
     close(
         model.src_embedding.embed(ids, torch.arange(5), torch.float32),
         4 * F.embedding(ids, model.output.weight),
@@ -569,7 +567,7 @@ def test_the_loss_of_an_untrained_model_is_near_that_of_a_guess() -> None:
 def test_the_float32_residual_stream_has_a_smaller_gradient_error_than_one_in_bf16(
     norm_position: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Matrix products are bf16 in both; only the rounding of the stream's sums differs."""
+    """Matrix products run in bf16 either way; only the rounding of the sums in the stream differs."""
     torch.manual_seed(5)
     src, tgt = torch.randint(1, 50, (8, 9)), torch.randint(1, 50, (8, 9))
 

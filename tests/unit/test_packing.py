@@ -1,4 +1,4 @@
-"""Packed matrices equal plain ones; the top-k over many tokens finds what a sort finds."""
+"""Packed and 8-bit weights give the results of the plain ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ packable = pytest.mark.skipif(not can_pack(torch.float32), reason="this PyTorch 
 @packable
 @pytest.mark.parametrize("with_avx512", [True, False])
 @pytest.mark.parametrize("keys", [{}, {"activation": "swiglu", "bias": False}, {"unique_decoder_layers": 1}])
-def test_a_packed_model_is_the_model(
+def test_a_packed_model_gives_the_same_results(
     keys: dict[str, Any], with_avx512: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     capability = "AVX512" if with_avx512 else "AVX2"
@@ -62,7 +62,7 @@ has_int8 = pytest.mark.skipif(int8_quant_max() == 0, reason="this PyTorch has no
 @has_int8
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("relu", [False, True])
-def test_an_int8_product_is_near_and_does_not_depend_on_its_neighbours(bias: bool, relu: bool) -> None:
+def test_an_int8_product_is_close_and_does_not_depend_on_other_rows(bias: bool, relu: bool) -> None:
     torch.manual_seed(2)
     linear = torch.nn.Linear(64, 200, bias=bias)
     int8 = Int8Linear(linear, relu)
@@ -77,7 +77,7 @@ def test_an_int8_product_is_near_and_does_not_depend_on_its_neighbours(bias: boo
 
 
 @has_int8
-def test_sums_of_octets_are_exact_up_to_the_largest() -> None:
+def test_the_largest_int8_sums_are_exact() -> None:
     steps = int8_quant_max()
     rng = torch.Generator().manual_seed(4)
     octets = torch.randint(0, 256, (50, 512), generator=rng).to(torch.uint8)
@@ -89,7 +89,7 @@ def test_sums_of_octets_are_exact_up_to_the_largest() -> None:
     assert torch.equal(found.double(), (octets.double() - 128) @ matrix.double().T)
 
 
-def test_bytes_stand_for_what_they_are_made_of() -> None:
+def test_quantized_rows_dequantize_to_the_input() -> None:
     x = torch.tensor([[1.0, -2.0, 0.5, 2.0], [0.0, 0.0, 0.0, 0.0], [-3e4, 0.0, 1e4, 2e4]])
     octets, worth = quantize_rows(x)
     assert octets.dtype == torch.uint8 and octets[0].tolist() == [192, 1, 160, 255]
@@ -97,7 +97,7 @@ def test_bytes_stand_for_what_they_are_made_of() -> None:
 
 
 @has_int8
-def test_a_model_in_int8_is_near_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_int8_model_is_close_to_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mtkit.model.cpu.packing.INT8_MIN_SIZE", 2000)
     model = small_model()
     exact = logits_of(model)
@@ -108,10 +108,10 @@ def test_a_model_in_int8_is_near_the_model(monkeypatch: pytest.MonkeyPatch) -> N
         assert 0 < ((found - exact).norm() / exact.norm()) < 0.05
         number = sum(isinstance(module, Int8Linear) for module in int8.modules())
         assert number == 1 if kind == "output" else number > 4
-    assert isinstance(int8.decoder[0].cross.out, Linear | PackedLinear)  # too small to be worth it
+    assert isinstance(int8.decoder[0].cross.out, Linear | PackedLinear)  # below INT8_MIN_SIZE
 
 
-def test_which_matrices_are_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choose_int8(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setattr("mtkit.model.cpu.packing.can_pack", lambda dtype: True)
     monkeypatch.setattr("mtkit.model.cpu.packing.int8_quant_max", lambda: 127)

@@ -1,4 +1,4 @@
-"""Sampling: frequencies match the model's probabilities, and no sample depends on its neighbors."""
+"""Sampling: frequencies match the model's probabilities, and no sample depends on its batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mtkit.search.state import SearchOptions
 OPTIONS = SearchOptions(1, BOS, EOS, length_penalty=0.0)
 
 
-def every_probability(
+def all_probabilities(
     sentence: int, vocab: int, max_length: int, temperature: float
 ) -> dict[tuple[int, ...], float]:
     """Return the probability with which each possible hypothesis is drawn."""
@@ -38,10 +38,10 @@ def every_probability(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_frequencies_are_the_probabilities(temperature: float) -> None:
-    """Pearson's chi-squared over hypotheses expected at least five times; 0.001 quantile by Wilson-Hilferty."""
+def test_frequencies_match_the_probabilities(temperature: float) -> None:
+    """Pearson's chi-square over all hypotheses expected at least five times; its 0.001 quantile by Wilson-Hilferty."""
     num = 4000
-    expected = every_probability(3, 4, 3, temperature)
+    expected = all_probabilities(3, 4, 3, temperature)
     assert sum(expected.values()) == pytest.approx(1.0)
     sampling = SamplingOptions(num, temperature=temperature, seed=5)
     [hypotheses] = sample(TableStepper([3], 4, num), [3], OPTIONS, sampling)
@@ -86,7 +86,7 @@ def test_each_segment_has_its_own_random_numbers_and_the_first_has_those_of_an_u
     assert (uniforms_BKT[0].numpy() == np.array(unsplit)).all()
 
 
-def test_the_log_probability_is_the_models() -> None:
+def test_log_probabilities_are_those_of_the_model() -> None:
     [hypotheses] = sample(TableStepper([1], 6, 5), [6], OPTIONS, SamplingOptions(5, temperature=2.0, top_k=3))
     table = TableStepper([1], 6, 1)
     for hypothesis in hypotheses:
@@ -117,7 +117,7 @@ def test_truncation(sampling: SamplingOptions, kept: list[float]) -> None:
     )
 
 
-def test_a_prefix_begins_every_sample() -> None:
+def test_every_sample_starts_with_the_prefix() -> None:
     found = sample(TableStepper([1, 2], 6, 4), [7, 7], OPTIONS, SamplingOptions(4), prefixes=[(3, 4), ()])
     assert all(h.ids[:2] == [3, 4] for h in found[0])
     assert all(len(h.ids) <= 6 for hypotheses in found for h in hypotheses)

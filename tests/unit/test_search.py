@@ -106,8 +106,8 @@ def exhaustive(
 
 @pytest.mark.parametrize("stop", ["finished", "unbeaten", "certain"])
 @pytest.mark.parametrize("seed", range(100))
-def test_beam_search_is_exhaustive_search_when_the_beam_holds_all(seed: int, stop: Any) -> None:
-    """Tests every option, in random combinations."""
+def test_beam_search_equals_exhaustive_search_if_the_beam_holds_all(seed: int, stop: Any) -> None:
+    """Every option is tested, in random combinations."""
     rng = random.Random(f"{seed} {stop}")
     vocab, max_length = rng.choice([(3, 4), (4, 3), (5, 3)])
     beam_size = 2 * (vocab - 1) ** max_length  # more than there are hypotheses
@@ -163,7 +163,7 @@ def test_constraints_are_always_met_in_a_narrow_beam(beam_size: int, groups: int
             assert hypotheses == without
 
 
-def test_every_group_deals_its_own_hypotheses_to_the_constraints() -> None:
+def test_every_group_allocates_its_own_part_of_the_beam_to_constraints() -> None:
     """Three groups of two hypotheses; the constrained token is so improbable that no beam would hold it."""
     options = SearchOptions(6, BOS, EOS, groups=3, diversity=2.0)
     tracker = ConstraintTracker([(Constraint(((5,),)),)], options)
@@ -279,14 +279,14 @@ def test_greedy_search_takes_the_most_probable_token_at_each_step() -> None:
     assert hypothesis.ids == ids
 
 
-def test_neighbours_do_not_change_a_sentence() -> None:
+def test_a_sentence_does_not_depend_on_its_batch() -> None:
     options = SearchOptions(4, BOS, EOS, n_best=4)
     together = search(TableStepper(list(range(30)), 9, 4), [10] * 30, options)
     alone = [search(TableStepper([s], 9, 4), [10], options)[0] for s in range(30)]
     assert [[h.ids for h in hyps] for hyps in together] == [[h.ids for h in hyps] for hyps in alone]
 
 
-def test_a_length_of_one_leaves_only_the_end() -> None:
+def test_a_max_length_of_one_leaves_only_eos() -> None:
     [[hypothesis]] = search(TableStepper([1], 5, 3), [1], SearchOptions(3, BOS, EOS))
     assert hypothesis.ids == []
 
@@ -301,19 +301,19 @@ def test_no_sentences() -> None:
     assert search(TableStepper([], 5, 2), [], SearchOptions(2, BOS, EOS)) == []
 
 
-def test_the_penalty_is_that_of_the_paper() -> None:
+def test_the_gnmt_penalty_is_the_formula_of_the_paper() -> None:
     for alpha in (1.0, 0.6):
         options = SearchOptions(1, BOS, EOS, length_penalty=alpha)
         assert float(length_penalty(7, options)) == pytest.approx(2.0**alpha)
 
 
-def test_scores_that_are_not_numbers_end_the_search() -> None:
-    class Spoiled(TableStepper):
+def test_nan_scores_end_the_search_with_an_error() -> None:
+    class NanStepper(TableStepper):
         def scores(self, prefix: tuple[int, ...]) -> list[float]:
             return [math.nan] * self.vocab
 
     with pytest.raises(TrainingError, match="not numbers"):
-        search(Spoiled([1, 2], 5, 2), [6, 4], SearchOptions(2, BOS, EOS))
+        search(NanStepper([1, 2], 5, 2), [6, 4], SearchOptions(2, BOS, EOS))
 
 
 @pytest.mark.parametrize("seed", range(20))
