@@ -1,7 +1,7 @@
-"""A config to start from, for given files: `mtkit init`.
+"""Starter configs: what `mtkit init` writes for given files.
 
-Sizes follow from the number of pairs alone, by the rules of `_SIZES` and of the functions below. They are those of the
-configs that come with mtkit; nobody should take them for tuned.
+Model and training are sized by the number of training pairs alone, with the values of the configs that come with mtkit.
+They are reasonable, not tuned.
 """
 
 from __future__ import annotations
@@ -20,54 +20,83 @@ from mtkit.errors import DataError
 
 
 @dataclass(frozen=True)
-class Size:
-    """A model and how it is trained.
+class _Recipe:
+    """Model and training keys for corpora of a certain size.
 
     Attributes:
-        max_pairs: of corpora for which it is meant.
-        d_model, layers, dropout, batch_tokens, learning_rate: see the config.
-        epochs: how often it sees each pair.
+        max_pairs: upper bound of the corpora that it is meant for, in training pairs.
+        num_layers: layers of encoder and of decoder.
+        num_epochs: passes over the training pairs.
     """
 
     max_pairs: float
     d_model: int
-    layers: int
+    num_layers: int
     dropout: float
     batch_tokens: int
     learning_rate: float
-    epochs: int
+    num_epochs: int
 
 
-_SIZES = (
-    Size(20_000, 128, 4, 0.3, 2048, 0.002, 40),
-    Size(200_000, 256, 4, 0.2, 4096, 0.001, 30),
-    Size(2_000_000, 512, 6, 0.1, 25_000, 0.0007, 20),
-    Size(math.inf, 512, 6, 0.1, 25_000, 0.0007, 10),
+_RECIPES = (
+    _Recipe(20_000, 128, 4, 0.3, 2048, 0.002, 40),
+    _Recipe(200_000, 256, 4, 0.2, 4096, 0.001, 30),
+    _Recipe(2_000_000, 512, 6, 0.1, 25_000, 0.0007, 20),
+    _Recipe(math.inf, 512, 6, 0.1, 25_000, 0.0007, 10),
 )
-"""From few pairs to many."""
+"""Recipes by ascending corpus size."""
 
 _FILE_KEYS = ("src", "tgt", "path")
-_CHARACTERS_OF_A_PIECE = 4.0
-"""About, in a language with an alphabet."""
-_PIECES_OF_ROOT = 20
-"""Pieces of the vocabulary, times the square root of the number of pairs."""
-_MIN_PIECES, _MAX_PIECES = 1000, 32_000
+"""Keys of a data source that hold paths."""
+_CHARACTERS_PER_TOKEN = 4.0
+"""Average for languages with an alphabet."""
+_VOCAB_FACTOR = 20
+"""Vocabulary size, divided by the square root of the number of training pairs."""
+_MIN_VOCAB_SIZE, _MAX_VOCAB_SIZE = 1000, 32_000
 _MIN_STEPS, _MAX_STEPS = 1000, 100_000
-_MOST_WARMUP = 4000
-_VALIDATIONS = 20
-"""Validations of a run."""
+_MAX_WARMUP_STEPS = 4000
+_NUM_VALIDATIONS = 20
+"""Validations over the whole run."""
 _PATIENCE = 5
-"""Validations without a new best before a run stops."""
+
+_TEMPLATE = """\
+# {src} to {tgt}, {num_pairs:,} training pairs. Written by `mtkit init`; all sizes follow from that number.
+# `mtkit check` estimates time and memory, `mtkit config schema` lists every key.
+run: {run}  # the run folder, for everything that training writes
+data:
+{root}  src: {src}
+  tgt: {tgt}
+{train}{valid}{test}tokenizer: {{vocab_size: {vocab_size}}}  # about {vocab_factor} x sqrt(number of pairs)
+model:
+  d_model: {recipe.d_model}
+  encoder_layers: {recipe.num_layers}
+  decoder_layers: {recipe.num_layers}
+  dropout: {recipe.dropout}  # the smaller the corpus, the higher
+training:
+  batch_tokens: {recipe.batch_tokens}  # if memory runs out, lower this first and raise accumulate
+  max_steps: {steps}  # about {epochs:,} epochs
+  learning_rate: {recipe.learning_rate}
+  schedule: cosine
+  warmup_steps: {warmup_steps}
+{validation}decoding: {{beam_size: 5}}
+"""
+
+_VALIDATION_TEMPLATE = """\
+validation:
+  every_steps: {every_steps}
+  patience: {patience}  # stop after this many validations without a new best
+"""
 
 
 @dataclass(frozen=True)
-class Starter:
-    """A config in YAML, with comments, and what it was made of.
+class StarterConfig:
+    """A commented YAML config, and what it was derived from.
 
     Attributes:
-        languages: of source and target.
-        num_pairs: training pairs.
-        missing: the splits for which there are no files.
+        text: the YAML.
+        languages: codes of source and target language.
+        num_pairs: number of training pairs.
+        missing: splits without files, out of `valid` and `test`.
     """
 
     text: str
@@ -82,55 +111,62 @@ def make_starter_config(
     test: Sequence[str] = (),
     languages: tuple[str | None, str | None] = (None, None),
     run: str | None = None,
-) -> Starter:
-    """A config for these files, all of which are read to their end: a fault in one is known now.
+) -> StarterConfig:
+    """Write a config for these files. All are read to the end, so that a faulty one is reported now.
 
     Args:
-        train, valid, test: files; without those of `valid` or `test`, what is called so beside the training files.
-        languages: of source and target, where the names of files or columns do not tell them.
-        run: the run folder.
+        train: training files.
+        valid: validation files; by default, files beside the training files that are named like such.
+        test: test files; by default, files beside the training files that are named like such.
+        languages: source and target language, each needed only if file or column names do not tell it.
+        run: run folder.
 
     Raises:
-        ConfigError: languages or columns that cannot be told.
-        DataError: a file cannot be read, or two parallel files differ in their number of lines.
+        ConfigError: If languages or columns cannot be recognized.
+        DataError: If a file cannot be read, has no pairs, or differs in length from its parallel file.
     """
-    trained = recognize(train, languages)
-    codes = trained.languages
-    valid = valid or find_split_files(trained.entries[0], VALID_NAME, [*train, *test])
-    test = test or find_split_files(trained.entries[0], TEST_NAME, [*train, *valid])
-    splits = {"train": trained.entries}
-    splits |= {
-        split: recognize(files, codes).entries if files else []
-        for split, files in (("valid", valid), ("test", test))
-    }
+    recognized = recognize(train, languages)
+    codes = recognized.languages
+    valid = valid or find_split_files(recognized.entries[0], VALID_NAME, [*train, *test])
+    test = test or find_split_files(recognized.entries[0], TEST_NAME, [*train, *valid])
+    splits = {"train": recognized.entries}
+    for split, files in (("valid", valid), ("test", test)):
+        splits[split] = recognize(files, codes).entries if files else []
     root = _common_folder([entry for entries in splits.values() for entry in entries])
     if root != ".":
-        splits = {split: [inside(entry) for entry in entries] for split, entries in splits.items()}
+        splits = {
+            split: [_relative_to_folder(entry) for entry in entries] for split, entries in splits.items()
+        }
     run = run or f"runs/{'-'.join(codes)}"
-    num_pairs, num_pieces = measure(parse_config({
-        "run": run, "data": {"root": root, "src": codes[0], "tgt": codes[1], **splits},
-    }))  # fmt: skip
-    text = write(run, codes, root, splits, num_pairs, num_pieces)
-    return Starter(text, codes, num_pairs, tuple(split for split, entries in splits.items() if not entries))
+    data = {"root": root, "src": codes[0], "tgt": codes[1], **splits}
+    num_pairs, tokens_per_pair = _measure_corpus(parse_config({"run": run, "data": data}))
+    text = _render_yaml(run, codes, root, splits, num_pairs, tokens_per_pair)
+    return StarterConfig(
+        text, codes, num_pairs, tuple(split for split, entries in splits.items() if not entries)
+    )
 
 
 def _common_folder(entries: Sequence[Entry]) -> str:
-    """The folder in which all files are, or else the current one."""
+    """Return the folder that contains all files; if they are in several, the current one."""
     files = [str(entry[key]) for entry in entries for key in _FILE_KEYS if key in entry]
     folders = {os.path.dirname(file) or "." for file in files}
     return folders.pop() if len(folders) == 1 else "."
 
 
-def inside(entry: Entry) -> Entry:
-    """An entry whose files are called as from the folder in which they are."""
+def _relative_to_folder(entry: Entry) -> Entry:
+    """Reduce the paths of a data source to file names."""
     return {key: os.path.basename(str(entry[key])) if key in _FILE_KEYS else entry[key] for key in entry}
 
 
-def measure(config: Config) -> tuple[int, float]:
-    """The number of training pairs, and about how many pieces the longer side of a pair has. All sources are read."""
+def _measure_corpus(config: Config) -> tuple[int, float]:
+    """Read all sources and return the number of training pairs and the estimated tokens of a pair's longer side.
+
+    Raises:
+        DataError: If a source cannot be read, or there are no training pairs.
+    """
     num_pairs = num_characters = 0
-    trained = open_sources(config.data.train, config.data, "train")
-    for source in trained:
+    train_sources = open_sources(config.data.train, config.data, "train")
+    for source in train_sources:
         for _, pair in source.read():
             num_pairs += 1
             num_characters += max(len(pair.src), len(pair.tgt))
@@ -138,76 +174,57 @@ def measure(config: Config) -> tuple[int, float]:
         for source in open_sources(sources, config.data, split):  # type: ignore[arg-type]
             read_sides(source)
     if not num_pairs:
-        raise DataError("there are no pairs", where=trained[0].location(1), hint="fill the files")
-    return num_pairs, 1 + num_characters / num_pairs / _CHARACTERS_OF_A_PIECE
+        raise DataError("no training pairs", where=train_sources[0].location(1), hint="the files are empty")
+    return num_pairs, 1 + num_characters / num_pairs / _CHARACTERS_PER_TOKEN
 
 
-def write(
+def _render_yaml(
     run: str,
     languages: Languages,
     root: str,
     splits: Mapping[str, Sequence[Entry]],
     num_pairs: int,
-    num_pieces: float,
+    tokens_per_pair: float,
 ) -> str:
-    """The YAML, sized by the number of pairs and of the pieces in them."""
-    size = next(size for size in _SIZES if num_pairs < size.max_pairs)
-    updates = size.epochs * num_pairs * num_pieces / size.batch_tokens
-    steps = round_to_two_digits(min(_MAX_STEPS, max(_MIN_STEPS, updates)))
-    vocab_size = round_to_two_digits(
-        min(_MAX_PIECES, max(_MIN_PIECES, _PIECES_OF_ROOT * math.sqrt(num_pairs)))
+    """Return the YAML, with sizes that follow from the size of the corpus."""
+    recipe = next(recipe for recipe in _RECIPES if num_pairs < recipe.max_pairs)
+    wanted_steps = recipe.num_epochs * num_pairs * tokens_per_pair / recipe.batch_tokens
+    steps = round_to_two_digits(min(_MAX_STEPS, max(_MIN_STEPS, wanted_steps)))
+    vocab_size = min(_MAX_VOCAB_SIZE, max(_MIN_VOCAB_SIZE, _VOCAB_FACTOR * math.sqrt(num_pairs)))
+    validation = _VALIDATION_TEMPLATE.format(
+        every_steps=round_to_two_digits(steps / _NUM_VALIDATIONS), patience=_PATIENCE
     )
-    src, tgt = map(format_value, languages)
-    lines = [
-        f"# {src} to {tgt}, {num_pairs:,} training pairs. Written by `mtkit init`; sizes follow from that number.",
-        "# `mtkit check` says what will come of it, `mtkit config schema` lists every key.",
-        f"run: {format_value(run)}  # the run folder: everything that training writes",
-        "data:",
-        *([] if root == "." else [f"  root: {format_value(root)}  # relative paths start here"]),
-        f"  src: {src}",
-        f"  tgt: {tgt}",
-        *listed("train", splits["train"], ""),
-        *listed(
-            "valid", splits["valid"], "chooses the best checkpoint; some 1,000 pairs that are not in train"
+    return _TEMPLATE.format(
+        src=format_value(languages[0]),
+        tgt=format_value(languages[1]),
+        num_pairs=num_pairs,
+        run=format_value(run),
+        root="" if root == "." else f"  root: {format_value(root)}  # relative paths start here\n",
+        train=_source_list("train", splits["train"]),
+        valid=_source_list(
+            "valid",
+            splits["valid"],
+            "  # selects the best checkpoint; about 1,000 pairs that are not in train",
         ),
-        *listed("test", splits["test"], "translated and scored once, at the end"),
-        f"tokenizer: {{vocab_size: {vocab_size}}}  # about {_PIECES_OF_ROOT} x the square root of the pairs",
-        "model:",
-        f"  d_model: {size.d_model}",
-        f"  encoder_layers: {size.layers}",
-        f"  decoder_layers: {size.layers}",
-        f"  dropout: {size.dropout}  # the fewer pairs, the more",
-        "training:",
-        f"  batch_tokens: {size.batch_tokens}  # the first thing to lower if memory runs out, with accumulate raised",
-        f"  max_steps: {steps}  # {epochs(steps, updates, size)}",
-        f"  learning_rate: {size.learning_rate}",
-        "  schedule: cosine",
-        f"  warmup_steps: {round_to_two_digits(min(_MOST_WARMUP, steps / 10))}",
-    ]
-    if splits["valid"]:
-        lines += [
-            "validation:",
-            f"  every_steps: {round_to_two_digits(steps / _VALIDATIONS)}",
-            f"  patience: {_PATIENCE}  # validations without a new best before training stops",
-        ]
-    lines.append("decoding: {beam_size: 5}")
-    return "".join(f"{line}\n" for line in lines)
+        test=_source_list("test", splits["test"], "  # translated and scored once, at the end"),
+        vocab_size=round_to_two_digits(vocab_size),
+        vocab_factor=_VOCAB_FACTOR,
+        recipe=recipe,
+        steps=steps,
+        epochs=max(1, round(steps / wanted_steps * recipe.num_epochs)),
+        warmup_steps=round_to_two_digits(min(_MAX_WARMUP_STEPS, steps / 10)),
+        validation=validation if splits["valid"] else "",
+    )
 
 
-def listed(key: str, entries: Sequence[Entry], comment: str) -> list[str]:
-    """A list of sources in lines; an empty one says what it is for."""
-    behind = f"  # {comment}" if comment else ""
+def _source_list(key: str, entries: Sequence[Entry], comment: str = "") -> str:
+    """Return the YAML of a list of data sources, one per line."""
     if not entries:
-        return [f"  {key}: []{behind}"]
-    return [f"  {key}:{behind}", *(f"    - {format_value(entry)}" for entry in entries)]
-
-
-def epochs(steps: int, updates: float, size: Size) -> str:
-    """How often so many steps see each pair, in words."""
-    return f"about {max(1, round(steps / updates * size.epochs)):,} times over all pairs"
+        return f"  {key}: []{comment}\n"
+    return "".join([f"  {key}:{comment}\n", *(f"    - {format_value(entry)}\n" for entry in entries)])
 
 
 def round_to_two_digits(number: float) -> int:
-    """A number of at least 1, rounded to two digits."""
+    """Round a number to two significant digits and at least 1."""
     unit = 10 ** max(0, math.floor(math.log10(max(1.0, number))) - 1)
     return max(1, round(number / unit)) * unit

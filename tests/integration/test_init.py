@@ -186,7 +186,7 @@ def test_empty_files_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for side in ("en", "de"):
         tiny.write_lines(tmp_path / f"train.{side}", [])
     code, _, err = tiny.mtkit("init", "train.en", "train.de")
-    assert (code, tiny.one_line(err)) == (3, "error: train.en:1: there are no pairs (fill the files)")
+    assert (code, tiny.one_line(err)) == (3, "error: train.en:1: no training pairs (the files are empty)")
 
 
 def test_numbers_are_rounded_to_two_digits() -> None:
