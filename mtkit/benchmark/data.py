@@ -1,7 +1,7 @@
-"""`mtkit benchmark data`: what a pair costs before it is trained on, in time and memory of each process.
+"""`mtkit benchmark data`: time and memory per training pair, in each process, before the model sees it.
 
-Lengths are drawn like those of news (see mtkit/benchmark/synthetic.py), for as many pairs as one likes; only the
-encoding needs text, and takes that of a config.
+Lengths are drawn from a model of news text (see mtkit/benchmark/synthetic.py), for any number of pairs. Only encoding
+needs text, which comes from a config.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from mtkit.data.sources import Source
 from mtkit.training.inputs import cached_tokenizers, open_splits
 
 _BATCH_TOKENS = 4096
-LONGEST = 250
+_MAX_LENGTH = 250
 _MEASURED_BATCHES = 2000
-_DIGESTS_AT_ONCE = 1 << 14
+_DIGESTS_PER_CALL = 1 << 14
 
 Say = Callable[[str], None]
 Result = TypeVar("Result")
@@ -36,32 +36,32 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Cost:
-    """What a piece of work costs a pair."""
+    """Cost of one operation per pair."""
 
     work: str
     microseconds: float
     cpu_microseconds: float
-    """Of all threads."""
+    """CPU time of all threads."""
     bytes_held: float | None = None
-    """All that is in memory when it is done."""
+    """Memory in use afterwards."""
     bytes_peak: float | None = None
-    """The most memory while it was done, what was held before included."""
+    """Peak memory during the operation, including what was in use before."""
 
 
 @dataclass(frozen=True)
 class DataBenchmark:
-    """What was measured."""
+    """Result of `benchmark_data`."""
 
     num_pairs: int
     costs: tuple[Cost, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the result for JSON."""
         return asdict(self)
 
     def table(self) -> Table:
-        """For a terminal."""
-        table = Table("a pair's cost", "µs", "CPU µs", "bytes held", "bytes at the peak")
+        """Return the result as a table for the terminal."""
+        table = Table("cost per pair", "µs", "CPU µs", "bytes held", "bytes at peak")
         for cost in self.costs:
             numbers = (cost.bytes_held, cost.bytes_peak)
             sizes = ["" if number is None else f"{number:.2f}" for number in numbers]
@@ -72,23 +72,25 @@ class DataBenchmark:
 def benchmark_data(
     num_pairs: int, config: Config | None = None, say: Say = lambda line: None
 ) -> DataBenchmark:
-    """Measure the order of batches and the search for duplicates; with a config, the encoding of its training pairs.
+    """Measure batch ordering and duplicate detection; with a config, also the encoding of its training pairs.
 
     Args:
-        num_pairs: of which the lengths are drawn.
-        config: names the text; the cache is not looked into.
-        say: told what is going on.
+        num_pairs: Number of pairs to draw lengths for.
+        config: Names the text to encode; the cache is not used.
+        say: Receives progress messages.
 
     Raises:
-        ConfigError, DataError, StorageError: what reading and encoding raise.
+        ConfigError: If the tokenizer or a corpus cannot be used as configured.
+        DataError: If a corpus is missing or malformed.
+        StorageError: If a file cannot be read or written.
     """
     say(f"drawing the lengths of {num_pairs:,} pairs")
     rng = np.random.default_rng(1)
-    src, tgt = (lengths.astype(np.int16) for lengths in random_lengths(rng, num_pairs, LONGEST))
-    say("order of the batches")
+    src, tgt = (lengths.astype(np.int16) for lengths in random_lengths(rng, num_pairs, _MAX_LENGTH))
+    say("ordering batches")
     costs = _order_costs(src, tgt)
     del src, tgt
-    say("duplicates")
+    say("detecting duplicates")
     costs.append(_duplicates_cost(num_pairs))
     if config is not None:
         say("encoding")
@@ -97,40 +99,44 @@ def benchmark_data(
 
 
 def _order_costs(src_lengths: Lengths, tgt_lengths: Lengths) -> list[Cost]:
-    """What a run holds and does: the lengths, the order of all epochs, the beginning of one, the pairs of a batch."""
+    """Measure what a run does: hold lengths, order all epochs, begin an epoch, fetch the pairs of a batch."""
     held = (src_lengths.nbytes + tgt_lengths.nbytes) / len(src_lengths)
-    with Meter(len(src_lengths), held).measuring() as meter:
-        order = meter(
-            "sorting, cutting and padding, once",
+    meter = _CostMeter(len(src_lengths), held)
+    with meter.tracing_memory():
+        order = meter.measure(
+            "sorting and batching, once",
             lambda: BatchOrder(src_lengths, tgt_lengths, _BATCH_TOKENS, seed=1),
         )
-        meter("largest and smallest batch", lambda: (order.epoch(0).largest(), order.epoch(0).smallest()))
+        meter.measure(
+            "largest and smallest batch", lambda: (order.epoch(0).largest(), order.epoch(0).smallest())
+        )
         before = order.epoch(0)
-        batches = meter("the border of two epochs", lambda: order.epoch(1))
-        del before
+        batches = meter.measure("start of an epoch", lambda: order.epoch(1))
+        del before  # it is still in memory when the next epoch starts
     number = min(_MEASURED_BATCHES, len(batches))
-    fetched = Meter(sum(len(batches[i]) for i in range(number)))
-    fetched("which pairs are in a batch", lambda: [batches[i] for i in range(number)])
-    fetching = replace(fetched.costs[0], bytes_held=None, bytes_peak=None)
+    fetch_meter = _CostMeter(sum(len(batches[i]) for i in range(number)))
+    fetch_meter.measure("pairs of a batch", lambda: [batches[i] for i in range(number)])
+    fetching = replace(fetch_meter.costs[0], bytes_held=None, bytes_peak=None)  # memory was not traced
     return [Cost("lengths", 0.0, 0.0, held, held), *meter.costs, fetching]
 
 
 def _duplicates_cost(num_pairs: int) -> Cost:
-    """Looking up and remembering digests; every eleventh has come before."""
+    """Measure looking up and storing digests, of which every eleventh is a duplicate."""
     rng, digests = np.random.default_rng(1), DigestSet()
 
     def add_all() -> None:
-        for first in range(0, num_pairs, _DIGESTS_AT_ONCE):
-            values = rng.integers(2**64, size=min(_DIGESTS_AT_ONCE, num_pairs - first), dtype=np.uint64)
+        for first in range(0, num_pairs, _DIGESTS_PER_CALL):
+            values = rng.integers(2**64, size=min(_DIGESTS_PER_CALL, num_pairs - first), dtype=np.uint64)
             digests.add(np.concatenate([values, values[::10]]))
 
-    with Meter(num_pairs).measuring() as meter:
-        meter("duplicates, hashing apart", add_all)
+    meter = _CostMeter(num_pairs)
+    with meter.tracing_memory():
+        meter.measure("duplicate detection without hashing", add_all)
     return meter.costs[0]
 
 
 def _encoding_cost(config: Config) -> Cost:
-    """Reading, filtering, tokenizing and writing, for each pair that is read."""
+    """Measure reading, filtering, tokenizing and writing, per pair read."""
     sources: list[Source] = open_splits(config)["train"]
     tokenizers = cached_tokenizers(config, sources, lambda line: None)
     with tempfile.TemporaryDirectory(prefix="mtkit-benchmark-") as scratch:
@@ -142,33 +148,33 @@ def _encoding_cost(config: Config) -> Cost:
     return Cost(f"encoding {number:,} pairs", 1e6 * seconds / number, 1e6 * cpu / number)
 
 
-class Meter:
-    """Measures calls: their time, and the memory that numpy tells Python of, a pair.
+class _CostMeter:
+    """Measures calls: time, and memory as tracemalloc sees it (NumPy's included), per pair.
 
     Args:
-        num_pairs: over which all is divided.
-        before: bytes a pair that were taken before.
+        num_pairs: Number of pairs to divide by.
+        bytes_before: Bytes per pair in use before.
     """
 
-    def __init__(self, num_pairs: int, before: float = 0.0) -> None:
-        self.num_pairs, self.before = num_pairs, before
+    def __init__(self, num_pairs: int, bytes_before: float = 0.0) -> None:
+        self.num_pairs, self.bytes_before = num_pairs, bytes_before
         self.costs: list[Cost] = []
 
     @contextmanager
-    def measuring(self) -> Iterator[Meter]:
-        """What is allocated in the block counts."""
+    def tracing_memory(self) -> Iterator[None]:
+        """Trace allocations within the block; outside, only time is measured."""
         tracemalloc.start(1)
         try:
-            yield self
+            yield
         finally:
             tracemalloc.stop()
 
-    def __call__(self, work: str, call: Callable[[], Result]) -> Result:
-        """Measure a call. Returns what it returns."""
+    def measure(self, work: str, call: Callable[[], Result]) -> Result:
+        """Measure a call under this name and return its result."""
         tracemalloc.reset_peak()
         start, cpu = time.perf_counter(), time.process_time()
         result = call()
         times = (1e6 * (time.perf_counter() - start), 1e6 * (time.process_time() - cpu))
-        sizes = (self.before + number / self.num_pairs for number in tracemalloc.get_traced_memory())
+        sizes = (self.bytes_before + number / self.num_pairs for number in tracemalloc.get_traced_memory())
         self.costs.append(Cost(work, *(number / self.num_pairs for number in times), *sizes))
         return result

@@ -1,8 +1,8 @@
-"""How many floating-point operations an update of a Transformer needs, by its shape.
+"""Floating-point operations of an update of a Transformer, from its shape.
 
-Counted are the matrix products, two operations for each multiply-add; backward takes two products for each one of
-forward, so training is three times forward. Not counted: looking up embeddings, norms, softmax, activations, the
-optimizer, and what activation checkpointing works out twice.
+Only matrix products count, with two operations per multiply-add. Backward needs two products for each one of forward,
+so training is three times forward. Embedding lookups, norms, softmax, activations, the optimizer and what activation
+checkpointing recomputes do not count.
 
 Symbols: D model width, F feed-forward width, V vocabulary, G key/value heads, E head width.
 """
@@ -21,7 +21,7 @@ _FORWARD_AND_BACKWARD = 3
 
 @dataclass(frozen=True)
 class Positions:
-    """Sums over the pairs of an update, of their source and target positions and the products of them."""
+    """Source and target positions of an update and their products, summed over its pairs."""
 
     src: int = 0
     tgt: int = 0
@@ -29,7 +29,7 @@ class Positions:
     tgt_tgt: int = 0
     tgt_src: int = 0
     projected: int = 0
-    """Target positions that are projected to the vocabulary: the real ones."""
+    """Target positions projected to the vocabulary: the real tokens."""
 
     def __add__(self, other: Positions) -> Positions:
         return Positions(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -38,7 +38,7 @@ class Positions:
     def of_batch(
         cls, src_lengths: Lengths, tgt_lengths: Lengths, batch: Indices, *, padded: bool
     ) -> Positions:
-        """Those of a batch: as it is computed, padding included, or its real ones alone."""
+        """Count the positions of a batch, with padding (as computed) or without."""
         src, tgt = src_lengths[batch].astype(np.int64) + 1, tgt_lengths[batch].astype(np.int64) + 1
         projected = int(tgt.sum())
         if padded:
@@ -54,7 +54,7 @@ class Positions:
 
 
 def forward_flops(config: ModelConfig, vocab_size: int, positions: Positions) -> int:
-    """Floating-point operations from the embeddings to the logits of the real targets."""
+    """Return the floating-point operations from the embeddings to the logits of the real tokens."""
     D, F = config.d_model, config.feed_forward
     kv = 2 * config.kv_heads * (D // config.heads)  # columns of keys and values: 2GE
     feed_forward = (3 if config.activation == "swiglu" else 2) * D * F
@@ -62,9 +62,8 @@ def forward_flops(config: ModelConfig, vocab_size: int, positions: Positions) ->
     scores = 2 * D  # q k^T and weights v, for a query and a key, over all heads
     distances = scores * (2 * config.max_relative_distance + 1) if config.positions == "relative" else 0
     per_src = self_attention + distances + feed_forward
-    per_tgt = (
-        self_attention + distances + 2 * D * D + feed_forward
-    )  # 2 D^2: query and output of cross-attention
+    cross_attention = 2 * D * D  # query and output projections; keys and values count per source position
+    per_tgt = self_attention + distances + cross_attention + feed_forward
     encoder = per_src * positions.src + scores * positions.src_src
     decoder = (
         per_tgt * positions.tgt + scores * (positions.tgt_tgt + positions.tgt_src) + D * kv * positions.src
@@ -78,5 +77,5 @@ def forward_flops(config: ModelConfig, vocab_size: int, positions: Positions) ->
 
 
 def training_flops(config: ModelConfig, vocab_size: int, positions: Positions) -> int:
-    """Floating-point operations of forward and backward."""
+    """Return the floating-point operations of forward and backward."""
     return _FORWARD_AND_BACKWARD * forward_flops(config, vocab_size, positions)

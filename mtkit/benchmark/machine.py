@@ -1,4 +1,4 @@
-"""What this machine can do: its name, the matrix products a second that it reaches, the memory that was used."""
+"""Name and peak matrix-product speed of this machine."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mtkit.device import DTYPES
 
 _CPU_SIZES, _GPU_SIZES = (256, 1024, 2048), (4096, 8192)
 PEAK_SECONDS = 0.5
-"""For each precision and size."""
+"""Duration of the measurement for each precision and matrix size."""
 
 
 def machine_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU's with the number of threads."""
+    """Return the name of the GPU, or of the CPU with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
@@ -26,13 +26,13 @@ def machine_name(device: torch.device) -> str:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was given."""
+    """Wait until a GPU has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def matmul_peaks(device: torch.device) -> dict[str, float]:
-    """FLOP/s of the fastest square matrix product in each precision; fp16 only where it is faster than fp32."""
+    """Return the FLOP/s of the fastest square matrix product by precision; fp16 only if it is faster than fp32."""
     peaks = {name: _matmul_peak(device, dtype) for name, dtype in DTYPES.items()}
     if peaks["fp16"] <= peaks["fp32"]:
         del peaks["fp16"]
@@ -40,7 +40,7 @@ def matmul_peaks(device: torch.device) -> dict[str, float]:
 
 
 def _matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest of repeated square products, 2 n^3 each. A slow precision is given up at the first size."""
+    """Return the FLOP/s (2 n^3 per product) of the fastest of square products; slow precisions try one size only."""
     best = 0.0
     for size in _CPU_SIZES if device.type == "cpu" else _GPU_SIZES:
         if best and 2 * size**3 / best > PEAK_SECONDS:

@@ -1,7 +1,7 @@
-"""The loops that mtkit is measured against: `nn.Transformer` or Marian, cross-entropy over all positions, AdamW.
+"""Baseline training loops: `nn.Transformer` or Marian, cross-entropy over all positions, AdamW.
 
-It is written as a tutorial would: PyTorch's own layers with their fused attention kernel, `nn.Dropout`, logits of the
-whole batch, `ignore_index` for padding, the fused optimizer. It sees the same batches as mtkit.
+They are written as tutorials do: PyTorch's own layers with their fused attention kernel, `nn.Dropout`, logits of the
+whole batch, `ignore_index` for padding, the fused optimizer. They get the same batches as mtkit.
 
 Shapes: B batch, S source length, T target length, D model width, V vocabulary.
 """
@@ -32,10 +32,8 @@ class _ReferenceTransformer(nn.Module):
         self.embedding = nn.Embedding(vocab_size, config.d_model)
         nn.init.normal_(self.embedding.weight, std=config.d_model**-0.5)
         self.dropout = nn.Dropout(config.dropout)
-        with (
-            warnings.catch_warnings()
-        ):  # that norm_first rules out nested tensors, which training does not use
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # norm_first disables nested tensors, which training does not use
             self.transformer = nn.Transformer(
                 config.d_model,
                 config.heads,
@@ -47,10 +45,10 @@ class _ReferenceTransformer(nn.Module):
                 batch_first=True,
                 bias=config.bias,
             )
-        self.drop_as(config)
+        self._set_dropout(config)
 
-    def drop_as(self, config: ModelConfig) -> None:
-        """PyTorch's layers drop everywhere with one probability; here in the places and with those of the config."""
+    def _set_dropout(self, config: ModelConfig) -> None:
+        """Set the dropout of attention weights and activations; PyTorch's layers take one probability for all."""
         for module in self.modules():
             if isinstance(module, nn.MultiheadAttention):
                 module.dropout = config.attention_dropout
@@ -58,14 +56,14 @@ class _ReferenceTransformer(nn.Module):
                 module.dropout.p = config.activation_dropout
 
     def embed(self, ids_BT: Tensor) -> Tensor:
-        """[B, T] to [B, T, D]."""
+        """Embed ids: [B, T] to [B, T, D]."""
         D = self.embedding.embedding_dim
         positions = sinusoids(torch.arange(ids_BT.shape[1], device=ids_BT.device), D)
         embedded: Tensor = self.dropout(self.embedding(ids_BT) * math.sqrt(D) + positions)
         return embedded
 
     def forward(self, src_BS: Tensor, tgt_BT: Tensor) -> Tensor:
-        """Logits of all positions: [B, T, V]."""
+        """Return the logits of all positions: [B, T, V]."""
         mask = nn.Transformer.generate_square_subsequent_mask(tgt_BT.shape[1], device=tgt_BT.device).isinf()
         padding = src_BS == self.pad
         hidden_BTD = self.transformer(
@@ -80,7 +78,7 @@ class _ReferenceTransformer(nn.Module):
 
 
 class ReferenceLoop:
-    """One update after the other, in the precision given (by autocast, as tutorials do)."""
+    """Trains `nn.Transformer`, with autocast to the given precision."""
 
     def __init__(
         self,
@@ -103,11 +101,11 @@ class ReferenceLoop:
 
     @staticmethod
     def make_model(config: ModelConfig, vocab_size: int, pad: int) -> nn.Module:
-        """A model from source and target ids to the logits [B, T, V]."""
+        """Build a model from source and target ids to logits [B, T, V]."""
         return _ReferenceTransformer(config, vocab_size, pad)
 
     def step(self, batches: list[Batch]) -> float:
-        """One update; returns the loss for each target piece."""
+        """Make one update and return the loss per target token."""
         self.optimizer.zero_grad(set_to_none=True)
         num_targets = sum(batch.num_targets for batch in batches)
         total = 0.0
@@ -133,10 +131,14 @@ class ReferenceLoop:
 
 
 class _MarianReference(nn.Module):
-    """Hugging Face's Marian of the config's shape. It normalizes after each sublayer and always has biases."""
+    """Hugging Face's Marian with the config's shape. It always has post-norm and biases."""
 
     def __init__(self, config: ModelConfig, vocab_size: int, pad: int) -> None:
-        """Raises: ConfigError: the package is not installed."""
+        """Build the model.
+
+        Raises:
+            ConfigError: If the package is not installed.
+        """
         super().__init__()
         transformers = import_transformers()
         self.pad = pad
@@ -163,7 +165,7 @@ class _MarianReference(nn.Module):
         self.marian = transformers.MarianMTModel(shape)
 
     def forward(self, src_BS: Tensor, tgt_BT: Tensor) -> Tensor:
-        """Logits of all positions: [B, T, V]."""
+        """Return the logits of all positions: [B, T, V]."""
         output = self.marian(
             input_ids=src_BS, attention_mask=(src_BS != self.pad).long(), decoder_input_ids=tgt_BT
         )
@@ -172,9 +174,13 @@ class _MarianReference(nn.Module):
 
 
 class MarianLoop(ReferenceLoop):
-    """The same loop around Hugging Face's Marian."""
+    """Trains Hugging Face's Marian in the same loop."""
 
     @staticmethod
     def make_model(config: ModelConfig, vocab_size: int, pad: int) -> nn.Module:
-        """Raises: ConfigError: the package is not installed."""
+        """Build a model from source and target ids to logits [B, T, V].
+
+        Raises:
+            ConfigError: If the package is not installed.
+        """
         return _MarianReference(config, vocab_size, pad)

@@ -22,7 +22,7 @@ from rich.table import Table
 from mtkit.benchmark.flops import Positions, training_flops
 from mtkit.benchmark.machine import machine_name, matmul_peaks, synchronize
 from mtkit.benchmark.reference import MarianLoop, ReferenceLoop
-from mtkit.benchmark.synthetic import MEDIAN_SRC_PIECES, SyntheticCorpus, SyntheticTokenizer
+from mtkit.benchmark.synthetic import MEDIAN_SRC_TOKENS, SyntheticCorpus, SyntheticTokenizer
 from mtkit.config.sections import Config
 from mtkit.data.batching import make_batch, split_into_micro_batches
 from mtkit.data.corpus import Corpus
@@ -194,7 +194,7 @@ def _real_inputs(config: Config, folder: Path, say: Say) -> tuple[Tokenizers, Co
 def synthetic_inputs(config: Config) -> tuple[Tokenizers, Corpus]:
     """Random pairs, enough for some tens of batches, and the vocabulary that they are from."""
     tokenizer = cast(Tokenizer, SyntheticTokenizer(config.tokenizer.vocab_size))
-    num_pairs = _SYNTHETIC_BATCHES * config.training.batch_token_budget // MEDIAN_SRC_PIECES
+    num_pairs = _SYNTHETIC_BATCHES * config.training.batch_token_budget // MEDIAN_SRC_TOKENS
     corpus = SyntheticCorpus(
         num_pairs, config.tokenizer.vocab_size, min(config.data.max_length, 250), config.seed
     )

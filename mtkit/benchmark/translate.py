@@ -1,13 +1,14 @@
-"""How fast a model translates here, on what the time is spent, and how other systems do with the same weights."""
+"""`mtkit benchmark translate`: speed, time per stage and memory of translation, beside other systems.
+
+The systems translate all lines in turn, so that a machine whose speed drifts is equally fast for all of them.
+"""
 
 from __future__ import annotations
 
-import resource
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from mtkit.benchmark.machine import synchronize
 from mtkit.benchmark.peers import (
     PEERS,
     Output,
@@ -24,32 +26,35 @@ from mtkit.benchmark.peers import (
     hugging_face_systems,
 )
 from mtkit.config.sections import Config
-from mtkit.data.tokenizer import Tokenizers
+from mtkit.data.tokenizer import Tokenizer
+from mtkit.device import peak_memory
 from mtkit.errors import ConfigError
 from mtkit.evaluation import metrics
 from mtkit.translation.options import TranslateOptions
 from mtkit.translation.translator import Translator
 
 _WARM_UP_LINES = 64
+_PROFILED_LINES = 512
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured of one system: medians over the rounds."""
+    """Speed of one system: medians over the rounds."""
 
     system: str
     sentences_per_second: float
     output_tokens_per_second: float
+    """Tokens of the translations in mtkit's tokenization, eos included."""
     rounds: list[float]
-    """Sentences per second of each round."""
+    """Sentences per second in each round."""
     bleu: float | None
     same_as_first: float
-    """Share of the lines whose translation is that of the first system."""
+    """Share of the lines with the same translation as the first system's."""
     num_over_limit: int = 0
-    """Lines with a translation longer than mtkit allows: others have one limit for all lines of a call, the largest."""
+    """Lines with a translation longer than mtkit allows; the others have one length limit for all lines of a call."""
 
     def line(self) -> str:
-        """In words."""
+        """Return the result as one line of text."""
         bleu = "" if self.bleu is None else f"  BLEU {self.bleu:.2f}"
         over = f"  {self.num_over_limit:,} over mtkit's length limit" if self.num_over_limit else ""
         slowest, fastest = min(self.rounds), max(self.rounds)
@@ -61,7 +66,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class TranslateBenchmark:
-    """All that was measured."""
+    """Result of `benchmark_translate`; the first system is mtkit."""
 
     num_sentences: int
     search: str
@@ -69,12 +74,12 @@ class TranslateBenchmark:
     device: str
     speeds: list[Speed]
     shares: dict[str, float]
-    """Of the time of one batch after the other in one thread of control."""
+    """Share of each stage in the time of translating batch by batch with one worker."""
     peak_memory_mb: float
-    """Of the process, before another system was loaded; on a GPU of what PyTorch allocated."""
+    """Peak memory (in units of 2^20 bytes) before other systems are loaded: of the process, or of tensors on a GPU."""
 
     def lines(self) -> Iterator[str]:
-        """In words."""
+        """Yield the result as lines of text."""
         yield f"{self.num_sentences:,} sentences, {self.search}, {self.num_threads} threads, {self.device}"
         yield from (speed.line() for speed in self.speeds)
         first, *others = self.speeds
@@ -86,7 +91,7 @@ class TranslateBenchmark:
         yield f"peak memory: {self.peak_memory_mb:,.0f} MB"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the result for JSON."""
         return asdict(self)
 
 
@@ -94,140 +99,155 @@ def benchmark_translate(
     model: str,
     lines: Sequence[str],
     refs: Sequence[str] | None,
-    make: Callable[[], tuple[Translator, Config]],
+    load: Callable[[], tuple[Translator, Config]],
     *,
     against: Sequence[str] = (),
     compute_types: Sequence[str] = ("float32", "int8"),
     rounds: int = 3,
 ) -> TranslateBenchmark:
-    """Translate the lines again and again, the systems in turn.
+    """Translate the lines several times, the systems in turn.
 
     Args:
-        model: the folder.
-        lines: what to translate.
-        refs: its references, for BLEU.
-        make: loads the translator.
-        against: other systems, of `PEERS`.
-        compute_types: types of CTranslate2.
-        rounds: how often each system translates everything, after a warm-up.
+        model: The model folder.
+        lines: Lines to translate.
+        refs: Their references, for BLEU.
+        load: Loads the translator of the model, and its config.
+        against: Other systems, from `PEERS`.
+        compute_types: CTranslate2's types.
+        rounds: How often each system translates all lines, after a warm-up.
 
     Raises:
-        ConfigError: another system is not installed, lacks a type or an option of the search, or cannot run the model.
-        StorageError: see `load_model`.
+        ConfigError: If another system is unknown, not installed, or does not support the model or the search.
+        StorageError: If the model cannot be loaded.
     """
     for name in against:
         if name not in PEERS:
-            what = f"{name!r} is nothing to compare with"
-            raise ConfigError(what, where="`against`", hint=" or ".join(PEERS))
-    translator, config = make()
+            raise ConfigError(f"unknown system {name!r}", where="`against`", hint=" or ".join(PEERS))
+    translator, config = load()
     if against:
         check_comparable(translator)
-    systems: dict[str, System] = {
-        f"mtkit {translator.precision}": lambda lines: _translate_all(translator, lines)
-    }
-    _translate_all(translator, lines[:_WARM_UP_LINES])
-    shares = _time_shares(translator, lines[:512])
-    _translate_all(translator, lines)  # as in a round, for the memory
-    memory = peak_memory_mb(translator.device)
+    shares, memory_mb = _profile(translator, lines)
     with tempfile.TemporaryDirectory() as folder:
+        systems: dict[str, System] = {
+            f"mtkit {translator.precision}": lambda lines: _translate_all(translator, lines)
+        }
         if "ctranslate2" in against:
             systems |= ctranslate2_systems(model, translator, compute_types, Path(folder) / "model")
         if "transformers" in against:
             systems |= hugging_face_systems(model, translator)
-        for system in list(systems.values())[1:]:
-            system(lines[:_WARM_UP_LINES])
-        times: dict[str, list[float]] = {name: [] for name in systems}
-        outputs: dict[str, Output] = {}
-        for _ in range(rounds):
-            for name, system in systems.items():
-                start = time.perf_counter()
-                outputs[name] = system(lines)
-                times[name].append(time.perf_counter() - start)
-    first = next(iter(outputs.values())).hyps
-    speeds = [
-        _speed_of(name, times[name], outputs[name], translator.tokenizers, first, refs, config)
-        for name in systems
-    ]
-    label = translator.decoding.label
-    device = str(translator.device)
-    return TranslateBenchmark(len(lines), label, torch.get_num_threads(), device, speeds, shares, memory)
+        timings = _run_in_turn(systems, lines, rounds)
 
-
-def _speed_of(
-    name: str,
-    seconds: Sequence[float],
-    output: Output,
-    tokenizers: Tokenizers,
-    first: Sequence[str],
-    refs: Sequence[str] | None,
-    config: Config,
-) -> Speed:
-    """The numbers of one system; its tokens are the pieces of its translations, eos included."""
-    hyps, median = output.hyps, statistics.median(seconds)
-    num_tokens = sum(len(ids) + 1 for ids in tokenizers.tgt.encode(hyps))
-    bleu = None
-    if refs is not None:
+    def bleu(hyps: Sequence[str]) -> float | None:
+        if refs is None:
+            return None
         tokenizer, tgt = config.validation.bleu_tokenizer, config.data.tgt
-        bleu = metrics.score(hyps, [refs], ["bleu"], tokenize=tokenizer, tgt=tgt)[0].value
-    same = sum(a == b for a, b in zip(hyps, first, strict=True)) / len(first)
-    each = [len(hyps) / s for s in seconds]
-    return Speed(name, len(hyps) / median, num_tokens / median, each, bleu, same, output.num_over_limit)
+        return metrics.score(hyps, [refs], ["bleu"], tokenize=tokenizer, tgt=tgt)[0].value
+
+    first = next(iter(timings.values())).output.hyps
+    return TranslateBenchmark(
+        num_sentences=len(lines),
+        search=translator.decoding.label,
+        num_threads=torch.get_num_threads(),
+        device=str(translator.device),
+        speeds=[
+            _speed(name, timing, translator.tokenizers.tgt, bleu(timing.output.hyps), first)
+            for name, timing in timings.items()
+        ],
+        shares=shares,
+        peak_memory_mb=memory_mb,
+    )
+
+
+def _profile(translator: Translator, lines: Sequence[str]) -> tuple[dict[str, float], float]:
+    """Return the share of each stage in the time, and the peak memory in MB, after a warm-up."""
+    _translate_all(translator, lines[:_WARM_UP_LINES])
+    shares = _time_shares(translator, lines[:_PROFILED_LINES])
+    _translate_all(translator, lines)  # with all workers, as in a round, for the memory
+    return shares, peak_memory(translator.device) / 2**20
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """Rounds of one system."""
+
+    seconds: list[float]
+    output: Output
+    """Translations of the last round."""
+
+
+def _run_in_turn(systems: Mapping[str, System], lines: Sequence[str], rounds: int) -> dict[str, _Timing]:
+    """Let the systems translate all lines in turn, after a short warm-up of each; returns their timings by name."""
+    for system in systems.values():
+        system(lines[:_WARM_UP_LINES])
+    seconds: dict[str, list[float]] = {name: [] for name in systems}
+    outputs: dict[str, Output] = {}
+    for _ in range(rounds):
+        for name, system in systems.items():
+            start = time.perf_counter()
+            outputs[name] = system(lines)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: _Timing(seconds[name], outputs[name]) for name in systems}
+
+
+def _speed(name: str, timing: _Timing, tgt: Tokenizer, bleu: float | None, first: Sequence[str]) -> Speed:
+    """Return the speed of one system; `first` are the translations of the first one."""
+    hyps, median = timing.output.hyps, statistics.median(timing.seconds)
+    return Speed(
+        system=name,
+        sentences_per_second=len(hyps) / median,
+        output_tokens_per_second=sum(len(ids) + 1 for ids in tgt.encode(hyps)) / median,
+        rounds=[len(hyps) / seconds for seconds in timing.seconds],
+        bleu=bleu,
+        same_as_first=sum(a == b for a, b in zip(hyps, first, strict=True)) / len(first),
+        num_over_limit=timing.output.num_over_limit,
+    )
 
 
 def _translate_all(translator: Translator, lines: Sequence[str]) -> Output:
-    """The translations by mtkit."""
+    """Translate lines with mtkit."""
     return Output([translation.text for translation in translator.translate(lines)])
 
 
 def _time_shares(translator: Translator, lines: Sequence[str]) -> dict[str, float]:
-    """Which part of the time is spent on what, in one thread of control, so that they add up."""
-    clock = _Clock(translator.device)
+    """Return the share of each stage in the time, measured with one worker so that the shares add up to 1."""
+    clock = _MethodClock(translator.device)
     model, tokenizers = translator.model, translator.tokenizers
-    with clock.timed(model, "encode"), clock.timed(model, "step"):
-        with clock.timed(model, "logits"), clock.timed(tokenizers.tgt, "decode"):
+    with clock.timing(model, "encode"), clock.timing(model, "step"):
+        with clock.timing(model, "logits"), clock.timing(tokenizers.tgt, "decode"):
             start = time.perf_counter()
             list(translator.translate(lines, TranslateOptions(num_workers=1)))
             total = time.perf_counter() - start
-    parts = {
+    stages = {
         "encode": clock.seconds["encode"],
         "step": clock.seconds["step"] + clock.seconds["logits"],
         "detokenise": clock.seconds["decode"],
     }
-    parts["search and the rest"] = total - sum(parts.values())
-    return {name: seconds / total for name, seconds in parts.items()}
+    stages["search and the rest"] = total - sum(stages.values())
+    return {name: seconds / total for name, seconds in stages.items()}
 
 
-class _Clock:
-    """Adds up how long methods take."""
+class _MethodClock:
+    """Adds up the seconds spent in methods, by name."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def timed(self, thing: Any, name: str) -> Iterator[None]:
-        """Measure a method of an object within the block."""
-        method = getattr(thing, name)
+    def timing(self, obj: Any, name: str) -> Iterator[None]:
+        """Time a method of an object within the block."""
+        method = getattr(obj, name)
         self.seconds[name] = 0.0
 
-        def measured(*arguments: Any) -> Any:
+        def timed(*arguments: Any) -> Any:
             start = time.perf_counter()
             result = method(*arguments)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
+            synchronize(self.device)
             self.seconds[name] += time.perf_counter() - start
             return result
 
-        setattr(thing, name, measured)
+        setattr(obj, name, timed)
         try:
             yield
         finally:
-            delattr(thing, name)
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """The most memory so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+            delattr(obj, name)

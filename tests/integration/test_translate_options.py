@@ -69,7 +69,7 @@ def test_other_commands_refuse_too(trained: Path, corpus: Path) -> None:
     benchmark = ["benchmark", "translate", trained, corpus / "test.src"]
     for against in ([], ["--against", "transformers"]):
         assert "--compute-type is of ctranslate2" in refused(*benchmark, "--compute-type", "int8", *against)
-    assert "'marian' is nothing to compare with" in refused(*benchmark, "--against", "marian")
+    assert "unknown system 'marian'" in refused(*benchmark, "--against", "marian")
     assert "--beam-size goes with --model" in refused("evaluate", "a", "--ref", "b", "--beam-size", 2)
     score = ["score", trained, corpus / "test.src", corpus / "test.tgt"]
     assert "--length-penalty: " in refused(*score, "--length-penalty", 1e6)

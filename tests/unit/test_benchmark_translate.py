@@ -105,7 +105,7 @@ def test_memory_is_measured_after_all_lines_were_translated_with_all_workers(
         return translate(given, options)
 
     translator.translate = noting  # type: ignore[method-assign]
-    monkeypatch.setattr(benchmark_module, "peak_memory_mb", lambda device: events.append("memory") or 1.0)
+    monkeypatch.setattr(benchmark_module, "peak_memory", lambda device: events.append("memory") or 2**20)
     config: Any = SimpleNamespace(data=SimpleNamespace(tgt="de"))
     report = benchmark_translate("model", lines, None, lambda: (translator, config), rounds=1)
     assert (520, DEFAULT_OPTIONS.num_workers) in events[: events.index("memory")]
