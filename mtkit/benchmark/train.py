@@ -1,15 +1,16 @@
-"""`mtkit benchmark train`: how fast a config trains on this machine, and how fast others would on the same batches.
+"""`mtkit benchmark train`: training speed of a config on this machine, and of baseline loops on the same batches.
 
-All competitors live in one process and make one update after the other in turn, so that a machine whose speed drifts
-is the same for all; ratios are medians over pairs of neighbouring updates.
+All loops run in one process and make the same updates in turn, so that a machine whose speed drifts is equally fast
+for all of them. Speedups are medians over the updates.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,29 +40,29 @@ from mtkit.training.trainer import Trainer, Update
 
 STAGES = ("data", "forward", "loss", "backward", "optimizer")
 _WARM_UP_UPDATES = 3
-_LEAST_UPDATES = 3
-_COMPETITORS = ("torch", "compile", "transformers")
+_MIN_UPDATES = 3
+_BASELINES = ("torch", "compile", "transformers")
 _SYNTHETIC_BATCHES = 60
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Against:
-    """A competitor on the same batches."""
+class BaselineSpeed:
+    """Speed of a baseline loop on the same batches."""
 
     name: str
     precision: str
     tgt_tokens_per_second: float
     """Median over the updates."""
     ratio: float
-    """mtkit's speed over this one's: the median over pairs of neighbouring updates."""
+    """Speedup of mtkit over this loop: the median over the updates."""
     ratio_quartiles: tuple[float, float]
 
 
 @dataclass(frozen=True)
 class TrainBenchmark:
-    """What was measured. Tokens are real pieces with eos, never padding; medians are over updates."""
+    """Result of `benchmark_train`. Tokens are real ones, eos included; medians are over updates."""
 
     machine: str
     torch: str
@@ -72,41 +73,42 @@ class TrainBenchmark:
     src_tokens_per_second: float
     tgt_tokens_per_second: float
     padding_share: float
-    """Of the positions of the batches, both sides."""
+    """Share of padding in the positions of the batches, both sides."""
     shares: dict[str, float]
-    """Of the time of an update, by stage. The output projection's gradient is worked out in the loss."""
+    """Share of each stage in the time of an update. The gradient of the output projection counts as loss."""
     peak_memory_bytes: int
-    """Of the tensors on a GPU, or of the whole process; the largest batch of the epoch is among the updates."""
+    """Peak memory of tensors on a GPU, or of the process, over updates that include the largest batch of the epoch."""
     flops_per_update: int
-    """Of its matrix products, padding included (see mtkit/benchmark/flops.py)."""
+    """Operations in the matrix products, padding included (see mtkit/benchmark/flops.py)."""
     needed_flops_per_update: int
-    """Those of real positions alone."""
+    """Operations for real tokens only."""
     flops_per_second: float
-    """With padding: what the machine did."""
+    """Speed with padding: what the machine computed."""
     needed_flops_per_second: float
     matmul_peaks: dict[str, float]
     """FLOP/s of the fastest square matrix product, by precision."""
     utilization: float
     """`flops_per_second` as a share of the peak in the run's precision."""
-    against: tuple[Against, ...]
+    against: tuple[BaselineSpeed, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the result for JSON."""
         return asdict(self)
 
     def table(self) -> RenderableType:
-        """For a terminal."""
+        """Return the result as tables for the terminal."""
         own = Table(title="mtkit benchmark train", show_header=False, title_justify="left")
         for name, value in self._rows():
             own.add_row(name, value)
         if not self.against:
             return own
-        others = Table("against", "precision", "target tokens/s", "mtkit's speed over this")
-        for other in self.against:
-            low, high = other.ratio_quartiles
-            ratio = f"{other.ratio:.2f} (quartiles {low:.2f} to {high:.2f})"
-            others.add_row(other.name, other.precision, f"{other.tgt_tokens_per_second:,.0f}", ratio)
-        return Group(own, others)
+        baselines = Table("baseline", "precision", "target tokens/s", "speedup of mtkit")
+        for baseline in self.against:
+            low, high = baseline.ratio_quartiles
+            ratio = f"{baseline.ratio:.2f} (quartiles {low:.2f} to {high:.2f})"
+            speed = f"{baseline.tgt_tokens_per_second:,.0f}"
+            baselines.add_row(baseline.name, baseline.precision, speed, ratio)
+        return Group(own, baselines)
 
     def _rows(self) -> Iterator[tuple[str, str]]:
         yield "machine", f"{self.machine}, PyTorch {self.torch}"
@@ -135,22 +137,24 @@ def benchmark_train(
     synthetic: bool = False,
     say: Say = lambda line: None,
 ) -> TrainBenchmark:
-    """Measure training with this config. The run folder is neither read nor written.
+    """Measure training with a config. The run folder is neither read nor written.
 
     Args:
-        config: the run.
-        against: competitors on the same batches: `torch`, `compile`, `transformers`.
-        num_updates: measured of each, after the warm-up.
-        minutes: measure for so long instead.
-        synthetic: random pieces with lengths like those of news, instead of the config's corpora.
-        say: told what is going on.
+        config: Config of the run.
+        against: Baseline loops on the same batches: `torch`, `compile`, `transformers`.
+        num_updates: Updates to measure for each loop, after a warm-up.
+        minutes: Time to measure for, instead of `num_updates`.
+        synthetic: Use random tokens with the lengths of news text instead of the config's corpora.
+        say: Receives progress messages.
 
     Raises:
-        ConfigError: an unknown competitor, or one that is not installed.
-        DataError: a corpus is missing or malformed.
-        TrainingError: out of memory.
+        ConfigError: If a baseline is unknown or not installed.
+        DataError: If a corpus is missing or malformed.
+        TrainingError: If memory runs out.
     """
-    _refuse_unknown(against)
+    for name in against:
+        if name not in _BASELINES:
+            raise ConfigError(f"unknown baseline {name!r}", where="`against`", hint=", ".join(_BASELINES))
     device = configure_process(config)
     if "compile" in against:
         check_compiler(device, "`against` compile")
@@ -159,40 +163,31 @@ def benchmark_train(
         tokenizers, corpus = (
             synthetic_inputs(config) if synthetic else _real_inputs(config, Path(scratch), say)
         )
-        own = MtkitLoop(config, corpus, tokenizers)
-        largest = own.largest_update()
+        own = _MtkitLoop(config, corpus, tokenizers)
+        warm_up = [own.largest_update(), *itertools.islice(own.updates(), _WARM_UP_UPDATES)]
         with out_of_memory_errors(own.trainer.memory_hint()):
-            say("warm-up, the largest batch first")
+            say("warming up, largest batch first")
             reset_peak_memory(own.trainer.device)
-            for update in [largest, *own.updates(_WARM_UP_UPDATES)]:
-                own.step(update)
+            _run(own, warm_up)
             memory = peak_memory(own.trainer.device)
-            others = [_make_competitor(name, own) for name in against]
-            for other in others:
-                for update in [largest, *own.updates(_WARM_UP_UPDATES)]:
-                    other.step(update)
+            baselines = [_make_baseline(name, own) for name in against]
+            for baseline in baselines:
+                _run(baseline, warm_up)
             say("measuring")
-            seconds = _run_interleaved([own, *others], own.updates(None), num_updates, minutes)
-            shares = _measured_shares(own, max(_LEAST_UPDATES, len(seconds) // 3))
+            timed = _run_in_turn([own, *baselines], own.updates(), num_updates, minutes)
+            shares = _time_shares(own, max(_MIN_UPDATES, len(timed) // 3))
         say("measuring the matmul peak")
-        return summary(own, others, seconds, shares, memory)
-
-
-def _refuse_unknown(names: tuple[str, ...]) -> None:
-    """Check the names of competitors. Raises: ConfigError."""
-    for name in names:
-        if name not in _COMPETITORS:
-            raise ConfigError(f"{name!r} is unknown", where="`against`", hint=", ".join(_COMPETITORS))
+        return _summarize(own, baselines, timed, shares, memory)
 
 
 def _real_inputs(config: Config, folder: Path, say: Say) -> tuple[Tokenizers, Corpus]:
-    """The tokenizers and the encoded pairs that training would use."""
+    """Return the tokenizers and the encoded pairs that training would use."""
     inputs = prepare(config, folder, resumed=False, say=say)
     return inputs.tokenizers, inputs.corpus
 
 
 def synthetic_inputs(config: Config) -> tuple[Tokenizers, Corpus]:
-    """Random pairs, enough for some tens of batches, and the vocabulary that they are from."""
+    """Return the tokenizers and a corpus of random pairs, enough for some tens of batches."""
     tokenizer = cast(Tokenizer, SyntheticTokenizer(config.tokenizer.vocab_size))
     num_pairs = _SYNTHETIC_BATCHES * config.training.batch_token_budget // MEDIAN_SRC_TOKENS
     corpus = SyntheticCorpus(
@@ -201,21 +196,26 @@ def synthetic_inputs(config: Config) -> tuple[Tokenizers, Corpus]:
     return Tokenizers(tokenizer, tokenizer, joint=config.tokenizer.joint), cast(Corpus, corpus)
 
 
-# --- the competitors ----------------------------------------------------------------------------------------------
+# --- loops --------------------------------------------------------------------------------------------------------
 
 
-class Contestant(Protocol):
-    """Something that makes updates."""
+class _Loop(Protocol):
+    """A training loop."""
 
     name: str
     precision: str
 
     def step(self, update: Update) -> None:
-        """One update, begun and finished."""
+        """Make one update, and wait until the device has finished it."""
 
 
-class MtkitLoop:
-    """mtkit's own trainer, which does not validate or save."""
+def _run(loop: _Loop, updates: Iterable[Update]) -> None:
+    for update in updates:
+        loop.step(update)
+
+
+class _MtkitLoop:
+    """mtkit's trainer without validation and checkpoints."""
 
     name = "mtkit"
 
@@ -227,54 +227,55 @@ class MtkitLoop:
             self.trainer.state.slices = find_num_micro_batches(self.trainer)
 
     def step(self, update: Update) -> None:
-        """One update, begun and finished."""
+        """Make one update; see `_Loop.step`."""
         self.trainer.train_step(update)
         synchronize(self.trainer.device)
 
-    def updates(self, number: int | None) -> Iterator[Update]:
-        """So many updates, or endlessly, epoch after epoch."""
+    def updates(self) -> Iterator[Update]:
+        """Yield updates without end, epoch after epoch."""
         size = self.trainer.config.training.batches_per_update
-        epoch = made = 0
-        while number is None or made < number:
+        for epoch in itertools.count():
             order = self.trainer.epoch_order(epoch)
-            numbered = [(epoch, i, order[i % len(order)]) for i in range(max(len(order), size))]
-            for first in range(0, len(numbered) - size + 1, size):
-                if made == number:
-                    return
-                yield numbered[first : first + size]
-                made += 1
-            epoch += 1
+            batches = [(epoch, i, order[i % len(order)]) for i in range(max(len(order), size))]
+            for first in range(0, len(batches) - size + 1, size):
+                yield batches[first : first + size]
 
     def largest_update(self) -> Update:
-        """An update of the batch with the most positions, as often as an update has batches."""
-        number = self.trainer.config.training.batches_per_update
-        return [(0, 0, largest_batch(self.trainer))] * number
+        """Return an update in which every batch is the one with the most positions."""
+        return [(0, 0, largest_batch(self.trainer))] * self.trainer.config.training.batches_per_update
 
 
 class _TorchLoop:
-    """A loop that knows nothing of mtkit but its batches, which are made while the clock runs, as mtkit's are."""
+    """A baseline loop on mtkit's batches. Making a batch is part of the step, as it is in mtkit."""
 
     def __init__(self, name: str, loop: ReferenceLoop, own: Trainer) -> None:
         self.name, self.loop, self.own = name, loop, own
         self.precision = dtype_name(loop.dtype)
 
     def step(self, update: Update) -> None:
-        """One update, begun and finished."""
-        self.loop.step([make_batch(self.own.corpus, p, self.own.special) for p in parts(self.own, update)])
+        """Make one update; see `_Loop.step`."""
+        self.loop.step(
+            [
+                make_batch(self.own.corpus, pairs, self.own.special)
+                for pairs in _micro_batches(self.own, update)
+            ]
+        )
         synchronize(self.loop.device)
 
 
-def _make_competitor(name: str, own: MtkitLoop) -> Contestant:
-    """A competitor for the same work.
+def _make_baseline(name: str, own: _MtkitLoop) -> _Loop:
+    """Build a baseline loop for the same work.
 
-    On a CPU the plain loops run in float32, as one writes them; on a GPU by autocast in the run's own precision.
+    The plain loops run in float32 on a CPU, as tutorials do, and with autocast to the run's precision on a GPU.
     """
     trainer = own.trainer
     config = trainer.config
     dtype = torch.float32 if trainer.device.type == "cpu" else trainer.dtype
     if name == "compile":
         compiled = config.training.model_copy(update={"compile": True})
-        loop = MtkitLoop(config.model_copy(update={"training": compiled}), trainer.corpus, trainer.tokenizers)
+        loop = _MtkitLoop(
+            config.model_copy(update={"training": compiled}), trainer.corpus, trainer.tokenizers
+        )
         loop.name = "mtkit, compiled"
         return loop
     shape = config.model, config.training, trainer.tokenizers.tgt.vocab_size, trainer.tokenizers.src.pad
@@ -287,41 +288,41 @@ def _make_competitor(name: str, own: MtkitLoop) -> Contestant:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """An update and the seconds that each competitor took for it, mtkit first."""
+class _TimedUpdate:
+    """An update and the seconds that each loop took for it, mtkit first."""
 
     update: Update
     seconds: list[float]
 
 
-def _run_interleaved(
-    competitors: list[Contestant], updates: Iterator[Update], num_updates: int, minutes: float | None
-) -> list[Measured]:
-    """Let each competitor make the same update, one after the other, until there are enough."""
-    found: list[Measured] = []
+def _run_in_turn(
+    loops: list[_Loop], updates: Iterator[Update], num_updates: int, minutes: float | None
+) -> list[_TimedUpdate]:
+    """Let the loops make each update in turn, until the number of updates or the time is reached."""
+    timed: list[_TimedUpdate] = []
     deadline = time.perf_counter() + 60 * (minutes or 0.0)
     for update in updates:
         seconds = []
-        for competitor in competitors:
+        for loop in loops:
             start = time.perf_counter()
-            competitor.step(update)
+            loop.step(update)
             seconds.append(time.perf_counter() - start)
-        found.append(Measured(update, seconds))
-        enough = len(found) >= num_updates if minutes is None else time.perf_counter() >= deadline
-        if enough and len(found) >= _LEAST_UPDATES:
+        timed.append(_TimedUpdate(update, seconds))
+        enough = len(timed) >= num_updates if minutes is None else time.perf_counter() >= deadline
+        if enough and len(timed) >= _MIN_UPDATES:
             break
-    return found
+    return timed
 
 
 class _StageClock:
-    """Adds up the seconds of each stage; waits for a GPU at both ends, which makes updates a little slower."""
+    """Adds up the seconds of each stage. It waits for a GPU at both ends, which slows updates down a little."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds = device, dict.fromkeys(STAGES, 0.0)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Measure a block."""
+        """Time a block."""
         synchronize(self.device)
         start = time.perf_counter()
         yield
@@ -329,89 +330,88 @@ class _StageClock:
         self.seconds[name] += time.perf_counter() - start
 
 
-def _measured_shares(own: MtkitLoop, num_updates: int) -> dict[str, float]:
-    """The share of each stage in the time of some updates, and of what is none of them."""
+def _time_shares(own: _MtkitLoop, num_updates: int) -> dict[str, float]:
+    """Measure the share of each stage in the time of some updates, and that of everything else."""
     clock = _StageClock(own.trainer.device)
     own.trainer.measure(clock)
     start = time.perf_counter()
-    for update in own.updates(num_updates):
-        own.step(update)
+    _run(own, itertools.islice(own.updates(), num_updates))
     total = time.perf_counter() - start
     shares = {name: seconds / total for name, seconds in clock.seconds.items()}
     return shares | {"other": 1 - sum(shares.values())}
 
 
-def summary(
-    own: MtkitLoop,
-    others: list[Contestant],
-    measured: list[Measured],
+def _summarize(
+    own: _MtkitLoop,
+    baselines: list[_Loop],
+    timed: list[_TimedUpdate],
     shares: dict[str, float],
     memory: int,
 ) -> TrainBenchmark:
-    """The medians."""
+    """Compute medians and rates."""
     trainer = own.trainer
     padded, needed = (
-        [positions(trainer, m.update, padded=padded) for m in measured] for padded in (True, False)
+        [_count_positions(trainer, t.update, padded=padded) for t in timed] for padded in (True, False)
     )
-    seconds = [m.seconds[0] for m in measured]
+    seconds = [t.seconds[0] for t in timed]
     config, vocab_size = trainer.config.model, trainer.tokenizers.tgt.vocab_size
     flops, needed_flops = ([training_flops(config, vocab_size, p) for p in ps] for ps in (padded, needed))
     peaks = matmul_peaks(trainer.device)
-    speed = _median_ratio(flops, seconds)
+    speed = _median_rate(flops, seconds)
     computed = sum(p.src + p.tgt for p in padded)
     return TrainBenchmark(
         machine=machine_name(trainer.device),
         torch=torch.__version__,
         precision=own.precision,
         num_parameters=trainer.model.num_parameters(),
-        num_updates=len(measured),
+        num_updates=len(timed),
         seconds_per_update=statistics.median(seconds),
-        src_tokens_per_second=_median_ratio([p.src for p in needed], seconds),
-        tgt_tokens_per_second=_median_ratio([p.tgt for p in needed], seconds),
+        src_tokens_per_second=_median_rate([p.src for p in needed], seconds),
+        tgt_tokens_per_second=_median_rate([p.tgt for p in needed], seconds),
         padding_share=1 - sum(p.src + p.tgt for p in needed) / computed,
         shares=shares,
         peak_memory_bytes=memory,
         flops_per_update=round(statistics.median(flops)),
         needed_flops_per_update=round(statistics.median(needed_flops)),
         flops_per_second=speed,
-        needed_flops_per_second=_median_ratio(needed_flops, seconds),
+        needed_flops_per_second=_median_rate(needed_flops, seconds),
         matmul_peaks=peaks,
         utilization=speed / peaks.get(own.precision, peaks["fp32"]),
         against=tuple(
-            compared(other, [m.seconds[number] for m in measured], seconds, [p.tgt for p in needed])
-            for number, other in enumerate(others, 1)
+            _compare(baseline, [t.seconds[number] for t in timed], seconds, [p.tgt for p in needed])
+            for number, baseline in enumerate(baselines, 1)
         ),
     )
 
 
-def compared(other: Contestant, theirs: list[float], own: list[float], num_targets: list[int]) -> Against:
-    """A competitor's speed and the ratio to it."""
+def _compare(baseline: _Loop, theirs: list[float], own: list[float], num_targets: list[int]) -> BaselineSpeed:
+    """Return a baseline's speed and the speedup over it, from the seconds and target tokens of each update."""
     ratios = [their / our for their, our in zip(theirs, own, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4)
-    return Against(
-        other.name,
-        other.precision,
-        _median_ratio(num_targets, theirs),
-        statistics.median(ratios),
-        (low, high),
+    return BaselineSpeed(
+        name=baseline.name,
+        precision=baseline.precision,
+        tgt_tokens_per_second=_median_rate(num_targets, theirs),
+        ratio=statistics.median(ratios),
+        ratio_quartiles=(low, high),
     )
 
 
-def _median_ratio(amounts: list[int], seconds: list[float]) -> float:
-    """The median over updates of an amount a second."""
+def _median_rate(amounts: list[int], seconds: list[float]) -> float:
+    """Return the median over updates of an amount per second."""
     return statistics.median(amount / s for amount, s in zip(amounts, seconds, strict=True))
 
 
-def positions(trainer: Trainer, update: Update, *, padded: bool) -> Positions:
-    """The positions of an update's batches, with padding or without."""
+def _count_positions(trainer: Trainer, update: Update, *, padded: bool) -> Positions:
+    """Count the positions of an update's micro-batches, with padding or without."""
     lengths = trainer.corpus.src_lengths, trainer.corpus.tgt_lengths
-    each = (Positions.of_batch(*lengths, part, padded=padded) for part in parts(trainer, update))
+    each = (Positions.of_batch(*lengths, pairs, padded=padded) for pairs in _micro_batches(trainer, update))
     return sum(each, Positions())
 
 
-def parts(trainer: Trainer, update: Update) -> list[Indices]:
-    """What an update runs one after the other: its batches, in slices if memory asks for them."""
-    cut = split_into_micro_batches(
+def _micro_batches(trainer: Trainer, update: Update) -> list[Indices]:
+    """Return the pairs of each micro-batch of an update."""
+    micro_batches = split_into_micro_batches(
         [indices for _, _, indices in update], min_micro_batches=trainer.state.slices
     )
-    return [part for part in cut if len(part)]
+    return [pairs for pairs in micro_batches if len(pairs)]

@@ -80,7 +80,7 @@ def test_against_transformers(config: Path) -> None:
 def test_a_competitor_that_is_unknown_or_not_installed(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, _, err = tiny.mtkit("benchmark", "train", config, "--against", "fairseq")
     assert code == 2
-    assert tiny.one_line(err) == "error: --against: 'fairseq' is unknown (torch, compile, transformers)"
+    assert tiny.one_line(err) == "error: --against: unknown baseline 'fairseq' (torch, compile, transformers)"
     real = builtins.__import__
 
     def without(name: str, *rest: Any) -> Any:
