@@ -1,5 +1,6 @@
-"""Batches under a token budget, and the arrays made of them.
+"""Batches within a token budget, their micro-batches, and the padded arrays that a model is given.
 
+In: encoded pairs and the indices of those in a batch. Out: `Batch`.
 Shapes: B pairs in a batch, S source length, T target length.
 """
 
@@ -17,36 +18,36 @@ from mtkit.data.order import Indices, Lengths
 Ids = npt.NDArray[np.int32]
 
 _USUAL_SHARE = 0.99
-"""Share of the training sources that count as usual; longer ones are too few to learn such lengths from."""
+"""Share of the training sources of usual length; the longer ones are too few to learn their lengths from."""
 
 LENGTHS_PER_CHUNK = 1 << 20
 
 
 class EncodedPairs(Protocol):
-    """What batching needs of a corpus."""
+    """The part of a corpus that batching needs."""
 
     @property
     def src_lengths(self) -> Lengths:
-        """Pieces of each source."""
+        """Number of tokens of each source, without eos."""
 
     @property
     def tgt_lengths(self) -> Lengths:
-        """Pieces of each target."""
+        """Number of tokens of each target, without bos and eos."""
 
     def src(self, index: int) -> Ids:
-        """Source pieces of a pair."""
+        """Return the source ids of a pair."""
 
     def tgt(self, index: int) -> Ids:
-        """Target pieces of a pair."""
+        """Return the target ids of a pair."""
 
 
 def pair_sizes(src_lengths: Ids, tgt_lengths: Ids) -> Ids:
-    """Positions a pair takes on its longer side: source plus eos, or bos plus target."""
+    """Return the positions that each pair takes on its longer side: source plus eos, or bos plus target."""
     return np.maximum(src_lengths, tgt_lengths).astype(np.int32) + 1
 
 
 def split_by_tokens(sizes: Ids, order: Indices, batch_tokens: int) -> list[Indices]:
-    """Cut an order into batches with rows x largest size <= batch_tokens (a single larger pair is a batch)."""
+    """Split an order into batches with rows x largest size <= batch_tokens (a single larger pair is a batch)."""
     batches, start, largest = [], 0, 0
     for end, size in enumerate(sizes[order].tolist()):
         largest = max(largest, size)
@@ -74,7 +75,7 @@ def split_into_micro_batches(
 
 
 def length_quantile(lengths: Lengths, share: float = _USUAL_SHARE) -> int:
-    """The smallest length that so large a share of all does not exceed; found in little memory."""
+    """Return the smallest length that at least this share of the lengths does not exceed, using little memory."""
     counts = np.zeros(int(lengths.max(initial=0)) + 1, dtype=np.int64)
     for first in range(0, len(lengths), LENGTHS_PER_CHUNK):
         counts += np.bincount(lengths[first : first + LENGTHS_PER_CHUNK], minlength=len(counts))
@@ -82,29 +83,29 @@ def length_quantile(lengths: Lengths, share: float = _USUAL_SHARE) -> int:
 
 
 def num_positions(batch: Indices, src_lengths: Lengths, tgt_lengths: Lengths) -> int:
-    """Positions of a batch, both sides padded: what its memory and time grow with."""
+    """Return the positions of a padded batch, both sides: its memory and time grow with them."""
     return len(batch) * (int(src_lengths[batch].max()) + int(tgt_lengths[batch].max()) + 2)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pairs as padded arrays."""
+    """Pairs as padded arrays of token ids."""
 
     src: npt.NDArray[np.int64]  # [B, S], each row ends with eos, then pad
     tgt_in: npt.NDArray[np.int64]  # [B, T], each row begins with bos
     tgt_out: npt.NDArray[np.int64]  # [B, T], each row ends with eos
     tgt_mask: npt.NDArray[np.bool_]  # [B, T], True at real positions
-    indices: Indices  # [B], the pairs' numbers in the corpus
+    indices: Indices  # [B], the indices of the pairs in the corpus
 
     @property
     def num_targets(self) -> int:
-        """Real target positions, eos included: what the loss is divided by."""
+        """Number of real target tokens with eos, by which the loss is divided."""
         return int(self.tgt_mask.sum())
 
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """Ids that frame and fill sentences."""
+    """Ids of the special tokens of both sides."""
 
     src_pad: int
     src_eos: int
@@ -138,7 +139,7 @@ def collate_tokens(
 
 
 def make_batch(corpus: EncodedPairs, indices: Indices, special: SpecialIds) -> Batch:
-    """Fetch the pairs of a batch and frame them."""
+    """Fetch the pairs of a batch and collate them."""
     numbers = indices.tolist()
     tgts = [corpus.tgt(i) for i in numbers]
     tgt_out = collate_tokens(tgts, special.tgt_pad, eos=special.tgt_eos)
@@ -153,6 +154,6 @@ def make_batch(corpus: EncodedPairs, indices: Indices, special: SpecialIds) -> B
 
 
 def empty_batch(corpus: EncodedPairs, indices: Indices, special: SpecialIds) -> Batch:
-    """A batch without any target: a process that has nothing to do in an update takes part in it with this."""
+    """Return a batch without targets: a rank for which an update has no rows takes part in it with this."""
     batch = make_batch(corpus, indices[:1], special)
     return replace(batch, tgt_mask=np.zeros_like(batch.tgt_mask), indices=indices[:0])

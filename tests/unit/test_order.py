@@ -44,8 +44,8 @@ def lazy(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", [np.int16, np.int32])
 @pytest.mark.parametrize("count", [0, 1, 2, 37, 3000])
 def test_an_order_is_that_of_its_definition(count: int, dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(order_module, "_SORTED_AT_ONCE", 300)
-    monkeypatch.setattr(order_module, "_PAIRS_AT_ONCE", 100)
+    monkeypatch.setattr(order_module, "_MIN_SORT_PAIRS", 300)
+    monkeypatch.setattr(order_module, "_CHUNK_PAIRS", 100)
     for longest, budget, seed in itertools.product((1, 9, 250), (1, 90, 3000, 10**9), (1, 2)):
         src, tgt = random_lengths(count, longest, seed)
         order = BatchOrder(src.astype(dtype), tgt.astype(dtype), budget, seed)
@@ -141,8 +141,8 @@ def test_a_permutation_sends_a_slot_anywhere(size: int) -> None:
 
 def test_memory(lazy: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order takes at most 16 bytes per pair, lengths included, even while sorting; starting an epoch takes none."""
-    monkeypatch.setattr(order_module, "_SORTED_AT_ONCE", 1 << 14)
-    monkeypatch.setattr(order_module, "_PAIRS_AT_ONCE", 1 << 14)
+    monkeypatch.setattr(order_module, "_MIN_SORT_PAIRS", 1 << 14)
+    monkeypatch.setattr(order_module, "_CHUNK_PAIRS", 1 << 14)
     count = 1_000_000
     drawn = synthetic.random_lengths(np.random.default_rng(1), count, 100)
     src, tgt = (lengths.astype(np.int16) for lengths in drawn)
