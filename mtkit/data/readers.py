@@ -1,7 +1,9 @@
-"""From the rows of a file to pairs: which columns are the two sides, and TSV, CSV and JSONL read strictly.
+"""Strict readers of TSV, CSV and JSONL, and the choice of the columns for source and target.
 
-These three are read here and not by `datasets`, which guesses types: it would turn "2020-01-01" into a time,
-"42" into a number and "NA" into nothing, and could not name the line of a fault.
+In: a file of pairs. Out: its pairs, each with its line.
+
+`datasets` is not used for these formats because it guesses types: it would turn "2020-01-01" into a time, "42" into a
+number and "NA" into a null, and could not name the line of an error.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from mtkit.errors import DataError
 from mtkit.files import read_lines
 
 TRANSLATION = "translation"
-"""The column that by convention holds both sides, by language code."""
+"""The column that by convention contains both sides, keyed by language code."""
 
 _MAX_CELL_CHARS = 1 << 27
 
@@ -30,57 +32,74 @@ class Pair(NamedTuple):
 
 
 NumberedPairs = Iterator[tuple[int, Pair]]
-"""Pairs, each with the line at which it begins or the row of its table, from 1."""
+"""Pairs, each with the line at which it begins or its row in the table, from 1."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are the two sides."""
+    """The columns of a table that contain source and target."""
 
     names: tuple[str, str] | None
-    """As the config says; None is by convention: `translation`, else the columns named by the languages."""
+    """Names from the config; None for the convention: `translation`, or else columns named like the languages."""
     languages: tuple[str, str]
-    """The codes of source and target."""
+    """Language codes of source and target."""
 
-    def choose(self, there: Sequence[str], where: str) -> tuple[str, str] | None:
-        """The two columns among those there; None is `translation`. Raises: DataError: they are missing."""
-        if self.names is None and TRANSLATION in there:
+    def select(self, header: Sequence[str], where: str) -> tuple[str, str] | None:
+        """Return the names of the two columns, or None if both sides are in `translation`.
+
+        Raises:
+            DataError: If the header lacks them.
+        """
+        if self.names is None and TRANSLATION in header:
             return None
-        wanted = self.names or self.languages
-        _refuse_missing("column", wanted, there, where, "name them, source first: columns: [source, target]")
-        return wanted
+        names = self.names or self.languages
+        _check_present("column", names, header, where, "name them, source first: columns: [source, target]")
+        return names
 
-    def pick(self, row: Mapping[str, object], where: str) -> Pair:
-        """The pair in a row. Raises: DataError: a column is missing, or its value is not text."""
-        chosen = self.choose(list(row), where)
-        if chosen is None:
-            return self.pick_translation(row[TRANSLATION], where)
-        src, tgt = chosen
+    def extract_pair(self, row: Mapping[str, object], where: str) -> Pair:
+        """Return the pair in a row.
+
+        Raises:
+            DataError: If a column is missing, or its value is not text.
+        """
+        names = self.select(list(row), where)
+        if names is None:
+            return self.extract_translation(row[TRANSLATION], where)
+        src, tgt = names
         return Pair(check_text(row[src], src, where), check_text(row[tgt], tgt, where))
 
-    def pick_translation(self, sides: object, where: str) -> Pair:
-        """The pair in a cell of `translation`. Raises: DataError: a language is missing, or is not text."""
-        if not isinstance(sides, Mapping):
+    def extract_translation(self, cell: object, where: str) -> Pair:
+        """Return the pair in a cell of the `translation` column.
+
+        Raises:
+            DataError: If a language is missing, or its value is not text.
+        """
+        if not isinstance(cell, Mapping):
             hint = 'such as {"en": "Hello", "de": "Hallo"}'
-            raise DataError(f"the column {TRANSLATION!r} does not hold languages", where=where, hint=hint)
+            what = f"the column {TRANSLATION!r} does not contain texts by language"
+            raise DataError(what, where=where, hint=hint)
         src, tgt = self.languages
-        _refuse_missing("language", self.languages, [*sides], where, "data.src and data.tgt are such codes")
-        return Pair(check_text(sides[src], src, where), check_text(sides[tgt], tgt, where))
+        _check_present("language", self.languages, [*cell], where, "data.src and data.tgt are such codes")
+        return Pair(check_text(cell[src], src, where), check_text(cell[tgt], tgt, where))
 
 
-def _refuse_missing(kind: str, wanted: Sequence[str], there: Sequence[str], where: str, hint: str) -> None:
-    missing = [name for name in wanted if name not in there]
+def _check_present(kind: str, names: Sequence[str], present: Sequence[str], where: str, hint: str) -> None:
+    """Check that all names are present.
+
+    Raises:
+        DataError: If one is not.
+    """
+    missing = [name for name in names if name not in present]
     if missing:
-        names = f" and no {kind} ".join(map(repr, missing))
-        what = f"no {kind} {names}; there are: {', '.join(map(repr, there))}"
+        what = f"no {kind} {f' and no {kind} '.join(map(repr, missing))}; there are: {', '.join(map(repr, present))}"
         raise DataError(what, where=where, hint=hint)
 
 
 def check_text(value: object, column: str, where: str) -> str:
-    """A cell as one line of text: a line break in it becomes a space, because a sentence is a line.
+    """Return a cell as one line of text: line breaks become spaces, because a sentence is a line.
 
     Raises:
-        DataError: it is null, not a string, or holds a NUL.
+        DataError: If it is null, not a string, or contains a NUL.
     """
     if not isinstance(value, str):
         what = "null" if value is None else f"{value!r:.40}, not text"
@@ -91,49 +110,51 @@ def check_text(value: object, column: str, where: str) -> str:
 
 
 def read_tsv(path: Path, columns: Columns) -> NumberedPairs:
-    """Lines cut at every tab, no quoting: the first two columns, or those that a header names.
+    """Yield the pairs of a TSV: lines split at every tab, without quoting.
 
-    There is a header if and only if `columns` has names.
+    If `columns` has names, the first line is a header with them. Otherwise there is no header, and the first two
+    columns are source and target.
 
     Raises:
-        DataError: too few columns in a line, or a name that is not in the header; with file:line.
+        DataError: If a line has too few columns, or the header lacks a name (at file:line).
     """
     lines = enumerate(read_lines(path), 1)
     src, tgt = 0, 1
     if columns.names is not None:
         header = next(lines, (1, ""))[1].split("\t")
-        columns.choose(header, f"{path}:1")
+        columns.select(header, f"{path}:1")
         src, tgt = (header.index(name) for name in columns.names)
     num_needed = max(src, tgt) + 1
     for number, line in lines:
         cells = line.split("\t")
         if len(cells) < num_needed:
-            hint = "one tab stands between source and target"
+            hint = "separate source and target by one tab"
             raise DataError(f"{len(cells)} of {num_needed} columns", where=f"{path}:{number}", hint=hint)
         yield number, Pair(cells[src], cells[tgt])
 
 
 def read_csv(path: Path, columns: Columns) -> NumberedPairs:
-    """Comma-separated values below a header, quoted as in RFC 4180; blank lines are skipped.
+    """Yield the pairs of a CSV with a header, quoted as in RFC 4180; blank lines are skipped.
 
     Raises:
-        DataError: faulty quotes, too many or too few cells in a row, no such columns; with file:line.
+        DataError: If quotes are malformed, a row has too many or too few cells, or the header lacks the columns (at
+            file:line).
     """
     rows = _csv_rows(path)
     first_line, header = next(rows, (1, []))
     names = columns.names or columns.languages
-    Columns(names, columns.languages).choose(header, f"{path}:{first_line}")
+    Columns(names, columns.languages).select(header, f"{path}:{first_line}")
     src, tgt = (header.index(name) for name in names)
     for number, cells in rows:
         where = f"{path}:{number}"
         if len(cells) != len(header):
-            hint = "a text with a comma in it stands in double quotes"
-            raise DataError(f"{len(cells)} cells under a header of {len(header)}", where=where, hint=hint)
+            hint = "put a text that contains a comma in double quotes"
+            raise DataError(f"{len(cells)} cells, but {len(header)} in the header", where=where, hint=hint)
         yield number, Pair(check_text(cells[src], names[0], where), check_text(cells[tgt], names[1], where))
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The rows that are not blank, each with the line at which it begins."""
+    """Yield the rows that are not blank, each with the line at which it begins."""
     csv.field_size_limit(_MAX_CELL_CHARS)  # The default refuses cells over 128 KiB.
     rows = csv.reader((line + "\n" for line in read_lines(path)), strict=True)
     first_line = 1
@@ -143,15 +164,15 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                 yield first_line, cells
             first_line = rows.line_num + 1
     except csv.Error as error:
-        hint = 'a text with quotes in it stands in quotes and doubles them: "say ""yes"""'
+        hint = 'put a text that contains quotes in quotes, and double them: "say ""yes"""'
         raise DataError(f"not CSV: {error}", where=f"{path}:{first_line}", hint=hint) from error
 
 
 def read_jsonl(path: Path, columns: Columns) -> NumberedPairs:
-    """One JSON object a line; blank lines are skipped.
+    """Yield the pairs of a file with one JSON object per line; blank lines are skipped.
 
     Raises:
-        DataError: a line that is not a JSON object, or lacks the columns as text; with file:line.
+        DataError: If a line is not a JSON object, or lacks the columns as text (at file:line).
     """
     for number, line in enumerate(read_lines(path), 1):
         if line.strip():
@@ -159,17 +180,20 @@ def read_jsonl(path: Path, columns: Columns) -> NumberedPairs:
 
 
 def _json_pair(line: str, columns: Columns, where: str) -> Pair:
-    hint = 'one JSON object a line, such as {"en": "Hello", "de": "Hallo"}'
+    hint = 'one JSON object per line, such as {"en": "Hello", "de": "Hallo"}'
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         what = f"not JSON: {error.msg} at character {error.colno}"
         raise DataError(what, where=where, hint=hint) from error
-    except (ValueError, RecursionError) as error:  # A number of thousands of digits, a thousand brackets.
-        raise DataError(f"not JSON for texts: {error}", where=where, hint=hint) from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # A number with thousands of digits, or thousands of nested brackets.
+        raise DataError(f"not JSON: {error}", where=where, hint=hint) from error
     if not isinstance(row, dict):
         raise DataError("not a JSON object", where=where, hint=hint)
-    pair = columns.pick(row, where)
+    pair = columns.extract_pair(row, where)
     if "\\u" in line:
         try:
             "".join(pair).encode()

@@ -1,7 +1,9 @@
-"""Where sentence pairs come from: two parallel files, one file of pairs, a data set, the demo.
+"""Sources of sentence pairs: two parallel files, one file of pairs, a dataset, or the demo.
 
-`open_sources` finds them, so that what is missing is said before anything long begins. A source is read from
-its start, as often as it is asked to. Text is taken as it is.
+In: entries of the config. Out: sources, which yield pairs.
+
+`open_sources` finds them all first, so that a missing file is reported before anything slow begins. A source can be
+read several times, always from its start. The text is not changed.
 """
 
 from __future__ import annotations
@@ -39,36 +41,36 @@ _READERS: dict[str, Callable[[Path, Columns], NumberedPairs]] = {
 
 @dataclass(frozen=True)
 class Source(ABC):
-    """A corpus of pairs, found but not yet read."""
+    """A corpus of pairs that was found but is not read yet."""
 
     name: str
-    """What reports call it; no two sources of a split have the same."""
+    """The name in reports, unique among the sources of a split."""
 
     @abstractmethod
     def read(self) -> NumberedPairs:
-        """All pairs, from the first.
+        """Yield all pairs, from the first.
 
         Raises:
-            DataError: something is missing, damaged or not text; with file:line or row where there is one.
+            DataError: If something is missing, damaged or not text (at file:line or row, if there is one).
         """
 
     @abstractmethod
     def location(self, number: int) -> str:
-        """Where the pair of this number stands, such as `train.en.gz:17`."""
+        """Return where the pair with this number is, such as `train.en.gz:17`."""
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The files or folders of this machine that are read."""
+        """Return the local files or folders that are read."""
         return ()
 
     @abstractmethod
     def fingerprint(self, hashes: Hashes = DEFAULT_HASHES) -> str:
-        """A hash that is another whenever `read` yields something else."""
+        """Return a hash that changes when `read` yields other pairs."""
 
 
 @dataclass(frozen=True)
 class ParallelFiles(Source):
-    """Two text files: line n of the one translates line n of the other."""
+    """Two text files: line n of one translates line n of the other."""
 
     src: Path
     tgt: Path
@@ -80,18 +82,22 @@ class ParallelFiles(Source):
 
     @cached_property
     def num_pairs(self) -> int:
-        """The number of lines. Raises: DataError: it is not the same in both files."""
+        """Return the number of lines.
+
+        Raises:
+            DataError: If the files have different numbers of lines.
+        """
         num_src, num_tgt = count_lines(self.src), count_lines(self.tgt)
         if num_src != num_tgt:
             raise DataError(
                 f"{num_src:,} lines, but {num_tgt:,} in {self.tgt}",
                 where=str(self.src),
-                hint="line n of one file translates line n of the other, so both have the same number",
+                hint="line n of one file translates line n of the other, so both need the same number",
             )
         return num_src
 
     def read(self) -> NumberedPairs:
-        """See `Source.read`. Counts both files before the first pair: a missing line would shift the rest."""
+        """See `Source.read`. Both files are counted first: a missing line would shift the rest."""
         numbers = range(1, self.num_pairs + 1)
         yield from zip(numbers, map(Pair, read_lines(self.src), read_lines(self.tgt)), strict=True)
 
@@ -110,7 +116,7 @@ class _PairsFile(Source):
 
     path: Path
     suffix: str
-    """What it is: .tsv, .csv or .jsonl (its name may end in .gz and the like)."""
+    """The format: .tsv, .csv or .jsonl, without the suffix of a compression."""
     columns: Columns
 
     @property
@@ -157,7 +163,7 @@ class _TableSource(Source):
         return row_location(self.table.label, number)
 
     def fingerprint(self, hashes: Hashes = DEFAULT_HASHES) -> str:
-        """See `Source.fingerprint`. A data set of the hub that is not pinned to a commit is read for it."""
+        """See `Source.fingerprint`. A dataset of the Hub that is not pinned to a commit is read for it."""
         key = self.table.content_key(hashes.of_bytes)
         if key is not None:
             return _hash(type(self.table).__name__, self.columns.names, self.columns.languages, key)
@@ -169,7 +175,7 @@ class _TableSource(Source):
 
 @dataclass(frozen=True)
 class _DemoPairs(Source):
-    """The generator inside mtkit."""
+    """The built-in generator."""
 
     direction: Literal["en-de", "de-en"]
     num_pairs: int
@@ -199,27 +205,27 @@ def _hash(*parts: object) -> str:
 def open_sources(
     configs: Sequence[SourceConfig], data: DataConfig, split: Split, seed: int = 1
 ) -> list[Source]:
-    """Find the sources of a split; text files are opened once, tables are not read yet.
+    """Find the sources of a split. Text files are opened once; tables are not read yet.
 
     Args:
         configs: `data.train`, `data.valid` or `data.test`.
-        data: where relative paths start, and the languages.
-        split: which of the three `configs` is; for the demo, and as the default split of data sets.
-        seed: of the demo.
+        data: the root of relative paths, and the languages.
+        split: which of the three `configs` is: the split of the demo, and the default split of datasets.
+        seed: the random seed of the demo.
 
     Raises:
-        ConfigError: a kind of file that is not known, or a demo of other languages than `data`'s.
-        DataError: a file or folder is missing or cannot be read.
+        ConfigError: If a file type is unknown, or the demo has other languages than `data`.
+        DataError: If a file or folder is missing or cannot be read.
     """
     sources: list[Source] = []
     for number, config in enumerate(configs):
         source = _open_source(config, data, split, seed, f"data.{split}[{number}]")
-        sources.append(replace(source, name=_unused(source.name, {other.name for other in sources})))
+        sources.append(replace(source, name=_unique_name(source.name, {other.name for other in sources})))
     return sources
 
 
 def _open_source(config: SourceConfig, data: DataConfig, split: Split, seed: int, key: str) -> Source:
-    """The one place that knows the kinds; `key` is how errors call the entry of the config."""
+    """Find the source of a config entry; `key` names the entry in errors."""
     columns = Columns(config.columns, (data.src, data.tgt))
     if config.src is not None and config.tgt is not None:
         src, tgt = (_text_file(data, name) for name in (config.src, config.tgt))
@@ -231,38 +237,38 @@ def _open_source(config: SourceConfig, data: DataConfig, split: Split, seed: int
         table = HubTable(_hub_name(data, config.hub), config.config, hub_split, config.revision)
         return _TableSource(config.name or config.hub.rstrip("/").split("/")[-1], table, columns)
     if config.saved is not None:
-        folder = _existing(data, config.saved, "folder")
+        folder = _existing_path(data, config.saved, "folder")
         saved = SavedTable(folder, config.split, _SPLITS_ON_THE_HUB[split])
         return _TableSource(config.name or folder.name, saved, columns)
     if config.demo is None or config.pairs is None:
-        raise ConfigError("names no source", where=key)
+        raise ConfigError("no source", where=key)
     languages = f"{data.src}-{data.tgt}"
     if config.demo != languages:
-        hint = f"it is English and German only: set data.src and data.tgt to {' and '.join(config.demo.split('-'))}"
+        hint = f"set data.src and data.tgt to {' and '.join(config.demo.split('-'))}"
         what = f"the demo is {config.demo}, but the data is {languages}"
         raise ConfigError(what, where=f"{key}.demo", hint=hint)
     return _DemoPairs(config.name or f"demo {config.demo}", config.demo, config.pairs, seed, split)
 
 
 def _open_file(name: str, label: str | None, columns: Columns, data: DataConfig, key: str) -> Source:
-    """A file of pairs, of the kind that its suffix says."""
+    """Find a file of pairs, whose suffix says its format."""
     plain = strip_compression(Path(name))
     if Path(name).suffix.lower() == ".parquet":
-        path = _existing(data, name, "file")
+        path = _existing_path(data, name, "file")
         return _TableSource(label or path.stem, ParquetTable(path), columns)
     suffix = plain.suffix.lower()
     if suffix not in _READERS:
-        hint = "a path ends in .tsv, .csv, .jsonl (also .gz, .xz, .bz2, .zst of these) or .parquet"
-        raise ConfigError(f"{name!r} is of no known kind", where=f"{key}.path", hint=hint)
+        hint = "use .tsv, .csv, .jsonl (also with .gz, .xz, .bz2 or .zst) or .parquet"
+        raise ConfigError(f"unknown file type: {name!r}", where=f"{key}.path", hint=hint)
     path = _text_file(data, name)
     return _PairsFile(label or _stem(path), path, suffix, columns)
 
 
 def read_sides(source: Source) -> tuple[list[str], list[str]]:
-    """All of a validation or test set: source lines and target lines, none left out.
+    """Return all source lines and all target lines of a validation or test set, unfiltered.
 
     Raises:
-        DataError: what `Source.read` raises, or there are no pairs.
+        DataError: If the source cannot be read, or has no pairs.
     """
     pairs = [pair for _, pair in source.read()]
     if not pairs:
@@ -271,23 +277,27 @@ def read_sides(source: Source) -> tuple[list[str], list[str]]:
 
 
 def _resolve(data: DataConfig, name: str) -> Path:
-    """A path of the config, from `data.root` if it is relative."""
+    """Return a path of the config, relative to `data.root` unless it is absolute.
+
+    Raises:
+        DataError: If `data.root` is needed and does not exist.
+    """
     path, root = (Path(os.path.expanduser(part)) for part in (name, data.root))
     if not path.is_absolute() and not root.is_dir():
-        where = f"from {Path.cwd()}, the current folder" if not root.is_absolute() else "check the path"
-        raise DataError(f"no such folder: {root}", where="data.root", hint=where)
+        hint = "check the path" if root.is_absolute() else f"the path is relative to {Path.cwd()}"
+        raise DataError(f"no such folder: {root}", where="data.root", hint=hint)
     return root / path
 
 
 def _text_file(data: DataConfig, name: str) -> Path:
-    """A text file that can be opened. Raises: DataError."""
+    """Return the path of a text file, checking that it can be read."""
     path = _resolve(data, name)
     next(read_lines(path), None)
     return path
 
 
-def _existing(data: DataConfig, name: str, kind: Literal["file", "folder"]) -> Path:
-    """A file or folder that is there. Raises: DataError."""
+def _existing_path(data: DataConfig, name: str, kind: Literal["file", "folder"]) -> Path:
+    """Return the path of a file or folder, checking that it exists."""
     path = _resolve(data, name)
     if not (path.is_file() if kind == "file" else path.is_dir()):
         raise DataError(f"no such {kind}", where=str(path), hint="check the path, and data.root")
@@ -295,18 +305,18 @@ def _existing(data: DataConfig, name: str, kind: Literal["file", "folder"]) -> P
 
 
 def _hub_name(data: DataConfig, hub: str) -> str:
-    """A local folder as an absolute path; what is none is a name on the hub."""
+    """Return a local folder as an absolute path, anything else as the name of a dataset on the Hub."""
     if hub.startswith(("/", ".", "~")) or _resolve(data, hub).is_dir():
-        return str(_existing(data, hub, "folder").absolute())
+        return str(_existing_path(data, hub, "folder").absolute())
     return hub
 
 
 def _stem(path: Path) -> str:
-    """`test_2016` of `data/test_2016.en.gz`."""
+    """Return `test_2016` for `data/test_2016.en.gz`."""
     return strip_compression(path).stem
 
 
-def _unused(name: str, used: set[str]) -> str:
-    """The name, with a number behind it if it is taken."""
+def _unique_name(name: str, used: set[str]) -> str:
+    """Return the name, with a number appended if it is already used."""
     numbered = (f"{name}-{number}" for number in itertools.count(2))
     return name if name not in used else next(other for other in numbered if other not in used)

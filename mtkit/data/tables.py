@@ -1,6 +1,7 @@
-"""Tables read by `datasets`: Parquet files, data sets of the Hugging Face hub, saved `datasets` folders.
+"""Tables read by `datasets`: Parquet files, datasets of the Hugging Face Hub, folders saved by `datasets`.
 
-`datasets` takes seconds to import, so that happens only when such a table is read.
+In: a table and its columns. Out: its pairs, each with its row. `datasets` takes seconds to import, so it is imported
+only when such a table is read.
 """
 
 from __future__ import annotations
@@ -23,27 +24,27 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
 
 HashFile = Callable[[Path], str]
-"""SHA-256 of a file."""
+"""A function that returns the SHA-256 of a file."""
 
 
 @dataclass(frozen=True)
 class Hashes:
-    """How contents of files are told from each other."""
+    """Functions and names that identify the content of sources in fingerprints."""
 
     of_bytes: HashFile = sha256_file
     of_text: HashFile = sha256_text
-    """Of the lines, whatever the file's name and compression."""
+    """Hashes the lines of a text file, whatever its name and compression."""
     generator: tuple[str, ...] = GENERATOR
-    """Identifies the generator of the demo's pairs."""
+    """Identity of the generator of the demo pairs."""
 
 
-_ROWS_AT_ONCE = 1000
-_LONGEST_MESSAGE = 300
+_CHUNK_ROWS = 1000
+_MAX_MESSAGE_CHARS = 300
 
 
 @dataclass(frozen=True)
 class HubTable:
-    """A data set of the hub, or (an absolute path) a local folder laid out the same way."""
+    """A dataset of the Hub, or (given an absolute path) a local folder with the same layout."""
 
     path: str
     config: str | None
@@ -52,18 +53,22 @@ class HubTable:
 
     @property
     def label(self) -> str:
-        """How messages call it."""
+        """Return the name of the table for messages."""
         return " ".join(filter(None, (self.path, self.config, self.split)))
 
     def load(self) -> Dataset:
-        """Download what is not in the cache of `datasets` yet, and open it. Raises: DataError."""
+        """Open it, downloading what is not in the cache of `datasets` yet.
+
+        Raises:
+            DataError: If `datasets` cannot load it.
+        """
         with _table_errors(self.label, "check its name, config and split, and the network"):
             import datasets
 
             return datasets.load_dataset(self.path, self.config, split=self.split, revision=self.revision)
 
     def content_key(self, hash_file: HashFile) -> list[object] | None:
-        """What decides its content; None for a name on the hub that no commit pins: only reading it tells."""
+        """Return what determines the content; None for a dataset of the Hub that is not pinned to a commit."""
         if Path(self.path).is_absolute():
             return [_folder_key(Path(self.path), hash_file), self.config, self.split]
         if self.revision is not None and re.fullmatch("[0-9a-f]{40}", self.revision):
@@ -73,7 +78,7 @@ class HubTable:
 
 @dataclass(frozen=True)
 class SavedTable:
-    """A folder written by `save_to_disk`: one table, or several under the names of their splits."""
+    """A folder written by `save_to_disk`: one table, or several named after their splits."""
 
     path: Path
     split: str | None
@@ -81,11 +86,15 @@ class SavedTable:
 
     @property
     def label(self) -> str:
-        """How messages call it."""
+        """Return the name of the table for messages."""
         return " ".join(filter(None, (str(self.path), self.split)))
 
     def load(self) -> Dataset:
-        """Open it. Raises: DataError."""
+        """Open it.
+
+        Raises:
+            DataError: If `datasets` cannot load it.
+        """
         with _table_errors(self.label, "name a folder written by save_to_disk, and one of its splits"):
             import datasets
 
@@ -94,10 +103,10 @@ class SavedTable:
                 if self.split is None:
                     return saved
                 saved = {str(saved.split or self.default_split): saved}
-            return self._cut(saved)
+            return self._select_split(saved)
 
-    def _cut(self, splits: dict[str, Dataset] | DatasetDict) -> Dataset:
-        """The rows that an instruction such as `train[:10%]` names."""
+    def _select_split(self, splits: dict[str, Dataset] | DatasetDict) -> Dataset:
+        """Return the rows that the split names, which may be an instruction such as `train[:10%]`."""
         import datasets
 
         lengths = {name: len(table) for name, table in splits.items()}
@@ -107,7 +116,7 @@ class SavedTable:
         )
 
     def content_key(self, hash_file: HashFile) -> list[object]:
-        """What decides its content."""
+        """Return what determines the content."""
         return [_folder_key(self.path, hash_file), self.split or self.default_split]
 
 
@@ -119,11 +128,15 @@ class ParquetTable:
 
     @property
     def label(self) -> str:
-        """How messages call it."""
+        """Return the name of the table for messages."""
         return str(self.path)
 
     def load(self) -> IterableDataset:
-        """Open it, without the copy that `datasets` makes when not streaming. Raises: DataError."""
+        """Open it as a stream, which avoids the copy that `datasets` makes otherwise.
+
+        Raises:
+            DataError: If `datasets` cannot load it.
+        """
         with _table_errors(self.label, "name a Parquet file"):
             import datasets
 
@@ -131,44 +144,50 @@ class ParquetTable:
             return datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
 
     def content_key(self, hash_file: HashFile) -> list[object]:
-        """What decides its content."""
+        """Return what determines the content."""
         return [hash_file(self.path)]
 
 
 Table = HubTable | SavedTable | ParquetTable
 
 
-def read_rows(rows: Dataset | IterableDataset, columns: Columns, place: str) -> NumberedPairs:
-    """The pairs of a loaded table, each with its row, from 1.
+def read_rows(rows: Dataset | IterableDataset, columns: Columns, label: str) -> NumberedPairs:
+    """Yield the pairs of a loaded table, each with its row, from 1.
+
+    Args:
+        rows: the table.
+        columns: its columns for source and target.
+        label: the name of the table for messages.
 
     Raises:
-        DataError: the columns are missing, a value is not text, the file is damaged; with the row.
+        DataError: If the columns are missing, a value is not text, or the file is damaged (with the row).
     """
-    chosen = columns.choose(rows.column_names, place)
-    names = (TRANSLATION,) if chosen is None else chosen
-    for number, cells in enumerate(_cells(rows, names, place), 1):
-        where = row_location(place, number)
-        if chosen is None:
-            yield number, columns.pick_translation(cells[0], where)
+    names = columns.select(rows.column_names, label)
+    for number, cells in enumerate(_read_cells(rows, names or (TRANSLATION,), label), 1):
+        where = row_location(label, number)
+        if names is None:
+            yield number, columns.extract_translation(cells[0], where)
         else:
-            src, tgt = (check_text(cell, name, where) for name, cell in zip(chosen, cells, strict=True))
+            src, tgt = (check_text(cell, name, where) for name, cell in zip(names, cells, strict=True))
             yield number, Pair(src, tgt)
 
 
-def row_location(place: str, number: int) -> str:
-    """How messages call a row."""
-    return f"{place}: row {number}"
+def row_location(label: str, number: int) -> str:
+    """Return the location of a row for messages."""
+    return f"{label}: row {number}"
 
 
-def _cells(rows: Dataset | IterableDataset, names: Sequence[str], place: str) -> Iterator[tuple[object, ...]]:
-    """What stands in these columns, row by row."""
+def _read_cells(
+    rows: Dataset | IterableDataset, names: Sequence[str], label: str
+) -> Iterator[tuple[object, ...]]:
+    """Yield the cells of these columns, row by row."""
     hint = "the table is damaged: download or write it again"
-    with _table_errors(place, hint):
+    with _table_errors(label, hint):
         batches = (
-            rows.with_format(None).select_columns(list(dict.fromkeys(names))).iter(batch_size=_ROWS_AT_ONCE)
+            rows.with_format(None).select_columns(list(dict.fromkeys(names))).iter(batch_size=_CHUNK_ROWS)
         )
     while True:
-        with _table_errors(place, hint):
+        with _table_errors(label, hint):
             batch = next(batches, None)
         if batch is None:
             return
@@ -176,14 +195,14 @@ def _cells(rows: Dataset | IterableDataset, names: Sequence[str], place: str) ->
 
 
 def _folder_key(folder: Path, hash_file: HashFile) -> list[tuple[str, str]]:
-    """Names and hashes of all files in a folder."""
+    """Return the names and hashes of all files in a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return [(path.relative_to(folder).as_posix(), hash_file(path)) for path in files]
 
 
 @contextmanager
 def _table_errors(where: str, hint: str) -> Iterator[None]:
-    """Keeps `datasets` quiet, and tells its many exceptions in one line."""
+    """Silence `datasets`, and turn its many exceptions into a `DataError`."""
     import datasets
     import huggingface_hub
     from datasets.exceptions import DatasetsError
@@ -200,7 +219,7 @@ def _table_errors(where: str, hint: str) -> Iterator[None]:
         yield
     except causes as error:
         message = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-        raise DataError(f"cannot be read: {message[:_LONGEST_MESSAGE]}", where=where, hint=hint) from error
+        raise DataError(f"cannot be read: {message[:_MAX_MESSAGE_CHARS]}", where=where, hint=hint) from error
     finally:
         for name, level in loggers.items():
             logging.getLogger(name).setLevel(level)

@@ -254,7 +254,7 @@ CORPORA = [
         "a file of unknown kind",
         lambda data: (data / "pairs.docx").write_text(""),
         USAGE,
-        ("data.train[0].path: 'pairs.docx' is of no known kind", ".tsv"),
+        ("data.train[0].path: unknown file type: 'pairs.docx'", ".tsv"),
         ("data.train=[{path: pairs.docx}]",),
     ),
     Case(

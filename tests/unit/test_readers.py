@@ -64,7 +64,7 @@ def test_csv_is_text_and_nothing_else(tmp_path: Path) -> None:
     [
         ("", ":1: no column 'en' and no column 'de'"),
         ("source,de\n", ":1: no column 'en'; there are: 'source', 'de'"),
-        ("en,de\nHello, you,Hallo\n", ":2: 3 cells under a header of 2"),
+        ("en,de\nHello, you,Hallo\n", ":2: 3 cells, but 2 in the header"),
         ('en,de\na,b\n"x"y,z\n', ":3: not CSV"),
         ('en,de\na,b\n"x,z\n', ":3: not CSV"),
         ("en,de\na,b\nx\ry,z\n", ":3: not CSV"),
@@ -109,7 +109,7 @@ def test_jsonl(tmp_path: Path) -> None:
         ('{"en": "a", "de": 5}', "the column 'de' is 5, not text"),
         ('{"en": "a", "de": "\\u0000"}', "a NUL character in column 'de'"),
         ('{"en": "a", "de": "\\ud800"}', "half of a surrogate pair"),
-        ('{"translation": "a"}', "the column 'translation' does not hold languages"),
+        ('{"translation": "a"}', "the column 'translation' does not contain texts by language"),
         ('{"translation": {"en": "a", "fr": "b"}}', "no language 'de'; there are: 'en', 'fr'"),
     ],
 )

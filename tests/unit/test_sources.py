@@ -120,7 +120,7 @@ def test_missing_things_are_said_before_reading(tmp_path: Path) -> None:
 
 
 def test_an_unknown_kind_of_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.train\[0\]\.path: 'a\.txt\.gz' is of no known kind"):
+    with pytest.raises(ConfigError, match=r"data\.train\[0\]\.path: unknown file type: 'a\.txt\.gz'"):
         open_one(tmp_path, path="a.txt.gz")
 
 
