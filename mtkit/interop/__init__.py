@@ -1,1 +1,1 @@
-"""Neighbours of mtkit: one module for each toolkit whose models come or go."""
+"""Exchange of models with other toolkits, one module for each."""

@@ -1,7 +1,7 @@
 """Export of a trained model to CTranslate2, the C++ inference engine (https://github.com/OpenNMT/CTranslate2).
 
-The exported folder holds the same weights; with the same search it gives the same translations (to rounding).
-The package `ctranslate2` is needed only here: `pip install mtkit[ctranslate2]`.
+The exported folder holds the same weights; the same search gives the same translations up to rounding.
+Only this module needs the package `ctranslate2`: `pip install mtkit[ctranslate2]`.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from mtkit.model.transformer import Embedding, Transformer
 
 _LAYER_NORM_EPSILON = {"layernorm": 1e-5, "rmsnorm": 1e-6}
 _NUM_POSITIONS = 2048
-"""Rows of the table of sinusoidal positions: CTranslate2 cannot go beyond them."""
+"""Rows in the table of sinusoidal positions: the longest sequence that CTranslate2 will handle."""
 
 
 def export(config: ModelConfig, model: Transformer, tokenizers: Tokenizers, folder: Path) -> None:
-    """Write a model in float32 as a CTranslate2 folder (which must not exist).
+    """Write a model in float32 as a CTranslate2 folder, which must not exist.
 
     Raises:
-        ConfigError: `ctranslate2` is not installed; an architecture that it has not.
-        StorageError: the folder cannot be written.
+        ConfigError: If `ctranslate2` is not installed, or does not support the architecture.
+        StorageError: If the folder cannot be written.
     """
     specs = import_ctranslate2().specs
     _check_exportable(config)
     spec = _make_spec(specs, config)
     _fill_encoder(spec.encoder, config, model)
     _fill_decoder(spec.decoder, config, model)
-    spec.register_source_vocabulary(vocabulary(tokenizers.src))
-    spec.register_target_vocabulary(vocabulary(tokenizers.tgt))
+    spec.register_source_vocabulary(_vocabulary(tokenizers.src))
+    spec.register_target_vocabulary(_vocabulary(tokenizers.tgt))
     tgt = tokenizers.tgt
     spec.config.unk_token, spec.config.bos_token, spec.config.eos_token = map(
         tgt.piece, (tgt.unk, tgt.bos, tgt.eos)
@@ -57,7 +57,11 @@ def export(config: ModelConfig, model: Transformer, tokenizers: Tokenizers, fold
 
 
 def import_ctranslate2() -> Any:
-    """The package. Raises: ConfigError: it is not installed."""
+    """Import and return the package.
+
+    Raises:
+        ConfigError: If it is not installed.
+    """
     try:
         import ctranslate2
     except ImportError as error:
@@ -67,14 +71,18 @@ def import_ctranslate2() -> Any:
 
 
 def _check_exportable(config: ModelConfig) -> None:
-    """Raise ConfigError for what CTranslate2 has not, or does otherwise."""
+    """Check that CTranslate2 supports the architecture.
+
+    Raises:
+        ConfigError: If not.
+    """
     if config.positions in ("relative", "rotary"):
         what = f"{config.positions} positions cannot be exported to CTranslate2"
-        raise ConfigError(what, where="model.positions", hint="sinusoidal and learned ones can")
+        raise ConfigError(what, where="model.positions", hint="use sinusoidal or learned positions")
 
 
 def _make_spec(specs: Any, config: ModelConfig) -> Any:
-    """An empty model of the config's shape."""
+    """Return an empty model with the config's shape."""
     activations = {
         "relu": specs.Activation.RELU,
         "gelu": specs.Activation.GELU,
@@ -96,7 +104,7 @@ def _make_spec(specs: Any, config: ModelConfig) -> Any:
 
 
 def _fill_encoder(spec: Any, config: ModelConfig, model: Transformer) -> None:
-    """Embedding, layers and the last norm of the encoder."""
+    """Copy embedding, layers and final norm of the encoder."""
     _fill_embedding(spec.embeddings[0], spec.position_encodings, model.src_embedding)
     for layer_spec, layer in zip(spec.layer, model.encoder_stack(), strict=True):
         _fill_norm(layer_spec.self_attention.layer_norm, layer.attention_residual.norm)
@@ -108,7 +116,7 @@ def _fill_encoder(spec: Any, config: ModelConfig, model: Transformer) -> None:
 
 
 def _fill_decoder(spec: Any, config: ModelConfig, model: Transformer) -> None:
-    """Embedding, layers, the last norm and the output matrix of the decoder."""
+    """Copy embedding, layers, final norm and output projection of the decoder."""
     _fill_embedding(spec.embeddings, spec.position_encodings, model.tgt_embedding)
     for layer_spec, layer in zip(spec.layer, model.decoder_stack(), strict=True):
         _fill_norm(layer_spec.self_attention.layer_norm, layer.attention_residual.norm)
@@ -126,53 +134,53 @@ def _fill_decoder(spec: Any, config: ModelConfig, model: Transformer) -> None:
 
 
 def _fill_embedding(spec: Any, positions_spec: Any, embedding: Embedding) -> None:
-    """Piece vectors, and the table of positions."""
-    assert embedding.positions is not None  # _check_exportable
-    spec.weight = array(embedding.weight)
+    """Copy token embeddings and the table of positions."""
+    assert embedding.positions is not None  # see _check_exportable
+    spec.weight = _to_numpy(embedding.weight)
     positions = embedding.positions
     rows = len(positions.weight) if isinstance(positions, LearnedPositions) else _NUM_POSITIONS
-    positions_spec.encodings = array(positions(torch.arange(rows)))
+    positions_spec.encodings = _to_numpy(positions(torch.arange(rows)))
 
 
 def _fill_self_attention(spec: Any, attention: MultiHeadAttention) -> None:
-    """The fused projection of queries, keys and values, and that of the output."""
+    """Copy the fused projection of queries, keys and values, and the output projection."""
     _fill_linear(spec.linear[0], attention.qkv)
     _fill_linear(spec.linear[1], attention.out)
 
 
 def _fill_feed_forward(spec: Any, layer: FeedForward) -> None:
-    """Both matrices; of swiglu the gate and the value apart."""
+    """Copy both matrices; swiglu has separate ones for gate and value."""
     if layer.activation == "swiglu":
         gate, value = layer.inner.weight.chunk(2)
-        spec.linear_0.weight, spec.linear_0_noact.weight = array(gate), array(value)
+        spec.linear_0.weight, spec.linear_0_noact.weight = _to_numpy(gate), _to_numpy(value)
         if layer.inner.bias is not None:
             gate_bias, value_bias = layer.inner.bias.chunk(2)
-            spec.linear_0.bias, spec.linear_0_noact.bias = array(gate_bias), array(value_bias)
+            spec.linear_0.bias, spec.linear_0_noact.bias = _to_numpy(gate_bias), _to_numpy(value_bias)
     else:
         _fill_linear(spec.linear_0, layer.inner)
     _fill_linear(spec.linear_1, layer.outer)
 
 
 def _fill_linear(spec: Any, linear: Linear) -> None:
-    """Matrix and bias."""
-    spec.weight = array(linear.weight)
+    """Copy matrix and bias."""
+    spec.weight = _to_numpy(linear.weight)
     if linear.bias is not None:
-        spec.bias = array(linear.bias)
+        spec.bias = _to_numpy(linear.bias)
 
 
 def _fill_norm(spec: Any, norm: nn.Module) -> None:
-    """Scale and shift; RMSNorm has no shift."""
-    spec.gamma = array(norm.weight)
+    """Copy scale and, except for RMSNorm, shift."""
+    spec.gamma = _to_numpy(norm.weight)
     if getattr(norm, "bias", None) is not None:
-        spec.beta = array(norm.bias)
+        spec.beta = _to_numpy(norm.bias)
 
 
-def array(tensor: Any) -> npt.NDArray[np.float32]:
-    """A tensor as NumPy's float32, a copy."""
+def _to_numpy(tensor: Any) -> npt.NDArray[np.float32]:
+    """Copy a tensor to a float32 NumPy array."""
     copied: npt.NDArray[np.float32] = tensor.detach().float().cpu().numpy().copy()
     return copied
 
 
-def vocabulary(tokenizer: Tokenizer) -> list[str]:
-    """The pieces by id; rows without a meaning have names that no text has."""
+def _vocabulary(tokenizer: Tokenizer) -> list[str]:
+    """Return the pieces by id; padding rows have names that never occur in text."""
     return [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
