@@ -1,4 +1,4 @@
-"""`python -m mtkit` is `mtkit`."""
+"""Run `mtkit` as `python -m mtkit`."""
 
 from mtkit.cli import main
 

@@ -1,6 +1,6 @@
-"""The command line: parse, call, print. torch is imported by what needs it, so that `--help` is quick.
+"""Command line: parse, call, print. A command imports torch only when it needs it, so that `--help` is quick.
 
-`commands` lists the commands, a module of its own holds each, `process` runs them.
+`commands` lists the commands, each of which has its own module, and `process` runs them.
 """
 
 from __future__ import annotations

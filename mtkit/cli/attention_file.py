@@ -1,4 +1,4 @@
-"""Attention matrices as a NumPy archive that is written line by line, so that any number of lines fit in memory."""
+"""NumPy archive of attention matrices, written line by line, so that its size is not bounded by memory."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ if TYPE_CHECKING:
 
 
 class AttentionFile:
-    """An .npz with, for line n and part p (both from 1), `weights-n-p` [layers, T, S], `src-n-p` and `tgt-n-p`.
+    """An .npz with `weights-n-s` [layers, T, S], `src-n-s` and `tgt-n-s` for line n and its segment s, both from 1.
 
-    `src` and `tgt` are the pieces as text, eos included. Args: path: None to write nothing. Raises: StorageError.
+    `src` and `tgt` are the tokens as text, eos included.
+
+    Args:
+        path: of the file; None to write nothing.
+
+    Raises:
+        StorageError: If the file cannot be written.
     """
 
     def __init__(self, path: str | None) -> None:
@@ -31,13 +37,22 @@ class AttentionFile:
                 self.archive = zipfile.ZipFile(self.path, "w", zipfile.ZIP_DEFLATED)
         return self
 
-    def add(self, line: int, parts: Sequence[SegmentAttention]) -> None:
-        """The matrices of a line."""
+    def add(self, line: int, segments: Sequence[SegmentAttention]) -> None:
+        """Write the matrices of a line.
+
+        Args:
+            line: number of the line, from 1.
+            segments: attention of each of its segments.
+        """
         if self.archive is None or self.path is None:
             return
-        for number, part in enumerate(parts, 1):
-            names = {"weights": part.weights, "src": [*part.src, "</s>"], "tgt": [*part.tgt, "</s>"]}
-            for name, value in names.items():
+        for number, segment in enumerate(segments, 1):
+            arrays = {
+                "weights": segment.weights,
+                "src": [*segment.src, "</s>"],
+                "tgt": [*segment.tgt, "</s>"],
+            }
+            for name, value in arrays.items():
                 buffer = io.BytesIO()
                 np.save(buffer, np.asarray(value), allow_pickle=False)
                 with storage_errors(self.path):

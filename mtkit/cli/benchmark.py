@@ -1,4 +1,4 @@
-"""`mtkit benchmark`: how fast training and translating are on this machine, and what a training pair costs."""
+"""`mtkit benchmark`: speed of training and translation on this machine, and the cost of a training pair."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from mtkit.cli import completion, options
-from mtkit.cli.lines import refuse_unequal
-from mtkit.cli.terminal import make_console, open_stdout, print_text
-from mtkit.cli.translators import decoding_of, load_translator_and_config
+from mtkit.cli.lines import check_same_length
+from mtkit.cli.terminal import make_console, open_stdout, print_stdout
+from mtkit.cli.translators import load_translator_and_config, resolve_decoding
 from mtkit.errors import ConfigError, DataError
 
 
@@ -21,19 +21,22 @@ def benchmark_train(
     against: Annotated[
         list[str] | None,
         typer.Option(
-            help="Another loop on the same batches, in turn with mtkit: torch (nn.Transformer), compile (mtkit "
-            "with torch.compile) or transformers (Hugging Face's Marian); repeat for several.",
+            help="Another training loop, on the same batches and in turn with mtkit: torch (nn.Transformer), compile "
+            "(mtkit with torch.compile) or transformers (Hugging Face's Marian); may be repeated.",
             autocompletion=completion.one_of("torch", "compile", "transformers"),
         ),
     ] = None,
     steps: Annotated[int, typer.Option(min=3, help="Updates to measure, after a warm-up.")] = 20,
-    minutes: Annotated[float | None, typer.Option(min=0.0, help="Measure for so long instead.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.0, help="Measure for this long instead.")] = None,
     synthetic: Annotated[
-        bool, typer.Option("--synthetic", help="Random pieces in sentences as long as news; needs no corpus.")
+        bool,
+        typer.Option(
+            "--synthetic", help="Random tokens in sentences as long as those of news; needs no corpus."
+        ),
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Measure training: speed, shares of an update, memory, FLOP/s. The run folder stays as it is."""
+    """Measure training: throughput, time of each stage, memory, FLOP/s. The run folder is not changed."""
     from mtkit.config.loading import load_config
 
     loaded = load_config(config, overrides or ())
@@ -49,20 +52,21 @@ def benchmark_train(
         say=lambda line: progress.print(line, markup=False, highlight=False, soft_wrap=True),
     )
     if as_json:
-        print_text(json.dumps(result.as_dict(), indent=2) + "\n")
+        print_stdout(json.dumps(result.as_dict(), indent=2) + "\n")
     else:
         make_console(open_stdout()).print(result.table())
 
 
 def benchmark_data(
     config: Annotated[
-        str | None, typer.Argument(metavar="[CONFIG]", help="Encode its training pairs too, anew.")
+        str | None,
+        typer.Argument(metavar="[CONFIG]", help="Also encode its training pairs, without the cache."),
     ] = None,
     overrides: options.Overrides = None,
-    pairs: Annotated[int, typer.Option(min=1, help="How many pairs, of random lengths.")] = 10_000_000,
+    pairs: Annotated[int, typer.Option(min=1, help="Number of pairs, of random lengths.")] = 10_000_000,
     as_json: options.AsJson = False,
 ) -> None:
-    """Measure what each training pair costs a process: order of the batches, search for duplicates, encoding."""
+    """Measure the time and memory that a training pair costs: batch order, deduplication, encoding."""
     from mtkit.config.loading import load_config
 
     loaded = None if config is None else load_config(config, overrides or ())
@@ -73,7 +77,7 @@ def benchmark_data(
         pairs, loaded, say=lambda line: progress.print(line, markup=False, highlight=False, soft_wrap=True)
     )
     if as_json:
-        print_text(json.dumps(result.as_dict(), indent=2) + "\n")
+        print_stdout(json.dumps(result.as_dict(), indent=2) + "\n")
     else:
         make_console(open_stdout()).print(result.table())
 
@@ -81,39 +85,41 @@ def benchmark_data(
 def benchmark_translate(
     model: options.ModelPath,
     file: Annotated[str, typer.Argument(metavar="FILE", help="Lines to translate.")],
-    ref: Annotated[str | None, typer.Option(help="Their references, for BLEU.")] = None,
+    ref: Annotated[str | None, typer.Option(help="References, for BLEU.")] = None,
     against: Annotated[
         list[str] | None,
         typer.Option(
-            help="Another system with the same weights, in turn with mtkit: ctranslate2, or transformers (Hugging "
-            "Face's generate); repeat for several.",
+            help="Another system with the same weights, in turn with mtkit: ctranslate2 or transformers (Hugging "
+            "Face's generate); may be repeated.",
             autocompletion=completion.one_of("ctranslate2", "transformers"),
         ),
     ] = None,
     compute_type: Annotated[
         list[str] | None,
-        typer.Option(help="CTranslate2's types; repeat for several. Default: float32 and int8."),
+        typer.Option(help="Compute type of CTranslate2; may be repeated. Default: float32 and int8."),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each translates everything.")] = 3,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Number of times that each system translates the file.")
+    ] = 3,
     beam_size: options.BeamSize = None,
     batch_tokens: options.BatchTokens = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     as_json: options.AsJson = False,
 ) -> None:
-    """Measure how fast a model translates: sentences and tokens a second, shares of the time, peak memory."""
+    """Measure translation: sentences and tokens per second, time of each stage, peak memory."""
     from mtkit.files import read_lines
 
     if compute_type and "ctranslate2" not in (against or ()):
-        raise ConfigError("--compute-type is of ctranslate2", hint="add --against ctranslate2")
+        raise ConfigError("--compute-type needs --against ctranslate2", hint="no other system has it")
     lines, refs = list(read_lines(file)), None if ref is None else list(read_lines(ref))
     if not lines:
         raise DataError("nothing to translate", where=file, hint="it has no lines")
     if refs is not None:
-        refuse_unequal(file, lines, [ref or ""], [refs])
-    decoding = decoding_of(model, {
+        check_same_length(file, lines, [ref or ""], [refs])
+    decoding = resolve_decoding(model, {
         "beam_size": beam_size, "batch_tokens": batch_tokens,
-        "penalty_kind": "simple" if against else None, "stop": "finished" if against else None,  # as theirs
+        "penalty_kind": "simple" if against else None, "stop": "finished" if against else None,  # as the others do
     })  # fmt: skip
     from mtkit.benchmark.translate import benchmark_translate as benchmark
 
@@ -127,6 +133,6 @@ def benchmark_translate(
         rounds=rounds,
     )
     if as_json:
-        print_text(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n")
+        print_stdout(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n")
     else:
-        print_text("".join(f"{line}\n" for line in report.lines()))
+        print_stdout("".join(f"{line}\n" for line in report.lines()))

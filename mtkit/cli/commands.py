@@ -1,4 +1,4 @@
-"""The commands, in the order of `mtkit --help`, each with the example that ends its own help."""
+"""Commands in the order of `mtkit --help`, each with the example at the end of its own help."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mtkit.cli.train import average, check, train
 from mtkit.cli.translate import translate
 
 
-def _print_version(wanted: bool) -> None:
-    """Print the version and leave."""
-    if wanted:
+def _print_version(value: bool) -> None:
+    """Print the version and exit, if --version is given."""
+    if value:
         from mtkit import __version__
 
         typer.echo(f"mtkit {__version__}")
@@ -30,20 +30,23 @@ def _main_options(
     ] = False,
     debug: Annotated[bool, typer.Option(help="Add the traceback to error messages.")] = False,
 ) -> None:
-    """Options of every command."""
+    """Define the options of `mtkit` itself."""
 
 
 app = typer.Typer(
     name="mtkit",
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Train your own machine-translation system: from text pairs to a scored translator.",
+    help="Train your own machine-translation system: from sentence pairs to a scored translator.",
     epilog="Example: `mtkit train configs/quickstart.yaml`",
     callback=_main_options,
 )
-_config_app = typer.Typer(help="About the YAML itself.", epilog="Example: `mtkit config schema`")
+_config_app = typer.Typer(
+    help="Print the schema, or the resolved values, of a config.", epilog="Example: `mtkit config schema`"
+)
 _benchmark_app = typer.Typer(
-    help="How fast mtkit is on this machine.", epilog="Example: `mtkit benchmark train configs/small.yaml`"
+    help="Measure the speed of mtkit on this machine.",
+    epilog="Example: `mtkit benchmark train configs/small.yaml`",
 )
 
 app.command(epilog="Example: `mtkit train configs/quickstart.yaml training.max_steps=400`")(train)

@@ -1,6 +1,6 @@
-"""What the shell completes at a press of TAB: values of options, and keys of the config with their values.
+"""Shell completion: values of options, and keys of the config with their values.
 
-Nothing slow is imported here: the answer is awaited at the keyboard.
+Nothing slow is imported here: a user waits for the answer.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ from collections.abc import Callable, Sequence
 import typer
 
 Complete = Callable[[str], list[str]]
-"""From what is typed of a word to the words that begin so."""
+"""Function from an incomplete word to its completions."""
 
 
 def one_of(*values: str) -> Complete:
-    """Complete to one of these values."""
+    """Complete to one of the values."""
 
     def complete(incomplete: str) -> list[str]:
-        return _beginning_with(incomplete, values)
+        return _starting_with(incomplete, values)
 
     return complete
 
 
 def values_of(key: str, *more: str) -> Complete:
-    """Complete to what a key of the config may be, or to one of `more`."""
+    """Complete to a value of a config key, or to one of `more`."""
 
     def complete(incomplete: str) -> list[str]:
         from mtkit.config.loading import suggested_values
 
-        return _beginning_with(incomplete, [*suggested_values(key), *more])
+        return _starting_with(incomplete, [*suggested_values(key), *more])
 
     return complete
 
@@ -37,25 +37,25 @@ def bleu_tokenizers(incomplete: str) -> list[str]:
     """Complete to one of sacreBLEU's tokenizers."""
     from sacrebleu import BLEU
 
-    return _beginning_with(incomplete, list(BLEU.TOKENIZERS))
+    return _starting_with(incomplete, list(BLEU.TOKENIZERS))
 
 
 def overrides(context: typer.Context, incomplete: str) -> list[str]:
-    """Complete `KEY=VALUE`: keys, and as soon as only one is left, its values (a free value is its default)."""
+    """Complete `KEY=VALUE`: to keys, and once a single key is left, to its values (to its default if they are free)."""
     from mtkit.config.loading import config_keys, suggested_values
 
     before = context.params.get("overrides") or []
-    if before[-1:] == ["="]:  # bash cuts a word at the sign: training.schedule = co
-        return _beginning_with(incomplete, suggested_values(before[-2])) if before[:-1] else []
+    if before[-1:] == ["="]:  # bash splits words at the sign: training.schedule = co
+        return _starting_with(incomplete, suggested_values(before[-2])) if before[:-1] else []
     typed, sign, _ = incomplete.partition("=")
     keys = [key for key in config_keys() if key == typed or (not sign and key.startswith(typed))]
     if len(keys) != 1:
         return [f"{key}=" for key in keys]
-    # Beside the bare key, so that a shell that knows one completion only does not end the word behind it.
+    # The bare key comes too: given a single completion, a shell would end the word after it.
     words = [f"{keys[0]}=", *(f"{keys[0]}={value}" for value in suggested_values(keys[0]))]
-    return _beginning_with(incomplete, words)
+    return _starting_with(incomplete, words)
 
 
-def _beginning_with(incomplete: str, words: Sequence[str]) -> list[str]:
-    """The words that begin so, in their order."""
+def _starting_with(incomplete: str, words: Sequence[str]) -> list[str]:
+    """Return the words that start with the incomplete one, in their order."""
     return [word for word in words if word.startswith(incomplete)]

@@ -1,22 +1,22 @@
-"""`mtkit config`: the YAML itself."""
+"""`mtkit config`: schema and resolved values of the YAML."""
 
 from __future__ import annotations
 
 import json
 
 from mtkit.cli import options
-from mtkit.cli.terminal import print_text
+from mtkit.cli.terminal import print_stdout
 
 
 def schema() -> None:
-    """Print a JSON Schema of the YAML, with which editors complete and check it."""
+    """Print a JSON Schema of the config, with which editors complete and check YAML."""
     from mtkit.config.loading import config_schema
 
-    print_text(json.dumps(config_schema(), indent=2, ensure_ascii=False) + "\n")
+    print_stdout(json.dumps(config_schema(), indent=2, ensure_ascii=False) + "\n")
 
 
 def show(config: options.ConfigPath, overrides: options.Overrides = None) -> None:
     """Print the resolved config: every key with its value."""
     from mtkit.config.loading import dump_config, load_config
 
-    print_text(dump_config(load_config(config, overrides or ())))
+    print_stdout(dump_config(load_config(config, overrides or ())))

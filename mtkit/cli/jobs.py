@@ -1,4 +1,4 @@
-"""Large translations as jobs: a part of the input for each machine, and going on where a killed one stopped."""
+"""Lines that one process translates: a shard of the input, or the rest of an interrupted job."""
 
 from __future__ import annotations
 
@@ -14,28 +14,37 @@ from mtkit.files import count_lines, drop_last_lines, last_line, read_lines, tru
 from mtkit.torchrun import read_ranks
 
 _ENDLESS = 2**62
-"""More lines than any stream has."""
+"""Stands for the number of lines of a stream, which is unknown."""
+
+_OTHER_JOB_HINT = "it belongs to another job: write to another file"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Segment `number` (from 1) of `count` parts of the input, in the order of the lines."""
+    """One of `count` contiguous shards of the input, `number` from 1.
+
+    Its `repr` is part of what a resume note digests: with other fields, no job of before could be resumed.
+    """
 
     number: int = 1
     count: int = 1
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """From "2/8". Raises: ConfigError: not of that form."""
+        """Parse "2/8".
+
+        Raises:
+            ConfigError: If the text is not of this form.
+        """
         number, slash, count = text.partition("/")
         if slash and number.isascii() and number.isdigit() and count.isascii() and count.isdigit():
             shard = cls(int(number), int(count))
             if 1 <= shard.number <= shard.count:
                 return shard
-        raise ConfigError(f"{text!r} is no part", where="--shard", hint="2/8 is the second of eight")
+        raise ConfigError(f"must be i/n, not {text!r}", where="--shard", hint="2/8 is the second of eight")
 
     @classmethod
-    def of_process(cls) -> Shard:
+    def from_torchrun(cls) -> Shard:
         """Return the shard of a process that torchrun started; otherwise the whole input.
 
         Raises:
@@ -44,23 +53,23 @@ class Shard:
         ranks = read_ranks()
         return cls(ranks.rank + 1, ranks.world_size)
 
-    def lines(self, total: int) -> range:
-        """Its lines of so many, from 0."""
-        return range(total * (self.number - 1) // self.count, total * self.number // self.count)
+    def line_range(self, num_lines: int) -> range:
+        """Return which of `num_lines` lines, from 0, belong to the shard."""
+        return range(num_lines * (self.number - 1) // self.count, num_lines * self.number // self.count)
 
-    def output(self, path: str) -> str:
-        """Where a process of torchrun writes: the path with its number, so that `cat PATH.*` is the whole."""
+    def output_path(self, path: str) -> str:
+        """Return the output file of a process: OUT.2-of-8 for OUT, so that `cat OUT.*` joins the shards."""
         digits = len(str(self.count))
         return f"{path}.{self.number:0{digits}}-of-{self.count}"
 
 
 @dataclass(frozen=True)
 class Job:
-    """Which lines of the input are to be translated.
+    """Lines of the input that are to be translated.
 
     Attributes:
         files: input, "-" for stdin.
-        lines: their numbers, from 0; None: all there are, not counted.
+        lines: their numbers, from 0; None for all lines of a stream, which were not counted.
     """
 
     files: tuple[str, ...]
@@ -68,28 +77,32 @@ class Job:
 
     @classmethod
     def plan(cls, files: Sequence[str], shard: Shard) -> Job:
-        """The lines of a shard.
+        """Return the lines of a shard.
 
         Raises:
-            ConfigError: a shard of stdin, whose lines cannot be counted beforehand.
-            DataError: a file that cannot be read.
+            ConfigError: If a stream, whose lines cannot be counted beforehand, is to be sharded.
+            DataError: If a file cannot be read.
         """
-        num_lines = count_all(files)
+        num_lines = count_all_lines(files)
         if num_lines is not None:
-            return cls(tuple(files), shard.lines(num_lines))
+            return cls(tuple(files), shard.line_range(num_lines))
         if shard.count > 1:
-            what = "only files can be divided: the lines of stdin are not known beforehand"
+            what = "stdin cannot be sharded: its number of lines is not known beforehand"
             raise ConfigError(what, where="--shard", hint="name the input files")
         return cls(tuple(files))
 
-    def without_first(self, num_done: int) -> Job:
-        """What is left to do. Raises: ConfigError: more is done than there is."""
+    def skip(self, num_finished: int) -> Job:
+        """Return the job without its first lines.
+
+        Raises:
+            ConfigError: If there are not that many.
+        """
         if self.lines is None:
-            return replace(self, lines=range(num_done, _ENDLESS) if num_done else None)
-        if num_done > len(self.lines):
-            what = f"the output has {num_done:,} lines, but there are {len(self.lines):,} to translate"
-            raise ConfigError(what, where="--resume", hint="it is of another job: write to another file")
-        return replace(self, lines=self.lines[num_done:])
+            return replace(self, lines=range(num_finished, _ENDLESS) if num_finished else None)
+        if num_finished > len(self.lines):
+            what = f"the output has {num_finished:,} lines, but there are {len(self.lines):,} to translate"
+            raise ConfigError(what, where="--resume", hint=_OTHER_JOB_HINT)
+        return replace(self, lines=self.lines[num_finished:])
 
     @property
     def first(self) -> int:
@@ -98,81 +111,97 @@ class Job:
 
     @property
     def total(self) -> int | None:
-        """How many lines, if that is known."""
+        """Number of lines; None if it is not known."""
         return None if self.lines is None or self.lines.stop == _ENDLESS else len(self.lines)
 
-    def of(self, every: Iterator[str]) -> Iterator[str]:
-        """Its lines of all lines of the input, or of a file that goes with it line by line.
+    def select(self, all_lines: Iterator[str]) -> Iterator[str]:
+        """Return the job's lines out of all lines of the input, or of a file that goes with it line by line.
 
         Raises:
-            ConfigError: a stream ends before the lines that are already translated; on iterating.
+            ConfigError: If a stream ends before the lines that are already translated; on iterating.
         """
         if self.lines is None:
-            return every
-        return self._rest(every) if self.total is None else islice(every, self.lines.start, self.lines.stop)
+            return all_lines
+        if self.total is None:
+            return self._rest_of_stream(all_lines)
+        return islice(all_lines, self.lines.start, self.lines.stop)
 
-    def _rest(self, every: Iterator[str]) -> Iterator[str]:
-        """What follows the first lines of a stream. Raises: ConfigError: it has not so many."""
-        there = sum(1 for _ in islice(every, self.first))
-        if there < self.first:
-            what = f"the output has {self.first:,} lines, but there are {there:,} to translate"
-            raise ConfigError(what, where="--resume", hint="it is of another job: write to another file")
-        yield from every
+    def _rest_of_stream(self, all_lines: Iterator[str]) -> Iterator[str]:
+        """Yield what follows the lines of a stream that are already translated.
+
+        Raises:
+            ConfigError: If the stream is shorter.
+        """
+        num_skipped = sum(1 for _ in islice(all_lines, self.first))
+        if num_skipped < self.first:
+            what = f"the output has {self.first:,} lines, but there are {num_skipped:,} to translate"
+            raise ConfigError(what, where="--resume", hint=_OTHER_JOB_HINT)
+        yield from all_lines
 
 
-def count_all(paths: Sequence[str]) -> int | None:
-    """How many lines files have together; None if one can be read only once. Raises: DataError."""
+def count_all_lines(paths: Sequence[str]) -> int | None:
+    """Count the lines of files together; None if one of them can be read only once.
+
+    Raises:
+        DataError: If a file cannot be read.
+    """
     if any(path == "-" or _is_pipe(path) for path in paths):
         return None
     return sum(map(count_lines, paths))
 
 
 def _is_pipe(path: str) -> bool:
-    """Whether a path is there, but no file or folder: it can be read only once."""
+    """Return whether a path exists but is neither file nor folder, so that it can be read only once."""
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
-def num_done(output: str, line_format: LineFormat, first: int = 1) -> int:
-    """How many lines an interrupted job has translated.
+def count_finished_lines(output: str, line_format: LineFormat, first: int = 1) -> int:
+    """Count the input lines that an interrupted job has translated.
 
-    With several translations of each line, those of the last line may not be all, so that it is not counted.
+    The last line with several translations may lack some of them, so it does not count.
 
     Args:
-        output: the file; if there is none, nothing is done.
-        line_format: of the job that is to go on.
-        first: number of the job's first line, from 1.
+        output: the file; if it does not exist, nothing is translated.
+        line_format: of the job that is to be resumed.
+        first: number of the job's first input line, from 1.
 
     Raises:
-        ConfigError: it is no output of such a job.
-        StorageError, DataError: it cannot be read.
+        ConfigError: If the file was not written by such a job.
+        StorageError: If the file cannot be read.
+        DataError: If the file is not text.
     """
     last = last_line(output) if Path(output).exists() else None
     if last is None:
         return 0
     if (difference := line_format.difference(last)) is not None:
         what = f"{output} was written {difference}"
-        raise ConfigError(what, where="--resume", hint="give the options of the stopped job")
+        raise ConfigError(what, where="--resume", hint="give the options of the interrupted job")
     if not line_format.n_best:
         return count_lines(output, complete=True)
-    begins, ends = line_number(next(read_lines(output))), line_number(last)
-    if begins != first or ends is None or ends < first:
-        what = f"{output} is not of a job that begins with line {first}"
+    begin, end = _line_number(next(read_lines(output))), _line_number(last)
+    if begin != first or end is None or end < first:
+        what = f"{output} is not the output of a job that begins at line {first}"
         raise ConfigError(what, where="--resume", hint="write to another file")
-    return ends - first
+    return end - first
 
 
-def cut_off_incomplete(output: str | Path, line_format: LineFormat) -> None:
-    """Cut what `num_done` does not count off an output, if there is one. Raises: StorageError, DataError."""
+def truncate_unfinished(output: str | Path, line_format: LineFormat) -> None:
+    """Truncate an output, if it exists, after the lines that `count_finished_lines` counts.
+
+    Raises:
+        StorageError: If the file cannot be written.
+        DataError: If the file is not text.
+    """
     if not Path(output).exists():
         return
     truncate_partial_line(output)
     last = last_line(output)
     if line_format.n_best and last is not None:
-        number = line_number(last)
-        drop_last_lines(output, sum(line_number(line) == number for line in read_lines(output)))
+        number = _line_number(last)
+        drop_last_lines(output, sum(_line_number(line) == number for line in read_lines(output)))
 
 
-def line_number(line: str) -> int | None:
-    """The number before the first ` ||| ` of a line; None if there is none."""
+def _line_number(line: str) -> int | None:
+    """Return the number before the first ` ||| ` of a line, or None."""
     number = line.partition(" ||| ")[0]
     return int(number) if number.isascii() and number.isdigit() else None

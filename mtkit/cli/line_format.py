@@ -1,4 +1,4 @@
-"""How the translations of a line are written, and by which options an output was written."""
+"""Format of the output of `mtkit translate`, and recognition of the options with which a line was written."""
 
 from __future__ import annotations
 
@@ -9,36 +9,42 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mtkit.translation.assembly import Translation
+    from mtkit.translation.next_words import Alternative
 
-SCORE = r"-?\d+\.\d{6}"
+_SCORE = r"-?\d+\.\d{6}"
 _LINKS = r"(\d+-\d+( \d+-\d+)*)?"
-_WRITTEN_WITH = {
-    "--alternatives": re.compile(rf"\d+ \|\|\| .* \|\|\| {SCORE} \|\|\| .*"),
-    "--n-best": re.compile(rf"\d+ \|\|\| .* \|\|\| {SCORE}"),
-    "--scores": re.compile(rf"{SCORE}\t.*"),
-    "--alignment": re.compile(rf".* \|\|\| {_LINKS}|\d+ \|\|\| .* \|\|\| {_LINKS} \|\|\| {SCORE}"),
+_PATTERNS = {
+    "--alternatives": re.compile(rf"\d+ \|\|\| .* \|\|\| {_SCORE} \|\|\| .*"),
+    "--n-best": re.compile(rf"\d+ \|\|\| .* \|\|\| {_SCORE}"),
+    "--scores": re.compile(rf"{_SCORE}\t.*"),
+    "--alignment": re.compile(rf".* \|\|\| {_LINKS}|\d+ \|\|\| .* \|\|\| {_LINKS} \|\|\| {_SCORE}"),
 }
-"""What the lines are like that an option of `mtkit translate` asks for; hardly a translation is like that by itself."""
+"""Lines that each option of `mtkit translate` writes. Hardly any translation looks like that by chance."""
 
 
 @dataclass(frozen=True)
 class LineFormat:
-    """What a line of the output holds.
+    """Fields of an output line.
 
     Args:
-        n_best: several translations of each line of the input, a line for each: `LINE ||| TEXT ||| SCORE`, with the
-            alignment `LINE ||| TEXT ||| 0-0 1-2 ||| SCORE`.
+        n_best: one line for each of several translations: `LINE ||| TEXT ||| SCORE`, or with alignment
+            `LINE ||| TEXT ||| 0-0 1-2 ||| SCORE`.
         scores: score and tab before the text.
-        alignment: ` ||| ` and the linked words, such as `0-0 1-2`, behind the text. A line without links, as that
-            of an empty text, has nothing behind ` ||| `, so that every line has the same fields.
+        alignment: ` ||| ` and the pairs of linked words, such as `0-0 1-2`, after the text. Without any link, as for an
+            empty line, nothing follows ` ||| `, so that every line has the same fields.
     """
 
     n_best: bool = False
     scores: bool = False
     alignment: bool = False
 
-    def lines(self, number: int, translations: Sequence[Translation]) -> str:
-        """The lines of the translations, best first, of line `number` of the input (from 1)."""
+    def format(self, number: int, translations: Sequence[Translation]) -> str:
+        """Return the output for one line of the input.
+
+        Args:
+            number: of the input line, from 1.
+            translations: of the line, best first.
+        """
         if self.n_best:
             return "".join(f"{number} ||| {self._text(t)} ||| {t.score:.6f}\n" for t in translations)
         best = translations[0]
@@ -46,15 +52,20 @@ class LineFormat:
         return f"{score}{self._text(best)}\n"
 
     def _text(self, translation: Translation) -> str:
-        """With the links, if they are asked for."""
+        """Return the text of a translation, with its alignment if wanted."""
         if not self.alignment:
             return translation.text
         return f"{translation.text} ||| {' '.join(f'{s}-{t}' for s, t in translation.links)}"
 
     def difference(self, line: str) -> str | None:
-        """How a line was written that is not of this format, such as "with --scores"; None if it may be of this."""
-        asked_for = {"--n-best": self.n_best, "--scores": self.scores, "--alignment": self.alignment}
-        for option, pattern in _WRITTEN_WITH.items():
-            if (found := pattern.fullmatch(line) is not None) != asked_for.get(option, False):
+        """Return how a line differs from this format, such as "with --scores"; None if it does not."""
+        wanted = {"--n-best": self.n_best, "--scores": self.scores, "--alignment": self.alignment}
+        for option, pattern in _PATTERNS.items():
+            if (found := pattern.fullmatch(line) is not None) != wanted.get(option, False):
                 return f"with {option}" if found else f"without {option}"
         return None
+
+
+def format_alternatives(number: int, alternatives: Sequence[Alternative]) -> str:
+    """Return the output of --alternatives for one line of the input: `LINE ||| WORD ||| PROBABILITY ||| TEXT`."""
+    return "".join(f"{number} ||| {a.word} ||| {a.probability:.6f} ||| {a.text}\n" for a in alternatives)

@@ -1,4 +1,4 @@
-"""Files that go together line by line."""
+"""Files that are read together, line by line."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ from mtkit.errors import DataError
 
 T = TypeVar("T")
 
+MATCH_HINT = "line n of one file belongs to line n of the other"
 
-def in_step(
+
+def zip_lines(
     columns: Sequence[Iterator[str] | None], names: Sequence[str | None], first: int = 1
 ) -> Iterator[list[str]]:
-    """Line by line through several files, of which some may be missing. Raises: DataError: one ends too early.
+    """Yield one line of each file at a time; "" for a file that was not given.
 
     Args:
-        first: number of the first line, for the message.
+        columns: the lines of each file, or None.
+        names: of the files, for messages.
+        first: number of the first line, for messages.
+
+    Raises:
+        DataError: If a file ends before the others.
     """
     for number in count(first):
         row = [next(column, None) if column is not None else "" for column in columns]
@@ -25,21 +32,24 @@ def in_step(
             return
         for value, name in zip(row, names, strict=True):
             if value is None:
-                what = f"ends before line {number:,} of the others"
-                raise DataError(what, where=name, hint="line n of one goes with line n of the other")
+                raise DataError(f"ends before line {number:,} of the others", where=name, hint=MATCH_HINT)
         yield cast(list[str], row)
 
 
-def refuse_unequal(
-    name: str, hyps: Sequence[str], ref_names: Sequence[str], refs: Sequence[Sequence[str]]
+def check_same_length(
+    name: str, lines: Sequence[str], other_names: Sequence[str], others: Sequence[Sequence[str]]
 ) -> None:
-    """Check that every file of references has a line for each translation. Raises: DataError."""
-    for ref_name, stream in zip(ref_names, refs, strict=False):
-        if len(stream) != len(hyps):
-            what = f"{len(hyps):,} lines, but {len(stream):,} in {ref_name}"
-            raise DataError(what, where=name, hint="line n of one goes with line n of the other")
+    """Check that files have as many lines as another.
+
+    Raises:
+        DataError: If one has more or fewer.
+    """
+    for other_name, other in zip(other_names, others, strict=False):
+        if len(other) != len(lines):
+            what = f"{len(lines):,} lines, but {len(other):,} in {other_name}"
+            raise DataError(what, where=name, hint=MATCH_HINT)
 
 
-def begun(items: Iterator[T]) -> Iterator[T]:
-    """The same items; the first is made now."""
+def prefetch_first(items: Iterator[T]) -> Iterator[T]:
+    """Return an iterator over the same items, the first of which is computed now."""
     return chain(list(islice(items, 1)), items)

@@ -1,4 +1,4 @@
-"""A note beside the output of a job that can be resumed: what job it is, so that no other goes on in its place."""
+"""Note beside the output of a resumable job: it identifies the job, so that no other job appends to its output."""
 
 from __future__ import annotations
 
@@ -8,124 +8,138 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mtkit.checkpoint import MANIFEST_FILE
-from mtkit.config.sections import DecodingConfig
 from mtkit.errors import ConfigError
 from mtkit.files import storage_errors, write_text
-from mtkit.translation.model_folder import find_checkpoint
+
+if TYPE_CHECKING:
+    from mtkit.config.sections import DecodingConfig
+
+_MODEL, _OPTIONS, _INPUT = "model", "way of searching", "input"
+"""Keys of a note. They stay as they are, so that notes of earlier versions remain valid."""
 
 _FINISHED = "finished output"
-"""What the note of a finished job says besides its parts: a digest of the output."""
+"""Key of a finished job's note: the digest of its output."""
+
+_DIFFERENCES = {_MODEL: "another model", _OPTIONS: "other options", _INPUT: "another input"}
 
 _DIGESTED_BYTES = 2**20
-"""From the beginning of a file; with its size they tell it from others."""
+"""Bytes at the beginning of a file that tell it, with its size, from others."""
 
 
 @dataclass(frozen=True)
 class ResumeNote:
-    """The note of a job.
+    """The note of a job, in OUT.mtkit-job for OUT.
 
     Args:
-        output: the file that the job writes, beside which the note stands.
-        parts: what the job is made of, and a digest of each; of a job that is not resumable nothing.
+        output: file that the job writes.
+        job: digests that identify the job, from `describe_job`; empty for a job that cannot be resumed.
     """
 
     output: Path
-    parts: Mapping[str, str]
+    job: Mapping[str, str]
 
     @property
-    def path(self) -> Path:
-        """OUT.mtkit-job for OUT."""
+    def _path(self) -> Path:
         return self.output.with_name(f"{self.output.name}.mtkit-job")
 
-    def refuse_other(self) -> None:
-        """Check that what was written, if there is any, is of this job. Raises: ConfigError, StorageError."""
-        if not self.output.is_file() or self.output.stat().st_size == 0:
-            return
-        if not self.path.is_file():
-            what = f"{self.output} was not begun with --resume, so nobody knows by which job"
-            raise ConfigError(what, where="--resume", hint="delete it, or write to another file")
-        before = self._read()
-        if changed := [name for name, digest in self.parts.items() if before.get(name) != digest]:
-            what = f"{self.output} was begun with another {' and another '.join(changed)}"
-            hint = "give what the stopped job was given, or write to another file"
-            raise ConfigError(what, where="--resume", hint=hint)
-
-        if before.get(_FINISHED, digest(beginning(self.output))) != digest(beginning(self.output)):
-            what = f"{self.output} was changed after the job had finished it"
-            raise ConfigError(what, where="--resume", hint="delete it, or write to another file")
-
     def is_finished(self) -> bool:
-        """Whether this job has written its last line, and the output is as it left it. Raises: StorageError."""
-        return self.output.is_file() and self.path.is_file() and self._read() == self._when_finished()
-
-    @contextmanager
-    def kept(self, resumable: bool) -> Iterator[None]:
-        """The note stands from the first line on, and is told of the last. A job that is not resumable removes it.
+        """Check that the output, if there is any, is this job's, and return whether it is complete.
 
         Raises:
-            StorageError: it cannot be written or removed.
+            ConfigError: If the output is another job's, or was modified after its job had finished.
+            StorageError: If the output or the note cannot be read.
         """
-        if resumable and (self.output.is_file() or not self.output.exists()):
-            self._write(self.parts)
+        if not self.output.is_file():
+            return False
+        note = self._read() if self._path.is_file() else None
+        if self.output.stat().st_size > 0:
+            self._check_same_job(note)
+        return note == self._finished_note()
+
+    def _check_same_job(self, note: Mapping[str, str] | None) -> None:
+        if note is None:
+            what = f"{self.output} was written without --resume, so its job is unknown"
+            raise ConfigError(what, where="--resume", hint="delete it, or write to another file")
+        if changes := [_DIFFERENCES[key] for key, digest in self.job.items() if note.get(key) != digest]:
+            what = f"{self.output} was written by a job with {' and '.join(changes)}"
+            hint = "repeat the command of the interrupted job, or write to another file"
+            raise ConfigError(what, where="--resume", hint=hint)
+        digest = _digest(_fingerprint(self.output))
+        if note.get(_FINISHED, digest) != digest:
+            what = f"{self.output} was modified after its job had finished"
+            raise ConfigError(what, where="--resume", hint="delete it, or write to another file")
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Write the note before the first line, and again after the last; remove it if the job cannot be resumed.
+
+        Raises:
+            StorageError: If the note cannot be written or removed.
+        """
+        if self.job and (self.output.is_file() or not self.output.exists()):
+            self._write(self.job)
             yield
-            self._write(self._when_finished())
+            self._write(self._finished_note())
         else:
-            with storage_errors(self.path):
-                self.path.unlink(missing_ok=True)
+            with storage_errors(self._path):
+                self._path.unlink(missing_ok=True)
             yield
 
-    def _when_finished(self) -> dict[str, str]:
-        """What the note says when the output, as it is now, is all that the job has to write."""
-        return {**self.parts, _FINISHED: digest(beginning(self.output))}
+    def _finished_note(self) -> dict[str, str]:
+        """Return the note of the job if the output, as it is now, is complete."""
+        return {**self.job, _FINISHED: _digest(_fingerprint(self.output))}
 
     def _read(self) -> dict[str, str]:
-        """What the note says; nothing if it is no note."""
-        with storage_errors(self.path):
-            text = self.path.read_text(encoding="utf-8", errors="replace")
+        """Return the content of the note; empty if the file is not a note."""
+        with storage_errors(self._path):
+            text = self._path.read_text(encoding="utf-8", errors="replace")
         try:
-            said = json.loads(text)
+            note = json.loads(text)
         except ValueError:
             return {}
-        return said if isinstance(said, dict) else {}
+        return note if isinstance(note, dict) else {}
 
-    def _write(self, said: Mapping[str, str]) -> None:
-        write_text(self.path, json.dumps(said, indent=1) + "\n")
+    def _write(self, note: Mapping[str, str]) -> None:
+        write_text(self._path, json.dumps(note, indent=1) + "\n")
 
 
 def describe_job(
     models: Sequence[str],
     decoding: DecodingConfig,
     files: Sequence[str | None],
-    options: Mapping[str, object],
+    settings: Mapping[str, object],
 ) -> dict[str, str]:
-    """What a job is made of. Files that can be read only once are not looked at.
+    """Return digests that identify a job. Files that can be read only once do not count.
 
     Args:
-        models: folders; the weights count, wherever they are.
-        decoding: the size of the batches does not count.
-        files: input, and what goes with it line by line.
-        options: others that change the translations.
+        models: model folders; their weights count, not their paths.
+        decoding: all but its batch size counts.
+        files: the input, and what goes with it line by line.
+        settings: others that change the translations.
 
     Raises:
-        StorageError: a model or a file cannot be read.
+        StorageError: If a model or a file cannot be read.
     """
+    from mtkit.translation.model_folder import find_checkpoint
+
     return {
-        "model": digest([beginning(find_checkpoint(Path(model)) / MANIFEST_FILE) for model in models]),
-        "way of searching": digest([decoding.model_dump(exclude={"batch_tokens"}), dict(options)]),
-        "input": digest([None if path is None else beginning(Path(path)) for path in files]),
+        _MODEL: _digest([_fingerprint(find_checkpoint(Path(model)) / MANIFEST_FILE) for model in models]),
+        _OPTIONS: _digest([decoding.model_dump(exclude={"batch_tokens"}), dict(settings)]),
+        _INPUT: _digest([None if path is None else _fingerprint(Path(path)) for path in files]),
     }
 
 
-def beginning(path: Path) -> list[object] | None:
-    """Size and first bytes of a file, digested; None of what is no file."""
+def _fingerprint(path: Path) -> list[object] | None:
+    """Return the size of a file and the digest of its first bytes; None for what is not a file."""
     if not path.is_file():
         return None
     with storage_errors(path), open(path, "rb") as file:
         return [path.stat().st_size, hashlib.sha256(file.read(_DIGESTED_BYTES)).hexdigest()]
 
 
-def digest(value: object) -> str:
-    """Of anything that JSON can write."""
+def _digest(value: object) -> str:
+    """Return the SHA-256 of a value's JSON; what JSON lacks is represented by its `str`."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

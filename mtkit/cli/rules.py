@@ -1,8 +1,8 @@
-"""Which options of a command go together: rules that are held before anything is loaded or written.
+"""Rules about options that go together, checked before anything is loaded or written.
 
-A rule speaks of options of the command line. The option that they need, or with which they do not go, may instead be
-switched on, or off, by the `decoding:` section of the model's config. Rules about keys of that section are those that
-the YAML observes (`config.rules`).
+A rule names options of the command line. The option that they need or exclude may also be enabled, or disabled, by the
+`decoding` section of the model's config. Rules about keys of that section come from `mtkit.config.rules`, so that the
+YAML obeys the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rule:
-    """What a command line must observe. Args: options: each of them; other: the option that they need or refuse."""
+    """Options that need, or exclude, another one.
+
+    Args:
+        options: the rule holds for each of them.
+        other: the option that they need or exclude.
+        hint: why.
+    """
 
     options: tuple[str, ...]
     other: str
@@ -35,13 +41,13 @@ class Rules:
     """The rules of a command."""
 
     needs: tuple[Rule, ...] = ()
-    """The options do nothing without the other."""
+    """Options that have no effect without the other."""
     excludes: tuple[Rule, ...] = ()
-    """The options do nothing, or something else than they say, together with the other."""
+    """Options that have no effect, or another one, together with the other."""
 
 
 _IRREGULAR = {"sample_seed": "--seed", "compute_types": "--compute-type"}
-"""Options that are not called as the key or parameter that they set."""
+"""Options whose names differ from those of their keys or parameters."""
 
 
 def option_of(name: str) -> str:
@@ -51,11 +57,15 @@ def option_of(name: str) -> str:
 
 
 def name_options(message: str, command: Any) -> str:
-    """Return a message of mtkit's library in the words of the command line.
+    """Return an error message of the library with options in place of parameters and keys.
 
-    The library knows no options. It puts the name of a parameter in backticks, and names keys of the config: "raise
+    The library does not know the command line. It names parameters in backticks, and keys of the config: "raise
     `max_line_tokens`" becomes "raise --max-line-tokens", and "lower decoding.batch_tokens" becomes "lower
     --batch-tokens" if the command has that option.
+
+    Args:
+        message: of an error.
+        command: the running click command.
     """
     options = {option for parameter in command.params for option in parameter.opts}
 
@@ -66,8 +76,8 @@ def name_options(message: str, command: Any) -> str:
     return re.sub(r"\bdecoding\.[a-z_]+", option_or_key, message)
 
 
-def _of_decoding(rules: Sequence[config_rules.Rule]) -> Iterator[Rule]:
-    """The rules of the config about keys of `decoding`, of options."""
+def _decoding_rules(rules: Sequence[config_rules.Rule]) -> Iterator[Rule]:
+    """Yield the config's rules about keys of `decoding` as rules about options."""
     for rule in rules:
         if rule.other.startswith("decoding."):
             yield Rule(tuple(map(option_of, rule.keys)), option_of(rule.other), rule.hint)
@@ -75,39 +85,39 @@ def _of_decoding(rules: Sequence[config_rules.Rule]) -> Iterator[Rule]:
 
 TRANSLATE = Rules(
     needs=(
-        Rule(("--resume",), "-o", "what was written says where to go on"),
-        *_of_decoding(config_rules.NEEDS),
+        Rule(("--resume",), "-o", "the length of the file tells where to resume"),
+        *_decoding_rules(config_rules.NEEDS),
     ),
     excludes=(
-        Rule(("--resume",), "--attention", "its file cannot be continued: leave out one of them"),
-        Rule(("--constraints",), "--sample", "they are of the search, not of samples"),
-        *_of_decoding(config_rules.EXCLUDES),
-        Rule(("--scores",), "--n-best", "which prints scores anyway"),
+        Rule(("--resume",), "--attention", "its file cannot be appended to: leave out one of them"),
+        Rule(("--constraints",), "--sample", "samples cannot be constrained"),
+        *_decoding_rules(config_rules.EXCLUDES),
+        Rule(("--scores",), "--n-best", "it prints scores already"),
         Rule(("--n-best", "--sample", "--mbr", "--constraints", "--split-sentences", "--protect", "--alignment",
               "--attention", "--scores", "--resume", "--read-ahead"), "--alternatives", "leave it out"),
     ),
 )  # fmt: skip
 
 _OFF = {"groups": 1, "mbr": "none"}
-"""Values with which an option switches off."""
+"""Values that disable an option."""
 
 
 def check_options(context: typer.Context, rules: Rules, decoding: DecodingConfig) -> None:
-    """Hold the rules of a command against its command line.
+    """Check that a command line obeys the rules of its command.
 
     Args:
-        context: of the command, parsed.
-        rules: what must be so.
-        decoding: the model's own settings with what the command line changes in them.
+        context: of the parsed command line.
+        rules: of the command.
+        decoding: the model's settings, as the command line overrides them.
 
     Raises:
-        ConfigError: options that do not go together.
+        ConfigError: If options cannot be combined, or one lacks another that it needs.
     """
-    hold(rules, given_options(context), switched_on(decoding))
+    check_rules(rules, given_options(context), enabled_options(decoding))
 
 
 def given_options(context: typer.Context) -> set[str]:
-    """The names, long and short, of the options that the command line gives, unless it switches them off."""
+    """Return the names, long and short, of the options on the command line, except those that it disables."""
     given = set()
     for parameter in context.command.params:
         name = str(parameter.name)
@@ -118,8 +128,8 @@ def given_options(context: typer.Context) -> set[str]:
     return given
 
 
-def switched_on(decoding: DecodingConfig) -> set[str]:
-    """The options of `translate` that a config has switched on."""
+def enabled_options(decoding: DecodingConfig) -> set[str]:
+    """Return the options of `mtkit translate` that a config enables."""
     rules = [
         rule for rule in (*config_rules.NEEDS, *config_rules.EXCLUDES) if rule.other.startswith("decoding.")
     ]
@@ -127,29 +137,29 @@ def switched_on(decoding: DecodingConfig) -> set[str]:
     return {option_of(rule.other) for rule, value in values.items() if rule.is_on(value)}
 
 
-def hold(rules: Rules, given: Collection[str], by_config: Collection[str]) -> None:
-    """Check options by name.
+def check_rules(rules: Rules, given: Collection[str], in_config: Collection[str]) -> None:
+    """Check that options obey rules.
 
     Args:
-        rules: what must be so.
-        given: those of the command line.
-        by_config: those that the config has switched on.
+        rules: of the command.
+        given: options on the command line.
+        in_config: options that the model's config enables.
 
     Raises:
-        ConfigError: at the first rule that is not observed.
+        ConfigError: If a rule is broken; for the first one.
     """
     for rule in rules.excludes:
         for option in rule.options:
             if option in given and rule.other in given:
-                raise ConfigError(f"{option} does not go with {rule.other}", hint=rule.hint)
-            if option in given and rule.other in by_config:
-                what = f"{option} does not go with {rule.other}, which the model's config switches on"
-                raise ConfigError(what, hint=f"{rule.hint}; {SWITCHES_OFF[rule.other]} switches it off")
+                raise ConfigError(f"{option} cannot be combined with {rule.other}", hint=rule.hint)
+            if option in given and rule.other in in_config:
+                what = f"{option} cannot be combined with {rule.other}, which the model's config enables"
+                raise ConfigError(what, hint=f"{rule.hint}; {OFF_SWITCHES[rule.other]} disables it")
     for rule in rules.needs:
         for option in rule.options:
-            if option in given and rule.other not in given and rule.other not in by_config:
+            if option in given and rule.other not in given and rule.other not in in_config:
                 raise ConfigError(f"{option} needs {rule.other}", hint=rule.hint)
 
 
-SWITCHES_OFF = {"--sample": "--no-sample", "--mbr": "--mbr none", "--groups": "--groups 1"}
-"""How the command line takes back what a config has switched on."""
+OFF_SWITCHES = {"--sample": "--no-sample", "--mbr": "--mbr none", "--groups": "--groups 1"}
+"""Options that disable what a config enables."""

@@ -1,4 +1,4 @@
-"""`mtkit score`: what a model thinks of given translations."""
+"""`mtkit score`: score given translations with a model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mtkit.cli import options
-from mtkit.cli.lines import begun, in_step
-from mtkit.cli.terminal import open_output, open_stdout, say
-from mtkit.cli.translators import decoding_of, load_translator, refuse_no_symbol
+from mtkit.cli.lines import MATCH_HINT, prefetch_first, zip_lines
+from mtkit.cli.terminal import open_output, open_stdout, print_stderr
+from mtkit.cli.translators import check_tag, load_translator, resolve_decoding
 from mtkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 def score(
     model: options.ModelPath,
     src: Annotated[str, typer.Argument(metavar="SRC", help="Source lines.")],
-    tgt: Annotated[str, typer.Argument(metavar="TGT", help="A translation of each.")],
+    tgt: Annotated[str, typer.Argument(metavar="TGT", help="Their translations.")],
     length_penalty: options.LengthPenalty = None,
     penalty_kind: options.PenaltyKind = None,
     coverage_penalty: options.CoveragePenalty = None,
     minimum: Annotated[
         float | None,
         typer.Option(
-            help="Print the pairs with at least this score, `SRC tab TGT`, instead of scores (none that hold a tab)."
+            help="Instead of scores, print the pairs with at least this score, as source, tab, target."
         ),
     ] = None,
     tag: options.Tag = None,
@@ -40,53 +40,64 @@ def score(
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
-    """Print the model's score of given translations: what `translate --scores` would print for them.
+    """Print the score that a model gives to each translation: what `translate --scores` would print for it.
 
-    The same to rounding, to 1e-5 with --precision fp32, given the same --tag and --split-sentences. What counts is the
-    text: a translation that the search made of other tokens than training texts are cut into, which it seldom does,
-    has another score. A line that `translate` would cut is scored sentence by sentence if its translation has as many
-    sentences, else in one piece. With --minimum it filters a corpus, and leaves out pairs that
-    are too long or have tabs in them. Any number of lines in constant memory.
+    With --precision fp32 and the same --tag and --split-sentences, both agree to 1e-5. The text is what counts: where
+    the search generated a text from other tokens than the tokenizer's, which is rare, the scores differ. A line that
+    `translate` would split is scored sentence by sentence if its translation has as many sentences, otherwise as one
+    segment.
+
+    With --minimum, this filters a corpus; pairs that contain tabs or are too long for the model are dropped. Memory
+    does not grow with the number of lines.
     """
-    from mtkit.files import count_lines, read_lines
+    from mtkit.files import read_lines
 
     if minimum is not None and math.isnan(minimum):
-        raise ConfigError("nan is no score", where="--minimum", hint="a number, for example -1.5")
-    open_stdout()  # if there is none, it is said before the model is loaded
-    decoding = decoding_of(model, {
+        raise ConfigError("nan is not a score", where="--minimum", hint="a number, for example -1.5")
+    open_stdout()  # if it is closed, fail before the model is loaded
+    decoding = resolve_decoding(model, {
         "length_penalty": length_penalty, "penalty_kind": penalty_kind, "coverage_penalty": coverage_penalty,
         "batch_tokens": batch_tokens,
     })  # fmt: skip
     translator = load_translator(model, decoding, device, precision, ensemble or ())
-    counts = [count_lines(path) if os.path.isfile(path) else None for path in (src, tgt)]
-    if None not in counts and counts[0] != counts[1]:
-        for path in (src, tgt):
-            deque(read_lines(path), maxlen=0)  # if they are no text, that is why
-        what = f"{counts[0]:,} source lines, but {counts[1]:,} target lines"
-        raise DataError(what, hint="line n goes with line n")
-    pairs = in_step([iter(read_lines(src)), iter(read_lines(tgt))], [src, tgt])
-    if tag is not None:
-        refuse_no_symbol(tag, translator)
+    _check_lengths(src, tgt)
+    check_tag(tag, translator)
+    pairs = zip_lines([iter(read_lines(src)), iter(read_lines(tgt))], [src, tgt])
     skip_long = minimum is not None
-    scored = begun(translator.score_stream(pairs, skip_long, tag=tag or "", split_sentences=split_sentences))
+    scored = translator.score_stream(pairs, skip_long, tag=tag or "", split_sentences=split_sentences)
     if minimum is None:
-        _write_scores(result.score for _, result in scored if result is not None)
+        _write_scores(result.score for _, result in prefetch_first(scored) if result is not None)
     else:
-        _write_pairs(scored, minimum)
+        _write_pairs(prefetch_first(scored), minimum)
+
+
+def _check_lengths(src: str, tgt: str) -> None:
+    """Check that two files, as far as they are files, have as many lines.
+
+    Raises:
+        DataError: If they do not, or if one is not text.
+    """
+    from mtkit.files import count_lines, read_lines
+
+    num_src, num_tgt = (count_lines(path) if os.path.isfile(path) else None for path in (src, tgt))
+    if num_src is not None and num_tgt is not None and num_src != num_tgt:
+        for path in (src, tgt):
+            deque(read_lines(path), maxlen=0)  # raises if the file is not text, which would explain it
+        raise DataError(f"{num_src:,} source lines, but {num_tgt:,} target lines", hint=MATCH_HINT)
 
 
 def _write_scores(scores: Iterable[float]) -> None:
-    """A score a line. Raises: StorageError, BrokenPipeError, and what scoring raises."""
+    """Write one score a line to stdout."""
     with open_output(None) as out:
         for score in scores:
             out.write(f"{score:.6f}\n")
 
 
 def _write_pairs(scored: Iterable[tuple[str, Translation | None]], minimum: float) -> None:
-    """The pairs with at least this score, a tab between, and on stderr how many; raises the same.
+    """Write the pairs with at least a score to stdout, tab-separated, and print to stderr how many were kept.
 
-    Pairs with a tab of their own are left out, for nobody could tell where the target begins; also those without a
-    score, which are too long for the model.
+    Pairs without a score are too long for the model. Those that contain a tab are dropped, because the output could not
+    be split again.
     """
     num_pairs = num_kept = num_with_tabs = num_long = 0
     with open_output(None) as out:
@@ -101,7 +112,7 @@ def _write_pairs(scored: Iterable[tuple[str, Translation | None]], minimum: floa
             else:
                 num_kept += 1
                 out.write(f"{source}\t{result.text}\n")
-    faults = ((num_long, "too long"), (num_with_tabs, "with tabs in them"))
-    left_out = ", ".join(f"{number:,} {what}" for number, what in faults if number)
-    also = f"; left out whatever their score: {left_out}" if left_out else ""
-    say(f"kept {num_kept:,} of {num_pairs:,} pairs{also}")
+    faults = ((num_long, "too long"), (num_with_tabs, "with tabs"))
+    dropped = ", ".join(f"{number:,} {fault}" for number, fault in faults if number)
+    also = f"; dropped whatever their score: {dropped}" if dropped else ""
+    print_stderr(f"kept {num_kept:,} of {num_pairs:,} pairs{also}")

@@ -1,4 +1,4 @@
-"""What a command says and where it writes: stdout or a file, consoles, progress on stderr."""
+"""Streams of the process: output to stdout or a file, messages and progress on stderr."""
 
 from __future__ import annotations
 
@@ -15,31 +15,36 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from mtkit.cli.rules import name_options
 from mtkit.errors import ConfigError, DataError, StorageError
+from mtkit.files import COMPRESSED_SUFFIXES, LineReader, storage_errors
 from mtkit.formatting import format_duration
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mtkit.files import LineReader
+
+_MAX_FAULTS = 10
+"""Faults that are printed one by one; further ones are only counted."""
+
+_PROGRESS_SECONDS = 3.0
+"""Least time between two lines of progress."""
 
 
-_MOST_FAULTS_TOLD = 10
-"""Faults that are shown one by one; further ones are only counted."""
+def escape_unencodable() -> None:
+    """Let stdout and stderr print characters that their encoding lacks as escapes.
 
-
-def spell_everything() -> None:
-    """Show what an encoding lacks as escapes. `open_output`, for what is not only shown, writes UTF-8 instead."""
+    Data goes through `open_output`, which writes UTF-8.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def make_console(stream: TextIO | None) -> Console:
-    """Where progress is shown; nowhere, if the stream was closed before the process began."""
+    """Return a console on a stream; a quiet one if the stream was closed before the process began."""
     from rich.console import Console
 
     class PipeConsole(Console):
-        """If the reader goes away, rich would leave without a word; here it is an error like any other."""
+        """Console that raises when the reader closes the pipe, where rich would end the process silently."""
 
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
@@ -47,8 +52,8 @@ def make_console(stream: TextIO | None) -> Console:
     return PipeConsole(file=stream, quiet=stream is None)
 
 
-def own_command() -> str:
-    """How mtkit was called, in words that the same shell understands again."""
+def invocation() -> str:
+    """Return how the user called mtkit, quoted for the shell."""
     called = sys.argv[0]
     if called.endswith(os.path.join("mtkit", "__main__.py")):
         return shlex.join([sys.orig_argv[0], "-m", "mtkit"])
@@ -58,8 +63,8 @@ def own_command() -> str:
     return shlex.quote(called)
 
 
-def flush_or_drop(stream: TextIO | None) -> None:
-    """Flush a stream. If nobody takes what it holds, that is dropped, so that the interpreter's end is silent too."""
+def flush_or_discard(stream: TextIO | None) -> None:
+    """Flush a stream; if it cannot be written, discard its buffer, so that the interpreter does not fail at exit."""
     if stream is None:  # closed before the process began
         return
     try:
@@ -68,47 +73,53 @@ def flush_or_drop(stream: TextIO | None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def say(text: str, end: str = "\n") -> None:
-    """Show something on stderr, if there is one. What nobody reads is no fault."""
-    if sys.stderr is not None:  # print would take stdout in its place
+def print_stderr(text: str, end: str = "\n") -> None:
+    """Print to stderr, if it is open; an error of writing does not matter."""
+    if sys.stderr is not None:  # with file=None, print would write to stdout
         with suppress(OSError):
             print(text, end=end, file=sys.stderr, flush=True)
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether somebody sits at the other end of a stream."""
+    """Return whether a stream is open and a terminal."""
     return stream is not None and not stream.closed and stream.isatty()
 
 
-def prompted(lines: LineReader) -> Iterator[str]:
-    """The lines that somebody types, each behind a prompt on stderr."""
-    say("Type a line to translate, Ctrl-D to end.")
+def prompt_for_lines(lines: LineReader) -> Iterator[str]:
+    """Yield lines typed at a terminal, with a prompt on stderr before each."""
+    print_stderr("Type a line to translate, Ctrl-D to end.")
     while True:
-        if not lines.is_ready(0.0):  # of several lines that were pasted, those behind the first are there
-            say("> ", end="")
+        if not lines.is_ready(0.0):  # of pasted lines only the first is waited for
+            print_stderr("> ", end="")
         try:
             line = next(lines)
         except StopIteration:
-            say("")  # so that what comes next begins a line
+            print_stderr("")  # so that further output starts on a line of its own
             return
         yield line
 
 
 def open_stdout() -> TextIO:
-    """stdout. Raises: StorageError: it was closed before the process began."""
+    """Return stdout.
+
+    Raises:
+        StorageError: If it was closed before the process began.
+    """
     if sys.stdout is None:
-        raise StorageError("it is closed", where="stdout", hint="write to a file, or to /dev/null")
+        raise StorageError("closed", where="stdout", hint="write to a file, or to /dev/null")
     return sys.stdout
 
 
 @contextmanager
 def open_output(path: str | None, append: bool = False) -> Iterator[TextIO]:
-    """stdout, or a file; what was written is flushed whatever happens. Raises: StorageError, BrokenPipeError.
+    """Open a file, or stdout if there is no path, to write UTF-8. Leaving the context flushes it.
 
-    Files are written line by line: whatever ends the process, no more than a part of a line is lost or left.
+    The stream is line-buffered: however the process ends, at most part of one line is lost or left.
+
+    Raises:
+        StorageError: If the file cannot be opened or written.
+        BrokenPipeError: If the reader of a pipe has closed it.
     """
-    from mtkit.files import storage_errors
-
     try:
         with storage_errors(path or "stdout"):
             if path is None:
@@ -121,43 +132,57 @@ def open_output(path: str | None, append: bool = False) -> Iterator[TextIO]:
                 with open(path, mode, encoding="utf-8", newline="\n", buffering=1) as file:
                     yield cast(TextIO, file)
     except StorageError as error:
-        if isinstance(error.__cause__, BrokenPipeError):  # the reader went away: no fault of the disk
-            raise BrokenPipeError from error  # without its errno, of which typer would make an exit code of its own
+        if isinstance(error.__cause__, BrokenPipeError):  # not a fault of the disk
+            raise BrokenPipeError from error  # without its errno, which typer would turn into an exit code
         raise
 
 
 @contextmanager
-def open_new(path: str) -> Iterator[TextIO]:
-    """A text file that is not there yet. Raises: ConfigError: it is; StorageError."""
-    from mtkit.files import storage_errors
+def open_new_file(path: str) -> Iterator[TextIO]:
+    """Create a text file.
 
+    Raises:
+        ConfigError: If the file exists.
+        StorageError: If it cannot be written.
+    """
     if os.path.lexists(path):
-        raise ConfigError("the file is there already", where=path, hint="choose another with -o")
+        raise ConfigError("the file already exists", where=path, hint="choose another with -o")
     with storage_errors(path), open(path, "x", encoding="utf-8", newline="\n") as file:
         yield cast(TextIO, file)
 
 
-def print_text(text: str) -> None:
-    """Text to stdout. Raises: StorageError, BrokenPipeError."""
+def print_stdout(text: str) -> None:
+    """Write text to stdout as UTF-8.
+
+    Raises:
+        StorageError: If stdout is closed or cannot be written.
+        BrokenPipeError: If the reader of a pipe has closed it.
+    """
     with open_output(None) as out:
         out.write(text)
 
 
-def refuse_overwriting(output: str | None, others: Sequence[str], option: str = "--output") -> None:
-    """Check that an output is none of the other files, which it would empty. Raises: ConfigError: at the option."""
+def check_not_overwriting(output: str | None, others: Sequence[str], option: str = "--output") -> None:
+    """Check that an output is none of the other files of a command, which it would overwrite.
+
+    Raises:
+        ConfigError: If it is; at the option.
+    """
     for path in others if output is not None else ():
-        both = os.path.isfile(path) and os.path.isfile(str(output))
+        both_exist = os.path.isfile(path) and os.path.isfile(str(output))
         if os.path.abspath(path) == os.path.abspath(str(output)) or (
-            both and os.path.samefile(path, str(output))
+            both_exist and os.path.samefile(path, str(output))
         ):
-            what = f"{output} is another file of this command too"
+            what = f"{output} is also another file of this command"
             raise ConfigError(what, where=option, hint="write to another file")
 
 
-def refuse_compressed(output: str | None, option: str = "--output") -> None:
-    """Check that the name of a text file does not promise a compressed one. Raises: ConfigError: at the option."""
-    from mtkit.files import COMPRESSED_SUFFIXES
+def check_not_compressed(output: str | None, option: str = "--output") -> None:
+    """Check that the name of an output, which is plain text, is not that of a compressed file.
 
+    Raises:
+        ConfigError: If it is; at the option.
+    """
     path = Path(output or "")
     if path.suffix.lower() in COMPRESSED_SUFFIXES:
         what = f"{output} would be plain text, not {path.suffix}"
@@ -165,25 +190,30 @@ def refuse_compressed(output: str | None, option: str = "--output") -> None:
 
 
 class FaultReport:
-    """Says on stderr which lines could not be translated and why: the first ones at once, how many at the end.
+    """Report on stderr of the lines that could not be translated: the first ones one by one, at the end their number.
 
     Args:
-        done: what was done about them.
-        command: the command that reports, whose options the faults name.
+        outcome: what became of these lines, such as "left empty".
+        command: the running command, whose options the faults name.
     """
 
-    def __init__(self, done: str, command: Any) -> None:
-        self.done = done
+    def __init__(self, outcome: str, command: Any) -> None:
+        self.outcome = outcome
         self.command = command
         self.count = 0
         self.first_numbers: list[int] = []
 
     def __call__(self, number: int, fault: DataError) -> None:
-        """One more. Args: number: of the line, from 0."""
+        """Report a line.
+
+        Args:
+            number: of the line, from 0.
+            fault: why it could not be translated.
+        """
         self.count += 1
-        if self.count <= _MOST_FAULTS_TOLD:
+        if self.count <= _MAX_FAULTS:
             self.first_numbers.append(number + 1)
-            say(f"{self.done}: {name_options(str(fault), self.command)}")
+            print_stderr(f"{self.outcome}: {name_options(str(fault), self.command)}")
 
     def __enter__(self) -> FaultReport:
         return self
@@ -192,28 +222,28 @@ class FaultReport:
         if self.count:
             numbers = ", ".join(f"{number:,}" for number in self.first_numbers)
             more = " …" if self.count > len(self.first_numbers) else ""
-            what = "1 line was" if self.count == 1 else f"{self.count:,} lines were"
-            say(f"{what} not translated but {self.done}: {numbers}{more}")
+            lines = "1 line was" if self.count == 1 else f"{self.count:,} lines were"
+            print_stderr(f"{lines} not translated but {self.outcome}: {numbers}{more}")
 
 
-class Ticker:
-    """Says on stderr, every few seconds, how many lines were translated, how fast, and when all will be.
+class ProgressReport:
+    """Report on stderr, every few seconds: lines translated so far, lines per second, time left.
 
     Args:
-        total: how many there are, if that is known.
+        total: number of lines, if it is known.
     """
 
     def __init__(self, total: int | None = None) -> None:
-        self.start = self.said = time.monotonic()
+        self.start = self.reported = time.monotonic()
         self.total, self.done = total, 0
 
     def __call__(self, num_lines: int) -> None:
-        """Count so many more lines."""
+        """Count lines that were translated since the last call."""
         self.done += num_lines
         now = time.monotonic()
-        if now - self.said > 3:
+        if now - self.reported > _PROGRESS_SECONDS:
             speed = self.done / (now - self.start)
-            of_all = f" of {self.total:,}" if self.total else ""
+            of_total = f" of {self.total:,}" if self.total else ""
             left = f", time left {format_duration((self.total - self.done) / speed)}" if self.total else ""
-            say(f"{self.done:,}{of_all} lines, {speed:,.0f} lines/s{left}")
-            self.said = now
+            print_stderr(f"{self.done:,}{of_total} lines, {speed:,.0f} lines/s{left}")
+            self.reported = now

@@ -1,4 +1,4 @@
-"""From the options of a command to a translator. torch is imported when one is loaded."""
+"""Translators as the options of a command ask for them. torch is imported when one is loaded."""
 
 from __future__ import annotations
 
@@ -8,48 +8,65 @@ from typing import TYPE_CHECKING, Any
 
 from mtkit.errors import ConfigError
 from mtkit.torchrun import read_ranks
-from mtkit.translation.options import check_precision
+from mtkit.translation.options import DecodingOverrides, check_precision
 
 if TYPE_CHECKING:
     from mtkit.config.sections import Config, DecodingConfig
     from mtkit.translation.translator import Translator
 
 
-def decoding_of(model: str, changes: Mapping[str, Any]) -> DecodingConfig:
-    """How a model folder asks to be decoded, but for the keys whose new value is not None; without torch.
+def resolve_decoding(model: str, options: Mapping[str, Any]) -> DecodingConfig:
+    """Return the `decoding` section of a model's config with the options of a command, without importing torch.
 
-    Two new values take back what the folder asks for: `mbr` "none", and `suppress` with nothing but empty texts.
-    How many translations of a line are wanted, the folder does not decide.
+    `mbr` "none" and a `suppress` of empty texts alone disable what the config enables. The config's `n_best` does not
+    count: without an option, a line has one translation.
+
+    Args:
+        model: model folder.
+        options: new values by key of `decoding`; others, and those without a value, do not count.
 
     Raises:
-        ConfigError: a value is out of range; at the option.
-        StorageError: there is no model.
+        ConfigError: If a value is out of range.
+        StorageError: If there is no model.
     """
     from mtkit.translation.model_folder import override_decoding, read_decoding
 
-    given = {"n_best": 1} | {key: value for key, value in changes.items() if value is not None}
-    if given.get("mbr") == "none":
-        given["mbr"] = None
-    if "suppress" in given:
-        given["suppress"] = tuple(filter(None, given["suppress"]))
+    keys = DecodingOverrides.__annotations__
+    overrides = {key: value for key, value in options.items() if key in keys and value not in (None, [])}
+    if overrides.get("mbr") == "none":
+        overrides["mbr"] = None
+    if "suppress" in overrides:
+        overrides["suppress"] = tuple(filter(None, overrides["suppress"]))
     try:
-        return override_decoding(read_decoding(Path(model)), given)
+        return override_decoding(read_decoding(Path(model)), {"n_best": 1, **overrides})
     except ConfigError as error:
         where = None if error.where == "decoding" else error.where
-        raise ConfigError(error.what, where=where, hint=error.hint or "--help tells the options") from error
+        raise ConfigError(error.what, where=where, hint=error.hint or "see --help") from error
 
 
 def load_translator(
     model: str, decoding: DecodingConfig, device: str, precision: str, ensemble: Sequence[str] = ()
 ) -> Translator:
-    """A translator of the model in a folder. Raises: ConfigError, StorageError."""
+    """Load a translator from a model folder.
+
+    Args:
+        model: model folder.
+        decoding: how to search.
+        device: as for --device.
+        precision: as for --precision.
+        ensemble: folders of further models.
+
+    Raises:
+        ConfigError: If the device or precision is unknown or not available, or the models do not fit together.
+        StorageError: If a model is missing or damaged.
+    """
     return load_translator_and_config(model, decoding, device, precision, ensemble)[0]
 
 
 def load_translator_and_config(
     model: str, decoding: DecodingConfig, device: str, precision: str, ensemble: Sequence[str] = ()
 ) -> tuple[Translator, Config]:
-    """A translator and the config it was trained with."""
+    """Load a translator and the config with which its model was trained; see `load_translator`."""
     check_precision(precision, "--precision")
     from mtkit.device import choose_device
     from mtkit.translation.loading import load_ensemble_members, load_model, usual_src_tokens
@@ -57,13 +74,17 @@ def load_translator_and_config(
 
     chosen = choose_device(device, "--device", read_ranks().local_rank)
     config, tokenizers, network = load_model(Path(model))
-    others = load_ensemble_members(ensemble, tokenizers, model)
+    members = load_ensemble_members(ensemble, tokenizers, model)
     usual = usual_src_tokens(model)
-    return Translator.of(config, tokenizers, network, decoding, chosen, precision, others, usual), config
+    return Translator.of(config, tokenizers, network, decoding, chosen, precision, members, usual), config
 
 
-def refuse_no_symbol(tag: str, translator: Translator) -> None:
-    """Check that the model knows a tag as one piece. Raises: ConfigError."""
-    if not translator.tokenizers.src.is_single_piece(tag):
-        what = f"{tag!r} is no piece of the source vocabulary"
-        raise ConfigError(what, where="--tag", hint="train with it among tokenizer.user_symbols")
+def check_tag(tag: str | None, translator: Translator) -> None:
+    """Check that a target-language tag, if there is one, is a single token of the source vocabulary.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    if tag is not None and not translator.tokenizers.src.is_single_piece(tag):
+        what = f"{tag!r} is not a single token of the source vocabulary"
+        raise ConfigError(what, where="--tag", hint="name it in tokenizer.user_symbols before training")

@@ -63,7 +63,7 @@ def test_the_last_checkpoints_of_a_run(run: Path, tmp_path: Path, corpus: Path) 
     folder = tmp_path / "deep" / "average"
     code, out, err = tiny.mtkit("average", run, "--last", 3, "-o", folder)
     assert (code, err) == (0, "")
-    assert out.startswith(f"the average of 3 checkpoints is in {folder}: {tiny.checkpoint(run, 20)}, ")
+    assert out.startswith(f"averaged 3 checkpoints into {folder}: {tiny.checkpoint(run, 20)}, ")
     assert_average(folder, mean(run, 12, 16, 20))
     assert verify_checkpoint(folder) == {"model.safetensors", "config.yaml", "state.json", "tokenizer.model"}
     moved = folder.rename(tmp_path / "moved")  # it needs nothing outside itself

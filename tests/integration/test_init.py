@@ -163,7 +163,7 @@ def test_the_command_writes_a_config_that_check_accepts(
     before = Path("my config.yaml").read_text()
     code, _, err = tiny.mtkit("init", *files, "--src", "en", "--tgt", "fr", "-o", "my config.yaml")
     assert (code, tiny.one_line(err)) == (
-        2, "error: my config.yaml: the file is there already (choose another with -o)"
+        2, "error: my config.yaml: the file already exists (choose another with -o)"
     )  # fmt: skip
     assert Path("my config.yaml").read_text() == before
     assert tiny.mtkit("init", *files, "--src", "en", "--tgt", "fr", "-o", "-")[1] == before

@@ -173,7 +173,7 @@ def test_pairs_that_are_too_long_to_be_scored(trained: Path, tmp_path: Path) -> 
     assert (code, out.count("\n")) == (3, 1)
     assert "source line 2: " in tiny.one_line(err)
     code, out, err = tiny.mtkit("score", trained, src, tgt, "--minimum", -1000)
-    assert (code, err) == (0, "kept 2 of 3 pairs; left out whatever their score: 1 too long\n")
+    assert (code, err) == (0, "kept 2 of 3 pairs; dropped whatever their score: 1 too long\n")
     assert out.startswith("the dog") and "\nthe cat" in out and out.count("\n") == 2
 
 
@@ -214,17 +214,17 @@ def test_a_job_that_is_killed_goes_on_where_it_stopped(
     before = output.read_bytes()
     other_input = ["translate", trained, corpus / "train.tgt", *job[3:]]
     other_search = [*job[:-1], "--length-penalty", 0.5, "-o"]
-    for other, what in ((other_input, "input"), (other_search, "way of searching")):
+    for other, what in ((other_input, "another input"), (other_search, "other options")):
         code, _, err = tiny.mtkit(*other, output, "--resume")
-        assert (code, f"out.txt was begun with another {what}" in err) == (2, True)
+        assert (code, f"out.txt was written by a job with {what}" in err) == (2, True)
     assert output.read_bytes() == before
     assert tiny.mtkit(*job, output, "--resume") == (0, "", "")
     assert_same_but_for_rounding(output, whole)
     before = output.read_bytes()
     loud = [argument for argument in job if argument != "-q"]
-    assert tiny.mtkit(*loud, output, "--resume") == (0, "", f"{output} is finished\n")
-    for other, what in ((other_input, "input"), (other_search, "way of searching")):
-        assert f"was begun with another {what}" in tiny.mtkit(*other, output, "--resume")[2]
+    assert tiny.mtkit(*loud, output, "--resume") == (0, "", f"{output} is complete\n")
+    for other, what in ((other_input, "another input"), (other_search, "other options")):
+        assert f"was written by a job with {what}" in tiny.mtkit(*other, output, "--resume")[2]
     assert output.read_bytes() == before
 
 
@@ -278,14 +278,17 @@ def test_what_the_options_refuse(trained: Path, corpus: Path) -> None:
     for arguments, what in (
         (["--resume"], "--resume needs -o"),
         (["--resume", "-o", "-"], "--resume needs a file"),
-        (["--shard", "3/2"], "is no part"),
-        (["--on-error", "ignore"], "'ignore' is nothing to do (stop, skip, copy)"),
-        (["--on-error", "copy", "--alternatives", 2], "--on-error copy does not go with --alternatives"),
+        (["--shard", "3/2"], "must be i/n"),
+        (["--on-error", "ignore"], "unknown action 'ignore' (stop, skip, copy)"),
+        (
+            ["--on-error", "copy", "--alternatives", 2],
+            "--on-error copy cannot be combined with --alternatives",
+        ),
         (["--mbr", "comet"], "--mbr"),
         (["--groups", 2, "--beam-size", 3], "not a multiple of groups"),
         (["--stop", "soon"], "--stop"),
         (["--top-p", 0], "--top-p"),
-        (["--tag", "<2xx yy>"], "is no piece of the source vocabulary"),
+        (["--tag", "<2xx yy>"], "is not a single token of the source vocabulary"),
     ):
         code, out, err = tiny.mtkit("translate", trained, corpus / "test.src", *arguments)
         assert (code, out) == (2, ""), arguments
@@ -384,7 +387,7 @@ def test_attention_never_takes_the_place_of_another_file(trained: Path, corpus: 
     for clash in (["--attention", source], ["-o", output, "--attention", output]):
         code, _, err = tiny.mtkit("translate", trained, source, *clash)
         assert code == 2
-        assert "another file of this command" in tiny.one_line(err)
+        assert "also another file of this command" in tiny.one_line(err)
     assert source.read_bytes() == before
     output.write_text("old\n")
     nowhere = tmp_path / "nowhere/a.npz"
@@ -416,18 +419,18 @@ def test_only_what_was_begun_with_resume_is_resumed(trained: Path, corpus: Path,
         assert output.read_bytes() == before
 
     output.write_text("le chat\nun ch")
-    refused("was not begun with --resume, so nobody knows by which job (delete it, or write to another file)")
+    refused("was written without --resume, so its job is unknown (delete it, or write to another file)")
     output.write_text("")
     assert tiny.mtkit(*job, "--resume") == (0, "", "")
     whole = output.read_bytes()
     output.write_bytes(whole[: whole.index(b"\n") + 1])
-    refused("was changed after the job had finished it")
+    refused("was modified after its job had finished")
     output.write_text("")  # emptied, it is begun anew, though the note says that it was finished
     assert tiny.mtkit(*job, "--resume") == (0, "", "")
     assert output.read_bytes() == whole
     assert tiny.mtkit(*job) == (0, "", "")
     assert not note.exists()
-    refused("was not begun with --resume")
+    refused("was written without --resume")
     output.unlink()
     stdin = (corpus / "test.src").read_text()
     job = ["translate", trained, *EXACT, "-o", output, "--resume"]

@@ -45,8 +45,8 @@ def with_decoding(trained: Path, folder: Path, **keys: str) -> Path:
     [
         (["--temperature", 0.5], "--temperature needs --sample"),
         (["--no-sample", "--seed", 0], "--seed needs --sample"),
-        (["--sample", "--groups", 3], "--groups does not go with --sample"),
-        (["--scores", "--n-best", 1], "--scores does not go with --n-best"),
+        (["--sample", "--groups", 3], "--groups cannot be combined with --sample"),
+        (["--scores", "--n-best", 1], "--scores cannot be combined with --n-best"),
         (["--mbr", "none", "--mbr-candidates", 4], "--mbr-candidates needs --mbr"),
         (["--top-p", 0], "--top-p: must be greater than 0, got 0.0 (the default is 1.0)"),
         (["--sample", "--temperature", 1e-30], "--temperature: must be at least 0.01, got 1e-30"),
@@ -68,9 +68,11 @@ def test_refused_before_the_model_is_loaded(
 def test_other_commands_refuse_too(trained: Path, corpus: Path) -> None:
     benchmark = ["benchmark", "translate", trained, corpus / "test.src"]
     for against in ([], ["--against", "transformers"]):
-        assert "--compute-type is of ctranslate2" in refused(*benchmark, "--compute-type", "int8", *against)
+        assert "--compute-type needs --against ctranslate2" in refused(
+            *benchmark, "--compute-type", "int8", *against
+        )
     assert "unknown system 'marian'" in refused(*benchmark, "--against", "marian")
-    assert "--beam-size goes with --model" in refused("evaluate", "a", "--ref", "b", "--beam-size", 2)
+    assert "--beam-size needs --model" in refused("evaluate", "a", "--ref", "b", "--beam-size", 2)
     score = ["score", trained, corpus / "test.src", corpus / "test.tgt"]
     assert "--length-penalty: " in refused(*score, "--length-penalty", 1e6)
 
@@ -97,7 +99,7 @@ def test_the_command_line_takes_back_what_the_config_switched_on(
     assert translate(model, corpus / "test.src", "--seed", 2)  # samples are what the config asks for
     constraints = tiny.write_lines(tmp_path / "constraints", ["chat"])
     line = refused("translate", model, "--constraints", constraints)
-    assert "--constraints does not go with --sample, which the model's config switches on" in line
+    assert "--constraints cannot be combined with --sample, which the model's config enables" in line
 
 
 @pytest.mark.parametrize("kind", ["gnmt", "simple"])
@@ -118,7 +120,7 @@ def test_samples_at_the_bounds_of_the_temperature(trained: Path, corpus: Path, t
 
 @pytest.mark.parametrize("tag", ["", "the", "cat .", "<2fr>", "\u2581the"])
 def test_tags_that_are_no_symbol(trained: Path, tag: str) -> None:
-    assert "is no piece of the source vocabulary" in refused("translate", trained, "--tag", tag)
+    assert "is not a single token of the source vocabulary" in refused("translate", trained, "--tag", tag)
 
 
 def test_every_line_with_alignment_has_its_field(trained: Path) -> None:
@@ -146,7 +148,7 @@ def test_every_line_with_alignment_has_its_field(trained: Path) -> None:
         (
             ["--n-best", 2, "--shard", "1/2"],
             ["--n-best", 2, "--shard", "2/2"],
-            "not of a job that begins with line 9",
+            "not the output of a job that begins at line 9",
         ),
         (["--n-best", 2], ["--n-best", 2, "--shard", "1/4"], "has 15 lines, but there are 4 to translate"),
     ],
@@ -184,7 +186,7 @@ def test_pairs_with_tabs_are_left_out_and_counted(trained: Path, tmp_path: Path)
     tgt = tiny.write_lines(tmp_path / "tgt", ["un chien", "un chien", "un\tchat", "un chat"])
     code, out, err = tiny.mtkit("score", trained, src, tgt, "--minimum", -1000)
     assert (code, out) == (0, "a dog\tun chien\na cat\tun chat\n")
-    assert err == "kept 2 of 4 pairs; left out whatever their score: 2 with tabs in them\n"
+    assert err == "kept 2 of 4 pairs; dropped whatever their score: 2 with tabs\n"
     code, out, err = tiny.mtkit("score", trained, src, tgt)
     assert (code, out.count("\n"), err) == (0, 4, "")
 
@@ -207,7 +209,7 @@ def test_a_job_that_is_not_resumable_removes_the_note_of_an_older_one(
     note.write_text("{}")
     (tmp_path / "out").write_text("le chat\n")
     job = ["translate", trained, corpus / "test.src", *EXACT, "-o", tmp_path / "out"]
-    assert "was begun with another model and another way of searching and another input" in refused(
+    assert "was written by a job with another model and other options and another input" in refused(
         *job, "--resume"
     )
     assert tiny.mtkit(*job)[0] == 0

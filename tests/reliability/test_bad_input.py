@@ -572,12 +572,12 @@ def test_devices_that_are_not_there(train: list[object], trained: Path, device: 
         (["score", "{model}", "{data}/test.src"], ["Missing argument 'TGT'"]),
         (["config", "shw"], ["No such command", "mtkit config --help"]),
         (["evaluate"], ["give either HYPS or --model"]),
-        (["evaluate", "{data}/test.tgt"], ["nothing to compare with", "--ref"]),
+        (["evaluate", "{data}/test.tgt"], ["no references", "--ref"]),
         (["evaluate", "{data}/test.tgt", "--model", "{model}"], ["give either HYPS or --model"]),
-        (["evaluate", "--model", "{model}", "--ref", "{data}/test.tgt"], ["need --src"]),
+        (["evaluate", "--model", "{model}", "--ref", "{data}/test.tgt"], ["needs --src"]),
         (
             ["evaluate", "--model", "{model}", "--src", "{data}/test.src"],
-            ["--src goes with --model and --ref"],
+            ["--src needs --model and --ref"],
         ),
         (["evaluate", "{data}/test.tgt", "--ref", "{data}/test.tgt", "--metric", "blue"], ["blue", "bleu"]),
         (["evaluate", "{data}/test.tgt", "--ref", "{data}/test.tgt", "--tokenize", "13b"], ["13b", "13a"]),
@@ -793,7 +793,7 @@ def test_a_closed_stdout(
     monkeypatch.setattr(sys, "stderr", err if stderr_is_open else None)
     monkeypatch.setattr("mtkit.translation.loading.load_model", None)  # it is said before
     assert run([str(places.get(word, word)) for word in command.split()]) == STORAGE
-    said = "error: stdout: it is closed (write to a file, or to /dev/null)\n"
+    said = "error: stdout: closed (write to a file, or to /dev/null)\n"
     assert err.getvalue() == (said if stderr_is_open else "")
 
 
@@ -823,7 +823,7 @@ def test_an_output_that_is_the_input(trained: Path, data: Path) -> None:
     before = (data / "test.src").read_bytes()
     os.link(data / "test.src", data / "link.src")
     arguments = ["translate", trained, data / "valid.src", data / "test.src", "-o", data / "link.src"]
-    fails(USAGE, "--output: ", "link.src is another file of this command too", arguments=arguments)
+    fails(USAGE, "--output: ", "link.src is also another file of this command", arguments=arguments)
     assert (data / "test.src").read_bytes() == before
 
 
@@ -838,7 +838,7 @@ def test_a_reader_that_goes_away(trained: Path, corpus: Path) -> None:
     )
     first, status, end = done.stdout.split("\n")
     assert (first.startswith("1 ||| "), status, end) == (True, str(PIPE), "")
-    assert "reader went away" in tiny.one_line(done.stderr)
+    assert "the reader closed the pipe" in tiny.one_line(done.stderr)
 
 
 NO_UTF8 = {"LANG": "C", "LC_ALL": "POSIX", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}

@@ -279,7 +279,7 @@ def test_signals_save_and_another_run_is_refused(long_config: Path, long_run: Co
         process.send_signal(number)
         _, err = process.communicate(timeout=300)
         assert process.returncode == code
-        assert tiny.one_line(err) == "stopped after saving: run the same command again to go on"
+        assert tiny.one_line(err) == "stopped after saving: run the same command again to resume"
         newest = tiny.checkpoints(run)[-1]
         verify_checkpoint(tiny.checkpoint(run, newest))
         assert tiny.records(run, "train")[-1]["step"] == newest

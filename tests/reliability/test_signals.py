@@ -26,7 +26,7 @@ OPTIONS = [
     "validation.metrics=[]",
     "validation.best=loss",
 ]
-AFTER_SAVING = "stopped after saving: run the same command again to go on"
+AFTER_SAVING = "stopped after saving: run the same command again to resume"
 BEFORE_TRAINING = "stopped before training began: run the same command again"
 
 SLOWED = """

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mtkit.cli.terminal import open_output, spell_everything
+from mtkit.cli.terminal import escape_unencodable, open_output
 from mtkit.training.progress import Progress, Sample
 
 NUMBERS = {"epoch": 0.5, "loss": 2.0, "lr": 1e-3, "target_tokens_per_second": 5000.0}
@@ -87,7 +87,7 @@ def test_translations_are_utf8_wherever_they_go(monkeypatch: pytest.MonkeyPatch)
     stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
     monkeypatch.setattr(sys, "stdout", stdout)
     monkeypatch.setattr(sys, "stderr", stderr)
-    spell_everything()
+    escape_unencodable()
     print("é", file=stderr, flush=True)
     print("é", flush=True)
     with open_output(None) as out:

@@ -12,7 +12,7 @@ import tiny
 import typer
 
 from mtkit.cli import app
-from mtkit.cli.terminal import own_command
+from mtkit.cli.terminal import invocation
 from mtkit.config.choices import PRECISIONS
 from mtkit.config.loading import config_keys, suggested_values
 from mtkit.config.sections import Config, DecodingConfig
@@ -121,7 +121,7 @@ finally:
         ("/x/pytest/__main__.py", "mtkit"),
     ],
 )
-def test_what_is_to_be_typed_next_is_called_as_this_was(
+def test_the_next_command_is_shown_as_the_user_called_this_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: str, shown: str
 ) -> None:
     for folder in ("bin", ".venv/bin", "my tools"):
@@ -132,7 +132,7 @@ def test_what_is_to_be_typed_next_is_called_as_this_was(
     monkeypatch.setenv("PATH", f"{tmp_path}/bin")
     monkeypatch.setattr(sys, "argv", [called.format(installed=tmp_path / "bin"), "train"])
     monkeypatch.setattr(sys, "orig_argv", ["python3", "-m", "mtkit", "train"])
-    assert own_command() == shown
+    assert invocation() == shown
 
 
 @pytest.mark.parametrize(

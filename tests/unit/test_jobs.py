@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from mtkit.cli.jobs import Job, Shard, cut_off_incomplete, num_done
+from mtkit.cli.jobs import Job, Shard, count_finished_lines, truncate_unfinished
 from mtkit.cli.line_format import LineFormat
 from mtkit.errors import ConfigError
 from mtkit.files import LineReader
 
 
 def lines_of(job: Job) -> list[str]:
-    return list(job.of(LineReader(job.files)))
+    return list(job.select(LineReader(job.files)))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 20])
@@ -28,18 +28,18 @@ def test_shards_are_the_whole(tmp_path: Path, count: int) -> None:
 
 def test_a_shard_goes_on_where_it_stopped(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("".join(f"{i}\n" for i in range(10)))
-    job = Job.plan([str(tmp_path / "a")], Shard(2, 2)).without_first(3)
+    job = Job.plan([str(tmp_path / "a")], Shard(2, 2)).skip(3)
     assert (lines_of(job), job.first, job.total) == (["8", "9"], 8, 2)
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/", "-1/2", "1/2/3"])
-def test_what_is_no_shard(text: str) -> None:
-    with pytest.raises(ConfigError, match="is no part"):
+def test_an_invalid_shard_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="must be i/n"):
         Shard.parse(text)
 
 
-def test_stdin_cannot_be_divided() -> None:
-    with pytest.raises(ConfigError, match="only files can be divided"):
+def test_stdin_cannot_be_sharded() -> None:
+    with pytest.raises(ConfigError, match="stdin cannot be sharded"):
         Job.plan(["-"], Shard(1, 2))
 
 
@@ -79,13 +79,13 @@ def test_what_is_done(
     tmp_path: Path, text: str, line_format: LineFormat, first: int, done: int, left: str
 ) -> None:
     path = tmp_path / "out"
-    assert num_done(str(path), line_format, first) == 0
-    cut_off_incomplete(str(path), line_format)
+    assert count_finished_lines(str(path), line_format, first) == 0
+    truncate_unfinished(str(path), line_format)
     assert not path.exists()
     path.write_text(text)
-    assert num_done(str(path), line_format, first) == done
+    assert count_finished_lines(str(path), line_format, first) == done
     assert path.read_text() == text
-    cut_off_incomplete(str(path), line_format)
+    truncate_unfinished(str(path), line_format)
     assert path.read_text() == left
 
 
@@ -102,7 +102,7 @@ def test_what_is_done(
         ("a\n", LineFormat(scores=True), "was written without --scores"),
         ("a\n", LineFormat(alignment=True), "was written without --alignment"),
         ("-0.250000\ta\n", LineFormat(alignment=True), "was written with --scores"),
-        ("3 ||| a ||| -1.000000\n", N_BEST, "is not of a job that begins with line 1"),
+        ("3 ||| a ||| -1.000000\n", N_BEST, "is not the output of a job that begins at line 1"),
     ],
 )
 def test_an_output_of_other_options_or_lines_is_left_as_it_is(
@@ -111,12 +111,12 @@ def test_an_output_of_other_options_or_lines_is_left_as_it_is(
     path = tmp_path / "out"
     path.write_text(f"{text}a line that was not en")
     with pytest.raises(ConfigError, match=what):
-        num_done(str(path), line_format)
+        count_finished_lines(str(path), line_format)
     assert path.read_text() == f"{text}a line that was not en"
 
 
 def test_more_is_done_than_there_is(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a\nb\n")
     with pytest.raises(ConfigError, match="the output has 3 lines, but there are 2 to translate"):
-        Job.plan([str(tmp_path / "a")], Shard()).without_first(3)
-    assert Job(("-",)).without_first(3).first == 3
+        Job.plan([str(tmp_path / "a")], Shard()).skip(3)
+    assert Job(("-",)).skip(3).first == 3

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from mtkit.cli.lines import in_step
+from mtkit.cli.lines import zip_lines
 from mtkit.errors import DataError
 
 
 def test_a_missing_file_has_empty_lines() -> None:
-    assert list(in_step([iter("ab"), None], ["x", None])) == [["a", ""], ["b", ""]]
+    assert list(zip_lines([iter("ab"), None], ["x", None])) == [["a", ""], ["b", ""]]
 
 
 @pytest.mark.parametrize(
@@ -18,5 +18,5 @@ def test_a_missing_file_has_empty_lines() -> None:
 )
 def test_one_that_ends_before_the_other_is_refused(first: str, second: list[str], where: str) -> None:
     with pytest.raises(DataError, match="ends before line 13 of the others") as caught:
-        list(in_step([iter(first), iter(second)], ["one", "two"], 11))
+        list(zip_lines([iter(first), iter(second)], ["one", "two"], 11))
     assert caught.value.where == where

@@ -13,16 +13,16 @@ import typer
 import mtkit
 from mtkit.cli import app
 from mtkit.cli.rules import (
-    SWITCHES_OFF,
+    OFF_SWITCHES,
     TRANSLATE,
     Rule,
     Rules,
     check_options,
+    check_rules,
+    enabled_options,
     given_options,
-    hold,
     name_options,
     option_of,
-    switched_on,
 )
 from mtkit.config import rules as config_rules
 from mtkit.config.sections import DecodingConfig
@@ -71,7 +71,7 @@ def test_every_option_of_the_tables_exists(names: tuple[str, ...], rules: Rules)
     for rule in (*rules.needs, *rules.excludes):
         assert {*rule.options, rule.other} <= there
     switches = {option for p in command_of(("translate",)).params for option in (*p.opts, *p.secondary_opts)}
-    assert {text.split()[0] for text in SWITCHES_OFF.values()} <= switches
+    assert {text.split()[0] for text in OFF_SWITCHES.values()} <= switches
 
 
 @pytest.mark.parametrize(("names", "rules", "option", "rule"), every("needs"))
@@ -82,14 +82,14 @@ def test_what_an_option_needs(names: tuple[str, ...], rules: Rules, option: str,
     assert {option, rule.other} <= given_options(parse(names, option, rule.other))
     alone = Rules(needs=(rule,))
     check_options(parse(names, option, rule.other), alone, DecodingConfig())
-    hold(alone, {option}, {rule.other})
+    check_rules(alone, {option}, {rule.other})
 
 
 @pytest.mark.parametrize(("names", "rules", "option", "rule"), every("excludes"))
 def test_what_an_option_does_not_go_with(
     names: tuple[str, ...], rules: Rules, option: str, rule: Rule
 ) -> None:
-    with pytest.raises(ConfigError, match=rf"^{option} does not go with {rule.other} \("):
+    with pytest.raises(ConfigError, match=rf"^{option} cannot be combined with {rule.other} \("):
         check_options(parse(names, option, rule.other), Rules(excludes=(rule,)), DecodingConfig())
     with pytest.raises(ConfigError):
         check_options(parse(names, option, rule.other), rules, DecodingConfig())
@@ -103,7 +103,7 @@ def test_a_config_may_have_switched_on_what_an_option_needs() -> None:
     check_options(
         parse(("translate",), "--sample", "--mbr"), TRANSLATE, groups
     )  # an option given counts more
-    with pytest.raises(ConfigError, match=r"--sample, which the model's config switches on .*--no-sample"):
+    with pytest.raises(ConfigError, match=r"--sample, which the model's config enables .*--no-sample"):
         check_options(parse(("translate",), "--constraints"), TRANSLATE, sampling)
 
 
@@ -126,8 +126,8 @@ def test_the_command_line_observes_the_rules_of_the_yaml() -> None:
             if rule.other.startswith("decoding."):
                 assert Rule(tuple(map(option_of, rule.keys)), option_of(rule.other), rule.hint) in held
     on = DecodingConfig(sample=True, mbr="chrf", groups=5)
-    assert switched_on(on) == {"--sample", "--mbr", "--groups"}
-    assert switched_on(DecodingConfig()) == set()
+    assert enabled_options(on) == {"--sample", "--mbr", "--groups"}
+    assert enabled_options(DecodingConfig()) == set()
 
 
 @pytest.mark.parametrize(
