@@ -142,17 +142,22 @@ class MultiHeadAttention(nn.Module):
         return k, v
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, queries_T: Tensor, keys_S: Tensor
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        positions: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Attend with all heads and apply the output projection: [B, T, D].
 
         Args:
-            queries_T: positions of the queries, used by relative positions only.
-            keys_S: positions of the keys, used by relative positions only.
+            positions: positions of the queries [T] and of the keys [S]; only relative positions need them.
         """
         probability = self.dropout if self.training else 0.0
         if self.relative is not None:
-            relative = (self.relative, self.relative.buckets(queries_T, keys_S))
+            assert positions is not None
+            relative = (self.relative, self.relative.buckets(*positions))
             out, _ = plain_attention(q, k, v, mask, probability, relative)
         elif fused_is_faster(q):
             out = fused_attention(q, k, v, mask, probability)
@@ -165,16 +170,13 @@ class MultiHeadAttention(nn.Module):
         if uses_cpu_training_kernel(x_BTD) and self.relative is None and not self.rotary:
             return self._attend_on_cpu(self.qkv(x_BTD), None, mask)
         q, k, v = self.project_qkv(x_BTD, positions_T)
-        return self.attend(q, k, v, mask, positions_T, positions_T)
+        return self.attend(q, k, v, mask, (positions_T, positions_T))
 
     def attend_memory_kv(
         self, x_BTD: Tensor, memory_kv: tuple[Tensor, Tensor], mask: Tensor | None
     ) -> Tensor:
         """Attend to a memory whose keys and values are projected already: [B, T, D]."""
-        k, v = memory_kv
-        q = self.split_heads(self.q(x_BTD))
-        unused = torch.empty(0, device=x_BTD.device)  # cross-attention has no positions
-        return self.attend(q, k, v, mask, unused, unused)
+        return self.attend(self.split_heads(self.q(x_BTD)), *memory_kv, mask)
 
     def attend_memory(self, x_BTD: Tensor, memory_BSD: Tensor, mask: Tensor | None) -> Tensor:
         """Attend to a memory: [B, T, D]."""

@@ -157,7 +157,9 @@ class StepMasks:
 
     new: slice  # the slots of this step
     position: Tensor  # [1]: target position of the newest tokens
-    positions_K: Tensor  # the same for each hypothesis
+    relative: (
+        tuple[Tensor, Tensor] | None
+    )  # positions of queries [K] and slots [L], if attention depends on them
     self_mask_B1KL: Tensor
     self_bias_NKL: (
         Tensor | None
@@ -175,7 +177,8 @@ def begin_step(state: DecoderState, num_hypotheses: int, num_heads: int) -> Step
         bias_BKL.masked_fill_(~visible, float("-inf"))
         bias_NKL = bias_BKL[:, None].expand(B, num_heads, K, L).reshape(-1, K, L)
     position = torch.tensor([state.length], device=visible.device)
-    return StepMasks(new, position, position.expand(K), visible[:, None], bias_NKL)
+    relative = None if state.positions_L is None else (position.expand(K), state.positions_L)
+    return StepMasks(new, position, relative, visible[:, None], bias_NKL)
 
 
 def cached_self_attention(
@@ -189,8 +192,7 @@ def cached_self_attention(
     k_BGLE, v_BGLE = cache[0, :, :, filled], cache[1, :, :, filled]
     if masks.self_bias_NKL is None:
         k_BGLE, v_BGLE = k_BGLE.to(x_BKD.dtype), v_BGLE.to(x_BKD.dtype)
-        positions_L = k_BGLE.new_empty(0) if state.positions_L is None else state.positions_L
-        return attention.attend(q_BHKE, k_BGLE, v_BGLE, masks.self_mask_B1KL, masks.positions_K, positions_L)
+        return attention.attend(q_BHKE, k_BGLE, v_BGLE, masks.self_mask_B1KL, masks.relative)
     out_BHKE, _ = _batched_attention(q_BHKE, k_BGLE, v_BGLE, masks.self_bias_NKL)
     return attention.out(_merge_heads(out_BHKE, x_BKD.dtype))
 
