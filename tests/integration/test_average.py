@@ -133,7 +133,7 @@ def test_the_average_of_a_checkpoint_and_its_copy_is_the_checkpoint(run: Path, t
         (["{step}", "{step}"], ["named twice"]),
     ],
 )
-def test_what_is_not_clear_is_refused(
+def test_contradictory_arguments_are_refused(
     run: Path, tmp_path: Path, arguments: list[object], parts: list[str]
 ) -> None:
     places = {"run": run, "step": tiny.checkpoint(run, 20)}
@@ -161,7 +161,9 @@ def test_nothing_is_overwritten(run: Path, tmp_path: Path) -> None:
         ("data.train=[{src: valid.src, tgt: valid.tgt}]", "different tokenizers"),
     ],
 )
-def test_other_runs_are_refused(run: Path, corpus: Path, tmp_path: Path, change: str, part: str) -> None:
+def test_checkpoints_of_different_runs_are_refused(
+    run: Path, corpus: Path, tmp_path: Path, change: str, part: str
+) -> None:
     config = tiny.write_config(tmp_path / "config.yaml", run=tmp_path / "run", root=corpus)
     mtkit.train(mtkit.load_config(config, ["training.max_steps=1", "data.test=[]", "data.valid=[]", change]))
     other = tiny.checkpoint(tmp_path / "run", 1)
@@ -178,7 +180,7 @@ def test_damaged_checkpoints_are_refused(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "average").exists()
 
 
-def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_weights_of_different_models_are_refused(tmp_path: Path) -> None:
     """The tensors differ in ways that no config shows."""
     tensors = [
         {"a": torch.ones(2), "b": torch.ones(3)},
@@ -195,7 +197,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         assert caught.value.where == str(path)
 
 
-def test_sums_are_exact(tmp_path: Path) -> None:
+def test_weights_are_accumulated_in_float64(tmp_path: Path) -> None:
     """Summed in float32, the small number would be lost next to the large ones."""
     paths = [tmp_path / str(number) for number in range(4)]
     for path, value in zip(paths, (1e8, 1.0, -1e8, 1.0), strict=True):
@@ -204,7 +206,7 @@ def test_sums_are_exact(tmp_path: Path) -> None:
     assert average_weights(paths)["a"].dtype == torch.float32
 
 
-def test_at_the_end_of_training(run: Path, corpus: Path, tmp_path: Path) -> None:
+def test_average_at_the_end_of_training(run: Path, corpus: Path, tmp_path: Path) -> None:
     """`training.average_last` keeps as many checkpoints as it needs and replaces an earlier average."""
     config = tiny.write_config(tmp_path / "config.yaml", run=tmp_path / "run", root=corpus)
     options = [*OPTIONS, "data.test=[]", "training.average_last=3", "training.keep_last=1"]

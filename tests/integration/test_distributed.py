@@ -32,7 +32,7 @@ def torchrun(num_processes: int, *arguments: object, restarts: int = 0) -> list[
     return [*launcher, *map(str, arguments)]
 
 
-def train_together(num_processes: int, config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+def train_distributed(num_processes: int, config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     """Run `mtkit train` in several processes until it ends."""
     line = torchrun(num_processes, "train", config, *OPTIONS, *overrides)
     return subprocess.run(line, env=tiny.child_environment(), capture_output=True, text=True, timeout=200)
@@ -43,7 +43,7 @@ def losses(run: Path) -> list[tuple[int, float, float]]:
     return [(line["step"], line["loss"], line["grad_norm"]) for line in tiny.records(run, "train")]
 
 
-def assert_alike(run: Path, other: Path) -> None:
+def assert_same_updates(run: Path, other: Path) -> None:
     """Check that two runs learned the same from the same pairs, up to rounding."""
     assert len(losses(run)) == STEPS
     for (step, loss, norm), (other_step, other_loss, other_norm) in zip(
@@ -58,9 +58,9 @@ def assert_alike(run: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+def single(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     """A run in one process."""
-    folder = tmp_path_factory.mktemp("alone")
+    folder = tmp_path_factory.mktemp("single")
     config = tiny.write_config(folder / "config.yaml", run=folder / "run", root=corpus)
     mtkit.train(mtkit.load_config(config, OPTIONS))
     return folder / "run"
@@ -71,21 +71,21 @@ def alone(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     [(2, "ddp"), pytest.param(4, "ddp", marks=pytest.mark.slow), (2, "fsdp")],
     ids=lambda value: str(value),
 )
-def test_the_number_of_processes_changes_nothing(
-    alone: Path, config: Path, tmp_path: Path, num_processes: int, parallel: str
+def test_the_world_size_changes_nothing(
+    single: Path, config: Path, tmp_path: Path, num_processes: int, parallel: str
 ) -> None:
-    done = train_together(num_processes, config, f"training.parallel={parallel}")
+    done = train_distributed(num_processes, config, f"training.parallel={parallel}")
     assert done.returncode == 0, done.stderr
-    assert_alike(tmp_path / "run", alone)
+    assert_same_updates(tmp_path / "run", single)
     assert done.stdout.count("training ended") == 1
     assert done.stdout.count("The model is in") == 1
     verify_checkpoint(tmp_path / "run/best")
-    mine, theirs = (load_checkpoint(run / "best").weights for run in (tmp_path / "run", alone))
+    mine, theirs = (load_checkpoint(run / "best").weights for run in (tmp_path / "run", single))
     assert mine.keys() == theirs.keys()
     for name, weight in mine.items():
         assert weight.shape == theirs[name].shape
         assert (weight - theirs[name]).abs().max() < 1e-3
-    optimizer = load_checkpoint(tiny.checkpoint(alone, STEPS), with_optimizer=True).optimizer
+    optimizer = load_checkpoint(tiny.checkpoint(single, STEPS), with_optimizer=True).optimizer
     saved = load_checkpoint(tiny.checkpoint(tmp_path / "run", STEPS), with_optimizer=True).optimizer
     assert {name: value.shape for name, value in saved.items()} == {
         name: value.shape for name, value in optimizer.items()
@@ -95,27 +95,27 @@ def test_the_number_of_processes_changes_nothing(
 @pytest.mark.slow
 def test_a_batch_is_cut_where_there_are_fewer_batches_than_processes(config: Path, tmp_path: Path) -> None:
     overrides = ["training.accumulate=1", "model.dropout=0.0", "model.attention_dropout=0.0"]
-    done = train_together(3, config, *overrides)
+    done = train_distributed(3, config, *overrides)
     assert done.returncode == 0, done.stderr
     path = tiny.write_config(tmp_path / "b.yaml", run=tmp_path / "b", root=tmp_path)
     corpus = mtkit.load_config(config).data.root
     mtkit.train(mtkit.load_config(path, [*OPTIONS, *overrides, f"data.root={corpus}"]))
-    assert_alike(tmp_path / "run", tmp_path / "b")
+    assert_same_updates(tmp_path / "run", tmp_path / "b")
 
 
-def test_a_run_goes_on_with_another_number_of_processes(alone: Path, config: Path, tmp_path: Path) -> None:
-    first = train_together(2, config, "training.max_steps=5")
+def test_a_run_resumes_with_another_world_size(single: Path, config: Path, tmp_path: Path) -> None:
+    first = train_distributed(2, config, "training.max_steps=5")
     assert first.returncode == 0, first.stderr
     mtkit.train(mtkit.load_config(config, [*OPTIONS, "training.max_steps=8"]))
-    last = train_together(2, config, "training.parallel=fsdp")
+    last = train_distributed(2, config, "training.parallel=fsdp")
     assert last.returncode == 0, last.stderr
     assert "going on from step 8" in last.stdout
     mine = {step: loss for step, loss, _ in losses(tmp_path / "run")}
-    assert mine == pytest.approx({step: loss for step, loss, _ in losses(alone)}, abs=1e-5)
+    assert mine == pytest.approx({step: loss for step, loss, _ in losses(single)}, abs=1e-5)
 
 
-def test_a_mistake_ends_all_processes_with_the_message_of_the_first(config: Path) -> None:
-    done = train_together(2, config, "data.root=/nowhere")
+def test_a_config_error_stops_all_processes_with_the_message_of_rank_0(config: Path) -> None:
+    done = train_distributed(2, config, "data.root=/nowhere")
     assert done.returncode != 0
     assert "error: data.root: no such folder: /nowhere" in done.stderr
 
@@ -131,7 +131,7 @@ def wait_for(what: Any, seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def steps_made(run: Path) -> int:
+def last_step(run: Path) -> int:
     """Return the last step in metrics.jsonl."""
     path = run / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
@@ -146,30 +146,30 @@ def workers(launcher: subprocess.Popen[str]) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in /proc")
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_killed_process_is_replaced_and_the_run_goes_on(
-    alone: Path, config: Path, tmp_path: Path, rank: int
+def test_a_killed_process_is_replaced_and_the_run_resumes(
+    single: Path, config: Path, tmp_path: Path, rank: int
 ) -> None:
     slow = "training.save_every_steps=2"
     line = torchrun(2, "train", config, *OPTIONS, slow, restarts=2)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     launcher = subprocess.Popen(line, env=tiny.child_environment(), **pipes)  # type: ignore[call-overload]
     try:
-        wait_for(lambda: steps_made(tmp_path / "run") >= 4)
+        wait_for(lambda: last_step(tmp_path / "run") >= 4)
         os.kill(workers(launcher)[rank], signal.SIGKILL)
         output, _ = launcher.communicate(timeout=100)
     finally:
         launcher.kill()
     assert launcher.returncode == 0, output
     assert "going on from step" in output
-    assert_alike(tmp_path / "run", alone)
+    assert_same_updates(tmp_path / "run", single)
 
 
-def test_sigterm_to_the_launcher_saves_the_run(alone: Path, config: Path, tmp_path: Path) -> None:
+def test_sigterm_to_the_launcher_saves_the_run(single: Path, config: Path, tmp_path: Path) -> None:
     line = torchrun(2, "train", config, *OPTIONS, "validation.every_steps=1000", "training.max_steps=100000")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     launcher = subprocess.Popen(line, env=tiny.child_environment(), **pipes)  # type: ignore[call-overload]
     try:
-        wait_for(lambda: steps_made(tmp_path / "run") >= 3)
+        wait_for(lambda: last_step(tmp_path / "run") >= 3)
         launcher.send_signal(signal.SIGTERM)
         output, _ = launcher.communicate(timeout=60)
     finally:
@@ -177,4 +177,4 @@ def test_sigterm_to_the_launcher_saves_the_run(alone: Path, config: Path, tmp_pa
     saved = tiny.checkpoints(tmp_path / "run")[-1]
     assert saved >= 3, output
     verify_checkpoint(tiny.checkpoint(tmp_path / "run", saved))
-    assert saved == steps_made(tmp_path / "run")
+    assert saved == last_step(tmp_path / "run")

@@ -73,7 +73,7 @@ def write(folder: Path, name: str) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and isinstance(value[0], str) else "",
 )  # fmt: skip
-def test_files_are_recognised(
+def test_files_are_recognized(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     files: list[str],
@@ -110,7 +110,7 @@ def test_files_are_recognised(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_cannot_be_told_is_asked_for(
+def test_unknown_languages_must_be_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], part: str
 ) -> None:
     folder = tmp_path / "corpora"
@@ -169,7 +169,7 @@ def test_the_command_writes_a_config_that_check_accepts(
     assert tiny.mtkit("init", *files, "--src", "en", "--tgt", "fr", "-o", "-")[1] == before
 
 
-def test_unequal_files_are_told_before_anything_is_written(
+def test_unequal_files_are_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -181,7 +181,7 @@ def test_unequal_files_are_told_before_anything_is_written(
     assert not Path("en-de.yaml").exists()
 
 
-def test_empty_files_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for side in ("en", "de"):
         tiny.write_lines(tmp_path / f"train.{side}", [])

@@ -18,7 +18,7 @@ def fails(code: int, *parts: str, arguments: list[object]) -> None:
     assert [part for part in parts if part not in line] == [], line
 
 
-def test_a_run_that_died_before_its_first_update_begins_again(config: Path, tmp_path: Path) -> None:
+def test_a_run_killed_before_its_first_update_starts_again(config: Path, tmp_path: Path) -> None:
     run, other = tmp_path / "run", tmp_path / "other"
     shorter = ["training.max_steps=6", "validation.every_steps=3"]
     tiny.mtkit("train", config, f"run={other}", *shorter)
@@ -47,7 +47,7 @@ def old_run(config: Path, trained: Path, tmp_path: Path) -> Path:
         ("data.root=/nowhere", 3),
     ],
 )
-def test_a_fresh_run_that_cannot_begin_leaves_the_old_one(
+def test_a_fresh_run_that_cannot_start_keeps_the_old_one(
     config: Path, old_run: Path, mistake: str, code: int
 ) -> None:
     before = tiny.tree(old_run)
@@ -57,7 +57,7 @@ def test_a_fresh_run_that_cannot_begin_leaves_the_old_one(
     }
 
 
-def test_fresh_with_tensorboard_begins_again(config: Path, tmp_path: Path) -> None:
+def test_fresh_with_tensorboard(config: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     options = [f"run={tmp_path / 'run'}", "training.max_steps=2", "training.tensorboard=true"]
     assert tiny.mtkit("train", config, *options)[0] == 0
@@ -148,7 +148,7 @@ def test_a_users_files_are_named_and_kept(
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "tokenizer.model", "best/x", "test/test.hyps.txt", "test"])
-def test_whatever_would_be_overwritten_is_named(config: Path, tmp_path: Path, name: str) -> None:
+def test_every_file_that_would_be_overwritten_is_named(config: Path, tmp_path: Path, name: str) -> None:
     place = tmp_path / "run" / name
     place.parent.mkdir(parents=True)
     place.write_text("mine\n")
@@ -157,9 +157,7 @@ def test_whatever_would_be_overwritten_is_named(config: Path, tmp_path: Path, na
     assert tiny.tree(tmp_path / "run") == {name: b"mine\n"}
 
 
-def test_every_byte_of_a_user_survives_a_run_in_his_folder_and_fresh_ones(
-    project: Path, tmp_path: Path
-) -> None:
+def test_files_of_the_user_survive_a_run_in_their_folder_and_fresh(project: Path, tmp_path: Path) -> None:
     config = (project / "config.yaml").rename(tmp_path / "mine.yaml")
     (project / "README.md").rename(project / "NOTES.md")
     before = tiny.tree(project)
@@ -180,7 +178,7 @@ def test_every_byte_of_a_user_survives_a_run_in_his_folder_and_fresh_ones(
     assert [name for name in gone if (project / name).exists()] == []
 
 
-def test_fresh_reads_its_config_from_the_folder_that_it_empties(config: Path, tmp_path: Path) -> None:
+def test_fresh_can_read_its_config_from_the_run_folder(config: Path, tmp_path: Path) -> None:
     own = tmp_path / "run" / "config.yaml"
     assert tiny.mtkit("train", config, "training.max_steps=1")[0] == 0
     before = own.read_text()
@@ -203,9 +201,7 @@ def test_fresh_keeps_a_link_to_another_disk(config: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("fresh", [[], ["--fresh"]])
-def test_what_the_run_reads_is_not_its_output(
-    config: Path, old_run: Path, corpus: Path, fresh: list[str]
-) -> None:
+def test_a_source_must_not_be_an_output(config: Path, old_run: Path, corpus: Path, fresh: list[str]) -> None:
     (old_run.parent / "link.src").symlink_to(old_run / "test/test.hyps.txt")
     shutil.copy(corpus / "test.tgt", old_run.parent / "text.tgt")
     more = "data.train=[{src: link.src, tgt: text.tgt}]"
@@ -215,14 +211,14 @@ def test_what_the_run_reads_is_not_its_output(
     assert tiny.tree(old_run) == before
 
 
-def test_fresh_does_not_delete_the_tokenizer_that_it_is_to_read(config: Path, old_run: Path) -> None:
+def test_fresh_does_not_delete_a_tokenizer_that_the_config_names(config: Path, old_run: Path) -> None:
     model = old_run / "tokenizer.model"
     arguments = ["train", config, f"run={old_run}", f"tokenizer.model={model}", "--fresh"]
     fails(2, f"{model}: training reads this file", arguments=arguments)
     assert model.exists()
 
 
-def test_a_run_without_its_list_is_known_by_its_files(config: Path, old_run: Path) -> None:
+def test_a_run_without_its_claims_is_recognized_by_its_files(config: Path, old_run: Path) -> None:
     (old_run / ".mtkit-run").unlink()
     (old_run / "notes.md").write_text("mine")
     assert tiny.mtkit("train", config, f"run={old_run}", "--fresh", "training.max_steps=1")[0] == 0
@@ -235,9 +231,7 @@ def test_a_run_without_its_list_is_known_by_its_files(config: Path, old_run: Pat
     fails(2, parts, arguments=["train", config, f"run={old_run}", "--fresh"])
 
 
-def test_a_list_that_was_tampered_with_deletes_nothing_else(
-    config: Path, old_run: Path, tmp_path: Path
-) -> None:
+def test_edited_claims_delete_nothing_else(config: Path, old_run: Path, tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("x")
     names = ["../victim", "test/../../victim", str(tmp_path / "victim"), "best"]
     (old_run / ".mtkit-run").write_text(json.dumps({"written": names}))
@@ -264,7 +258,7 @@ def test_a_lock_of_another_program_is_kept(config: Path, tmp_path: Path) -> None
         (["a\\nb"], ["cannot be used as a file name"]),
     ],
 )
-def test_names_of_test_sets_are_names_of_files(config: Path, names: list[str], parts: list[str]) -> None:
+def test_names_of_test_sets_must_be_file_names(config: Path, names: list[str], parts: list[str]) -> None:
     entries = ", ".join(f'{{name: "{name}", src: test.src, tgt: test.tgt}}' for name in names)
     for command in ("train", "check"):
         fails(2, *parts, arguments=[command, config, f"data.test=[{entries}]"])
@@ -284,9 +278,7 @@ def test_test_sets_are_read_before_training(config: Path, corpus: Path, tmp_path
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_megabyte_in_the_validation_set_is_left_out_of_the_loss(
-    config: Path, corpus: Path, tmp_path: Path
-) -> None:
+def test_a_huge_validation_pair_is_left_out_of_the_loss(config: Path, corpus: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(corpus, tmp_path / "data"))
     for side in ("src", "tgt"):
         with open(data / f"valid.{side}", "a", encoding="utf-8") as file:

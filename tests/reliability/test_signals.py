@@ -104,7 +104,7 @@ def whole(config: Path, tmp_path: Path) -> Path:
     return tmp_path / "whole"
 
 
-def assert_goes_on_to_the_same_end(config: Path, run: Path, whole: Path) -> None:
+def assert_resumes_to_the_same_end(config: Path, run: Path, whole: Path) -> None:
     assert tiny.mtkit("train", config, f"run={run}", *OPTIONS)[0] == 0
     assert tiny.losses(run) == tiny.losses(whole)
     for folder in ("checkpoints/step-00000006", "best"):
@@ -128,10 +128,10 @@ def test_a_signal_anywhere(place: str, config: Path, tmp_path: Path, whole: Path
     assert (process.returncode, tiny.one_line(err)) == (code, PLACES[place][2])
     for step in tiny.checkpoints(run):
         verify_checkpoint(tiny.checkpoint(run, step))
-    assert_goes_on_to_the_same_end(config, run, whole)
+    assert_resumes_to_the_same_end(config, run, whole)
 
 
-def test_a_second_ctrl_c_leaves_in_the_middle_of_a_save(config: Path, tmp_path: Path, whole: Path) -> None:
+def test_a_second_ctrl_c_interrupts_a_save(config: Path, tmp_path: Path, whole: Path) -> None:
     run = tmp_path / "run"
     process = start_slowed("save", config, run, tmp_path / "mark")
     process.send_signal(signal.SIGINT)
@@ -141,10 +141,10 @@ def test_a_second_ctrl_c_leaves_in_the_middle_of_a_save(config: Path, tmp_path: 
     _, err = process.communicate(timeout=60)
     assert (process.returncode, tiny.one_line(err)) == (130, "interrupted")
     assert tiny.checkpoints(run) == [0], "it did not wait for the save"
-    assert_goes_on_to_the_same_end(config, run, whole)
+    assert_resumes_to_the_same_end(config, run, whole)
 
 
-def test_nohup_is_heeded() -> None:
+def test_nohup_is_respected() -> None:
     """`nohup` makes the process ignore SIGHUP."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -41,7 +41,7 @@ def add(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("command", [["train"], ["check"], ["benchmark", "train"]])
-def test_without_a_compiler_a_command_says_so_before_it_reads_anything(
+def test_a_missing_compiler_is_reported_before_anything_is_read(
     programs: Path, config: Path, command: list[str]
 ) -> None:
     code, _, stderr = tiny.mtkit(*command, config, "training.compile=true", "data.root=/nowhere")
@@ -51,7 +51,7 @@ def test_without_a_compiler_a_command_says_so_before_it_reads_anything(
     )
 
 
-def test_a_competitor_that_compiles_is_refused_as_well(programs: Path, config: Path) -> None:
+def test_a_peer_that_compiles_is_refused_too(programs: Path, config: Path) -> None:
     code, _, stderr = tiny.mtkit("benchmark", "train", config, "--against", "compile")
     assert (code, tiny.one_line(stderr).split(" (")[0]) == (
         2,
@@ -91,7 +91,7 @@ def test_a_gpu_needs_triton_and_a_c_compiler(
     check_compiler(gpu)
 
 
-def test_a_failure_to_compile_is_one_line() -> None:
+def test_a_compile_error_is_one_line() -> None:
     said = "C++ compile error\n\nCommand:\ng++ x.hpp\n\nOutput:\nx.cpp:1: fatal error: omp.h: no such file\n"
     with pytest.raises(TrainingError) as caught, compile_errors():
         raise BackendCompilerFailed(None, RuntimeError(said), None)
@@ -104,7 +104,7 @@ def test_a_failure_to_compile_is_one_line() -> None:
 
 
 @pytest.mark.slow
-def test_a_compiler_that_fails_ends_training_with_one_line(
+def test_a_failing_compiler_stops_training_with_one_line(
     programs: Path, tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiler = '#!/bin/sh\n[ "$1" = --version ] && { echo g++ 12; exit 0; }\necho "x.cpp:1: error: not today"\nexit 1\n'

@@ -37,7 +37,7 @@ def terminal(file: io.TextIOBase, width: int = 100) -> Console:
     return Console(file=file, force_terminal=True, force_interactive=True, width=width)  # type: ignore[arg-type]
 
 
-def tell_everything(progress: Progress) -> None:
+def show_everything(progress: Progress) -> None:
     """Show everything a run shows."""
     progress.say("data 中")
     progress.log_training(1, NUMBERS, 60.0)
@@ -50,17 +50,17 @@ def tell_everything(progress: Progress) -> None:
 
 @pytest.mark.parametrize("live", [True, False])
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_what_an_encoding_lacks_is_shown_as_escapes(tmp_path: Path, encoding: str, live: bool) -> None:
+def test_characters_outside_the_encoding_are_escaped(tmp_path: Path, encoding: str, live: bool) -> None:
     written = io.BytesIO()
     file = io.TextIOWrapper(written, encoding=encoding)
-    tell_everything(Progress(tmp_path, terminal(file, width=30) if live else Console(file=file)))
+    show_everything(Progress(tmp_path, terminal(file, width=30) if live else Console(file=file)))
     text = written.getvalue().decode(encoding)
     assert ("drei Männer" if encoding != "ascii" else r"drei M\xe4nner") in text
     assert ("data 中" if encoding == "utf-8" else r"data \u4e2d") in text
     assert "training ended" in text
 
 
-def test_file_names_that_are_no_text(tmp_path: Path) -> None:
+def test_undecodable_file_names_are_escaped(tmp_path: Path) -> None:
     file = io.StringIO()
     Progress(tmp_path, Console(file=file)).say("run \udcff")
     assert file.getvalue() == "run \\udcff\n"
@@ -71,18 +71,16 @@ def test_file_names_that_are_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "error", [OSError(errno.EIO, "the terminal"), ValueError("closed"), SystemExit(1)], ids=repr
 )
-def test_a_console_that_fails_is_left_alone(
-    tmp_path: Path, error: Exception, num_writes: int, live: bool
-) -> None:
+def test_a_failing_console_is_silenced(tmp_path: Path, error: Exception, num_writes: int, live: bool) -> None:
     before = sys.stdout, sys.stderr
     file = Failing(error, num_writes)
-    tell_everything(Progress(tmp_path, terminal(file) if live else Console(file=file)))
+    show_everything(Progress(tmp_path, terminal(file) if live else Console(file=file)))
     assert (sys.stdout, sys.stderr) == before
     steps = (tmp_path / "metrics.jsonl").read_text()
     assert steps.count('"kind": "train"') == 2
 
 
-def test_translations_are_utf8_wherever_they_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_translations_are_always_utf8(monkeypatch: pytest.MonkeyPatch) -> None:
     """Text that is only shown may be spelled differently; a command's output may not."""
     stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
     monkeypatch.setattr(sys, "stdout", stdout)
@@ -125,7 +123,7 @@ def test_the_live_view_shows_the_newest_validation(tmp_path: Path) -> None:
     progress.stop_live()
 
 
-def test_going_back_takes_later_validations_out_of_the_live_view(tmp_path: Path) -> None:
+def test_a_rollback_drops_later_validations_from_the_live_view(tmp_path: Path) -> None:
     file = io.StringIO()
     progress = Progress(tmp_path, terminal(file))
     progress.log_training(9, NUMBERS, None)
@@ -144,6 +142,6 @@ def test_going_back_takes_later_validations_out_of_the_live_view(tmp_path: Path)
 def test_a_terminal_that_cannot_redraw_gets_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     file = io.StringIO()
-    tell_everything(Progress(tmp_path, Console(file=file, force_terminal=True)))
+    show_everything(Progress(tmp_path, Console(file=file, force_terminal=True)))
     assert "step 1  epoch 0.5" in file.getvalue()
     assert "translation drei Männer" in file.getvalue()

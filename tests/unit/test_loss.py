@@ -27,22 +27,22 @@ def inputs(M: int, D: int, V: int, seed: int = 0, dtype: torch.dtype = torch.flo
     return hidden.requires_grad_(), weight.requires_grad_(), torch.randint(V, (M,), generator=generator)
 
 
-def torchs(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+def pytorch_loss(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     return F.cross_entropy(hidden @ weight.T, targets, label_smoothing=smoothing, reduction="sum")
 
 
 @smoothings
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("M", "D", "V"), [(1, 3, 2), (7, 5, 11), (40, 16, 50), (1100, 4, 9)])
-def test_equals_torch_with_its_gradients(
+def test_loss_and_gradients_equal_those_of_pytorch(
     M: int, D: int, V: int, dtype: torch.dtype, smoothing: float
 ) -> None:
     hidden, weight, targets = inputs(M, D, V, dtype=dtype)
     sums = loss_sums(hidden, weight, targets, smoothing)
-    expected = torchs(hidden, weight, targets, smoothing)
+    expected = pytorch_loss(hidden, weight, targets, smoothing)
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     assert sums.loss.item() == pytest.approx(expected.item(), rel=tolerance)
-    assert sums.nll.item() == pytest.approx(torchs(hidden, weight, targets, 0.0).item(), rel=tolerance)
+    assert sums.nll.item() == pytest.approx(pytorch_loss(hidden, weight, targets, 0.0).item(), rel=tolerance)
     for ours, theirs in zip(
         torch.autograd.grad(3 * sums.loss, (hidden, weight)),
         torch.autograd.grad(3 * expected, (hidden, weight)),
@@ -53,7 +53,7 @@ def test_equals_torch_with_its_gradients(
 
 
 @smoothings
-def test_equals_the_formula(smoothing: float) -> None:
+def test_loss_equals_the_formula(smoothing: float) -> None:
     hidden, weight, targets = inputs(3, 4, 5)
     sums = loss_sums(hidden, weight, targets, smoothing)
     loss = nll = 0.0
@@ -68,7 +68,7 @@ def test_equals_the_formula(smoothing: float) -> None:
 
 
 @smoothings
-def test_gradients_are_differences(smoothing: float) -> None:
+def test_gradients_equal_finite_differences(smoothing: float) -> None:
     hidden, weight, targets = inputs(6, 3, 7, dtype=torch.float64)
 
     def loss(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def test_gradients_are_differences(smoothing: float) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 29, 30, 1000])
-def test_the_size_of_the_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+def test_chunk_size_does_not_change_the_loss(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     hidden, weight, targets = inputs(30, 8, 20)
     whole = loss_sums(hidden, weight, targets, 0.1)
     whole_grads = torch.autograd.grad(whole.loss, (hidden, weight))
@@ -91,7 +91,7 @@ def test_the_size_of_the_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_close_and_the_weights_gradient_is_float32(dtype: torch.dtype) -> None:
+def test_half_precision_is_close_and_the_weight_gradient_is_float32(dtype: torch.dtype) -> None:
     hidden, weight, targets = inputs(50, 16, 30)
     exact = loss_sums(hidden, weight, targets, 0.1)
     exact_grads = torch.autograd.grad(exact.loss, (hidden, weight))
@@ -118,7 +118,7 @@ def test_without_gradients_the_sums_are_the_same() -> None:
     assert not without.loss.requires_grad
 
 
-def test_one_side_may_be_frozen() -> None:
+def test_either_input_may_be_frozen() -> None:
     hidden, weight, targets = inputs(9, 4, 6)
     both = torch.autograd.grad(loss_sums(hidden, weight, targets, 0.1).loss, (hidden, weight))
     (hidden_grad,) = torch.autograd.grad(loss_sums(hidden, weight.detach(), targets, 0.1).loss, hidden)
@@ -132,7 +132,7 @@ def test_a_weight_used_twice_gets_both_gradients() -> None:
     ids = torch.tensor([0, 4, 4, 1, 2, 3])
     loss_sums(weight[ids].tanh(), weight, targets, 0.1).loss.backward()
     ours, weight.grad = weight.grad, None
-    torchs(weight[ids].tanh(), weight, targets, 0.1).backward()
+    pytorch_loss(weight[ids].tanh(), weight, targets, 0.1).backward()
     assert ours is not None
     torch.testing.assert_close(ours, weight.grad, atol=1e-5, rtol=1e-5)
 
@@ -178,7 +178,7 @@ CORPUS = Pairs(([4, 5, 6], [7, 8]), ([9], [10, 11, 12, 13]), ([14, 15], [4]))
 
 
 @smoothings
-def test_loss_of_a_batch_is_that_of_its_real_targets(smoothing: float) -> None:
+def test_padding_does_not_change_the_loss_of_a_batch(smoothing: float) -> None:
     model, batch = tiny_model(), CORPUS.batch(0, 1, 2)
     sums = batch_loss(model, batch, smoothing)
     logits = model.logits(model(torch.from_numpy(batch.src), torch.from_numpy(batch.tgt_in)))
@@ -195,7 +195,7 @@ def test_loss_of_a_batch_is_that_of_its_real_targets(smoothing: float) -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_loss_of_a_batch_is_the_sum_over_any_parts_of_it() -> None:
+def test_loss_of_a_batch_is_the_sum_over_its_micro_batches() -> None:
     model = tiny_model(positions="rotary")
     whole = batch_loss(model, CORPUS.batch(0, 1, 2), 0.1)
     parts = [batch_loss(model, CORPUS.batch(*indices), 0.1) for indices in ((2,), (1, 0))]

@@ -65,7 +65,7 @@ def test_a_machine_without_limits(root: Path, tmp_path_factory: pytest.TempPathF
     ],
     ids=["own", "around it", "high", "pages of files", "over it"],
 )
-def test_groups_of_version_2(
+def test_cgroup_v2(
     root: Path, own: dict[str, str | int], parent: dict[str, str | int], expected: int
 ) -> None:
     write(root, {"proc/self/mountinfo": V2, "proc/self/cgroup": "0::/slurm/job_1/step_0\n"})
@@ -95,7 +95,7 @@ def test_groups_of_version_2(
     ],
     ids=["own", "around it", "hierarchical"],
 )
-def test_groups_of_version_1(
+def test_cgroup_v1(
     root: Path, own: dict[str, str | int], parent: dict[str, str | int], expected: int
 ) -> None:
     told = "5:cpu,cpuacct:/\n4:memory:/slurm/uid_0/job_1\n0::/\n"
@@ -106,7 +106,7 @@ def test_groups_of_version_1(
 
 
 @pytest.mark.parametrize("group", ["/docker/abc", "/../elsewhere", "/"])
-def test_a_container_sees_its_group_at_the_top(root: Path, group: str) -> None:
+def test_a_container_sees_its_cgroup_at_the_root(root: Path, group: str) -> None:
     within = "/docker/abc" if group == "/docker/abc" else "/"
     mount = V2.replace("0:28 /", f"0:28 {within}")
     write(root, {"proc/self/mountinfo": mount, "proc/self/cgroup": f"0::{group}\n"})
@@ -127,7 +127,7 @@ def test_slurm(root: Path, variables: dict[str, str], expected: int) -> None:
     assert available_bytes(2, root, variables) == expected * GB / 2  # two processes have 1 GB each
 
 
-def test_limits_of_the_process_are_not_shared(root: Path) -> None:
+def test_process_limits_are_not_shared(root: Path) -> None:
     limits = (
         "Limit                     Soft Limit           Hard Limit           Units     \n"
         "Max cpu time              unlimited            unlimited            seconds   \n"

@@ -25,7 +25,7 @@ def rates(config: TrainingConfig, d_model: int = 64) -> list[float]:
 
 
 @pytest.mark.parametrize("schedule", ["inverse_sqrt", "linear", "cosine", "constant"])
-def test_warm_up_is_a_line_to_the_peak(schedule: str) -> None:
+def test_warm_up_is_linear(schedule: str) -> None:
     config = training(schedule)
     assert rates(config)[:100] == pytest.approx([0.004 * step / 100 for step in range(1, 101)])
     assert learning_rate(100, config, 64) == 0.004
@@ -39,7 +39,7 @@ def test_inverse_square_root() -> None:
 
 
 @pytest.mark.parametrize(("d_model", "warmup"), [(64, 100), (512, 4000)])
-def test_noam_is_the_formula_of_the_paper(d_model: int, warmup: int) -> None:
+def test_noam_follows_the_formula_of_the_paper(d_model: int, warmup: int) -> None:
     config = training("noam", learning_rate=2.0, warmup_steps=warmup, max_steps=None)
     for step in (1, 2, 50, 99, 100, 101, 999, 3999, 4000, 4001, 100_000):
         formula = 2.0 * d_model**-0.5 * min(step**-0.5, step * warmup**-1.5)
@@ -74,7 +74,7 @@ def test_constant() -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_rates_rise_to_the_end_of_the_warm_up_then_fall_without_a_jump(schedule: str) -> None:
+def test_rates_rise_until_the_end_of_the_warm_up_then_fall_continuously(schedule: str) -> None:
     all_rates = rates(training(schedule))
     peak = all_rates[99]
     steps = [(b - a) / peak for a, b in itertools.pairwise(all_rates)]
@@ -103,7 +103,7 @@ def test_progress_ends_at_one() -> None:
     assert [progress(step, config) for step in (100, 550, 1000, 5000)] == [0.0, 0.5, 1.0, 1.0]
 
 
-def test_by_default_noam_peaks_where_it_learns() -> None:
+def test_default_factor_of_noam() -> None:
     """The default factor is 2.0, as in the paper's code; a given learning rate is used as it is."""
     config = TrainingConfig(schedule="noam", warmup_steps=4000)
     assert config.learning_rate == 2.0
@@ -126,7 +126,9 @@ def test_by_default_noam_peaks_where_it_learns() -> None:
         ({"schedule": "inverse_sqrt", "learning_rate": 1e-7}, None),
     ],
 )
-def test_a_factor_of_noam_that_looks_like_a_rate_is_warned_of(keys: dict[str, Any], peak: str | None) -> None:
+def test_a_learning_rate_given_as_the_factor_of_noam_is_warned_about(
+    keys: dict[str, Any], peak: str | None
+) -> None:
     warning = low_peak_warning(TrainingConfig(**keys), 512)
     assert (warning is None) == (peak is None)
     assert peak is None or (warning is not None and peak in warning and "usually 2.0" in warning)

@@ -10,28 +10,28 @@ from mtkit.torchrun import Ranks, read_ranks
 from mtkit.training.distributed import SINGLE_PROCESS, World, peer_failure_errors
 from mtkit.training.validation import interleave
 
-TOLD = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
+VARIABLES = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
 
 
-def test_what_the_launcher_tells() -> None:
+def test_ranks_come_from_torchrun() -> None:
     assert read_ranks({}) == read_ranks({"WORLD_SIZE": "1"}) == Ranks(0, 1, None)
-    assert read_ranks(TOLD) == read_ranks(TOLD, communicates=True) == Ranks(3, 4, 1)
+    assert read_ranks(VARIABLES) == read_ranks(VARIABLES, communicates=True) == Ranks(3, 4, 1)
     assert read_ranks({"WORLD_SIZE": "3", "RANK": "2"}) == Ranks(2, 3, None)
 
 
 @pytest.mark.parametrize("missing", ["RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
-def test_what_is_left_over_of_a_launcher_is_refused(missing: str) -> None:
+def test_incomplete_variables_are_refused(missing: str) -> None:
     with pytest.raises(ConfigError, match=missing):
-        read_ranks({name: value for name, value in TOLD.items() if name != missing}, communicates=True)
+        read_ranks({name: value for name, value in VARIABLES.items() if name != missing}, communicates=True)
 
 
 @pytest.mark.parametrize("rank", ["first", "4", "-1"])
 def test_invalid_ranks_are_refused(rank: str) -> None:
     with pytest.raises(ConfigError, match=f"not a valid rank: WORLD_SIZE is '4', RANK is '{rank}'"):
-        read_ranks(TOLD | {"RANK": rank})
+        read_ranks(VARIABLES | {"RANK": rank})
 
 
-def test_one_process_says_everything_to_itself() -> None:
+def test_collectives_of_a_single_process_return_its_own_values() -> None:
     assert SINGLE_PROCESS.all_reduce([1.5, 2.0]) == [1.5, 2.0]
     assert SINGLE_PROCESS.all_gather({"a": 1}) == [{"a": 1}]
     SINGLE_PROCESS.barrier()
@@ -48,7 +48,7 @@ def test_shards_come_back_in_order(size: int, number: int) -> None:
     assert interleave(shards) == items
 
 
-def test_only_the_loss_of_another_process_is_renamed() -> None:
+def test_only_failures_of_other_processes_become_training_errors() -> None:
     with pytest.raises(TrainingError, match="another process"), peer_failure_errors():
         raise RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer")
     with pytest.raises(RuntimeError, match="mat1 and mat2"), peer_failure_errors():
