@@ -1,4 +1,4 @@
-"""From hypotheses to translations: those of the segments of a line are joined, and aligned if links are wanted."""
+"""Makes translations of lines from the hypotheses of their segments, and aligns them if links are wanted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_LINES_WITH_ATTENTION = 16
 """Lines whose attention is in memory at the same time: layers x target length x source length numbers for each."""
 
 _Alignment = tuple[list[int], SegmentAttention | None]
-"""For each token of a hypothesis the index of its source token; and the attention, if it is kept."""
+"""Index of the source token of each token of a hypothesis, and the attention if it is kept."""
 
 
 @dataclass(frozen=True)

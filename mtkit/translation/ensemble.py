@@ -1,4 +1,4 @@
-"""One model, or several that vote, as what translates and scores asks them: for steps, and for whole targets.
+"""One model, or several whose probabilities are averaged, for search and scoring.
 
 Shapes: B sentences, S source length, T target length, V vocabulary.
 """
@@ -21,8 +21,8 @@ class Ensemble:
     """Models on one device, with the tokenizers that they share.
 
     Args:
-        models: at least one; the first is the one that alignments are of.
-        tokenizers: of both sides.
+        models: at least one; the first one aligns.
+        tokenizers: the tokenizers of both sides.
     """
 
     def __init__(self, models: Sequence[Transformer], tokenizers: Tokenizers) -> None:
@@ -30,31 +30,31 @@ class Ensemble:
         self.device = next(self.models[0].parameters()).device
 
     def sources(self, sentences: Sequence[Ids]) -> Tensor:
-        """Sources, each with eos, padded: [B, S]."""
+        """Return sources with eos, padded: [B, S]."""
         src = self.tokenizers.src
         return self._tensor(collate_tokens(list(sentences), src.pad, eos=src.eos))
 
     def targets_in(self, sentences: Sequence[Ids]) -> Tensor:
-        """Targets behind bos, padded: [B, T]."""
+        """Return targets that begin with bos, padded: [B, T]."""
         tgt = self.tokenizers.tgt
         return self._tensor(collate_tokens(list(sentences), tgt.pad, bos=tgt.bos))
 
     def targets_out(self, sentences: Sequence[Ids]) -> Tensor:
-        """Targets before eos, padded: [B, T]."""
+        """Return targets that end with eos, padded: [B, T]."""
         tgt = self.tokenizers.tgt
         return self._tensor(collate_tokens(list(sentences), tgt.pad, eos=tgt.eos))
 
     def stepper(self, src_BS: Tensor, keep_attention: bool = False) -> ModelStepper | EnsembleStepper:
-        """The models as a step function that holds these sources."""
+        """Return a step function for these sources."""
         steppers = [ModelStepper(model, src_BS, keep_attention) for model in self.models]
         return steppers[0] if len(steppers) == 1 else EnsembleStepper(steppers)
 
     def hidden(self, src_BS: Tensor, tgt_in_BT: Tensor) -> list[Tensor]:
-        """Of each model the hidden states of given targets, [B, T, D], for `log_probs`."""
+        """Return the hidden states [B, T, D] of given targets for each model."""
         return [model(src_BS, tgt_in_BT) for model in self.models]
 
     def log_probs(self, hidden: Sequence[Tensor]) -> Tensor:
-        """Hidden states of each model, [..., D], to log-probabilities of all pieces, [..., V]."""
+        """Return the log-probabilities [..., V] of all tokens, given the hidden states [..., D] of each model."""
         return mean_log_probs([model.logits(h) for model, h in zip(self.models, hidden, strict=True)])
 
     def _tensor(self, array: np.ndarray) -> Tensor:

@@ -1,4 +1,4 @@
-"""From a folder on disk to a model that can translate."""
+"""Loads models from run folders and checkpoint folders."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from mtkit.translation.model_folder import find_checkpoint, read_config, tokeniz
 
 
 def load_model(path: Path) -> tuple[Config, Tokenizers, Transformer]:
-    """The config, the tokenizers and the trained model of a run or checkpoint folder. Raises: StorageError."""
+    """Load the config, the tokenizers and the trained model of a run or checkpoint folder.
+
+    Raises:
+        StorageError: If the folder or a file in it is missing or damaged.
+    """
     folder = find_checkpoint(path)
     checkpoint = load_checkpoint(folder)
     hint = "it was written by another version of mtkit, or changed by hand"
     config = read_config(folder, hint, to_translate=True)
     tokenizers = load_tokenizers(tokenizer_folder(folder))
     if checkpoint.state.get("tokenizers", tokenizers.fingerprint) != tokenizers.fingerprint:
-        what = "the tokenizer is not the one that this model was trained with"
+        what = "this is not the tokenizer that the model was trained with"
         raise StorageError(what, where=str(tokenizer_folder(folder)), hint="copy the whole run folder again")
     model = make_model(config.model, tokenizers)
     copy_weights(model, checkpoint.weights, str(folder))
@@ -30,10 +34,10 @@ def load_model(path: Path) -> tuple[Config, Tokenizers, Transformer]:
 
 
 def usual_src_tokens(path: str | Path) -> int | None:
-    """The length in tokens that almost no training source of a model exceeds; None for models that do not store it.
+    """Return the length in tokens that almost no training source exceeded; None if the model does not store it.
 
     Raises:
-        StorageError: there is no model, or what is said of it is damaged.
+        StorageError: If there is no model, or its state is damaged.
     """
     found = read_json(find_checkpoint(Path(path)) / STATE_FILE).get("usual_src_tokens")
     return found if isinstance(found, int) else None
@@ -42,17 +46,22 @@ def usual_src_tokens(path: str | Path) -> int | None:
 def load_ensemble_members(
     paths: Sequence[str | Path], tokenizers: Tokenizers, first: str | Path
 ) -> list[Transformer]:
-    """Further models for an ensemble.
+    """Load further models of an ensemble.
+
+    Args:
+        paths: run or checkpoint folders.
+        tokenizers: tokenizers of the first model.
+        first: folder of the first model, for the message.
 
     Raises:
-        StorageError: a folder or a file of it is missing or damaged.
-        ConfigError: a model has other tokenizers than the first.
+        StorageError: If a folder or a file in it is missing or damaged.
+        ConfigError: If a model has other tokenizers than the first.
     """
     models = []
     for path in paths:
         _, own_tokenizers, model = load_model(Path(path))
         if own_tokenizers.fingerprint != tokenizers.fingerprint:
-            what = f"its tokenizer is not that of {first}"
+            what = f"its tokenizer differs from that of {first}"
             raise ConfigError(what, where=str(path), hint="an ensemble shares one vocabulary")
         models.append(model)
     return models

@@ -1,13 +1,13 @@
-"""Minimum Bayes risk: of several candidates the one that agrees most with all of them.
+"""Minimum Bayes risk: chooses the candidate that agrees most with all candidates.
 
 The expected utility of a candidate is estimated over pseudo-references, which are the candidates themselves
 (Kumar and Byrne 2004; for samples of neural models Eikema and Aziz 2020). Utilities are sacreBLEU's sentence scores.
 
-With n different candidates that takes n x n scores. What BLEU and chrF need to know of a text, its n-grams, is counted
-once for each, and compared with all others at once; TER is asked of sacreBLEU pair by pair. Where there are many
-candidates, all are first ranked in time linear in n, by chrF against one reference with the mean n-gram counts of all
-(reference aggregation: Vamvas and Sennrich 2024, section 3, who find it almost as good as the whole matrix); then
-the best are compared exactly.
+With n different candidates that takes n x n scores. For BLEU and chrF the n-grams of each text are counted once and
+compared with those of all others at once; TER is computed by sacreBLEU pair by pair. If there are many candidates, all
+are first ranked in time linear in n, by chrF against one reference with the mean n-gram counts of all (reference
+aggregation: Vamvas and Sennrich 2024, section 3, who find it almost as good as the whole matrix); then the best are
+compared exactly.
 
 Shapes: H hypotheses, R references, G different n-grams.
 """
@@ -27,9 +27,9 @@ from mtkit.errors import ConfigError
 
 Matrix = npt.NDArray[np.float64]
 Utility = Callable[[Sequence[str], Sequence[str]], Matrix]
-"""How good each hypothesis is if each reference is the truth, [H, R]; higher is better."""
-Grams = Mapping[str, int]
-"""How often each n-gram of one length comes in a text."""
+"""Function that returns the utility [H, R] of each hypothesis under each reference; higher is better."""
+_NgramCounts = Mapping[str, int]
+"""Count of each n-gram of one length in a text."""
 
 _CHRF_ORDER = 6
 _CHRF_BETA = 2.0
@@ -38,7 +38,11 @@ _BLEU_ORDER = 4
 
 
 def make_utility(name: str) -> Utility:
-    """The sentence scores of a metric of sacreBLEU; TER with its sign turned. Raises: ConfigError: no such metric."""
+    """Return the sentence score of a metric of sacreBLEU; for TER with its sign inverted.
+
+    Raises:
+        ConfigError: If there is no such metric.
+    """
     import sacrebleu
 
     match name:
@@ -60,17 +64,21 @@ def make_utility(name: str) -> Utility:
 # --- sentence scores of all pairs -------------------------------------------------------------------------------------
 
 
-def _sentence_chrf(hyps: Sequence[str], refs: Sequence[str], grams: Callable[[str], list[Grams]]) -> Matrix:
-    """chrF (Popović 2015, 2017) of each hypothesis against each reference, as sacreBLEU computes it: [H, R].
+def _sentence_chrf(
+    hyps: Sequence[str], refs: Sequence[str], grams: Callable[[str], list[_NgramCounts]]
+) -> Matrix:
+    """Return chrF (Popović 2015, 2017) of each hypothesis against each reference, [H, R], as sacreBLEU computes it.
 
     Args:
-        grams: n-grams of a text, of each order by which it is judged.
+        hyps: hypotheses.
+        refs: references.
+        grams: returns the n-gram counts of a text for each order.
     """
     counted = _counts_of([*hyps, *refs], grams)
     precision, recall, num_orders = (np.zeros((len(hyps), len(refs))) for _ in range(3))
     for of_hyps, of_refs in zip(_by_order(counted, hyps), _by_order(counted, refs), strict=True):
         matches_HR = _num_matches(of_hyps, of_refs)
-        hyp_H1, ref_1R = sizes(of_hyps)[:, None], sizes(of_refs)[None, :]
+        hyp_H1, ref_1R = _num_ngrams(of_hyps)[:, None], _num_ngrams(of_refs)[None, :]
         both_HR = (hyp_H1 > 0) & (ref_1R > 0)
         precision += np.where(both_HR, matches_HR / np.maximum(hyp_H1, 1), 0.0)
         recall += np.where(both_HR, matches_HR / np.maximum(ref_1R, 1), 0.0)
@@ -83,13 +91,15 @@ def _sentence_chrf(hyps: Sequence[str], refs: Sequence[str], grams: Callable[[st
 
 
 def _sentence_bleu(hyps: Sequence[str], refs: Sequence[str], tokenize: Callable[[str], str]) -> Matrix:
-    """BLEU (Papineni et al. 2002) of each hypothesis against each reference, as sacreBLEU has it for sentences: [H, R].
+    """Return sentence BLEU (Papineni et al. 2002) of each hypothesis against each reference, [H, R], as in sacreBLEU.
 
     Orders for which a hypothesis is too short do not count, and the k-th order without a match has 1 / 2^k matches
     (smoothing `exp`: Chen and Cherry 2014, method 3).
 
     Args:
-        tokenize: divides words by spaces.
+        hyps: hypotheses.
+        refs: references.
+        tokenize: separates the words of a text by spaces.
     """
     counted = _counts_of(
         [*hyps, *refs], lambda text: _word_ngrams(tokenize(text.rstrip()).split(), _BLEU_ORDER)
@@ -98,8 +108,8 @@ def _sentence_bleu(hyps: Sequence[str], refs: Sequence[str], tokenize: Callable[
     halves = np.ones((len(hyps), len(refs)))
     lengths: list[tuple[Matrix, Matrix]] = []
     for of_hyps, of_refs in zip(_by_order(counted, hyps), _by_order(counted, refs), strict=True):
-        matches_HR, total_H1 = _num_matches(of_hyps, of_refs), sizes(of_hyps)[:, None]
-        lengths.append((total_H1, sizes(of_refs)[None, :]))
+        matches_HR, total_H1 = _num_matches(of_hyps, of_refs), _num_ngrams(of_hyps)[:, None]
+        lengths.append((total_H1, _num_ngrams(of_refs)[None, :]))
         long_enough = total_H1 > 0
         none = (matches_HR == 0) & long_enough
         halves = np.where(none, 2 * halves, halves)
@@ -107,28 +117,32 @@ def _sentence_bleu(hyps: Sequence[str], refs: Sequence[str], tokenize: Callable[
         log_sum += np.log(np.where(long_enough, 100 * shares, 1.0))
         num_orders += long_enough
         any_match += matches_HR
-    hyp_H1, ref_1R = lengths[0]  # of single words
+    hyp_H1, ref_1R = lengths[0]  # numbers of words
     brevity = np.minimum(0.0, 1 - ref_1R / np.maximum(hyp_H1, 1))
     return np.where(any_match > 0, np.exp(brevity + log_sum / np.maximum(num_orders, 1)), 0.0)
 
 
-def _counts_of(texts: Sequence[str], grams: Callable[[str], list[Grams]]) -> dict[str, list[Grams]]:
-    """The n-grams of each different text, of all orders."""
+def _counts_of(
+    texts: Sequence[str], grams: Callable[[str], list[_NgramCounts]]
+) -> dict[str, list[_NgramCounts]]:
+    """Return the n-gram counts of each different text for all orders."""
     return {text: grams(text) for text in dict.fromkeys(texts)}
 
 
-def _by_order(counted: Mapping[str, list[Grams]], texts: Sequence[str]) -> list[tuple[Grams, ...]]:
-    """For each order the n-grams of these texts."""
+def _by_order(
+    counted: Mapping[str, list[_NgramCounts]], texts: Sequence[str]
+) -> list[tuple[_NgramCounts, ...]]:
+    """Return for each order the n-gram counts of these texts."""
     return list(zip(*(counted[text] for text in texts), strict=True))
 
 
-def sizes(grams: Sequence[Grams]) -> Matrix:
-    """How many n-grams each text has."""
+def _num_ngrams(grams: Sequence[_NgramCounts]) -> Matrix:
+    """Return the number of n-grams of each text."""
     return np.array([sum(counts.values()) for counts in grams], dtype=np.float64)
 
 
-def _num_matches(hyps: Sequence[Grams], refs: Sequence[Grams]) -> Matrix:
-    """How many n-grams of each hypothesis are in each reference, each at most as often as there: [H, R]."""
+def _num_matches(hyps: Sequence[_NgramCounts], refs: Sequence[_NgramCounts]) -> Matrix:
+    """Return the number of n-grams [H, R] that each hypothesis shares with each reference, clipped to its counts."""
     columns = {
         gram: column for column, gram in enumerate(dict.fromkeys(gram for ref in refs for gram in ref))
     }
@@ -137,8 +151,8 @@ def _num_matches(hyps: Sequence[Grams], refs: Sequence[Grams]) -> Matrix:
     return np.array(matches, dtype=np.float64).reshape(len(hyps), len(refs))
 
 
-def _count_matrix(texts: Sequence[Grams], columns: Mapping[str, int]) -> npt.NDArray[np.int32]:
-    """The counts of the n-grams that have a column, a row for each text."""
+def _count_matrix(texts: Sequence[_NgramCounts], columns: Mapping[str, int]) -> npt.NDArray[np.int32]:
+    """Return the counts of the n-grams that have a column, with a row for each text."""
     matrix = np.zeros((len(texts), len(columns)), dtype=np.int32)
     for row, grams in zip(matrix, texts, strict=True):
         known = {columns[gram]: count for gram, count in grams.items() if gram in columns}
@@ -150,12 +164,16 @@ def _count_matrix(texts: Sequence[Grams], columns: Mapping[str, int]) -> npt.NDA
 
 
 def minimum_risk(candidates: Sequence[str], utility: Utility, num_exact: int = 64) -> list[tuple[int, float]]:
-    """The candidates by falling expected utility: their number (of the first of equal texts) and the utility.
+    """Rank candidates by expected utility, best first.
 
     Args:
         candidates: translations of one sentence; equal ones count as often as they occur.
-        num_exact: different candidates up to this number are compared each with each; of more, the best so many by
-            `aggregated_chrf` are compared with all.
+        utility: the utility (see `make_utility`).
+        num_exact: number of different candidates that are compared with all; if there are more, these are the best
+            by `aggregated_chrf`.
+
+    Returns:
+        Index of each candidate that was compared (for equal texts of the first one), and its expected utility.
     """
     if not candidates:
         return []
@@ -172,7 +190,7 @@ def minimum_risk(candidates: Sequence[str], utility: Utility, num_exact: int = 6
 
 
 def aggregated_chrf(texts: Sequence[str], weights: Sequence[float]) -> list[float]:
-    """chrF (Popović 2015) of each text against one reference, whose n-gram counts are the weighted mean of all."""
+    """Return chrF (Popović 2015) of each text against one reference with the weighted mean of all n-gram counts."""
     grams = [_character_ngrams(text) for text in texts]
     total = sum(weights)
     mean: list[Counter[str]] = [Counter() for _ in range(_CHRF_ORDER)]
@@ -184,14 +202,14 @@ def aggregated_chrf(texts: Sequence[str], weights: Sequence[float]) -> list[floa
     return [_chrf_of_counts(orders, mean, sizes) for orders in grams]
 
 
-def _character_ngrams(text: str) -> list[Grams]:
-    """Counts of the n-grams of 1 to 6 characters, spaces left out."""
+def _character_ngrams(text: str) -> list[_NgramCounts]:
+    """Return the counts of the n-grams of 1 to 6 characters, without spaces."""
     joined = "".join(text.split())
     return [Counter(joined[i : i + n] for i in range(len(joined) - n + 1)) for n in range(1, _CHRF_ORDER + 1)]
 
 
-def _character_and_word_ngrams(text: str) -> list[Grams]:
-    """Those of 1 to 6 characters, and those of 1 and 2 words, from whose beginning or end a punctuation mark is cut."""
+def _character_and_word_ngrams(text: str) -> list[_NgramCounts]:
+    """Return the counts of 1 to 6 characters, then of 1 and 2 words, with punctuation at either end as a word."""
     words = []
     for word in text.split():
         if len(word) > 1 and word[-1] in punctuation:
@@ -203,17 +221,17 @@ def _character_and_word_ngrams(text: str) -> list[Grams]:
     return _character_ngrams(text) + _word_ngrams(words, _CHRF_WORD_ORDER)
 
 
-def _word_ngrams(words: Sequence[str], order: int) -> list[Grams]:
-    """Counts of the n-grams of 1 to `order` words."""
+def _word_ngrams(words: Sequence[str], order: int) -> list[_NgramCounts]:
+    """Return the counts of the n-grams of 1 to `order` words."""
     return [
         Counter(" ".join(words[i : i + n]) for i in range(len(words) - n + 1)) for n in range(1, order + 1)
     ]
 
 
 def _chrf_of_counts(
-    hyp: Sequence[Grams], ref: Sequence[Mapping[str, float]], ref_sizes: Sequence[float]
+    hyp: Sequence[_NgramCounts], ref: Sequence[Mapping[str, float]], ref_sizes: Sequence[float]
 ) -> float:
-    """F score of mean precision and recall over the orders that both have."""
+    """Return the F score of the mean precision and recall over the orders that both texts have."""
     precisions, recalls = [], []
     for own, theirs, ref_size in zip(hyp, ref, ref_sizes, strict=True):
         size = sum(own.values())

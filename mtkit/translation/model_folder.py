@@ -1,4 +1,4 @@
-"""What is where in a run folder or checkpoint folder, known without torch."""
+"""Finds checkpoints, tokenizers and settings in run folders and checkpoint folders, without torch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mtkit.errors import ConfigError, StorageError
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path means: itself, or a run's best one, or its newest valid one.
+    """Return the checkpoint that a path refers to: the path itself, the best one of a run, or its newest valid one.
 
     Raises:
-        StorageError: there is none.
+        StorageError: If there is none.
     """
     if not path.is_dir():
         what = "a file, not a model folder" if path.exists() else "no such folder"
@@ -31,12 +31,14 @@ def find_checkpoint(path: Path) -> Path:
             return folder
     what = "no checkpoint in this folder"
     raise StorageError(
-        what, where=str(path), hint=f"a model folder holds {MANIFEST_FILE}: train one, or copy all of it"
+        what,
+        where=str(path),
+        hint=f"a model folder contains {MANIFEST_FILE}: train a model, or copy the whole folder",
     )
 
 
 def tokenizer_folder(checkpoint: Path) -> Path:
-    """Where a checkpoint's tokenizers are: beside its weights, or in the run folder above."""
+    """Return the folder of a checkpoint's tokenizers: the checkpoint itself, or the run folder above."""
     for folder in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
         if any(folder.glob("tokenizer*.model")):
             return folder
@@ -44,15 +46,16 @@ def tokenizer_folder(checkpoint: Path) -> Path:
 
 
 def launch_folder(path: Path, run: str) -> Path | None:
-    """The folder in which `mtkit train` was called: there the relative paths of a run's config start.
+    """Return the folder in which `mtkit train` was called, which relative paths in a run's config refer to.
 
-    Known is the run folder, and how the config calls it; if it still lies so, what is above is that folder.
+    If the run folder still ends with the path that the config gives it, that is the folder above.
 
     Args:
-        path: of a run or checkpoint.
-        run: as in its config.
+        path: a run or checkpoint folder.
+        run: `run` in its config.
 
-    Returns: None where the config says an absolute path, or the run folder was moved or renamed.
+    Returns:
+        The folder; None if the path in the config is absolute, or the run folder was moved or renamed.
     """
     folder = Path(os.path.abspath(tokenizer_folder(find_checkpoint(path))))
     parts = Path(os.path.normpath(run)).parts
@@ -63,19 +66,19 @@ def launch_folder(path: Path, run: str) -> Path | None:
 
 
 _SECTIONS_OF_TRAINING = ("training", "validation")
-"""They decide nothing about what a trained model does."""
+"""Sections that do not affect what a trained model computes."""
 
 
 def read_config(checkpoint: Path, hint: str, *, to_translate: bool = False) -> Config:
-    """The config in a checkpoint, of this version of mtkit or another.
+    """Return the config in a checkpoint, which another version of mtkit may have written.
 
     Args:
         checkpoint: the folder.
-        hint: for the error.
-        to_translate: unknown keys of the sections about training do not matter.
+        hint: hint of the error.
+        to_translate: whether unknown keys in the sections about training are ignored.
 
     Raises:
-        StorageError: this version does not understand it.
+        StorageError: If this version cannot read it.
     """
     try:
         return load_stored_config(checkpoint / CONFIG_FILE, _SECTIONS_OF_TRAINING if to_translate else ())
@@ -87,12 +90,12 @@ def read_config(checkpoint: Path, hint: str, *, to_translate: bool = False) -> C
 
 
 def read_decoding(path: Path) -> DecodingConfig:
-    """How a run or checkpoint folder asks to be decoded; what this says, nothing has verified.
+    """Return the decoding settings of a run or checkpoint folder, whose files are not verified.
 
-    Of a damaged folder these are the defaults: `loading.load_model` will say what is wrong with it.
+    For a damaged folder these are the defaults: `loading.load_model` will raise the error.
 
     Raises:
-        StorageError: there is no checkpoint.
+        StorageError: If there is no checkpoint.
     """
     folder = find_checkpoint(path)
     try:
@@ -102,10 +105,10 @@ def read_decoding(path: Path) -> DecodingConfig:
 
 
 def override_decoding(decoding: DecodingConfig, changes: Mapping[str, object]) -> DecodingConfig:
-    """How to decode, with other values for some keys; a larger `n_best` alone widens the beam.
+    """Return decoding settings with other values for some keys. A larger `n_best` without `beam_size` widens the beam.
 
     Raises:
-        ConfigError: as for a config: no such key, or a value that it does not take.
+        ConfigError: If a key or a value is invalid.
     """
     wanted = changes.get("n_best")
     if isinstance(wanted, int) and wanted > decoding.beam_size and "beam_size" not in changes:

@@ -1,4 +1,4 @@
-"""Numbers in a text, and whether its translation has them in the way its own language writes them."""
+"""Finds numbers in a text, and checks whether a translation has them in the notation of its own language."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import permutations
 from mtkit.translation.sentence_splitting import UNSPACED
 
 _SPELLED_OUT = frozenset(map(str, range(13)))
-"""Numbers that are often written as words; whether a translation has them cannot be told."""
+"""Numbers that are often spelled out, so that nobody can tell whether a translation has them."""
 
 _GROUPING = ".,'’٬\u00a0\u2009\u202f "
 _SEPARATOR = rf"[{_GROUPING}:/٫-]"
@@ -21,26 +21,26 @@ _DATE = re.compile(r"\d{1,4}([/.-])\d{1,2}\1\d{1,4}")
 
 
 def find_numbers(text: str) -> list[tuple[int, int]]:
-    """Where numbers stand that are no part of a word."""
+    """Return the spans of the numbers that are not part of a word."""
     return [match.span() for match in _NUMBER.finditer(text)]
 
 
 def required_numbers(text: str) -> tuple[str, ...]:
-    """The numbers of a text that its translation must have as digits, each once: in the order they come."""
+    """Return the different numbers of a text that its translation must have as digits, in order."""
     found = dict.fromkeys(text[start:end] for start, end in find_numbers(text))
     return tuple(number for number in found if number not in _SPELLED_OUT)
 
 
 def has_number(text: str, number: str) -> bool:
-    """Whether a text has a number, with any separators: 3,5 is 3.5; 1.000, 1 000 and 1000 are 1,000.
+    """Return whether a text has a number, with any separators: 3,5 is 3.5; 1.000, 1 000 and 1000 are 1,000.
 
-    The parts of a date may come in any order, with leading zeros or without.
+    Day, month and year of a date may be in any order, with or without leading zeros.
     """
     return _pattern(number).search(_in_ascii(text)) is not None
 
 
 def number_variants(number: str) -> tuple[str, ...]:
-    """The number as it stands, then with the separators of other languages."""
+    """Return the number as it is, then with the separators of other languages."""
     ways = [number, number.translate(str.maketrans(".,", ",.")), number.replace("/", ".")]
     if all(len(group) == 3 for group in re.findall(r"\d+", number)[1:]):
         ways.append(re.sub(r"\D", "", number))
@@ -49,14 +49,14 @@ def number_variants(number: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1024)
 def _pattern(number: str) -> re.Pattern[str]:
-    """What finds a number, however it is written."""
+    """Return a pattern that matches the number in all notations."""
     groups = re.findall(r"\d+", _in_ascii(number))
     if _DATE.fullmatch(number):
         orders = permutations([f"0*{int(group)}" for group in groups])
         ways = "|".join(sorted(map(_SEPARATOR.join, orders)))
     else:
         merged = groups[:1]
-        for group in groups[1:]:  # three digits are most often thousands
+        for group in groups[1:]:  # three digits after a separator are mostly thousands
             if len(group) == 3:
                 merged[-1] += group
             else:
@@ -66,5 +66,5 @@ def _pattern(number: str) -> re.Pattern[str]:
 
 
 def _in_ascii(text: str) -> str:
-    """The same with ASCII digits."""
+    """Return the text with ASCII digits."""
     return text if text.isascii() else re.sub(r"\d", lambda digit: str(int(digit[0])), text)

@@ -11,43 +11,44 @@ from mtkit.errors import ConfigError, DataError
 from mtkit.translation.reading import always_ready
 
 LINES_AT_ONCE = 4096
-"""Lines read before the first batch is made: they are sorted by length, and their translations come out together."""
+"""Lines that are read before the first batch is made. They are sorted by length and finished together."""
 
 MAX_WORKERS = 4
-"""Batches that are searched at the same time on a CPU: the small operations of one fill the pauses of the others."""
+"""Batches that are searched at the same time on a CPU: small operations of one use the idle time of the others."""
 
 OnError = Literal["stop", "skip", "copy"]
-"""What is done about a line that cannot be translated."""
+"""What happens to a line that cannot be translated."""
 ON_ERROR: tuple[OnError, ...] = get_args(OnError)
 
 
 def _ignore_fault(number: int, fault: DataError) -> None:
-    """Do nothing: `Translation.fault` has it too."""
+    """Ignore the fault: `Translation.fault` holds it too."""
 
 
 def ignore_progress(num_lines: int) -> None:
-    """Do not report progress."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True)
 class TranslateOptions:
-    """How the lines of one call are read, and what comes with their translations.
+    """Options of one call: how lines are read and split, and what their translations come with.
 
-    Args:
-        split_sentences: whether every line is split at sentence ends, or none that the model can hold; None: those that
-            are longer than almost all that the model was trained on, for it would leave sentences out.
-        max_line_tokens: a longer line is not translated (see `on_error`); None: any length. The time that a line takes
-            is proportional to its length, so this bounds it.
-        keep_links: give every translation its word links; without it only requests that want them have them.
-        keep_attention: give the best translation of each line its attention.
-        read_ahead: lines read before they are translated together.
-        is_ready: asked after each line whether the next one, or the end, can be read within so many seconds; if not,
-            the lines read so far are translated.
-        first_line: number of the first line, from 0: messages and the random numbers of samples go by it.
-        on_error: what a line that cannot be translated does: `stop` raises its fault, `skip` leaves its translation
-            empty, `copy` gives the line itself.
-        on_fault: told the number of such a line, from 0, and what is wrong with it, unless that is raised.
-        on_progress: told after each batch how many more lines are translated.
+    Attributes:
+        split_sentences: whether lines are split at sentence ends: all of them (True), only those that the model cannot
+            hold (False), or those that are longer than almost all lines of the training data (None), because the model
+            would leave sentences of them out.
+        max_line_tokens: longer lines are not translated (see `on_error`); None for no limit. The time that a line
+            takes is proportional to its length, so this bounds it.
+        keep_links: whether all translations get word links; otherwise only those whose `Request` asks for them.
+        keep_attention: whether the best translation of each line gets its attention.
+        read_ahead: lines that are read and translated together.
+        is_ready: called after each line with a number of seconds; returns whether the next line, or the end, can be
+            read within that time. If not, the lines read so far are translated.
+        first_line: number of the first line, from 0; messages and samples depend on it.
+        on_error: what happens to a line that cannot be translated: "stop" raises its fault, "skip" gives an empty
+            translation, "copy" gives the line itself.
+        on_fault: called with the number of such a line, from 0, and its fault, unless the fault is raised.
+        on_progress: called after each batch with the number of further lines that are translated.
         num_workers: batches that may be searched at the same time on a CPU.
     """
 
@@ -68,7 +69,7 @@ DEFAULT_OPTIONS = TranslateOptions()
 
 
 class DecodingOverrides(TypedDict, total=False):
-    """Keys of `DecodingConfig`, where they are described: those that are given replace the run's own."""
+    """Keys of `DecodingConfig` (see there) that replace those of the run."""
 
     beam_size: int
     length_penalty: float
@@ -95,13 +96,21 @@ class DecodingOverrides(TypedDict, total=False):
 
 
 def check_precision(name: str, where: str = "precision") -> None:
-    """Check that a model can translate in it. Raises: ConfigError: at `where`."""
+    """Check that a precision exists.
+
+    Raises:
+        ConfigError: If it does not; at `where`.
+    """
     if name not in PRECISIONS:
         hint = f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
-        raise ConfigError(f"{name!r} is no precision", where=where, hint=hint)
+        raise ConfigError(f"unknown precision {name!r}", where=where, hint=hint)
 
 
-def refuse_text(lines: object, name: str) -> None:
-    """Check that lines are not one text, whose letters would be taken for lines. Raises: TypeError."""
+def reject_single_text(lines: object, name: str) -> None:
+    """Check that lines are not a single text, whose characters would be taken for lines.
+
+    Raises:
+        TypeError: If they are.
+    """
     if isinstance(lines, str | bytes):
-        raise TypeError(f"{name} is one text, not lines of text: put it in a list, [text]")
+        raise TypeError(f"{name} must be a list of lines, not a single text: write [text]")

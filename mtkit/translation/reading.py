@@ -1,4 +1,4 @@
-"""Streams of any length, read ahead piece by piece."""
+"""Reads streams of any length ahead, in chunks."""
 
 from __future__ import annotations
 
@@ -12,24 +12,27 @@ from mtkit.errors import MtkitError
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 0.02
-"""How long all items of a list together may be waited for: nobody notices it, and a fast writer fills the list."""
+"""Time to wait for the items of a chunk, all together: too short to be noticed, and a fast writer fills the chunk."""
 
 
 def always_ready(seconds: float) -> bool:
-    """Say that nothing has to be waited for."""
+    """Return that the next item need not be waited for."""
     return True
 
 
 def read_chunks(
     items: Iterable[T], number: int, is_ready: Callable[[float], bool] = always_ready
 ) -> Iterator[list[T]]:
-    """Lists of so many items; of fewer where the next item would have to be waited for, and at the end.
+    """Yield lists of `number` items; shorter ones where the next item is not ready, and at the end.
 
     Args:
-        is_ready: asked after each item whether the next one, or the end, comes within so many seconds.
+        items: the stream.
+        number: items of a full list.
+        is_ready: called after each item with a number of seconds; returns whether the next item, or the end, comes
+            within that time.
 
     Raises:
-        MtkitError: what reading raises; after a list of the items before it.
+        MtkitError: If reading raises it; after a list of the items before it.
     """
     stream = iter(items)
     while True:

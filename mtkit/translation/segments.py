@@ -1,6 +1,6 @@
-"""From lines to what is searched: a `Request` is text, a `Segment` is token ids with the rules for its hypotheses.
+"""Turns lines into segments: a `Request` is text, a `Segment` is token ids with the rules for its hypotheses.
 
-Long lines become several segments (see `sentence_splitting`); prefixes and constraints are checked and encoded here.
+Long lines become several segments (see `sentence_splitting`). Prefixes and constraints are checked and encoded here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where long text is taken apart: at sentence ends, and sentences that are still too long at clause ends or words."""
+"""Splits long lines at sentence ends, and sentences that are still too long at clauses or words."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Literal
 from mtkit.data.tokenizer import WORD_START, Span
 
 _PREFERRED_BREAKS = ".!?;:,"
-_FULL_WIDTH_BREAKS = "。｡！？；：，、"  # no space follows these
+_FULL_WIDTH_BREAKS = "。｡！？；：，、"  # These are not followed by a space.
 HAN_AND_KANA = "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003fffd"
-"""Inside the brackets of a regular expression: the letters of Chinese and Japanese, which put no space anywhere."""
+"""Letters of Chinese and Japanese, which are written without spaces; for a character class of a regular expression."""
 UNSPACED = HAN_AND_KANA + "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
-"""The same, and the letters of Thai, Lao, Burmese and Khmer, which put spaces between sentences, but not words."""
+"""The same and the letters of Thai, Lao, Burmese and Khmer, which have spaces between sentences but not words."""
 
 Boundary = Literal["sentence", "words", "word"]
-"""Where a line is cut: between two sentences, between two words, or within a word."""
+"""Place where a line is split: between two sentences, between two words, or inside a word."""
 
 _ENGLISH = "mr mrs ms dr prof st vs etc e.g i.e cf no vol fig approx jr sr inc ltd co corp gen sen rep gov"
 _GERMAN = "z.b bzw ca nr usw vgl hr fr bspw d.h u.a s.o s.u evtl ggf inkl str tel abs art bd"
 _ABBREVIATIONS = frozenset([*_ENGLISH.split(), *_GERMAN.split()])
-"""Words before a full stop that ends no sentence, in lower case."""
+"""Words, in lower case, after which a full stop does not end a sentence."""
 
 _LONGEST_WORD = 32
-"""Characters before a full stop that are looked at: more than an abbreviation or a number of a day has."""
+"""Characters before a full stop that are searched for an abbreviation or the number of a day."""
 _CLOSERS = "\"'”’»)\\]」』）"
 _OTHER_ENDS = "。｡！？؟۔।॥။።፧։܀-܂។៕᠃"
-"""CJK, Arabic, Urdu, Hindi, Burmese, Amharic, Armenian, Syriac, Khmer, Mongolian: marks that do nothing else."""
+"""Marks with no other use: of CJK, Arabic, Urdu, Hindi, Burmese, Amharic, Armenian, Syriac, Khmer, Mongolian."""
 _END = re.compile(
-    rf"""(?<![.!?…])([.!?…]++[{_CLOSERS}]*+)\s++(?=["'“„«(\[¿¡]*+[^\W_a-z])  # an end, space, and no small letter
+    rf"""(?<![.!?…])([.!?…]++[{_CLOSERS}]*+)\s++(?=["'“„«(\[¿¡]*+[^\W_a-z])  # a mark, a space, and no lower-case letter
         |([{_OTHER_ENDS}][.!?…{_OTHER_ENDS}]*+[{_CLOSERS}]*+)""",
     re.VERBOSE,
 )
@@ -39,17 +39,17 @@ _HAN_OR_KANA, _UNSPACED = re.compile(f"[{HAN_AND_KANA}]"), re.compile(f"[{UNSPAC
 
 
 def split_sentences(line: str) -> list[str]:
-    """The sentences of a line, without the spaces between them. Nothing else is lost: joined, they are the line.
+    """Return the sentences of a line, without the spaces between them; nothing else is lost.
 
-    A sentence ends with . ! ? or … (and closing quotes) before a space and anything but a small letter, or with a mark
-    that does nothing else, such as those of Chinese, Arabic and Hindi. A full stop after a known abbreviation, a single
-    letter or a number as in "2. Mai" ends none.
+    A sentence ends with . ! ? or … (and closing quotes) before a space that no lower-case letter follows, or with a
+    mark that has no other use, such as those of Chinese, Arabic and Hindi. A full stop after a known abbreviation, a
+    single letter or a number, as in "2. Mai", does not end a sentence.
     """
     return [line[start:end] for start, end in sentence_spans(line)]
 
 
 def sentence_spans(line: str) -> list[Span]:
-    """Where the sentences of a line stand, without the spaces between them; found in linear time."""
+    """Return the spans of the sentences of a line, without the spaces between them, in linear time."""
     spans, start = [], 0
     for match in chain(_END.finditer(line), [None]):
         end = len(line) if match is None else match.end(match.lastindex or 0)
@@ -65,34 +65,42 @@ def sentence_spans(line: str) -> list[Span]:
 
 
 def _is_abbreviated(before: str) -> bool:
-    """Whether the full stop after this text belongs to its last word."""
+    """Return whether a full stop after this text belongs to its last word."""
     word = before.rsplit(maxsplit=1)[-1] if before.strip() else ""
     word = word.lstrip("\"'“„«([")
     return word.lower() in _ABBREVIATIONS or (len(word) == 1 and word.isalpha()) or word.isdigit()
 
 
 def split_point(pieces: Sequence[str]) -> int:
-    """Where to cut: at the last clause that ends in the second half, else before the last word, else at the end."""
-    places = range(len(pieces) // 2 + 1, len(pieces))
-    words = [i for i in places if pieces[i].startswith(WORD_START)]
+    """Return how many pieces come before the cut of a sentence that is too long.
+
+    The cut is after the last clause that ends in the second half, otherwise before the last word that begins there,
+    otherwise at the end.
+    """
+    positions = range(len(pieces) // 2 + 1, len(pieces))
+    words = [i for i in positions if pieces[i].startswith(WORD_START)]
     clauses = [i for i in words if pieces[i - 1][-1] in _PREFERRED_BREAKS]
-    clauses += [i for i in places if pieces[i - 1][-1] in _FULL_WIDTH_BREAKS]
+    clauses += [i for i in positions if pieces[i - 1][-1] in _FULL_WIDTH_BREAKS]
     return max(clauses or words or [len(pieces)])
 
 
-def boundary_at(text: str, place: int) -> Boundary:
-    """What is divided by a cut within a sentence, before one of its characters."""
-    before, after = text[place - 1 : place], text[place : place + 1]
+def boundary_at(text: str, position: int) -> Boundary:
+    """Return the kind of boundary before a character inside a sentence."""
+    before, after = text[position - 1 : position], text[position : position + 1]
     spaced = before.isspace() or after.isspace()
     unspaced = _UNSPACED.search(before + after) or before in _FULL_WIDTH_BREAKS
     return "words" if spaced or unspaced else "word"
 
 
 def join_translations(texts: Sequence[str], boundaries: Sequence[Boundary]) -> tuple[str, list[int]]:
-    """The translations of the parts of a line as one text, and where in it each begins.
+    """Join the translations of the segments of a line.
 
     Args:
-        boundaries: of each part, with the one before.
+        texts: translation of each segment.
+        boundaries: boundary between each segment and the one before it.
+
+    Returns:
+        The joined text, and the position in it where each translation begins.
     """
     joined, starts, length, last = list[str](), list[int](), 0, ""
     for text, boundary in zip(texts, boundaries, strict=True):
@@ -104,10 +112,10 @@ def join_translations(texts: Sequence[str], boundaries: Sequence[Boundary]) -> t
 
 
 def separator(left: str, right: str, boundary: Boundary) -> str:
-    """What stands between the translations of two parts of a line: a space, or nothing.
+    """Return what separates the translations of two segments: a space, or nothing.
 
-    That depends on the target language, which the letters on both sides tell: Chinese and Japanese have no spaces;
-    Thai, Lao, Burmese and Khmer have none within a sentence.
+    The letters on both sides tell the target language: Chinese and Japanese are written without spaces; Thai, Lao,
+    Burmese and Khmer without spaces inside a sentence.
     """
     if not left or not right or boundary == "word" or left[-1] in _FULL_WIDTH_BREAKS + "」』":
         return ""

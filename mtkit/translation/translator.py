@@ -1,4 +1,4 @@
-"""From lines to translations in the same order: segment, search, assemble.
+"""Translates lines, in order, in three stages: segment, search, assemble.
 
 `segments` splits lines into segments, `batched_search` finds hypotheses of each segment, and `assembly` makes the
 translations of the lines from them.
@@ -35,7 +35,7 @@ from mtkit.translation.options import (
     DecodingOverrides,
     TranslateOptions,
     check_precision,
-    refuse_text,
+    reject_single_text,
 )
 from mtkit.translation.placeholders import ProtectedLine, protect, restore_placeholders, unknown_spans
 from mtkit.translation.reading import read_chunks
@@ -184,7 +184,7 @@ class Translator:
                 after the translations of the lines before it. With `options.on_error` "skip" or "copy" only if the
                 lines cannot be read further.
         """
-        refuse_text(lines, "lines")
+        reject_single_text(lines, "lines")
         return self._translate_chunks(lines, options)
 
     def _translate_chunks(
@@ -244,7 +244,7 @@ class Translator:
         Raises:
             DataError: If a prefix or a line is too long, unless `options.on_error` says otherwise.
         """
-        refuse_text(lines, "lines")
+        reject_single_text(lines, "lines")
         return self._alternatives(lines, number, options)
 
     def _alternatives(
@@ -315,8 +315,8 @@ class Translator:
         Raises:
             DataError: If the numbers of sources and targets differ, or a line is too long.
         """
-        refuse_text(srcs, "srcs")
-        refuse_text(tgts, "tgts")
+        reject_single_text(srcs, "srcs")
+        reject_single_text(tgts, "tgts")
         return self.scorer.score(srcs, tgts, tag, split_sentences)
 
     def search_ids(self, sentences: Sequence[Ids]) -> list[list[Hypothesis]]:

@@ -66,7 +66,7 @@ def test_hypotheses_are_those_of_generate(
     config, tokenizers, model = load_model(run)
     theirs = generate(
         hugging_face_model(config.model, model, tokenizers, MAX_TOKENS), padded, tokenizers, beam_size=beam_size,
-        length_penalty=alpha, max_tokens=MAX_TOKENS, suppressed=ours.options.suppressed,
+        length_penalty=alpha, max_tokens=MAX_TOKENS, suppressed=ours.search_options.suppressed,
         early_stopping=early_stopping,
     )  # fmt: skip
     complete = [

@@ -568,7 +568,7 @@ def test_devices_that_are_not_there(train: list[object], trained: Path, device: 
         ),
         (["translate", "{model}", "--max-length-ratio", "-1"], ["--max-length-ratio"]),
         (["translate", "{model}", "--length-penalty", "nan"], ["--length-penalty"]),
-        (["translate", "{model}", "--precision", "fp8"], ["--precision: 'fp8' is no precision", "bf16"]),
+        (["translate", "{model}", "--precision", "fp8"], ["--precision: unknown precision 'fp8'", "bf16"]),
         (["score", "{model}", "{data}/test.src"], ["Missing argument 'TGT'"]),
         (["config", "shw"], ["No such command", "mtkit config --help"]),
         (["evaluate"], ["give either HYPS or --model"]),

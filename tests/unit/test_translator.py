@@ -649,7 +649,7 @@ def test_keys_of_the_decoding_can_be_changed_when_a_translator_is_loaded(tmp_pat
             {"sample": True, "beam_size": 3},
             "decoding.beam_size: has no effect with decoding.sample (it applies to beam search only)",
         ),
-        ({"precision": "fp8"}, "precision: 'fp8' is no precision (auto, fp32, bf16, fp16 or int8)"),
+        ({"precision": "fp8"}, "precision: unknown precision 'fp8' (auto, fp32, bf16, fp16 or int8)"),
         ({"device": "gpu"}, "device: unknown device 'gpu' (auto, cpu, cuda or cuda:1)"),
     ],
     ids=str,
@@ -690,7 +690,7 @@ def test_a_text_is_no_list_of_lines(tmp_path: Path) -> None:
         lambda: translator.score(text, ["x"]),
         lambda: translator.score(["x"], text),
     ):
-        with pytest.raises(TypeError, match=r"is one text, not lines of text: put it in a list, \[text\]$"):
+        with pytest.raises(TypeError, match=r"must be a list of lines, not a single text: write \[text\]$"):
             call()
     with pytest.raises(TypeError, match="a line is a str or a Request, not int"):
         list(translator.translate(cast(Any, [1])))
