@@ -1,7 +1,7 @@
 """The whole YAML as typed, frozen sections.
 
 Every key but `run` and a few of `data` has a default that suits most corpora, so these two make a complete config.
-A builder elsewhere in mtkit takes its own section and nothing more.
+A builder elsewhere in mtkit takes its own section; only what runs or checks a whole run takes the whole config.
 The string under each key is its description in `mtkit config schema` and docs/configuration.md; after changing one,
 run `python -m mtkit.config.reference docs/configuration.md`.
 """

@@ -31,7 +31,7 @@ def no_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_peaks")
-def test_numbers_are_there_and_add_up(config: Path, tmp_path: Path) -> None:
+def test_numbers_are_complete_and_add_up(config: Path, tmp_path: Path) -> None:
     found = benchmark(config, "--against", "torch", "training.accumulate=2", "training.precision=fp32")
     assert found["precision"] == "fp32"
     assert found["num_updates"] == 3
@@ -62,7 +62,7 @@ def test_synthetic_batches_need_no_corpus(config: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_peaks")
-def test_the_table_is_for_people(config: Path) -> None:
+def test_the_table_has_all_rows(config: Path) -> None:
     code, out, _ = tiny.mtkit("benchmark", "train", config, "--against", "torch", "--steps", 3)
     assert code == 0
     for words in ("target tokens/s", "padding", "forward", "peak memory", "nn.Transformer loop"):
@@ -77,7 +77,7 @@ def test_against_transformers(config: Path) -> None:
     assert other["ratio"] > 0
 
 
-def test_a_competitor_that_is_unknown_or_not_installed(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_baseline_that_is_unknown_or_not_installed(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, _, err = tiny.mtkit("benchmark", "train", config, "--against", "fairseq")
     assert code == 2
     assert tiny.one_line(err) == "error: --against: unknown baseline 'fairseq' (torch, compile, transformers)"
@@ -107,7 +107,7 @@ def test_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     del held
 
 
-def test_what_a_pair_costs(config: Path) -> None:
+def test_cost_per_pair(config: Path) -> None:
     code, out, err = tiny.mtkit("benchmark", "data", config, "--pairs", 3000, "--json")
     assert code == 0, err
     costs = {cost["work"]: cost for cost in json.loads(out)["costs"]}

@@ -47,11 +47,11 @@ def run(request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pytest.T
 def test_hypotheses_are_those_of_generate(
     run: Path, corpus: Path, beam_size: int, alpha: float, stop: str, early_stopping: bool | str
 ) -> None:
-    """Both use Hugging Face's rules: the penalty is length ** alpha, eos counted, and one limit holds for all lines.
+    """With Hugging Face's rules: the penalty is length ** alpha, eos included, and all lines share one length limit.
 
-    Its early_stopping=True is our `finished`, "never" our `certain`. Its False ends where the best live hypothesis is,
-    at its present length, no better than the worst of the finished ones: no rule of ours. A tie, or a difference of
-    scores within rounding, would be no difference of the search; there is none here.
+    Its early_stopping=True is our `finished`, "never" our `certain`. False has no counterpart: it ends when the best
+    live hypothesis, at its current length, is no better than the worst finished one. Ties, or scores that differ only
+    by rounding, could change the result without a difference in the search; none occur here.
     """
     limits = {"max_length_ratio": 1e-6, "max_length_extra": MAX_TOKENS - 1, "stop": stop}
     penalty = {"length_penalty": alpha, "penalty_kind": "simple", "beam_size": beam_size}
@@ -81,7 +81,7 @@ def test_hypotheses_are_those_of_generate(
 @pytest.mark.parametrize(
     "key", ["positions=rotary", "norm=rmsnorm", "activation=swiglu", "tie_embeddings=none"]
 )
-def test_what_hugging_face_has_not_is_refused(key: str) -> None:
+def test_unsupported_architectures_are_errors(key: str) -> None:
     name, value = key.split("=")
     config = ModelConfig(d_model=32, encoder_layers=1, decoder_layers=1, num_heads=2, **{name: value})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="not supported by"):

@@ -29,7 +29,7 @@ class Recorder:
         return [SimpleNamespace(hypotheses=[self.hypothesis]) for _ in sources]
 
 
-def test_it_gets_long_lines_in_the_same_parts() -> None:
+def test_it_gets_the_same_segments_of_long_lines() -> None:
     translator = make(max_source_tokens=6, coverage_penalty=0.2, no_repeat_ngram=3, min_pieces=2)
     long_line = "the old man sees a bird and my sister hears children in houses, the man sees a bird."
     lines = ["a bird", "", long_line]
@@ -52,7 +52,7 @@ def test_it_gets_long_lines_in_the_same_parts() -> None:
     )
 
 
-def test_what_is_longer_than_mtkit_allows_is_counted() -> None:
+def test_translations_over_the_length_limit_are_counted() -> None:
     translator = make(max_length_ratio=1.0, max_length_extra=0)
     lines = ["a bird", " ".join(sentences(3)), "a bird", ""]
     tgt = translator.tokenizers.tgt
@@ -72,7 +72,7 @@ def test_what_is_longer_than_mtkit_allows_is_counted() -> None:
         ({"penalty_kind": "gnmt"}, "penalty_kind"),
     ],
 )
-def test_what_it_has_not_is_refused(keys: Any, where: str) -> None:
+def test_unsupported_search_settings_are_errors(keys: Any, where: str) -> None:
     alike = {"stop": "finished", "penalty_kind": "simple"}
     check_comparable(make(**alike))
     with pytest.raises(ConfigError) as caught:
@@ -100,11 +100,11 @@ def test_memory_is_measured_after_all_lines_were_translated_with_all_workers(
     events: list[Any] = []
     translate = translator.translate
 
-    def noting(given: Any, options: Any = DEFAULT_OPTIONS) -> Any:
+    def recording(given: Any, options: Any = DEFAULT_OPTIONS) -> Any:
         events.append((len(given), options.num_workers))
         return translate(given, options)
 
-    translator.translate = noting  # type: ignore[method-assign]
+    translator.translate = recording  # type: ignore[method-assign]
     monkeypatch.setattr(benchmark_module, "peak_memory", lambda device: events.append("memory") or 2**20)
     config: Any = SimpleNamespace(data=SimpleNamespace(tgt="de"))
     report = benchmark_translate("model", lines, None, lambda: (translator, config), rounds=1)

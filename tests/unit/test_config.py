@@ -46,7 +46,7 @@ def test_run_and_data_are_a_complete_config(tmp_path: Path) -> None:
     )
 
 
-def test_values_arrive_as_they_are_meant(tmp_path: Path) -> None:
+def test_values_are_parsed_strictly(tmp_path: Path) -> None:
     text = (
         HEAD.replace("tgt: de", "tgt: no")
         + "training:\n  learning_rate: 1e-4\n  betas: [0, .99]\n  clip_norm: null\n"
@@ -75,7 +75,7 @@ def test_values_arrive_as_they_are_meant(tmp_path: Path) -> None:
         ("th", ["validation.metrics=[bleu]"], "bleu"),
     ],
 )
-def test_the_best_is_by_default_what_says_something_of_the_language(
+def test_the_default_metric_for_the_best_depends_on_the_language(
     tmp_path: Path, tgt: str, overrides: list[str], best: str
 ) -> None:
     config = load_config(write(tmp_path, HEAD.replace("tgt: de", f"tgt: {tgt}")), overrides)
@@ -83,7 +83,7 @@ def test_the_best_is_by_default_what_says_something_of_the_language(
     assert load_config(write(tmp_path, dump_config(config))) == config
 
 
-def test_the_default_learning_rate_is_of_the_schedule(tmp_path: Path) -> None:
+def test_the_default_learning_rate_depends_on_the_schedule(tmp_path: Path) -> None:
     path = write(tmp_path, HEAD + "training: {schedule: noam}\n")
     assert load_config(path).training.learning_rate == 2.0
     assert "learning_rate: 2.0\n" in dump_config(load_config(path))
@@ -289,7 +289,7 @@ BAD_KEYS: dict[str, tuple[int, str, str | None]] = {
         "validation.metrics.1: expected bleu, chrf, chrf++ or ter, got 'crhf'",
         "did you mean chrf?",
     ),
-    # What does not go together: at the line of a key in question.
+    # Conflicting keys: reported at the line of one of them.
     "decoding:\n  batch_tokens: 1\n  n_best: 9": (8, "decoding: n_best 9 is greater than beam_size 5", None),
     "model:\n  bias: true\n  d_model: 100\n  num_heads: 3": (
         8,
@@ -311,11 +311,9 @@ BAD_KEYS: dict[str, tuple[int, str, str | None]] = {
 }
 
 
-@pytest.mark.parametrize(("text", "told"), BAD_KEYS.items(), ids=BAD_KEYS)
-def test_a_mistake_is_told_with_its_line(
-    tmp_path: Path, text: str, told: tuple[int, str, str | None]
-) -> None:
-    line, what, hint = told
+@pytest.mark.parametrize(("text", "expected"), BAD_KEYS.items(), ids=BAD_KEYS)
+def test_an_error_names_its_line(tmp_path: Path, text: str, expected: tuple[int, str, str | None]) -> None:
+    line, what, hint = expected
     path = write(tmp_path, HEAD + text + "\n")
     with pytest.raises(ConfigError) as caught:
         load_config(path)
@@ -382,11 +380,11 @@ BAD_SOURCES: dict[str, tuple[int, str, str | None]] = {
 }
 
 
-@pytest.mark.parametrize(("value", "told"), BAD_SOURCES.items(), ids=BAD_SOURCES)
-def test_a_mistake_in_a_source_is_told_with_its_line(
-    tmp_path: Path, value: str, told: tuple[int, str, str | None]
+@pytest.mark.parametrize(("value", "expected"), BAD_SOURCES.items(), ids=BAD_SOURCES)
+def test_an_error_in_a_source_names_its_line(
+    tmp_path: Path, value: str, expected: tuple[int, str, str | None]
 ) -> None:
-    line, what, hint = told
+    line, what, hint = expected
     path = write(tmp_path, f"run: x\ndata:\n  src: en\n  tgt: de\n  train: {value}\n")
     with pytest.raises(ConfigError) as caught:
         load_config(path)
@@ -422,7 +420,7 @@ def test_a_mistake_in_a_source_is_told_with_its_line(
         ("training.max_steps", "expected key=value", "for example training.max_steps=1000"),
     ],
 )
-def test_a_mistake_in_an_override_points_to_the_command_line(
+def test_an_error_in_an_override_names_the_command_line(
     tmp_path: Path, override: str, what: str, hint: str | None
 ) -> None:
     path = write(tmp_path, HEAD + "tokenizer: {joint: false}\n")
@@ -432,7 +430,7 @@ def test_a_mistake_in_an_override_points_to_the_command_line(
     assert (error.where, error.what, error.hint) == (f"command line: {override}", what, hint)
 
 
-def test_an_override_can_mend_a_mistake(tmp_path: Path) -> None:
+def test_an_override_can_fix_an_error(tmp_path: Path) -> None:
     path = write(tmp_path, HEAD + "training:\n  max_steps: many\n")
     assert load_config(path, ["training.max_steps=3"]).training.max_steps == 3
 
@@ -445,14 +443,16 @@ def test_an_override_can_mend_a_mistake(tmp_path: Path) -> None:
         ("run: x\ndata:\n  src: en\n  train: [{path: x}]", "x.yaml:2", "data.tgt: missing"),
     ],
 )
-def test_a_missing_key_is_told_with_what_it_is_for(tmp_path: Path, text: str, where: str, what: str) -> None:
+def test_a_missing_key_is_reported_with_its_description(
+    tmp_path: Path, text: str, where: str, what: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, text))
     assert (caught.value.where, caught.value.what) == (f"{tmp_path}/{where}", what)
     assert caught.value.hint
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
     text = """\
 data:
   src: en
@@ -483,7 +483,7 @@ decoding: {n_best: 7}
     ]
 
 
-def test_mistakes_of_yaml_are_config_errors(tmp_path: Path) -> None:
+def test_yaml_errors_are_config_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, HEAD + "run: y\n"))
     assert caught.value.where == f"{tmp_path}/x.yaml:6"
@@ -537,15 +537,13 @@ DATA: dict[str, Any] = {"src": "en", "tgt": "de", "train": [{"path": "x.tsv"}]}
         ),
     ],
 )
-def test_a_mistake_in_a_dict_is_told_with_its_key(
-    config: dict[str, object], where: str | None, what: str
-) -> None:
+def test_an_error_in_a_dict_names_its_key(config: dict[str, object], where: str | None, what: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(config)
     assert (caught.value.where, caught.value.what) == (where, what)
 
 
-def test_all_mistakes_of_a_dict_are_told_at_once() -> None:
+def test_all_errors_in_a_dict_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config({"data": {**DATA, "train": []}, "seed": -1})
     assert str(caught.value).split("\n") == [
@@ -588,7 +586,7 @@ def test_a_dumped_config_loads_equal(tmp_path: Path, text: str) -> None:
     assert all(f"\n  {name}: " in dumped for name in type(section).model_fields)
 
 
-def test_differences_name_the_keys(tmp_path: Path) -> None:
+def test_differences_name_their_keys(tmp_path: Path) -> None:
     old = load_config(write(tmp_path, HEAD))
     assert diff_configs(old, old) == []
     changes = [
@@ -616,7 +614,7 @@ def test_differences_name_the_keys(tmp_path: Path) -> None:
     ]
 
 
-# --- keys that do nothing together --------------------------------------------------------------------------------
+# --- keys without effect ------------------------------------------------------------------------------------------
 
 ON = {
     "decoding.sample": ["decoding.sample=true"],
@@ -652,7 +650,7 @@ def switched_on(rule: Rule) -> list[str]:
 
 
 @pytest.mark.parametrize(("rule", "key"), rules(NEEDS))
-def test_a_key_that_needs_another(tmp_path: Path, rule: Rule, key: str) -> None:
+def test_a_key_without_effect_unless_another_is_on(tmp_path: Path, rule: Rule, key: str) -> None:
     path, override = write(tmp_path, HEAD), f"{key}={OTHER_VALUES[key]}"
     off = ["validation.metrics=[]", "validation.best=loss"] if rule.other == "validation.metrics" else []
     with pytest.raises(ConfigError) as caught:
@@ -665,7 +663,7 @@ def test_a_key_that_needs_another(tmp_path: Path, rule: Rule, key: str) -> None:
 
 
 @pytest.mark.parametrize(("rule", "key"), rules(EXCLUDES))
-def test_a_key_that_does_not_go_with_another(tmp_path: Path, rule: Rule, key: str) -> None:
+def test_a_key_without_effect_if_another_is_on(tmp_path: Path, rule: Rule, key: str) -> None:
     path, override = write(tmp_path, HEAD), f"{key}={OTHER_VALUES[key]}"
     with pytest.raises(ConfigError) as caught:
         load_config(path, [override, *ON[rule.other]])
@@ -674,7 +672,7 @@ def test_a_key_that_does_not_go_with_another(tmp_path: Path, rule: Rule, key: st
     )
 
 
-def test_keys_that_do_nothing_are_told_with_their_lines_and_all_at_once(tmp_path: Path) -> None:
+def test_keys_without_effect_are_reported_with_their_lines_and_all_at_once(tmp_path: Path) -> None:
     path = write(
         tmp_path, HEAD + "decoding:\n  top_k: 5\n  temperature: 1.0\nmodel:\n  max_positions: 2000\n"
     )
@@ -684,12 +682,12 @@ def test_keys_that_do_nothing_are_told_with_their_lines_and_all_at_once(tmp_path
     assert first == f"2 problems in {path}"
     assert [line.partition(" has")[0] for line in others] == [
         f"{path}:7: decoding.top_k:", f"{path}:10: model.max_positions:",
-    ]  # fmt: skip  # a temperature of 1.0 does nothing in any case
+    ]  # fmt: skip  # a temperature of 1.0 is the default
     with pytest.raises(ConfigError, match=r"^decoding\.top_k: has no effect without decoding\.sample"):
         parse_config(load_yaml(path).data | {"model": {}})
 
 
-def test_the_command_line_may_change_what_a_file_says(tmp_path: Path) -> None:
+def test_the_command_line_may_make_keys_of_the_file_ineffective(tmp_path: Path) -> None:
     """Keys of the file then have no effect, as with the options of `mtkit translate` and the model's config."""
     text = (
         "decoding: {beam_size: 3}\ntraining: {schedule: cosine, min_learning_rate: 1e-5, max_steps: 5000}\n"
@@ -701,14 +699,14 @@ def test_the_command_line_may_change_what_a_file_says(tmp_path: Path) -> None:
         load_config(path, ["decoding.sample=true", "decoding.beam_size=4"])
 
 
-def test_a_stored_config_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_stored_config_may_have_keys_without_effect(tmp_path: Path) -> None:
     path = write(tmp_path, HEAD + "training: {min_learning_rate: 1e-5}\ndecoding: {top_k: 5}\n")
     old = load_stored_config(path)
     assert (old.training.min_learning_rate, old.decoding.top_k) == (1e-5, 5)
     assert load_stored_config(write(tmp_path, dump_config(old))) == old
 
 
-def test_every_key_of_a_resolved_config_may_stand_in_a_yaml(tmp_path: Path) -> None:
+def test_a_resolved_config_loads(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, HEAD + "tokenizer: {byte_fallback: false}\n"))
     assert load_config(write(tmp_path, dump_config(config))) == config
 
@@ -732,7 +730,7 @@ def test_the_schema_describes_every_key() -> None:
             assert field.is_required() or "default" in described, name
 
 
-def test_the_run_folder_may_be_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_run_folder_may_start_with_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     data = {"src": "en", "tgt": "de", "train": [{"src": "a", "tgt": "b"}]}
     assert parse_config({"run": "~/x", "data": data}).run == "/home/somebody/x"
@@ -752,7 +750,7 @@ training: {learning_rate: 1, min_learning_rate: 0.5, betas: [0.8, 0.9], batch_to
 """
 
 
-def test_a_stored_config_stands_whatever_later_rules_say(tmp_path: Path) -> None:
+def test_later_rules_do_not_apply_to_a_stored_config(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(STORED)
     stored = load_stored_config(path, ["training"])
@@ -778,21 +776,23 @@ def test_a_stored_config_stands_whatever_later_rules_say(tmp_path: Path) -> None
         ("training: {", "training: 7 #"),
     ],
 )
-def test_what_is_unknown_in_a_stored_config_is_refused(tmp_path: Path, before: str, after: str) -> None:
+def test_unknown_keys_and_values_of_a_stored_config_are_errors(
+    tmp_path: Path, before: str, after: str
+) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(STORED.replace(before, after))
     with pytest.raises(ConfigError):
         load_stored_config(path, ["training"])
 
 
-def test_a_default_that_depends_on_the_language_does_not_count_as_named() -> None:
+def test_a_default_that_depends_on_the_language_does_not_count_as_set() -> None:
     data = {"src": "en", "tgt": "th", "train": [{"src": "a", "tgt": "b"}]}
     config = parse_config({"run": "r", "data": data, "validation": {"num_samples": 3}})
     assert config.validation.best == "chrf"
     assert config.validation.model_fields_set == {"num_samples"}
 
 
-def test_names_of_metrics_may_be_in_capitals() -> None:
+def test_metric_names_may_be_upper_case() -> None:
     config = parse_config({
         "run": "x", "data": {**DATA}, "decoding": {"mbr": "chrF"},
         "validation": {"metrics": ["BLEU", "chrF++", "TER"], "best": "TER"},

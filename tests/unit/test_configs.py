@@ -36,7 +36,7 @@ def test_it_is_short_and_says_what_it_is_for(path: Path) -> None:
 
 
 @each_config
-def test_it_comes_back_equal(tmp_path: Path, path: Path) -> None:
+def test_it_survives_a_dump(tmp_path: Path, path: Path) -> None:
     config = load_config(path)
     dumped = tmp_path / "dumped.yaml"
     dumped.write_text(dump_config(config), encoding="utf-8")
@@ -54,7 +54,7 @@ def test_it_runs_anywhere(path: Path) -> None:
 
 
 @each_config
-def test_its_model_has_the_parameters_that_the_readme_tells(path: Path) -> None:
+def test_its_model_has_the_parameter_count_in_the_readme(path: Path) -> None:
     millions = build_model(load_config(path)).num_parameters() / 1e6
     row = re.search(
         rf"^\| `{path.relative_to(ROOT)}` \| ([0-9.]+) M \|", (ROOT / "README.md").read_text("utf-8"), re.M

@@ -28,7 +28,7 @@ SHAPES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("keys", SHAPES, ids=lambda keys: " ".join(map(str, keys)))
-def test_the_formula_gives_what_pytorch_counts(keys: dict[str, Any]) -> None:
+def test_the_formula_equals_pytorchs_count(keys: dict[str, Any]) -> None:
     config = ModelConfig(**{"d_model": 16, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 3} | keys)
     corpus = SyntheticCorpus(9, VOCAB, 30, seed=1)
     indices = np.arange(len(corpus))
@@ -48,7 +48,7 @@ def test_the_formula_gives_what_pytorch_counts(keys: dict[str, Any]) -> None:
     assert counter.get_total_flops() == training_flops(config, VOCAB, padded)
 
 
-def test_without_padding_are_the_sums_over_the_pairs() -> None:
+def test_counts_without_padding_are_sums_over_pairs() -> None:
     corpus = SyntheticCorpus(20, VOCAB, 50, seed=2)
     indices = np.arange(20)
     lengths = corpus.src_lengths, corpus.tgt_lengths
@@ -60,12 +60,12 @@ def test_without_padding_are_the_sums_over_the_pairs() -> None:
     assert whole.projected == padded.projected == whole.tgt
 
 
-def test_synthetic_pairs_are_as_long_as_those_of_wmt() -> None:
+def test_synthetic_pairs_have_the_mean_length_of_wmt() -> None:
     corpus = SyntheticCorpus(20_000, 32_000, 250, seed=3)
     assert 27 < corpus.src_lengths.mean() < 31
     assert 28 < corpus.tgt_lengths.mean() < 33
     assert corpus.src_lengths.min() >= 1
     assert corpus.src_lengths.max() <= 250
-    pieces = np.concatenate([corpus.src(i) for i in range(100)] + [corpus.tgt(i) for i in range(100)])
-    assert pieces.min() >= 4 and pieces.max() < 32_000
+    tokens = np.concatenate([corpus.src(i) for i in range(100)] + [corpus.tgt(i) for i in range(100)])
+    assert tokens.min() >= 4 and tokens.max() < 32_000
     assert [len(corpus.tgt(i)) for i in range(50)] == corpus.tgt_lengths[:50].tolist()

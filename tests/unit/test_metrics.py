@@ -143,13 +143,13 @@ def test_any_sequence_will_do() -> None:
     assert metrics.score(tuple(HYPS), (tuple(REFS),)) == metrics.score(HYPS, [REFS])
 
 
-def test_bleu_tells_its_parts_and_the_others_do_not() -> None:
+def test_only_bleu_has_details() -> None:
     bleu, chrf, ter = metrics.score(HYPS, [REFS])
     assert bleu.detail is not None and "BP = " in bleu.detail and "ratio = " in bleu.detail
     assert chrf.detail is None and ter.detail is None
 
 
-def test_json_has_the_exact_value_and_only_what_was_asked_for() -> None:
+def test_json_has_the_exact_value_and_only_what_was_requested() -> None:
     (plain,) = metrics.score(HYPS, [REFS], ["chrf"])
     assert plain.as_dict() == {"name": "chrF2", "score": plain.value, "signature": plain.signature}
     (bleu,) = metrics.score(HYPS, [REFS], ["bleu"], num_bootstrap=10)
@@ -241,7 +241,7 @@ def test_other_languages_are_scored_with_13a(tgt: str | None) -> None:
     assert "|tok:13a|" in metrics.score(HYPS, [REFS], ["bleu"], tgt=tgt)[0].signature
 
 
-def test_the_tokenizer_asked_for_wins() -> None:
+def test_a_given_tokenizer_wins() -> None:
     (score,) = metrics.score(["你好世界"], [["你好,世界"]], ["bleu"], tokenize="char", tgt="zh")
     assert "|tok:char|" in score.signature
 
@@ -257,16 +257,16 @@ def test_a_tokenizer_that_is_not_installed_says_what_to_install(
 
 
 @pytest.mark.parametrize(("tgt", "extra"), [("ja", "ja"), ("jpn_Jpan", "ja"), ("ja-JP", "ja"), ("kor", "ko")])
-def test_without_its_tokenizer_a_language_is_scored_by_characters_and_that_is_said(
+def test_without_its_tokenizer_a_language_is_scored_by_characters_with_a_warning(
     tgt: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f"sacrebleu.tokenizers.tokenizer_{extra}_mecab.MeCab", None)
     (score,) = metrics.score(["猫が好きです"], [["猫が好きだ"]], ["bleu"], tgt=tgt)
     assert "|tok:char|" in score.signature
-    told = metrics.bleu_warning(["bleu"], tgt)
-    assert told is not None and "\n" not in told
+    warning = metrics.bleu_warning(["bleu"], tgt)
+    assert warning is not None and "\n" not in warning
     for part in ("tok:char", f"sacrebleu[{extra}]", "validation.bleu_tokenizer"):
-        assert part in told
+        assert part in warning
     assert metrics.bleu_warning(["bleu"], tgt, tokenize="char") is None
     assert metrics.bleu_warning(["chrf"], tgt) is None
 
@@ -274,14 +274,14 @@ def test_without_its_tokenizer_a_language_is_scored_by_characters_and_that_is_sa
 @pytest.mark.parametrize(
     "tgt", ["th", "tha_Thai", "km-KH", "mya", "lo", "bod_Tibt", "dz", "shn_Mymr", "pli_Thai"]
 )
-def test_where_words_are_not_divided_bleu_is_warned_of(tgt: str) -> None:
-    told = metrics.bleu_warning(["bleu", "chrf"], tgt)
-    assert told is not None and "char or flores200" in told and tgt in told
+def test_bleu_warns_about_languages_without_spaces(tgt: str) -> None:
+    warning = metrics.bleu_warning(["bleu", "chrf"], tgt)
+    assert warning is not None and "char or flores200" in warning and tgt in warning
     assert metrics.bleu_warning(["bleu"], tgt, tokenize="char") is None
 
 
 @pytest.mark.parametrize("tgt", ["de", "vi", "zh", "yue", "zh-Latn", "tha_Latn", "ar", "", None])
-def test_other_languages_need_no_notice(tgt: str | None) -> None:
+def test_other_languages_get_no_warning(tgt: str | None) -> None:
     assert metrics.bleu_warning(METRICS, tgt) is None
 
 
@@ -318,7 +318,7 @@ def test_references_that_do_not_fit(refs: list[list[str]], message: str) -> None
     assert str(caught.value) == message
 
 
-def test_names_may_be_in_capitals() -> None:
+def test_names_may_be_upper_case() -> None:
     names = ["BLEU", "chrF", "ChrF++", "TER"]
     assert metrics.score(HYPS, [REFS], names) == metrics.score(HYPS, [REFS], METRICS)
 

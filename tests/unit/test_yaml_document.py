@@ -1,4 +1,4 @@
-"""Strict YAML: values, lines, refusals, overrides, and what is written reads back."""
+"""Strict YAML: values, lines, errors, overrides, and dumps that read back equal."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ BAD_FILES: dict[str, tuple[str | bytes, int | None, str, str]] = {
 
 
 @pytest.mark.parametrize(("text", "line", "what", "hint"), BAD_FILES.values(), ids=BAD_FILES)
-def test_bad_files_are_refused(
+def test_invalid_files_are_errors(
     tmp_path: Path, text: str | bytes, line: int | None, what: str, hint: str
 ) -> None:
     path = write(tmp_path, text)
@@ -227,7 +227,7 @@ def test_bad_files_are_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_paths_that_are_not_files_are_errors(tmp_path: Path) -> None:
     write(tmp_path, "a: 1")
     with pytest.raises(ConfigError) as caught:
         load_yaml(tmp_path / "y.yaml")
@@ -273,10 +273,10 @@ def test_overrides(tmp_path: Path, override: str, key: str, value: object) -> No
     document = load_yaml(write(tmp_path, before))
     changed = apply_overrides(document, [override])
     assert changed.data[key] == value
-    assert document.data == load_yaml(tmp_path / "x.yaml").data  # The old document is as it was.
+    assert document.data == load_yaml(tmp_path / "x.yaml").data  # the old document is unchanged
 
 
-def test_a_value_points_to_where_it_comes_from(tmp_path: Path) -> None:
+def test_a_value_knows_where_it_was_set(tmp_path: Path) -> None:
     document = load_yaml(write(tmp_path, "run: x\ndata:\n  src: en\n  train: [a, b]\n"))
     changed = apply_overrides(document, ["data.src=fr", "data.src=de", "new.deep.key=1", "data.train=[c]"])
     path = f"{tmp_path}/x.yaml"
@@ -324,8 +324,10 @@ BAD_OVERRIDES = {
 }
 
 
-@pytest.mark.parametrize(("override", "what", "hint"), [(key, *told) for key, told in BAD_OVERRIDES.items()])
-def test_bad_overrides_are_refused(tmp_path: Path, override: str, what: str, hint: str) -> None:
+@pytest.mark.parametrize(
+    ("override", "what", "hint"), [(key, *expected) for key, expected in BAD_OVERRIDES.items()]
+)
+def test_invalid_overrides_are_errors(tmp_path: Path, override: str, what: str, hint: str) -> None:
     document = load_yaml(write(tmp_path, "run: x\ndata:\n  train: [{path: a}]\n  none: []\n"))
     with pytest.raises(ConfigError) as caught:
         apply_overrides(document, ["seed=1", override])
@@ -415,14 +417,14 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", [text for texts in TEXTS for text in texts])
-def test_texts_read_back(tmp_path: Path, text: str) -> None:
+def test_strings_read_back(tmp_path: Path, text: str) -> None:
     data: dict[str, object] = {"a": text, "b": {"c": [text, {"d": text}]}, "e": [text]}
     if text != "<<" and text:
         data[text] = {text: 1}
     dumped = dump_yaml(data)
     assert load_yaml(write(tmp_path, dumped)).data == data
     assert parse_value(format_value(text)) == text
-    if text != "\ud800":  # Other readers of YAML, also those of 1.1, agree.
+    if text != "\ud800":  # other YAML readers, including 1.1, agree
         assert yaml.safe_load(dumped) == data
 
 
@@ -437,7 +439,7 @@ def test_values_read_back(tmp_path: Path, value: object) -> None:
     data = {"z": value, "a": {"b": value}}
     found = load_yaml(write(tmp_path, dump_yaml(data))).data
     assert found == data
-    assert repr(found) == repr(data)  # The types and the order too.
+    assert repr(found) == repr(data)  # types and order too
     assert parse_value(format_value(value)) == value
     assert yaml.safe_load(dump_yaml(data)) == data
 
@@ -456,6 +458,6 @@ def test_the_layout_of_a_dump() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, b"x", {1, 2}, Path("x")])
-def test_what_yaml_cannot_hold_is_a_mistake_of_the_caller(value: object) -> None:
+def test_other_types_cannot_be_dumped(value: object) -> None:
     with pytest.raises(TypeError, match="YAML cannot represent"):
         dump_yaml({"a": value})
