@@ -1,6 +1,6 @@
-"""What files of sentence pairs are, judged by their names and first rows: languages, columns, and the sets beside them.
+"""Recognition of files of sentence pairs by their names and first rows: languages, columns, other splits nearby.
 
-`mtkit init` writes an entry of `data.train` for each; nothing here is guessed again when a config is read.
+In: file names. Out: entries of `data.train`, which `mtkit init` writes. Nothing is guessed again when a config is read.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from mtkit.files import read_lines, strip_compression
 
 Languages = tuple[str, str]
 Entry = dict[str, object]
-"""An entry of `data.train`, as it stands in the YAML."""
+"""An entry of `data.train`, as in the YAML."""
 
 _CODE = re.compile(r"[a-z]{2,3}(?:[-_](?:[A-Z][a-z]{3}|[A-Z]{2}))*")
 """A language code: de, deu, pt-BR, zho_Hans."""
-_NO_CODES = frozenset(
+_NOT_CODES = frozenset(
     (
         "src",
         "tgt",
@@ -45,23 +45,23 @@ _NO_CODES = frozenset(
         "old",
     )
 )
-"""What looks like a code at the end of a file's name, and is none."""
+"""Endings of file names that look like language codes but are not."""
 TABLES = (".tsv", ".csv", ".jsonl", ".parquet")
 VALID_NAME = re.compile(r"(?:valid|val|dev)(?!test)(?![a-z])|validation")
 TEST_NAME = re.compile(r"(?!train|valid|val[^a-z]).*test")
 _SIDES = (("source", "target"), ("src", "tgt"), ("source", "translation"), ("src", "trg"))
-"""Names of columns that say which is which, but not the languages."""
+"""Names of columns that tell source from target without naming the languages."""
 
 _HINT = "name the languages with `src` and `tgt`, e.g. en and de"
 
 
 @dataclass(frozen=True)
 class Recognized:
-    """What a set of files is.
+    """Languages and config entries of a set of files.
 
     Attributes:
-        languages: the codes of source and target.
-        entries: for the config.
+        languages: language codes of source and target.
+        entries: the entries for the config.
     """
 
     languages: Languages
@@ -69,15 +69,15 @@ class Recognized:
 
 
 def recognize(paths: Sequence[str], wanted: tuple[str | None, str | None]) -> Recognized:
-    """The entries of a config for these files: tables, and text files that belong together two by two.
+    """Return the config entries for these files: tables, and pairs of parallel text files.
 
     Args:
-        paths: as the user names them; of two parallel files the source first, unless `wanted` says which is which.
-        wanted: the languages, as far as they are given.
+        paths: the files; of two parallel ones the source first, unless `wanted` tells which is which.
+        wanted: the languages of source and target, as far as they are given.
 
     Raises:
-        ConfigError: a file without its other side, languages or columns that cannot be told.
-        DataError: a file cannot be read.
+        ConfigError: If a text file has no other side, or languages or columns cannot be determined.
+        DataError: If a file cannot be read.
     """
     for path in paths:
         if os.path.isdir(path):
@@ -88,25 +88,29 @@ def recognize(paths: Sequence[str], wanted: tuple[str | None, str | None]) -> Re
     tables = [path for path in paths if _suffix_of(path) in TABLES]
     entries: list[Entry] = []
     languages: Languages | None = None if None in wanted else (str(wanted[0]), str(wanted[1]))
-    for src, tgt in _in_pairs(texts):
+    for src, tgt in _pair_up(texts):
         found = _recognize_parallel(src, tgt, wanted)
-        languages = _agreed(languages, found.languages, src)
+        languages = _check_languages(found.languages, languages, src)
         entries += found.entries
     for path in tables:
         found = _recognize_table(path, languages)
-        languages = _agreed(languages, found.languages, path)
+        languages = _check_languages(found.languages, languages, path)
         entries += found.entries
     assert languages is not None, "there is at least one file"
     if languages[0] == languages[1]:
-        raise ConfigError(f"both sides are {languages[0]!r}", where=paths[0], hint=_HINT)
+        raise ConfigError(f"source and target are both {languages[0]!r}", where=paths[0], hint=_HINT)
     return Recognized(languages, entries)
 
 
-def _agreed(known: Languages | None, found: Languages, path: str) -> Languages:
-    """The languages of all files. Raises: ConfigError: those of one are others."""
+def _check_languages(found: Languages, known: Languages | None, path: str) -> Languages:
+    """Check that the languages found in a file are those known before, and return them.
+
+    Raises:
+        ConfigError: If they are different.
+    """
     if known is not None and known != found:
-        what = f"{' and '.join(found)}, but the languages are {' and '.join(known)}"
-        raise ConfigError(what, where=path, hint="one config is for one pair of languages")
+        what = f"the languages are {' and '.join(found)}, not {' and '.join(known)}"
+        raise ConfigError(what, where=path, hint="a config has one pair of languages")
     return found
 
 
@@ -114,14 +118,14 @@ def _agreed(known: Languages | None, found: Languages, path: str) -> Languages:
 
 
 def _suffix_of(path: str | Path) -> str:
-    """The last suffix but that of a compression, in small letters."""
+    """Return the last suffix that is not a compression's, in lower case."""
     return strip_compression(path).suffix.lower()
 
 
-def _parts_of(path: str | Path) -> tuple[str, str]:
-    """The name of a text file without what tells its side, and that: (train., en) of train.en.gz or train.en.txt.
+def _split_side(path: str | Path) -> tuple[str, str]:
+    """Split the name of a text file into stem and side: (train., en) for train.en.gz and train.en.txt.
 
-    What tells its side is a language, or else the last suffix: src of train.src.
+    The side is a language code, or else the last suffix: src for train.src.
     """
     name = strip_compression(path).name
     bare = name.removesuffix(".txt")
@@ -132,39 +136,45 @@ def _parts_of(path: str | Path) -> tuple[str, str]:
 
 
 def _language_of(path: str) -> str | None:
-    """The language that the name of a text file tells."""
-    side = _parts_of(path)[1]
+    """Return the language in the name of a text file, or None."""
+    side = _split_side(path)[1]
     return side if _is_code(side) else None
 
 
-def _in_pairs(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Text files two by two: those whose names differ in nothing but the language, or else the only two there are.
+def _pair_up(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield pairs of parallel text files: those whose names differ only in the side, or the only two given.
 
     Raises:
-        ConfigError: a file is left alone.
+        ConfigError: If a file has no counterpart.
     """
     if len(paths) == 2:
         yield paths[0], paths[1]
         return
     by_name: dict[tuple[Path, str], list[str]] = {}
     for path in paths:
-        by_name.setdefault((Path(path).parent, _parts_of(path)[0]), []).append(path)
+        by_name.setdefault((Path(path).parent, _split_side(path)[0]), []).append(path)
     for group in by_name.values():
         if len(group) != 2:
-            hint = "two parallel files are called alike but for the language: train.en train.de"
-            raise ConfigError(f"{len(group)} files for two sides", where=", ".join(group), hint=hint)
+            hint = "names of parallel files differ only in the language: train.en train.de"
+            raise ConfigError(
+                f"expected two parallel files, got {len(group)}", where=", ".join(group), hint=hint
+            )
         yield group[0], group[1]
 
 
 def _recognize_parallel(src: str, tgt: str, wanted: tuple[str | None, str | None]) -> Recognized:
-    """Two parallel files, source first. Raises: ConfigError: their languages cannot be told."""
+    """Return the entry for two parallel files, swapped if the wanted languages say so.
+
+    Raises:
+        ConfigError: If a language is unknown.
+    """
     named = _language_of(src), _language_of(tgt)
     if None not in named and (wanted[0] == named[1] or wanted[1] == named[0]):
         src, tgt, named = tgt, src, (named[1], named[0])
     codes = (wanted[0] or named[0], wanted[1] or named[1])
     if codes[0] is None or codes[1] is None:
         unknown = src if codes[0] is None else tgt
-        raise ConfigError("its name does not tell its language", where=unknown, hint=_HINT)
+        raise ConfigError("the file name does not contain a language", where=unknown, hint=_HINT)
     return Recognized((codes[0], codes[1]), [{"src": src, "tgt": tgt}])
 
 
@@ -172,11 +182,11 @@ def _recognize_parallel(src: str, tgt: str, wanted: tuple[str | None, str | None
 
 
 def _recognize_table(path: str, languages: Languages | None) -> Recognized:
-    """A file of pairs, with its columns where they are not called like the languages.
+    """Return the entry for a file of pairs, with its columns unless they are named like the languages.
 
     Raises:
-        ConfigError: languages or columns that cannot be told.
-        DataError: it cannot be read.
+        ConfigError: If languages or columns cannot be determined.
+        DataError: If the file cannot be read.
     """
     readers: dict[str, Callable[[str], Iterable[str] | Mapping[str, Iterable[str]]]] = {
         ".tsv": _tsv_header, ".csv": _csv_header, ".jsonl": _jsonl_keys, ".parquet": _parquet_columns,
@@ -186,47 +196,51 @@ def _recognize_table(path: str, languages: Languages | None) -> Recognized:
     if isinstance(columns, Mapping) and TRANSLATION in columns:
         return Recognized(languages or _two_codes(columns[TRANSLATION], path), [{"path": path}])
     known = languages or _language_pair(path)
-    if not names:  # a TSV without a header
+    if not names:  # A TSV without a header.
         if known is None:
-            raise ConfigError("its name does not tell its languages", where=path, hint=_HINT)
+            raise ConfigError("the file name does not contain its languages", where=path, hint=_HINT)
         return Recognized(known, [{"path": path}])
     codes = [name for name in names if _is_code(name)]
     if len(codes) > 2:
-        codes = [code for code in codes if code != "id"]  # a number more often than Indonesian
+        codes = [code for code in codes if code != "id"]  # More often a number than Indonesian.
     if known is not None and set(known) <= set(names):
         chosen: Languages = known
     elif len(codes) == 2:
         chosen = codes[0], codes[1]
     else:
-        there = [pair for pair in _SIDES if set(pair) <= set(names)]
-        if not there and len(names) != 2:
-            hint = "call two of them like the languages, such as en and de"
+        known_sides = [pair for pair in _SIDES if set(pair) <= set(names)]
+        if not known_sides and len(names) != 2:
+            hint = "name two of them like the languages, e.g. en and de"
             raise ConfigError(
-                f"which columns are the sides? There are {', '.join(names)}", where=path, hint=hint
+                f"cannot tell source and target among the columns {', '.join(names)}", where=path, hint=hint
             )
-        chosen = there[0] if there else (names[0], names[1])
+        chosen = known_sides[0] if known_sides else (names[0], names[1])
     if known is None and len(codes) != 2:
-        raise ConfigError("its columns do not tell its languages", where=path, hint=_HINT)
+        raise ConfigError("the columns do not name the languages", where=path, hint=_HINT)
     languages = known or chosen
-    named = _suffix_of(path) == ".tsv" or chosen != languages
-    return Recognized(languages, [{"path": path} | ({"columns": list(chosen)} if named else {})])
+    needs_columns = _suffix_of(path) == ".tsv" or chosen != languages
+    return Recognized(languages, [{"path": path} | ({"columns": list(chosen)} if needs_columns else {})])
 
 
 def _is_code(text: str) -> bool:
-    """Whether a text reads like a language code."""
-    return _CODE.fullmatch(text) is not None and text not in _NO_CODES
+    """Return whether a text looks like a language code."""
+    return _CODE.fullmatch(text) is not None and text not in _NOT_CODES
 
 
 def _two_codes(names: Iterable[str], path: str) -> Languages:
-    """The two languages of a `translation` column. Raises: ConfigError: it has not two."""
+    """Return the two languages of a `translation` column.
+
+    Raises:
+        ConfigError: If it does not have exactly two.
+    """
     codes = list(names)
     if len(codes) != 2:
-        raise ConfigError(f"which two languages? There are {', '.join(codes)}", where=path, hint=_HINT)
+        raise ConfigError(f"expected two languages, got {', '.join(codes) or 'none'}", where=path, hint=_HINT)
     return codes[0], codes[1]
 
 
 def _language_pair(path: str) -> Languages | None:
-    """The last two codes side by side in the name of a file, or of its folder: en and de of tatoeba-en-de.tsv."""
+    """Return the last two adjacent codes in the name of a file or its folder: en and de for tatoeba-en-de.tsv."""
     for name in (strip_compression(path).stem, Path(path).absolute().parent.name):
         words = re.split("[._-]", name)
         for first, second in reversed(list(pairwise(words))):
@@ -236,31 +250,31 @@ def _language_pair(path: str) -> Languages | None:
 
 
 def _tsv_header(path: str) -> list[str]:
-    """The header of a TSV, if its first line reads like one."""
+    """Return the header of a TSV, or nothing if its first line does not look like one."""
     cells = next(read_lines(path), "").split("\t")
     if len(cells) < 2:
         raise DataError(
-            "no tab in its first line", where=f"{path}:1", hint="a tab stands between source and target"
+            "no tab in the first line", where=f"{path}:1", hint="separate source and target by a tab"
         )
     sides = tuple(cell.lower() for cell in cells[:2])
     return cells if sides in _SIDES or all(map(_is_code, cells[:2])) else []
 
 
 def _csv_header(path: str) -> list[str]:
-    """The header of a CSV."""
+    """Return the header of a CSV."""
     return next(csv.reader(line + "\n" for line in read_lines(path)), [])
 
 
 def _jsonl_keys(path: str) -> dict[str, list[str]]:
-    """The keys of the first object, those of texts and of `translation`, with the keys below."""
+    """Return the keys of the first object that have text, and `translation` with its own keys."""
     first = next((line for line in read_lines(path) if line.strip()), "{}")
     try:
         row = json.loads(first)
     except ValueError:
         row = None
     if not isinstance(row, dict):
-        hint = 'one JSON object a line, such as {"en": "Hello", "de": "Hallo"}'
-        raise DataError("its first line is no JSON object", where=f"{path}:1", hint=hint)
+        hint = 'one JSON object per line, such as {"en": "Hello", "de": "Hallo"}'
+        raise DataError("the first line is not a JSON object", where=f"{path}:1", hint=hint)
     return {
         key: list(value) if isinstance(value, dict) else []
         for key, value in row.items()
@@ -269,7 +283,7 @@ def _jsonl_keys(path: str) -> dict[str, list[str]]:
 
 
 def _parquet_columns(path: str) -> dict[str, list[str]]:
-    """The columns of texts, and `translation`, with the fields below."""
+    """Return the columns of text, and `translation` with its fields."""
     import pyarrow
     from pyarrow import parquet
 
@@ -280,32 +294,32 @@ def _parquet_columns(path: str) -> dict[str, list[str]]:
         raise DataError(f"cannot be read: {message}", where=path, hint="name a Parquet file") from error
     texts = (pyarrow.string(), pyarrow.large_string())
     return {
-        field.name: [below.name for below in field.type] if pyarrow.types.is_struct(field.type) else []
+        field.name: [inner.name for inner in field.type] if pyarrow.types.is_struct(field.type) else []
         for field in schema
         if field.type in texts or (field.name == TRANSLATION and pyarrow.types.is_struct(field.type))
     }
 
 
-# --- what stands beside -----------------------------------------------------------------------------------------------
+# --- other splits -----------------------------------------------------------------------------------------------------
 
 
-def find_split_files(entry: Entry, kind: re.Pattern[str], taken: Sequence[str]) -> list[str]:
-    """Files beside those of an entry that are called like a validation or test set, both sides of each.
+def find_split_files(entry: Entry, pattern: re.Pattern[str], taken: Sequence[str]) -> list[str]:
+    """Return files in the folder of the training pairs that are named like a validation or test set, with both sides.
 
     Args:
-        entry: of the training pairs.
-        kind: `VALID_NAME` or `TEST_NAME`, how the names begin.
-        taken: files that are something else.
+        entry: a config entry of training pairs.
+        pattern: `VALID_NAME` or `TEST_NAME`, matched with the beginning of file names.
+        taken: files that belong to another split.
     """
     folder = Path(str(entry.get("path", entry.get("src")))).parent
-    other = {os.path.abspath(name) for name in taken}
-    names = sorted(name for name in os.listdir(folder) if kind.match(name.lower()))
-    found = [folder / name for name in names if os.path.abspath(folder / name) not in other]
+    excluded = {os.path.abspath(name) for name in taken}
+    names = sorted(name for name in os.listdir(folder) if pattern.match(name.lower()))
+    found = [folder / name for name in names if os.path.abspath(folder / name) not in excluded]
     if "path" in entry:
         return [str(file) for file in found if _suffix_of(file) == _suffix_of(str(entry["path"]))]
-    src, tgt = (_parts_of(str(entry[side]))[1] for side in ("src", "tgt"))
+    src, tgt = (_split_side(str(entry[side]))[1] for side in ("src", "tgt"))
     sides = {
-        _parts_of(file): str(file) for file in found if file.is_file() and _suffix_of(file) not in TABLES
+        _split_side(file): str(file) for file in found if file.is_file() and _suffix_of(file) not in TABLES
     }
     both = [name for name, side in sides if side == src and (name, tgt) in sides]
     return [sides[name, side] for name in both for side in (src, tgt)]
