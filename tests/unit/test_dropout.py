@@ -19,11 +19,11 @@ def sublayer_output(x: Tensor, probability: float) -> Tensor:
     return add_dropped(torch.zeros_like(x), x, probability, True)
 
 
-def alone(x: Tensor, probability: float) -> Tensor:
+def plain_dropout(x: Tensor, probability: float) -> Tensor:
     return dropout(x, probability, True)
 
 
-both = pytest.mark.parametrize("drop", [alone, sublayer_output])
+both = pytest.mark.parametrize("drop", [plain_dropout, sublayer_output])
 
 
 def within(count: float, n: int, probability: float) -> bool:
@@ -56,11 +56,11 @@ def test_the_eight_bytes_of_a_random_number_are_uniform_and_independent() -> Non
     for dropped, lanes in zip((64, 128), draws, strict=True):
         for lane in lanes.T:
             assert within(int((lane == 0).sum()), len(lane), dropped / 256)
-    centred = draws[1] - draws[1].mean(0)
-    correlations = centred.T @ centred / len(centred) / 0.25
-    assert (correlations - torch.eye(8)).abs().max() < 5 / math.sqrt(len(centred)) + 0.01
-    neighbours = (centred[1:] * centred[:-1]).mean(0) / 0.25
-    assert neighbours.abs().max() < 5 / math.sqrt(len(centred))
+    centered = draws[1] - draws[1].mean(0)
+    correlations = centered.T @ centered / len(centered) / 0.25
+    assert (correlations - torch.eye(8)).abs().max() < 5 / math.sqrt(len(centered)) + 0.01
+    correlations = (centered[1:] * centered[:-1]).mean(0) / 0.25
+    assert correlations.abs().max() < 5 / math.sqrt(len(centered))
 
 
 @both

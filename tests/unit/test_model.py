@@ -252,13 +252,13 @@ def test_later_target_tokens_are_hidden_and_earlier_ones_are_seen(positions: str
     src, tgt = random_tokens(6, 4), random_tokens(7, 7)
     with torch.no_grad():
         hidden = model(src, tgt)
-        for place in range(7):
+        for position in range(7):
             changed = tgt.clone()
-            changed[:, place] = (tgt[:, place] - 4 + 7) % (VOCAB - 4) + 4
+            changed[:, position] = (tgt[:, position] - 4 + 7) % (VOCAB - 4) + 4
             new = model(src, changed)
-            assert torch.equal(new[:, :place], hidden[:, :place])
+            assert torch.equal(new[:, :position], hidden[:, :position])
             differs = (new != hidden).any(-1)
-            assert differs[:, place:].all()
+            assert differs[:, position:].all()
 
 
 @every_kind
@@ -266,11 +266,11 @@ def test_later_target_positions_get_no_gradient(positions: str) -> None:
     model = make(positions=positions)
     x = torch.randn(1, 6, 16, requires_grad=True)
     mask, where = causal_mask(6, CPU), torch.arange(6)
-    for place in range(6):
+    for position in range(6):
         out = model.decoder[0].attention.attend_self(x, mask, where)
-        (grad,) = torch.autograd.grad(out[0, place].sum(), x)
+        (grad,) = torch.autograd.grad(out[0, position].sum(), x)
         touched = grad[0].abs().sum(-1) > 0
-        assert touched.tolist() == [i <= place for i in range(6)]
+        assert touched.tolist() == [i <= position for i in range(6)]
 
 
 @every_kind
@@ -297,9 +297,9 @@ def test_real_source_tokens_are_seen_by_every_position(positions: str) -> None:
     src, tgt = random_tokens(5), random_tokens(4)
     with torch.no_grad():
         hidden, memory = model(src, tgt), model.encode(src)
-        for place in range(5):
+        for position in range(5):
             changed = src.clone()
-            changed[:, place] = (src[:, place] - 4 + 7) % (VOCAB - 4) + 4
+            changed[:, position] = (src[:, position] - 4 + 7) % (VOCAB - 4) + 4
             assert (model.encode(changed) != memory).any(-1).all()
             assert (model(changed, tgt) != hidden).any(-1).all()
 
@@ -318,7 +318,7 @@ def test_sentences_of_a_batch_do_not_see_each_other(positions: str) -> None:
 
 @every_kind
 @both_norms
-def test_a_padded_batch_equals_each_sentence_alone(positions: str, norm_position: str) -> None:
+def test_a_padded_batch_equals_single_sentences(positions: str, norm_position: str) -> None:
     model = make(positions=positions, norm_position=norm_position)
     src_lengths, tgt_lengths = (9, 1, 5, 3), (2, 8, 5, 1)
     src, tgt = random_tokens(*src_lengths), random_tokens(*tgt_lengths)
@@ -327,13 +327,13 @@ def test_a_padded_batch_equals_each_sentence_alone(positions: str, norm_position
     hidden = model(src, tgt)
     together = loss_sums(hidden[real], model.output.weight, targets[real], 0.1).loss
     grads = torch.autograd.grad(together, list(model.parameters()))
-    alone_loss = torch.zeros(())
+    single_loss = torch.zeros(())
     for row, (S, T) in enumerate(zip(src_lengths, tgt_lengths, strict=True)):
-        alone = model(src[row : row + 1, :S], tgt[row : row + 1, :T])[0]
-        close(hidden[row, :T], alone)
-        alone_loss = alone_loss + loss_sums(alone, model.output.weight, targets[row, :T], 0.1).loss
-    close(together, alone_loss, 1e-4)
-    for ours, theirs in zip(grads, torch.autograd.grad(alone_loss, list(model.parameters())), strict=True):
+        single = model(src[row : row + 1, :S], tgt[row : row + 1, :T])[0]
+        close(hidden[row, :T], single)
+        single_loss = single_loss + loss_sums(single, model.output.weight, targets[row, :T], 0.1).loss
+    close(together, single_loss, 1e-4)
+    for ours, theirs in zip(grads, torch.autograd.grad(single_loss, list(model.parameters())), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 

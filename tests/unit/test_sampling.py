@@ -67,10 +67,10 @@ def test_samples_do_not_depend_on_the_batch() -> None:
         sampling,
         rng_keys=[(s,) for s in range(20)][::-1],
     )
-    alone = [sample(TableStepper([s], 9, 3), [8], OPTIONS, sampling, rng_keys=[(s,)])[0] for s in range(20)]
+    single = [sample(TableStepper([s], 9, 3), [8], OPTIONS, sampling, rng_keys=[(s,)])[0] for s in range(20)]
     ids = [[h.ids for h in hypotheses] for hypotheses in together]
     assert ids == [[h.ids for h in hypotheses] for hypotheses in backwards[::-1]]
-    assert ids == [[h.ids for h in hypotheses] for hypotheses in alone]
+    assert ids == [[h.ids for h in hypotheses] for hypotheses in single]
     other = sample(TableStepper(list(range(20)), 9, 3), [8] * 20, OPTIONS, SamplingOptions(3, seed=3))
     assert ids != [[h.ids for h in hypotheses] for hypotheses in other]
 

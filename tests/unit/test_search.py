@@ -282,8 +282,8 @@ def test_greedy_search_takes_the_most_probable_token_at_each_step() -> None:
 def test_a_sentence_does_not_depend_on_its_batch() -> None:
     options = SearchOptions(4, BOS, EOS, n_best=4)
     together = search(TableStepper(list(range(30)), 9, 4), [10] * 30, options)
-    alone = [search(TableStepper([s], 9, 4), [10], options)[0] for s in range(30)]
-    assert [[h.ids for h in hyps] for hyps in together] == [[h.ids for h in hyps] for hyps in alone]
+    single = [search(TableStepper([s], 9, 4), [10], options)[0] for s in range(30)]
+    assert [[h.ids for h in hyps] for hyps in together] == [[h.ids for h in hyps] for hyps in single]
 
 
 def test_a_max_length_of_one_leaves_only_eos() -> None:
