@@ -251,32 +251,32 @@ def _check_effective(config: Config, document: YamlDocument | None) -> Config:
     Raises:
         ConfigError: If a key was set that has no effect.
     """
-    problems = []
+    errors = []
     for found in ineffective_settings(config):
         if document is None:
-            problems.append(ConfigError(found.what, where=found.key, hint=found.hint))
+            errors.append(ConfigError(found.what, where=found.key, hint=found.hint))
             continue
         key, other = (tuple(name.split(".")) for name in (found.key, found.other))
-        if key in document.overrides or other not in document.overrides:
+        if key in document.overrides or other not in document.overrides:  # else the file is not at fault
             what, place = f"{found.key}: {found.what}", document.place_of(key)
-            problems.append(ConfigError(what, where=place, hint=found.hint))
-    if problems:
-        raise _merge(problems, document)
+            errors.append(ConfigError(what, where=place, hint=found.hint))
+    if errors:
+        raise _merge(errors, document)
     return config
 
 
-def _merge(found: Sequence[ConfigError], document: YamlDocument | None) -> ConfigError:
+def _merge(errors: Sequence[ConfigError], document: YamlDocument | None) -> ConfigError:
     """Merge errors into one, sorted by line and without duplicates."""
-    problems = sorted({str(problem): problem for problem in found}.values(), key=_sort_key)
-    if len(problems) == 1:
-        return problems[0]
-    summary = f"{len(problems)} problems in {document.path if document else 'the config'}"
-    return ConfigError("\n".join([summary, *map(str, problems)]))
+    unique = sorted({str(error): error for error in errors}.values(), key=_sort_key)
+    if len(unique) == 1:
+        return unique[0]
+    summary = f"{len(unique)} problems in {document.path if document else 'the config'}"
+    return ConfigError("\n".join([summary, *map(str, unique)]))
 
 
-def _sort_key(problem: ConfigError) -> tuple[bool, int]:
+def _sort_key(error: ConfigError) -> tuple[bool, int]:
     """Return a key that sorts by line, errors without one first and those of the command line last."""
-    where = problem.where or ""
+    where = error.where or ""
     line = where.rpartition(":")[2]
     return where.startswith("command line: "), int(line) if line.isdecimal() else 0
 
@@ -293,9 +293,7 @@ def _translate_error(detail: ErrorDetails, document: YamlDocument | None) -> Con
     if document is None:
         return ConfigError(what, where=name or None, hint=hint)
     place = document.place_of(keys)
-    if (
-        detail["type"] == "value_error"
-    ):  # an error of a section: place it at a key that it names and that is set
+    if detail["type"] == "value_error":  # about a section: place it at a key that the message names
         words = re.findall(r"[a-z_]+(?:\.[a-z_]+)*", what)
         named = [(*keys, *word.split(".")) for word in words]
         overridden = [path for path in named if path in document.overrides]
