@@ -13,6 +13,7 @@ from mtkit.cli import completion, options
 from mtkit.cli.lines import check_same_length
 from mtkit.cli.terminal import ProgressReport, print_stderr, print_stdout
 from mtkit.cli.translators import load_translator_and_config, resolve_decoding
+from mtkit.config.choices import DEFAULT_METRICS
 from mtkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def evaluate(
     """
     from mtkit.evaluation import metrics
 
-    names = [name.lower() for name in metric or ("bleu", "chrf++", "ter")]
+    names = [name.lower() for name in metric or DEFAULT_METRICS]
     metrics.check_metrics(names, tokenize=tokenize)
     _check_combination(hyps, ref, model, src, beam_size, resamples)
     tgt = langs.rpartition("-")[2] if langs else None

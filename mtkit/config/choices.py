@@ -1,4 +1,4 @@
-"""Names that both the config and the modules behind it know. Without pydantic, so that the command line starts fast."""
+"""Choices that the config shares with other modules. Free of pydantic, so that the command line starts quickly."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import Literal, get_args
 
 Metric = Literal["bleu", "chrf", "chrf++", "ter"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
-"""Metrics of sacreBLEU by which translations are scored."""
+"""Metrics of sacreBLEU that can score translations."""
+DEFAULT_METRICS: tuple[Metric, ...] = ("bleu", "chrf++", "ter")
+"""Metrics that `mtkit evaluate` and `mtkit.evaluate` report by default."""
 
 TrainPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 Precision = Literal[TrainPrecision, "int8"]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from mtkit.config.choices import METRICS
+from mtkit.config.choices import DEFAULT_METRICS, METRICS
 from mtkit.errors import ConfigError, DataError
 from mtkit.languages import BLEU_TOKENIZERS, bleu_can_tokenize, short_code
 
@@ -76,7 +76,7 @@ class Score:
 def score(
     hyps: Sequence[str],
     refs: Sequence[Sequence[str | None]],
-    metrics: Sequence[str] = ("bleu", "chrf++", "ter"),
+    metrics: Sequence[str] = DEFAULT_METRICS,
     *,
     tokenize: str | None = None,
     lowercase: bool = False,

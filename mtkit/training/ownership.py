@@ -46,7 +46,7 @@ _UNCONDITIONAL = {
 _OUTPUTS = _UNCONDITIONAL | {AVERAGE_FOLDER, TENSORBOARD}
 
 _SHARED_FOLDERS = {CHECKPOINTS: is_checkpoint_name, TENSORBOARD: is_event_file}
-"""Folders that may also hold files of the user, each with a function that tells mtkit's names."""
+"""Folders that may also hold files of the user, each with a predicate for the names that are mtkit's."""
 
 Splits = Mapping[Split, Sequence[Source]]
 

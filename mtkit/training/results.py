@@ -23,7 +23,7 @@ _MAX_NAME_BYTES = 200
 """File systems allow 255, of which mtkit needs some for what it adds to a name."""
 RESULTS_FILE, CARD_FILE = "results.json", "README.md"
 CARD_PHRASE = "Trained with mtkit for "
-"""Phrase that identifies a model card; those of earlier versions have it too."""
+"""Phrase that identifies a model card, including those of earlier versions."""
 
 
 @dataclass(frozen=True)
