@@ -29,7 +29,7 @@ def test_an_ensemble_of_one_is_the_model(trained: Path, corpus: Path) -> None:
         assert float(one.split("\t")[0]) == pytest.approx(float(other.split("\t")[0]), abs=2e-5)
 
 
-def test_an_ensemble_wants_one_vocabulary(trained: Path, tmp_path: Path, corpus: Path) -> None:
+def test_an_ensemble_needs_one_vocabulary(trained: Path, tmp_path: Path, corpus: Path) -> None:
     other = tmp_path / "other"
     config = tiny.write_config(tmp_path / "config.yaml", run=other, root=corpus)
     assert tiny.mtkit("train", config, "tokenizer.vocab_size=80", "training.max_steps=1")[0] == 0
@@ -38,7 +38,7 @@ def test_an_ensemble_wants_one_vocabulary(trained: Path, tmp_path: Path, corpus:
     assert "its tokenizer differs from that of" in tiny.one_line(err)
 
 
-def test_samples_are_those_of_the_line_whatever_the_batch_or_the_shard(trained: Path, corpus: Path) -> None:
+def test_samples_do_not_depend_on_the_batch_or_the_shard(trained: Path, corpus: Path) -> None:
     options = [corpus / "test.src", "--sample", "--n-best", 2, "--seed", 4, "--top-p", 0.95]
 
     def texts(*more: object) -> list[str]:
@@ -93,7 +93,7 @@ def test_constraints_that_cannot_be_met(trained: Path, corpus: Path, tmp_path: P
     assert f"{short}: ends before line 2" in tiny.one_line(err)
 
 
-def test_lines_before_one_that_is_no_text_are_kept(trained: Path, corpus: Path, tmp_path: Path) -> None:
+def test_lines_before_one_that_is_not_text_are_kept(trained: Path, corpus: Path, tmp_path: Path) -> None:
     path = tmp_path / "input"
     path.write_bytes((corpus / "test.src").read_bytes() + b"\xff\n")
     code, out, err = tiny.mtkit("translate", trained, path, *EXACT)
@@ -192,7 +192,7 @@ def assert_same_but_for_rounding(path: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "moments"), [([], (30, 90, 200)), (["--n-best", 2, "--beam-size", 2], (90,))]
 )
-def test_a_job_that_is_killed_goes_on_where_it_stopped(
+def test_a_killed_job_resumes_where_it_stopped(
     trained: Path, corpus: Path, tmp_path: Path, options: list[object], moments: tuple[int, ...]
 ) -> None:
     """After a kill -9 at this number of lines, nothing is lost or doubled."""
@@ -228,7 +228,7 @@ def test_a_job_that_is_killed_goes_on_where_it_stopped(
     assert output.read_bytes() == before
 
 
-def test_processes_of_torchrun_divide_the_work(
+def test_torchrun_processes_share_the_work(
     trained: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = translate(trained, corpus / "test.src")
@@ -240,7 +240,7 @@ def test_processes_of_torchrun_divide_the_work(
     assert "".join(part.read_text() for part in parts).removesuffix("\n").split("\n") == whole
 
 
-def test_benchmark_tells_speed_and_shares(trained: Path, corpus: Path) -> None:
+def test_benchmark_reports_speed_and_shares(trained: Path, corpus: Path) -> None:
     code, out, err = tiny.mtkit(
         "benchmark",
         "translate",
@@ -274,7 +274,7 @@ def test_ctranslate2_translates_the_same(corpus: Path, tmp_path: Path, keys: lis
     assert json.loads(out)["speeds"][1]["same_as_first"] >= 15 / 16
 
 
-def test_what_the_options_refuse(trained: Path, corpus: Path) -> None:
+def test_refused_options(trained: Path, corpus: Path) -> None:
     for arguments, what in (
         (["--resume"], "--resume needs -o"),
         (["--resume", "-o", "-"], "--resume needs a file"),
@@ -317,7 +317,7 @@ def test_alignments_and_attention(trained: Path, corpus: Path, tmp_path: Path) -
 WRITTEN = Path(__file__).parent.parent / "data" / "protect.en-de.tsv"
 
 
-def test_a_model_knows_how_long_its_sources_were(trained: Path, corpus: Path, tmp_path: Path) -> None:
+def test_a_model_stores_the_usual_length_of_its_sources(trained: Path, corpus: Path, tmp_path: Path) -> None:
     from mtkit.data.batching import length_quantile
     from mtkit.data.tokenizer import load_tokenizers
     from mtkit.training.averaging import write_average
@@ -331,7 +331,7 @@ def test_a_model_knows_how_long_its_sources_were(trained: Path, corpus: Path, tm
     assert usual_src_tokens(average) == usual_src_tokens(trained)
 
 
-def test_everything_of_the_written_set_survives(trained: Path) -> None:
+def test_all_placeholders_of_the_written_set_survive(trained: Path) -> None:
     """Real sentences with numbers, tags and addresses, to a model that has seen nothing like them.
 
     Its vocabulary lacks digits, so that numbers too are taken out and put back.
@@ -367,7 +367,7 @@ def test_numbers_urls_and_tags_survive(trained: Path) -> None:
         assert all(hyp.count(text) == 1 for text in wanted), hyp
 
 
-def test_links_of_protected_lines_are_of_the_words_that_are_seen(trained: Path) -> None:
+def test_links_of_protected_lines_are_between_the_visible_words(trained: Path) -> None:
     line = "see https://a.org/b <b>the small dog</b> sees a cat ."
     rows = translate(trained, "--protect", "--alignment", "pharaoh", "--n-best", 3, stdin=f"{line}\n")
     assert len(rows) == 3
@@ -380,7 +380,7 @@ def test_links_of_protected_lines_are_of_the_words_that_are_seen(trained: Path) 
         assert any("a.org" in text.split()[t] for s, t in pairs if s == 1)
 
 
-def test_attention_never_takes_the_place_of_another_file(trained: Path, corpus: Path, tmp_path: Path) -> None:
+def test_attention_never_overwrites_another_file(trained: Path, corpus: Path, tmp_path: Path) -> None:
     source = tmp_path / "in.txt"
     source.write_text((corpus / "test.src").read_text())
     before, output = source.read_bytes(), tmp_path / "out.txt"
@@ -406,7 +406,7 @@ def test_an_output_with_more_lines_than_the_input_is_not_resumed(
     assert "the output has 100 lines, but there are 16 to translate" in tiny.one_line(err)
 
 
-def test_only_what_was_begun_with_resume_is_resumed(trained: Path, corpus: Path, tmp_path: Path) -> None:
+def test_only_jobs_started_with_resume_are_resumed(trained: Path, corpus: Path, tmp_path: Path) -> None:
     """Nothing is appended to the output of another model or job, or to one changed since."""
     output, note = tmp_path / "out", tmp_path / "out.mtkit-job"
     job = ["translate", trained, corpus / "test.src", *EXACT, "-o", output]

@@ -65,7 +65,7 @@ def test_refused_before_the_model_is_loaded(
     assert what in refused("translate", trained, *options)
 
 
-def test_other_commands_refuse_too(trained: Path, corpus: Path) -> None:
+def test_other_commands_refuse_them_too(trained: Path, corpus: Path) -> None:
     benchmark = ["benchmark", "translate", trained, corpus / "test.src"]
     for against in ([], ["--against", "transformers"]):
         assert "--compute-type needs --against ctranslate2" in refused(
@@ -87,9 +87,7 @@ def test_a_compressed_output_is_refused_for_each_process(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_line_takes_back_what_the_config_switched_on(
-    trained: Path, corpus: Path, tmp_path: Path
-) -> None:
+def test_the_command_line_overrides_the_config(trained: Path, corpus: Path, tmp_path: Path) -> None:
     plain = translate(trained, corpus / "test.src")
     keys = {"sample": "true", "temperature": "5.0", "mbr": "chrf", "mbr_candidates": "4", "suppress": "[un]"}
     model = with_decoding(trained, tmp_path / "model", **keys)
@@ -119,11 +117,11 @@ def test_samples_at_the_bounds_of_the_temperature(trained: Path, corpus: Path, t
 
 
 @pytest.mark.parametrize("tag", ["", "the", "cat .", "<2fr>", "\u2581the"])
-def test_tags_that_are_no_symbol(trained: Path, tag: str) -> None:
+def test_tags_that_are_not_symbols(trained: Path, tag: str) -> None:
     assert "is not a single token of the source vocabulary" in refused("translate", trained, "--tag", tag)
 
 
-def test_every_line_with_alignment_has_its_field(trained: Path) -> None:
+def test_every_line_has_an_alignment_field(trained: Path) -> None:
     text = "the small dog sees a cat .\n\nthe king likes my bird .\n"
     rows = translate(trained, "--alignment", "pharaoh", stdin=text)
     assert [len(row.split(" ||| ")) for row in rows] == [2, 2, 2]
@@ -153,7 +151,7 @@ def test_every_line_with_alignment_has_its_field(trained: Path) -> None:
         (["--n-best", 2], ["--n-best", 2, "--shard", "1/4"], "has 15 lines, but there are 4 to translate"),
     ],
 )
-def test_an_output_of_other_options_is_not_resumed(
+def test_an_output_with_other_options_is_not_resumed(
     trained: Path, corpus: Path, tmp_path: Path, options: list[object], others: list[object], what: str
 ) -> None:
     output = tmp_path / "out"
@@ -193,7 +191,7 @@ def test_pairs_with_tabs_are_left_out_and_counted(trained: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("option", ["--prefix", "--constraints"])
 @pytest.mark.parametrize("num_lines", [15, 17])
-def test_a_file_beside_the_input_has_as_many_lines(
+def test_parallel_files_have_as_many_lines(
     trained: Path, corpus: Path, tmp_path: Path, option: str, num_lines: int
 ) -> None:
     beside = tiny.write_lines(tmp_path / "beside", [""] * num_lines)

@@ -27,7 +27,7 @@ def num_alive(references: list[weakref.ref[Any]]) -> int:
     return sum(reference() is not None for reference in references)
 
 
-def test_attention_of_earlier_lines_is_gone() -> None:
+def test_attention_of_earlier_lines_is_released() -> None:
     """When lines are read one by one, at most two groups of matrices exist."""
     translator = make(beam_size=1)
     matrices: list[weakref.ref[Any]] = []
@@ -42,7 +42,7 @@ def test_attention_of_earlier_lines_is_gone() -> None:
     assert most <= MAX_LINES_WITH_ATTENTION
 
 
-def test_links_need_no_matrices_but_those_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_hold_the_matrices_of_one_batch_only(monkeypatch: pytest.MonkeyPatch) -> None:
     align = assembly.align
     matrices: list[weakref.ref[Any]] = []
     most = 0
@@ -59,12 +59,12 @@ def test_links_need_no_matrices_but_those_of_a_batch(monkeypatch: pytest.MonkeyP
     translator = make(beam_size=2, n_best=2, batch_tokens=60)
     found = list(translator.translate_n_best(LINES, TranslateOptions(keep_links=True)))
     assert len(matrices) == 2 * len(LINES)
-    assert most <= 30  # of a batch of 60 pieces, and the newest of the batch before
+    assert most <= 30  # of a batch of 60 tokens, and the newest of the batch before
     assert not any(translation.aligned for translations in found for translation in translations)
     assert all(len(translations) == 2 for translations in found)
 
 
-def test_links_do_not_depend_on_the_neighbours() -> None:
+def test_links_do_not_depend_on_the_batch() -> None:
     translator = make(n_best=2, max_source_tokens=12)
     links, attention = TranslateOptions(keep_links=True), TranslateOptions(keep_attention=True)
     lines = ["", *LINES[:6], " ".join(LINES[:4])]
@@ -81,7 +81,7 @@ def test_links_do_not_depend_on_the_neighbours() -> None:
         assert num_parts >= bool(line) and not any(t.aligned for t in translations[1:])
 
 
-def test_words_that_a_stretch_of_text_belongs_to() -> None:
+def test_words_in_a_span() -> None:
     words = WordIndex("  ab  cd\u3000e ")
     spans = [(0, 0), (0, 2), (2, 3), (1, 4), (4, 8), (6, 6), (3, 7), (8, 9), (11, 11), (10, 11)]
     found = [list(words.words_in(span)) for span in spans]
@@ -104,7 +104,7 @@ ODD = [
 
 @pytest.mark.parametrize("limit", [256, 7])
 @pytest.mark.parametrize("byte_fallback", [True, False])
-def test_links_are_of_words_as_they_are_typed(byte_fallback: bool, limit: int) -> None:
+def test_links_are_between_words_as_typed(byte_fallback: bool, limit: int) -> None:
     plain = [Pair(text, text) for text in sentences(40)]
     both = make_tokenizers(
         TokenizerConfig(vocab_size=325 if byte_fallback else 60, byte_fallback=byte_fallback), plain
@@ -119,7 +119,7 @@ def test_links_are_of_words_as_they_are_typed(byte_fallback: bool, limit: int) -
         assert bool(translation.links) == bool(target)
 
 
-def test_each_piece_belongs_to_the_word_it_was_made_of() -> None:
+def test_each_token_belongs_to_the_word_it_came_from() -> None:
     """A zero-width space separates tokens but not words; a lone accent becomes two tokens."""
     src = make().tokenizers.src
     for line in ODD:

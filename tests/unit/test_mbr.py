@@ -41,7 +41,7 @@ def test_against_a_direct_computation(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_every_pair_has_the_score_of_sacrebleu(name: str) -> None:
+def test_utilities_equal_sacrebleu(name: str) -> None:
     texts = [
         "",
         " ",
@@ -69,7 +69,7 @@ def test_every_pair_has_the_score_of_sacrebleu(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["bleu", "chrf", "chrf++"])
-def test_sacrebleu_is_not_asked_pair_by_pair(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sacrebleu_is_not_called_for_every_pair(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Comparing 32 candidates that way takes a fifth of a second or more."""
     utility = make_utility(name)
     for metric in (sacrebleu.BLEU, sacrebleu.CHRF):
@@ -89,7 +89,7 @@ def test_aggregated_chrf_of_one_reference_is_chrf() -> None:
     assert both[1] == pytest.approx(100)
 
 
-def test_of_many_candidates_only_the_best_are_compared_exactly() -> None:
+def test_only_the_best_of_many_candidates_are_compared_exactly() -> None:
     utility = make_utility("chrf")
     close = 0
     for seed in range(10):

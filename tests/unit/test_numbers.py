@@ -24,7 +24,7 @@ WRITTEN_SET = Path(__file__).parent.parent / "data" / "protect.en-de.tsv"
         ("1" * 5000, ("1" * 5000,)),  # more digits than Python makes an int of
     ],
 )
-def test_numbers_that_are_looked_after(text: str, numbers: tuple[str, ...]) -> None:
+def test_required_numbers(text: str, numbers: tuple[str, ...]) -> None:
     assert required_numbers(text) == numbers
 
 
@@ -61,18 +61,18 @@ def test_numbers_that_are_looked_after(text: str, numbers: tuple[str, ...]) -> N
         ("23", "２３", True),
     ],
 )
-def test_whether_a_translation_has_a_number(text: str, number: str, there: bool) -> None:
+def test_has_number(text: str, number: str, there: bool) -> None:
     assert has_number(text, number) == there
 
 
-def test_ways_to_write_a_number() -> None:
+def test_number_variants() -> None:
     assert number_variants("3.5") == ("3.5", "3,5")
     assert number_variants("1,000") == ("1,000", "1.000", "1000")
     assert number_variants("12/05/2021") == ("12/05/2021", "12.05.2021")
     assert number_variants("2016") == ("2016",)
 
 
-def test_right_translations_have_all_numbers() -> None:
+def test_correct_translations_have_all_numbers() -> None:
     for row in WRITTEN_SET.read_text(encoding="utf-8").splitlines():
         source, target = row.split("\t")
         assert all(has_number(target, number) for number in required_numbers(source)), row

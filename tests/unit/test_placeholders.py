@@ -67,9 +67,9 @@ def back(line: str) -> str:
         ("mail me@a.org我爱", "mail 我爱", ["me@a.org"]),
     ],
 )
-def test_what_is_taken_out(line: str, text: str, placeholders: list[str]) -> None:
+def test_protect_takes_placeholders_out(line: str, text: str, placeholders: list[str]) -> None:
     found = protected(line)
-    if placeholders == ["请看http://a.org/x"]:  # both cannot be spelled or are a URL, with no text between
+    if placeholders == ["请看http://a.org/x"]:  # unknown characters and a URL with no text between
         text = "我爱北京"
     assert (found.text, [placeholder.text for placeholder in found.placeholders]) == (text, placeholders)
     assert all(placeholder.text == line[slice(*placeholder.span)] for placeholder in found.placeholders)
@@ -109,11 +109,11 @@ WRITTEN = [
 
 
 @pytest.mark.parametrize("line", WRITTEN)
-def test_words_that_stay_in_order_give_the_line_back(line: str) -> None:
+def test_words_in_the_same_order_restore_the_line(line: str) -> None:
     assert back(line) == line
 
 
-def test_tags_go_where_the_words_between_them_went() -> None:
+def test_tags_follow_the_words_between_them() -> None:
     found = protect("I saw <b>the red</b> car")
     assert found.text == "I saw the red car"
     german = "Ich das rote Auto sah"
@@ -122,7 +122,7 @@ def test_tags_go_where_the_words_between_them_went() -> None:
     assert found.restore(german, links)[0] == "Ich <b>das rote</b> Auto sah"
 
 
-def test_nothing_is_put_into_a_number() -> None:
+def test_no_placeholder_goes_inside_a_number() -> None:
     found = protected("<b>x</b> y")
     german = "sah 1.000,25 an"
     assert (
@@ -130,7 +130,7 @@ def test_nothing_is_put_into_a_number() -> None:
     )
 
 
-def test_tags_are_within_chinese_text_and_not_within_words() -> None:
+def test_tags_go_inside_chinese_text_but_not_inside_words() -> None:
     found = protect("I love <b>Beijing</b>.")
     text = "我爱北京。"
     links = [Link((0, 1), (0, 1)), Link((2, 6), (1, 2)), Link((7, 14), (2, 4)), Link((14, 15), (4, 5))]
@@ -156,7 +156,7 @@ def test_nothing_is_lost_whatever_the_alignment(links: list[Link], translation: 
 
 
 @pytest.mark.parametrize("line", [*WRITTEN, "no tag", "glued<br/>on both sides", "<br/>", ""])
-def test_links_are_between_words_of_the_line_and_of_what_is_given(line: str) -> None:
+def test_restored_links_are_between_words_of_both_lines(line: str) -> None:
     found = protected(line)
     text, links = found.restore(found.text, same_order(found.text))
     pairs = word_links(links, line, text)
@@ -180,7 +180,7 @@ def test_links_of_words_that_move() -> None:
     ]  # fmt: skip
 
 
-def test_a_tag_between_two_words_is_a_part_of_one_word() -> None:
+def test_a_tag_without_spaces_belongs_to_one_word() -> None:
     found = protect("foo<br/>bar baz")
     assert found.text == "foo bar baz"
     text, links = found.restore("x y z", same_order(found.text, "x y z"))
@@ -190,11 +190,11 @@ def test_a_tag_between_two_words_is_a_part_of_one_word() -> None:
 @pytest.mark.parametrize(
     "tag", ['<img src="a>b.png">', "<a title='x > y' href=\"z\">", '<b class="x">', '<p title="open>']
 )
-def test_a_tag_with_its_quoted_attributes_is_one(tag: str) -> None:
+def test_a_tag_includes_its_quoted_attributes(tag: str) -> None:
     assert [placeholder.text for placeholder in protect(f"{tag} A man.").placeholders] == [tag]
 
 
-def test_what_is_put_back_never_becomes_one_word_with_its_neighbour() -> None:
+def test_a_placeholder_never_merges_with_its_neighbor() -> None:
     found = protect("Visit www.test.org!")
     text, _ = found.restore("Besuche Formen", same_order(found.text, "Besuche Formen"))
     assert "www.test.org" in text.split()
@@ -203,13 +203,13 @@ def test_what_is_put_back_never_becomes_one_word_with_its_neighbour() -> None:
     assert text.replace(" ", "") == "un<b>fertig</b>lich"
 
 
-def test_the_written_set_is_given_back() -> None:
+def test_the_written_set_is_restored() -> None:
     for row in WRITTEN_SET.read_text(encoding="utf-8").splitlines():
         for line in row.split("\t"):
             assert back(line) == line
 
 
-def test_a_line_takes_time_in_proportion_to_its_length() -> None:
+def test_time_is_linear_in_the_length_of_a_line() -> None:
     """Backtracking, or looking ahead from every character, would take quadratic time on these lines."""
 
     def seconds(length: int) -> float:

@@ -48,7 +48,7 @@ def mean_score(translator: Translator, pairs: Sequence[tuple[str, str]], tag: st
     return sum(translation.score for translation in scored) / len(pairs)
 
 
-def test_a_line_is_scored_in_the_parts_in_which_it_is_translated() -> None:
+def test_a_line_is_scored_in_the_segments_in_which_it_is_translated() -> None:
     """Sentences are scored one by one if both sides have as many; otherwise the line is scored as a whole."""
     translator = make(max_length_ratio=2.0)
     src, tgt = "The old man sees. My sister hears a bird.", "Der alte Mann. Meine Schwester hört Vögel."
@@ -69,7 +69,7 @@ def test_a_line_is_scored_in_the_parts_in_which_it_is_translated() -> None:
     assert streamed is not None and streamed.score == pytest.approx(in_parts.score, abs=1e-5)
 
 
-def test_a_tag_is_scored_with_every_part() -> None:
+def test_every_segment_is_scored_with_the_tag() -> None:
     """The tag counts like a word of each segment, which it is here."""
     translator = make()
     pairs = [("the old man.", "Der Mann."), ("a bird.", "Vogel.")]
@@ -82,7 +82,7 @@ def test_a_tag_is_scored_with_every_part() -> None:
     assert mean_score(translator, pairs, tag="my") == pytest.approx(with_word, abs=1e-5)
 
 
-def test_scores_do_not_depend_on_how_many_places_are_looked_at_together(
+def test_scores_do_not_depend_on_the_chunk_size_of_the_logits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     srcs, tgts = sentences(12), sentences(12, seed=3)

@@ -30,7 +30,7 @@ TWO = "the old man sees a bird. My sister hears children."
         ("the old man sees a bird", True, 4, "a line with a prefix or constraints may have 4 tokens"),
     ],
 )
-def test_why_a_line_has_no_prefix(text: str, split: bool, limit: int, what: str) -> None:
+def test_faults_of_prefixes(text: str, split: bool, limit: int, what: str) -> None:
     translator = make(max_source_tokens=limit)
     lines = [Request("a bird"), Request(text, prefix="der")]
     translations = translator.translate(lines, TranslateOptions(split_sentences=split))
@@ -41,7 +41,7 @@ def test_why_a_line_has_no_prefix(text: str, split: bool, limit: int, what: str)
     assert caught.value.where == "line 2"
 
 
-def test_why_a_line_has_no_alternatives() -> None:
+def test_faults_of_alternatives() -> None:
     for split, limit, what in (
         (True, 256, "must be one sentence, but this one has 2"),
         (False, 8, "may have 8"),
@@ -58,7 +58,7 @@ def constrained(translator: Translator, *phrases: str) -> str:
     return caught.value.what
 
 
-def test_why_a_constraint_cannot_be_met() -> None:
+def test_faults_of_constraints() -> None:
     pairs = [Pair("a bird sings", "ein Vogel singt")] * 20
     tokenizers = make_tokenizers(TokenizerConfig(vocab_size=40, byte_fallback=False), pairs)
     base = make(suppress=("Vogel",))
@@ -78,7 +78,7 @@ def test_why_a_constraint_cannot_be_met() -> None:
 
 
 def make_like(translator: Translator, tokenizers: Any) -> Translator:
-    """Make a segmenter with another vocabulary and the same search."""
+    """Return a translator with other tokenizers and the same decoding settings."""
     from test_translator import tiny_config
 
     from mtkit.model.build import make_model
@@ -101,7 +101,7 @@ def test_a_comma_ends_a_word_but_not_a_number() -> None:
     assert inner and not inner & tokens_after_word(tgt)
 
 
-def test_punctuation_is_no_part_of_an_alternative() -> None:
+def test_an_alternative_has_no_punctuation() -> None:
     """The model likes commas: the word without one has the probability of the word with whatever follows."""
     lines = ["Hunde, Katzen, Vögel", "ein Hund, eine Katze, ein Vogel"] * 10
     tokenizers = make_tokenizers(
@@ -123,13 +123,13 @@ def test_punctuation_is_no_part_of_an_alternative() -> None:
     assert found[0].word == ","
 
 
-def test_a_part_keeps_the_numbers_that_stand_in_it() -> None:
+def test_a_segment_requires_its_own_numbers() -> None:
     request = Request("The man sees 150 birds. My sister hears 50 children.", keep_numbers=True)
     [line] = make().segmenter.segment_lines([request], options=TranslateOptions(split_sentences=True))
     assert [segment.required_numbers for segment in line.segments] == [("150",), ("50",)]
 
 
-def test_a_number_may_be_written_in_any_way_and_is_asked_for_again_where_it_is_missing() -> None:
+def test_a_segment_that_lacks_a_number_is_searched_again() -> None:
     translator = make(max_length_ratio=2)
     line = "the old man sees 1,250 birds"
     free, kept = translator.translate([line, Request(line, keep_numbers=True)])
@@ -146,7 +146,7 @@ TAGGED = make_tokenizers(
 )
 
 
-def test_a_tag_is_before_every_part() -> None:
+def test_a_tag_precedes_every_segment() -> None:
     line, limit = "The old man. My sister hears children and birds and houses! A bird.", 12
     tagged = TAGGED.src.encode(["<2de> a bird"])[0].tolist()
     tag = TAGGED.src.encode(["<2de>"])[0].tolist()
@@ -172,7 +172,7 @@ def test_a_tag_is_before_every_part() -> None:
     assert empty.segments == []
 
 
-def test_links_of_a_tagged_line_are_of_its_words() -> None:
+def test_a_tag_has_no_links() -> None:
     translator = make_like(make(), TAGGED)
     request = Request("the old man. My sister", tag="<2de>", links=True)
     options = TranslateOptions(split_sentences=True)
@@ -185,7 +185,7 @@ def test_links_of_a_tagged_line_are_of_its_words() -> None:
     assert found == [Link(segment.spans[0], (1, 3))]
 
 
-def test_a_prefix_is_printed_as_it_was_typed() -> None:
+def test_unknown_characters_of_a_prefix_are_kept() -> None:
     pairs = [Pair("a bird sings", "ein Vogel singt")] * 20
     plain = make_tokenizers(TokenizerConfig(vocab_size=40, byte_fallback=False), pairs)
     translator = make_like(make(n_best=3, max_length_ratio=4), plain)
@@ -200,7 +200,7 @@ def test_a_prefix_is_printed_as_it_was_typed() -> None:
         assert found_words and all(word.text.startswith(prefix) for word in found_words)
 
 
-def test_a_line_may_have_only_so_many_tokens() -> None:
+def test_max_line_tokens() -> None:
     translator = make(max_source_tokens=8)
     num_tokens = len(translator.tokenizers.src.encode([TWO])[0])
     for longest, ends in ((num_tokens, 2), (num_tokens - 1, 1)):

@@ -33,11 +33,11 @@ from mtkit.translation.sentence_splitting import (
         ["It ended. and went on in small letters."],
     ],
 )
-def test_where_sentences_end(sentences: list[str]) -> None:
+def test_split_sentences(sentences: list[str]) -> None:
     if sentences[1:2] and sentences[1].startswith("Two"):
         sentences = ["One.", "Two!", "Three?", "Yes, three…", "Four"]
-    assembler = "" if "。" in "".join(sentences) else " "
-    assert split_sentences(assembler.join(sentences)) == sentences
+    space = "" if "。" in "".join(sentences) else " "
+    assert split_sentences(space.join(sentences)) == sentences
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,7 @@ def test_where_sentences_end(sentences: list[str]) -> None:
         ("...", "!!!", "sentence", " "),
     ],
 )
-def test_what_divides_the_translations_of_parts(
-    left: str, right: str, boundary: Boundary, space: str
-) -> None:
+def test_separator(left: str, right: str, boundary: Boundary, space: str) -> None:
     assert separator(left, right, boundary) == space
 
 
@@ -77,12 +75,12 @@ def test_what_divides_the_translations_of_parts(
         ("มาแล้ว", 2, "words"),
     ],
 )
-def test_what_a_cut_divides(text: str, place: int, boundary: Boundary) -> None:
+def test_boundary_at(text: str, place: int, boundary: Boundary) -> None:
     assert boundary_at(text, place) == boundary
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_line_that_is_split_and_joined_is_the_line(seed: int) -> None:
+def test_splitting_and_joining_gives_the_line(seed: int) -> None:
     rng = random.Random(seed)
     scripts = [
         (" ", ["Mr. Smith sees 3.5 birds.", "Really?!", "„Ja.“", "No", "(Yes.)"]),
@@ -104,6 +102,6 @@ def test_nothing_is_lost(line: str) -> None:
     assert "".join(split_sentences(line)).replace(" ", "") == line.replace(" ", "")
 
 
-def test_where_sentences_stand() -> None:
+def test_sentence_spans() -> None:
     line = "  One.  Two! 今日は。はい "
     assert [line[start:end] for start, end in sentence_spans(line)] == ["One.", "Two!", "今日は。", "はい"]

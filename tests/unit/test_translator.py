@@ -31,7 +31,7 @@ from mtkit.model.build import copy_weights, make_model
 from mtkit.model.transformer import Transformer
 from mtkit.search.beam import search
 from mtkit.search.state import Hypothesis, SearchOptions
-from mtkit.translation import batched_search as batches
+from mtkit.translation import batched_search
 from mtkit.translation.assembly import Translation
 from mtkit.translation.loading import find_checkpoint, load_model
 from mtkit.translation.mbr import Utility, minimum_risk
@@ -147,7 +147,7 @@ def test_batches_hold_their_budget() -> None:
         assert batch.numel() <= 90 // 3 or len(batch) == 1
 
 
-def test_lines_are_read_only_so_far_ahead() -> None:
+def test_only_read_ahead_lines_are_read_ahead() -> None:
     read = []
 
     def stream() -> Iterator[str]:
@@ -164,7 +164,7 @@ def test_lines_are_read_only_so_far_ahead() -> None:
     assert given == 9
 
 
-def test_lines_that_are_there_do_not_wait_for_those_that_are_not() -> None:
+def test_lines_that_have_arrived_do_not_wait_for_later_ones() -> None:
     """However the lines arrive, they are translated like lines that arrive at once."""
     lines = [*sentences(6), "", "a"]
     translator = make(sample=True, n_best=2, max_source_tokens=12)
@@ -185,7 +185,7 @@ def test_lines_that_are_there_do_not_wait_for_those_that_are_not() -> None:
     assert had == [2, 2, 3, 7, 7, 7, 7, 8]
 
 
-def test_a_steady_writer_does_not_keep_a_line_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_steady_writer_does_not_delay_a_line_forever(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1000))
     monkeypatch.setattr(
         "mtkit.translation.reading.time.monotonic", lambda: next(clock) * PATIENCE_SECONDS / 4
@@ -200,7 +200,7 @@ def test_a_steady_writer_does_not_keep_a_line_for_ever(monkeypatch: pytest.Monke
     assert waits[:5] == pytest.approx([PATIENCE_SECONDS * i / 4 for i in (4, 3, 2, 1, 0)], abs=1e-9)
 
 
-def test_what_was_read_before_a_bad_line_is_translated() -> None:
+def test_lines_before_a_bad_line_are_translated() -> None:
 
     def stream() -> Iterator[str]:
         yield from ("a bird", "the man")
@@ -260,7 +260,7 @@ def test_cached_search_equals_search_without_a_cache(positions: str, beam_size: 
         assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=1e-5)
 
 
-def test_greedy_search_takes_the_most_probable_piece_each_time() -> None:
+def test_greedy_search_takes_the_most_probable_token() -> None:
     translator = make(beam_size=1)
     model, src, tgt = translator.model, translator.tokenizers.src, translator.tokenizers.tgt
     banned = [tgt.pad, tgt.bos, tgt.unk, *range(tgt.num_pieces, tgt.vocab_size)]
@@ -333,7 +333,7 @@ def test_no_translation_is_longer_than_allowed(ratio: float, extra: int) -> None
     assert longest > 0  # the limit is what ended some
 
 
-def test_no_special_or_unused_piece_is_ever_translated() -> None:
+def test_special_and_unused_tokens_never_appear() -> None:
     translator = make(beam_size=4, n_best=4)
     tgt = translator.tokenizers.tgt
     assert tgt.vocab_size > tgt.num_pieces  # there are unused rows
@@ -378,12 +378,12 @@ def test_score_of_an_empty_line_is_what_translate_prints() -> None:
     assert translator.score([], []) == []
 
 
-def test_score_wants_as_many_sources_as_targets() -> None:
+def test_score_needs_as_many_sources_as_targets() -> None:
     with pytest.raises(DataError, match="2 source lines, but 1 target lines"):
         make().score(["a", "b"], ["c"])
 
 
-def test_candidates_are_chosen_among_as_soon_as_they_are_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_minimum_risk_is_computed_as_soon_as_a_batch_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
     """No work is left after the last line is reported, and candidates are not kept until then."""
     events: list[str | int] = []
 
@@ -391,7 +391,7 @@ def test_candidates_are_chosen_among_as_soon_as_they_are_searched(monkeypatch: p
         events.append("chosen")
         return minimum_risk(candidates, utility)
 
-    monkeypatch.setattr(batches, "minimum_risk", noted)
+    monkeypatch.setattr(batched_search, "minimum_risk", noted)
     translator = make(mbr="chrf", mbr_candidates=4, batch_tokens=1)
     found = translator.translate(sentences(3), TranslateOptions(on_progress=events.append, num_workers=1))
     assert len(list(found)) == 3
@@ -406,16 +406,16 @@ class Recorder(Translator):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.parts: list[list[int]] = []
+        self.segments: list[list[int]] = []
         self.batched_search.search_segments = self.note  # type: ignore[method-assign]
 
-    def note(self, parts: Sequence[Segment], *_: Any) -> list[list[Hypothesis]]:
-        self.parts = [part.ids.tolist() for part in parts]
-        return [[Hypothesis([5], -1.0, -1.0)] for _ in parts]
+    def note(self, segments: Sequence[Segment], *_: Any) -> list[list[Hypothesis]]:
+        self.segments = [segment.ids.tolist() for segment in segments]
+        return [[Hypothesis([5], -1.0, -1.0)] for _ in segments]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 20, 256])
-def test_cutting_loses_nothing(limit: int) -> None:
+def test_segments_lose_no_text(limit: int) -> None:
     base = make()
     recorder = Recorder(base.model, base.tokenizers, base.decoding, limit)
     rng = random.Random(limit)
@@ -430,33 +430,33 @@ def test_cutting_loses_nothing(limit: int) -> None:
         *("".join(rng.choices(alphabet, k=rng.randint(1, 120))) for _ in range(30)),
     ]
     for line in lines:
-        recorder.parts = []
+        recorder.segments = []
         (translation,) = recorder.translate([line])
         whole = base.tokenizers.src.encode([line])[0].tolist()
         decode = base.tokenizers.src.decode
-        joined = [piece for part in recorder.parts for piece in part]
+        joined = [token for segment in recorder.segments for token in segment]
         assert decode([joined])[0].replace(" ", "") == decode([whole])[0].replace(" ", "")
-        assert all(1 <= len(part) <= limit for part in recorder.parts)
-        assert len(recorder.parts) <= max(1, -(-2 * len(whole) // limit))  # no more than halves
+        assert all(1 <= len(segment) <= limit for segment in recorder.segments)
+        assert len(recorder.segments) <= max(1, -(-2 * len(whole) // limit))  # no more than halves
         assert bool(translation.text) == bool(whole)
 
 
-def test_a_long_line_is_the_translations_of_its_parts() -> None:
+def test_a_long_line_is_the_joined_translations_of_its_segments() -> None:
     translator = make(max_source_tokens=20, n_best=2)
     long_line = "the old man sees a bird and my sister, hears children in her garden, near two green houses."
     base = make()
     recorder = Recorder(base.model, base.tokenizers, base.decoding, 20)
     assert len(list(recorder.translate([long_line]))) == 1
-    parts = [np.array(part, dtype=np.int32) for part in recorder.parts]
-    assert len(parts) > 1
-    found = translator.search_ids(parts)
+    segments = [np.array(segment, dtype=np.int32) for segment in recorder.segments]
+    assert len(segments) > 1
+    found = translator.search_ids(segments)
     lines = ["a bird.", long_line, "my sister."]
     out = list(translator.translate_n_best(lines))
     for rank in range(2):
-        pieces = [n_best[rank] for n_best in found]
-        decoded = translator.tokenizers.tgt.decode([hypothesis.ids for hypothesis in pieces])
+        hyps = [n_best[rank] for n_best in found]
+        decoded = translator.tokenizers.tgt.decode([hyp.ids for hyp in hyps])
         assert out[1][rank].text == " ".join(decoded)
-        assert out[1][rank].score == pytest.approx(np.mean([h.score for h in pieces]), abs=1e-5)
+        assert out[1][rank].score == pytest.approx(np.mean([hyp.score for hyp in hyps]), abs=1e-5)
     assert [t[0].text for t in out[::2]] == texts(translator, lines[::2])
 
 
@@ -478,7 +478,7 @@ def test_a_long_line_is_the_translations_of_its_parts() -> None:
         ("a b", 2),
     ],
 )
-def test_where_a_line_is_cut(pieces: str, place: int) -> None:
+def test_split_point(pieces: str, place: int) -> None:
     assert split_point(pieces.split()) == place
 
 
@@ -499,20 +499,20 @@ def test_progress_counts_lines_each_once() -> None:
     assert all(number > 0 for number in told)
 
 
-def test_parts_of_a_line_are_sampled_apart() -> None:
+def test_segments_of_a_line_get_different_samples() -> None:
     translator = make(sample=True, n_best=4)
     sentence = "The old man sees a bird."
     [alone] = translator.translate_n_best([sentence])
     options = TranslateOptions(split_sentences=True)
     [twice] = translator.translate_n_best([f"{sentence} {sentence}"], options)
     for one, both in zip(alone, twice, strict=True):
-        assert both.text.startswith(f"{one.text} ")  # the first part draws as the line alone
+        assert both.text.startswith(f"{one.text} ")  # the first segment has the samples of the line alone
         assert both.text != f"{one.text} {one.text}"
 
 
 @pytest.mark.parametrize("on_error", ["skip", "copy"])
 @pytest.mark.parametrize("read_ahead", [1, 3, 100])
-def test_lines_that_cannot_be_translated_are_passed_over(on_error: Any, read_ahead: int) -> None:
+def test_lines_with_faults_are_skipped_or_copied(on_error: Any, read_ahead: int) -> None:
     """The others are translated as without them, also if it is the search that finds nothing."""
     good = sentences(5)
     unread = DataError("not UTF-8", where="stdin:3")
@@ -541,8 +541,8 @@ def test_lines_that_cannot_be_translated_are_passed_over(on_error: Any, read_ahe
     translator.translate_one(bad[2], options)
     assert len(told) == 1
 
-    def nothing(parts: Sequence[Segment], *_: Any, **__: Any) -> list[list[Hypothesis]]:
-        return [[] for _ in parts]
+    def nothing(segments: Sequence[Segment], *_: Any, **__: Any) -> list[list[Hypothesis]]:
+        return [[] for _ in segments]
 
     translator.batched_search.search_segments = nothing  # type: ignore[method-assign]
     [translation] = translator.translate(["a bird"], options)
@@ -551,7 +551,7 @@ def test_lines_that_cannot_be_translated_are_passed_over(on_error: Any, read_ahe
         list(translator.translate(["a bird"]))
 
 
-def test_alternatives_of_lines_that_have_none() -> None:
+def test_lines_with_faults_have_no_alternatives() -> None:
     told: list[int] = []
     options = TranslateOptions(on_error="skip", on_fault=lambda number, _: told.append(number))
     lines = ["a bird", "the man. " * 99, Request("x", fault=DataError("not UTF-8")), "a bird"]
@@ -560,7 +560,7 @@ def test_alternatives_of_lines_that_have_none() -> None:
     assert told == [1, 2]
 
 
-def test_calls_know_nothing_of_each_other() -> None:
+def test_calls_are_independent() -> None:
     """Each call draws the same samples and counts its own lines, whether calls follow each other or overlap."""
     translator = make(sample=True, n_best=2)
     lines = sentences(6)
@@ -605,7 +605,7 @@ def save(folder: Path, seed: int = 0, joint: bool = True, **state: Any) -> tuple
 
 
 @pytest.mark.parametrize("joint", [True, False])
-def test_a_loaded_translator_translates_as_the_model_in_memory(tmp_path: Path, joint: bool) -> None:
+def test_a_loaded_translator_equals_the_model_in_memory(tmp_path: Path, joint: bool) -> None:
     config, model = save(tmp_path / "run", joint=joint)
     loaded = Translator.load(tmp_path / "run", device="cpu", precision="fp32")
     in_memory = Translator(model, tokenizers(joint), config.decoding, 17)
@@ -618,7 +618,7 @@ def test_a_loaded_translator_translates_as_the_model_in_memory(tmp_path: Path, j
     assert Translator.load(tmp_path / "run", decoding=other, device="cpu").decoding == other
 
 
-def test_keys_of_the_decoding_can_be_changed_when_a_translator_is_loaded(tmp_path: Path) -> None:
+def test_decoding_keys_are_overridden_at_load(tmp_path: Path) -> None:
     config, _ = save(tmp_path / "run")
 
     def load(**changes: Any) -> DecodingConfig:
@@ -654,7 +654,7 @@ def test_keys_of_the_decoding_can_be_changed_when_a_translator_is_loaded(tmp_pat
     ],
     ids=str,
 )
-def test_changes_are_checked_before_a_model_is_loaded(
+def test_overrides_are_checked_before_a_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], what: str
 ) -> None:
     save(tmp_path / "run")
@@ -664,7 +664,7 @@ def test_changes_are_checked_before_a_model_is_loaded(
     assert str(told.value) == what
 
 
-def test_the_changes_are_all_keys_of_the_decoding_with_their_types() -> None:
+def test_overrides_have_all_keys_of_decoding_with_their_types() -> None:
     types, keys = get_type_hints(DecodingOverrides), get_type_hints(DecodingConfig)
     assert list(types) == list(DecodingConfig.model_fields)
     for name in types:
@@ -679,7 +679,7 @@ def test_one_line_is_translated_like_many(tmp_path: Path) -> None:
     assert translator.translate_one(Request(line, prefix="ein")).text.startswith("ein")
 
 
-def test_a_text_is_no_list_of_lines(tmp_path: Path) -> None:
+def test_a_single_text_is_rejected(tmp_path: Path) -> None:
     save(tmp_path / "run")
     translator = Translator.load(tmp_path / "run", device="cpu")
     text: Any = "a bird"
@@ -697,7 +697,7 @@ def test_a_text_is_no_list_of_lines(tmp_path: Path) -> None:
 
 
 def test_lines_that_are_longer_than_usual_are_translated_sentence_by_sentence(tmp_path: Path) -> None:
-    """Models of before do not store the usual length; they do the same if asked."""
+    """Older models, which do not store the usual length, do the same on request."""
     line = "The man! A bird."
     for usual, state in ((8, {"usual_src_tokens": 8}), (None, {})):
         save(tmp_path / str(usual), **state)
@@ -735,7 +735,7 @@ def test_a_translator_in_bfloat16(tmp_path: Path) -> None:
     assert half_scores == pytest.approx([t.score for t in exact.score(["a bird"], ["ein Vogel"])], rel=0.05)
 
 
-def test_which_checkpoint_a_path_means(tmp_path: Path) -> None:
+def test_find_checkpoint(tmp_path: Path) -> None:
     run = tmp_path / "run"
     save(run, seed=3)
     save(run, seed=10)
@@ -748,7 +748,7 @@ def test_which_checkpoint_a_path_means(tmp_path: Path) -> None:
     assert find_checkpoint(run) == run / "best"
 
 
-def test_paths_that_are_no_model(tmp_path: Path) -> None:
+def test_paths_without_a_model(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()
     for name, what in (

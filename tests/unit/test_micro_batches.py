@@ -1,4 +1,4 @@
-"""Updates cut into parts: every pair is trained on once, whatever the number of processes and slices."""
+"""Micro-batches of an update: every pair is trained on once, at any world size and accumulation."""
 
 from __future__ import annotations
 
@@ -10,34 +10,38 @@ from mtkit.data.batching import num_positions, split_into_micro_batches
 
 
 def update(*sizes: int) -> list[np.ndarray]:
-    """Batches of so many pairs, numbered through."""
+    """Return batches of these sizes, whose pairs are numbered from 0."""
     numbers = iter(range(sum(sizes)))
     return [np.array([next(numbers) for _ in range(size)]) for size in sizes]
 
 
-@pytest.mark.parametrize("slices", [1, 2, 3])
-@pytest.mark.parametrize("num_processes", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("min_micro_batches", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("sizes", [(10,), (7, 5), (3, 1, 9, 4), (1,)])
-def test_every_pair_is_in_one_part_and_every_process_has_as_many_parts(
-    sizes: tuple[int, ...], num_processes: int, slices: int
+def test_every_pair_is_in_one_micro_batch_and_all_processes_have_equally_many(
+    sizes: tuple[int, ...], world_size: int, min_micro_batches: int
 ) -> None:
     batches = update(*sizes)
-    parts = split_into_micro_batches(batches, num_processes, slices)
-    assert sorted(np.concatenate(parts).tolist()) == list(range(sum(sizes)))
-    assert len(parts) % num_processes == 0
-    assert len(parts) % len(batches) == 0
-    assert len(parts) // len(batches) >= slices
+    micro_batches = split_into_micro_batches(batches, world_size, min_micro_batches)
+    assert sorted(np.concatenate(micro_batches).tolist()) == list(range(sum(sizes)))
+    assert len(micro_batches) % world_size == 0
+    assert len(micro_batches) % len(batches) == 0
+    assert len(micro_batches) // len(batches) >= min_micro_batches
     for number, batch in enumerate(batches):
-        of_batch = parts[number * len(parts) // len(batches) : (number + 1) * len(parts) // len(batches)]
+        of_batch = micro_batches[
+            number * len(micro_batches) // len(batches) : (number + 1) * len(micro_batches) // len(batches)
+        ]
         assert sorted(np.concatenate(of_batch).tolist()) == batch.tolist()
         assert max(map(len, of_batch)) - min(map(len, of_batch)) <= 1
 
 
-def test_whole_batches_stay_whole_where_they_deal_out_evenly() -> None:
+def test_batches_are_not_split_if_they_divide_evenly() -> None:
     batches = update(4, 3, 5, 2)
-    for num_processes in (1, 2, 4):
-        parts = split_into_micro_batches(batches, num_processes)
-        assert [part.tolist() for part in parts] == [batch.tolist() for batch in batches]
+    for world_size in (1, 2, 4):
+        micro_batches = split_into_micro_batches(batches, world_size)
+        assert [micro_batch.tolist() for micro_batch in micro_batches] == [
+            batch.tolist() for batch in batches
+        ]
 
 
 def test_positions_of_a_batch_are_padded_on_both_sides() -> None:
@@ -55,6 +59,6 @@ def test_positions_of_a_batch_are_padded_on_both_sides() -> None:
         ({"batch_tokens": "auto", "update_tokens": 25000}, 25000, 1),
     ],
 )
-def test_what_an_update_is_made_of(keys: dict[str, int | str], batch_token_budget: int, batches: int) -> None:
+def test_batches_per_update(keys: dict[str, int | str], batch_token_budget: int, batches: int) -> None:
     training = TrainingConfig.model_validate(keys)
     assert (training.batch_token_budget, training.batches_per_update) == (batch_token_budget, batches)

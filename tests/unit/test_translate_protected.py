@@ -23,7 +23,7 @@ def test_all_translations_of_a_line_are_restored(keys: Any) -> None:
             assert all(translation.text.count(text) == 1 for text in placeholders)
 
 
-def test_links_are_those_of_the_words_that_are_read_and_printed() -> None:
+def test_links_are_between_words_of_the_original_line_and_the_restored_translation() -> None:
     translator = make(n_best=2)
     found = translator.translate_protected(LINES, TranslateOptions(keep_links=True))
     for line, translations in zip(LINES, found, strict=True):
@@ -36,7 +36,7 @@ def test_links_are_those_of_the_words_that_are_read_and_printed() -> None:
             assert translation.links
 
 
-def test_a_line_that_is_copied_keeps_what_was_taken_out() -> None:
+def test_a_copied_line_keeps_its_placeholders() -> None:
     lines = [LINES[0], Request("a <b>bird</b> {x}", prefix="der " * 300)]
     [_, [skipped]] = make().translate_protected(lines, TranslateOptions(on_error="skip"))
     [_, [copied]] = make().translate_protected(lines, TranslateOptions(on_error="copy"))
@@ -44,7 +44,7 @@ def test_a_line_that_is_copied_keeps_what_was_taken_out() -> None:
     assert copied.fault is not None
 
 
-def test_only_lines_with_something_to_put_back_are_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_lines_with_placeholders_are_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
     from mtkit.translation import assembly as module
 
     translator, num_aligned = make(), 0
