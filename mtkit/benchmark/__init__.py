@@ -1,1 +1,1 @@
-"""Measurements on the user's own machine: how fast mtkit trains and translates, beside others on the same work."""
+"""Benchmarks of training, translation and data preparation on this machine, beside other systems."""

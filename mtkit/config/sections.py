@@ -165,7 +165,7 @@ class DataConfig(Section):
     train: Sources = Field(min_length=1)
     """Training corpora."""
     valid: Sources = ()
-    """Validation corpora. Each is scored; all together choose the best checkpoint. If empty, the last one is best."""
+    """Validation corpora. Each is scored; all together choose the best checkpoint. Without any, it is the last one."""
     test: Sources = ()
     """Test corpora, translated and scored once at the end of training."""
     cache: str | None = None
