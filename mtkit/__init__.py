@@ -43,7 +43,7 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_PLACES = {
+_EXPORTS = {
     "Config": ("mtkit.config.sections", "Config"),
     "DecodingConfig": ("mtkit.config.sections", "DecodingConfig"),
     "MtkitError": ("mtkit.errors", "MtkitError"),
@@ -60,10 +60,10 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: `import mtkit` does not wait for torch."""
-    if name not in _PLACES:
+    """Import a public name when it is first used, so that `import mtkit` does not import torch."""
+    if name not in _EXPORTS:
         raise AttributeError(f"module 'mtkit' has no attribute {name!r}")
     from importlib import import_module
 
-    module, attribute = _PLACES[name]
+    module, attribute = _EXPORTS[name]
     return getattr(import_module(module), attribute)

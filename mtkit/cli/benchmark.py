@@ -27,7 +27,9 @@ def benchmark_train(
         ),
     ] = None,
     steps: Annotated[int, typer.Option(min=3, help="Updates to measure, after a warm-up.")] = 20,
-    minutes: Annotated[float | None, typer.Option(min=0.0, help="Measure for this long instead.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.0, help="Measure for this many minutes instead.")
+    ] = None,
     synthetic: Annotated[
         bool,
         typer.Option(

@@ -42,7 +42,7 @@ app = typer.Typer(
     callback=_main_options,
 )
 _config_app = typer.Typer(
-    help="Print the schema, or the resolved values, of a config.", epilog="Example: `mtkit config schema`"
+    help="Print a config's schema or resolved values.", epilog="Example: `mtkit config schema`"
 )
 _benchmark_app = typer.Typer(
     help="Measure the speed of mtkit on this machine.",

@@ -68,7 +68,7 @@ def evaluate(
     as_json: options.AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the numbers.")] = False,
 ) -> None:
-    """Score translations from a file, or those of a test set by a model, against references.
+    """Score translations against references: translations from a file, or those of a model.
 
     With --model alone, the test sets in the model's own config are translated.
     """

@@ -40,7 +40,7 @@ def score(
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
-    """Print the score that a model gives to each translation: what `translate --scores` would print for it.
+    """Score given translations: print for each the score that `translate --scores` would print.
 
     With --precision fp32 and the same --tag and --split-sentences, both agree to 1e-5. The text is what counts: where
     the search generated a text from other tokens than the tokenizer's, which is rare, the scores differ. A line that

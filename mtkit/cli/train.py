@@ -44,7 +44,7 @@ def train(
 
 
 def check(config: options.ConfigPath, overrides: options.Overrides = None) -> None:
-    """Check what `train` would do, without training: config, data, tokenizer, model, memory, largest batch, time."""
+    """Dry-run `train`: check config, data, tokenizer, model, memory and the largest batch; estimate the time."""
     from mtkit.config.loading import load_config
 
     loaded = load_config(config, overrides or ())
@@ -58,12 +58,13 @@ def average(
         list[str], typer.Argument(metavar="MODELS...", help="A run folder, or checkpoint folders of one run.")
     ],
     output: Annotated[str, typer.Option("--output", "-o", help="Model folder to write.")],
-    last: Annotated[int | None, typer.Option(min=2, help="Average this many newest checkpoints.")] = None,
+    last: Annotated[int | None, typer.Option(min=2, help="Number of newest checkpoints to average.")] = None,
     best: Annotated[
-        int | None, typer.Option(min=2, help="Average this many checkpoints with the best validation scores.")
+        int | None,
+        typer.Option(min=2, help="Number of checkpoints to average, those with the best validation scores."),
     ] = None,
 ) -> None:
-    """Average the weights of several checkpoints of one run into a new model folder, which `translate` accepts.
+    """Average the weights of several checkpoints of one run into a new model folder.
 
     The run must still have these checkpoints: see `training.keep_last` and `training.average_last`.
     """

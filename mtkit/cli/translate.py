@@ -82,8 +82,8 @@ def translate(
 ) -> None:
     """Translate text: one line in, one line out, in order; an empty line stays empty.
 
-    Output streams: lines that have arrived are translated while further input is awaited. Under torchrun, with -o OUT,
-    each process translates its shard of the input into OUT.1-of-N, OUT.2-of-N, ….
+    Lines are translated as they arrive, before the end of the input. Under torchrun with -o OUT, each process
+    translates its shard of the input and writes OUT.1-of-N, OUT.2-of-N, ….
     """
     decoding = resolve_decoding(model, context.params)  # options named like keys of `decoding` override them
     check_options(context, TRANSLATE, decoding)

@@ -28,7 +28,7 @@ def test_a_group_alone_prints_its_help(group: list[str]) -> None:
     assert "Usage: " + " ".join(["mtkit", *group]) in out
 
 
-def test_a_command_without_its_arguments_is_a_mistake() -> None:
+def test_missing_arguments_are_a_usage_error() -> None:
     code, out, err = tiny.mtkit("config", "show")
     assert (code, out) == (2, "")
     assert "CONFIG" in tiny.one_line(err)
@@ -39,7 +39,7 @@ def translate_options() -> dict[str, Any]:
     return {p.name: p for p in command.params if p.param_type_name == "option"}
 
 
-def test_every_option_of_translate_stands_in_a_panel() -> None:
+def test_every_option_of_translate_is_in_a_panel() -> None:
     panels = {name: option.rich_help_panel for name, option in translate_options().items()}
     assert [name for name, panel in panels.items() if panel is None] == []
     assert set(panels.values()) == {
@@ -75,7 +75,7 @@ def complete(*words: str) -> list[str]:
         (("check", "my.yaml", "seed=1", "decoding.m"), [f"decoding.{key}=" for key in DecodingConfig.model_fields
                                                        if key.startswith("m")]),
         (("train", "my.yaml", "model.bias=f"), ["model.bias=false"]),
-        (("train", "my.yaml", "training.schedule", "=", "co"), ["cosine", "constant"]),  # as bash cuts it
+        (("train", "my.yaml", "training.schedule", "=", "co"), ["cosine", "constant"]),  # as bash splits it
         (("train", "my.yaml", "nothing.l"), []),
     ],
 )  # fmt: skip
@@ -91,7 +91,7 @@ def test_every_key_can_be_completed() -> None:
     assert suggested_values("run") == suggested_values("no.such") == []
 
 
-def test_completion_waits_for_no_torch() -> None:
+def test_completion_does_not_import_torch() -> None:
     words = "mtkit train my.yaml training.sch"
     code = """
 import sys

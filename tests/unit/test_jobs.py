@@ -17,7 +17,7 @@ def lines_of(job: Job) -> list[str]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 20])
-def test_shards_are_the_whole(tmp_path: Path, count: int) -> None:
+def test_shards_partition_the_input(tmp_path: Path, count: int) -> None:
     (tmp_path / "a").write_text("".join(f"{i}\n" for i in range(9)))
     (tmp_path / "b").write_text("".join(f"{i}\n" for i in range(9, 13)))
     files = [str(tmp_path / "a"), str(tmp_path / "b")]
@@ -26,7 +26,7 @@ def test_shards_are_the_whole(tmp_path: Path, count: int) -> None:
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_a_shard_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_a_shard_resumes_where_it_stopped(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("".join(f"{i}\n" for i in range(10)))
     job = Job.plan([str(tmp_path / "a")], Shard(2, 2)).skip(3)
     assert (lines_of(job), job.first, job.total) == (["8", "9"], 8, 2)
@@ -75,7 +75,7 @@ PLAIN, N_BEST = LineFormat(), LineFormat(n_best=True)
         ("1 ||| a", N_BEST, 1, 0, ""),
     ],
 )
-def test_what_is_done(
+def test_finished_lines_are_counted_and_the_rest_is_cut_off(
     tmp_path: Path, text: str, line_format: LineFormat, first: int, done: int, left: str
 ) -> None:
     path = tmp_path / "out"
@@ -105,7 +105,7 @@ def test_what_is_done(
         ("3 ||| a ||| -1.000000\n", N_BEST, "is not the output of a job that begins at line 1"),
     ],
 )
-def test_an_output_of_other_options_or_lines_is_left_as_it_is(
+def test_the_output_of_another_job_is_not_touched(
     tmp_path: Path, text: str, line_format: LineFormat, what: str
 ) -> None:
     path = tmp_path / "out"
@@ -115,7 +115,7 @@ def test_an_output_of_other_options_or_lines_is_left_as_it_is(
     assert path.read_text() == f"{text}a line that was not en"
 
 
-def test_more_is_done_than_there_is(tmp_path: Path) -> None:
+def test_an_output_longer_than_the_job_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a\nb\n")
     with pytest.raises(ConfigError, match="the output has 3 lines, but there are 2 to translate"):
         Job.plan([str(tmp_path / "a")], Shard()).skip(3)

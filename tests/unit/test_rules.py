@@ -55,7 +55,7 @@ def parse(names: tuple[str, ...], *options: str) -> typer.Context:
     return context
 
 
-def every(kind: str) -> list[Any]:
+def parameters(kind: str) -> list[Any]:
     """Return command, rules, option and rule for each rule that needs or excludes something."""
     return [
         pytest.param(names, rules, option, rule, id=f"{' '.join(names)} {option} {rule.other}")
@@ -74,8 +74,8 @@ def test_every_option_of_the_tables_exists(names: tuple[str, ...], rules: Rules)
     assert {text.split()[0] for text in OFF_SWITCHES.values()} <= switches
 
 
-@pytest.mark.parametrize(("names", "rules", "option", "rule"), every("needs"))
-def test_what_an_option_needs(names: tuple[str, ...], rules: Rules, option: str, rule: Rule) -> None:
+@pytest.mark.parametrize(("names", "rules", "option", "rule"), parameters("needs"))
+def test_an_option_needs_another(names: tuple[str, ...], rules: Rules, option: str, rule: Rule) -> None:
     needed = f"^{option} needs {rule.other} "
     with pytest.raises(ConfigError, match=needed):
         check_options(parse(names, option), rules, DecodingConfig())
@@ -85,10 +85,8 @@ def test_what_an_option_needs(names: tuple[str, ...], rules: Rules, option: str,
     check_rules(alone, {option}, {rule.other})
 
 
-@pytest.mark.parametrize(("names", "rules", "option", "rule"), every("excludes"))
-def test_what_an_option_does_not_go_with(
-    names: tuple[str, ...], rules: Rules, option: str, rule: Rule
-) -> None:
+@pytest.mark.parametrize(("names", "rules", "option", "rule"), parameters("excludes"))
+def test_an_option_excludes_another(names: tuple[str, ...], rules: Rules, option: str, rule: Rule) -> None:
     with pytest.raises(ConfigError, match=rf"^{option} cannot be combined with {rule.other} \("):
         check_options(parse(names, option, rule.other), Rules(excludes=(rule,)), DecodingConfig())
     with pytest.raises(ConfigError):
@@ -96,7 +94,7 @@ def test_what_an_option_does_not_go_with(
     check_options(parse(names, option), Rules(excludes=(rule,)), DecodingConfig())
 
 
-def test_a_config_may_have_switched_on_what_an_option_needs() -> None:
+def test_the_config_may_enable_what_an_option_needs() -> None:
     sampling, groups = DecodingConfig(sample=True), DecodingConfig(beam_size=4, groups=2)
     check_options(parse(("translate",), "--seed", "--top-p"), TRANSLATE, sampling)
     check_options(parse(("translate",), "--diversity"), TRANSLATE, groups)
@@ -108,18 +106,18 @@ def test_a_config_may_have_switched_on_what_an_option_needs() -> None:
 
 
 @pytest.mark.parametrize("decoding", [DecodingConfig(), DecodingConfig(sample=True)])
-def test_samples_with_minimum_risk_go_together(decoding: DecodingConfig) -> None:
+def test_sampling_and_minimum_risk_can_be_combined(decoding: DecodingConfig) -> None:
     options = ["--sample", "--temperature", "--mbr", "--mbr-candidates", "--n-best", "--protect"]
     check_options(parse(("translate",), *options), TRANSLATE, decoding)
 
 
-def test_zero_is_a_value_and_off_is_none() -> None:
+def test_zero_is_a_value_but_disabled_options_do_not_count() -> None:
     command = command_of(("translate",))
     context = command.make_context("x", ["m", "--seed", "0", "--groups", "1", "--mbr", "none", "--no-sample"])
     assert given_options(context) == {"model", "--seed"}
 
 
-def test_the_command_line_observes_the_rules_of_the_yaml() -> None:
+def test_the_command_line_obeys_the_rules_of_the_yaml() -> None:
     """Every rule about keys of `decoding`, in one table for both."""
     for table, held in ((config_rules.NEEDS, TRANSLATE.needs), (config_rules.EXCLUDES, TRANSLATE.excludes)):
         for rule in table:
