@@ -42,15 +42,15 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Return the sums of loss and nll, in float32 or better."""
         weight = weight_VD.to(hidden_MD.dtype)
-        precise = torch.promote_types(hidden_MD.dtype, torch.float32)
-        loss, nll = hidden_MD.new_zeros(2, dtype=precise)
+        sum_dtype = torch.promote_types(hidden_MD.dtype, torch.float32)
+        loss, nll = hidden_MD.new_zeros(2, dtype=sum_dtype)
         needs_grad = any(ctx.needs_input_grad)
         hidden_grad = torch.empty_like(hidden_MD) if needs_grad else None
         weight_grad = torch.zeros_like(weight_VD) if needs_grad else None
         for start in range(0, hidden_MD.shape[0], CHUNK_POSITIONS):
             rows = slice(start, start + CHUNK_POSITIONS)
             logits = hidden_MD[rows] @ weight.T  # [chunk, V]
-            chunk_loss, chunk_nll = _replace_by_gradient(logits, targets_M[rows, None], smoothing, precise)
+            chunk_loss, chunk_nll = _replace_by_gradient(logits, targets_M[rows, None], smoothing, sum_dtype)
             loss, nll = loss + chunk_loss, nll + chunk_nll
             if hidden_grad is not None and weight_grad is not None:
                 hidden_grad[rows] = logits @ weight
@@ -68,19 +68,21 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
 
 
 def _replace_by_gradient(
-    logits: Tensor, targets_M1: Tensor, smoothing: float, precise: torch.dtype
+    logits: Tensor, targets_M1: Tensor, smoothing: float, sum_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Return the sums of loss and nll of a chunk, and overwrite its logits [chunk, V] with the gradient of the loss.
 
     A CPU processes few rows at a time, so that they stay in its cache from one operation to the next.
     """
-    loss, nll = logits.new_zeros(2, dtype=precise)
+    loss, nll = logits.new_zeros(2, dtype=sum_dtype)
     num_rows = _ROWS_IN_CACHE if logits.device.type == "cpu" else len(logits)
     for rows, targets in zip(logits.split(num_rows), targets_M1.split(num_rows), strict=True):
-        rows_loss, rows_nll, probabilities = _smoothed_cross_entropy(rows.to(precise), targets, smoothing)
+        rows_loss, rows_nll, probabilities = _smoothed_cross_entropy(rows.to(sum_dtype), targets, smoothing)
         loss, nll = loss + rows_loss, nll + rows_nll
         gradient = probabilities.sub_(smoothing / logits.shape[1])
-        rows.copy_(gradient.scatter_add_(1, targets, torch.full_like(targets, smoothing - 1, dtype=precise)))
+        rows.copy_(
+            gradient.scatter_add_(1, targets, torch.full_like(targets, smoothing - 1, dtype=sum_dtype))
+        )
     return loss, nll
 
 
