@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -31,12 +31,14 @@ from mtkit.data.order import Indices
 from mtkit.data.tokenizer import Tokenizer, Tokenizers
 from mtkit.device import dtype_name, out_of_memory_errors, peak_memory, reset_peak_memory
 from mtkit.errors import ConfigError
+from mtkit.training.build import build_trainer
 from mtkit.training.compiling import check_compiler
-from mtkit.training.inputs import configure_process, prepare
-from mtkit.training.memory import find_num_micro_batches, largest_batch
+from mtkit.training.inputs import Inputs, configure_process, load_inputs
+from mtkit.training.memory import out_of_memory_hint
+from mtkit.training.parallel import Stage, untimed
 from mtkit.training.progress import Progress
-from mtkit.training.signals import Signals
-from mtkit.training.trainer import Trainer, Update
+from mtkit.training.trainer import Trainer
+from mtkit.training.updates import Update
 
 STAGES = ("data", "forward", "loss", "backward", "optimizer")
 _WARM_UP_UPDATES = 3
@@ -160,12 +162,11 @@ def benchmark_train(
         check_compiler(device, "`against` compile")
     with tempfile.TemporaryDirectory(prefix="mtkit-benchmark-") as scratch:
         config = config.model_copy(update={"run": scratch})
-        tokenizers, corpus = (
-            synthetic_inputs(config) if synthetic else _real_inputs(config, Path(scratch), say)
-        )
-        own = _MtkitLoop(config, corpus, tokenizers)
+        inputs = synthetic_inputs(config) if synthetic else _real_inputs(config, Path(scratch), say)
+        clock = _StageClock(device)
+        own = _MtkitLoop(config, inputs, clock)
         warm_up = [own.largest_update(), *itertools.islice(own.updates(), _WARM_UP_UPDATES)]
-        with out_of_memory_errors(own.trainer.memory_hint()):
+        with out_of_memory_errors(out_of_memory_hint(config.training)):
             say("warming up, largest batch first")
             reset_peak_memory(own.trainer.device)
             _run(own, warm_up)
@@ -175,25 +176,25 @@ def benchmark_train(
                 _run(baseline, warm_up)
             say("measuring")
             timed = _run_in_turn([own, *baselines], own.updates(), num_updates, minutes)
-            shares = _time_shares(own, max(_MIN_UPDATES, len(timed) // 3))
+            shares = _time_shares(own, clock, max(_MIN_UPDATES, len(timed) // 3))
         say("measuring the matmul peak")
         return _summarize(own, baselines, timed, shares, memory)
 
 
-def _real_inputs(config: Config, folder: Path, say: Say) -> tuple[Tokenizers, Corpus]:
-    """Return the tokenizers and the encoded pairs that training would use."""
-    inputs = prepare(config, folder, resumed=False, say=say)
-    return inputs.tokenizers, inputs.corpus
+def _real_inputs(config: Config, folder: Path, say: Say) -> Inputs:
+    """Return the inputs of training, without the validation pairs: nothing is validated."""
+    return replace(load_inputs(config, folder, has_tokenizers=False, say=say), valid=None)
 
 
-def synthetic_inputs(config: Config) -> tuple[Tokenizers, Corpus]:
+def synthetic_inputs(config: Config) -> Inputs:
     """Return the tokenizers and a corpus of random pairs, enough for some tens of batches."""
     tokenizer = cast(Tokenizer, SyntheticTokenizer(config.tokenizer.vocab_size))
     num_pairs = _SYNTHETIC_BATCHES * config.training.batch_token_budget // MEDIAN_SRC_TOKENS
     corpus = SyntheticCorpus(
         num_pairs, config.tokenizer.vocab_size, min(config.data.max_length, 250), config.seed
     )
-    return Tokenizers(tokenizer, tokenizer, joint=config.tokenizer.joint), cast(Corpus, corpus)
+    tokenizers = Tokenizers(tokenizer, tokenizer, joint=config.tokenizer.joint)
+    return Inputs(tokenizers, cast(Corpus, corpus), valid=None, tests=[])
 
 
 # --- loops --------------------------------------------------------------------------------------------------------
@@ -219,12 +220,11 @@ class _MtkitLoop:
 
     name = "mtkit"
 
-    def __init__(self, config: Config, corpus: Corpus, tokenizers: Tokenizers) -> None:
-        progress = Progress(Path(config.run), Console(quiet=True))
-        self.trainer = Trainer(config, corpus, tokenizers, None, progress, Signals())
+    def __init__(self, config: Config, inputs: Inputs, stage: Stage = untimed) -> None:
+        progress = Progress(Path(config.run), Console(quiet=True), writes_metrics=False)
+        self.trainer = build_trainer(config, inputs, progress, stage=stage)
         self.precision = dtype_name(self.trainer.dtype)
-        if config.training.batch_tokens == "auto":
-            self.trainer.state.slices = find_num_micro_batches(self.trainer)
+        self.trainer.fit_to_memory()
 
     def step(self, update: Update) -> None:
         """Make one update; see `_Loop.step`."""
@@ -235,14 +235,15 @@ class _MtkitLoop:
         """Yield updates without end, epoch after epoch."""
         size = self.trainer.config.training.batches_per_update
         for epoch in itertools.count():
-            order = self.trainer.epoch_order(epoch)
-            batches = [(epoch, i, order[i % len(order)]) for i in range(max(len(order), size))]
+            order = self.trainer.loader.epoch_batches(epoch)
+            batches = [order[i % len(order)] for i in range(max(len(order), size))]
             for first in range(0, len(batches) - size + 1, size):
-                yield batches[first : first + size]
+                yield Update(batches[first : first + size])
 
     def largest_update(self) -> Update:
         """Return an update in which every batch is the one with the most positions."""
-        return [(0, 0, largest_batch(self.trainer))] * self.trainer.config.training.batches_per_update
+        largest = self.trainer.loader.epoch_batches(0).largest()
+        return Update([largest] * self.trainer.config.training.batches_per_update)
 
 
 class _TorchLoop:
@@ -254,12 +255,8 @@ class _TorchLoop:
 
     def step(self, update: Update) -> None:
         """Make one update; see `_Loop.step`."""
-        self.loop.step(
-            [
-                make_batch(self.own.corpus, pairs, self.own.special)
-                for pairs in _micro_batches(self.own, update)
-            ]
-        )
+        corpus, special = self.own.inputs.corpus, self.own.loader.special
+        self.loop.step([make_batch(corpus, pairs, special) for pairs in _micro_batches(self.own, update)])
         synchronize(self.loop.device)
 
 
@@ -273,12 +270,11 @@ def _make_baseline(name: str, own: _MtkitLoop) -> _Loop:
     dtype = torch.float32 if trainer.device.type == "cpu" else trainer.dtype
     if name == "compile":
         compiled = config.training.model_copy(update={"compile": True})
-        loop = _MtkitLoop(
-            config.model_copy(update={"training": compiled}), trainer.corpus, trainer.tokenizers
-        )
+        loop = _MtkitLoop(config.model_copy(update={"training": compiled}), trainer.inputs)
         loop.name = "mtkit, compiled"
         return loop
-    shape = config.model, config.training, trainer.tokenizers.tgt.vocab_size, trainer.tokenizers.src.pad
+    tokenizers = trainer.inputs.tokenizers
+    shape = config.model, config.training, tokenizers.tgt.vocab_size, tokenizers.src.pad
     if name == "torch":
         return _TorchLoop("nn.Transformer loop", ReferenceLoop(*shape, trainer.device, dtype), trainer)
     return _TorchLoop("transformers (Marian)", MarianLoop(*shape, trainer.device, dtype), trainer)
@@ -315,14 +311,21 @@ def _run_in_turn(
 
 
 class _StageClock:
-    """Adds up the seconds of each stage. It waits for a GPU at both ends, which slows updates down a little."""
+    """Adds up the seconds of each stage while it runs.
+
+    It waits for a GPU at both ends of a stage, which slows updates down a little.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds = device, dict.fromkeys(STAGES, 0.0)
+        self.is_running = False
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Time a block."""
+        """Time a stage."""
+        if not self.is_running:
+            yield
+            return
         synchronize(self.device)
         start = time.perf_counter()
         yield
@@ -330,10 +333,9 @@ class _StageClock:
         self.seconds[name] += time.perf_counter() - start
 
 
-def _time_shares(own: _MtkitLoop, num_updates: int) -> dict[str, float]:
+def _time_shares(own: _MtkitLoop, clock: _StageClock, num_updates: int) -> dict[str, float]:
     """Measure the share of each stage in the time of some updates, and that of everything else."""
-    clock = _StageClock(own.trainer.device)
-    own.trainer.measure(clock)
+    clock.is_running = True
     start = time.perf_counter()
     _run(own, itertools.islice(own.updates(), num_updates))
     total = time.perf_counter() - start
@@ -354,7 +356,7 @@ def _summarize(
         [_count_positions(trainer, t.update, padded=padded) for t in timed] for padded in (True, False)
     )
     seconds = [t.seconds[0] for t in timed]
-    config, vocab_size = trainer.config.model, trainer.tokenizers.tgt.vocab_size
+    config, vocab_size = trainer.config.model, trainer.inputs.tokenizers.tgt.vocab_size
     flops, needed_flops = ([training_flops(config, vocab_size, p) for p in ps] for ps in (padded, needed))
     peaks = matmul_peaks(trainer.device)
     speed = _median_rate(flops, seconds)
@@ -404,14 +406,12 @@ def _median_rate(amounts: list[int], seconds: list[float]) -> float:
 
 def _count_positions(trainer: Trainer, update: Update, *, padded: bool) -> Positions:
     """Count the positions of an update's micro-batches, with padding or without."""
-    lengths = trainer.corpus.src_lengths, trainer.corpus.tgt_lengths
+    lengths = trainer.inputs.corpus.src_lengths, trainer.inputs.corpus.tgt_lengths
     each = (Positions.of_batch(*lengths, pairs, padded=padded) for pairs in _micro_batches(trainer, update))
     return sum(each, Positions())
 
 
 def _micro_batches(trainer: Trainer, update: Update) -> list[Indices]:
     """Return the pairs of each micro-batch of an update."""
-    micro_batches = split_into_micro_batches(
-        [indices for _, _, indices in update], min_micro_batches=trainer.state.slices
-    )
+    micro_batches = split_into_micro_batches(update.batches, min_micro_batches=trainer.state.slices)
     return [pairs for pairs in micro_batches if len(pairs)]

@@ -1,4 +1,4 @@
-"""Building a model: from a config and the vocabularies to a Transformer, and weights into it."""
+"""Building a model from a config and vocabularies, and loading weights into it."""
 
 from __future__ import annotations
 
@@ -13,38 +13,50 @@ from mtkit.errors import StorageError
 from mtkit.model.transformer import Transformer
 
 
-def make_model(config: ModelConfig, tokenizers: Tokenizers) -> Transformer:
-    """An untrained model for these vocabularies."""
+def make_model(
+    config: ModelConfig, tokenizers: Tokenizers, compute_dtype: torch.dtype = torch.float32
+) -> Transformer:
+    """Return a model with initial weights, on the current default device.
+
+    Args:
+        config: section `model`.
+        tokenizers: tokenizers, for the sizes of the vocabularies.
+        compute_dtype: dtype of matrix products; weights are float32.
+    """
     tied = "three-way" if tokenizers.joint else "two-way"
-    return Transformer(config, tokenizers.src.vocab_size, tokenizers.tgt.vocab_size, tokenizers.src.pad, tied)
+    model = Transformer(
+        config, tokenizers.src.vocab_size, tokenizers.tgt.vocab_size, tokenizers.src.pad, tied
+    )
+    model.compute_dtype = compute_dtype
+    return model
 
 
 def copy_weights(
     model: Transformer,
     weights: Mapping[str, Tensor],
     where: str,
-    held_as: Callable[[Tensor, Tensor], Tensor] = lambda weight, parameter: weight,
+    convert: Callable[[Tensor, Tensor], Tensor] = lambda weight, parameter: weight,
 ) -> None:
-    """Fill a model's parameters.
+    """Copy weights into a model's parameters.
 
     Args:
-        model: to fill.
-        weights: by name.
-        where: for the message.
-        held_as: gives what is copied, from a weight and its parameter: where shards are held, the shard.
+        model: model to fill.
+        weights: weights by parameter name.
+        where: file or folder, for the error message.
+        convert: returns what to copy, given a weight and its parameter; a sharded model copies its shard.
 
     Raises:
-        StorageError: names or shapes are not the model's; nothing was copied.
+        StorageError: If names or shapes do not match the model; nothing is copied then.
     """
-    own = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     hint = "the config and the weights of a model belong together"
-    if own.keys() != weights.keys():
-        names = ", ".join(sorted(own.keys() ^ weights.keys())[:3])
-        raise StorageError(f"not the weights of this model: {names}", where=where, hint=hint)
-    for name, parameter in own.items():
+    if parameters.keys() != weights.keys():
+        names = ", ".join(sorted(parameters.keys() ^ weights.keys())[:3])
+        raise StorageError(f"the weights do not match the model: {names}", where=where, hint=hint)
+    for name, parameter in parameters.items():
         if parameter.shape != weights[name].shape:
             shapes = f"{list(weights[name].shape)}, not {list(parameter.shape)}"
             raise StorageError(f"{name} has the shape {shapes}", where=where, hint=hint)
     with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(held_as(weights[name], parameter))
+        for name, parameter in parameters.items():
+            parameter.copy_(convert(weights[name], parameter))

@@ -37,7 +37,7 @@ from mtkit.errors import ConfigError, StorageError
 from mtkit.files import committed_folder, remove_tree, storage_errors
 from mtkit.training.progress import METRICS_FILE
 from mtkit.training.resume import is_harmless
-from mtkit.training.validation import Standing, is_better
+from mtkit.training.validation import SelectionScore, is_better
 from mtkit.translation.model_folder import find_checkpoint, read_config, tokenizer_folder
 
 AVERAGE_FOLDER = "average"
@@ -206,7 +206,7 @@ def _first_of(found: list[Path], number: int, run: Path, parameter: str, what: s
     return found[:number]
 
 
-def read_validations(path: Path, metric: str) -> dict[int, Standing]:
+def read_validations(path: Path, metric: str) -> dict[int, SelectionScore]:
     """Read the validation results in a metrics.jsonl, by step. Incomplete lines are skipped.
 
     Args:
@@ -218,13 +218,13 @@ def read_validations(path: Path, metric: str) -> dict[int, Standing]:
     """
     with storage_errors(path):
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    results: dict[int, Standing] = {}
+    results: dict[int, SelectionScore] = {}
     for line in lines:
         try:
             record = json.loads(line)
             if record["kind"] == "valid":
                 loss = record.get("loss")
-                result = Standing(float(record[metric]), None if loss is None else float(loss))
+                result = SelectionScore(float(record[metric]), None if loss is None else float(loss))
                 results[int(record["step"])] = result
         except (
             ValueError,

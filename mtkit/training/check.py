@@ -15,20 +15,19 @@ import numpy as np
 from rich.console import Console
 
 from mtkit.config.sections import Config
-from mtkit.data.corpus import Corpus
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.device import peak_memory
 from mtkit.errors import StorageError
 from mtkit.files import storage_errors
+from mtkit.training.build import build_trainer, describe
 from mtkit.training.forecast import extent_of, in_words, measure_pace, objections
-from mtkit.training.inputs import configure_process, describe, open_splits, prepare
-from mtkit.training.memory import find_num_micro_batches, largest_batch
+from mtkit.training.inputs import configure_process, load_inputs, open_splits
 from mtkit.training.ownership import check_ownership
 from mtkit.training.progress import Progress
 from mtkit.training.resume import find_resumable, refuse_other_inputs
-from mtkit.training.signals import Signals
 from mtkit.training.trainer import Trainer
-from mtkit.training.validation import TextCorpus, Validator
+from mtkit.training.updates import Update
+from mtkit.training.validation import TextCorpus
 
 _SAMPLE_LINES = 2000
 _ADAM_TENSORS = 4  # weights, gradients and two moments, all float32
@@ -49,7 +48,9 @@ def check_run(config: Config, console: Console) -> None:
     say("resume", "the run folder has a checkpoint of this run" if resumed else "a new run")
     with tempfile.TemporaryDirectory(prefix="mtkit-check-") as scratch:
         tokenizer_folder = Path(config.run) if resumed else Path(scratch)
-        inputs = prepare(config, tokenizer_folder, resumed=resumed, say=lambda line: say("data", line))
+        inputs = load_inputs(
+            config, tokenizer_folder, has_tokenizers=resumed, say=lambda line: say("data", line)
+        )
         if checkpoint is not None:
             refuse_other_inputs(checkpoint, inputs, config)
         for test in inputs.tests:
@@ -58,14 +59,13 @@ def check_run(config: Config, console: Console) -> None:
             for name, pairs in inputs.valid.sets.items():
                 say("valid", f"{name}: {len(pairs):,} pairs")
             _check_round_trip(inputs.valid, inputs.tokenizers, say)
-        validator = None if inputs.valid is None else Validator(inputs.valid, inputs.tokenizers, config)
         progress = Progress(Path(scratch), Console(quiet=True), config.training.tensorboard)
         own = config.model_copy(update={"run": scratch})  # where an update that diverges finds no checkpoint
-        trainer = Trainer(own, inputs.corpus, inputs.tokenizers, validator, progress, Signals())
+        trainer = build_trainer(own, inputs, progress)
         describe(trainer, lambda line: say(*line.split(maxsplit=1)))
         held = trainer.model.num_parameters() * 4 * _ADAM_TENSORS
         say("memory", f"{megabytes(held)} for weights and optimizer")
-        _check_largest_batch(trainer, inputs.corpus, say)
+        _check_largest_batch(trainer, say)
         _check_disk(config, trainer, say)
         done = checkpoint.state.get("step") if checkpoint is not None else None
         _foretell(trainer, done if isinstance(done, int) else 0, say)
@@ -109,15 +109,16 @@ def _check_round_trip(valid: TextCorpus, tokenizers: Tokenizers, say: Say) -> No
             say("", f"for example {before!r} comes back as {after!r}")
 
 
-def _check_largest_batch(trainer: Trainer, corpus: Corpus, say: Say) -> None:
+def _check_largest_batch(trainer: Trainer, say: Say) -> None:
     """An update of the batch with the most positions: it is the one that runs out of memory if any does."""
-    if trainer.config.training.batch_tokens == "auto":
-        trainer.state.slices = find_num_micro_batches(trainer)
+    training, corpus = trainer.config.training, trainer.inputs.corpus
+    if training.batch_tokens == "auto":
+        trainer.fit_to_memory()
         say("slices", f"a batch runs in {trainer.state.slices}, so that it fits")
-    batch = largest_batch(trainer)
+    batch = trainer.loader.epoch_batches(0).largest()
     src, tgt = corpus.src_lengths[batch].max() + 1, corpus.tgt_lengths[batch].max() + 1
     start = time.perf_counter()
-    trainer.train_step([(0, 0, batch)] * trainer.config.training.batches_per_update)
+    trainer.train_step(Update([batch] * training.batches_per_update))
     seconds = time.perf_counter() - start
     memory = megabytes(peak_memory(trainer.device))
     say("largest", f"batch: {len(batch)} pairs x {src} source and {tgt} target pieces")

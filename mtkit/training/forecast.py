@@ -14,6 +14,7 @@ import numpy as np
 from mtkit.config.sections import Config
 from mtkit.formatting import format_duration
 from mtkit.training.trainer import Trainer
+from mtkit.training.updates import Update
 from mtkit.training.validation import TextCorpus, Validator
 
 _MEASURED_UPDATES = 5
@@ -72,13 +73,13 @@ class Pace:
 
 def measure_pace(trainer: Trainer) -> Pace:
     """Time ordinary updates, which train the model, and a validation of some pairs."""
-    size, order = trainer.config.training.batches_per_update, trainer.epoch_order(trainer.state.epoch)
-    batches = cycle(order)  # of a short run too: how fast it is does not depend on where it ends
+    size = trainer.config.training.batches_per_update
+    batches = cycle(trainer.loader.epoch_batches(trainer.state.epoch))
     seconds: list[float] = []
     for number in range(1 + _MEASURED_UPDATES):
         if len(seconds) > 1 and sum(seconds) > _LONG_ENOUGH:
             break
-        update = [(0, 0, pairs) for pairs in islice(batches, size)]
+        update = Update(list(islice(batches, size)))
         start = time.perf_counter()
         trainer.train_step(update)
         if number:  # the first is slower: it meets new shapes
@@ -97,12 +98,12 @@ def _validation_seconds(trainer: Trainer) -> float:
     fitting = np.sort(np.concatenate([pairs for _, pairs in trainer.validator.batches]))
     places = np.linspace(0, len(fitting) - 1, min(_VALIDATION_SAMPLE, len(fitting))).astype(int)
     chosen = fitting[places].tolist()
-    some = TextCorpus.of(
-        [corpus.srcs[i] for i in chosen], [corpus.tgts[i] for i in chosen], trainer.tokenizers
+    some = TextCorpus.from_text(
+        [corpus.srcs[i] for i in chosen], [corpus.tgts[i] for i in chosen], trainer.inputs.tokenizers
     )
     ratio = float(some.tgt_lengths.sum() / max(1, some.src_lengths.sum()))
     decoding = config.decoding.model_copy(update={"max_length_ratio": ratio, "max_length_extra": 0})
-    validator = Validator(some, trainer.tokenizers, config.model_copy(update={"decoding": decoding}))
+    validator = Validator(some, trainer.inputs.tokenizers, config.model_copy(update={"decoding": decoding}))
     start = time.perf_counter()
     validator.loss(trainer.model)
     loss = time.perf_counter() - start
@@ -115,7 +116,7 @@ def _validation_seconds(trainer: Trainer) -> float:
 def extent_of(trainer: Trainer, pace: Pace) -> Extent:
     """How much the config asks for."""
     training = trainer.config.training
-    num_batches, size = len(trainer.order), training.batches_per_update
+    num_batches, size = len(trainer.loader.order), training.batches_per_update
     limits = [training.step_limit]
     if training.max_epochs is not None:
         limits.append(math.ceil(training.max_epochs * num_batches / size))
@@ -124,7 +125,7 @@ def extent_of(trainer: Trainer, pace: Pace) -> Extent:
         limits.append(max(1, round(60 * training.time_limit_minutes / with_validation)))
     updates = min(limit for limit in limits if limit is not None)
     valid = 0 if trainer.validator is None else len(trainer.validator.corpus.srcs)
-    return Extent(len(trainer.corpus), valid, num_batches / size, updates)
+    return Extent(len(trainer.inputs.corpus), valid, num_batches / size, updates)
 
 
 def in_words(config: Config, extent: Extent, pace: Pace, num_done: int = 0) -> Iterator[tuple[str, str]]:

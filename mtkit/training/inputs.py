@@ -18,15 +18,13 @@ from mtkit.data.corpus import Corpus
 from mtkit.data.encoding import encode_corpus
 from mtkit.data.sources import Source, Split, open_sources, read_sides
 from mtkit.data.tokenizer import Tokenizers, load_tokenizers, make_tokenizers
-from mtkit.device import choose_device, configure_malloc, dtype_name
+from mtkit.device import choose_device, configure_malloc
 from mtkit.errors import StorageError
 from mtkit.evaluation import metrics
 from mtkit.files import publish_folder, temporary_folder
 from mtkit.torchrun import read_ranks
 from mtkit.training.compiling import check_compiler
 from mtkit.training.results import TEST_METRICS, EvalSet, check_test_names
-from mtkit.training.schedule import low_peak_warning
-from mtkit.training.trainer import Trainer
 from mtkit.training.validation import TextCorpus
 
 Say = Callable[[str], None]
@@ -70,7 +68,7 @@ def configure_process(config: Config) -> torch.device:
     return device
 
 
-def prepare(config: Config, folder: Path, *, resumed: bool, say: Say) -> Inputs:
+def load_inputs(config: Config, folder: Path, *, has_tokenizers: bool, say: Say) -> Inputs:
     """Read all sources, make the tokenizers (into `folder`) or load them from there, encode the training pairs.
 
     Validation and test sets come first: a mistake in them is found before any time is spent.
@@ -78,7 +76,7 @@ def prepare(config: Config, folder: Path, *, resumed: bool, say: Say) -> Inputs:
     splits = open_splits(config)
     valids, tests = ([EvalSet(s.name, *read_sides(s)) for s in splits[split]] for split in ("valid", "test"))
     sources = splits["train"]
-    if resumed:
+    if has_tokenizers:
         tokenizers = load_tokenizers(folder)
     else:
         tokenizers = cached_tokenizers(config, sources, say)
@@ -89,7 +87,7 @@ def prepare(config: Config, folder: Path, *, resumed: bool, say: Say) -> Inputs:
     if valids:
         srcs = [line for text in valids for line in text.srcs]
         tgts = [line for text in valids for line in text.tgts]
-        valid = TextCorpus.of(srcs, tgts, tokenizers, {text.name: len(text.srcs) for text in valids})
+        valid = TextCorpus.from_text(srcs, tgts, tokenizers, {text.name: len(text.srcs) for text in valids})
     return Inputs(tokenizers, corpus, valid, tests)
 
 
@@ -127,28 +125,3 @@ def open_splits(config: Config) -> dict[Split, list[Source]]:
     splits = {split: open_sources(configs, data, split) for split, configs in by_split.items()}
     check_test_names([source.name for source in splits["test"]])
     return splits
-
-
-def describe(trainer: Trainer, say: Say) -> None:
-    """What will be trained, on what."""
-    config, corpus, tokenizers, order = trainer.config, trainer.corpus, trainer.tokenizers, trainer.order
-    sizes = " and ".join(f"{t.num_pieces:,}" for t in dict.fromkeys([tokenizers.src, tokenizers.tgt]))
-    say(f"data       {corpus.counts.summary()}")
-    wanted = config.tokenizer
-    trained = wanted.model is None and wanted.src_model is None
-    fewer = trained and max(tokenizers.src.num_pieces, tokenizers.tgt.num_pieces) < wanted.vocab_size
-    say(f"tokenizer  {sizes} pieces" + (f": the corpus gives no {wanted.vocab_size:,}" if fewer else ""))
-    say(f"batches    {len(order):,} an epoch, {100 * order.padding_share:.1f} % padding")
-    if trainer.validator is not None and trainer.validator.num_left_out:
-        say(
-            f"valid      {trainer.validator.num_left_out:,} pairs longer than data.max_length are not in the loss"
-        )
-    told = metrics.bleu_warning(TEST_METRICS, config.data.tgt, tokenize=config.validation.bleu_tokenizer)
-    if told is not None:
-        say(f"metrics    {told}")
-    warning = low_peak_warning(config.training, config.model.d_model)
-    if warning is not None:
-        say(f"warning    {warning}")
-    precision = dtype_name(trainer.dtype)
-    company = f", {trainer.world.size} processes" if trainer.world.is_distributed else ""
-    say(f"model      {trainer.model.num_parameters():,} parameters, {precision} on {trainer.device}{company}")

@@ -1,94 +1,89 @@
-"""Whether the batches fit: the largest and the smallest run before the first update, and `auto` cuts them to fit.
+"""How many micro-batches a batch must be split into so that it fits in memory.
 
-Memory is not learned about at step 40,000: what is run here is the worst that the corpus can bring.
+It is decided before the first update, by the largest batch of the corpus, so that a run does not fail at step 40,000.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
+from torch import nn
 
-from mtkit.data.batching import make_batch, num_positions
+from mtkit.config.sections import TrainingConfig
+from mtkit.data.batching import num_positions
 from mtkit.data.order import Indices
-from mtkit.device import out_of_memory_errors, peak_memory, reset_peak_memory
+from mtkit.device import peak_memory, reset_peak_memory
 from mtkit.errors import TrainingError
 from mtkit.torchrun import local_world_size
 from mtkit.training.memory_limits import available_bytes
-from mtkit.training.parallel import num_held
-
-if TYPE_CHECKING:
-    from mtkit.training.trainer import Trainer
+from mtkit.training.parallel import num_local_elements
+from mtkit.training.state import TrainState
+from mtkit.training.updates import UpdateLoader
 
 _PROBE_POSITIONS = 2048
-"""On a CPU a slice of about so many positions tells what a position costs."""
-_SAFETY = 1.25
-"""Memory is asked for with this margin, for what is not foreseen."""
+"""On a CPU, a micro-batch of about this many positions tells how much memory a position takes."""
+_SAFETY_MARGIN = 1.25
+"""Memory is asked for with this margin, for what cannot be foreseen."""
+
+RunMicroBatch = Callable[[Indices], None]
+"""Runs the forward and backward pass of these pairs, and discards the gradient."""
 
 
-def largest_batch(trainer: Trainer) -> Indices:
-    """The batch of the present epoch with the most positions."""
-    return trainer.epoch_order(trainer.state.epoch).largest()
+def out_of_memory_hint(training: TrainingConfig) -> str:
+    """Return what to do when memory runs out."""
+    if training.batch_tokens == "auto":
+        return "other programs may use the memory too: free it, or set training.activation_checkpointing"
+    return (
+        f"lower training.batch_tokens (now {training.batch_tokens:,}) and raise training.accumulate, "
+        "or set training.activation_checkpointing"
+    )
 
 
-def _smallest_batch(trainer: Trainer) -> Indices:
-    """The batch of the present epoch with the fewest positions."""
-    return trainer.epoch_order(trainer.state.epoch).smallest()
-
-
-def dry_run(trainer: Trainer) -> None:
-    """Run the largest and the smallest batch forward and backward; weights and state stay as they are.
-
-    Raises:
-        TrainingError: out of memory; it names the knob.
-    """
-    with out_of_memory_errors(trainer.memory_hint()):
-        _run_micro_batch(trainer, largest_batch(trainer), trainer.state.slices)
-        _run_micro_batch(trainer, _smallest_batch(trainer), trainer.state.slices)
-
-
-def _run_micro_batch(trainer: Trainer, batch: Indices, slices: int) -> None:
-    """Forward and backward of one slice of a batch, beside as much memory as the optimizer will take.
-
-    The gradient is thrown away, also when memory runs out.
-    """
-    numel = 0 if trainer.optimizer.state else 2 * sum(map(num_held, trainer.model.parameters()))
-    reserved = torch.empty(numel if trainer.device.type == "cuda" else 0, device=trainer.device)
-    trainer.objective.train()
-    tried = make_batch(trainer.corpus, batch[::slices], trainer.special)
-    local = trainer.config.training.parallel == "ddp"  # FSDP2 would keep what is not exchanged
+@contextmanager
+def reserved_for_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> Iterator[None]:
+    """Hold as much GPU memory inside the block as the optimizer will need for its state, if it has none yet."""
+    numel = 0 if optimizer.state else 2 * sum(map(num_local_elements, model.parameters()))
+    reserved = torch.empty(numel if device.type == "cuda" else 0, device=device)
     try:
-        trainer.backward(tried, tried.num_targets, local=local)
+        yield
     finally:
         del reserved
-        trainer.optimizer.zero_grad(set_to_none=True)
 
 
-def find_num_micro_batches(trainer: Trainer) -> int:
-    """The fewest slices, a power of two, in which the largest batch fits every process.
+def find_num_micro_batches(run: RunMicroBatch, loader: UpdateLoader, state: TrainState) -> int:
+    """Return the smallest power of two into which the largest batch must be split to fit in every process.
 
-    A run that goes on is cut finer where its batches no longer fit, on a smaller device or beside other programs; it is
-    never cut coarser than before.
+    A run that is resumed is split more finely where its batches no longer fit, on a smaller device or beside other
+    programs, but never more coarsely.
+
+    Args:
+        run: runs a micro-batch.
+        loader: knows the batches, the device and the processes, all of which must call this.
+        state: where the run stands.
 
     Raises:
-        TrainingError: not even one pair fits.
+        TrainingError: If not even a single pair fits.
     """
-    batch = largest_batch(trainer)
-    on_gpu = trainer.device.type == "cuda"
-    slices = trainer.state.slices if on_gpu else _slices_for_memory(trainer, batch)
-    while slices < 2 * len(batch):
-        failed = on_gpu and not fits(trainer, batch, slices)
-        if not any(trainer.world.all_reduce([float(failed)])):
+    largest = loader.epoch_batches(state.epoch).largest()
+    on_gpu = loader.device.type == "cuda"
+    slices = state.slices if on_gpu else _estimate_num_micro_batches(run, largest, loader, state)
+    while slices < 2 * len(largest):
+        failed = on_gpu and not _fits(run, largest[::slices])
+        if not any(loader.world.all_reduce([float(failed)])):
             return slices
         slices *= 2
     hint = "lower data.max_length, or the size of the model, or set training.activation_checkpointing"
     raise TrainingError("out of memory with a single pair", hint=hint)
 
 
-def fits(trainer: Trainer, batch: Indices, slices: int) -> bool:
-    """Whether a slice runs on this GPU."""
+def _fits(run: RunMicroBatch, pairs: Indices) -> bool:
+    """Return whether a micro-batch fits on this GPU."""
     try:
-        _run_micro_batch(trainer, batch, slices)
+        run(pairs)
     except torch.OutOfMemoryError:
         return False
     finally:
@@ -96,20 +91,23 @@ def fits(trainer: Trainer, batch: Indices, slices: int) -> bool:
     return True
 
 
-def _slices_for_memory(trainer: Trainer, batch: Indices) -> int:
-    """How many slices a CPU's memory asks for, judged by a small one: a CPU is not tried until it breaks.
+def _estimate_num_micro_batches(
+    run: RunMicroBatch, largest: Indices, loader: UpdateLoader, state: TrainState
+) -> int:
+    """Return how many micro-batches the memory of a CPU requires, estimated from a small one.
 
-    What a run has had is kept if it fits without the margin, so that it goes on as it was on the same machine.
+    A CPU is not tried until it fails, because the system would swap or kill the process. A resumed run keeps its number
+    if that fits without the margin, so that nothing changes on the same machine.
     """
-    lengths = trainer.corpus.src_lengths, trainer.corpus.tgt_lengths
-    probe = max(1, min(len(batch), num_positions(batch, *lengths) // _PROBE_POSITIONS))
-    reset_peak_memory(trainer.device)
-    before = peak_memory(trainer.device)
-    _run_micro_batch(trainer, batch, probe)
-    needed = probe * max(0, peak_memory(trainer.device) - before)
+    positions = num_positions(largest, loader.corpus.src_lengths, loader.corpus.tgt_lengths)
+    probe = max(1, min(len(largest), positions // _PROBE_POSITIONS))
+    reset_peak_memory(loader.device)
+    before = peak_memory(loader.device)
+    run(largest[::probe])
+    needed = probe * max(0, peak_memory(loader.device) - before)
     available = available_bytes(local_world_size())
-    slices = trainer.state.slices
-    if trainer.state.step == 0 or needed / slices > available:
-        while _SAFETY * needed / slices > available and slices < len(batch):
+    slices = state.slices
+    if state.step == 0 or needed / slices > available:
+        while _SAFETY_MARGIN * needed / slices > available and slices < len(largest):
             slices *= 2
-    return int(max(trainer.world.all_gather(slices)))
+    return int(max(loader.world.all_gather(slices)))

@@ -1,4 +1,4 @@
-"""AdamW, its state as named tensors, and the moving average of the weights."""
+"""AdamW and its state dict, loss scaling for fp16, and the EMA of the weights."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from mtkit.config.sections import TrainingConfig
+from mtkit.errors import TrainingError
 from mtkit.training.parallel import is_sharded, shard_like
+
+_MIN_LOSS_SCALE = 2.0**-14
 
 
 def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019); weight decay for matrices only, not for biases, norms and tables."""
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    decayed = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)} - tables
+    """Return AdamW (Loshchilov and Hutter 2019) with weight decay for matrices, not biases, norms and embeddings."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    decayed = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)} - embeddings
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if id(p) in decayed], "weight_decay": training.weight_decay},
@@ -24,13 +27,13 @@ def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Ad
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The rate of the next update, for all parameters."""
+    """Set the learning rate of all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
 def optimizer_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as `KEY/PARAMETER` tensors, in shards where the parameters are."""
+    """Return the optimizer's state as `KEY/PARAMETER` tensors, sharded like the parameters."""
     return {
         f"{key}/{name}": value
         for name, parameter in model.named_parameters()
@@ -41,7 +44,7 @@ def optimizer_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> 
 def load_optimizer_state_dict(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
-    """Put back what `optimizer_state_dict` gave, and nothing else: before the first update there is no state."""
+    """Replace the optimizer's state with what `optimizer_state_dict` returned; it is empty before the first update."""
     parameters = dict(model.named_parameters())
     optimizer.state.clear()
     for full_name, value in tensors.items():
@@ -49,8 +52,27 @@ def load_optimizer_state_dict(
         optimizer.state[parameters[name]][key] = shard_like(value, parameters[name])
 
 
+def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
+    """Return a loss scaler, which keeps small fp16 gradients from underflowing (Micikevicius et al. 2018).
+
+    It is disabled in other precisions.
+    """
+    return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+
+def check_loss_scale(scaler: torch.amp.GradScaler) -> None:
+    """Check that fp16 training makes progress: each overflow halves the loss scale and skips the update.
+
+    Raises:
+        TrainingError: If the loss scale has become too small.
+    """
+    if scaler.is_enabled() and scaler.get_scale() < _MIN_LOSS_SCALE:
+        what = "gradients overflow fp16 at every loss scale"
+        raise TrainingError(what, hint="set training.precision to bf16 or fp32, or lower learning_rate")
+
+
 class ExponentialMovingAverage:
-    """Exponential moving average of the weights (Polyak and Juditsky 1992), with a short memory at the start."""
+    """EMA of the weights (Polyak and Juditsky 1992), whose decay is lower in the first updates."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -58,20 +80,26 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights after this step."""
+        """Include the weights after this step."""
         decay = min(self.decay, step / (step + 10))
-        own = list(self.weights.values())
-        new = [parameter.detach() for parameter in model.parameters()]
-        if is_sharded(own):  # FSDP2's shards have no such operation on lists
-            for mean, value in zip(own, new, strict=True):
-                mean.lerp_(value, 1 - decay)
+        averages = list(self.weights.values())
+        parameters = [parameter.detach() for parameter in model.parameters()]
+        if is_sharded(averages):  # DTensors do not support torch._foreach_lerp_
+            for average, parameter in zip(averages, parameters, strict=True):
+                average.lerp_(parameter, 1 - decay)
             return
-        torch._foreach_lerp_(own, new, 1 - decay)
+        torch._foreach_lerp_(averages, parameters, 1 - decay)
+
+    @torch.no_grad()
+    def reset(self, model: nn.Module) -> None:
+        """Set the EMA to the model's weights."""
+        for name, parameter in model.named_parameters():
+            self.weights[name].copy_(parameter)
 
     @torch.no_grad()
     def swap(self, model: nn.Module) -> None:
-        """Exchange the averaged weights with the model's; a second call puts both back, bit for bit."""
+        """Exchange the EMA with the model's weights; a second call restores both, bit for bit."""
         for name, parameter in model.named_parameters():
-            held = parameter.detach().clone()
+            raw = parameter.detach().clone()
             parameter.copy_(self.weights[name])
-            self.weights[name].copy_(held)
+            self.weights[name].copy_(raw)

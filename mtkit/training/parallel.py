@@ -1,8 +1,8 @@
-"""How the model is spread over processes: whole in each (DDP), or in shards (FSDP2), by PyTorch's own engine.
+"""Data parallelism with PyTorch's own engines: DDP replicates the model, FSDP2 shards it.
 
-With DDP (Li et al. 2020) every process has all weights, and gradients are averaged. With FSDP2 (Zhao et al. 2023)
-each holds a shard of weights, gradients and optimizer, and a layer's weights are gathered while it runs.
-PyTorch's sharding takes half a second to import: only a run that shards does so.
+With DDP (Li et al. 2020) every process has all weights, and gradients are averaged. With FSDP2 (Zhao et al. 2023) each
+process holds a shard of the weights, gradients and optimizer state, and gathers a layer's weights while the layer runs.
+PyTorch's sharding takes half a second to import, so it is imported only by a run that uses it.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from mtkit.training.distributed import World
 from mtkit.training.loss import TensorBatch, hidden_at_targets, loss_sums
 
 Stage = Callable[[str], AbstractContextManager[None]]
-"""Entered around each stage of an update, for a benchmark to measure."""
+"""Returns a context manager for a stage of an update, so that a benchmark can time it. The stages are "data",
+"forward", "loss", "backward" and "optimizer"."""
 
 
 def untimed(name: str) -> AbstractContextManager[None]:
-    """The stage that nobody measures."""
+    """Return a context manager that does nothing: the stage of a run that is not timed."""
     return nullcontext()
 
 
 class Objective(nn.Module):
-    """A model and its loss as one module: what DDP and FSDP2 wrap, so that their hooks see all of the way."""
+    """A model and its loss as one module, which DDP and FSDP2 wrap so that their hooks see the whole forward pass."""
 
-    def __init__(self, model: Transformer, label_smoothing: float) -> None:
+    def __init__(self, model: Transformer, label_smoothing: float, stage: Stage = untimed) -> None:
         super().__init__()
-        self.model, self.label_smoothing = model, label_smoothing
-        self.stage: Stage = untimed
+        self.model, self.label_smoothing, self.stage = model, label_smoothing, stage
 
     def forward(self, batch: Batch | TensorBatch) -> tuple[Tensor, Tensor]:
-        """Loss and nll sums over the real targets of a batch."""
+        """Return the loss and negative log-likelihood of a batch, summed over its real target tokens."""
         with self.stage("forward"):
             hidden_MD, targets_M = hidden_at_targets(self.model, batch)
         with self.stage("loss"):
@@ -47,33 +47,31 @@ class Objective(nn.Module):
         return sums.loss, sums.nll
 
 
-def whole_in_each(objective: Objective, world: World) -> nn.Module:
-    """The objective as several processes run it, each with all of the model (DDP); alone, as it is."""
-    return (
-        DistributedDataParallel(objective, gradient_as_bucket_view=True)
-        if world.is_distributed
-        else objective
-    )
+def apply_ddp(objective: Objective, world: World) -> nn.Module:
+    """Return the objective wrapped in DDP, or itself in a single process."""
+    if not world.is_distributed:
+        return objective
+    return DistributedDataParallel(objective, gradient_as_bucket_view=True)
 
 
-def shard(
+def apply_fsdp(
     objective: Objective,
     initial: Transformer | None,
     world: World,
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
-    """Give every process its shard of each layer, and of what is outside of the layers (FSDP2).
+    """Shard the objective in place with FSDP2: each layer, then everything outside the layers.
 
-    No process has the whole model on its device: what is sharded together, most often a layer, is whole there for as
-    long as it takes to cut it.
+    No device ever holds the whole model: what is sharded together, mostly one layer, is materialized in full just long
+    enough to be sharded.
 
     Args:
-        objective: of a model without memory, on the meta device.
-        initial: in the main process, the same model with its first weights, on the CPU.
-        world: every process of the run calls this.
-        device: of the shards.
-        dtype: of the matrix products: what FSDP2 gathers weights in.
+        objective: objective whose model is on the meta device.
+        initial: in the main process, the same model with its initial weights, on the CPU.
+        world: the processes, all of which must call this.
+        device: device of the shards.
+        dtype: dtype of matrix products, in which FSDP2 gathers weights.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -92,36 +90,36 @@ def shard(
         None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     for layer in _layers_run_once(objective.model):
-        materialize(layer, device, fill)
+        _materialize(layer, device, fill)
         fully_shard(layer, mesh=mesh, mp_policy=policy)
-    materialize(objective, device, fill)
+    _materialize(objective, device, fill)
     fully_shard(objective, mesh=mesh)
 
 
-def materialize(
+def _materialize(
     module: nn.Module, device: torch.device, fill: Callable[[nn.Parameter, Tensor], object]
 ) -> None:
-    """Give the parameters that are on the meta device memory; those that are shared stay shared.
+    """Allocate the parameters that are on the meta device; shared parameters stay shared.
 
     Args:
-        module: with its submodules.
-        device: where the memory is.
-        fill: called with each such parameter and the tensor that takes its place, to write its values.
+        module: module, including its submodules.
+        device: device to allocate on.
+        fill: function that writes the values of a meta parameter into its new tensor.
     """
-    made: dict[nn.Parameter, nn.Parameter] = {}
-    for part in module.modules():
-        for name, parameter in list(part.named_parameters(recurse=False)):
+    materialized: dict[nn.Parameter, nn.Parameter] = {}
+    for submodule in module.modules():
+        for name, parameter in list(submodule.named_parameters(recurse=False)):
             if not parameter.is_meta:
                 continue
-            if parameter not in made:
+            if parameter not in materialized:
                 tensor = torch.empty_like(parameter, device=device, requires_grad=False)
                 fill(parameter, tensor)
-                made[parameter] = nn.Parameter(tensor, parameter.requires_grad)
-            setattr(part, name, made[parameter])
+                materialized[parameter] = nn.Parameter(tensor, parameter.requires_grad)
+            setattr(submodule, name, materialized[parameter])
 
 
 def _layers_run_once(model: Transformer) -> Iterator[nn.Module]:
-    """The layers that are sharded one by one; those that run again in a cycle stay with the rest."""
+    """Yield the layers to shard one by one; layers that run several times per pass are sharded with the rest."""
     for layers, depth in ((model.encoder, model.encoder_depth), (model.decoder, model.decoder_depth)):
         if len(layers) == depth:
             yield from layers
@@ -129,57 +127,77 @@ def _layers_run_once(model: Transformer) -> Iterator[nn.Module]:
 
 @contextmanager
 def no_gradient_sync(module: nn.Module, local: bool) -> Iterator[None]:
-    """While accumulating, gradients stay in the process until the last batch of the update."""
-    synchronize = getattr(module, "set_requires_gradient_sync", None)
-    if synchronize is not None:  # FSDP2
-        synchronize(not local)
+    """Keep gradients in the process inside the block if `local`: more micro-batches of the update follow."""
+    set_sync = getattr(module, "set_requires_gradient_sync", None)
+    if set_sync is not None:  # FSDP2
+        set_sync(not local)
         yield
         return
     with module.no_sync() if local and isinstance(module, DistributedDataParallel) else nullcontext():
         yield
 
 
-def _is_shard(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor: held in parts by the processes."""
-    return hasattr(tensor, "full_tensor")
+def unshard(model: Transformer, empty: Transformer, device: torch.device) -> Transformer:
+    """Return a full copy of a sharded model, for validation.
 
+    A search takes as many steps as its sentences need, so if layers were gathered at each step, every process would
+    wait for the others. The copy is filled tensor by tensor. Its layers are in the dtype they compute in; embeddings,
+    which are summed in float32, stay in float32.
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be sharded: every process has to ask for it."""
-    gathered: Tensor = getattr(tensor, "full_tensor", lambda: tensor)()
-    return gathered
-
-
-def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
-    """In the main process all tensors, those in shards made whole on its CPU; in the others none.
-
-    All processes have to come here. One whole tensor at a time is on each device.
+    Args:
+        model: the sharded model; every process must call this.
+        empty: the same model on the meta device, which becomes the copy.
+        device: device of the copy.
     """
-    held: dict[str, Tensor] = {}
+    for layer in (*empty.encoder, *empty.decoder):
+        layer.to(empty.compute_dtype)
+    names = {parameter: name for name, parameter in empty.named_parameters()}
+    shards = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    _materialize(empty, device, lambda meta, tensor: tensor.copy_(full_tensor(shards[names[meta]])))
+    return empty
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return the full tensor of a DTensor, and any other tensor itself. Every process must call this."""
+    full: Tensor = getattr(tensor, "full_tensor", lambda: tensor)()
+    return full
+
+
+def full_state_dict(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+    """Gather a state dict in the main process: its DTensors as full tensors on the CPU. Other processes get {}.
+
+    Every process must call this. One full tensor at a time is on each device.
+    """
+    state_dict: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if world.is_main:
-            held[name] = whole(tensor).cpu() if _is_shard(tensor) else tensor
+            state_dict[name] = full_tensor(tensor).cpu() if _is_dtensor(tensor) else tensor
         else:
-            whole(tensor)  # it takes all of them
-    return held
+            full_tensor(tensor)  # gathering takes every process
+    return state_dict
 
 
 def shard_like(tensor: Tensor, like: Any) -> Tensor:
-    """A whole tensor as the other one is held: the same, or this process's shard of it."""
+    """Return this process's shard of a full tensor if `like` is a DTensor, else the tensor on its device."""
     tensor = tensor.to(like.device)
-    if not (_is_shard(like) and tensor.dim()):
+    if not (_is_dtensor(like) and tensor.dim()):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def num_held(tensor: Any) -> int:
-    """Numbers of a tensor that this process holds."""
-    held: Tensor = tensor.to_local() if _is_shard(tensor) else tensor
-    return held.numel()
+def num_local_elements(tensor: Any) -> int:
+    """Return the number of elements of a tensor that this process holds."""
+    local: Tensor = tensor.to_local() if _is_dtensor(tensor) else tensor
+    return local.numel()
 
 
 def is_sharded(parameters: Iterable[Tensor]) -> bool:
-    """Whether any of them is held in shards."""
-    return any(map(_is_shard, parameters))
+    """Return whether any parameter is a DTensor, of which each process holds a shard."""
+    return any(map(_is_dtensor, parameters))
+
+
+def _is_dtensor(tensor: Tensor) -> bool:
+    """Return whether a tensor is a DTensor, without importing the class."""
+    return hasattr(tensor, "full_tensor")

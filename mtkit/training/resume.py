@@ -22,7 +22,7 @@ from mtkit.training.inputs import Inputs
 from mtkit.training.progress import METRICS_FILE
 from mtkit.training.state import TrainState
 from mtkit.training.trainer import Trainer
-from mtkit.training.validation import fingerprint_of
+from mtkit.training.validation import validation_fingerprint
 from mtkit.translation.model_folder import read_config
 
 _HARMLESS = (
@@ -135,7 +135,7 @@ def refuse_other_inputs(checkpoint: Checkpoint, inputs: Inputs, config: Config) 
         what = "the tokenizer is not the one that this run began with"
         raise StorageError(what, where=config.run, hint="restore it, or start anew with `fresh`")
     _refuse_other_corpus(str(state["corpus"]), inputs, config.data)
-    same = state.get("valid") in (None, fingerprint_of(inputs.valid))
+    same = state.get("valid") in (None, validation_fingerprint(inputs.valid))
     _refuse_other_validation(checkpoint, config, same=same)
 
 
@@ -181,12 +181,10 @@ def is_harmless(change: str) -> bool:
     return any(key == harmless or key.startswith(f"{harmless}.") for harmless in _HARMLESS)
 
 
-def begin(
-    trainer: Trainer, inputs: Inputs, checkpoint: Checkpoint | None, say: Callable[[str], None]
-) -> None:
+def start_or_resume(trainer: Trainer, checkpoint: Checkpoint | None, say: Callable[[str], None]) -> None:
     """Put the checkpoint's state into the trainer, or save step 0, which proves the disk before time is spent."""
     if checkpoint is not None:
-        refuse_other_inputs(checkpoint, inputs, trainer.config)
+        refuse_other_inputs(checkpoint, trainer.inputs, trainer.config)
     if trainer.world.is_main:
         write_text(trainer.run_folder / CONFIG_FILE, dump_config(trainer.config))
     steps = trainer.world.all_gather(-1 if checkpoint is None else checkpoint.state.get("step", 0))
@@ -196,29 +194,27 @@ def begin(
     if checkpoint is None:
         trainer.save()
     else:
-        resume(trainer, checkpoint)
+        _restore(trainer, checkpoint)
         if trainer.world.is_main:
-            _truncate_metrics(trainer.run_folder / METRICS_FILE, TrainState.of(checkpoint.state))
+            _truncate_metrics(trainer.run_folder / METRICS_FILE, TrainState.from_dict(checkpoint.state))
         say(f"going on from step {trainer.state.step}")
         if trainer.state.best != checkpoint.state.get("best"):
             say("there is no best/: the best is chosen anew")
     trainer.signals.training_started = True
 
 
-def resume(trainer: Trainer, checkpoint: Checkpoint) -> None:
-    """Put the checkpoint's state into the trainer. Raises: StorageError: it does not fit."""
-    where, hint = str(trainer.run_folder), "start anew with `fresh`"
-    shapes = {name: parameter.shape for name, parameter in trainer.model.named_parameters()}
-    for full_name, tensor in checkpoint.optimizer.items():
-        name = full_name.partition("/")[2]
-        if name not in shapes or tensor.shape not in (shapes[name], ()):  # (): a count of updates
-            what = f"not the optimizer of this model: {full_name:.60}"
-            raise StorageError(what, where=where, hint=hint)
+def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Restore the trainer from the checkpoint.
+
+    Raises:
+        StorageError: If the checkpoint is of another model or of an incompatible version.
+    """
+    where = str(trainer.run_folder)
     try:
-        trainer.resume(checkpoint, where)
+        trainer.restore(checkpoint, where)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = "the checkpoint's state does not fit this version of mtkit"
-        raise StorageError(what, where=where, hint=hint) from error
+        what = "the checkpoint's state is not compatible with this version of mtkit"
+        raise StorageError(what, where=where, hint="start anew with `fresh`") from error
 
 
 def _truncate_metrics(path: Path, state: TrainState) -> None:

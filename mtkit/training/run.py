@@ -13,15 +13,15 @@ from mtkit.config.sections import Config
 from mtkit.files import FolderLock, write_text
 from mtkit.formatting import format_duration
 from mtkit.training.averaging import average_last
+from mtkit.training.build import build_trainer, describe
 from mtkit.training.distributed import World, init_distributed
-from mtkit.training.inputs import Inputs, configure_process, describe, open_splits, prepare
+from mtkit.training.inputs import configure_process, load_inputs, open_splits
 from mtkit.training.ownership import check_ownership, claim_outputs, remove_outputs
 from mtkit.training.progress import Progress
 from mtkit.training.results import TrainResult, score_tests, write_results
-from mtkit.training.resume import begin, find_resumable
+from mtkit.training.resume import find_resumable, start_or_resume
 from mtkit.training.signals import Signals
 from mtkit.training.trainer import Trainer
-from mtkit.training.validation import Validator
 
 
 def train(config: Config, *, fresh: bool = False, console: Console | None = None) -> TrainResult:
@@ -46,8 +46,8 @@ def train(config: Config, *, fresh: bool = False, console: Console | None = None
         stack.enter_context(signals.installed())
         world = stack.enter_context(init_distributed(device, compiles=config.training.compile))
         signals.is_distributed = world.is_distributed
-        trainer, inputs = _build_trainer(config, console, signals, world, stack, fresh=fresh)
-        config = trainer.config
+        trainer = _open_run(config, console, signals, world, stack, fresh=fresh)
+        config, inputs = trainer.config, trainer.inputs
         reason = trainer.train()
         signals.is_distributed = False  # from here on each is alone
         state, progress = trainer.state, trainer.progress
@@ -65,7 +65,7 @@ def train(config: Config, *, fresh: bool = False, console: Console | None = None
         return result
 
 
-def _build_trainer(
+def _open_run(
     config: Config,
     console: Console,
     signals: Signals,
@@ -73,7 +73,7 @@ def _build_trainer(
     stack: ExitStack,
     *,
     fresh: bool,
-) -> tuple[Trainer, Inputs]:
+) -> Trainer:
     """A trainer that stands where the run stands. The main process makes what the others then find on the disk.
 
     Args:
@@ -92,11 +92,10 @@ def _build_trainer(
         progress = Progress(run, console, config.training.tensorboard, writes_metrics=world.is_main)
         stack.enter_context(progress)
         config, checkpoint = find_resumable(config, progress.say)
-        known = checkpoint is not None or not world.is_main
-        inputs = prepare(config, run, resumed=known, say=progress.say)
+        has_tokenizers = checkpoint is not None or not world.is_main
+        inputs = load_inputs(config, run, has_tokenizers=has_tokenizers, say=progress.say)
     world.barrier()  # another machine may have had a corpus of its own to encode
-    validator = None if inputs.valid is None else Validator(inputs.valid, inputs.tokenizers, config)
-    trainer = Trainer(config, inputs.corpus, inputs.tokenizers, validator, progress, signals, world)
+    trainer = build_trainer(config, inputs, progress, signals, world)
     describe(trainer, progress.say)
-    begin(trainer, inputs, checkpoint, progress.say)
-    return trainer, inputs
+    start_or_resume(trainer, checkpoint, progress.say)
+    return trainer

@@ -1,4 +1,4 @@
-"""Loss and real translations of the validation pairs, without touching the state of training."""
+"""Validation: loss and scores of translations on the validation pairs. It does not change the state of training."""
 
 from __future__ import annotations
 
@@ -21,43 +21,55 @@ from mtkit.device import out_of_memory_errors
 from mtkit.errors import DataError
 from mtkit.evaluation import metrics
 from mtkit.evaluation.metrics import Score
+from mtkit.model.build import make_model
 from mtkit.model.transformer import Transformer
 from mtkit.training.distributed import SINGLE_PROCESS, World
 from mtkit.training.loss import batch_loss
+from mtkit.training.parallel import is_sharded, unshard
 from mtkit.translation.translator import Translator
 
 _LOSS_TOKENS = 4096
-"""Size of a batch of which the loss is taken; larger ones are no faster, and might not fit."""
+"""Most tokens in a batch of the loss; larger batches are no faster, and might not fit in memory."""
 
 _LOSS_DECIMALS, _SCORE_DECIMALS = 4, 2
-"""With which numbers are shown, and compared."""
+"""Decimals with which losses and scores are shown and compared."""
 
 
 def special_ids(tokenizers: Tokenizers) -> SpecialIds:
-    """The ids that frame sentences of these tokenizers."""
+    """Return the ids that frame and pad sentences of these tokenizers."""
     src, tgt = tokenizers.src, tokenizers.tgt
     return SpecialIds(src.pad, src.eos, tgt.pad, tgt.bos, tgt.eos)
 
 
 @dataclass(frozen=True)
 class TextCorpus:
-    """Validation pairs: their text for the metrics, their ids for the loss."""
+    """Validation pairs: text for the metrics, ids for the loss.
+
+    Attributes:
+        srcs: source sentences.
+        tgts: target sentences.
+        src_ids: token ids of each source.
+        tgt_ids: token ids of each target.
+        sets: pairs of each validation set, by its name.
+    """
 
     srcs: list[str]
     tgts: list[str]
     src_ids: list[Ids]
     tgt_ids: list[Ids]
     sets: Mapping[str, range]
-    """Which pairs each validation set has, by its name."""
 
     @classmethod
-    def of(
+    def from_text(
         cls, srcs: list[str], tgts: list[str], tokenizers: Tokenizers, sizes: Mapping[str, int] | None = None
     ) -> TextCorpus:
         """Tokenize pairs.
 
         Args:
-            sizes: pairs of each validation set by its name, in their order; by default there is one.
+            srcs: source sentences.
+            tgts: target sentences.
+            tokenizers: tokenizers of the model.
+            sizes: number of pairs of each validation set, by its name, in order; by default one set has all.
         """
         sizes = {"valid": len(srcs)} if sizes is None else sizes
         ends = accumulate(sizes.values())
@@ -66,64 +78,70 @@ class TextCorpus:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the text."""
+        """Hash of the text."""
         return hashlib.sha256(json.dumps([self.srcs, self.tgts]).encode()).hexdigest()
 
     @cached_property
     def src_lengths(self) -> Ids:
-        """Pieces of each source."""
+        """Number of tokens of each source."""
         return np.array(list(map(len, self.src_ids)), dtype=np.int32)
 
     @cached_property
     def tgt_lengths(self) -> Ids:
-        """Pieces of each target."""
+        """Number of tokens of each target."""
         return np.array(list(map(len, self.tgt_ids)), dtype=np.int32)
 
     def src(self, index: int) -> Ids:
-        """Source ids of a pair."""
+        """Return the source ids of a pair."""
         return self.src_ids[index]
 
     def tgt(self, index: int) -> Ids:
-        """Target ids of a pair."""
+        """Return the target ids of a pair."""
         return self.tgt_ids[index]
 
 
-def fingerprint_of(valid: TextCorpus | None) -> str:
-    """That of validation pairs; without any, the empty one."""
+def validation_fingerprint(valid: TextCorpus | None) -> str:
+    """Return the fingerprint of the validation pairs, empty if there are none."""
     return "" if valid is None else valid.fingerprint
 
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """What a validation found. `loss` is the mean negative log-likelihood in nats for each target piece."""
+    """Result of a validation.
+
+    Attributes:
+        loss: mean negative log-likelihood per target token, in nats.
+        scores: score of each metric.
+        hyps: hypotheses.
+        sets: result of each validation set, if there are several.
+    """
 
     loss: float
     scores: dict[str, Score]
     hyps: list[str]
     sets: Mapping[str, ValidationResult] = field(default_factory=dict)
-    """What was found for each set, if there are several."""
 
     @property
     def perplexity(self) -> float:
-        """exp(loss); infinite where that does not fit a float."""
+        """exp(loss), infinite if that overflows a float."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
-    def standing(self, name: str) -> Standing:
-        """By the loss, the perplexity, or the score of a metric."""
-        return Standing(self.as_dict()[name], self.loss)
+    def selection_score(self, name: str) -> SelectionScore:
+        """Return what the best checkpoint is selected by: the loss, the perplexity or the score of a metric."""
+        return SelectionScore(self.as_dict()[name], self.loss)
 
     def line(self) -> str:
-        """In words."""
+        """Return the result as a line of text."""
         parts = [f"loss {self.loss:.{_LOSS_DECIMALS}f}", f"perplexity {self.perplexity:.2f}"]
         parts += [f"{score.name} {score.value:.{_SCORE_DECIMALS}f}" for score in self.scores.values()]
         return "  ".join(parts)
 
     def set_lines(self) -> list[str]:
-        """Each of several sets in words."""
+        """Return the result of each set as a line of text, if there are several."""
         return [f"    {name}: {result.line()}" for name, result in self.sets.items()]
 
     def as_dict(self) -> dict[str, float]:
-        """For metrics.jsonl; the numbers of a set have its name and a slash before theirs."""
+        """Return the fields for metrics.jsonl; those of a set are prefixed by its name and a slash."""
         numbers = {"loss": self.loss, "perplexity": self.perplexity}
         numbers |= {name: score.value for name, score in self.scores.items()}
         for name, result in self.sets.items():
@@ -131,33 +149,51 @@ class ValidationResult:
         return numbers
 
 
-class Standing(NamedTuple):
-    """What validations are ranked by."""
+class SelectionScore(NamedTuple):
+    """What the best checkpoint is selected by.
 
-    number: float
-    """What `validation.best` names."""
+    Attributes:
+        value: value of the metric that `validation.best` names.
+        loss: validation loss, which decides between equal values; None if it is not known.
+    """
+
+    value: float
     loss: float | None
-    """Decides between equal scores; None where it is not known."""
 
 
-def is_better(name: str, new: Standing, old: Standing | None) -> bool:
-    """Whether a validation is better than another: by the number of that name, and at equal scores by the loss.
+def is_better(name: str, new: SelectionScore, old: SelectionScore | None) -> bool:
+    """Return whether a validation is better than another in the named metric, or has a lower loss at the same score.
 
-    Scores are equal, and so are then losses, if they are shown alike, with two and four decimals: while BLEU is 0.00
-    the loss tells whether the model learns, and the last digits of neither do. A number that is none is never better.
+    Scores and losses are compared as they are shown, with two and four decimals. While BLEU is 0.00, the loss tells
+    whether the model learns; digits beyond those tell nothing. NaN is never better.
     """
     if old is None:
-        return not math.isnan(new.number)
+        return not math.isnan(new.value)
     if name in ("loss", "perplexity"):
-        return new.number < old.number
-    score, best = round(new.number, _SCORE_DECIMALS), round(old.number, _SCORE_DECIMALS)
+        return new.value < old.value
+    score, best = round(new.value, _SCORE_DECIMALS), round(old.value, _SCORE_DECIMALS)
     if score != best or new.loss is None or old.loss is None:
         return metrics.is_better(name, score, best)
     return round(new.loss, _LOSS_DECIMALS) < round(old.loss, _LOSS_DECIMALS)
 
 
 class Validator:
-    """Validates a model on the same pairs again and again."""
+    """Validates a model on the same pairs each time.
+
+    Args:
+        corpus: the validation pairs.
+        tokenizers: tokenizers of the model.
+        config: config of the run.
+
+    Raises:
+        DataError: If every pair is longer than `data.max_length`.
+
+    Attributes:
+        num_left_out: pairs longer than `data.max_length`, which might not fit in memory. They are translated, in
+            segments, but not in the loss.
+        batches: number of the validation set and pairs of each batch of the loss.
+        translated: pairs of each validation set that are translated.
+    """
 
     def __init__(self, corpus: TextCorpus, tokenizers: Tokenizers, config: Config) -> None:
         self.corpus, self.tokenizers, self.config = corpus, tokenizers, config
@@ -166,7 +202,6 @@ class Validator:
         order = np.argsort(sizes, kind="stable")
         order = order[sizes[order] <= config.data.max_length + 1]
         self.num_left_out = len(sizes) - len(order)
-        """Pairs longer than `data.max_length`: not in the loss, for they might not fit; translated in parts."""
         if not len(order):
             raise DataError("every pair is longer than data.max_length", where="data.valid", hint="raise it")
         budget = min(config.training.batch_token_budget, _LOSS_TOKENS)
@@ -175,44 +210,53 @@ class Validator:
             for number, pairs in enumerate(corpus.sets.values())
             for batch in split_by_tokens(sizes, order[(pairs.start <= order) & (order < pairs.stop)], budget)
         ]
-        """The number of a set and pairs of it."""
-        most = config.validation.max_sentences
-        self.translated = {name: pairs[:most] for name, pairs in corpus.sets.items()}
-        """The pairs of each set that are translated."""
+        max_sentences = config.validation.max_sentences
+        self.translated = {name: pairs[:max_sentences] for name, pairs in corpus.sets.items()}
 
     @property
     def translated_pairs(self) -> list[tuple[str, str]]:
-        """The pairs that are translated, source first."""
+        """Source and target of the pairs that are translated."""
         chosen = chain.from_iterable(self.translated.values())
         return [(self.corpus.srcs[i], self.corpus.tgts[i]) for i in chosen]
 
     def validate(self, model: Transformer, world: World = SINGLE_PROCESS) -> ValidationResult:
-        """Loss of all pairs, and the scores of real translations. The model is left in evaluation mode.
+        """Compute the loss of all pairs, translate, and score the translations. Leaves the model in evaluation mode.
 
-        Several processes share the work, and each has the whole result.
+        Args:
+            model: the model, sharded or not.
+            world: the processes, which share the work; each returns the whole result.
         """
+        model = self._full_model(model)
         model.eval()
-        loss, of_sets = self.loss(model, world)
+        loss, set_losses = self.loss(model, world)
         hyps: list[str] = []
         if self.config.validation.metrics:
             translator = Translator(
                 model, self.tokenizers, self.config.validation_decoding, self.config.data.max_length
             )
             srcs = [src for src, _ in self.translated_pairs]
-            own = [translation.text for translation in translator.translate(world.shard(srcs))]
-            hyps = interleave(world.all_gather(own))
+            hyps = [translation.text for translation in translator.translate(world.shard(srcs))]
+            hyps = interleave(world.all_gather(hyps))
         refs = [tgt for _, tgt in self.translated_pairs]
-        if len(of_sets) == 1:
+        if len(set_losses) == 1:
             return ValidationResult(loss, self.scores(hyps, refs), hyps)
         sets, start = {}, 0
-        for (name, pairs), own_loss in zip(self.translated.items(), of_sets, strict=True):
-            part = slice(start, start + len(pairs))
-            sets[name] = ValidationResult(own_loss, self.scores(hyps[part], refs[part]), hyps[part])
-            start = part.stop
+        for (name, pairs), set_loss in zip(self.translated.items(), set_losses, strict=True):
+            rows = slice(start, start + len(pairs))
+            sets[name] = ValidationResult(set_loss, self.scores(hyps[rows], refs[rows]), hyps[rows])
+            start = rows.stop
         return ValidationResult(loss, self.scores(hyps, refs), hyps, sets)
 
+    def _full_model(self, model: Transformer) -> Transformer:
+        """Return the model, or a full copy of it if it is sharded."""
+        if not is_sharded(model.parameters()):
+            return model
+        with torch.device("meta"):
+            empty = make_model(self.config.model, self.tokenizers, model.compute_dtype)
+        return unshard(model, empty, next(model.parameters()).device)
+
     def scores(self, hyps: list[str], refs: list[str]) -> dict[str, Score]:
-        """The scores of translations under the metrics of validation."""
+        """Return the scores of translations with `validation.metrics`, by metric."""
         validation = self.config.validation
         if not validation.metrics:
             return {}
@@ -222,9 +266,9 @@ class Validator:
 
     @torch.inference_mode()
     def loss(self, model: Transformer, world: World = SINGLE_PROCESS) -> tuple[float, list[float]]:
-        """Mean negative log-likelihood, in nats for each real target piece, of all pairs and of those of each set.
+        """Return the mean negative log-likelihood per real target token, in nats, of all pairs and of each set.
 
-        That of a set without any pair short enough is not a number.
+        The loss of a set without any pair that is short enough is NaN.
         """
         num_sets = len(self.corpus.sets)
         nlls, counts = [0.0] * num_sets, [0.0] * num_sets
@@ -235,11 +279,11 @@ class Validator:
             counts[number] += batch.num_targets
         sums = world.all_reduce([*nlls, *counts])
         nlls, counts = sums[:num_sets], sums[num_sets:]
-        each = [nll / count if count else math.nan for nll, count in zip(nlls, counts, strict=True)]
-        return sum(nlls) / sum(counts), each
+        set_losses = [nll / count if count else math.nan for nll, count in zip(nlls, counts, strict=True)]
+        return sum(nlls) / sum(counts), set_losses
 
 
-def interleave(shares: list[list[str]]) -> list[str]:
-    """What `World.share` dealt out, in the order it had: [a, c], [b] to a, b, c."""
-    rounds = zip_longest(*shares)
+def interleave(shards: list[list[str]]) -> list[str]:
+    """Undo `World.shard`: interleave the shards of all processes, [a, c] and [b] to [a, b, c]."""
+    rounds = zip_longest(*shards)
     return [item for one_round in rounds for item in one_round if item is not None]

@@ -12,7 +12,7 @@ import torch
 import mtkit
 from mtkit.data.batching import Batch, make_batch
 from mtkit.errors import StorageError
-from mtkit.training import trainer as trainer_module
+from mtkit.training import updates
 from mtkit.training.loss import TensorBatch
 from mtkit.training.trainer import Trainer
 from tests import tiny
@@ -38,10 +38,10 @@ def test_a_thread_makes_every_batch_of_the_loop(config: Path, monkeypatch: pytes
         return batch
 
     def train_step(self: Trainer, update: Any) -> None:
-        run.extend(indices.tolist() for _, _, indices in update)
+        run.extend(indices.tolist() for indices in update.batches)
         step(self, update)
 
-    monkeypatch.setattr(trainer_module, "make_batch", make)
+    monkeypatch.setattr(updates, "make_batch", make)
     monkeypatch.setattr(Trainer, "train_step", train_step)
     result = mtkit.train(mtkit.load_config(config, OPTIONS))
     assert result.step > 5
@@ -62,7 +62,7 @@ def test_what_the_thread_meets_is_raised_where_its_batch_is_due(
             raise StorageError("the disk is gone")
         return make_batch(*arguments)
 
-    monkeypatch.setattr(trainer_module, "make_batch", make)
+    monkeypatch.setattr(updates, "make_batch", make)
     with pytest.raises(StorageError, match="the disk is gone"):
         mtkit.train(mtkit.load_config(config, OPTIONS))
     steps = [line["step"] for line in tiny.records(config.parent / "run", "train")]

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from mtkit.errors import TrainingError
 from mtkit.training.progress import Progress
 from mtkit.training.state import SpikeDetector
 from mtkit.training.trainer import Trainer
+from mtkit.training.updates import Update, UpdateLoader
 
 OPTIONS = ["training.save_every_steps=5", "training.max_steps=20", "training.on_divergence=rollback",
            "validation.every_steps=10", "training.keep_last=100", "data.test=[]"]  # fmt: skip
@@ -31,36 +31,29 @@ RARE = [
 
 def spoil(monkeypatch: pytest.MonkeyPatch, spoiled: Callable[[int, int], bool], value: float) -> None:
     """Change the loss and the gradient of the updates with these (epoch, batch)."""
-    original = Trainer._gradients
-    step = Trainer.train_step
-    now: list[tuple[int, int]] = []
+    original = Trainer._forward_backward
 
-    def train_step(self: Trainer, update: Any) -> None:
-        now[:] = [(epoch, number) for epoch, number, _ in update]
-        step(self, update)
-
-    def gradients(self: Trainer, batches: Any, num_targets: int) -> list[float]:
-        sums = original(self, batches, num_targets)
-        if not any(spoiled(*place) for place in now):
+    def forward_backward(self: Trainer, update: Update, num_targets: int) -> list[float]:
+        sums = original(self, update, num_targets)
+        if not spoiled(update.epoch, update.last_batch):
             return sums
         for parameter in self.model.parameters():
             assert parameter.grad is not None
             parameter.grad.fill_(value)
         return [value * num_targets, value * num_targets]
 
-    monkeypatch.setattr(Trainer, "train_step", train_step)
-    monkeypatch.setattr(Trainer, "_gradients", gradients)
+    monkeypatch.setattr(Trainer, "_forward_backward", forward_backward)
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, *poisonous: int) -> None:
     """Make the loss of every update that contains one of these pairs NaN."""
-    original = Trainer._gradients
+    original = Trainer._forward_backward
 
-    def gradients(self: Trainer, batches: Any, num_targets: int) -> list[float]:
-        sums = original(self, batches, num_targets)
-        return [math.nan, math.nan] if np.isin(np.concatenate(batches), poisonous).any() else sums
+    def forward_backward(self: Trainer, update: Update, num_targets: int) -> list[float]:
+        sums = original(self, update, num_targets)
+        return [math.nan, math.nan] if np.isin(update.pairs(), poisonous).any() else sums
 
-    monkeypatch.setattr(Trainer, "_gradients", gradients)
+    monkeypatch.setattr(Trainer, "_forward_backward", forward_backward)
 
 
 def test_pairs_at_which_it_diverged_are_met_once(
@@ -68,13 +61,13 @@ def test_pairs_at_which_it_diverged_are_met_once(
 ) -> None:
     poison(monkeypatch, 17)
     seen: list[int] = []
-    original = Trainer._num_targets
+    original = UpdateLoader.num_targets
 
-    def num_targets(self: Trainer, batches: Any) -> int:
-        seen.extend(np.concatenate(batches).tolist())
-        return original(self, batches)
+    def num_targets(self: UpdateLoader, update: Update) -> int:
+        seen.extend(update.pairs())
+        return original(self, update)
 
-    monkeypatch.setattr(Trainer, "_num_targets", num_targets)
+    monkeypatch.setattr(UpdateLoader, "num_targets", num_targets)
     result = mtkit.train(
         mtkit.load_config(config, [*OPTIONS, *RARE, "training.max_steps=null", "training.max_epochs=2"])
     )
@@ -128,7 +121,7 @@ def test_a_run_that_is_killed_behind_a_rollback_goes_on_the_same(
         config = mtkit.load_config(path, [*OPTIONS, *RARE, "training.max_steps=45"])
         if name == "killed":
             with monkeypatch.context() as patch:
-                patch.setattr(Progress, "rolled_back", killed)
+                patch.setattr(Progress, "log_rollback", killed)
                 with pytest.raises(Killed):
                     mtkit.train(config)
         mtkit.train(config)
@@ -168,7 +161,7 @@ def test_a_run_that_went_back_can_be_stopped_and_goes_on_the_same(
 def test_a_jump_of_the_loss_takes_the_run_back(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SpikeDetector, "UPDATES_TO_KNOW", 8)
+    monkeypatch.setattr(SpikeDetector, "WARM_UP_UPDATES", 8)
     spoil(monkeypatch, lambda epoch, number: (epoch, number) == (0, 12), 300.0)
     mtkit.train(mtkit.load_config(config, OPTIONS))
     (line,) = tiny.records(tmp_path / "run", "rollback")

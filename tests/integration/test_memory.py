@@ -66,7 +66,7 @@ def test_slices_change_nothing_but_rounding(
 ) -> None:
     still = ["model.dropout=0.0", "model.attention_dropout=0.0"]
     train(two[0], "training.batch_tokens=400", *still)
-    monkeypatch.setattr("mtkit.training.trainer.find_num_micro_batches", lambda trainer: 4)
+    monkeypatch.setattr("mtkit.training.trainer.find_num_micro_batches", lambda *_: 4)
     train(two[1], "training.batch_tokens=auto", "training.update_tokens=400", *still)
     for mine, theirs in zip(tiny.losses(tmp_path / "a"), tiny.losses(tmp_path / "b"), strict=True):
         assert mine["step"] == theirs["step"]
@@ -80,7 +80,7 @@ def test_auto_takes_one_slice_where_memory_is_plenty_and_more_where_it_is_not(
     original = memory.find_num_micro_batches
     monkeypatch.setattr(
         "mtkit.training.trainer.find_num_micro_batches",
-        lambda trainer: found.append(original(trainer)) or found[-1],
+        lambda *arguments: found.append(original(*arguments)) or found[-1],
     )
     auto = ["training.batch_tokens=auto", "training.update_tokens=1500", "training.max_steps=2"]
     train(config, *auto)

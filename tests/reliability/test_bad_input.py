@@ -675,7 +675,9 @@ def test_weights_of_another_model(model: Path) -> None:
     path = model / "best/config.yaml"
     path.write_text(path.read_text().replace("  encoder_layers: 1\n", "  encoder_layers: 2\n"))
     rewrite_manifest(model / "best")
-    fails(STORAGE, "not the weights of this model: encoder.1.", arguments=["translate", model], stdin="a\n")
+    fails(
+        STORAGE, "the weights do not match the model: encoder.1.", arguments=["translate", model], stdin="a\n"
+    )
     assert len(load_tensors(model / "best/model.safetensors")) > 0
 
 

@@ -527,7 +527,7 @@ def test_a_later_format_is_refused_with_its_version(copied: list[str], tmp_path:
     rewrite(tiny.checkpoint(run, 12), lambda text: text, lambda state: state | later)
     code, _, err = tiny.mtkit(*copied)
     assert code == 5
-    assert "of another version of mtkit: written by mtkit 7.0, in a later format" in tiny.one_line(err)
+    assert "of another version of mtkit: written by mtkit 7.0, in a newer format" in tiny.one_line(err)
 
 
 # --- another config, another corpus -------------------------------------------------------------------------------

@@ -21,9 +21,11 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 import mtkit
 from mtkit.benchmark.train import synthetic_inputs
 from mtkit.checkpoint import load_checkpoint
+from mtkit.model.build import make_model
+from mtkit.training.build import build_trainer
 from mtkit.training.distributed import SINGLE_PROCESS, World
+from mtkit.training.parallel import unshard
 from mtkit.training.progress import Progress
-from mtkit.training.signals import Signals
 from mtkit.training.trainer import Trainer
 
 SIZE = 4
@@ -50,9 +52,8 @@ def trainer_of(folder: Path, world: World = SINGLE_PROCESS) -> Trainer:
     """Return a trainer of random pairs whose optimizer has made an update."""
     path = tiny.write_config(folder / "config.yaml", run=folder / "run", root=folder)
     config = mtkit.load_config(path, OPTIONS)
-    tokenizers, corpus = synthetic_inputs(config)
     progress = Progress(folder / "run", Console(quiet=True), writes_metrics=False)
-    return Trainer(config, corpus, tokenizers, None, progress, Signals(), world)
+    return build_trainer(config, synthetic_inputs(config), progress, world=world)
 
 
 def step(trainer: Trainer) -> None:
@@ -88,14 +89,16 @@ def test_no_process_holds_more_than_its_share_and_a_layer(tmp_path: Path, world:
     on_host = whole if world.is_main else 0  # the first weights, on the CPU whatever the device
     assert most < on_host + 2 * share + 2 * layer
 
-    checkpoint, most = most_bytes(trainer._checkpoint)
+    checkpoint, most = most_bytes(lambda: trainer.checkpointer.checkpoint(trainer.state))
     on_host = 4 * whole if world.is_main else 0  # the checkpoint: weights, their average, two moments
     assert most < on_host + 4 * largest
     assert bool(checkpoint.weights) == bool(checkpoint.optimizer) == world.is_main
 
-    _, most = most_bytes(trainer._whole_model)
+    with torch.device("meta"):
+        empty = make_model(trainer.config.model, trainer.inputs.tokenizers, trainer.dtype)
+    _, most = most_bytes(lambda: unshard(trainer.model, empty, trainer.device))
     assert most < whole / 2 + 8 * largest  # layers in bf16
 
     saved = load_checkpoint(tiny.checkpoint(tmp_path / "run", 0), with_optimizer=True)
-    _, most = most_bytes(lambda: trainer.resume(saved, "here"))
+    _, most = most_bytes(lambda: trainer.restore(saved, "here"))
     assert most < 3 * share + 4 * largest  # an average and two moments anew

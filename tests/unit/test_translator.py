@@ -764,7 +764,7 @@ def test_weights_of_another_model_are_refused() -> None:
     model = make_model(tiny_config(), tokenizers())
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     deeper = make_model(tiny_config(encoder_layers=3), tokenizers())
-    with pytest.raises(StorageError, match=r"not the weights of this model: encoder\.2"):
+    with pytest.raises(StorageError, match=r"the weights do not match the model: encoder\.2"):
         copy_weights(deeper, weights, "here")
     wider = make_model(tiny_config(d_ff=8), tokenizers())
     with pytest.raises(StorageError, match="has the shape"):

@@ -16,7 +16,7 @@ from mtkit.data.readers import Pair
 from mtkit.data.tokenizer import Tokenizers, make_tokenizers
 from mtkit.model.build import make_model
 from mtkit.model.transformer import Transformer
-from mtkit.training.validation import Standing, TextCorpus, ValidationResult, Validator, is_better
+from mtkit.training.validation import SelectionScore, TextCorpus, ValidationResult, Validator, is_better
 from mtkit.translation.translator import Translator
 from tests import tiny
 
@@ -53,7 +53,7 @@ def validator(config: Config, *sets: list[tuple[str, str]]) -> Validator:
     """Return a validator of these validation sets, called a, b ..."""
     srcs, tgts = map(list, zip(*chain.from_iterable(sets), strict=True))
     sizes = {name: len(pairs) for name, pairs in zip("abcdef", sets, strict=False)}
-    return Validator(TextCorpus.of(srcs, tgts, tokenizers(), sizes), tokenizers(), config)
+    return Validator(TextCorpus.from_text(srcs, tgts, tokenizers(), sizes), tokenizers(), config)
 
 
 def validate(config: Config, *sets: list[tuple[str, str]]) -> ValidationResult:
@@ -120,7 +120,7 @@ def test_each_of_several_sets_is_measured_and_all_together() -> None:
         for key, number in alone.as_dict().items():
             assert together.as_dict()[f"{name}/{key}"] == number
     assert together.set_lines()[1] == f"    b: {together.sets['b'].line()}"
-    assert together.standing("bleu") == (together.scores["bleu"].value, together.loss)
+    assert together.selection_score("bleu") == (together.scores["bleu"].value, together.loss)
 
 
 def test_the_first_sentences_of_each_set_are_translated() -> None:
@@ -143,29 +143,34 @@ def test_a_set_of_long_pairs_alone_has_no_loss() -> None:
 
 # --- which is better ----------------------------------------------------------------------------------------------
 
-NO_LOSS = Standing(3.0, None)
+NO_LOSS = SelectionScore(3.0, None)
 
 
 @pytest.mark.parametrize(
     ("name", "new", "old", "better"),
     [
-        ("bleu", Standing(0.0, 5.0), None, True),
-        ("bleu", Standing(math.nan, 5.0), None, False),
-        ("bleu", Standing(0.001, 5.0), Standing(0.004, 5.1), True),  # both are shown as 0.00
-        ("bleu", Standing(0.004, 5.1), Standing(0.001, 5.0), False),
-        ("bleu", Standing(0.0, 5.00001), Standing(0.0, 5.00002), False),  # and both losses as 5.0000
-        ("bleu", Standing(0.02, 9.0), Standing(0.01, 5.0), True),
-        ("ter", Standing(50.0, 2.0), Standing(50.0, 2.5), True),
-        ("ter", Standing(51.0, 2.0), Standing(50.0, 2.5), False),
-        ("chrf", Standing(3.0, 1.0), NO_LOSS, False),  # a run of before its loss was kept
-        ("chrf", Standing(3.5, 1.0), NO_LOSS, True),
-        ("chrf", Standing(3.0, math.nan), Standing(3.0, 1.0), False),
-        ("chrf", Standing(math.nan, 0.1), Standing(3.0, 1.0), False),
-        ("loss", Standing(1.00001, 1.00001), Standing(1.00002, 1.00002), True),
-        ("perplexity", Standing(2.0, 0.7), Standing(2.0, 0.7), False),
+        ("bleu", SelectionScore(0.0, 5.0), None, True),
+        ("bleu", SelectionScore(math.nan, 5.0), None, False),
+        ("bleu", SelectionScore(0.001, 5.0), SelectionScore(0.004, 5.1), True),  # both are shown as 0.00
+        ("bleu", SelectionScore(0.004, 5.1), SelectionScore(0.001, 5.0), False),
+        (
+            "bleu",
+            SelectionScore(0.0, 5.00001),
+            SelectionScore(0.0, 5.00002),
+            False,
+        ),  # and both losses as 5.0000
+        ("bleu", SelectionScore(0.02, 9.0), SelectionScore(0.01, 5.0), True),
+        ("ter", SelectionScore(50.0, 2.0), SelectionScore(50.0, 2.5), True),
+        ("ter", SelectionScore(51.0, 2.0), SelectionScore(50.0, 2.5), False),
+        ("chrf", SelectionScore(3.0, 1.0), NO_LOSS, False),  # a run of before its loss was kept
+        ("chrf", SelectionScore(3.5, 1.0), NO_LOSS, True),
+        ("chrf", SelectionScore(3.0, math.nan), SelectionScore(3.0, 1.0), False),
+        ("chrf", SelectionScore(math.nan, 0.1), SelectionScore(3.0, 1.0), False),
+        ("loss", SelectionScore(1.00001, 1.00001), SelectionScore(1.00002, 1.00002), True),
+        ("perplexity", SelectionScore(2.0, 0.7), SelectionScore(2.0, 0.7), False),
     ],
 )
 def test_which_of_two_validations_is_better(
-    name: str, new: Standing, old: Standing | None, better: bool
+    name: str, new: SelectionScore, old: SelectionScore | None, better: bool
 ) -> None:
     assert is_better(name, new, old) is better

@@ -1,0 +1,113 @@
+"""Building a Trainer: model, loss, optimizer, EMA and data loading from a config and its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from mtkit.config.sections import Config
+from mtkit.device import choose_device, choose_dtype, dtype_name
+from mtkit.evaluation import metrics
+from mtkit.model.build import make_model
+from mtkit.training.distributed import SINGLE_PROCESS, World, peer_failure_errors
+from mtkit.training.inputs import Inputs
+from mtkit.training.optimizer import ExponentialMovingAverage, make_optimizer
+from mtkit.training.parallel import Objective, Stage, apply_ddp, apply_fsdp, untimed
+from mtkit.training.progress import Progress
+from mtkit.training.results import TEST_METRICS
+from mtkit.training.schedule import low_peak_warning
+from mtkit.training.signals import Signals
+from mtkit.training.trainer import Trainer
+from mtkit.training.updates import UpdateLoader
+from mtkit.training.validation import Validator, special_ids
+
+
+def build_trainer(
+    config: Config,
+    inputs: Inputs,
+    progress: Progress,
+    signals: Signals | None = None,
+    world: World = SINGLE_PROCESS,
+    stage: Stage = untimed,
+) -> Trainer:
+    """Return a trainer with initial weights, at step 0.
+
+    Args:
+        config: config of the run.
+        inputs: tokenizers, and encoded training and validation pairs.
+        progress: shows and records what happens.
+        signals: handlers of signals; by default none are installed.
+        world: the processes that train the model, all of which must call this.
+        stage: times the stages of an update.
+    """
+    training, signals = config.training, signals or Signals()
+    device = choose_device(training.device, local_rank=world.local_rank)
+    dtype = choose_dtype(training.precision, device)
+    is_sharded = training.parallel == "fsdp" and world.is_distributed
+
+    torch.manual_seed(config.seed)
+    with torch.device("meta" if is_sharded else "cpu"):
+        model = make_model(config.model, inputs.tokenizers, dtype)
+    if not is_sharded:
+        model = model.to(device)
+    model.recompute = training.activation_checkpointing
+    if training.compile:
+        model.compile(dynamic=True)
+
+    objective = Objective(model, training.label_smoothing, stage)
+    with peer_failure_errors():
+        if is_sharded:
+            initial = make_model(config.model, inputs.tokenizers, dtype) if world.is_main else None
+            world.barrier()  # a large model takes the main process longer than a collective may
+            apply_fsdp(objective, initial, world, device, dtype)
+            wrapped: torch.nn.Module = objective
+        else:
+            wrapped = apply_ddp(objective, world)
+
+    return Trainer(
+        config,
+        inputs,
+        model=model,
+        objective=wrapped,
+        optimizer=make_optimizer(model, training),
+        ema=None if training.ema_decay is None else ExponentialMovingAverage(model, training.ema_decay),
+        loader=UpdateLoader(
+            inputs.corpus, special_ids(inputs.tokenizers), training, config.seed, world, device
+        ),
+        validator=None if inputs.valid is None else Validator(inputs.valid, inputs.tokenizers, config),
+        progress=progress,
+        signals=signals,
+        world=world,
+        stage=stage,
+    )
+
+
+def describe(trainer: Trainer, say: Callable[[str], None]) -> None:
+    """Say what will be trained, and on what.
+
+    Args:
+        trainer: trainer of the run.
+        say: shows a line.
+    """
+    config, inputs, order = trainer.config, trainer.inputs, trainer.loader.order
+    src, tgt = inputs.tokenizers.src, inputs.tokenizers.tgt
+    say(f"data       {inputs.corpus.counts.summary()}")
+    sizes = " and ".join(f"{tokenizer.num_pieces:,}" for tokenizer in dict.fromkeys([src, tgt]))
+    is_trained = config.tokenizer.model is None and config.tokenizer.src_model is None
+    is_small = is_trained and max(src.num_pieces, tgt.num_pieces) < config.tokenizer.vocab_size
+    reason = f": the corpus gives no {config.tokenizer.vocab_size:,}" if is_small else ""
+    say(f"tokenizer  {sizes} pieces{reason}")
+    say(f"batches    {len(order):,} an epoch, {100 * order.padding_share:.1f} % padding")
+    if trainer.validator is not None and trainer.validator.num_left_out:
+        num_left_out = trainer.validator.num_left_out
+        say(f"valid      {num_left_out:,} pairs longer than data.max_length are not in the loss")
+    warning = metrics.bleu_warning(TEST_METRICS, config.data.tgt, tokenize=config.validation.bleu_tokenizer)
+    if warning is not None:
+        say(f"metrics    {warning}")
+    warning = low_peak_warning(config.training, config.model.d_model)
+    if warning is not None:
+        say(f"warning    {warning}")
+    processes = f", {trainer.world.size} processes" if trainer.world.is_distributed else ""
+    where = f"{dtype_name(trainer.dtype)} on {trainer.device}{processes}"
+    say(f"model      {trainer.model.num_parameters():,} parameters, {where}")
