@@ -79,7 +79,7 @@ def test_the_checkpoints_with_the_best_validation(run: Path, tmp_path: Path) -> 
     lines = [json.dumps({"kind": "valid", "step": step, "loss": loss}) for step, loss in numbers.items()]
     (copy / "metrics.jsonl").write_text("\n".join([*lines, '{"kind": "valid", "step": 12, "lo']))
     found = read_validations(copy / "metrics.jsonl", "loss")
-    assert {step: own.number for step, own in found.items()} == {4: 1.0, 8: 5.0, 16: 2.0, 20: 3.0}
+    assert {step: own.value for step, own in found.items()} == {4: 1.0, 8: 5.0, 16: 2.0, 20: 3.0}
     code, out, _ = tiny.mtkit("average", copy, "--best", 3, "-o", tmp_path / "average")
     assert code == 0
     steps = [tiny.checkpoint(copy, step) for step in (4, 16, 20)]

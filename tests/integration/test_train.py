@@ -42,7 +42,7 @@ def test_what_a_validation_found_is_shown_when_it_is_saved(
         best = json.loads((run / "best/state.json").read_text())["step"]
         saved.append((step, tiny.checkpoints(run)[-1], best, tiny.records(run, "valid")[-1]["step"]))
 
-    monkeypatch.setattr(Progress, "validation", validation)
+    monkeypatch.setattr(Progress, "log_validation", validation)
     train(
         config,
         "training.max_steps=2",

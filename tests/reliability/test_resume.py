@@ -27,8 +27,8 @@ from mtkit.config.sections import Config, TrainingConfig
 from mtkit.data.tokenizer import load_tokenizers
 from mtkit.errors import ConfigError
 from mtkit.files import sha256_file
+from mtkit.training import checkpointing
 from mtkit.training import resume as resuming
-from mtkit.training import trainer as trainer_module
 from mtkit.training.resume import refuse_changes, with_old_defaults
 from mtkit.training.signals import Interrupted
 from mtkit.training.trainer import Trainer
@@ -191,7 +191,7 @@ def test_a_signal_while_saving_waits_for_the_checkpoint(
 ) -> None:
     whole, stopped = make("whole"), make("stopped")
     mtkit.train(whole)
-    original = trainer_module.save_checkpoint
+    original = checkpointing.save_checkpoint
 
     def save_checkpoint(folder: Path, checkpoint: Any) -> None:
         if folder.name == "step-00000006" and not folder.exists():
@@ -199,7 +199,7 @@ def test_a_signal_while_saving_waits_for_the_checkpoint(
         original(folder, checkpoint)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module, "save_checkpoint", save_checkpoint)
+        patch.setattr(checkpointing, "save_checkpoint", save_checkpoint)
         with pytest.raises(Interrupted) as caught:
             mtkit.train(stopped)
     assert caught.value.exit_code == 130
