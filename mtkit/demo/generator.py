@@ -1,7 +1,7 @@
 """The embedded default corpus: English and German sentence pairs from a written grammar.
 
-The three splits share no sentence, in either language, by construction: a sentence belongs to the split that a hash of
-its content words gives, so the same words in another tense or order belong to the same split, too.
+The three splits share no sentence, in either language, by construction: a hash of the content words of a sentence
+determines its split, so the same words in another tense or order are in the same split too.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Pair = tuple[str, str]
 
 _DIRECTIONS = ("en-de", "de-en")
 _CAPACITY: dict[str, int] = {"train": 4_000_000, "valid": 1_000_000, "test": 1_000_000}
-"""A cautious fraction of what the grammar can say."""
+"""Maximum number of pairs: a conservative fraction of what the grammar can generate."""
 _SHARES: tuple[Split, ...] = (*("train",) * 4, *("valid",) * 2, *("test",) * 2)
-"""How the hash of the content words, modulo 8, decides."""
+"""Splits by the hash of the content words, modulo 8."""
 
 
 def _split_of(content: Sequence[str]) -> Split:
@@ -33,26 +33,26 @@ def _split_of(content: Sequence[str]) -> Split:
 def generate(direction: str, num_pairs: int, seed: int, split: Split) -> Iterator[Pair]:
     """Yield distinct sentence pairs, source first.
 
-    The same arguments give the same pairs; a longer request begins with the pairs of a shorter one; "de-en" is "en-de"
-    with the sides exchanged. No sentence of one split occurs in another, on either side, whatever the seeds.
+    The same arguments give the same pairs, and more pairs begin with the same ones; "de-en" is "en-de" with the sides
+    swapped. No sentence of one split occurs in another, on either side, whatever the seeds.
 
     Raises:
-        ConfigError: an unknown direction or split, or more pairs than `_CAPACITY`.
+        ConfigError: If the direction or split is unknown, or there are not enough pairs.
     """
     if direction not in _DIRECTIONS:
-        raise ConfigError(f"no demo corpus for {direction!r}", hint=f"there are {' and '.join(_DIRECTIONS)}")
+        raise ConfigError(f"unknown demo direction {direction!r}", hint=f"use {' or '.join(_DIRECTIONS)}")
     if split not in _CAPACITY:
-        raise ConfigError(f"no split {split!r} of the demo corpus", hint=f"there are {', '.join(_CAPACITY)}")
+        raise ConfigError(f"unknown split {split!r} of the demo", hint=f"use {', '.join(_CAPACITY)}")
     if not 0 <= num_pairs <= _CAPACITY[split]:
         raise ConfigError(
-            f"the demo corpus cannot give {num_pairs} pairs", hint=f"at most {_CAPACITY[split]} for {split}"
+            f"the demo cannot generate {num_pairs} pairs", hint=f"at most {_CAPACITY[split]} for {split}"
         )
     pairs = _distinct_pairs(num_pairs, seed, split)
     return pairs if direction == "en-de" else ((de, en) for en, de in pairs)
 
 
 def _distinct_pairs(num_pairs: int, seed: int, split: Split) -> Iterator[Pair]:
-    """Yield different pairs of a split, English first."""
+    """Yield distinct pairs of a split, English first."""
     rng, seen = Random(seed), set[str]()
     while len(seen) < num_pairs:
         author = Author(rng)

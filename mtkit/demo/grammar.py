@@ -1,4 +1,4 @@
-"""How the demo corpus puts a situation into words: noun phrases, and clauses in the order of each language.
+"""The grammar of the demo corpus: noun phrases, and clauses in the word order of each language.
 
 German puts the finite verb second and the rest of the verb last, sends the finite verb to the end of subordinate
 clauses, inflects articles and adjectives for gender, case and number, and chooses between haben and sein.
@@ -12,7 +12,7 @@ from functools import cache
 from mtkit.demo import lexicon as words
 from mtkit.demo.lexicon import ACCUSATIVE, DATIVE, DETERMINERS, NOMINATIVE, TENSES, Agreement, Case, Phrase
 
-# ---- who and what ---------------------------------------------------------------------------------------------------
+# ---- noun phrases ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False, slots=True)
@@ -89,21 +89,21 @@ class NounPhrase:
         return DETERMINERS["the"].german[case][self.gender]
 
     def who(self) -> Referent:
-        """Return the relative pronoun that is the subject of what is said about this noun."""
+        """Return the relative pronoun that refers to this noun, as a subject."""
         de = self.relative_pronoun(NOMINATIVE)
         return Referent("who", "who", (de,) * 3, self.agreement, self.gender, self.possessive)
 
     def described(self, en: str, de: str) -> Referent:
-        """Add what is said of it, in German with a blank or comma before: the train to Berlin; the man who left."""
+        """Append a description, whose German begins with a space or comma: the train to Berlin; the man who left."""
         cases, phrase = tuple(self.german(case) + de for case in Case), f"{self.en} {en}"
         return Referent(phrase, phrase, cases, self.agreement, self.gender)
 
 
 Nominal = Referent | NounPhrase
 
-# Nothing refers back to neuters: the girl does it with "her", das Mädchen with "sein".
+# No possessive refers to a neuter: "the girl" takes "her", but "das Mädchen" takes "sein".
 _POSSESSIVES = [DETERMINERS.get(key) for key in ("his", "her", "", "their")]
-"""By gender."""
+"""Possessive determiners by gender."""
 NOBODY, NOTHING = Referent("", "", ("",) * 3, words.THIRD, words.NEUTER), Phrase()
 PRONOUNS = {
     name: Referent(en, me, tuple(de.split()), Agreement[who], words.Gender[gender], DETERMINERS.get(my), True)
@@ -117,17 +117,17 @@ NAMES = tuple(
 
 
 def back_reference(nominal: Nominal) -> Referent:
-    """Return the pronoun that takes up a nominal: my sister ... she."""
+    """Return the pronoun that refers back to a nominal: my sister ... she."""
     if isinstance(nominal, Referent) and nominal.is_pronoun:
         return nominal
     return PRONOUNS[("he", "she", "it", "they")[nominal.gender]]
 
 
 def contract(preposition: str, noun_phrase: str) -> str:
-    """Put a German preposition before a noun phrase, melting it with a definite article: zu + der → zur."""
+    """Put a German preposition before a noun phrase, contracted with a definite article: zu + der → zur."""
     article, _, rest = noun_phrase.partition(" ")
-    melted = words.TABLES["contractions"].get(f"{preposition} {article}")
-    return f"{melted} {rest}" if melted else f"{preposition} {noun_phrase}"
+    contraction = words.TABLES["contractions"].get(f"{preposition} {article}")
+    return f"{contraction} {rest}" if contraction else f"{preposition} {noun_phrase}"
 
 
 def indefinite_article(next_word: str) -> str:
@@ -141,13 +141,13 @@ def indefinite_article(next_word: str) -> str:
 
 
 def joined(*parts: str) -> str:
-    """Join the parts that are there, with blanks between."""
+    """Join the non-empty parts with spaces."""
     return " ".join(filter(None, parts))
 
 
 @cache
 def english_verb(verb: words.Verb, tense: str, agreement: Agreement, with_auxiliary: bool) -> tuple[str, str]:
-    """Return the auxiliary and the rest of the verb; "do" and "did" stand only where an auxiliary is asked for."""
+    """Return the auxiliary and the rest of the verb; "do" and "did" appear only if `with_auxiliary`."""
     rule = TENSES.get(f"{tense} of {verb.en}", TENSES[tense])
     auxiliary, pattern = rule.auxiliary[agreement], rule.after
     if rule.affirmative and not with_auxiliary:
@@ -157,7 +157,7 @@ def english_verb(verb: words.Verb, tense: str, agreement: Agreement, with_auxili
 
 @cache
 def german_verb(verb: words.Verb, tense: str, agreement: Agreement) -> tuple[str, str, str]:
-    """Return the finite verb, what closes the main clause, and both together as they end a subordinate clause."""
+    """Return the finite verb, the end of a main clause, and both joined as the end of a subordinate clause."""
     if tense == "past" and verb.preterite:
         return verb.preterite[agreement], "", verb.preterite[agreement]
     if TENSES[tense].finite:
@@ -172,15 +172,15 @@ def german_verb(verb: words.Verb, tense: str, agreement: Agreement) -> tuple[str
 
 @dataclass(slots=True)
 class Clause:
-    """One situation. The fields are the places that words can take; each language has its own order of them.
+    """A clause as a set of constituents, which each language puts in its own order.
 
-    Args:
+    Attributes:
         recipient, object: the dative and the accusative object.
-        complement: what belongs so closely to the verb that it ends the German middle field.
-        standard: what is compared to; in German it follows even the verb.
-        place, time: free additions.
-        adverb: stands before the English main verb (often, already).
-        can_be_negated: whether "not" would be clear.
+        complement: the constituent closest to the verb, at the end of the German middle field.
+        standard: the standard of a comparison; in German it follows even the verb.
+        place, time: adverbials.
+        adverb: an adverb before the English main verb (often, already).
+        can_be_negated: whether the scope of "not" would be clear.
     """
 
     subject: Nominal
@@ -202,7 +202,7 @@ class Clause:
         return joined(*objects, self.complement.en, self.standard.en, self.place.en, self.time.en)
 
     def english_statement(self, *, fronted: bool = False) -> str:
-        """Return subject, verb, and the rest; with the time first if `fronted`."""
+        """Return subject, verb and the rest, with the time first if `fronted`."""
         if fronted:
             return f"{self.time.en} {replace(self, time=NOTHING).english_statement()}"
         auxiliary, verb = english_verb(self.verb, self.tense, self.subject.agreement, self.negated)
@@ -211,17 +211,17 @@ class Clause:
         return joined(self.subject.en, auxiliary, self.adverb.en, verb, self.english_rest())
 
     def english_question(self, question_word: str = "") -> str:
-        """Put the auxiliary before the subject; but who acted is asked in the order of a statement."""
+        """Put the auxiliary before the subject; a question about the subject has the order of a statement."""
         if self.subject is PRONOUNS["who"]:
             return self.english_statement()
         auxiliary, verb = english_verb(self.verb, self.tense, self.subject.agreement, True)
         return joined(question_word, auxiliary, self.subject.en, self.adverb.en, verb, self.english_rest())
 
     def german_middle(self) -> str:
-        """Return the middle field: what stands between the finite verb (or the conjunction) and the end of the verb.
+        """Return the middle field: everything between the finite verb (or the conjunction) and the end of the verb.
 
-        What is known comes early, what is new comes late. A pronoun, and a definite object that "nicht" or "schon" is
-        to follow, precede the time; an indefinite object follows time and place and has "kein" for "nicht".
+        Known information comes early, new information late. A pronoun, and a definite object before "nicht" or
+        "schon", precede the time; an indefinite object follows time and place, and is negated by "kein".
         """
         adverb = self.adverb.de or TENSES[self.tense].adverb
         recipient, place = self.recipient.german(DATIVE), self.place.de
@@ -242,7 +242,7 @@ class Clause:
         return joined(subject, finite, self.german_middle(), closing, self.standard.de)
 
     def german_question(self, front: str = "") -> str:
-        """Put the finite verb first, or after what is in front: a question word, a time, a subordinate clause."""
+        """Put the finite verb first, or second after `front`: a question word, a time, a subordinate clause."""
         if self.subject is PRONOUNS["who"]:
             return self.german_statement()
         finite, closing, _ = german_verb(self.verb, self.tense, self.subject.agreement)
@@ -265,5 +265,5 @@ class Clause:
         return joined(self.verb.imperative, pronoun, "bitte", rest.german_middle(), self.verb.particle)
 
     def german_purpose(self) -> str:
-        """Return what an action is for: um das Fenster zuzumachen."""
+        """Return a purpose: um das Fenster zuzumachen."""
         return joined("um", self.german_middle(), self.verb.to_infinitive)

@@ -1,6 +1,6 @@
-"""The words of the demo corpus, read from `lexicon.toml`: their forms, and who does what to what.
+"""The words of the demo corpus, read from `lexicon.toml`: their forms, and which words go together.
 
-Regular forms are derived; the tables give what cannot be. German after the spelling of 1996; the English is British.
+Regular forms are derived; the tables have the irregular ones. German in the spelling of 1996, British English.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ TABLES: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_name("lexi
 Case = IntEnum("Case", ["NOMINATIVE", "ACCUSATIVE", "DATIVE"], start=0)
 """The German cases in use: the rows of a declension."""
 Gender = IntEnum("Gender", ["MASCULINE", "FEMININE", "NEUTER", "PLURAL"], start=0)
-"""Three genders, and the plural, which knows none: the columns of a declension."""
+"""Three genders, and the plural, which has none: the columns of a declension."""
 Agreement = IntEnum("Agreement", ["FIRST", "SECOND", "THIRD", "FIRST_PLURAL", "THIRD_PLURAL"], start=0)
-"""Person and number of a subject, as its verb sees them; "you" is always the informal "du"."""
+"""Person and number of a subject, with which the verb agrees; "you" is always the informal "du"."""
 NOMINATIVE, ACCUSATIVE, DATIVE = Case
 MASCULINE, FEMININE, NEUTER, PLURAL = Gender
 FIRST, SECOND, THIRD, FIRST_PLURAL, THIRD_PLURAL = Agreement
 Forms = tuple[str, ...]
-"""One for each case, or for each person."""
+"""One form for each case, or for each person."""
 
 
 class Phrase(NamedTuple):
@@ -48,7 +48,7 @@ def phrases(table: str) -> tuple[Phrase, ...]:
 
 
 def several(text: str, groups: Mapping[str, tuple[T, ...]]) -> tuple[T, ...]:
-    """Read `a*2 (b c)*3`: what is to be drawn more often stands in the result more than once."""
+    """Read `a*2 (b c)*3`: words that are drawn more often are repeated in the result."""
     found: list[T] = []
     for names, times in re.findall(r"(\([^)]*\)|\w+)(?:\*(\d+))?", text):
         for name in names.strip("()").split() * int(times or 1):
@@ -57,7 +57,7 @@ def several(text: str, groups: Mapping[str, tuple[T, ...]]) -> tuple[T, ...]:
 
 
 def grouped(table: str, groups: Mapping[str, tuple[T, ...]]) -> dict[str, tuple[T, ...]]:
-    """Add the groups of a table, which consist of the given ones and of those that stand before them."""
+    """Add the groups of a table, each made of the given groups and of groups before it."""
     found = dict(groups)
     for name, text in TABLES[table].items():
         found[name] = several(text, found)
@@ -65,7 +65,7 @@ def grouped(table: str, groups: Mapping[str, tuple[T, ...]]) -> dict[str, tuple[
 
 
 def regular(word: str, form: str) -> str:
-    """Return a regular English form: the first rule for the whole word makes it."""
+    """Return a regular English form, made by the first rule that matches the whole word."""
     matches = ((re.fullmatch(rule, word), result) for rule, result in TABLES["regular"][form])
     return next(match.expand(result) for match, result in matches if match)
 
@@ -74,9 +74,9 @@ def regular(word: str, form: str) -> str:
 
 
 class Determiner:
-    """An article or what stands in its place; `german` and the adjective `endings` it asks for are [case][gender].
+    """An article or a word in its place; `german` and the adjective `endings` it asks for are [case][gender].
 
-    `definite` also holds for possessives: what "my book" refers to is known. Definite objects move ahead of "nicht",
+    `definite` includes possessives: the reader knows which book "my book" is. Definite objects precede "nicht",
     indefinite ones take "kein" instead.
     """
 
@@ -88,7 +88,7 @@ class Determiner:
 
 
 class Adjective:
-    """An adjective with its comparatives; `stem` is what the German endings are put to (teuer, teur-es)."""
+    """An adjective with its comparatives; `stem` is the form before German endings (teuer, teur-es)."""
 
     def __init__(self, en: str, de: str, de_more: str = "", stem: str = "") -> None:
         base = de.removesuffix("e")
@@ -99,7 +99,7 @@ class Adjective:
 class Noun:
     """A noun with its forms by case, and the adjectives that make sense with it.
 
-    A noun without a German plural has none in English. The `role` says which determiners make sense: there is water,
+    A noun without a German plural has none in English. The `role` determines which determiners make sense: water,
     but a cup; my sister, but the doctor; somebody's car, but nobody's museum.
     """
 
@@ -159,7 +159,7 @@ class Verb:
 
 
 class Tense:
-    """A tense or a modal verb: what becomes of the verb in each language."""
+    """A tense or a modal verb, and the form of the main verb in each language."""
 
     def __init__(self, rules: Mapping[str, Any]) -> None:
         self.auxiliary, self.finite = _persons(rules["auxiliary"]), _persons(rules.get("finite", ""))
@@ -168,13 +168,13 @@ class Tense:
 
 
 def _persons(forms: str) -> Forms:
-    """Return the forms for I, you, he, we, they; one form alone serves for all."""
+    """Return the forms for I, you, he, we, they; a single form is used for all."""
     found = forms.split()
     return tuple(found if len(found) > 1 else found * len(Agreement))
 
 
 class Action:
-    """What somebody can do: a verb and what may stand beside it; `lexicon.toml` explains the entries."""
+    """A verb and its possible constituents; `lexicon.toml` explains the entries."""
 
     def __init__(self, kind: str, entry: Mapping[str, str]) -> None:
         do = entry["do"]
@@ -244,7 +244,7 @@ _WITH_THINGS = tuple(
 )
 ACTIONS |= {
     "with_things": _WITH_THINGS,
-    # "Was trägt er?" does not tell whether he wears it or carries it.
+    # "Was trägt er?" is ambiguous: he wears or carries it.
     "with_telling_verb": tuple(a for a in _WITH_THINGS if a.verb is not VERBS["carry"]),
     "done_to_things": tuple(a for a in ACTIONS["doings"] if a in _WITH_THINGS and not a.to_whom),
     "with_persons": tuple(a for a in ACTIONS["all"] if a.objects == _PEOPLE),

@@ -1,4 +1,4 @@
-"""The sentences of the demo corpus: situations drawn at random so that they make sense, then said in both languages.
+"""The sentences of the demo corpus: sensible situations drawn at random, then expressed in both languages.
 
 Tense and adverb of one language fix those of the other (the progressive is "gerade", the simple past is the perfect),
 and "you" is always "du", so that every sentence has exactly one translation.
@@ -18,11 +18,11 @@ from mtkit.demo.lexicon import ACTIONS, ADJECTIVES, NOUNS, PHRASES, VERBS, Phras
 T = TypeVar("T")
 W = TypeVar("W", bound=Phrase | words.Adjective | words.Noun | words.Verb | Referent)
 Sentence = Callable[[], tuple[str, str]]
-"""A sentence that is drawn but not yet put into words."""
+"""A sentence that is drawn but not yet put into words; calling it returns (English, German)."""
 Question = tuple[str, str, Clause]
-"""A question word in both languages, and the clause that lacks what it asks for."""
+"""A question word in both languages, and the clause without the constituent it asks for."""
 
-# ---- what there is to choose from -----------------------------------------------------------------------------------
+# ---- the choices ----------------------------------------------------------------------------------------------------
 
 NOMINATIVE, ACCUSATIVE, DATIVE = words.Case
 A, BARE, NO, THE, MANY, _SOME = (words.DETERMINERS[key] for key in ("a", "bare", "no", "the", "many", "some"))
@@ -33,8 +33,8 @@ _ONE, _SEVERAL, _DEFINITE = (
 )
 I, YOU, HE, SHE, WE, THEY, _IT, WHO = PRONOUNS.values()  # noqa: E741
 SUBJECTS = (I, YOU, HE, SHE, WE, THEY)
-# Objects leave out "sie", which is she or they, and "her", which may be a possessive: a sentence must not have two
-# translations. Nobody acts on himself, nor do we on me.
+# A sentence must not have two translations, so objects exclude "sie" (she or they) and "her" (perhaps a possessive).
+# There are no reflexive actions, nor "we" acting on "me".
 OBJECTS = {
     (case, subject.agreement): tuple(
         other for other in others if other.agreement is not subject.agreement and {other, subject} != {I, WE}
@@ -82,15 +82,15 @@ def _with_subordinate(main: Clause, en: str, de: str, c: Clause) -> Sentence:
 
 
 def _usual_age(person: Nominal) -> tuple[int, int]:
-    """Return the youngest and the oldest that somebody may be."""
+    """Return the minimum and maximum plausible age of a person."""
     return words.TABLES["ages"].get(person.noun.en if person.noun else "", (20, 59))
 
 
 class Author:
-    """Draws sentences, and remembers the content words among the choices.
+    """Generator of random sentences that records their content words.
 
     Args:
-        rng: makes all choices.
+        rng: the source of all random choices.
     """
 
     def __init__(self, rng: Random) -> None:
@@ -100,11 +100,11 @@ class Author:
     # ---- drawing ----------------------------------------------------------------------------------------------------
 
     def any_of(self, choices: Sequence[T]) -> T:
-        """Make a grammatical choice. What is to come up more often stands in `choices` more than once."""
+        """Make a grammatical choice; an item that is repeated in `choices` is more likely."""
         return choices[int(self._random() * len(choices))]
 
     def keep(self, word: W) -> W:
-        """Remember a content word: what the sentence is about."""
+        """Record a content word, and return it."""
         self.content.append(word.de)
         return word
 
@@ -136,18 +136,18 @@ class Author:
         return self.word(noun.adjectives) if noun.adjectives and self.chance(probability) else None
 
     def some_plural(self, noun: words.Noun, probability: float) -> bool:
-        """Choose the plural if there is one, and always if there is no singular."""
+        """Decide for or against the plural, if the noun has both numbers."""
         return not noun.en or (bool(noun.en_plural) and self.chance(probability))
 
     def own(self, noun: words.Noun, owner: Nominal) -> words.Determiner | None:
-        """Choose whether something belongs to the subject; if so, return the possessive: she sells *her* car."""
+        """Decide whether something belongs to the subject; if so, return the possessive: she sells *her* car."""
         is_own = owner.possessive and self.chance(words.TABLES["owned"].get(noun.role, 0))
         return owner.possessive if is_own else None
 
     def noun_phrase(
         self, noun: words.Noun, owner: Nominal = NOBODY, definite: bool = False, adjective: float = 0.3
     ) -> NounPhrase:
-        """Give a noun a determiner and perhaps an adjective; `definite` if it must be known what is meant."""
+        """Give a noun a determiner and perhaps an adjective; `definite` if the reader must know which one is meant."""
         is_plural = self.some_plural(noun, 0.3)
         roles = _DEFINITE if definite else _SEVERAL if is_plural else _ONE
         determiner = self.own(noun, owner) or self.any_of(roles[noun.role])
@@ -157,14 +157,14 @@ class Author:
         return self.noun_phrase(self.noun(group), definite=True, adjective=adjective)
 
     def things_in_general(self, noun: words.Noun, owner: Nominal = NOBODY) -> NounPhrase:
-        """Name what people do something to time and again: long novels, cold milk, her flowers, the kitchen."""
+        """Name objects of habitual actions: long novels, cold milk, her flowers, the kitchen."""
         if noun.role == "room":
             return self.noun_phrase(noun, owner)
         adjective = self.some_adjective(noun, 0.35)
         return NounPhrase(noun, self.own(noun, owner) or BARE, bool(noun.en_plural), adjective)
 
     def person(self, *, unlike: Nominal = NOBODY, adult: bool = False) -> Nominal:
-        """Name a subject. An adult is never neuter, so that a pronoun can refer back to him or her."""
+        """Draw a subject. An adult is never neuter, so that a pronoun can refer back to it."""
         if self.chance(0.36):
             return self.word(SUBJECTS, unlike)
         if self.chance(0.25):
@@ -175,20 +175,20 @@ class Author:
         return self.noun_phrase(noun, definite=definite, adjective=0.05 if noun.role == "kin" else 0.25)
 
     def other_person(self, subject: Nominal, *, definite: bool = False) -> Nominal:
-        """Name somebody else than the subject, by name or noun."""
+        """Draw a person other than the subject, as a name or noun."""
         if self.chance(0.25):
             return self.word(NAMES, subject)
         noun = self.word(NOUNS["persons"], subject.noun)
         return self.noun_phrase(noun, subject, definite, adjective=0.15)
 
     def person_object(self, subject: Nominal, case: words.Case, *, definite: bool = False) -> Nominal:
-        """Name somebody as an object of what the subject does."""
+        """Draw a person as the object of what the subject does."""
         if self.chance(0.2):
             return self.word(OBJECTS[case, subject.agreement])
         return self.other_person(subject, definite=definite)
 
     def relative_or_name(self) -> Nominal:
-        """Name one person: my sister, Paul."""
+        """Draw one person: my sister, Paul."""
         if self.chance(0.5):
             return self.word(NAMES)
         return NounPhrase(self.noun("single_kin"), self.any_of(_DEFINITE["kin"]))
@@ -196,24 +196,24 @@ class Author:
     # ---- when -------------------------------------------------------------------------------------------------------
 
     def date(self, first_year: int = 0, last_year: int = 0) -> Phrase:
-        """Name a day, of a year if one is given: on 3 May 2021 = am 3. Mai 2021."""
+        """Draw a date, with a year if a range is given: on 3 May 2021 = am 3. Mai 2021."""
         day, month = self.integer(1, 28), self.any_of(PHRASES["months"])
         year = f" {self.integer(first_year, last_year)}" if first_year else ""
         return self.keep(Phrase(f"on {day} {month.en}{year}", f"am {day}. {month.de}{year}"))
 
     def clock(self) -> Phrase:
-        """Name a time of the day: at half past three = um halb vier."""
+        """Draw a time of day: at half past three = um halb vier."""
         time = self.phrase("clock_times")
         return Phrase(f"at {time.en}", f"um {time.de}")
 
     def span(self, when: str, units: str) -> Phrase:
-        """Count back or ahead: two days ago = vor zwei Tagen; in two days = in zwei Tagen."""
+        """Draw a distance in time: two days ago = vor zwei Tagen; in two days = in zwei Tagen."""
         count, unit = self.phrase("counts"), self.phrase(units)
         en, de = f"{count.en} {unit.en}", f"{count.de} {unit.de}"
         return Phrase(f"{en} ago", f"vor {de}") if when == "past" else Phrase(f"in {en}", f"in {de}")
 
     def time(self, when: str, *, distant: bool) -> Phrase:
-        """Say when something was or will be: yesterday, on Monday, in two days; if `distant`, also on 3 May 2021."""
+        """Draw a time in the past or future: yesterday, on Monday, in two days; if `distant`, also on 3 May 2021."""
         if distant and self.chance(0.6 if when == "past" else 0.4):
             if when == "future" or self.chance(0.5):
                 return self.phrase(f"distant_{when}_times")
@@ -224,7 +224,7 @@ class Author:
         return self.span(when, "short_units") if kind == 1 else self.date()
 
     def day_or_hour(self, when: str) -> Phrase:
-        """Name an hour, a weekday or another day."""
+        """Draw a time of day, a weekday or another day."""
         kind = self.integer(1, 6)
         return self.clock() if kind == 1 else self.phrase("weekdays" if kind == 2 else f"{when}_times")
 
@@ -233,7 +233,7 @@ class Author:
         if action.kind == "state" or c.tense == "progressive":
             return
         if c.tense == "present":
-            c.can_be_negated = False  # "does not often read": what is it that is not?
+            c.can_be_negated = False  # "does not often read": the scope of "not" is unclear.
             if self.chance(0.5):
                 c.adverb = self.phrase("frequencies")
             else:
@@ -260,7 +260,7 @@ class Author:
         negated: bool = False,
         definite: bool = False,
     ) -> Clause:
-        """Let somebody do something, `without` the object, place, complement or time that the clause is to lack."""
+        """Draw an action of a subject, `without` one constituent: the object, place, complement or time."""
         c = Clause(subject, self.keep(action.verb), tense, negated=negated)
         if action.objects and without != "object":
             in_general = tense == "present" and action.kind != "state" and without != "time"
@@ -289,7 +289,7 @@ class Author:
         return self.noun_phrase(self.word(nouns), subject, definite)
 
     def complement(self, action: words.Action) -> Phrase:
-        """Choose what ends the clause: to Berlin by train = mit dem Zug nach Berlin."""
+        """Draw the end of a clause: to Berlin by train = mit dem Zug nach Berlin."""
         goal = self.word(action.complements)
         if not action.means:
             return goal
@@ -297,12 +297,12 @@ class Author:
         return Phrase(f"{goal.en} {means.en}", f"{means.de} {goal.de}")
 
     def doing(self) -> Clause:
-        """The woman is reading a book in the garden."""
+        """Draw e.g.: The woman is reading a book in the garden."""
         action = self.any_of(ACTIONS["all"])
         return self.act(action, self.person(), self.any_of(words.TENSES_OF[action.kind]))
 
     def description(self) -> Clause:
-        """The coat is too expensive. My sister was very tired."""
+        """Draw e.g.: The coat is too expensive. My sister was very tired."""
         if self.chance(0.5):
             subject = self.person()
             adjectives = ADJECTIVES[self.any_of(("traits", "emotions", "weaknesses"))]
@@ -321,7 +321,7 @@ class Author:
         return Phrase(f"{very} {adjective.en}", f"{sehr} {adjective.de}")
 
     def comparison(self) -> Clause:
-        """The car is more expensive than the bicycle. Anna is not as tall as her brother."""
+        """Draw e.g.: The car is more expensive than the bicycle. Anna is not as tall as her brother."""
         if self.chance(0.4):
             subject = self.person()
             other = self.other_person(subject, definite=True)
@@ -344,11 +344,11 @@ class Author:
         return c
 
     def fact(self, subject: Nominal, en: str, de: str, verb: str = "be", tense: str = "present") -> Clause:
-        """State what cannot be negated without a question of what else."""
+        """Make a clause that is never negated, because its negation would raise the question what else."""
         return Clause(subject, VERBS[verb], tense, complement=Phrase(en, de), can_be_negated=False)
 
     def profession(self) -> Clause:
-        """My sister is a teacher. Paul was a famous singer."""
+        """Draw e.g.: My sister is a teacher. Paul was a famous singer."""
         subject = self.word((I, YOU, HE, SHE)) if self.chance(0.3) else self.relative_or_name()
         gender, (job, feminine) = subject.gender, self.any_of(_PROFESSIONS)
         en, de = self.keep(job).en, feminine if gender is words.FEMININE else job.de
@@ -359,7 +359,7 @@ class Author:
         return self.fact(subject, f"{grammar.indefinite_article(en)} {en}", de, tense=self.now_or_then())
 
     def age(self) -> Clause:
-        """My aunt is forty-one years old. The castle is three hundred and fifty years old."""
+        """Draw e.g.: My aunt is forty-one years old. The castle is three hundred and fifty years old."""
         if self.chance(0.7):
             subject = self.relative_or_name()
             years = self.integer(*_usual_age(subject))
@@ -371,14 +371,14 @@ class Author:
         return self.fact(subject, f"{count.en} years old", f"{count.de} Jahre alt")
 
     def price(self) -> Clause:
-        """This coat costs eighty-five euros."""
+        """Draw e.g.: This coat costs eighty-five euros."""
         is_dear = self.chance(0.3)
         subject = self.the("dear_goods" if is_dear else "cheap_goods")
         euros = self.keep(words.number(self.integer(2, 19) * 50 if is_dear else self.integer(2, 99)))
         return self.fact(subject, f"{euros.en} euros", f"{euros.de} Euro", "cost")
 
     def timetable(self, *, timed: bool = True) -> Clause:
-        """The train to Berlin leaves at half past three. The course took place on 3 May 2021."""
+        """Draw e.g.: The train to Berlin leaves at half past three. The course took place on 3 May 2021."""
         kind = self.integer(1, 5)
         if kind <= 2:
             leaves = self.chance(0.5)
@@ -399,7 +399,7 @@ class Author:
         return c
 
     def birth(self) -> Clause:
-        """Anna was born in Vienna on 3 May 1987."""
+        """Draw e.g.: Anna was born in Vienna on 3 May 1987."""
         subject = self.relative_or_name()
         youngest, oldest = _usual_age(subject)
         c = self.fact(subject, "born", "geboren", "be_born", "past")
@@ -408,7 +408,7 @@ class Author:
         return c
 
     def weather(self) -> Clause:
-        """It is raining in Paris. It was very cold in Berlin yesterday."""
+        """Draw e.g.: It is raining in Paris. It was very cold in Berlin yesterday."""
         tense = self.any_of(("progressive", "past", "future"))
         if tense == "progressive" or self.chance(0.5):
             c = Clause(_IT, self.word((VERBS["rain"], VERBS["snow"])), tense)
@@ -420,7 +420,7 @@ class Author:
         return c
 
     def posture(self) -> str:
-        """Choose whether things lie or stand: German says which, English does not."""
+        """Decide whether things lie or stand, which German distinguishes and English does not."""
         return "stand" if self.chance(0.3) else "lie"
 
     def spot(self, posture: str, case: words.Case) -> Phrase:
@@ -433,21 +433,21 @@ class Author:
         return Phrase(f"{preposition.en} {where.en}", grammar.contract(preposition.de, where.german(case)))
 
     def location(self, *, asked: bool = False) -> Clause:
-        """The key is on the table."""
+        """Draw e.g.: The key is on the table."""
         posture = self.posture()
         c = Clause(self.the(posture), VERBS[posture], self.now_or_then())
         c.complement = NOTHING if asked else self.spot(posture, DATIVE)
         return c
 
     def placing(self) -> Clause:
-        """Anna is putting the book on the shelf."""
+        """Draw e.g.: Anna is putting the book on the shelf."""
         posture = self.posture()
         c = self.act(ACTIONS[posture][0], self.person(), self.any_of(words.TENSES_OF["task"]))
         c.complement = self.spot(posture, ACCUSATIVE)
         return c
 
     def ownership(self) -> Clause:
-        """This car belongs to my aunt."""
+        """Draw e.g.: This car belongs to my aunt."""
         subject = self.the("goods")
         recipient = self.person_object(subject, DATIVE, definite=True)
         return Clause(subject, VERBS["belong"], "present", recipient=recipient)
@@ -458,7 +458,7 @@ class Author:
     # ---- questions --------------------------------------------------------------------------------------------------
 
     def content_question(self) -> Question:
-        """Who bought the car? What did Anna buy? Where is the key?"""
+        """Draw e.g.: Who bought the car? What did Anna buy? Where is the key?"""
         kind, en, de, group, missing = self.any_of(_KINDS["questions"])
         if kind == "when" and self.chance(0.3):
             return en, de, self.timetable(timed=False)
@@ -479,32 +479,32 @@ class Author:
     # ---- sentences --------------------------------------------------------------------------------------------------
 
     def statement(self) -> Sentence:
-        """Anna did not buy the red coat yesterday. At half past three the train leaves."""
+        """Draw e.g.: Anna did not buy the red coat yesterday. At half past three the train leaves."""
         c = self.negated(self.scene(), 0.25)
         return said(c, fronted=c.time not in (NOTHING, _YET) and self.chance(0.4))
 
     def negated(self, c: Clause, probability: float) -> Clause:
-        """Add "not" where it is clear: not to "two books" (how many then?), nor with a place (where else?)."""
+        """Perhaps negate a clause, if that is clear: not "two books" (how many then?) or a place (where else?)."""
         determiner = c.object.determiner if isinstance(c.object, NounPhrase) else THE
         is_clear = c.can_be_negated and c.place is NOTHING and c.tense != "would_like_to"
         if is_clear and (determiner.definite or determiner in (A, BARE)) and self.chance(probability):
             c.negated = True
-            if c.tense == "perfect":  # the opposite of "already" is "not yet"
+            if c.tense == "perfect":  # The opposite of "already" is "not yet"
                 c.adverb, c.time = NOTHING, _YET
         return c
 
     def yes_no_question(self) -> Sentence:
-        """Does your sister live in Berlin? Nobody asks that of himself: these stay statements."""
+        """Draw e.g.: Does your sister live in Berlin? About oneself it remains a statement."""
         c = self.scene()
         return said(c) if c.subject in (I, WE) or c.negated else asked(c)
 
     def question(self) -> Sentence:
-        """Where did Anna buy the coat?"""
+        """Draw e.g.: Where did Anna buy the coat?"""
         en, de, c = self.content_question()
         return asked(c, en, de)
 
     def indirect_question(self) -> Sentence:
-        """Do you know where Anna bought the coat? I do not know whether the train has already arrived."""
+        """Draw e.g.: Do you know where Anna bought the coat? I do not know whether the train has already arrived."""
         en, de, c = ("whether", "ob", self.scene()) if self.chance(0.3) else self.content_question()
         if self.chance(0.3):
             english = joined("do you know", en, c.english_statement())
@@ -514,21 +514,21 @@ class Author:
         return _with_subordinate(main, en, de, c)
 
     def reported(self) -> Sentence:
-        """Anna thinks that the train has already arrived."""
+        """Draw e.g.: Anna thinks that the train has already arrived."""
         verb, tense = self.any_of(_REPORTS)
         main = Clause(self.person(), self.keep(VERBS[verb]), tense)
         return _with_subordinate(main, "that", "dass", self.negated(self.scene(), 0.2))
 
     def feeling(self, subject: Nominal, tense: str, adjectives: Sequence[words.Adjective]) -> Clause:
-        """She is very tired."""
+        """Say how somebody feels: She is very tired."""
         return Clause(subject, VERBS["be"], tense, complement=self.degree(self.word(adjectives)))
 
     def duty(self, subject: Nominal, tense: str, *, negated: bool = False) -> Clause:
-        """Paul has to work."""
+        """Say what somebody has to do: Paul has to work."""
         return self.act(self.any_of(ACTIONS["duties"]), subject, tense, "time", negated=negated)
 
     def because(self) -> Sentence:
-        """Anna is happy because she found the key. Paul cannot come because he has to work."""
+        """Draw e.g.: Anna is happy because she found the key. Paul cannot come because he has to work."""
         subject = self.person(adult=True)
         again = grammar.back_reference(subject)
         be, can, have_to = ("past", "could", "had_to") if self.chance(0.4) else ("present", "can", "have_to")
@@ -543,7 +543,7 @@ class Author:
         return _with_subordinate(main, "because", "weil", reason)
 
     def although(self) -> Sentence:
-        """Anna is cleaning the kitchen although she is tired."""
+        """Draw e.g.: Anna is cleaning the kitchen although she is tired."""
         subject = self.person(adult=True)
         do, be = ("past", "past") if self.chance(0.5) else ("progressive", "present")
         main = self.duty(subject, do)
@@ -551,7 +551,7 @@ class Author:
         return _with_subordinate(main, "although", "obwohl", obstacle)
 
     def condition(self) -> Sentence:
-        """If it rains tomorrow, we will stay at home."""
+        """Draw e.g.: If it rains tomorrow, we will stay at home."""
         subject = self.person(adult=True)
         kind = self.integer(1, 3)
         duty = self.any_of(ACTIONS["duties"])
@@ -572,7 +572,7 @@ class Author:
         )
 
     def relative_subject(self) -> Sentence:
-        """The woman who bought the red car lives in Vienna."""
+        """Draw e.g.: The woman who bought the red car lives in Vienna."""
         head = NounPhrase(self.noun("people"), THE, self.chance(0.3))
         c = self.act(self.any_of(ACTIONS["doings"]), head.who(), "past")
         subject = head.described(c.english_statement(), f", {c.german_subordinate()},")
@@ -582,7 +582,7 @@ class Author:
         return said(self.feeling(subject, tense, ADJECTIVES[fitting]))
 
     def relative_object(self) -> Sentence:
-        """The coat that Anna bought yesterday is very expensive."""
+        """Draw e.g.: The coat that Anna bought yesterday is very expensive."""
         action = self.any_of(ACTIONS["done_to_things"])
         noun = self.word(action.objects)
         head = NounPhrase(noun, THE, self.some_plural(noun, 0.3))
@@ -592,7 +592,7 @@ class Author:
         return said(self.feeling(subject, self.now_or_then(), noun.adjectives))
 
     def purpose(self) -> Sentence:
-        """Anna is going to the bakery to buy bread."""
+        """Draw e.g.: Anna is going to the bakery to buy bread."""
         going, errand = self.any_of(_ERRANDS)
         subject = self.person()
         main = self.act(going, subject, self.any_of(("progressive", "past", "future", "have_to", "want_to")))
@@ -604,7 +604,7 @@ class Author:
         )
 
     def existence(self) -> Sentence:
-        """There are two cups on the table: German begins with the spot."""
+        """Draw e.g.: There are two cups on the table. German begins with the spot."""
         posture = self.posture()
         noun = self.noun(posture)
         is_plural = self.some_plural(noun, 0.4)
@@ -619,7 +619,7 @@ class Author:
         return lambda: finish(f"there {be} {en}", f"{where.de} {lies} {de}")
 
     def request(self) -> Sentence:
-        """Please close the window. Please do not throw away the newspaper."""
+        """Draw e.g.: Please close the window. Please do not throw away the newspaper."""
         negated = self.chance(0.3)
         favour, definite = self.any_of(ACTIONS["favours"]), self.chance(0.7)
         c = self.act(favour, YOU, "present", "time", negated=negated, definite=definite)
@@ -629,7 +629,7 @@ class Author:
         return lambda: finish(joined(please, c.verb.en, c.english_rest()), c.german_imperative())
 
     def liking(self) -> Sentence:
-        """Anna likes to drink cold milk: German has an adverb for that."""
+        """Draw e.g.: Anna likes to drink cold milk. German has an adverb for that."""
         action = self.any_of(ACTIONS["pleasure"])
         c = Clause(self.person(), action.verb, "like_to")
         c.object = self.things_in_general(self.word(action.objects)) if action.objects else NOBODY
@@ -638,7 +638,7 @@ class Author:
         return asked(c) if c.subject not in (I, WE) and self.chance(0.2) else said(c)
 
     def time_of_day(self) -> Sentence:
-        """It is already half past three."""
+        """Draw e.g.: It is already half past three."""
         adverb = _ALREADY if self.chance(0.5) else NOTHING
         time = self.phrase("clock_times")
         return said(Clause(_IT, VERBS["be"], "present", complement=time, adverb=adverb))
