@@ -1,1 +1,1 @@
-"""Benchmarks of training, translation and data preparation on this machine, beside other systems."""
+"""Benchmarks of training, translation and data preparation on this machine, compared with other systems."""

@@ -1,4 +1,4 @@
-"""`mtkit benchmark translate`: speed, time per stage and memory of translation, beside other systems.
+"""`mtkit benchmark translate`: speed, time per stage and memory of translation, compared with other systems.
 
 The systems translate all lines in turn, so that a machine whose speed drifts is equally fast for all of them.
 """

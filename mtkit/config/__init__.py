@@ -1,1 +1,1 @@
-"""The YAML as typed, frozen sections: loading, overrides, rules, and all problems at once in plain words."""
+"""The config: typed, frozen sections, loaded from strict YAML and overrides, with all errors reported at once."""

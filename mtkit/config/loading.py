@@ -70,7 +70,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def load_stored_config(path: Path, ignore_unknown: Collection[str] = ()) -> Config:
-    """Read the config that some version of mtkit stored beside weights.
+    """Read the config that some version of mtkit stored with weights.
 
     The weights were trained with it, so it is valid by definition: a key newer than that version gets its default,
     which is the behavior before it, and newer rules about several keys do not apply, nor do those of `config.rules`.
