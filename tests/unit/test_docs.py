@@ -24,6 +24,7 @@ from pages import (
     split_command,
     subcommands,
 )
+from test_imports import LAYERS
 
 import mtkit
 from mtkit.config.loading import load_config, parse_config
@@ -166,6 +167,28 @@ def test_every_kind_of_source_is_shown() -> None:
     for kind in ("src", "path", "hub", "saved", "demo"):
         assert kind in SourceConfig.model_fields
         assert f"- {{{kind}: " in entries
+
+
+ARCHITECTURE = ROOT / "docs/architecture.md"
+MAX_GLOSSARY_ENTRIES = 30
+
+
+def test_the_glossary_is_short() -> None:
+    """At most 30 entries, each of one line."""
+    section = ARCHITECTURE.read_text("utf-8").partition("\n## Glossary\n")[2].partition("\n## ")[0]
+    lines = section.strip().split("\n")
+    assert all(re.match(r"- \*\*[^*]+\*\*.*[.)]$", line) for line in lines)
+    assert 0 < len(lines) <= MAX_GLOSSARY_ENTRIES
+
+
+def test_the_rule_of_imports_is_that_of_the_code() -> None:
+    (text,) = blocks(ARCHITECTURE, "text")
+    assert [line.split() for line in text.removesuffix("\n").split("\n")] == LAYERS[:-1]  # without __main__
+
+
+def test_the_package_map_names_every_package() -> None:
+    named = set(re.findall(r"`mtkit/(\w+)`", ARCHITECTURE.read_text("utf-8")))
+    assert {path.parent.name for path in ROOT.glob("mtkit/*/__init__.py")} <= named
 
 
 def test_exit_codes_are_those_of_the_code() -> None:
