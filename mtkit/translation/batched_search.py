@@ -66,22 +66,34 @@ class BatchedSearch:
             on_batch: called with the segments of each batch when it is done.
             num_workers: batches that may be searched at the same time on a CPU.
         """
-        found = self._search_all(segments, num_workers, on_batch)
-        again = self._lacking_numbers(segments, found)
-        constrained = [self.with_number_constraints(segments[i]) for i in again]
-        for i, hyps in zip(again, self._search_all(constrained, num_workers), strict=True):
-            found[i] = hyps or found[i]
+        on_cpu = self.ensemble.device.type == "cpu"
+        num_workers = min(torch.get_num_threads(), num_workers) if on_cpu else 1
+        sizes = np.array([len(segment.ids) + 1 for segment in segments], dtype=np.int32)
+        indices = self._split_into_batches(sizes, num_workers)
+        batches = [[segments[i] for i in batch] for batch in indices]
+        found: list[list[Hypothesis]] = [[] for _ in segments]
+        results = self._search_batches(batches, num_workers)
+        for own, batch, hyps in zip(indices, batches, results, strict=True):
+            for i, best in zip(own, hyps, strict=True):
+                found[i] = best
+            if on_batch is not None:
+                on_batch(batch)
+        if again := self._lacking_numbers(segments, found):
+            constrained = [self.with_number_constraints(segments[i]) for i in again]
+            second = self.search_segments(constrained, num_workers=num_workers)
+            for i, best in zip(again, second, strict=True):
+                found[i] = best or found[i]
         return found
 
     def with_number_constraints(self, segment: Segment) -> Segment:
-        """Return the segment with its required numbers as constraints; those that cannot be written are left out."""
+        """Return the segment with its required numbers as constraints, as far as they can be written."""
         tgt, suppressed = self.ensemble.tokenizers.tgt, set(self.options.suppressed)
         constraints = segment.constraints
         for number in segment.required_numbers:
             encoded = [tuple(ids.tolist()) for ids in tgt.encode(number_variants(number))]
             if phrases := tuple(ids for ids in encoded if suppressed.isdisjoint(ids)):
                 constraints = (*constraints, Constraint(phrases, self._tokens_after_number))
-        constrained = replace(segment, constraints=constraints)
+        constrained = replace(segment, constraints=constraints, required_numbers=())
         return replace(constrained, max_length=max(segment.max_length, 2 * constrained.min_length))
 
     @cached_property
@@ -99,28 +111,6 @@ class BatchedSearch:
             for i, text in zip(indices, texts, strict=True)
             if not all(has_number(text, number) for number in segments[i].required_numbers)
         ]
-
-    def _search_all(
-        self,
-        segments: Sequence[Segment],
-        num_workers: int,
-        on_batch: Callable[[list[Segment]], None] | None = None,
-    ) -> list[list[Hypothesis]]:
-        """Return the hypotheses of each segment, searched once."""
-        on_cpu = self.ensemble.device.type == "cpu"
-        num_workers = min(torch.get_num_threads(), num_workers) if on_cpu else 1
-        found: list[list[Hypothesis]] = [[] for _ in segments]
-        sizes = np.array([len(segment.ids) + 1 for segment in segments], dtype=np.int32)
-        indices = self._split_into_batches(sizes, num_workers)
-        batches = [[segments[i] for i in batch] for batch in indices]
-        for batch, own, hyps in zip(
-            indices, batches, self._search_batches(batches, num_workers), strict=True
-        ):
-            for i, best in zip(batch, hyps, strict=True):
-                found[i] = best
-            if on_batch is not None:
-                on_batch(own)
-        return found
 
     def _split_into_batches(self, sizes: Ids, num_workers: int) -> list[list[int]]:
         """Return the indices of the segments of each batch, the longest segments first.

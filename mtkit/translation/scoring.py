@@ -111,7 +111,8 @@ class Scorer:
         requests = [Request(src, tag=tag) for src in srcs]
         options = TranslateOptions(split_sentences=split_sentences)
         lines = self.segmenter.segment_lines(requests, options=options)
-        tag_ids, encode = self.segmenter.encode_tag(tag), self.ensemble.tokenizers.tgt.encode
+        src, encode = self.ensemble.tokenizers.src, self.ensemble.tokenizers.tgt.encode
+        [tag_ids] = src.encode([tag])
         pairs = []
         for line, tgt, whole in zip(lines, tgts, encode(tgts), strict=True):
             src_segments, tgt_segments = [segment.ids for segment in line.segments], [whole]
@@ -120,7 +121,7 @@ class Scorer:
                 if len(sentences) == len(src_segments):
                     tgt_segments = encode(sentences)
                 else:
-                    [src_ids] = self.ensemble.tokenizers.src.encode([line.request.text])
+                    [src_ids] = src.encode([line.request.text])
                     src_segments = [np.concatenate([tag_ids, src_ids])]
             elif not src_segments:  # for an empty line only the target counts
                 src_segments = [np.array([], dtype=np.int32)]

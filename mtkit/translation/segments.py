@@ -230,10 +230,6 @@ class Segmenter:
             raise self._too_many_segments("alternatives", request.text, segments, options.split_sentences)
         return self._steer(segments[0], request.prefix, ())
 
-    def encode_tag(self, tag: str) -> Ids:
-        """Return the tokens of a tag."""
-        return self.tokenizers.src.encode([tag])[0]
-
     def _segment_line(
         self, request: Request, ids: Ids, number: int, options: TranslateOptions
     ) -> list[Segment]:
@@ -248,7 +244,7 @@ class Segmenter:
         if longest is not None and len(ids) > longest:
             what = f"{len(ids):,} tokens, but a line may have {longest:,}"
             raise DataError(what, where=where, hint="split the line, or raise `max_line_tokens`")
-        tag = self.encode_tag(request.tag)
+        [tag] = self.tokenizers.src.encode([request.tag])
         max_tokens = max(1, self.max_source_tokens - len(tag))
         steered = bool(request.prefix or request.constraints)  # such a line must be a single segment
         max_unsplit = max_tokens
