@@ -118,7 +118,7 @@ def describe_job(
         models: model folders; their weights count, not their paths.
         decoding: all but its batch size counts.
         files: the input, and what goes with it line by line.
-        settings: others that change the translations.
+        settings: others that change the translations. Their names are digested too: renaming one invalidates old notes.
 
     Raises:
         StorageError: If a model or a file cannot be read.

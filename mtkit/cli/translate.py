@@ -87,7 +87,7 @@ def translate(
     """
     decoding = resolve_decoding(model, context.params)  # options named like keys of `decoding` override them
     check_options(context, TRANSLATE, decoding)
-    on_fault = _check_values(alignment, on_error, alternatives)
+    action = _check_values(alignment, on_error, alternatives)
     line_format = LineFormat(n_best is not None, scores, alignment is not None)
     plan = make_plan(files or ["-"], prefix, constraints, output, attention, shard, line_format, resume)
     note = plan.resume_note([model, *(ensemble or ())], decoding, {
@@ -106,7 +106,7 @@ def translate(
     translate_options = TranslateOptions(
         split_sentences=split_sentences, max_line_tokens=max_line_tokens, keep_links=alignment is not None,
         keep_attention=attention is not None, read_ahead=read_ahead, is_ready=reader.is_ready,
-        first_line=plan.job.first, on_error=on_fault, on_fault=report, on_progress=_progress(plan, quiet),
+        first_line=plan.job.first, on_error=action, on_fault=report, on_progress=_progress(plan, quiet),
     )  # fmt: skip
     requests = _read_requests(plan, reader, tag, on_error, quiet)
     with report, note.recorded() if note is not None else nullcontext():
