@@ -174,7 +174,7 @@ MAX_GLOSSARY_ENTRIES = 30
 
 
 def test_the_glossary_is_short() -> None:
-    """At most 30 entries, each of one line."""
+    """The glossary has at most 30 entries, each of one line."""
     section = ARCHITECTURE.read_text("utf-8").partition("\n## Glossary\n")[2].partition("\n## ")[0]
     lines = section.strip().split("\n")
     assert all(re.match(r"- \*\*[^*]+\*\*.*[.)]$", line) for line in lines)
