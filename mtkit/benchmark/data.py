@@ -137,7 +137,7 @@ def _duplicates_cost(num_pairs: int) -> Cost:
 
 def _encoding_cost(config: Config) -> Cost:
     """Measure reading, filtering, tokenizing and writing, per pair read."""
-    sources: list[Source] = open_splits(config)["train"]
+    sources: list[Source] = open_splits(config.data)["train"]
     tokenizers = cached_tokenizers(config, sources, lambda line: None)
     with tempfile.TemporaryDirectory(prefix="mtkit-benchmark-") as scratch:
         data = config.data.model_copy(update={"cache": scratch})

@@ -42,7 +42,7 @@ def check_run(config: Config, console: Console) -> None:
     say = _Reporter(console)
     say("config", f"{config.data.src} -> {config.data.tgt}, run folder {config.run}")
     configure_process(config)
-    check_ownership(config, open_splits(config))
+    check_ownership(config, open_splits(config.data))
     config, checkpoint = find_resumable(config, lambda line: say("resume", line))
     resumed = checkpoint is not None
     say("resume", "the run folder has a checkpoint of this run" if resumed else "a new run")

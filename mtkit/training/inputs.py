@@ -12,7 +12,7 @@ from pathlib import Path
 import sentencepiece
 import torch
 
-from mtkit.config.sections import Config, SourceConfig
+from mtkit.config.sections import Config, DataConfig, SourceConfig
 from mtkit.data.cache import cache_errors, open_cache
 from mtkit.data.corpus import Corpus
 from mtkit.data.encoding import encode_corpus
@@ -73,7 +73,7 @@ def load_inputs(config: Config, folder: Path, *, has_tokenizers: bool, say: Say)
 
     Validation and test sets come first: a mistake in them is found before any time is spent.
     """
-    splits = open_splits(config)
+    splits = open_splits(config.data)
     valids, tests = ([EvalSet(s.name, *read_sides(s)) for s in splits[split]] for split in ("valid", "test"))
     sources = splits["train"]
     if has_tokenizers:
@@ -114,9 +114,8 @@ def cached_tokenizers(config: Config, sources: Sequence[Source], say: Say) -> To
     return tokenizers
 
 
-def open_splits(config: Config) -> dict[Split, list[Source]]:
+def open_splits(data: DataConfig) -> dict[Split, list[Source]]:
     """The sources of training, validation and test. Raises: ConfigError, DataError: one is not there."""
-    data = config.data
     by_split: dict[Split, Sequence[SourceConfig]] = {
         "train": data.train,
         "valid": data.valid,

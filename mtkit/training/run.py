@@ -82,7 +82,7 @@ def _open_run(
     run = Path(config.run)
     with world.main_process_first():
         if world.is_main:
-            splits = open_splits(config)  # what is wrong with the new run should not cost the old one
+            splits = open_splits(config.data)  # what is wrong with the new run should not cost the old one
             check_ownership(config, splits, fresh=fresh)
             stack.enter_context(FolderLock(run))
             claim_outputs(config, splits)

@@ -489,7 +489,7 @@ def test_evaluate_a_model_from_another_folder(
     moved = shutil.copytree(run, tmp_path / "moved")
     code, out, err = tiny.mtkit("evaluate", "--model", moved)
     assert (code, out) == (3, "")
-    assert "data.root: no such folder: data (from " in tiny.one_line(err)
+    assert "data.root: no such folder: data (the path is relative to " in tiny.one_line(err)
     assert err.endswith("; or name other files with --src and --ref)\n")
 
 
