@@ -47,7 +47,7 @@ def run(request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pytest.T
 def test_hypotheses_are_those_of_generate(
     run: Path, corpus: Path, beam_size: int, alpha: float, stop: str, early_stopping: bool | str
 ) -> None:
-    """With Hugging Face's rules: the penalty is length ** alpha, eos included, and all lines share one length limit.
+    """Both use Hugging Face's rules: the penalty is length ** alpha, eos included, and all lines share a length limit.
 
     Its early_stopping=True is our `finished`, "never" our `certain`. False has no counterpart: it ends when the best
     live hypothesis, at its current length, is no better than the worst finished one. Ties, or scores that differ only
