@@ -55,7 +55,7 @@ def temporary_folder(final: Path) -> Iterator[Path]:
     Its name is `.NAME.NUMBER.tmp` with a random number, so that processes on several machines do not collide.
 
     Raises:
-        StorageError: If it cannot be created. Errors of the block that name the temporary folder name `final` instead.
+        StorageError: If it cannot be created. Errors of the block name `final` instead of the temporary folder.
     """
     temporary = final.with_name(f".{final.name}.{secrets.randbelow(10**12)}.tmp")
     try:
