@@ -1,4 +1,4 @@
-"""How long a run will take and how often it sees its pairs, judged by a few updates; and what speaks against it."""
+"""Forecast of a run from a few timed updates: its duration, its epochs, and settings that the user may regret."""
 
 from __future__ import annotations
 
@@ -17,169 +17,191 @@ from mtkit.training.trainer import Trainer
 from mtkit.training.updates import Update
 from mtkit.training.validation import TextCorpus, Validator
 
-_MEASURED_UPDATES = 5
-"""Ordinary updates that are timed, after one that is not."""
-_LONG_ENOUGH = 20.0
-"""Seconds after which no further update is timed, once there are two."""
+_TIMED_UPDATES = 5
+"""Updates that are timed, after one that is not."""
+_MAX_SECONDS = 20.0
+"""Once two updates are timed, no further one is after this many seconds."""
 _VALIDATION_SAMPLE = 128
-"""Validation pairs by which the time of a validation is judged."""
+"""Validation pairs from which the duration of a validation is estimated."""
 
 _MANY_EPOCHS = 50
-"""A run that may see each pair so often should be able to stop early."""
+"""A run with more epochs should be able to stop early."""
 _ABSURD_EPOCHS = 1000
-"""A run that sees each pair so often learns them by heart, and no more than that."""
+"""A run with more epochs memorizes its pairs."""
 _FEW_PAIRS = 2000
-"""Fewer training pairs teach hardly more than themselves."""
+"""A model trained on fewer pairs hardly generalizes."""
 _FEW_VALID_PAIRS = 100
-"""The scores of fewer validation pairs are mostly chance."""
+"""Scores on fewer validation pairs are mostly noise."""
 
 
 @dataclass(frozen=True)
-class Extent:
-    """How much a config asks for, of a corpus.
+class RunSize:
+    """Size of a run.
 
     Attributes:
-        pairs: training pairs.
-        valid_pairs: validation pairs.
-        epoch: updates of an epoch; an update may be of two.
-        updates: updates of the whole run, unless it stops early.
+        num_pairs: training pairs.
+        num_valid_pairs: validation pairs.
+        updates_per_epoch: updates per epoch; an update may span two epochs.
+        num_updates: updates of the whole run, unless it stops early.
     """
 
-    pairs: int
-    valid_pairs: int
-    epoch: float
-    updates: int
+    num_pairs: int
+    num_valid_pairs: int
+    updates_per_epoch: float
+    num_updates: int
 
     @property
     def epochs(self) -> float:
-        """How often the run sees each pair."""
-        return self.updates / self.epoch
+        """Number of epochs."""
+        return self.num_updates / self.updates_per_epoch
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How fast this machine is at it.
+class Speed:
+    """Speed of a run on this machine.
 
     Attributes:
-        update: seconds of an update.
-        num_updates: by how many that was judged.
-        validation: seconds of a validation; 0 without one.
+        update_seconds: median duration of an update.
+        num_timed: number of updates that were timed.
+        validation_seconds: estimated duration of a validation; 0 without validation pairs.
     """
 
-    update: float
-    num_updates: int
-    validation: float
+    update_seconds: float
+    num_timed: int
+    validation_seconds: float
 
 
-def measure_pace(trainer: Trainer) -> Pace:
-    """Time ordinary updates, which train the model, and a validation of some pairs."""
+def measure_speed(trainer: Trainer) -> Speed:
+    """Time some updates, which train the model, and a validation of some pairs.
+
+    Args:
+        trainer: trainer of the run.
+    """
     size = trainer.config.training.batches_per_update
     batches = cycle(trainer.loader.epoch_batches(trainer.state.epoch))
     seconds: list[float] = []
-    for number in range(1 + _MEASURED_UPDATES):
-        if len(seconds) > 1 and sum(seconds) > _LONG_ENOUGH:
+    for number in range(1 + _TIMED_UPDATES):
+        if len(seconds) > 1 and sum(seconds) > _MAX_SECONDS:
             break
         update = Update(list(islice(batches, size)))
         start = time.perf_counter()
         trainer.train_step(update)
-        if number:  # the first is slower: it meets new shapes
+        if number:  # the first is slower: its shapes are new
             seconds.append(time.perf_counter() - start)
-    return Pace(statistics.median(seconds), len(seconds), _validation_seconds(trainer))
+    return Speed(statistics.median(seconds), len(seconds), _validation_seconds(trainer))
 
 
 def _validation_seconds(trainer: Trainer) -> float:
-    """Seconds of a validation, judged by some of its pairs.
+    """Return the duration of a validation in seconds, estimated from some of its pairs.
 
-    Their translations may be no longer than references are: an untrained model would go on to the limit.
+    Translations are limited to the length of references, because an untrained model would not stop before the limit.
     """
     if trainer.validator is None:
         return 0.0
     corpus, config = trainer.validator.corpus, trainer.config
-    fitting = np.sort(np.concatenate([pairs for _, pairs in trainer.validator.batches]))
-    places = np.linspace(0, len(fitting) - 1, min(_VALIDATION_SAMPLE, len(fitting))).astype(int)
-    chosen = fitting[places].tolist()
-    some = TextCorpus.from_text(
+    short_enough = np.sort(np.concatenate([pairs for _, pairs in trainer.validator.batches]))
+    positions = np.linspace(0, len(short_enough) - 1, min(_VALIDATION_SAMPLE, len(short_enough))).astype(int)
+    chosen = short_enough[positions].tolist()
+    sample = TextCorpus.from_text(
         [corpus.srcs[i] for i in chosen], [corpus.tgts[i] for i in chosen], trainer.inputs.tokenizers
     )
-    ratio = float(some.tgt_lengths.sum() / max(1, some.src_lengths.sum()))
+    ratio = float(sample.tgt_lengths.sum() / max(1, sample.src_lengths.sum()))
     decoding = config.decoding.model_copy(update={"max_length_ratio": ratio, "max_length_extra": 0})
-    validator = Validator(some, trainer.inputs.tokenizers, config.model_copy(update={"decoding": decoding}))
+    validator = Validator(sample, trainer.inputs.tokenizers, config.model_copy(update={"decoding": decoding}))
     start = time.perf_counter()
     validator.loss(trainer.model)
-    loss = time.perf_counter() - start
-    validator.validate(trainer.model)
-    translations = time.perf_counter() - start - 2 * loss
-    more = len(trainer.validator.translated_pairs) / len(validator.translated_pairs)
-    return loss * len(corpus.srcs) / len(chosen) + max(0.0, translations) * more
+    loss_seconds = time.perf_counter() - start
+    validator.validate(trainer.model)  # computes the loss once more
+    translation_seconds = time.perf_counter() - start - 2 * loss_seconds
+    translation_ratio = len(trainer.validator.translated_pairs) / len(validator.translated_pairs)
+    loss_ratio = len(corpus.srcs) / len(chosen)
+    return loss_seconds * loss_ratio + max(0.0, translation_seconds) * translation_ratio
 
 
-def extent_of(trainer: Trainer, pace: Pace) -> Extent:
-    """How much the config asks for."""
+def run_size(trainer: Trainer, speed: Speed) -> RunSize:
+    """Return the size of a run.
+
+    Args:
+        trainer: trainer of the run.
+        speed: its speed, which decides how far it gets with a time limit.
+    """
     training = trainer.config.training
     num_batches, size = len(trainer.loader.order), training.batches_per_update
     limits = [training.step_limit]
     if training.max_epochs is not None:
         limits.append(math.ceil(training.max_epochs * num_batches / size))
     if training.time_limit_minutes is not None:
-        with_validation = pace.update + pace.validation / trainer.config.validation.every_steps
+        with_validation = (
+            speed.update_seconds + speed.validation_seconds / trainer.config.validation.every_steps
+        )
         limits.append(max(1, round(60 * training.time_limit_minutes / with_validation)))
-    updates = min(limit for limit in limits if limit is not None)
-    valid = 0 if trainer.validator is None else len(trainer.validator.corpus.srcs)
-    return Extent(len(trainer.inputs.corpus), valid, num_batches / size, updates)
+    num_updates = min(limit for limit in limits if limit is not None)
+    num_valid = 0 if trainer.validator is None else len(trainer.validator.corpus.srcs)
+    return RunSize(len(trainer.inputs.corpus), num_valid, num_batches / size, num_updates)
 
 
-def in_words(config: Config, extent: Extent, pace: Pace, num_done: int = 0) -> Iterator[tuple[str, str]]:
-    """What is to be expected, a name and a fact each.
+def forecast(config: Config, size: RunSize, speed: Speed, num_done: int = 0) -> Iterator[tuple[str, str]]:
+    """Yield what to expect of a run, as names and facts.
 
     Args:
-        num_done: updates that the run has made already.
+        config: config of the run.
+        size: its size.
+        speed: its speed.
+        num_done: updates already made.
     """
-    left = max(0, extent.updates - num_done)
-    validations = -(-left // config.validation.every_steps) if extent.valid_pairs else 0
+    num_left = max(0, size.num_updates - num_done)
+    num_validations = -(-num_left // config.validation.every_steps) if size.num_valid_pairs else 0
     done = f", {num_done:,} are done" if num_done else ""
-    epochs = f"{extent.epochs:,.1f}" if extent.epochs < 100 else f"{extent.epochs:,.0f}"
-    of_one = f"{extent.epoch:.3g}" if extent.epoch < 100 else f"{extent.epoch:,.0f}"
-    yield "epochs", f"{extent.updates:,} updates are {epochs} epochs of {of_one} updates{done}"
-    parts = f"{left:,} updates of {pace.update:.2g} s (median of {pace.num_updates} ordinary ones)"
-    if validations:
-        parts += f", {validations:,} validations of {pace.validation:.2g} s (judged by a part)"
-    seconds = left * pace.update + validations * pace.validation
+    epochs = f"{size.epochs:,.1f}" if size.epochs < 100 else f"{size.epochs:,.0f}"
+    per_epoch = size.updates_per_epoch
+    per_epoch_text = f"{per_epoch:.3g}" if per_epoch < 100 else f"{per_epoch:,.0f}"
+    yield "epochs", f"{size.num_updates:,} updates are {epochs} epochs of {per_epoch_text} updates{done}"
+    parts = f"{num_left:,} updates of {speed.update_seconds:.2g} s (median of {speed.num_timed})"
+    if num_validations:
+        parts += f", {num_validations:,} validations of {speed.validation_seconds:.2g} s (estimated)"
+    seconds = num_left * speed.update_seconds + num_validations * speed.validation_seconds
     if config.training.time_limit_minutes is not None:
         seconds = min(seconds, 60 * config.training.time_limit_minutes)
-    yield "time", f"about {format_duration(seconds)} on this machine: {parts}; test sets not counted"
+    yield "time", f"about {format_duration(seconds)} on this machine, without test sets: {parts}"
 
 
-def objections(config: Config, extent: Extent, pace: Pace) -> Iterator[str]:
-    """What a user will regret about a config, each with what to do; none is an error."""
+def find_problems(config: Config, size: RunSize, speed: Speed) -> Iterator[str]:
+    """Yield what a user may regret about a config, and what to do about it; nothing of it is an error.
+
+    Args:
+        config: config of the run.
+        size: its size.
+        speed: its speed.
+    """
     training, validation = config.training, config.validation
-    if extent.pairs < _FEW_PAIRS:
-        yield f"{extent.pairs:,} training pairs teach hardly more than themselves: find more"
-    if extent.epochs > _ABSURD_EPOCHS:
+    if size.num_pairs < _FEW_PAIRS:
+        yield f"a model trained on {size.num_pairs:,} pairs hardly generalizes: find more"
+    if size.epochs > _ABSURD_EPOCHS:
         yield (
-            f"{extent.updates:,} updates on {extent.pairs:,} pairs see each of them {extent.epochs:,.0f} times: "
-            f"they will be known by heart long before (lower training.max_steps, or set training.max_epochs)"
+            f"{size.num_updates:,} updates on {size.num_pairs:,} pairs are {size.epochs:,.0f} epochs: "
+            f"the model memorizes the pairs long before (lower training.max_steps, or set training.max_epochs)"
         )
-    if training.warmup_steps >= extent.updates:
+    if training.warmup_steps >= size.num_updates:
         yield (
-            f"the run ends before its learning rate has risen "
-            f"(training.warmup_steps is {training.warmup_steps:,} of {extent.updates:,} updates)"
+            f"the run ends before the learning rate is warmed up "
+            f"(training.warmup_steps is {training.warmup_steps:,} of {size.num_updates:,} updates)"
         )
-    if not extent.valid_pairs:
+    if not size.num_valid_pairs:
         yield "no validation pairs: the last checkpoint counts as the best, however it translates (set data.valid)"
         return
-    if extent.epochs > _MANY_EPOCHS and validation.patience is None:
+    if size.epochs > _MANY_EPOCHS and validation.patience is None:
         yield (
-            f"no early stop: all {extent.epochs:,.0f} epochs are trained, learning or not "
+            f"no early stopping: all {size.epochs:,.0f} epochs are trained, whether they help or not "
             "(set validation.patience, for example to 5)"
         )
-    if extent.valid_pairs < _FEW_VALID_PAIRS:
-        yield f"scores of {extent.valid_pairs:,} validation pairs are mostly chance (500 to 3,000 are usual)"
-    if validation.every_steps >= extent.updates:
+    if size.num_valid_pairs < _FEW_VALID_PAIRS:
+        yield f"scores of {size.num_valid_pairs:,} validation pairs are mostly noise (500 to 3,000 are usual)"
+    if validation.every_steps >= size.num_updates:
         yield (
-            f"only the last update is validated, so that nothing chooses among checkpoints "
+            f"only the last update is validated, so there is no best checkpoint to select "
             f"(lower validation.every_steps, now {validation.every_steps:,})"
         )
-    elif pace.validation > validation.every_steps * pace.update:
+    elif speed.validation_seconds > validation.every_steps * speed.update_seconds:
         yield (
             "validations take longer than the updates between them "
             "(raise validation.every_steps, or set validation.max_sentences)"

@@ -1,4 +1,4 @@
-"""All that is read before the first update: sources, tokenizers, encoded training pairs, validation pairs."""
+"""Inputs of a run: tokenizers, encoded training pairs, validation pairs and test sets."""
 
 from __future__ import annotations
 
@@ -29,13 +29,20 @@ from mtkit.training.validation import TextCorpus
 
 Say = Callable[[str], None]
 
-_LONGEST_EXAMPLE = 120
-"""Characters of a sentence that is offered to be typed."""
+_MAX_EXAMPLE_LENGTH = 120
+"""Most characters of a sentence that is suggested for trying the model."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that is read before the first update."""
+    """Inputs of a run.
+
+    Attributes:
+        tokenizers: tokenizers of both sides.
+        corpus: the encoded training pairs.
+        valid: the validation pairs, or None.
+        tests: the test sets.
+    """
 
     tokenizers: Tokenizers
     corpus: Corpus
@@ -43,25 +50,38 @@ class Inputs:
     tests: list[EvalSet]
 
     def example(self) -> str | None:
-        """A source sentence of a test or validation set that is easily typed, if there is one."""
-        every = [test.srcs for test in self.tests] + ([self.valid.srcs] if self.valid else [])
-        return next((line for srcs in every for line in srcs if _is_easily_typed(line)), None)
+        """Return a source sentence of a test or validation set that is easy to type, or None."""
+        sets = [test.srcs for test in self.tests] + ([self.valid.srcs] if self.valid else [])
+        return next((line for srcs in sets for line in srcs if _is_easy_to_type(line)), None)
 
 
-def _is_easily_typed(line: str) -> bool:
-    """Whether a line fits a terminal and reaches `echo` of every shell unchanged, once it is quoted."""
+def _is_easy_to_type(line: str) -> bool:
+    """Return whether a line is short and, once quoted, reaches the `echo` of every shell unchanged."""
     return (
-        0 < len(line) <= _LONGEST_EXAMPLE and line.isprintable() and "\\" not in line and line[0] not in "- "
+        0 < len(line) <= _MAX_EXAMPLE_LENGTH
+        and line.isprintable()
+        and "\\" not in line
+        and line[0] not in "- "
     )
 
 
 def configure_process(config: Config) -> torch.device:
-    """Make the process ready, and refuse now what would otherwise fail at the first validation. Returns its device."""
+    """Configure memory allocation and threads, and check everything that would fail only at the first validation.
+
+    Args:
+        config: config of the run.
+
+    Returns:
+        Device of the process.
+
+    Raises:
+        ConfigError: If a metric, its tokenizer, the device or the compiler is not available.
+    """
     configure_malloc()
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
-    wanted, tokenizer = (*config.validation.metrics, *TEST_METRICS), config.validation.bleu_tokenizer
-    metrics.check_metrics(wanted, tokenize=tokenizer, tgt=config.data.tgt)
+    names = (*config.validation.metrics, *TEST_METRICS)
+    metrics.check_metrics(names, tokenize=config.validation.bleu_tokenizer, tgt=config.data.tgt)
     device = choose_device(config.training.device, local_rank=read_ranks(communicates=True).local_rank)
     if config.training.compile:
         check_compiler(device)
@@ -69,9 +89,20 @@ def configure_process(config: Config) -> torch.device:
 
 
 def load_inputs(config: Config, folder: Path, *, has_tokenizers: bool, say: Say) -> Inputs:
-    """Read all sources, make the tokenizers (into `folder`) or load them from there, encode the training pairs.
+    """Read all sources, train or load the tokenizers, and encode the training pairs.
 
-    Validation and test sets come first: a mistake in them is found before any time is spent.
+    Validation and test sets are read first, so that a mistake in them is found before any time is spent.
+
+    Args:
+        config: config of the run.
+        folder: folder of the tokenizers.
+        has_tokenizers: whether to load them from there; otherwise they are trained and saved there.
+        say: shows a line.
+
+    Raises:
+        ConfigError: If the config names data that does not exist, or settings that do not suit it.
+        DataError: If a corpus is missing, malformed or empty.
+        StorageError: If the tokenizers are damaged or the disk fails.
     """
     splits = open_splits(config.data)
     valids, tests = ([EvalSet(s.name, *read_sides(s)) for s in splits[split]] for split in ("valid", "test"))
@@ -85,29 +116,37 @@ def load_inputs(config: Config, folder: Path, *, has_tokenizers: bool, say: Say)
         corpus = encode_corpus(sources, tokenizers, config.data, lambda n: say(f"encoded {n:,} pairs"))
     valid = None
     if valids:
-        srcs = [line for text in valids for line in text.srcs]
-        tgts = [line for text in valids for line in text.tgts]
-        valid = TextCorpus.from_text(srcs, tgts, tokenizers, {text.name: len(text.srcs) for text in valids})
+        srcs = [line for valid_set in valids for line in valid_set.srcs]
+        tgts = [line for valid_set in valids for line in valid_set.tgts]
+        sizes = {valid_set.name: len(valid_set.srcs) for valid_set in valids}
+        valid = TextCorpus.from_text(srcs, tgts, tokenizers, sizes)
     return Inputs(tokenizers, corpus, valid, tests)
 
 
 def cached_tokenizers(config: Config, sources: Sequence[Source], say: Say) -> Tokenizers:
-    """Tokenizers of these sources: trained once for the same texts and settings, then found in the cache.
+    """Return the tokenizers of these sources, from the cache if they were trained before on the same text and settings.
+
+    Args:
+        config: config of the run.
+        sources: sources of the training pairs.
+        say: shows a line.
 
     Raises:
-        ConfigError, DataError, StorageError: what `make_tokenizers` raises, or the cache cannot be written.
+        ConfigError: If the settings of the tokenizer do not suit the text.
+        DataError: If a source is malformed or empty.
+        StorageError: If a tokenizer is damaged or the cache cannot be written.
     """
     pairs = (pair for source in sources for _, pair in source.read())
-    wanted = config.tokenizer
-    if wanted.model is not None or wanted.src_model is not None:
-        return make_tokenizers(wanted, pairs, config.seed)
+    settings = config.tokenizer
+    if settings.model is not None or settings.src_model is not None:
+        return make_tokenizers(settings, pairs, config.seed)
     cache, hashes = open_cache(config.data, "tokenizers")
     texts = [source.fingerprint(hashes) for source in sources]
-    key = json.dumps([sentencepiece.__version__, wanted.model_dump(), config.seed, texts])
+    key = json.dumps([sentencepiece.__version__, settings.model_dump(), config.seed, texts])
     folder = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
     with suppress(StorageError):
         return load_tokenizers(folder)
-    tokenizers = make_tokenizers(wanted, pairs, config.seed, say)
+    tokenizers = make_tokenizers(settings, pairs, config.seed, say)
     with cache_errors(config.data), temporary_folder(folder) as temporary:
         tokenizers.save(temporary)
         publish_folder(temporary, folder)
@@ -115,7 +154,15 @@ def cached_tokenizers(config: Config, sources: Sequence[Source], say: Say) -> To
 
 
 def open_splits(data: DataConfig) -> dict[Split, list[Source]]:
-    """The sources of training, validation and test. Raises: ConfigError, DataError: one is not there."""
+    """Return the sources of the training, validation and test pairs.
+
+    Args:
+        data: section `data`.
+
+    Raises:
+        ConfigError: If two test sets have the same name, or a source needs a package that is not installed.
+        DataError: If a source is missing.
+    """
     by_split: dict[Split, Sequence[SourceConfig]] = {
         "train": data.train,
         "valid": data.valid,

@@ -1,6 +1,6 @@
-"""How many micro-batches a batch must be split into so that it fits in memory.
+"""Splitting batches into micro-batches that fit in memory.
 
-It is decided before the first update, by the largest batch of the corpus, so that a run does not fail at step 40,000.
+The largest batch of the corpus decides into how many, before the first update: a run must not fail at step 40,000.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ def find_num_micro_batches(run: RunMicroBatch, loader: UpdateLoader, state: Trai
     """
     largest = loader.epoch_batches(state.epoch).largest()
     on_gpu = loader.device.type == "cuda"
-    slices = state.slices if on_gpu else _estimate_num_micro_batches(run, largest, loader, state)
-    while slices < 2 * len(largest):
-        failed = on_gpu and not _fits(run, largest[::slices])
+    num_micro_batches = state.slices if on_gpu else _estimate_num_micro_batches(run, largest, loader, state)
+    while num_micro_batches < 2 * len(largest):
+        failed = on_gpu and not _fits(run, largest[::num_micro_batches])
         if not any(loader.world.all_reduce([float(failed)])):
-            return slices
-        slices *= 2
+            return num_micro_batches
+        num_micro_batches *= 2
     hint = "lower data.max_length, or the size of the model, or set training.activation_checkpointing"
     raise TrainingError("out of memory with a single pair", hint=hint)
 
@@ -106,8 +106,8 @@ def _estimate_num_micro_batches(
     run(largest[::probe])
     needed = probe * max(0, peak_memory(loader.device) - before)
     available = available_bytes(local_world_size())
-    slices = state.slices
-    if state.step == 0 or needed / slices > available:
-        while _SAFETY_MARGIN * needed / slices > available and slices < len(largest):
-            slices *= 2
-    return int(max(loader.world.all_gather(slices)))
+    num_micro_batches = state.slices
+    if state.step == 0 or needed / num_micro_batches > available:
+        while _SAFETY_MARGIN * needed / num_micro_batches > available and num_micro_batches < len(largest):
+            num_micro_batches *= 2
+    return int(max(loader.world.all_gather(num_micro_batches)))

@@ -1,4 +1,4 @@
-"""Going on with a run: which checkpoint, whether the config and the data are still those it was made with."""
+"""Resuming a run: finding its checkpoint, and checking that the config and the data are still the same."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ _HARMLESS = (
     "training.parallel", "training.activation_checkpointing", "training.on_divergence", "validation.patience",
     "validation.num_samples", "validation.every_steps", "validation.metrics", "training.compile", "decoding",
 )  # fmt: skip
-"""Keys that may change when a run goes on: what is learned stays the same (but a longer cosine is another curve).
+"""Keys that may change when a run is resumed, because they do not change what is learned (`max_steps` does with a
+schedule that ends there).
 
-Training and validation pairs may come from other files with the same text: see `_refuse_other_sources` and
-`_refuse_other_validation`.
+Training and validation pairs may come from other files with the same text: see `_check_sources` and
+`_check_validation`.
 """
 
 _OTHER_DATA = "restore the files, choose another run folder, or start anew with `fresh`"
@@ -46,33 +47,42 @@ CHANGED_DEFAULTS: dict[str, object] = {
     "training.learning_rate": 0.001,
     "validation.best": "bleu",
 }
-"""Defaults of mtkit 0.1.0 that are others now: a run that began with one goes on with it, unless another is named."""
+"""Defaults of mtkit 0.1.0 that have changed since. A run that started with one keeps it, unless the config sets the
+key."""
 
 
 def find_resumable(config: Config, say: Callable[[str], None]) -> tuple[Config, Checkpoint | None]:
-    """The config to go on with, and the newest valid checkpoint of the run folder, if it is of the same run.
+    """Find the newest valid checkpoint of the run folder, and check that it belongs to this config.
+
+    Args:
+        config: config of the run.
+        say: shows a line.
+
+    Returns:
+        The config to resume with, and the checkpoint; None for a new run.
 
     Raises:
-        ConfigError: the config has changed in a way that changes what is learned.
-        StorageError: there are checkpoints, but none is valid.
+        ConfigError: If the config has changed in a way that changes what is learned.
+        DataError: If a source of training pairs that has changed is missing or malformed.
+        StorageError: If there are checkpoints, but none is valid.
     """
     faults: list[StorageError] = []
 
-    def pass_over(fault: StorageError) -> None:
-        say(f"passing over a damaged checkpoint: {fault}")
+    def skip(fault: StorageError) -> None:
+        say(f"skipping a damaged checkpoint: {fault}")
         faults.append(fault)
 
-    found = load_newest_checkpoint(Path(config.run), pass_over)
+    found = load_newest_checkpoint(Path(config.run), skip)
     if found is not None:
         folder, checkpoint = found
         hint = "it was written by another version of mtkit: start anew with `fresh`"
         stored = read_config(folder, hint)
         config = with_old_defaults(stored, config)
-        refuse_changes(stored, config)
+        check_changes(stored, config)
         if stored.data.train != config.data.train:
-            _refuse_other_sources(checkpoint, config)
-        if checkpoint.state.get("valid") is None:  # a run of 0.1.0 knows but the names of the files
-            _refuse_other_validation(checkpoint, config, same=stored.data.valid == config.data.valid)
+            _check_sources(checkpoint, config)
+        if checkpoint.state.get("valid") is None:  # 0.1.0 stored the names of the files only
+            _check_validation(checkpoint, config, same=stored.data.valid == config.data.valid)
         return config, checkpoint
     if faults:
         raise StorageError(
@@ -90,7 +100,9 @@ def find_resumable(config: Config, say: Callable[[str], None]) -> tuple[Config, 
 
 
 def with_old_defaults(old: Config, new: Config) -> Config:
-    """The new config, with defaults of before where the old one has them and the user names nothing."""
+    """Return the new config, with the former default of each key that the old config left at it and the new one does
+    not set.
+    """
     for key, before in CHANGED_DEFAULTS.items():
         name, _, field = key.partition(".")
         section = getattr(new, name)
@@ -99,8 +111,12 @@ def with_old_defaults(old: Config, new: Config) -> Config:
     return new
 
 
-def refuse_changes(old: Config, new: Config) -> None:
-    """Compare with the checkpoint's config. Raises: ConfigError: with the keys that changed."""
+def check_changes(old: Config, new: Config) -> None:
+    """Check that the config has not changed in a way that changes what is learned.
+
+    Raises:
+        ConfigError: If it has; the message names the keys.
+    """
     ineffective = ineffective_keys(old).keys() & ineffective_keys(new).keys()
     changes = [
         line
@@ -115,91 +131,120 @@ def refuse_changes(old: Config, new: Config) -> None:
         )
 
 
-def _refuse_other_sources(checkpoint: Checkpoint, config: Config) -> None:
-    """Check that `data.train`, which was changed, names the same text. Raises: ConfigError: it does not; DataError."""
+def _check_sources(checkpoint: Checkpoint, config: Config) -> None:
+    """Check that `data.train`, which has changed, still names the same text.
+
+    Raises:
+        ConfigError: If it does not.
+        DataError: If a source is missing or malformed.
+    """
     sources = open_sources(config.data.train, config.data, "train")
     tokenizers = load_tokenizers(Path(config.run))
     if not matches_fingerprint(str(checkpoint.state.get("corpus")), sources, tokenizers, config.data):
         raise ConfigError(
-            "names other text than the last checkpoint was trained on", where="data.train", hint=_OTHER_DATA
+            "names different text from what the last checkpoint was trained on",
+            where="data.train",
+            hint=_OTHER_DATA,
         )
 
 
-def refuse_other_inputs(checkpoint: Checkpoint, inputs: Inputs, config: Config) -> None:
-    """Compare what was read with what the checkpoint knows. Raises: ConfigError: it is other; StorageError."""
+def check_inputs(checkpoint: Checkpoint, inputs: Inputs, config: Config) -> None:
+    """Check that the tokenizers, the training pairs and the validation pairs are those of the checkpoint.
+
+    Raises:
+        ConfigError: If the training or validation pairs have changed.
+        StorageError: If the tokenizers have changed, or the checkpoint does not say which data it was trained on.
+    """
     state = checkpoint.state
     if "corpus" not in state:
         hint = "start anew with `fresh`"
         raise StorageError("the checkpoint's state names no corpus", where=STATE_FILE, hint=hint)
     if state.get("tokenizers", inputs.tokenizers.fingerprint) != inputs.tokenizers.fingerprint:
-        what = "the tokenizer is not the one that this run began with"
+        what = "the tokenizer is not the one that this run started with"
         raise StorageError(what, where=config.run, hint="restore it, or start anew with `fresh`")
-    _refuse_other_corpus(str(state["corpus"]), inputs, config.data)
+    _check_corpus(str(state["corpus"]), inputs, config.data)
     same = state.get("valid") in (None, validation_fingerprint(inputs.valid))
-    _refuse_other_validation(checkpoint, config, same=same)
+    _check_validation(checkpoint, config, same=same)
 
 
-def _refuse_other_corpus(before: str, inputs: Inputs, data: DataConfig) -> None:
-    """Compare training pairs with those of a fingerprint. Raises: ConfigError: they are others."""
+def _check_corpus(before: str, inputs: Inputs, data: DataConfig) -> None:
+    """Check that the training pairs have the fingerprint of the checkpoint.
+
+    Raises:
+        ConfigError: If they do not; the message names the first pair that differs, if the old corpus is still cached.
+    """
     corpus = inputs.corpus
     if before == corpus.fingerprint or matches_fingerprint(before, corpus.sources, inputs.tokenizers, data):
         return
     changes = ""
-    with suppress(StorageError):  # the cache may no longer hold it
+    with suppress(StorageError):  # it may no longer be in the cache
         old = Corpus(cache_folder(data) / "corpora" / before[:32], before, ())
         first = corpus.first_difference(old)
         if first is None:  # the same pairs, read from other files
             return
-        changes = f": {len(old):,} pairs then, {len(corpus):,} now"
+        changes = f": {len(old):,} pairs before, {len(corpus):,} now"
         if first < len(corpus):
             changes += f"; the first that differs is {corpus.location(first)}"
     what = f"the training data has changed since the last checkpoint{changes}"
     raise ConfigError(what, where="data.train", hint=_OTHER_DATA)
 
 
-def _refuse_other_validation(checkpoint: Checkpoint, config: Config, *, same: bool) -> None:
-    """Where validation pairs are not the same, refuse to compare their scores with the best so far.
+def _check_validation(checkpoint: Checkpoint, config: Config, *, same: bool) -> None:
+    """Check that scores are comparable with the best so far. Without best/, the best checkpoint is selected anew.
 
-    Without `best/` there is nothing to lose: then the best is chosen anew.
+    Args:
+        checkpoint: checkpoint to resume from.
+        config: config of the run.
+        same: whether the validation pairs are the same.
 
     Raises:
-        ConfigError: there is a best so far.
+        ConfigError: If the validation pairs have changed and there is a best checkpoint.
     """
     best = best_folder(Path(config.run))
     if same or checkpoint.state.get("best") is None or not best.is_dir():
         return
     raise ConfigError(
-        "the validation pairs have changed since the last checkpoint: scores would not compare with the best so far",
+        "the validation pairs have changed since the last checkpoint: scores are not comparable with the best so far",
         where="data.valid",
-        hint=f"restore them, or move {best} away: then the best is chosen anew",
+        hint=f"restore them, or move {best} away to select the best checkpoint anew",
     )
 
 
 def is_harmless(change: str) -> bool:
-    """Whether a line of `diff_configs` is about a key that may change."""
+    """Return whether a line of `diff_configs` is about a key that may change."""
     key = change.partition(":")[0]
     return any(key == harmless or key.startswith(f"{harmless}.") for harmless in _HARMLESS)
 
 
 def start_or_resume(trainer: Trainer, checkpoint: Checkpoint | None, say: Callable[[str], None]) -> None:
-    """Put the checkpoint's state into the trainer, or save step 0, which proves the disk before time is spent."""
+    """Restore the trainer from the checkpoint, or save step 0, which tests the disk before any time is spent.
+
+    Args:
+        trainer: trainer at step 0.
+        checkpoint: checkpoint to resume from, or None for a new run.
+        say: shows a line.
+
+    Raises:
+        ConfigError: If the data has changed since the checkpoint.
+        StorageError: If the checkpoint does not match, or the disk fails.
+    """
     if checkpoint is not None:
-        refuse_other_inputs(checkpoint, trainer.inputs, trainer.config)
+        check_inputs(checkpoint, trainer.inputs, trainer.config)
     if trainer.world.is_main:
         write_text(trainer.run_folder / CONFIG_FILE, dump_config(trainer.config))
     steps = trainer.world.all_gather(-1 if checkpoint is None else checkpoint.state.get("step", 0))
     if len(set(steps)) > 1:
-        what = f"the processes see different checkpoints, of the steps {sorted(set(steps))}"
-        raise StorageError(what, where=trainer.config.run, hint="all need the same folder: use a shared disk")
+        what = f"the processes see checkpoints of different steps: {sorted(set(steps))}"
+        raise StorageError(what, where=trainer.config.run, hint="put the run folder on a shared disk")
     if checkpoint is None:
         trainer.save()
     else:
         _restore(trainer, checkpoint)
         if trainer.world.is_main:
             _truncate_metrics(trainer.run_folder / METRICS_FILE, TrainState.from_dict(checkpoint.state))
-        say(f"going on from step {trainer.state.step}")
+        say(f"resuming from step {trainer.state.step}")
         if trainer.state.best != checkpoint.state.get("best"):
-            say("there is no best/: the best is chosen anew")
+            say("best/ is missing: the best checkpoint is selected anew")
     trainer.signals.training_started = True
 
 
@@ -218,7 +263,7 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
 
 
 def _truncate_metrics(path: Path, state: TrainState) -> None:
-    """Forget what was logged after the checkpoint that the run goes on from: it will be logged again."""
+    """Remove what was logged after the checkpoint: it will be logged again."""
     if not path.exists():
         return
     with storage_errors(path):
@@ -228,7 +273,7 @@ def _truncate_metrics(path: Path, state: TrainState) -> None:
 
 
 def _is_logged_by(line: str, state: TrainState) -> bool:
-    """Whether a line of metrics.jsonl is whole, and of an update or a validation that the state knows."""
+    """Return whether a line of metrics.jsonl is complete, and about an update or validation that the state includes."""
     try:
         numbers = json.loads(line)
         return int(numbers["step"]) <= (state.validated_step if numbers["kind"] == "valid" else state.step)

@@ -1,4 +1,4 @@
-"""A whole run, from a config to a scored translator: prepare, train, translate the test sets, say what came out."""
+"""A whole run: load the inputs, train or resume, average checkpoints, and score the test sets."""
 
 from __future__ import annotations
 
@@ -25,19 +25,22 @@ from mtkit.training.trainer import Trainer
 
 
 def train(config: Config, *, fresh: bool = False, console: Console | None = None) -> TrainResult:
-    """Train, or go on from the newest checkpoint of the run folder, and score the test sets with the best weights.
+    """Train, or resume from the newest checkpoint of the run folder, and score the test sets with the best weights.
 
     Args:
-        config: the run.
-        fresh: delete what an earlier run left in the folder.
-        console: where progress is shown; by default nowhere.
+        config: config of the run.
+        fresh: whether to delete what an earlier run left in the folder.
+        console: console to show progress on; by default none.
+
+    Returns:
+        Where the run ended, and the scores of the test sets.
 
     Raises:
-        ConfigError: the config asks for what is not there, or it differs from that of the checkpoint.
-        DataError: a corpus is missing, malformed or empty.
-        TrainingError: not-a-number, out of memory.
-        StorageError: the disk failed, or another run uses the folder.
-        Interrupted: SIGINT, SIGTERM or SIGHUP, after saving.
+        ConfigError: If the config needs something that is not available, or differs from that of the checkpoint.
+        DataError: If a corpus is missing, malformed or empty.
+        TrainingError: If the loss diverges or memory runs out.
+        StorageError: If the disk fails, or another process uses the run folder.
+        Interrupted: If SIGINT, SIGTERM or SIGHUP arrives; the run is saved first.
     """
     signals = Signals()
     console = console or Console(quiet=True)
@@ -49,10 +52,10 @@ def train(config: Config, *, fresh: bool = False, console: Console | None = None
         trainer = _open_run(config, console, signals, world, stack, fresh=fresh)
         config, inputs = trainer.config, trainer.inputs
         reason = trainer.train()
-        signals.is_distributed = False  # from here on each is alone
+        signals.is_distributed = False  # the processes no longer wait for each other
         state, progress = trainer.state, trainer.progress
         progress.say(f"training ended: {reason}; {format_duration(trainer.stopwatch.total_seconds())} in all")
-        del trainer  # the test sets need the memory of the best weights alone
+        del trainer  # frees its memory: the test sets need only the best weights
         if not world.is_main:
             return TrainResult(Path(config.run), reason, state.step, state.best, state.best_step, [])
         average_last(config, progress.say)
@@ -74,27 +77,34 @@ def _open_run(
     *,
     fresh: bool,
 ) -> Trainer:
-    """A trainer that stands where the run stands. The main process makes what the others then find on the disk.
+    """Return a trainer that is ready to start or resume. The main process writes what the others then find on disk.
 
     Args:
+        config: config of the run.
+        console: console to show progress on.
+        signals: installed signal handlers.
+        world: the processes of the run.
         stack: holds the lock on the run folder and the progress until the end of the run.
+        fresh: whether to delete what an earlier run left in the folder.
     """
     run = Path(config.run)
     with world.main_process_first():
         if world.is_main:
-            splits = open_splits(config.data)  # what is wrong with the new run should not cost the old one
+            splits = open_splits(config.data)  # a mistake in the new run must not cost the old one
             check_ownership(config, splits, fresh=fresh)
             stack.enter_context(FolderLock(run))
             claim_outputs(config, splits)
             if fresh:
-                write_text(run / CONFIG_FILE, dump_config(config))  # it may be the only copy of what was read
+                write_text(
+                    run / CONFIG_FILE, dump_config(config)
+                )  # the config may have been read from the old run
                 remove_outputs(run)
         progress = Progress(run, console, config.training.tensorboard, writes_metrics=world.is_main)
         stack.enter_context(progress)
         config, checkpoint = find_resumable(config, progress.say)
         has_tokenizers = checkpoint is not None or not world.is_main
         inputs = load_inputs(config, run, has_tokenizers=has_tokenizers, say=progress.say)
-    world.barrier()  # another machine may have had a corpus of its own to encode
+    world.barrier()  # the other machines may have encoded the corpus too
     trainer = build_trainer(config, inputs, progress, signals, world)
     describe(trainer, progress.say)
     start_or_resume(trainer, checkpoint, progress.say)

@@ -1,4 +1,4 @@
-"""Where a run stands, beside its weights: the contents of a checkpoint's state.json."""
+"""State of a run beside its weights: the contents of a checkpoint's state.json."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _new_value_share(weight: float, decay: float) -> float:
 
 @dataclass
 class TrainState:
-    """Where a run stands, beside its weights."""
+    """State of a run beside its weights."""
 
     step: int = 0
     """Number of updates made."""

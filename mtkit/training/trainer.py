@@ -270,7 +270,7 @@ class Trainer:
         self.save()  # a run that is stopped now continues from here
         step = self.state.step
         self.progress.record("rollback", step, divergence.as_dict())
-        self.progress.log_rollback(step, f"{divergence}; going back to step {step} and on without these")
+        self.progress.log_rollback(step, f"{divergence}; going back to step {step} and skipping them")
 
     def _log(self, loss: float, nll: float, norm: float, rate: float, num_targets: int) -> None:
         """Count an update, and report the updates since the last report every `training.log_every_steps`."""
@@ -303,8 +303,8 @@ class Trainer:
         self.fit_to_memory()
         if self.state.slices != before:
             if self.state.step:
-                what = f"memory asks for batches in {self.state.slices} slices, {before} before"
-                self.progress.say(f"{what}: dropout draws other masks from here on")
+                what = f"batches are split into {self.state.slices} micro-batches to fit in memory, {before} before"
+                self.progress.say(f"{what}: dropout masks differ from here on")
             self.save()  # a run that is killed now is resumed with the same number
         batches = self.loader.epoch_batches(self.state.epoch)
         with out_of_memory_errors(out_of_memory_hint(self.config.training)):
@@ -313,7 +313,7 @@ class Trainer:
         self.stopwatch.restart_interval()
 
     def fit_to_memory(self) -> None:
-        """With `batch_tokens: auto`, find into how many micro-batches the largest batch must be split.
+        """Find into how many micro-batches batches must be split, if the config says `batch_tokens: auto`.
 
         Raises:
             TrainingError: If not even a single pair fits.

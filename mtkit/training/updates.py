@@ -99,7 +99,7 @@ class UpdateLoader:
                 yield epoch, number, batches[number]
             epoch, first = epoch + 1, 0
 
-    def prefetch(self, updates: Iterator[Update], slices: int) -> Generator[Update, None, None]:
+    def prefetch(self, updates: Iterator[Update], min_micro_batches: int) -> Generator[Update, None, None]:
         """Yield the updates with their micro-batches; a thread fetches the next while the caller runs one.
 
         What the thread raises is raised where its update was due. Close this generator to end the thread.
@@ -107,7 +107,7 @@ class UpdateLoader:
 
         def fetch_next() -> Update | None:
             update = next(updates, None)
-            return None if update is None else self.fetch(update, slices)
+            return None if update is None else self.fetch(update, min_micro_batches)
 
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
             future = thread.submit(fetch_next)
@@ -115,14 +115,14 @@ class UpdateLoader:
                 future = thread.submit(fetch_next)
                 yield update
 
-    def fetch(self, update: Update, slices: int) -> Update:
+    def fetch(self, update: Update, min_micro_batches: int) -> Update:
         """Return the update with this process's micro-batches on the device.
 
         Args:
             update: update to fetch.
-            slices: least number of micro-batches per batch.
+            min_micro_batches: least number of micro-batches per batch; the number of processes may require more.
         """
-        split = split_into_micro_batches(update.batches, self.world.size, slices)
+        split = split_into_micro_batches(update.batches, self.world.size, min_micro_batches)
         micro_batches = {}
         for number in range(self.world.rank, len(split), self.world.size):
             pairs = split[number]

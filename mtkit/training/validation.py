@@ -150,7 +150,7 @@ class ValidationResult:
 
 
 class SelectionScore(NamedTuple):
-    """What the best checkpoint is selected by.
+    """Score by which the best checkpoint is selected.
 
     Attributes:
         value: value of the metric that `validation.best` names.

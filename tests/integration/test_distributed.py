@@ -109,7 +109,7 @@ def test_a_run_resumes_with_another_world_size(single: Path, config: Path, tmp_p
     mtkit.train(mtkit.load_config(config, [*OPTIONS, "training.max_steps=8"]))
     last = train_distributed(2, config, "training.parallel=fsdp")
     assert last.returncode == 0, last.stderr
-    assert "going on from step 8" in last.stdout
+    assert "resuming from step 8" in last.stdout
     mine = {step: loss for step, loss, _ in losses(tmp_path / "run")}
     assert mine == pytest.approx({step: loss for step, loss, _ in losses(single)}, abs=1e-5)
 
@@ -160,7 +160,7 @@ def test_a_killed_process_is_replaced_and_the_run_resumes(
     finally:
         launcher.kill()
     assert launcher.returncode == 0, output
-    assert "going on from step" in output
+    assert "resuming from step" in output
     assert_same_updates(tmp_path / "run", single)
 
 

@@ -106,9 +106,9 @@ def test_a_run_that_goes_on_where_memory_is_less_is_cut_finer_and_never_coarser(
         train(config, *auto, f"training.max_steps={step}")
         state = json.loads((tiny.checkpoint(tmp_path / "run", step) / "state.json").read_text())
         assert (state["step"], state["slices"]) == (step, slices)
-    assert [line for line in said if line.startswith("memory asks")] == [
-        "memory asks for batches in 2 slices, 1 before: dropout draws other masks from here on",
-        "memory asks for batches in 4 slices, 2 before: dropout draws other masks from here on",
+    assert [line for line in said if line.startswith("batches are split")] == [
+        "batches are split into 2 micro-batches to fit in memory, 1 before: dropout masks differ from here on",
+        "batches are split into 4 micro-batches to fit in memory, 2 before: dropout masks differ from here on",
     ]
 
 

@@ -178,7 +178,7 @@ def test_the_same_command_again_changes_no_weights(first: FirstRun, tmp_path: Pa
     before = tiny.tree(tmp_path / "run")
     code, out, err = tiny.mtkit("train", config, "training.keep_last=1", f"run={tmp_path / 'run'}")
     assert (code, err) == (0, "")
-    assert "going on from step 40" in out
+    assert "resuming from step 40" in out
     assert out.endswith(f"mtkit translate {tmp_path / 'run'}\n")  # on one line, however long
     assert tiny.tree(tmp_path / "run").keys() == before.keys()
     same = [name for name in before if not name.startswith((".lock", "README", "config.yaml"))]
@@ -206,7 +206,7 @@ def test_check_says_what_train_would_do_and_leaves_nothing(config: Path, tmp_pat
         "ok",
     ]
     assert [name for name in names if not any(line.split(" ")[0] == name for line in lines)] == []
-    assert "24 of 24 lines come back as they were" in out
+    assert "24 of 24 lines survive a round trip" in out
     assert "\nepochs     40 updates are 2.4 epochs of 17 updates\n" in out
     assert re.search(r"\ntime .* 40 updates of .* s \(median of 5 .*\), 2 validations of .* s ", out)
     assert lines[-1].startswith("ok ")
@@ -727,7 +727,7 @@ def test_fresh_begins_again_and_leaves_foreign_files(config: Path, tmp_path: Pat
     (tmp_path / "run/notes.txt").write_text("mine")
     code, out, err = tiny.mtkit("train", config, "seed=5", "training.max_steps=3", "--fresh")
     assert (code, err) == (0, "")
-    assert "going on" not in out
+    assert "resuming" not in out
     assert tiny.checkpoints(tmp_path / "run") == [0, 3]
     assert [line["step"] for line in tiny.records(tmp_path / "run", "train")] == [1, 2, 3]
     assert (tmp_path / "run/notes.txt").read_text() == "mine"

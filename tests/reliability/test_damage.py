@@ -186,7 +186,7 @@ def test_every_damage_is_found_and_the_checkpoint_before_stands_in(
     _, checkpoint = find_resumable(config, said.append)
     assert checkpoint is not None
     assert checkpoint.state["step"] == 6
-    assert said == [f"passing over a damaged checkpoint: {caught.value}"]
+    assert said == [f"skipping a damaged checkpoint: {caught.value}"]
 
 
 @pytest.mark.parametrize("name", OF_THE_OTHER)

@@ -29,7 +29,7 @@ from mtkit.errors import ConfigError
 from mtkit.files import sha256_file
 from mtkit.training import checkpointing
 from mtkit.training import resume as resuming
-from mtkit.training.resume import refuse_changes, with_old_defaults
+from mtkit.training.resume import check_changes, with_old_defaults
 from mtkit.training.signals import Interrupted
 from mtkit.training.trainer import Trainer
 from mtkit.training.validation import Validator
@@ -340,7 +340,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_replaced(
     (line,) = [line for line in out.split("\n") if "damaged checkpoint" in line]
     assert str(tiny.checkpoint(run, 12)) in line
     assert file in line or damage is flip  # of a flipped manifest it may be any file that does not fit it
-    assert "going on from step 6" in out
+    assert "resuming from step 6" in out
     assert tiny.checkpoints(run) == [18]
     assert tiny.tensors(tiny.checkpoint(run, 18)) == tiny.tensors(tiny.checkpoint(halfway / "18", 18))
     assert tiny.losses(run) == tiny.losses(halfway / "18")
@@ -378,7 +378,7 @@ def test_what_a_killed_save_left_is_not_taken_for_a_checkpoint(
     shutil.copytree(tiny.checkpoint(run, 12), half_written)
     code, out, _ = tiny.mtkit(*copied)
     assert code == 0
-    assert "going on from step 12" in out
+    assert "resuming from step 12" in out
     assert not half_written.exists()
     assert tiny.tensors(tiny.checkpoint(run, 18)) == tiny.tensors(tiny.checkpoint(halfway / "18", 18))
 
@@ -388,7 +388,7 @@ def test_a_crash_between_the_two_renames_loses_nothing(copied: list[str], tmp_pa
     checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.old"))
     code, out, _ = tiny.mtkit(*copied)
     assert code == 0
-    assert "going on from step 12" in out
+    assert "resuming from step 12" in out
 
 
 def test_a_half_written_line_of_metrics_is_forgotten(
@@ -471,7 +471,7 @@ def test_a_run_of_0_1_0_goes_on_and_translates(of_0_1_0: list[str], halfway: Pat
     assert tiny.mtkit("average", run, "--last", "2", "-o", tmp_path / "average")[0] == 0
     code, out, err = tiny.mtkit(*of_0_1_0)
     assert (code, err) == (0, "")
-    assert "going on from step 12" in out
+    assert "resuming from step 12" in out
     assert tiny.tensors(tiny.checkpoint(run, 18)) == tiny.tensors(tiny.checkpoint(halfway / "18", 18))
     assert updates(run) == updates(halfway / "18")
     state = state_of(run, 18)
@@ -581,7 +581,7 @@ def test_harmless_changes_are_accepted(copied: list[str], halfway: Path, tmp_pat
     ]  # fmt: skip
     code, out, err = tiny.mtkit(*copied, *harmless)
     assert (code, err) == (0, "")
-    assert "going on from step 12" in out
+    assert "resuming from step 12" in out
     trained = tiny.tensors(tiny.checkpoint(tmp_path / "run", 18))
     assert trained == tiny.tensors(tiny.checkpoint(halfway / "18", 18))
 
@@ -592,9 +592,9 @@ def test_the_coverage_that_was_a_default_before_is_no_change(config: Path) -> No
     old, new = (
         mtkit.load_config(config, [by_bytes, *more]) for more in (["tokenizer.character_coverage=1.0"], [])
     )
-    refuse_changes(old, with_old_defaults(old, new))
+    check_changes(old, with_old_defaults(old, new))
     with pytest.raises(ConfigError, match=r"character_coverage: 0\.9995 -> 1\.0"):
-        refuse_changes(new, old)
+        check_changes(new, old)
 
 
 def test_a_key_that_did_nothing_may_be_taken_away(config: Path, tmp_path: Path) -> None:
@@ -603,10 +603,10 @@ def test_a_key_that_did_nothing_may_be_taken_away(config: Path, tmp_path: Path) 
     idle.write_text(text.replace("log_every_steps: 1", "log_every_steps: 1, min_learning_rate: 0.001"))
     with pytest.raises(ConfigError, match="min_learning_rate: has no effect without"):
         mtkit.load_config(idle)
-    refuse_changes(load_stored_config(idle), mtkit.load_config(config))
+    check_changes(load_stored_config(idle), mtkit.load_config(config))
     cosine = ["training.schedule=cosine"]
     with pytest.raises(ConfigError, match=r"min_learning_rate: 0\.001 -> 0\.0"):
-        refuse_changes(mtkit.load_config(idle, cosine), mtkit.load_config(config, cosine))
+        check_changes(mtkit.load_config(idle, cosine), mtkit.load_config(config, cosine))
 
 
 def test_the_corpus_may_move_but_not_change(copied: list[str], corpus: Path, tmp_path: Path) -> None:
@@ -619,11 +619,11 @@ def test_the_corpus_may_move_but_not_change(copied: list[str], corpus: Path, tmp
         assert code == 2
         assert tiny.one_line(err).startswith("error: data.train: the training data has changed")
         line = text[: text.index("chien")].count("\n") + 1
-        assert f"400 pairs then, 400 now; the first that differs is {moved}/train.src:{line} (" in err
+        assert f"400 pairs before, 400 now; the first that differs is {moved}/train.src:{line} (" in err
     path.write_text(text)
     code, out, _ = tiny.mtkit(*copied, f"data.root={moved}")
     assert code == 0
-    assert "going on from step 12" in out
+    assert "resuming from step 12" in out
 
 
 def test_files_may_be_renamed_and_packed_anew(
@@ -640,7 +640,9 @@ def test_files_may_be_renamed_and_packed_anew(
     for command in ("train", "check"):
         code, _, err = tiny.mtkit(command, *copied[1:], other)
         assert code == 2
-        assert tiny.one_line(err).startswith("error: data.train: names other text than the last checkpoint")
+        assert tiny.one_line(err).startswith(
+            "error: data.train: names different text from what the last checkpoint"
+        )
         assert tiny.mtkit(command, *copied[1:], *there)[0] == 0
     run = tmp_path / "run"
     assert tiny.tensors(tiny.checkpoint(run, 18)) == tiny.tensors(tiny.checkpoint(halfway / "18", 18))
@@ -675,7 +677,7 @@ def test_the_same_pairs_from_other_files_are_the_same_corpus(
     monkeypatch.setattr("mtkit.data.sources._hash", lambda *parts: "another")
     code, out, _ = tiny.mtkit(*copied)
     assert code == 0
-    assert "going on from step 12" in out
+    assert "resuming from step 12" in out
 
 
 def test_another_validation_set_is_not_compared_with(
@@ -697,7 +699,7 @@ def test_another_validation_set_is_not_compared_with(
     (run / "best").rename(tmp_path / "old-best")
     code, out, _ = tiny.mtkit("train", *there, "training.max_steps=12")
     assert code == 0
-    assert "there is no best/: the best is chosen anew" in out
+    assert "best/ is missing: the best checkpoint is selected anew" in out
     assert state_of(run, 12)["best_step"] == 12
     assert [line["step"] for line in tiny.records(run, "valid")] == [6, 12, 12]
     assert tiny.mtkit("train", *there)[0] == 0
@@ -714,10 +716,10 @@ def test_of_a_run_of_0_1_0_the_names_of_the_validation_files_count(of_0_1_0: lis
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        (lambda lines: [*lines, "the dog"], ["400 pairs then, 401 now", "train.src:401 ("]),
-        (lambda lines: lines[:-1], ["400 pairs then, 399 now ("]),
-        (lambda lines: [lines[1], lines[0], *lines[2:]], ["400 pairs then, 400 now", "train.src:1 ("]),
-        (lambda lines: lines[5:] + lines[:5], ["400 pairs then, 400 now", "train.src:1 ("]),
+        (lambda lines: [*lines, "the dog"], ["400 pairs before, 401 now", "train.src:401 ("]),
+        (lambda lines: lines[:-1], ["400 pairs before, 399 now ("]),
+        (lambda lines: [lines[1], lines[0], *lines[2:]], ["400 pairs before, 400 now", "train.src:1 ("]),
+        (lambda lines: lines[5:] + lines[:5], ["400 pairs before, 400 now", "train.src:1 ("]),
     ],
     ids=["added", "removed", "exchanged", "rotated"],
 )

@@ -29,7 +29,7 @@ def test_a_run_killed_before_its_first_update_starts_again(config: Path, tmp_pat
     assert tiny.checkpoints(run) == [0]
     code, out, err = tiny.mtkit("train", config, f"run={run}", *shorter, "training.keep_last=10")
     assert (code, err) == (0, "")
-    assert "going on from step 0" in out
+    assert "resuming from step 0" in out
     assert tiny.tensors(tiny.checkpoint(run, 6)) == tiny.tensors(tiny.checkpoint(other, 6))
 
 
