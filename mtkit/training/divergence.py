@@ -110,17 +110,17 @@ class Rollback:
             raise TrainingError(str(divergence), hint=f"{_HINT}; training.on_divergence rollback skips them")
         skipped = sorted({*state.skipped, *update.pairs()})
         if len(skipped) == len(self.corpus):
-            raise TrainingError(f"{divergence}; and there are no others to go on with", hint=_HINT)
+            raise TrainingError(f"{divergence}; and no other pairs are left", hint=_HINT)
         run_folder = Path(self.config.run)
         found = load_newest_checkpoint(run_folder, lambda fault: self.progress.say(str(fault)))
         steps = self.world.all_gather(None if found is None else found[1].state["step"])
         if found is None or len(set(steps)) > 1:
-            raise TrainingError(f"{divergence}; and there is no checkpoint to go back to", hint=_HINT)
+            raise TrainingError(f"{divergence}; and there is no checkpoint to roll back to", hint=_HINT)
         folder, checkpoint = found
         restored = self.checkpointer.restore(checkpoint, str(folder), state)
         self._num_rollbacks_to[restored.step] += 1
         if self._num_rollbacks_to[restored.step] > _MAX_ROLLBACKS:
-            raise TrainingError(f"{divergence}; going back {_MAX_ROLLBACKS} times did not help", hint=_HINT)
+            raise TrainingError(f"{divergence}; {_MAX_ROLLBACKS} rollbacks did not help", hint=_HINT)
         if state.best is not None:  # best/ has not been touched
             restored = replace(
                 restored, best=state.best, best_loss=state.best_loss, best_step=state.best_step

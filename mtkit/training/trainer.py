@@ -270,7 +270,7 @@ class Trainer:
         self.save()  # a run that is stopped now continues from here
         step = self.state.step
         self.progress.record("rollback", step, divergence.as_dict())
-        self.progress.log_rollback(step, f"{divergence}; going back to step {step} and skipping them")
+        self.progress.log_rollback(step, f"{divergence}; rolling back to step {step} and skipping them")
 
     def _log(self, loss: float, nll: float, norm: float, rate: float, num_targets: int) -> None:
         """Count an update, and report the updates since the last report every `training.log_every_steps`."""

@@ -96,11 +96,11 @@ def test_going_back_to_the_start_forgets_all(
     assert tiny.tensors(later) == tiny.tensors(at_once)
 
 
-def test_when_all_pairs_diverge_there_are_none_to_go_on_with(
+def test_when_all_pairs_diverge_the_run_stops(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, *range(400))
-    with pytest.raises(TrainingError, match="no others to go on with"):
+    with pytest.raises(TrainingError, match="no other pairs are left"):
         mtkit.train(mtkit.load_config(config, [*OPTIONS, "training.batch_tokens=100000"]))
 
 
@@ -175,7 +175,7 @@ def test_going_back_again_and_again_ends(
     spoil(monkeypatch, lambda epoch, number: (epoch, number) >= (0, 7), float("nan"))
     with pytest.raises(TrainingError) as caught:
         mtkit.train(mtkit.load_config(config, OPTIONS))
-    assert "going back 5 times did not help" in str(caught.value)
+    assert "5 rollbacks did not help" in str(caught.value)
     assert len(tiny.records(tmp_path / "run", "rollback")) == 5
     assert tiny.checkpoints(tmp_path / "run") == [0, 5]
 

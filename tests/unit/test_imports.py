@@ -83,14 +83,14 @@ def is_for_types_alone(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
-def nodes_that_run(tree: ast.AST, inside_functions: bool) -> Iterator[ast.AST]:
-    """Yield all nodes except those under `if TYPE_CHECKING` (and in function bodies)."""
+def nodes_that_run(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield what runs when a module is imported: no imports for types, no bodies of functions."""
     for node in ast.iter_child_nodes(tree):
-        function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        if is_for_types_alone(node) or (function and not inside_functions):
-            continue
-        yield node
-        yield from nodes_that_run(node, inside_functions)
+        if not is_for_types_alone(node) and not isinstance(
+            node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+        ):
+            yield node
+            yield from nodes_that_run(node)
 
 
 def imported(nodes: Iterator[ast.AST]) -> Iterator[str]:
@@ -106,11 +106,9 @@ def imported(nodes: Iterator[ast.AST]) -> Iterator[str]:
                 yield full if full.removeprefix("mtkit.") in MODULES else node.module
 
 
-def own_imports(module: str, *, types: bool = True) -> set[str]:
+def own_imports(module: str) -> set[str]:
     """Return the modules of mtkit that a module imports anywhere, without `mtkit.`."""
-    tree = TREES[module]
-    nodes = ast.walk(tree) if types else nodes_that_run(tree, inside_functions=True)
-    names = set(imported(nodes))
+    names = set(imported(ast.walk(TREES[module])))
     return {name.removeprefix("mtkit").removeprefix(".") for name in names if name.split(".")[0] == "mtkit"}
 
 
@@ -169,7 +167,7 @@ def test_only_the_command_line_ends_the_process() -> None:
 
 @pytest.mark.parametrize("module", STARTS_WITHOUT_TORCH)
 def test_nothing_slow_at_the_top_of_what_starts_quickly(module: str) -> None:
-    names = set(imported(nodes_that_run(TREES[module], inside_functions=False)))
+    names = set(imported(nodes_that_run(TREES[module])))
     assert not {name.split(".")[0] for name in names} & SLOW
     own = {name.removeprefix("mtkit.") for name in names if name.startswith("mtkit.")}
     assert own <= set(STARTS_WITHOUT_TORCH)
@@ -177,7 +175,7 @@ def test_nothing_slow_at_the_top_of_what_starts_quickly(module: str) -> None:
 
 def test_datasets_and_pandas_are_imported_where_they_are_used() -> None:
     for name, tree in TREES.items():
-        names = imported(nodes_that_run(tree, inside_functions=False))
+        names = imported(nodes_that_run(tree))
         assert not {full.split(".")[0] for full in names} & {"datasets", "pandas", "huggingface_hub"}, name
 
 
