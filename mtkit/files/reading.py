@@ -125,9 +125,9 @@ class LineReader(Iterator[str]):
 def _read_line_chunks(
     path: str | Path, on_descriptor: _OnDescriptor = _ignore, keep_bad: bool = False
 ) -> Iterator[list[str]]:
-    """Yield the lines that each read of a file completes; see `read_lines`, `_read_blocks` and `LineReader`."""
+    """Yield the lines that each read of a file completes; see `read_lines`, `_read_line_blocks` and `LineReader`."""
     num_lines = 0
-    for block in _read_blocks(path, on_descriptor):
+    for block in _read_line_blocks(path, on_descriptor):
         text, fault = _decode(block)
         if fault and keep_bad:
             lines = list(_decode_each(block, _display_name(path), num_lines))
@@ -155,7 +155,7 @@ def count_lines(path: str | Path, *, complete: bool = False) -> int:
         DataError: If the file cannot be read; its text is not checked.
     """
     count, last = 0, b"\n"
-    for block in _read_blocks(path):
+    for block in _read_line_blocks(path):
         count, last = count + block.count(b"\n"), block[-1:] or last
     return count + (last != b"\n" and not complete)
 
@@ -169,7 +169,7 @@ def sha256_text(path: str | Path) -> str:
         DataError: If the file cannot be read.
     """
     digest, last = hashlib.sha256(), b"\n"
-    for block in _read_blocks(path):
+    for block in _read_line_blocks(path):
         digest.update(block.replace(b"\r\n", b"\n"))
         last = block[-1:] or last
     if last != b"\n":
@@ -177,7 +177,18 @@ def sha256_text(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _read_blocks(path: str | Path, on_descriptor: _OnDescriptor = _ignore) -> Iterator[bytes]:
+def read_blocks(path: str | Path) -> Iterator[bytes]:
+    """Yield the bytes of a file as they are, decompressed as its suffix says, in blocks of at most `BLOCK_BYTES`.
+
+    Raises:
+        DataError: If the file is missing, unreadable, truncated or not compressed as its suffix says.
+    """
+    with _reading_errors(path), _open_reader(path) as (read, _):
+        while block := read(BLOCK_BYTES):
+            yield block
+
+
+def _read_line_blocks(path: str | Path, on_descriptor: _OnDescriptor = _ignore) -> Iterator[bytes]:
     """Yield the decompressed bytes of a file in blocks of whole lines, without the byte order mark.
 
     Opening the file and every read yield one block, which is empty if no line was completed.

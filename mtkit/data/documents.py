@@ -1,0 +1,333 @@
+"""Pairs from translators' own files: TMX, XLIFF 1.2 and 2.x, and spreadsheets (.xlsx).
+
+Each reader streams: a translation memory of any size is read in constant memory. What a file marks as code (tags of the
+original document) is dropped, the text around it is kept, and a line break inside a segment becomes a space, because a
+sentence is a line. Units without text on both sides are skipped.
+
+TMX 1.4b: https://www.ttt.org/oscarstandards/tmx/ · XLIFF 1.2: https://docs.oasis-open.org/xliff/v1.2/os/xliff-core.html ·
+XLIFF 2.1: https://docs.oasis-open.org/xliff/xliff-core/v2.1/xliff-core-v2.1.html
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.parsers import expat
+
+from mtkit.data.readers import Columns, NumberedPairs, Pair, check_text
+from mtkit.errors import ConfigError, DataError
+from mtkit.files.reading import read_blocks
+
+MAX_SEGMENT_CHARS = 1 << 20
+_MAX_TOKEN_BYTES = 64 << 20
+"""The longest tag, comment or attribute of an XML file: the parser holds all of it in memory."""
+_MAX_SHEET_BYTES = 4 << 30
+_MAX_SHEET_RATIO = 1000
+"""A zip archive that unpacks to more than this, absolutely and relatively, is hostile."""
+_LINE_BREAKS = re.compile(r"[ \t]*[\r\n]+[ \t\r\n]*")
+
+_CODE_ELEMENTS = frozenset(("bpt", "ept", "ph", "it", "ut"))
+"""Inline elements of TMX and XLIFF 1.2 whose content is code of the original document, not text."""
+
+
+class Unit(NamedTuple):
+    """A translation unit: the text of each language that it has, and the line at which it begins."""
+
+    line: int
+    texts: dict[str, str]
+
+
+# --- XML ----------------------------------------------------------------------------------------------------------
+
+
+class _UnitParser(ABC):
+    """Collects the units of an XML file while expat runs over it.
+
+    Subclasses say which elements open and close a unit and a segment. Text is collected between `begin_segment` and
+    `end_segment`, except inside code.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.units: list[Unit] = []
+        """Complete units that nobody has taken yet."""
+        self.parser = expat.ParserCreate()
+        self.parser.buffer_text = True
+        self.parser.StartElementHandler = self._start
+        self.parser.EndElementHandler = self._end
+        self.parser.CharacterDataHandler = self._characters
+        self.parser.EntityDeclHandler = self._refuse_entity
+        self.parser.SkippedEntityHandler = self._refuse_unknown_entity
+        self._text: list[str] | None = None
+        self._num_chars = 0
+        self._code_depth = 0
+
+    @abstractmethod
+    def start(self, name: str, attributes: Mapping[str, str]) -> None:
+        """Enter an element outside of a segment's text."""
+
+    @abstractmethod
+    def end(self, name: str) -> None:
+        """Leave an element outside of a segment's text."""
+
+    def is_end_of_segment(self, name: str) -> bool:
+        """Return whether this closing tag ends the segment that is being collected."""
+        return name == "seg"
+
+    def begin_segment(self) -> None:
+        """Collect text from here on."""
+        self._text, self._num_chars = [], 0
+
+    def end_segment(self) -> str:
+        """Return the collected text as one line."""
+        assert self._text is not None
+        text, self._text = "".join(self._text), None
+        return _LINE_BREAKS.sub(" ", text).strip(" \t\r\n")
+
+    def fault(self, what: str, hint: str) -> DataError:
+        """Return the error for the present line of the file."""
+        return DataError(what, where=f"{self.path}:{self.parser.CurrentLineNumber}", hint=hint)
+
+    def _start(self, qualified: str, attributes: dict[str, str]) -> None:
+        name = qualified.rpartition(":")[2]
+        if self._text is None:
+            self.start(name, attributes)
+        elif self._code_depth or name in _CODE_ELEMENTS:
+            self._code_depth += 1
+        elif name == "cp":  # XLIFF 2: a character that XML cannot hold
+            self._characters(self._code_point(attributes))
+
+    def _end(self, qualified: str) -> None:
+        name = qualified.rpartition(":")[2]
+        if self._text is None:
+            self.end(name)
+        elif self._code_depth:
+            self._code_depth -= 1
+        elif self.is_end_of_segment(name):
+            self.end(name)
+
+    def _characters(self, text: str) -> None:
+        if self._text is None or self._code_depth:
+            return
+        self._num_chars += len(text)
+        if self._num_chars > MAX_SEGMENT_CHARS:
+            hint = "a segment is a sentence or a few: split it"
+            raise self.fault(f"a segment of more than {MAX_SEGMENT_CHARS:,} characters", hint)
+        self._text.append(text)
+
+    def _code_point(self, attributes: Mapping[str, str]) -> str:
+        try:
+            character = chr(int(attributes.get("hex", ""), 16))
+        except (ValueError, OverflowError) as error:
+            raise self.fault("<cp> without a hexadecimal code point", "repair the element") from error
+        return "" if character == "\0" or "\ud800" <= character <= "\udfff" else character
+
+    def _refuse_entity(self, name: str, *_: object) -> None:
+        raise self.fault(f"the file declares the entity {name!r}", "entities are not expanded: remove the declaration")
+
+    def _refuse_unknown_entity(self, name: str, *_: object) -> None:
+        raise self.fault(f"unknown entity &{name};", "write the character itself")
+
+
+class _TmxParser(_UnitParser):
+    """<tu> holds one <tuv xml:lang> per language, which holds one <seg>."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._unit = Unit(0, {})
+        self._language = ""
+        self._is_tmx = False
+
+    def start(self, name: str, attributes: Mapping[str, str]) -> None:
+        """See `_UnitParser.start`."""
+        if not self._is_tmx and name != "tmx":
+            raise self.fault(f"not TMX: the first element is <{name}>", "a TMX file begins with <tmx>")
+        self._is_tmx = True
+        if name == "tu":
+            self._unit = Unit(self.parser.CurrentLineNumber, {})
+        elif name == "tuv":
+            self._language = attributes.get("xml:lang") or attributes.get("lang") or ""
+            if not self._language:
+                raise self.fault("<tuv> without xml:lang", "name the language of each variant")
+        elif name == "seg":
+            self.begin_segment()
+
+    def end(self, name: str) -> None:
+        """See `_UnitParser.end`."""
+        if name == "seg":
+            self._unit.texts.setdefault(self._language, self.end_segment())
+        elif name == "tu":
+            self.units.append(self._unit)
+
+
+class _XliffParser(_UnitParser):
+    """<trans-unit> (1.2) or <segment> (2.x) holds <source> and <target>; the languages stand on <file> or <xliff>."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._languages = {"source": "", "target": ""}
+        self._unit = Unit(0, {})
+        self._open: list[str] = []
+
+    def start(self, name: str, attributes: Mapping[str, str]) -> None:
+        """See `_UnitParser.start`."""
+        if not self._open and name != "xliff":
+            raise self.fault(f"not XLIFF: the first element is <{name}>", "an XLIFF file begins with <xliff>")
+        parent = self._open[-1] if self._open else ""
+        self._open.append(name)
+        if name == "xliff":
+            self._languages = {"source": attributes.get("srcLang", ""), "target": attributes.get("trgLang", "")}
+        elif name == "file" and "source-language" in attributes:
+            self._languages = {
+                "source": attributes["source-language"],
+                "target": attributes.get("target-language", ""),
+            }
+        elif name in ("trans-unit", "segment"):
+            self._unit = Unit(self.parser.CurrentLineNumber, {})
+        elif name in self._languages and parent in ("trans-unit", "segment"):
+            self.begin_segment()
+
+    def is_end_of_segment(self, name: str) -> bool:
+        """See `_UnitParser.is_end_of_segment`."""
+        return name in self._languages
+
+    def end(self, name: str) -> None:
+        """See `_UnitParser.end`."""
+        self._open.pop()
+        parent = self._open[-1] if self._open else ""
+        if name in self._languages and parent in ("trans-unit", "segment"):
+            # An untranslated file may lack the target language: the text then has no name, and no one asks for it.
+            self._unit.texts.setdefault(self._languages[name], self.end_segment())
+        elif name in ("trans-unit", "segment"):
+            self.units.append(self._unit)
+
+
+def read_units(path: Path) -> Iterator[Unit]:
+    """Yield the units of a TMX or XLIFF file, as its suffix says, in their order.
+
+    Raises:
+        DataError: If the file is not well-formed, is another kind of XML, declares entities or is cut off.
+    """
+    kind = _TmxParser if ".tmx" in (suffix.lower() for suffix in path.suffixes[-2:]) else _XliffParser
+    units = kind(path)
+    num_fed = 0
+    try:
+        for block in read_blocks(path):
+            num_fed += len(block)
+            units.parser.Parse(block, False)
+            if num_fed - units.parser.CurrentByteIndex > _MAX_TOKEN_BYTES:
+                raise units.fault(f"an XML token of more than {_MAX_TOKEN_BYTES >> 20} MiB", "repair the file")
+            yield from units.units
+            units.units.clear()
+        units.parser.Parse(b"", True)
+    except expat.ExpatError as error:
+        what = f"not well-formed XML: {expat.ErrorString(error.code)}"
+        raise DataError(what, where=f"{path}:{error.lineno}", hint="repair the file, or export it again") from error
+    yield from units.units
+
+
+def read_translation_units(path: Path, columns: Columns) -> NumberedPairs:
+    """Read the pairs of a TMX or XLIFF file; units that lack one of the two languages are skipped.
+
+    Args:
+        path: the file, possibly compressed.
+        columns: `names`, if given, are the language tags of the two sides as they stand in the file.
+
+    Raises:
+        DataError: If the file is malformed, or no unit has text in both languages.
+    """
+    src, tgt = columns.names or columns.languages
+    there: dict[str, None] = {}
+    found = False
+    for unit in read_units(path):
+        pair = Pair(*(_text_in(unit.texts, language) for language in (src, tgt)))
+        if all(pair):
+            found = True
+            yield unit.line, pair
+        elif not found:
+            there |= dict.fromkeys(unit.texts)
+    if not found and there:
+        tags = ", ".join(map(repr, list(there)[:8]))
+        hint = "name the language tags, source first: columns: [en-US, de-DE]"
+        raise DataError(f"no unit has both {src!r} and {tgt!r}; there are: {tags}", where=str(path), hint=hint)
+
+
+def _text_in(texts: Mapping[str, str], language: str) -> str:
+    """Return the text in a language: of exactly this tag, else of a wider or narrower one ('en' takes 'en-US')."""
+    wanted = _normalized(language)
+    tags = {_normalized(tag): text for tag, text in reversed(texts.items())}
+    if wanted in tags:
+        return tags[wanted]
+    for tag, text in reversed(tags.items()):
+        if tag and (tag.startswith(wanted + "-") or wanted.startswith(tag + "-")):
+            return text
+    return ""
+
+
+def _normalized(tag: str) -> str:
+    return tag.strip().replace("_", "-").lower()
+
+
+# --- spreadsheets -------------------------------------------------------------------------------------------------
+
+
+def read_spreadsheet(path: Path, columns: Columns) -> NumberedPairs:
+    """Read the pairs in the first sheet of an .xlsx file, below a header; numbered by their rows.
+
+    Numbers become text as they are; empty rows are skipped. The package `openpyxl` is needed.
+
+    Raises:
+        ConfigError: If openpyxl is not installed.
+        DataError: If it is not such a file, or there are no such columns, or a cell holds a date, error or formula.
+    """
+    names = columns.names or columns.languages
+    rows = _sheet_rows(path)
+    first_row, header = next(rows, (1, ()))
+    titles = [str(cell).strip() if cell is not None else "" for cell in header]
+    Columns(names, columns.languages).choose([title for title in titles if title], f"{path}, row {first_row}")
+    indices = [titles.index(name) for name in names]
+    for number, cells in rows:
+        values = [cells[index] if index < len(cells) else None for index in indices]
+        if any(value is not None for value in values):
+            where = f"{path}, row {number}"
+            yield number, Pair(*(_cell_text(value, name, where) for value, name in zip(values, names, strict=True)))
+
+
+def _sheet_rows(path: Path) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    """Yield the rows of the first sheet that are not empty, numbered from 1."""
+    try:
+        import openpyxl
+    except ImportError as error:
+        hint = "pip install 'mtkit[xlsx]', or save the sheet as .csv"
+        raise ConfigError("reading .xlsx needs the package openpyxl", where=str(path), hint=hint) from error
+    hint = "save it as .xlsx again, or as .csv"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        packed = path.stat().st_size
+        if unpacked > _MAX_SHEET_BYTES or (unpacked > 64 << 20 and unpacked > _MAX_SHEET_RATIO * packed):
+            raise DataError(f"an archive of {packed:,} bytes that unpacks to {unpacked:,}", where=str(path), hint=hint)
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True, keep_links=False)
+        try:
+            for number, cells in enumerate(book.worksheets[0].iter_rows(values_only=True), 1):
+                if any(cell is not None for cell in cells):
+                    yield number, cells
+        finally:
+            book.close()
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}", where=str(path), hint="check the path") from error
+    except (zipfile.BadZipFile, KeyError, ValueError, IndexError, TypeError, SyntaxError) as error:
+        raise DataError("not a spreadsheet, or a damaged one", where=str(path), hint=hint) from error
+
+
+def _cell_text(value: object, column: str, where: str) -> str:
+    """Return a cell as one line of text; an empty cell is an empty text."""
+    if value is None:
+        return ""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(int(value)) if float(value).is_integer() else repr(value)
+    return check_text(value, column, where)

@@ -1,0 +1,195 @@
+"""TMX, XLIFF and spreadsheets as pairs: languages, inline code, faults with their line, constant memory."""
+
+from __future__ import annotations
+
+import gzip
+import random
+import tracemalloc
+import zipfile
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import pytest
+
+from mtkit.data.documents import MAX_SEGMENT_CHARS, read_spreadsheet, read_translation_units, read_units
+from mtkit.data.readers import Columns
+from mtkit.errors import DataError
+
+EN_DE = Columns(None, ("en", "de"))
+
+
+def tmx(*units: str, head: str = "") -> str:
+    header = '<header creationtool="x" segtype="sentence" srclang="en" datatype="xml"/>'
+    return f'<?xml version="1.0"?>\n{head}<tmx version="1.4">\n{header}\n<body>\n' + "\n".join(units) + "\n</body></tmx>"
+
+
+def tu(**texts: str) -> str:
+    variants = "".join(
+        f'<tuv xml:lang="{tag.replace("_", "-")}"><seg>{text}</seg></tuv>' for tag, text in texts.items()
+    )
+    return f"<tu>{variants}</tu>"
+
+
+def pairs_in(tmp_path: Path, text: str | bytes, name: str = "a.tmx", columns: Columns = EN_DE) -> list[tuple[str, str]]:
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return [tuple(pair) for _, pair in read_translation_units(path, columns)]
+
+
+def test_units_with_the_lines_at_which_they_begin(tmp_path: Path) -> None:
+    path = tmp_path / "a.tmx"
+    path.write_text(tmx(tu(en="A dog.", de="Ein Hund."), tu(de="Zwei\n   Hunde.", en="Two\n   dogs.")))
+    assert list(read_translation_units(path, EN_DE)) == [
+        (5, ("A dog.", "Ein Hund.")),
+        (6, ("Two dogs.", "Zwei Hunde.")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "found"),
+    [
+        ("en", {"en_US": "color", "en": "colour"}, "colour"),
+        ("en", {"EN_us": "color"}, "color"),
+        ("en-GB", {"en_US": "color", "en_GB": "colour"}, "colour"),
+        ("pt-BR", {"pt": "trem"}, "trem"),
+        ("en", {"en_US": "color", "en_GB": "colour"}, "color"),
+        ("de", {"den": "x"}, ""),
+    ],
+)
+def test_language_tags(tmp_path: Path, wanted: str, there: dict[str, str], found: str) -> None:
+    text = tmx(tu(**there, xx="target"), tu(**{wanted.replace("-", "_"): "other", "xx": "other"}))
+    pairs = pairs_in(tmp_path, text, columns=Columns(None, (wanted, "xx")))
+    assert pairs[0] == ((found, "target") if found else ("other", "other"))
+
+
+def test_columns_name_the_tags(tmp_path: Path) -> None:
+    text = tmx(tu(EN_US="a", EN_GB="b", DE_AT="c"))
+    assert pairs_in(tmp_path, text, columns=Columns(("EN-GB", "DE-AT"), ("en", "de"))) == [("b", "c")]
+
+
+def test_inline_code_is_dropped_and_highlighted_text_is_kept(tmp_path: Path) -> None:
+    text = 'Click <bpt i="1">&lt;b <sub>x</sub>&gt;</bpt><hi>here</hi><ept i="1">&lt;/b&gt;</ept>&amp; wait<ph/>.'
+    assert pairs_in(tmp_path, tmx(tu(en=text, de="Hier<it pos='begin'>x</it>."))) == [("Click here& wait.", "Hier.")]
+
+
+def test_incomplete_units_are_skipped(tmp_path: Path) -> None:
+    text = tmx(tu(en="A."), tu(en="B.", de=""), tu(fr="C.", de="C."), tu(en="D.", de="D."))
+    assert pairs_in(tmp_path, text) == [("D.", "D.")]
+
+
+XLIFF_12 = """<xliff version="1.2" xmlns="urn:oasis:names:tc:xliff:document:1.2">
+<file source-language="en-US" target-language="de" original="a" datatype="x"><body>
+<trans-unit id="1"><source>Hello <g id="1">big</g><x id="2"/> world</source>
+<seg-source><mrk mtype="seg">no</mrk></seg-source><target>Hallo <g id="1">große</g> Welt</target>
+<alt-trans><source>old</source><target>alt</target></alt-trans></trans-unit>
+<group><trans-unit id="2"><source>Untranslated</source></trans-unit></group>
+</body></file></xliff>"""
+
+XLIFF_20 = """<xliff version="2.0" xmlns="urn:oasis:names:tc:xliff:document:2.0" srcLang="en" trgLang="de-DE"><file id="f">
+<unit id="1"><segment><source>One <pc id="1">two</pc></source><target>Eins <pc id="1">zwei</pc></target></segment>
+<ignorable><source> </source></ignorable><segment><source>A<ph id="2"/><cp hex="0009"/>B</source><target>C</target></segment>
+</unit></file></xliff>"""
+
+
+def test_xliff(tmp_path: Path) -> None:
+    assert pairs_in(tmp_path, XLIFF_12, "a.xlf") == [("Hello big world", "Hallo große Welt")]
+    assert pairs_in(tmp_path, XLIFF_20, "a.xliff") == [("One two", "Eins zwei"), ("A\tB", "C")]
+    assert pairs_in(tmp_path, XLIFF_20, "a.xlf", Columns(None, ("de", "en")))[0] == ("Eins zwei", "One two")
+    (tmp_path / "b.xlf").write_text(XLIFF_12)
+    assert [unit.texts for unit in read_units(tmp_path / "b.xlf")][1] == {"en-US": "Untranslated"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_encodings_and_compression(tmp_path: Path, encoding: str) -> None:
+    text = tmx(tu(en="naïve", de="naïv"), head='<!DOCTYPE tmx SYSTEM "tmx14.dtd">\n').replace('?>', '?>', 1)
+    assert pairs_in(tmp_path, text.encode(encoding)) == [("naïve", "naïv")]
+    assert pairs_in(tmp_path, gzip.compress(text.encode(encoding)), "a.tmx.gz") == [("naïve", "naïv")]
+
+
+BOMB = '<!DOCTYPE tmx [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]>\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (tmx(tu(en="&b;", de="x"), head=BOMB), "a.tmx:2: the file declares the entity 'a'"),
+        (tmx(tu(en="x", de="x"), head='<!DOCTYPE t [<!ENTITY x SYSTEM "file:///etc/passwd">]>\n'), "declares the entity"),
+        (tmx(tu(en="&nbsp;", de="x"), head='<!DOCTYPE tmx SYSTEM "tmx14.dtd">\n'), "a.tmx:6: unknown entity &nbsp;"),
+        (tmx(tu(en="A", de="B"))[:-20], "not well-formed XML"),
+        ("<tmx><body><tu><tuv xml:lang='en'><seg>a</tuv>", "a.tmx:1: not well-formed XML: mismatched tag"),
+        ("plain text", "a.tmx:1: not well-formed XML"),
+        ("", "a.tmx:1: not well-formed XML: no element found"),
+        ("<html></html>", "not TMX: the first element is <html>"),
+        (tmx("<tu><tuv><seg>a</seg></tuv></tu>"), "a.tmx:5: <tuv> without xml:lang"),
+        (tmx(tu(en="A", fr="B"), tu(fr="C")), "no unit has both 'en' and 'de'; there are: 'en', 'fr'"),
+        (tmx(tu(en="x" * (MAX_SEGMENT_CHARS + 1), de="x")), "a segment of more than 1,048,576 characters"),
+    ],
+)
+def test_faults(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        pairs_in(tmp_path, text)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("<tmx/>", "not XLIFF: the first element is <tmx>"), (XLIFF_20.replace("0009", "zz"), "without a hexadecimal")],
+)
+def test_xliff_faults(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        pairs_in(tmp_path, text, "a.xlf")
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    def peak(num_units: int) -> int:
+        path = tmp_path / f"{num_units}.tmx"
+        rng = random.Random(1)
+        words = ["".join(rng.choices("abcdefgh <&", k=9)) for _ in range(50)]
+        unit = tu(en=escape(" ".join(words)), de=escape(" ".join(words)))
+        path.write_text(tmx(*[unit] * num_units).replace("\n", ""))  # all of it in one line
+        tracemalloc.start()
+        assert sum(1 for _ in read_translation_units(path, EN_DE)) == num_units
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(20_000) < 1.5 * peak(4_000)
+
+
+def sheet(path: Path, rows: list[list[object]]) -> Path:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.active.append(row)
+    book.save(path)
+    return path
+
+
+def test_spreadsheet(tmp_path: Path) -> None:
+    rows = [["id", "de", "en"], [1, "Ein Hund.", "A dog."], [None, None, None], [2, "3,5\nkg", 3.5], [3, None, 4.0]]
+    path = sheet(tmp_path / "a.xlsx", rows)
+    assert list(read_spreadsheet(path, EN_DE)) == [
+        (2, ("A dog.", "Ein Hund.")),
+        (4, ("3.5", "3,5 kg")),
+        (5, ("4", "")),
+    ]
+    assert next(read_spreadsheet(path, Columns(("de", "id"), ("en", "de")))) == (2, ("Ein Hund.", "1"))
+
+
+def test_spreadsheet_faults(tmp_path: Path) -> None:
+    from datetime import date
+
+    path = sheet(tmp_path / "a.xlsx", [["en", "de"], [date(2020, 1, 1), "x"]])
+    with pytest.raises(DataError, match=r"a\.xlsx, row 2: .*not text"):
+        list(read_spreadsheet(path, EN_DE))
+    with pytest.raises(DataError, match="no column 'fr'"):
+        list(read_spreadsheet(path, Columns(("en", "fr"), ("en", "de"))))
+    damaged = tmp_path / "b.xlsx"
+    damaged.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match="not a spreadsheet, or a damaged one"):
+        list(read_spreadsheet(damaged, EN_DE))
+    bomb = tmp_path / "c.xlsx"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("xl/workbook.xml", b"\0" * (80 << 20))
+    with pytest.raises(DataError, match="unpacks to"):
+        list(read_spreadsheet(bomb, EN_DE))
