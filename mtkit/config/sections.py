@@ -231,14 +231,35 @@ class ModelConfig(Section):
     """Number of key/value heads (grouped-query attention, Ainslie et al. 2023); by default `num_heads`."""
     d_ff: Positive | None = None
     """Width of the feed-forward layers; by default `4 * d_model`, or `8/3 * d_model` for swiglu (equal size)."""
+    decoder_num_heads: Positive | None = None
+    """Number of attention heads in the decoder; by default as in the encoder."""
+    decoder_d_ff: Positive | None = None
+    """Width of the decoder's feed-forward layers; by default as in the encoder."""
     activation: Literal["relu", "gelu", "silu", "swiglu"] = "relu"
     """Feed-forward activation; swiglu (Shazeer 2020) adds a gate."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019)."""
+    norm_epsilon: Annotated[float, Field(gt=0, le=1e-2)] | None = None
+    """Added to the variance in each norm, so that nothing is divided by zero; by default 1e-5 (layernorm) or 1e-6
+    (rmsnorm)."""
     norm_position: Literal["pre", "post"] = "pre"
     """Normalize before each sublayer (pre, more stable) or after it (post, as in the original Transformer)."""
+    final_norm: bool | None = None
+    """Normalize the output of the last encoder and decoder layer; by default with `norm_position: pre` only."""
+    embedding_norm: bool = False
+    """Normalize the sum of token embedding and position, as BART does."""
+    scale_embeddings: bool = True
+    """Multiply token embeddings by the square root of `d_model` (Vaswani et al. 2017, section 3.4)."""
+    output_bias: bool = False
+    """Add a trained bias to the logits."""
     positions: Literal["sinusoidal", "learned", "rotary", "relative"] = "sinusoidal"
     """Position encoding: sinusoidal, learned, rotary (Su et al. 2021) or relative (Shaw et al. 2018)."""
+    sinusoids: Literal["concatenated", "interleaved", "fairseq"] = "concatenated"
+    """Order of sinusoidal positions: all sines, then all cosines; or sine and cosine alternating, as in the paper; or
+    fairseq's, which are concatenated and spread over slightly other frequencies. Models trained with one of them
+    cannot use another."""
+    position_offset: Annotated[int, Field(ge=0)] = 0
+    """Number of the first sinusoidal position. fairseq starts at the id of padding plus one, usually 2."""
     max_positions: Positive = 1024
     """Longest sequence in tokens that learned positions support; at least `data.max_length` + 1."""
     max_relative_distance: Positive = 16
@@ -268,6 +289,22 @@ class ModelConfig(Section):
         return next(heads for heads in range(most, 0, -1) if self.d_model % heads == 0)
 
     @property
+    def decoder(self) -> ModelConfig:
+        """The same config with `num_heads` and `d_ff` of the decoder."""
+        heads, d_ff = self.decoder_num_heads or self.num_heads, self.decoder_d_ff or self.d_ff
+        return self.model_copy(update={"num_heads": heads, "d_ff": d_ff})
+
+    @property
+    def epsilon(self) -> float:
+        """`norm_epsilon`, with the default filled in."""
+        return self.norm_epsilon or (1e-5 if self.norm == "layernorm" else 1e-6)
+
+    @property
+    def has_final_norm(self) -> bool:
+        """`final_norm`, with the default filled in."""
+        return self.norm_position == "pre" if self.final_norm is None else self.final_norm
+
+    @property
     def kv_heads(self) -> int:
         """Number of key/value heads, with the default filled in."""
         return self.num_kv_heads or self.heads
@@ -281,12 +318,13 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _shapes(self) -> ModelConfig:
-        if self.d_model % self.heads:
-            raise ValueError(f"d_model {self.d_model} is not a multiple of num_heads {self.heads}")
-        if self.heads % self.kv_heads:
-            raise ValueError(f"num_heads {self.heads} is not a multiple of num_kv_heads {self.kv_heads}")
-        if self.positions == "rotary" and (self.d_model // self.heads) % 2:
-            raise ValueError(f"rotary positions need an even head width, got {self.d_model // self.heads}")
+        for key, heads in (("num_heads", self.heads), ("decoder_num_heads", self.decoder.heads)):
+            if self.d_model % heads:
+                raise ValueError(f"d_model {self.d_model} is not a multiple of {key} {heads}")
+            if heads % (self.num_kv_heads or heads):
+                raise ValueError(f"{key} {heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+            if self.positions == "rotary" and (self.d_model // heads) % 2:
+                raise ValueError(f"rotary positions need an even head width, got {self.d_model // heads}")
         if self.positions == "sinusoidal" and self.d_model % 2:
             raise ValueError(f"sinusoidal positions need an even d_model, got {self.d_model}")
         for side in ("encoder", "decoder"):

@@ -4,7 +4,8 @@ Each reader streams: a translation memory of any size is read in constant memory
 original document) is dropped, the text around it is kept, and a line break inside a segment becomes a space, because a
 sentence is a line. Units without text on both sides are skipped.
 
-TMX 1.4b: https://www.ttt.org/oscarstandards/tmx/ · XLIFF 1.2: https://docs.oasis-open.org/xliff/v1.2/os/xliff-core.html ·
+TMX 1.4b: https://www.ttt.org/oscarstandards/tmx/
+XLIFF 1.2: https://docs.oasis-open.org/xliff/v1.2/os/xliff-core.html
 XLIFF 2.1: https://docs.oasis-open.org/xliff/xliff-core/v2.1/xliff-core-v2.1.html
 """
 
@@ -127,7 +128,9 @@ class _UnitParser(ABC):
         return "" if character == "\0" or "\ud800" <= character <= "\udfff" else character
 
     def _refuse_entity(self, name: str, *_: object) -> None:
-        raise self.fault(f"the file declares the entity {name!r}", "entities are not expanded: remove the declaration")
+        raise self.fault(
+            f"the file declares the entity {name!r}", "entities are not expanded: remove the declaration"
+        )
 
     def _refuse_unknown_entity(self, name: str, *_: object) -> None:
         raise self.fault(f"unknown entity &{name};", "write the character itself")
@@ -180,7 +183,10 @@ class _XliffParser(_UnitParser):
         parent = self._open[-1] if self._open else ""
         self._open.append(name)
         if name == "xliff":
-            self._languages = {"source": attributes.get("srcLang", ""), "target": attributes.get("trgLang", "")}
+            self._languages = {
+                "source": attributes.get("srcLang", ""),
+                "target": attributes.get("trgLang", ""),
+            }
         elif name == "file" and "source-language" in attributes:
             self._languages = {
                 "source": attributes["source-language"],
@@ -220,13 +226,17 @@ def read_units(path: Path) -> Iterator[Unit]:
             num_fed += len(block)
             units.parser.Parse(block, False)
             if num_fed - units.parser.CurrentByteIndex > _MAX_TOKEN_BYTES:
-                raise units.fault(f"an XML token of more than {_MAX_TOKEN_BYTES >> 20} MiB", "repair the file")
+                raise units.fault(
+                    f"an XML token of more than {_MAX_TOKEN_BYTES >> 20} MiB", "repair the file"
+                )
             yield from units.units
             units.units.clear()
         units.parser.Parse(b"", True)
     except expat.ExpatError as error:
         what = f"not well-formed XML: {expat.ErrorString(error.code)}"
-        raise DataError(what, where=f"{path}:{error.lineno}", hint="repair the file, or export it again") from error
+        raise DataError(
+            what, where=f"{path}:{error.lineno}", hint="repair the file, or export it again"
+        ) from error
     yield from units.units
 
 
@@ -253,7 +263,9 @@ def read_translation_units(path: Path, columns: Columns) -> NumberedPairs:
     if not found and there:
         tags = ", ".join(map(repr, list(there)[:8]))
         hint = "name the language tags, source first: columns: [en-US, de-DE]"
-        raise DataError(f"no unit has both {src!r} and {tgt!r}; there are: {tags}", where=str(path), hint=hint)
+        raise DataError(
+            f"no unit has both {src!r} and {tgt!r}; there are: {tags}", where=str(path), hint=hint
+        )
 
 
 def _text_in(texts: Mapping[str, str], language: str) -> str:
@@ -294,7 +306,10 @@ def read_spreadsheet(path: Path, columns: Columns) -> NumberedPairs:
         values = [cells[index] if index < len(cells) else None for index in indices]
         if any(value is not None for value in values):
             where = f"{path}, row {number}"
-            yield number, Pair(*(_cell_text(value, name, where) for value, name in zip(values, names, strict=True)))
+            yield (
+                number,
+                Pair(*(_cell_text(value, name, where) for value, name in zip(values, names, strict=True))),
+            )
 
 
 def _sheet_rows(path: Path) -> Iterator[tuple[int, tuple[Any, ...]]]:
@@ -310,7 +325,9 @@ def _sheet_rows(path: Path) -> Iterator[tuple[int, tuple[Any, ...]]]:
             unpacked = sum(entry.file_size for entry in archive.infolist())
         packed = path.stat().st_size
         if unpacked > _MAX_SHEET_BYTES or (unpacked > 64 << 20 and unpacked > _MAX_SHEET_RATIO * packed):
-            raise DataError(f"an archive of {packed:,} bytes that unpacks to {unpacked:,}", where=str(path), hint=hint)
+            raise DataError(
+                f"an archive of {packed:,} bytes that unpacks to {unpacked:,}", where=str(path), hint=hint
+            )
         book = openpyxl.load_workbook(path, read_only=True, data_only=True, keep_links=False)
         try:
             for number, cells in enumerate(book.worksheets[0].iter_rows(values_only=True), 1):
@@ -319,7 +336,9 @@ def _sheet_rows(path: Path) -> Iterator[tuple[int, tuple[Any, ...]]]:
         finally:
             book.close()
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror or error}", where=str(path), hint="check the path") from error
+        raise DataError(
+            f"cannot be read: {error.strerror or error}", where=str(path), hint="check the path"
+        ) from error
     except (zipfile.BadZipFile, KeyError, ValueError, IndexError, TypeError, SyntaxError) as error:
         raise DataError("not a spreadsheet, or a damaged one", where=str(path), hint=hint) from error
 

@@ -31,12 +31,13 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize the last dimension of [..., D]."""
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), 1e-6)
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
     """Return the norm that `config.norm` names."""
-    return LayerNorm(config.d_model) if config.norm == "layernorm" else RMSNorm(config.d_model)
+    norm = LayerNorm if config.norm == "layernorm" else RMSNorm
+    return norm(config.d_model, eps=config.epsilon)
 
 
 class FeedForward(nn.Module):

@@ -3,38 +3,54 @@
 Shapes: B batch, T target length (queries), S source length (keys), D model width, H heads, E head width.
 """
 
+from __future__ import annotations
+
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
+Order = Literal["concatenated", "interleaved", "fairseq"]
 
-def sinusoids(positions: Tensor, width: int) -> Tensor:
+
+def sinusoids(positions: Tensor, width: int, order: Order = "concatenated") -> Tensor:
     """Return sinusoids of the positions (Vaswani et al. 2017, section 3.5).
-
-    Sines fill the first half of the columns, cosines the second; in the paper they alternate.
 
     Args:
         positions: integers of any shape [...].
         width: number of columns, even.
+        order: sines fill the first half of the columns and cosines the second (as in tensor2tensor and Marian), or they
+            alternate (as in the paper). fairseq's are concatenated and reach the lowest frequency 1/10000 itself: it
+            divides by width/2 - 1 where the paper divides by width/2.
 
     Returns:
         [..., width] in float32.
     """
     half = width // 2
-    frequencies = 10000.0 ** (-torch.arange(half, device=positions.device, dtype=torch.float32) / half)
+    steps = max(1, half - 1) if order == "fairseq" else half
+    frequencies = 10000.0 ** (-torch.arange(half, device=positions.device, dtype=torch.float32) / steps)
     angles = positions[..., None].float() * frequencies  # [..., width/2]
+    if order == "interleaved":
+        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)  # [..., width]
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 class SinusoidalPositions(nn.Module):
-    """Fixed sinusoids, added to the embeddings. They exist for any length."""
+    """Fixed sinusoids, added to the embeddings. They exist for any length.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: D.
+        order: of the columns (see `sinusoids`).
+        offset: number of the first position.
+    """
+
+    def __init__(self, width: int, order: Order = "concatenated", offset: int = 0) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.order, self.offset = width, order, offset
 
     def forward(self, positions_T: Tensor) -> Tensor:
         """Map positions [T] to vectors [T, D]."""
-        return sinusoids(positions_T, self.width)
+        return sinusoids(positions_T + self.offset, self.width, self.order)
 
 
 class LearnedPositions(nn.Module):

@@ -31,24 +31,28 @@ from mtkit.model.positions import LearnedPositions, SinusoidalPositions
 
 
 class Embedding(nn.Embedding):
-    """Token embeddings, scaled by sqrt(D) (Vaswani et al. 2017, section 3.4), plus sinusoidal or learned positions."""
+    """Token embeddings, scaled by sqrt(D) (Vaswani et al. 2017, section 3.4), plus sinusoidal or learned positions.
+
+    With `embedding_norm` their sum is normalized (`layernorm_embedding` in fairseq and BART).
+    """
 
     def __init__(self, vocab_size: int, config: ModelConfig) -> None:
         super().__init__(vocab_size, config.d_model)
-        self.scale = math.sqrt(config.d_model)
+        self.scale = math.sqrt(config.d_model) if config.scale_embeddings else 1.0
         self.dropout = config.dropout
         self.positions: SinusoidalPositions | LearnedPositions | None = None
         if config.positions == "sinusoidal":
-            self.positions = SinusoidalPositions(config.d_model)
+            self.positions = SinusoidalPositions(config.d_model, config.sinusoids, config.position_offset)
         elif config.positions == "learned":
             self.positions = LearnedPositions(config.max_positions, config.d_model)
+        self.norm = make_norm(config) if config.embedding_norm else nn.Identity()
 
     def embed(self, ids_BT: Tensor, positions_T: Tensor, dtype: torch.dtype) -> Tensor:
         """Embed tokens [B, T] at positions [T]: [B, T, D] in `dtype`."""
         x_BTD = self(ids_BT) * self.scale
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(positions_T)
-        return dropout(x_BTD.to(dtype), self.dropout, self.training)
+        return dropout(self.norm(x_BTD).to(dtype), self.dropout, self.training)
 
 
 class Transformer(nn.Module):
@@ -76,7 +80,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.src_pad = src_pad
-        self.heads = config.heads
+        self.decoder_heads = config.decoder.heads
         self.compute_dtype = torch.float32
         """Dtype of matrix products, of the memory and of the hidden states."""
         self.recompute = False
@@ -88,17 +92,16 @@ class Transformer(nn.Module):
             )
         self.src_embedding = Embedding(src_vocab, config)
         self.tgt_embedding = Embedding(tgt_vocab, config)
-        self.output = Linear(config.d_model, tgt_vocab, bias=False)
+        self.output = Linear(config.d_model, tgt_vocab, bias=config.output_bias)
         self.encoder = nn.ModuleList(
             EncoderLayer(config) for _ in range(config.unique_encoder_layers or config.encoder_layers)
         )
         self.decoder = nn.ModuleList(
-            DecoderLayer(config) for _ in range(config.unique_decoder_layers or config.decoder_layers)
+            DecoderLayer(config.decoder) for _ in range(config.unique_decoder_layers or config.decoder_layers)
         )
         self.encoder_depth, self.decoder_depth = config.encoder_layers, config.decoder_layers
-        pre = config.norm_position == "pre"
-        self.encoder_norm = make_norm(config) if pre else nn.Identity()
-        self.decoder_norm = make_norm(config) if pre else nn.Identity()
+        self.encoder_norm = make_norm(config) if config.has_final_norm else nn.Identity()
+        self.decoder_norm = make_norm(config) if config.has_final_norm else nn.Identity()
         self.init_weights()
         if tied == "three-way":
             self.src_embedding.weight = self.tgt_embedding.weight
@@ -188,7 +191,7 @@ class Transformer(nn.Module):
 
     def step(self, tokens_BK: Tensor, state: DecoderState) -> Tensor:
         """Append the newest tokens [B, K] to the state and return their hidden states [B, K, D], for `logits`."""
-        masks = begin_step(state, tokens_BK.shape[1], self.heads)
+        masks = begin_step(state, tokens_BK.shape[1], self.decoder_heads)
         state.weights_BKS = []
         x_BKD = self.tgt_embedding.embed(tokens_BK, masks.position, self.residual_dtype)
         for index, layer in enumerate(self.decoder_stack()):

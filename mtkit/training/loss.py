@@ -38,33 +38,45 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, smoothing: float
+        ctx: Any,
+        hidden_MD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        targets_M: Tensor,
+        smoothing: float,
     ) -> tuple[Tensor, Tensor]:
         """Return the sums of loss and nll, in float32 or better."""
         weight = weight_VD.to(hidden_MD.dtype)
+        bias = None if bias_V is None else bias_V.to(hidden_MD.dtype)
         sum_dtype = torch.promote_types(hidden_MD.dtype, torch.float32)
         loss, nll = hidden_MD.new_zeros(2, dtype=sum_dtype)
         needs_grad = any(ctx.needs_input_grad)
         hidden_grad = torch.empty_like(hidden_MD) if needs_grad else None
         weight_grad = torch.zeros_like(weight_VD) if needs_grad else None
+        bias_grad = torch.zeros_like(bias_V) if needs_grad and bias_V is not None else None
         for start in range(0, hidden_MD.shape[0], CHUNK_POSITIONS):
             rows = slice(start, start + CHUNK_POSITIONS)
             logits = hidden_MD[rows] @ weight.T  # [chunk, V]
+            if bias is not None:
+                logits += bias
             chunk_loss, chunk_nll = _replace_by_gradient(logits, targets_M[rows, None], smoothing, sum_dtype)
             loss, nll = loss + chunk_loss, nll + chunk_nll
             if hidden_grad is not None and weight_grad is not None:
                 hidden_grad[rows] = logits @ weight
                 weight_grad += logits.T @ hidden_MD[rows]
-        ctx.save_for_backward(hidden_grad, weight_grad)
+            if bias_grad is not None:
+                bias_grad += logits.sum(dim=0, dtype=bias_grad.dtype)
+        ctx.save_for_backward(hidden_grad, weight_grad, bias_grad)
         ctx.mark_non_differentiable(nll)
         return loss, nll
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients computed in the forward pass, scaled by the incoming one."""
-        hidden_grad, weight_grad = ctx.saved_tensors
+        hidden_grad, weight_grad, bias_grad = ctx.saved_tensors
         scale = grads[0]
-        return hidden_grad * scale.to(hidden_grad.dtype), weight_grad * scale, None, None
+        scaled_bias_grad = None if bias_grad is None else bias_grad * scale
+        return hidden_grad * scale.to(hidden_grad.dtype), weight_grad * scale, scaled_bias_grad, None, None
 
 
 def _replace_by_gradient(
@@ -102,18 +114,26 @@ def _smoothed_cross_entropy(
     return (1 - smoothing) * nll + smoothing * uniform, nll, probabilities
 
 
-def loss_sums(hidden_MD: Tensor, output_weight_VD: Tensor, targets_M: Tensor, smoothing: float) -> LossSums:
+def loss_sums(
+    hidden_MD: Tensor,
+    output_weight_VD: Tensor,
+    targets_M: Tensor,
+    smoothing: float,
+    output_bias_V: Tensor | None = None,
+) -> LossSums:
     """Return the loss at the real target positions, summed.
 
     Args:
         hidden_MD: decoder output at these positions.
-        output_weight_VD: output projection, which has no bias.
+        output_weight_VD: output projection.
         targets_M: target tokens, the ids to predict.
         smoothing: label smoothing, at least 0 and below 1.
+        output_bias_V: bias of the logits, if there is one.
     """
-    if not torch.is_grad_enabled():
-        output_weight_VD = output_weight_VD.detach()  # otherwise its gradient would still be computed
-    loss, nll = _SmoothedCrossEntropy.apply(hidden_MD, output_weight_VD, targets_M, smoothing)
+    weight_VD, bias_V = output_weight_VD, output_bias_V
+    if not torch.is_grad_enabled():  # otherwise their gradients would still be computed
+        weight_VD, bias_V = weight_VD.detach(), None if bias_V is None else bias_V.detach()
+    loss, nll = _SmoothedCrossEntropy.apply(hidden_MD, weight_VD, bias_V, targets_M, smoothing)
     return LossSums(loss, nll)
 
 
@@ -146,4 +166,4 @@ def hidden_at_targets(model: Transformer, batch: Batch | TensorBatch) -> tuple[T
 def batch_loss(model: Transformer, batch: Batch, smoothing: float) -> LossSums:
     """Return the loss of a batch, summed over its real target positions; padding is never projected."""
     hidden_MD, targets_M = hidden_at_targets(model, batch)
-    return loss_sums(hidden_MD, model.output.weight, targets_M, smoothing)
+    return loss_sums(hidden_MD, model.output.weight, targets_M, smoothing, model.output.bias)

@@ -43,7 +43,8 @@ class Objective(nn.Module):
         with self.stage("forward"):
             hidden_MD, targets_M = hidden_at_targets(self.model, batch)
         with self.stage("loss"):
-            sums = loss_sums(hidden_MD, self.model.output.weight, targets_M, self.label_smoothing)
+            output = self.model.output
+            sums = loss_sums(hidden_MD, output.weight, targets_M, self.label_smoothing, output.bias)
         return sums.loss, sums.nll
 
 

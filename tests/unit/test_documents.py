@@ -20,7 +20,11 @@ EN_DE = Columns(None, ("en", "de"))
 
 def tmx(*units: str, head: str = "") -> str:
     header = '<header creationtool="x" segtype="sentence" srclang="en" datatype="xml"/>'
-    return f'<?xml version="1.0"?>\n{head}<tmx version="1.4">\n{header}\n<body>\n' + "\n".join(units) + "\n</body></tmx>"
+    return (
+        f'<?xml version="1.0"?>\n{head}<tmx version="1.4">\n{header}\n<body>\n'
+        + "\n".join(units)
+        + "\n</body></tmx>"
+    )
 
 
 def tu(**texts: str) -> str:
@@ -30,7 +34,9 @@ def tu(**texts: str) -> str:
     return f"<tu>{variants}</tu>"
 
 
-def pairs_in(tmp_path: Path, text: str | bytes, name: str = "a.tmx", columns: Columns = EN_DE) -> list[tuple[str, str]]:
+def pairs_in(
+    tmp_path: Path, text: str | bytes, name: str = "a.tmx", columns: Columns = EN_DE
+) -> list[tuple[str, str]]:
     path = tmp_path / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return [tuple(pair) for _, pair in read_translation_units(path, columns)]
@@ -69,7 +75,9 @@ def test_columns_name_the_tags(tmp_path: Path) -> None:
 
 def test_inline_code_is_dropped_and_highlighted_text_is_kept(tmp_path: Path) -> None:
     text = 'Click <bpt i="1">&lt;b <sub>x</sub>&gt;</bpt><hi>here</hi><ept i="1">&lt;/b&gt;</ept>&amp; wait<ph/>.'
-    assert pairs_in(tmp_path, tmx(tu(en=text, de="Hier<it pos='begin'>x</it>."))) == [("Click here& wait.", "Hier.")]
+    assert pairs_in(tmp_path, tmx(tu(en=text, de="Hier<it pos='begin'>x</it>."))) == [
+        ("Click here& wait.", "Hier.")
+    ]
 
 
 def test_incomplete_units_are_skipped(tmp_path: Path) -> None:
@@ -85,9 +93,11 @@ XLIFF_12 = """<xliff version="1.2" xmlns="urn:oasis:names:tc:xliff:document:1.2"
 <group><trans-unit id="2"><source>Untranslated</source></trans-unit></group>
 </body></file></xliff>"""
 
-XLIFF_20 = """<xliff version="2.0" xmlns="urn:oasis:names:tc:xliff:document:2.0" srcLang="en" trgLang="de-DE"><file id="f">
+XLIFF_20 = """<xliff version="2.0" xmlns="urn:oasis:names:tc:xliff:document:2.0" srcLang="en" trgLang="de-DE">
+<file id="f">
 <unit id="1"><segment><source>One <pc id="1">two</pc></source><target>Eins <pc id="1">zwei</pc></target></segment>
-<ignorable><source> </source></ignorable><segment><source>A<ph id="2"/><cp hex="0009"/>B</source><target>C</target></segment>
+<ignorable><source> </source></ignorable>
+<segment><source>A<ph id="2"/><cp hex="0009"/>B</source><target>C</target></segment>
 </unit></file></xliff>"""
 
 
@@ -101,7 +111,7 @@ def test_xliff(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_encodings_and_compression(tmp_path: Path, encoding: str) -> None:
-    text = tmx(tu(en="naïve", de="naïv"), head='<!DOCTYPE tmx SYSTEM "tmx14.dtd">\n').replace('?>', '?>', 1)
+    text = tmx(tu(en="naïve", de="naïv"), head='<!DOCTYPE tmx SYSTEM "tmx14.dtd">\n').replace("?>", "?>", 1)
     assert pairs_in(tmp_path, text.encode(encoding)) == [("naïve", "naïv")]
     assert pairs_in(tmp_path, gzip.compress(text.encode(encoding)), "a.tmx.gz") == [("naïve", "naïv")]
 
@@ -113,8 +123,14 @@ BOMB = '<!DOCTYPE tmx [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]>\n'
     ("text", "message"),
     [
         (tmx(tu(en="&b;", de="x"), head=BOMB), "a.tmx:2: the file declares the entity 'a'"),
-        (tmx(tu(en="x", de="x"), head='<!DOCTYPE t [<!ENTITY x SYSTEM "file:///etc/passwd">]>\n'), "declares the entity"),
-        (tmx(tu(en="&nbsp;", de="x"), head='<!DOCTYPE tmx SYSTEM "tmx14.dtd">\n'), "a.tmx:6: unknown entity &nbsp;"),
+        (
+            tmx(tu(en="x", de="x"), head='<!DOCTYPE t [<!ENTITY x SYSTEM "file:///etc/passwd">]>\n'),
+            "declares the entity",
+        ),
+        (
+            tmx(tu(en="&nbsp;", de="x"), head='<!DOCTYPE tmx SYSTEM "tmx14.dtd">\n'),
+            "a.tmx:6: unknown entity &nbsp;",
+        ),
         (tmx(tu(en="A", de="B"))[:-20], "not well-formed XML"),
         ("<tmx><body><tu><tuv xml:lang='en'><seg>a</tuv>", "a.tmx:1: not well-formed XML: mismatched tag"),
         ("plain text", "a.tmx:1: not well-formed XML"),
@@ -133,7 +149,10 @@ def test_faults(tmp_path: Path, text: str, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("<tmx/>", "not XLIFF: the first element is <tmx>"), (XLIFF_20.replace("0009", "zz"), "without a hexadecimal")],
+    [
+        ("<tmx/>", "not XLIFF: the first element is <tmx>"),
+        (XLIFF_20.replace("0009", "zz"), "without a hexadecimal"),
+    ],
 )
 def test_xliff_faults(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
@@ -166,7 +185,13 @@ def sheet(path: Path, rows: list[list[object]]) -> Path:
 
 
 def test_spreadsheet(tmp_path: Path) -> None:
-    rows = [["id", "de", "en"], [1, "Ein Hund.", "A dog."], [None, None, None], [2, "3,5\nkg", 3.5], [3, None, 4.0]]
+    rows = [
+        ["id", "de", "en"],
+        [1, "Ein Hund.", "A dog."],
+        [None, None, None],
+        [2, "3,5\nkg", 3.5],
+        [3, None, 4.0],
+    ]
     path = sheet(tmp_path / "a.xlsx", rows)
     assert list(read_spreadsheet(path, EN_DE)) == [
         (2, ("A dog.", "Ein Hund.")),

@@ -127,6 +127,22 @@ def test_either_input_may_be_frozen() -> None:
     assert torch.equal(weight_grad, both[1])
 
 
+@smoothings
+@pytest.mark.parametrize("M", [7, 1100])
+def test_with_a_bias_it_equals_torch(M: int, smoothing: float) -> None:
+    hidden, weight, targets = inputs(M, 5, 11)
+    bias = torch.linspace(-1, 1, 11).requires_grad_()
+    ours = loss_sums(hidden, weight, targets, smoothing, bias).loss
+    logits = F.linear(hidden, weight, bias)
+    theirs = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum")
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    inputs_ = (hidden, weight, bias)
+    for own, other in zip(
+        torch.autograd.grad(ours, inputs_), torch.autograd.grad(theirs, inputs_), strict=True
+    ):
+        torch.testing.assert_close(own, other, atol=1e-3, rtol=1e-5)
+
+
 def test_a_weight_used_twice_gets_both_gradients() -> None:
     _, weight, targets = inputs(6, 4, 5)
     ids = torch.tensor([0, 4, 4, 1, 2, 3])

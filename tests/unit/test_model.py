@@ -389,7 +389,7 @@ def check_combination(combination: dict[str, Any]) -> None:
 def check_training_step(model: Transformer) -> None:
     src, tgt = random_tokens(7, 4, 6), random_tokens(6, 6, 6)
     hidden = model(src, tgt)
-    sums = loss_sums(hidden.flatten(0, 1), model.output.weight, tgt.flatten(), 0.1)
+    sums = loss_sums(hidden.flatten(0, 1), model.output.weight, tgt.flatten(), 0.1, model.output.bias)
     assert math.isfinite(sums.loss.item())
     sums.loss.backward()
     for name, parameter in model.named_parameters():
@@ -430,6 +430,71 @@ def check_cached_steps(model: Transformer, steps: int = 6, beams: int = 3) -> De
 @pytest.mark.parametrize("combination", covering_combinations(), ids=name_of)
 def test_every_three_options_build_train_and_decode(combination: dict[str, Any]) -> None:
     check_combination(combination)
+
+
+OTHER_OPTIONS: dict[str, list[Any]] = {
+    "final_norm": [None, False, True],
+    "embedding_norm": [False, True],
+    "scale_embeddings": [False, True],
+    "output_bias": [False, True],
+    "sinusoids": ["concatenated", "interleaved", "fairseq"],
+    "position_offset": [0, 2],
+    "norm_epsilon": [None, 1e-3],
+    "decoder_num_heads": [None, 2],
+    "decoder_d_ff": [None, 40],
+    "norm_position": ["pre", "post"],
+    "norm": ["layernorm", "rmsnorm"],
+    "tie_embeddings": ["three-way", "none"],
+}
+"""Options that models of other toolkits need."""
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_options_of_other_toolkits_build_train_and_decode_together(seed: int) -> None:
+    rng = random.Random(seed)
+    keys = {
+        name: values[seed % len(values)] if rng.random() < 0.5 else rng.choice(values)
+        for name, values in OTHER_OPTIONS.items()
+    }
+    check_combination(keys | {"shared_layers": False})
+
+
+def test_sinusoids_are_those_of_each_toolkit() -> None:
+    """tensor2tensor's and Marian's (concatenated), the paper's (interleaved), fairseq's."""
+    positions, width = torch.arange(50), 12
+    for position, row in enumerate(sinusoids(positions, width, "interleaved")):
+        for i in range(width // 2):
+            angle = position / 10000 ** (2 * i / width)
+            assert row[2 * i] == pytest.approx(math.sin(angle), abs=1e-5)
+            assert row[2 * i + 1] == pytest.approx(math.cos(angle), abs=1e-5)
+    for position, row in enumerate(sinusoids(positions, width, "fairseq")):
+        for i in range(width // 2):
+            angle = position * math.exp(-i * math.log(10000) / (width // 2 - 1))
+            assert row[i] == pytest.approx(math.sin(angle), abs=1e-5)
+            assert row[width // 2 + i] == pytest.approx(math.cos(angle), abs=1e-5)
+
+
+def test_embeddings_at_an_offset_unscaled_and_normalized() -> None:
+    model = make(position_offset=2, scale_embeddings=False, embedding_norm=True)
+    embedding = model.tgt_embedding
+    ids = torch.tensor([[4, 7, 9]])
+    sums = embedding.weight[ids] + sinusoids(torch.tensor([2, 3, 4]), 16)
+    assert isinstance(embedding.norm, LayerNorm)
+    close(embedding.embed(ids, torch.arange(3), torch.float32), embedding.norm(sums))
+
+
+def test_the_output_bias_is_added_to_the_logits() -> None:
+    model = make(output_bias=True)
+    hidden = torch.randn(2, 3, 16)
+    close(model.logits(hidden), hidden @ model.output.weight.T + model.output.bias)
+
+
+def test_decoder_heads_and_width_of_their_own() -> None:
+    model = make(decoder_num_heads=2, decoder_d_ff=40)
+    assert model.encoder[0].attention.heads == 4
+    assert [layer.heads for layer in (model.decoder[0].attention, model.decoder[0].cross)] == [2, 2]
+    assert model.encoder[0].feed_forward.outer.in_features == 24
+    assert model.decoder[0].feed_forward.outer.in_features == 40
 
 
 @pytest.mark.slow
