@@ -113,7 +113,8 @@ class SourceConfig(Section):
     tgt: str | None = None
     """Target side of two parallel text files, with as many lines as `src`."""
     path: str | None = None
-    """One file of pairs: .tsv, .csv, .jsonl or .parquet; all but .parquet may be compressed."""
+    """One file of pairs: .tsv, .csv, .jsonl, .tmx, .xlf (XLIFF), .xlsx or .parquet; all but the last two may be
+    compressed."""
     hub: str | None = None
     """Data set on the Hugging Face hub, such as `wmt/wmt16`, or a local folder with the same layout."""
     config: str | None = None
@@ -125,7 +126,8 @@ class SourceConfig(Section):
     saved: str | None = None
     """Folder written by `datasets.Dataset.save_to_disk`."""
     columns: tuple[str, str] | None = Field(default=None, strict=False)
-    """The two columns to read, source first; by default a `translation` column or those named after the languages."""
+    """The two columns to read, source first; by default a `translation` column or those named after the languages. In
+    a .tmx or .xlf file, the two language tags."""
     demo: Literal["en-de", "de-en"] | None = None
     """Built-in generator of English-German pairs. The pairs of train, valid and test never overlap."""
     pairs: Positive | None = None

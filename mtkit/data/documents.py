@@ -21,7 +21,7 @@ from xml.parsers import expat
 
 from mtkit.data.readers import Columns, NumberedPairs, Pair, check_text
 from mtkit.errors import ConfigError, DataError
-from mtkit.files.reading import read_blocks
+from mtkit.files import read_blocks
 
 MAX_SEGMENT_CHARS = 1 << 20
 _MAX_TOKEN_BYTES = 64 << 20
@@ -270,14 +270,14 @@ def read_translation_units(path: Path, columns: Columns) -> NumberedPairs:
 
 def _text_in(texts: Mapping[str, str], language: str) -> str:
     """Return the text in a language: of exactly this tag, else of a wider or narrower one ('en' takes 'en-US')."""
-    wanted = _normalized(language)
-    tags = {_normalized(tag): text for tag, text in reversed(texts.items())}
-    if wanted in tags:
-        return tags[wanted]
-    for tag, text in reversed(tags.items()):
-        if tag and (tag.startswith(wanted + "-") or wanted.startswith(tag + "-")):
+    wanted, similar = _normalized(language), ""
+    for tag, text in texts.items():
+        own = _normalized(tag)
+        if own == wanted:
             return text
-    return ""
+        if not similar and own and (own.startswith(wanted + "-") or wanted.startswith(own + "-")):
+            similar = text
+    return similar
 
 
 def _normalized(tag: str) -> str:
@@ -299,8 +299,8 @@ def read_spreadsheet(path: Path, columns: Columns) -> NumberedPairs:
     names = columns.names or columns.languages
     rows = _sheet_rows(path)
     first_row, header = next(rows, (1, ()))
-    titles = [str(cell).strip() if cell is not None else "" for cell in header]
-    Columns(names, columns.languages).choose([title for title in titles if title], f"{path}, row {first_row}")
+    titles = _titles(header)
+    Columns(names, columns.languages).select([title for title in titles if title], f"{path}, row {first_row}")
     indices = [titles.index(name) for name in names]
     for number, cells in rows:
         values = [cells[index] if index < len(cells) else None for index in indices]
@@ -310,6 +310,20 @@ def read_spreadsheet(path: Path, columns: Columns) -> NumberedPairs:
                 number,
                 Pair(*(_cell_text(value, name, where) for value, name in zip(values, names, strict=True))),
             )
+
+
+def read_sheet_header(path: Path) -> list[str]:
+    """Return the titles of the columns in the first sheet of an .xlsx file, from left to right.
+
+    Raises:
+        ConfigError: If openpyxl is not installed.
+        DataError: If it is not such a file.
+    """
+    return list(filter(None, _titles(next(_sheet_rows(path), (1, ()))[1])))
+
+
+def _titles(header: tuple[Any, ...]) -> list[str]:
+    return ["" if cell is None else str(cell).strip() for cell in header]
 
 
 def _sheet_rows(path: Path) -> Iterator[tuple[int, tuple[Any, ...]]]:

@@ -11,12 +11,14 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
+from mtkit.data.documents import read_sheet_header, read_units
 from mtkit.data.readers import TRANSLATION
 from mtkit.errors import ConfigError, DataError
 from mtkit.files import read_lines, strip_compression
+from mtkit.languages import short_code
 
 Languages = tuple[str, str]
 Entry = dict[str, object]
@@ -46,11 +48,15 @@ _NOT_CODES = frozenset(
     )
 )
 """Endings of file names that look like language codes but are not."""
-TABLES = (".tsv", ".csv", ".jsonl", ".parquet")
+_DOCUMENTS = (".tmx", ".xlf", ".xliff")
+TABLES = (".tsv", ".csv", ".jsonl", ".parquet", ".xlsx", *_DOCUMENTS)
 VALID_NAME = re.compile(r"(?:valid|val|dev)(?!test)(?![a-z])|validation")
 TEST_NAME = re.compile(r"(?!train|valid|val[^a-z]).*test")
 _SIDES = (("source", "target"), ("src", "tgt"), ("source", "translation"), ("src", "trg"))
 """Names of columns that tell source from target without naming the languages."""
+
+_NUM_UNITS = 1000
+"""Units of a translation memory that are read to find its languages."""
 
 _HINT = "name the languages with `src` and `tgt`, e.g. en and de"
 
@@ -82,7 +88,7 @@ def recognize(paths: Sequence[str], wanted: tuple[str | None, str | None]) -> Re
     for path in paths:
         if os.path.isdir(path):
             raise ConfigError("a folder, not a file", where=path, hint="name the files in it")
-        if _suffix_of(path) != ".parquet":
+        if _suffix_of(path) not in (".parquet", ".xlsx", *_DOCUMENTS):
             next(read_lines(path), None)
     texts = [path for path in paths if _suffix_of(path) not in TABLES]
     tables = [path for path in paths if _suffix_of(path) in TABLES]
@@ -190,6 +196,7 @@ def _recognize_table(path: str, languages: Languages | None) -> Recognized:
     """
     readers: dict[str, Callable[[str], Iterable[str] | Mapping[str, Iterable[str]]]] = {
         ".tsv": _tsv_header, ".csv": _csv_header, ".jsonl": _jsonl_keys, ".parquet": _parquet_columns,
+        ".xlsx": _sheet_header, **dict.fromkeys(_DOCUMENTS, _unit_languages),
     }  # fmt: skip
     columns = readers[_suffix_of(path)](path)
     names = list(columns)
@@ -280,6 +287,18 @@ def _jsonl_keys(path: str) -> dict[str, list[str]]:
         for key, value in row.items()
         if isinstance(value, str) or (key == TRANSLATION and isinstance(value, dict))
     }
+
+
+def _sheet_header(path: str) -> list[str]:
+    """Return the header of a spreadsheet."""
+    return read_sheet_header(Path(path))
+
+
+def _unit_languages(path: str) -> dict[str, list[str]]:
+    """Return the languages of the first units of a TMX or XLIFF file as those of a `translation` column."""
+    units = list(islice(read_units(Path(path)), _NUM_UNITS))
+    tags = dict.fromkeys(tag for unit in units for tag in unit.texts if tag)
+    return {TRANSLATION: list(dict.fromkeys(short_code(tag) for tag in tags))}
 
 
 def _parquet_columns(path: str) -> dict[str, list[str]]:

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mtkit.config.sections import DataConfig, SourceConfig
+from mtkit.data.documents import read_spreadsheet, read_translation_units
 from mtkit.data.readers import Columns, NumberedPairs, Pair, read_csv, read_jsonl, read_tsv
 from mtkit.data.tables import Hashes, HubTable, ParquetTable, SavedTable, Table, read_rows, row_location
 from mtkit.errors import ConfigError, DataError
-from mtkit.files import count_lines, read_lines, strip_compression
+from mtkit.files import count_lines, read_blocks, read_lines, strip_compression
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -36,7 +37,12 @@ _READERS: dict[str, Callable[[Path, Columns], NumberedPairs]] = {
     ".tsv": read_tsv,
     ".csv": read_csv,
     ".jsonl": read_jsonl,
+    ".tmx": read_translation_units,
+    ".xlf": read_translation_units,
+    ".xliff": read_translation_units,
+    ".xlsx": read_spreadsheet,
 }
+_PLAIN_TEXT = (".tsv", ".csv", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -112,11 +118,11 @@ class ParallelFiles(Source):
 
 @dataclass(frozen=True)
 class _PairsFile(Source):
-    """One text file of pairs."""
+    """One file of pairs."""
 
     path: Path
     suffix: str
-    """The format: .tsv, .csv or .jsonl, without the suffix of a compression."""
+    """The format, a key of `_READERS`, without the suffix of a compression."""
     columns: Columns
 
     @property
@@ -129,12 +135,13 @@ class _PairsFile(Source):
         return _READERS[self.suffix](self.path, self.columns)
 
     def location(self, number: int) -> str:
-        """See `Source.location`: the line at which the pair begins."""
-        return f"{self.path}:{number}"
+        """See `Source.location`: the line at which the pair begins, or the row of a spreadsheet."""
+        return row_location(str(self.path), number) if self.suffix == ".xlsx" else f"{self.path}:{number}"
 
     def fingerprint(self, hashes: Hashes = DEFAULT_HASHES) -> str:
         """See `Source.fingerprint`."""
-        return _hash(self.suffix, self.columns.names, self.columns.languages, hashes.of_text(self.path))
+        digest = hashes.of_text if self.suffix in _PLAIN_TEXT else hashes.of_bytes
+        return _hash(self.suffix, self.columns.names, self.columns.languages, digest(self.path))
 
 
 @dataclass(frozen=True)
@@ -258,9 +265,13 @@ def _open_file(name: str, label: str | None, columns: Columns, data: DataConfig,
         return _TableSource(label or path.stem, ParquetTable(path), columns)
     suffix = plain.suffix.lower()
     if suffix not in _READERS:
-        hint = "use .tsv, .csv, .jsonl (also with .gz, .xz, .bz2 or .zst) or .parquet"
+        hint = "use .tsv, .csv, .jsonl, .tmx, .xlf (also with .gz, .xz, .bz2 or .zst), .xlsx or .parquet"
         raise ConfigError(f"unknown file type: {name!r}", where=f"{key}.path", hint=hint)
-    path = _text_file(data, name)
+    if suffix in _PLAIN_TEXT:
+        path = _text_file(data, name)
+    else:
+        path = _existing_path(data, name, "file")
+        next(read_blocks(path), None)  # raises if it cannot be read
     return _PairsFile(label or _stem(path), path, suffix, columns)
 
 

@@ -11,9 +11,12 @@ from xml.sax.saxutils import escape
 
 import pytest
 
+from mtkit.config.sections import DataConfig, SourceConfig
 from mtkit.data.documents import MAX_SEGMENT_CHARS, read_spreadsheet, read_translation_units, read_units
 from mtkit.data.readers import Columns
-from mtkit.errors import DataError
+from mtkit.data.recognize import recognize
+from mtkit.data.sources import open_sources
+from mtkit.errors import ConfigError, DataError
 
 EN_DE = Columns(None, ("en", "de"))
 
@@ -218,3 +221,55 @@ def test_spreadsheet_faults(tmp_path: Path) -> None:
         archive.writestr("xl/workbook.xml", b"\0" * (80 << 20))
     with pytest.raises(DataError, match="unpacks to"):
         list(read_spreadsheet(bomb, EN_DE))
+
+
+# --- as sources of a config -------------------------------------------------------------------------------------
+
+
+def test_as_sources_of_a_config(tmp_path: Path) -> None:
+    (tmp_path / "a.tmx.gz").write_bytes(
+        gzip.compress(tmx(tu(en_US="A dog.", de="Ein Hund.")).encode("utf-16"))
+    )
+    (tmp_path / "b.xlf").write_text(XLIFF_12)
+    sheet(tmp_path / "c.xlsx", [["de", "en"], ["Ja", "Yes"]])
+    configs = [SourceConfig(path=name) for name in ("a.tmx.gz", "b.xlf", "c.xlsx")]
+    data = DataConfig(root=str(tmp_path), src="en", tgt="de", train=tuple(configs))
+    sources = open_sources(configs, data, "train")
+    assert [[pair for _, pair in source.read()] for source in sources] == [
+        [("A dog.", "Ein Hund.")],
+        [("Hello big world", "Hallo große Welt")],
+        [("Yes", "Ja")],
+    ]
+    numbers = [next(source.read())[0] for source in sources]
+    locations = [source.location(number) for source, number in zip(sources, numbers, strict=True)]
+    assert [location.removeprefix(f"{tmp_path}/") for location in locations] == [
+        "a.tmx.gz:5",
+        "b.xlf:3",
+        "c.xlsx: row 2",
+    ]
+    before = [source.fingerprint() for source in sources]
+    (tmp_path / "b.xlf").write_text(XLIFF_12.replace("Welt", "Erde"))
+    after = [source.fingerprint() for source in open_sources(configs, data, "train")]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True]
+
+
+@pytest.mark.parametrize("name", ["a.tmx", "a.xlf", "a.xlsx"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    configs = [SourceConfig(path=name)]
+    with pytest.raises(DataError, match=f"no such file.*{name}|{name}.*no such file"):
+        open_sources(
+            configs, DataConfig(root=str(tmp_path), src="en", tgt="de", train=tuple(configs)), "train"
+        )
+
+
+def test_init_recognizes_them(tmp_path: Path) -> None:
+    (tmp_path / "a.tmx").write_text(tmx(tu(EN_us="A dog.", de_AT="Ein Hund.")))
+    (tmp_path / "b.xlf").write_text(XLIFF_20)
+    sheet(tmp_path / "c.xlsx", [["en", "de"], ["Yes", "Ja"]])
+    for name in ("a.tmx", "b.xlf", "c.xlsx"):
+        found = recognize([str(tmp_path / name)], (None, None))
+        assert (found.languages, found.entries) == (("en", "de"), [{"path": str(tmp_path / name)}])
+    (tmp_path / "d.tmx").write_text(tmx(tu(en="a", de="b", fr="c")))
+    with pytest.raises(ConfigError, match="expected two languages, got en, de, fr"):
+        recognize([str(tmp_path / "d.tmx")], (None, None))
+    assert recognize([str(tmp_path / "d.tmx")], ("fr", "en")).languages == ("fr", "en")
