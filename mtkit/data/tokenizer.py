@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import random
 import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from itertools import chain, compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +28,18 @@ import sentencepiece
 
 from mtkit.config.sections import TokenizerConfig
 from mtkit.data.readers import Pair
+from mtkit.data.segmentation import (
+    WORD_START,
+    BytePairEncoding,
+    Segmentation,
+    SentencePiece,
+    Span,
+    load_sentencepiece,
+)
 from mtkit.errors import ConfigError, DataError, MtkitError, StorageError
-from mtkit.files import storage_errors, write_bytes
+from mtkit.files import storage_errors, write_bytes, write_text
 
 Ids = npt.NDArray[np.int32]
-Span = tuple[int, int]
-"""Start and end of something in a text, in characters."""
 
 SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")
 """pad, unk, bos and eos of a model trained here; their ids are 0, 1, 2 and 3."""
@@ -39,12 +47,16 @@ SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")
 MAX_TRAINING_CHARS = 4000
 """Longer lines are not used for training."""
 
-JOINT_FILE, SRC_FILE, TGT_FILE = "tokenizer.model", "tokenizer.src.model", "tokenizer.tgt.model"
+_JOINT_FILE, _SRC_FILE, _TGT_FILE = "tokenizer.model", "tokenizer.src.model", "tokenizer.tgt.model"
+VOCABULARY_FILE = "tokenizer.json"
+"""Vocabularies with ids of their own, and how text is split for them; absent if ids are SentencePiece's."""
+TOKENIZER_FILES = (_JOINT_FILE, _SRC_FILE, _TGT_FILE, VOCABULARY_FILE)
+_FORMAT = 1
 
-WORD_START = "\u2581"
 _ROW_MULTIPLE = 8
 _MIN_LINES_FOR_THREADS = 256  # With fewer lines, starting SentencePiece's threads takes longer than it saves.
 _TRAINING_THREADS = 16  # The EM algorithm sums per thread, so another number gives another model.
+_BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 _TO_ONE_LINE = str.maketrans({"\n": " ", "\r": " ", "\0": None})
 
 
@@ -69,7 +81,7 @@ class Tokenizer:
             StorageError: If they are not a SentencePiece model.
         """
         self._model = model
-        self._processor = _load_processor(model, where)
+        self._processor = load_sentencepiece(model, where)
         self._model_size = self._processor.get_piece_size()
         self.unk: int = self._processor.unk_id()
         self.num_pieces = self._model_size
@@ -175,14 +187,7 @@ class Tokenizer:
     def unknown_spans(self, line: str) -> list[Span]:
         """Return the spans of characters that no piece contains: they are unknown, or spelled as bytes."""
         is_unknown = [i == self.unk or self._processor.is_byte(i) for i in self.encode([line])[0].tolist()]
-        if not any(is_unknown):
-            return []
-        merged: list[Span] = []
-        for start, end in compress(self.spans(line), is_unknown):
-            if merged and start == merged[-1][1]:
-                start = merged.pop()[0]
-            merged.append((start, end))
-        return [(start, end) for start, end in merged if line[start:end].strip()]
+        return _merge_spans(line, compress(self.spans(line), is_unknown)) if any(is_unknown) else []
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Return the text that each id contributes to the result of `decode`."""
@@ -207,15 +212,140 @@ class Tokenizer:
         return pieces in ([text], [WORD_START, text]) and self.unk not in ids and WORD_START not in text
 
 
-def _load_processor(model: bytes, where: str) -> sentencepiece.SentencePieceProcessor:
-    hint = "copy it again, or train a new one"
-    if not model:
-        raise StorageError("an empty file, not a SentencePiece model", where=where, hint=hint)
-    try:
-        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    except RuntimeError as error:
-        raise StorageError("damaged, or not a SentencePiece model", where=where, hint=hint) from error
-    return processor
+@dataclass(frozen=True)
+class Vocabulary:
+    """Tokens with their ids, as a model of another toolkit has them.
+
+    Attributes:
+        tokens: the tokens by id, all different.
+        pad, unk, eos: special tokens.
+        bos: the token that the decoder starts with (`decoder_start_token` elsewhere); may be pad or eos.
+        tags: whether a token such as `>>fra<<` at the start of a line is one token, whatever splits the rest.
+    """
+
+    tokens: tuple[str, ...]
+    pad: str
+    unk: str
+    bos: str
+    eos: str
+    tags: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that the special tokens are there and no token is there twice."""
+        ids = self.ids
+        if len(ids) != len(self.tokens):
+            twice = next(token for token, number in Counter(self.tokens).items() if number > 1)
+            raise ValueError(f"the token {twice!r} is there twice")
+        for name in ("pad", "unk", "bos", "eos"):
+            if getattr(self, name) not in ids:
+                raise ValueError(f"{name} {getattr(self, name)!r} is not a token of the vocabulary")
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """Id of each token."""
+        return {token: index for index, token in enumerate(self.tokens)}
+
+
+class VocabularyTokenizer(Tokenizer):
+    """A tokenizer whose ids are those of a vocabulary, as models of other toolkits have them.
+
+    Args:
+        segmentation: splits text into pieces.
+        vocabulary: gives them ids; a piece that is not in it is unknown.
+    """
+
+    def __init__(self, segmentation: Segmentation, vocabulary: Vocabulary) -> None:
+        self.segmentation, self.vocabulary = segmentation, vocabulary
+        self._ids = vocabulary.ids
+        self.pad, self.unk, self.bos, self.eos = (
+            self._ids[token] for token in (vocabulary.pad, vocabulary.unk, vocabulary.bos, vocabulary.eos)
+        )
+        self.num_pieces = self.vocab_size = len(vocabulary.tokens)
+        described = json.dumps([segmentation.kind, segmentation.fingerprint, asdict(vocabulary)])
+        self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write the model file of the segmentation.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        write_bytes(path, self.segmentation.model)
+
+    def _encode_all(self, lines: list[str]) -> list[list[int]]:
+        tags = [self._leading_tag(line) for line in lines]
+        texts = [line[len(tag) :] for line, tag in zip(lines, tags, strict=True)]
+        num_threads = 1 if len(lines) < _MIN_LINES_FOR_THREADS else _num_threads()
+        rows = self.segmentation.split(texts, num_threads)
+        return [
+            [self._ids.get(piece, self.unk) for piece in ([tag, *row] if tag else row)]
+            for tag, row in zip(tags, rows, strict=True)
+        ]
+
+    def _leading_tag(self, line: str) -> str:
+        """Return the tag such as >>fra<< that a line begins with, or nothing."""
+        end = line.find("<<") + 2 if self.vocabulary.tags and line.startswith(">>") else 0
+        return line[:end] if end >= 2 else ""
+
+    def _decode_row(self, ids: list[int]) -> str:
+        text, _ = self.segmentation.join([self.piece(i) for i in ids if self._has_text(i)])
+        return text.translate(_TO_ONE_LINE)
+
+    def _has_text(self, index: int) -> bool:
+        return index not in (self.pad, self.bos, self.eos)
+
+    def pieces(self, line: str) -> list[str]:
+        """See `Tokenizer.pieces`."""
+        tag = self._leading_tag(line)
+        (pieces,) = self.segmentation.split([line[len(tag) :]])
+        return [tag, *pieces] if tag else pieces
+
+    def count_characters(self, lines: Sequence[str]) -> Counter[str]:
+        """See `Tokenizer.count_characters`."""
+        counts = Counter("".join(map(self.segmentation.normalize, lines)))
+        for space in (" ", WORD_START):
+            counts.pop(space, None)
+        return counts
+
+    def spans(self, line: str) -> list[Span]:
+        """See `Tokenizer.spans`."""
+        width = len(self._leading_tag(line))
+        spans = [(start + width, end + width) for start, end in self.segmentation.spans(line[width:])]
+        return [(0, width), *spans] if width else spans
+
+    def unknown_spans(self, line: str) -> list[Span]:
+        """See `Tokenizer.unknown_spans`."""
+        pieces = self.pieces(line)
+        is_unknown = [
+            self._ids.get(piece, self.unk) == self.unk or _BYTE_PIECE.fullmatch(piece) is not None
+            for piece in pieces
+        ]
+        return _merge_spans(line, compress(self.spans(line), is_unknown))
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """See `Tokenizer.token_texts`."""
+        has_text = [self._has_text(i) for i in ids]
+        text, spans = self.segmentation.join([self.piece(i) for i in compress(ids, has_text)])
+        texts = iter([text[start:end].translate(_TO_ONE_LINE) for start, end in spans])
+        return [next(texts) if shown else "" for shown in has_text]
+
+    def piece(self, index: int) -> str:
+        """See `Tokenizer.piece`."""
+        return self.vocabulary.tokens[index]
+
+    def is_single_piece(self, text: str) -> bool:
+        """See `Tokenizer.is_single_piece`; tags are single pieces too."""
+        return self.encode([text])[0].tolist() == [self._ids.get(text)] or super().is_single_piece(text)
+
+
+def _merge_spans(line: str, spans: Iterable[Span]) -> list[Span]:
+    """Return adjacent spans as one, without those that hold only spaces."""
+    merged: list[Span] = []
+    for start, end in spans:
+        if merged and start == merged[-1][1]:
+            start = merged.pop()[0]
+        merged.append((start, end))
+    return [(start, end) for start, end in merged if line[start:end].strip()]
 
 
 def _num_threads() -> int:
@@ -254,13 +384,27 @@ class Tokenizers:
             StorageError: If they cannot be written.
         """
         with storage_errors(folder):
-            for name in (SRC_FILE, TGT_FILE) if self.joint else (JOINT_FILE,):
+            for name in TOKENIZER_FILES:
                 (folder / name).unlink(missing_ok=True)
-        if self.joint:
-            self.src.save(folder / JOINT_FILE)
+        if self.src is self.tgt:
+            self.src.save(folder / _JOINT_FILE)
         else:
-            self.src.save(folder / SRC_FILE)
-            self.tgt.save(folder / TGT_FILE)
+            self.src.save(folder / _SRC_FILE)
+            self.tgt.save(folder / _TGT_FILE)
+        if isinstance(self.src, VocabularyTokenizer) and isinstance(self.tgt, VocabularyTokenizer):
+            sides = {"src": _describe(self.src), "tgt": _describe(self.tgt)}
+            described = {"format": _FORMAT, "joint": self.joint, **sides}
+            write_text(folder / VOCABULARY_FILE, json.dumps(described, ensure_ascii=False, indent=0))
+
+
+def _describe(tokenizer: VocabularyTokenizer) -> dict[str, Any]:
+    """Return a side of tokenizer.json."""
+    segmentation = tokenizer.segmentation
+    return {
+        "segmentation": segmentation.kind,
+        **segmentation.settings,
+        "vocabulary": asdict(tokenizer.vocabulary),
+    }
 
 
 def load_tokenizers(folder: Path) -> Tokenizers:
@@ -269,15 +413,59 @@ def load_tokenizers(folder: Path) -> Tokenizers:
     Raises:
         StorageError: If they are missing or damaged.
     """
-    if (folder / JOINT_FILE).exists():
-        joint = Tokenizer.load(folder / JOINT_FILE)
+    if (folder / VOCABULARY_FILE).exists():
+        return _load_with_vocabularies(folder)
+    if (folder / _JOINT_FILE).exists():
+        joint = Tokenizer.load(folder / _JOINT_FILE)
         return Tokenizers(joint, joint, joint=True)
     if not folder.is_dir():
         raise StorageError("no such folder", where=str(folder), hint="check the path")
-    if not any((folder / name).exists() for name in (SRC_FILE, TGT_FILE)):
+    if not any((folder / name).exists() for name in (_SRC_FILE, _TGT_FILE)):
         hint = "copy it from the run or model folder"
-        raise StorageError(f"no {JOINT_FILE} in this folder", where=str(folder), hint=hint)
-    return Tokenizers(Tokenizer.load(folder / SRC_FILE), Tokenizer.load(folder / TGT_FILE), joint=False)
+        raise StorageError(f"no {_JOINT_FILE} in this folder", where=str(folder), hint=hint)
+    return Tokenizers(Tokenizer.load(folder / _SRC_FILE), Tokenizer.load(folder / _TGT_FILE), joint=False)
+
+
+def _load_with_vocabularies(folder: Path) -> Tokenizers:
+    """Load tokenizers that tokenizer.json describes.
+
+    Raises:
+        ConfigError: If a package that splits text for them is not installed.
+        StorageError: If a file is missing or damaged.
+    """
+    path = folder / VOCABULARY_FILE
+    with storage_errors(path):
+        content = path.read_bytes()
+    try:
+        described = json.loads(content)
+        if described["format"] > _FORMAT:
+            raise ValueError("written by a later version of mtkit")
+        one_model = (folder / _JOINT_FILE).exists()
+        src = _load_side(described["src"], folder / (_JOINT_FILE if one_model else _SRC_FILE))
+        same = one_model and described["tgt"] == described["src"]
+        tgt = (
+            src if same else _load_side(described["tgt"], folder / (_JOINT_FILE if one_model else _TGT_FILE))
+        )
+        return Tokenizers(src, tgt, joint=bool(described["joint"]))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        hint = "copy it again, or import the model again"
+        raise StorageError(f"not a vocabulary of mtkit: {error}", where=str(path), hint=hint) from error
+
+
+def _load_side(described: dict[str, Any], path: Path) -> VocabularyTokenizer:
+    """Load the tokenizer of one side from tokenizer.json and its model file."""
+    with storage_errors(path):
+        model = path.read_bytes()
+    fields_ = dict(described["vocabulary"])
+    vocabulary = Vocabulary(tuple(map(str, fields_.pop("tokens"))), **fields_)
+    match described["segmentation"]:
+        case "sentencepiece":
+            return VocabularyTokenizer(SentencePiece(model, str(path)), vocabulary)
+        case "bpe":
+            settings = {name: described[name] for name in ("moses", "lowercase", "separator")}
+            return VocabularyTokenizer(BytePairEncoding(model, **settings, where=str(path)), vocabulary)
+        case other:
+            raise ValueError(f"unknown segmentation {other!r}")
 
 
 def make_tokenizers(

@@ -27,7 +27,7 @@ from mtkit.checkpoint import (
 from mtkit.config.sections import Config
 from mtkit.config.yaml_document import dump_yaml, load_yaml
 from mtkit.data.sources import Source, Split
-from mtkit.data.tokenizer import JOINT_FILE, SRC_FILE, TGT_FILE
+from mtkit.data.tokenizer import TOKENIZER_FILES
 from mtkit.errors import ConfigError, MtkitError, StorageError
 from mtkit.files import remove_tree, storage_errors, write_text
 from mtkit.training.averaging import AVERAGE_FOLDER
@@ -35,12 +35,11 @@ from mtkit.training.progress import METRICS_FILE, TENSORBOARD, is_event_file
 from mtkit.training.results import CARD_FILE, CARD_PHRASE, HYPS_SUFFIX, RESULTS_FILE, hyps_file
 
 _CLAIM_FILE = ".mtkit-run"
-_TOKENIZER_FILES = (JOINT_FILE, SRC_FILE, TGT_FILE)
 _CONFIG_SECTIONS = {"run", "seed", "data", "tokenizer", "model", "training", "validation", "decoding"}
 """Keys that every stored config has had since the first version."""
 _MODEL_FOLDERS = (BEST, AVERAGE_FOLDER)
 _UNCONDITIONAL = {
-    CONFIG_FILE, CARD_FILE, RESULTS_FILE, METRICS_FILE, CHECKPOINTS, BEST, *_TOKENIZER_FILES,
+    CONFIG_FILE, CARD_FILE, RESULTS_FILE, METRICS_FILE, CHECKPOINTS, BEST, *TOKENIZER_FILES,
 }  # fmt: skip
 """Outputs of every run."""
 _OUTPUTS = _UNCONDITIONAL | {AVERAGE_FOLDER, TENSORBOARD}
@@ -91,7 +90,7 @@ def _recognized_names(run: Path) -> Iterator[str]:
     folders = [best_folder(run), *list_checkpoints(run)]
     if not any((folder / MANIFEST_FILE).is_file() for folder in folders):
         return
-    yield from (CHECKPOINTS, BEST, METRICS_FILE, TENSORBOARD, *_TOKENIZER_FILES)
+    yield from (CHECKPOINTS, BEST, METRICS_FILE, TENSORBOARD, *TOKENIZER_FILES)
     if (run / AVERAGE_FOLDER / MANIFEST_FILE).is_file():
         yield AVERAGE_FOLDER
     if _is_stored_config(run / CONFIG_FILE):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mtkit.data.batching import Ids, split_by_tokens
-from mtkit.data.tokenizer import Span
+from mtkit.data.segmentation import Span
 from mtkit.device import out_of_memory_errors
 from mtkit.model.transformer import Transformer
 from mtkit.translation.ensemble import Ensemble

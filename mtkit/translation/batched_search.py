@@ -179,6 +179,9 @@ class BatchedSearch:
 def _search_options(decoding: DecodingConfig, tgt: Tokenizer) -> SearchOptions:
     """Return the options of the beam search, in tokens of the target vocabulary."""
     unused = range(tgt.num_pieces, tgt.vocab_size)
+    special = [
+        token for token in (tgt.pad, tgt.bos, tgt.unk) if token != tgt.eos
+    ]  # bos may be eos, as in fairseq
     chosen = {token for ids in tgt.encode(decoding.suppress) for token in ids.tolist()}
     return SearchOptions(
         beam_size=decoding.mbr_candidates if decoding.mbr else decoding.beam_size,
@@ -186,7 +189,7 @@ def _search_options(decoding: DecodingConfig, tgt: Tokenizer) -> SearchOptions:
         eos=tgt.eos,
         n_best=decoding.mbr_candidates if decoding.mbr else min(decoding.n_best, decoding.beam_size),
         length_penalty=decoding.length_penalty,
-        suppressed=tuple(dict.fromkeys((tgt.pad, tgt.bos, tgt.unk, *unused, *sorted(chosen)))),
+        suppressed=tuple(dict.fromkeys((*special, *unused, *sorted(chosen)))),
         penalty_kind=decoding.penalty_kind,
         coverage_penalty=decoding.coverage_penalty,
         stop=decoding.stop,

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mtkit.data.tokenizer import Span, Tokenizers
+from mtkit.data.segmentation import Span
+from mtkit.data.tokenizer import Tokenizers
 from mtkit.translation.alignment import Link, word_links
 from mtkit.translation.assembly import Translation
 from mtkit.translation.numbers import find_numbers

@@ -12,7 +12,8 @@ import numpy as np
 
 from mtkit.config.sections import DecodingConfig
 from mtkit.data.batching import Ids
-from mtkit.data.tokenizer import Span, Tokenizer, Tokenizers
+from mtkit.data.segmentation import Span
+from mtkit.data.tokenizer import Tokenizer, Tokenizers
 from mtkit.errors import DataError
 from mtkit.files import BadLine
 from mtkit.search.constraints import Constraint

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Literal
 
-from mtkit.data.tokenizer import WORD_START, Span
+from mtkit.data.segmentation import WORD_START, Span
 
 _PREFERRED_BREAKS = ".!?;:,"
 _FULL_WIDTH_BREAKS = "。｡！？；：，、"  # These are not followed by a space.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from mtkit.data.tokenizer import WORD_START, Tokenizer
+from mtkit.data.segmentation import WORD_START
+from mtkit.data.tokenizer import Tokenizer
 from mtkit.translation.sentence_splitting import UNSPACED
 
 _AFTER_NUMBER = f'{WORD_START}.;!?)]}}…"”»。！？；'

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mtkit.data.tokenizer import Span
+from mtkit.data.segmentation import Span
 from mtkit.translation.alignment import Link, word_links
 from mtkit.translation.numbers import has_number
 from mtkit.translation.placeholders import ProtectedLine, protect
