@@ -9,6 +9,7 @@ import typer
 from mtkit.cli.benchmark import benchmark_data, benchmark_train, benchmark_translate
 from mtkit.cli.config import schema, show
 from mtkit.cli.evaluate import evaluate
+from mtkit.cli.import_model import import_model
 from mtkit.cli.init import init
 from mtkit.cli.score import score
 from mtkit.cli.train import average, check, train
@@ -58,6 +59,10 @@ app.command(
 app.command(epilog="Example: `mtkit check config.yaml`")(check)
 app.command(epilog="Example: `mtkit init data/train.en.gz data/train.de.gz -o my.yaml`")(init)
 app.command(epilog="Example: `mtkit average runs/my-run --last 5 -o runs/my-run-average`")(average)
+
+app.command("import", epilog="Example: `mtkit import Helsinki-NLP/opus-mt-en-fr -o models/en-fr`")(
+    import_model
+)
 
 app.add_typer(_config_app, name="config")
 _config_app.command(epilog="Example: `mtkit config schema > mtkit.schema.json`")(schema)

@@ -58,6 +58,10 @@ _OTHER_NAMES = {
 }
 
 
+_NO_CORPUS = {"path": "none.tsv"}
+"""Stands for the corpora that a user's config must have."""
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a config from YAML ("-" is stdin) and dotted `key=value` overrides.
 
@@ -84,12 +88,21 @@ def load_stored_config(path: Path, ignore_unknown: Collection[str] = ()) -> Conf
     """
     document = load_yaml(path)
     data = {name: _drop_unknown(name, value, ignore_unknown) for name, value in document.data.items()}
+    corpora = data.get("data")
+    if isinstance(corpora, dict) and corpora.get("train") == []:  # of an imported model
+        config = _validate(data | {"data": corpora | {"train": [_NO_CORPUS]}}, document)
+        return without_training_data(config)
     try:
         return _validate(data, document)
     except ConfigError:
         with suppress(ValidationError, LookupError, TypeError):
             return _validate_keys_alone(Config, data)
         raise
+
+
+def without_training_data(config: Config) -> Config:
+    """Return the config of a model that was not trained here."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"train": ()})})
 
 
 def _drop_unknown(name: str, value: object, ignore_unknown: Collection[str]) -> object:

@@ -37,7 +37,7 @@ from mtkit.data.segmentation import (
     load_sentencepiece,
 )
 from mtkit.errors import ConfigError, DataError, MtkitError, StorageError
-from mtkit.files import storage_errors, write_bytes, write_text
+from mtkit.files import storage_errors, write_bytes
 
 Ids = npt.NDArray[np.int32]
 
@@ -114,7 +114,12 @@ class Tokenizer:
         Raises:
             StorageError: If it cannot be written.
         """
-        write_bytes(path, self._model)
+        write_bytes(path, self.model)
+
+    @property
+    def model(self) -> bytes:
+        """The content of the .model file."""
+        return self._model
 
     def encode(self, lines: Sequence[str]) -> list[Ids]:
         """Return the ids of each line, without bos and eos.
@@ -264,13 +269,10 @@ class VocabularyTokenizer(Tokenizer):
         described = json.dumps([segmentation.kind, segmentation.fingerprint, asdict(vocabulary)])
         self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
 
-    def save(self, path: str | Path) -> None:
-        """Write the model file of the segmentation.
-
-        Raises:
-            StorageError: If it cannot be written.
-        """
-        write_bytes(path, self.segmentation.model)
+    @property
+    def model(self) -> bytes:
+        """See `Tokenizer.model`."""
+        return self.segmentation.model
 
     def _encode_all(self, lines: list[str]) -> list[list[int]]:
         tags = [self._leading_tag(line) for line in lines]
@@ -383,18 +385,24 @@ class Tokenizers:
         Raises:
             StorageError: If they cannot be written.
         """
+        files = self.files()
         with storage_errors(folder):
-            for name in TOKENIZER_FILES:
+            for name in set(TOKENIZER_FILES) - files.keys():
                 (folder / name).unlink(missing_ok=True)
+        for name, content in files.items():
+            write_bytes(folder / name, content)
+
+    def files(self) -> dict[str, bytes]:
+        """Return the files that `load_tokenizers` needs, by name."""
         if self.src is self.tgt:
-            self.src.save(folder / _JOINT_FILE)
+            files = {_JOINT_FILE: self.src.model}
         else:
-            self.src.save(folder / _SRC_FILE)
-            self.tgt.save(folder / _TGT_FILE)
+            files = {_SRC_FILE: self.src.model, _TGT_FILE: self.tgt.model}
         if isinstance(self.src, VocabularyTokenizer) and isinstance(self.tgt, VocabularyTokenizer):
             sides = {"src": _describe(self.src), "tgt": _describe(self.tgt)}
             described = {"format": _FORMAT, "joint": self.joint, **sides}
-            write_text(folder / VOCABULARY_FILE, json.dumps(described, ensure_ascii=False, indent=0))
+            files[VOCABULARY_FILE] = json.dumps(described, ensure_ascii=False, indent=0).encode()
+        return files
 
 
 def _describe(tokenizer: VocabularyTokenizer) -> dict[str, Any]:

@@ -273,7 +273,7 @@ def write_average(sources: Sequence[Path], output: Path) -> None:
     }
     with storage_errors(sources[0]):
         config = (sources[0] / CONFIG_FILE).read_bytes().decode()
-        models = {path.name: path.read_bytes() for path in sorted(tokenizers[0].glob("tokenizer*.model"))}
+    models = load_tokenizers(tokenizers[0]).files()
     save_checkpoint(output, Checkpoint(weights, config, state), models)
 
 

@@ -1,0 +1,8 @@
+"""The formats that `mtkit import` recognizes, the most specific first."""
+
+from __future__ import annotations
+
+from mtkit.interop.hugging_face import MarianFormat
+from mtkit.interop.importing import Format
+
+FORMATS: tuple[Format, ...] = (MarianFormat(),)

@@ -1,0 +1,229 @@
+"""Hugging Face Marian models, such as `Helsinki-NLP/opus-mt-en-fr`: config.json, weights, two .spm files, vocab.json.
+
+`transformers` is not needed: safetensors and SentencePiece models are read directly. The class there is
+`MarianMTModel` (https://huggingface.co/docs/transformers/model_doc/marian).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtkit.checkpoint import load_tensors, read_json
+from mtkit.data.segmentation import SentencePiece
+from mtkit.data.tokenizer import Tokenizers, Vocabulary, VocabularyTokenizer
+from mtkit.errors import ConfigError, StorageError
+from mtkit.interop.importing import ImportedModel, ImportOptions, StateDict, read_file
+from mtkit.interop.pickles import load_pickle
+
+CONFIG, SAFETENSORS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
+_ACTIVATIONS = {"relu": "relu", "swish": "silu", "silu": "silu", "gelu": "gelu"}
+_HINT = "download the model again"
+
+
+class MarianFormat:
+    """A folder as `MarianMTModel.save_pretrained` and `MarianTokenizer.save_pretrained` write it."""
+
+    name = "Hugging Face Marian"
+    files = f"{CONFIG}, {SAFETENSORS} or {PICKLE}, source.spm, target.spm, vocab.json"
+
+    def recognizes(self, folder: Path) -> bool:
+        """See `Format.recognizes`."""
+        return (folder / CONFIG).is_file() and any((folder / name).exists() for name in (SAFETENSORS, PICKLE))
+
+    def read(self, folder: Path, options: ImportOptions) -> ImportedModel:
+        """See `Format.read`."""
+        config = _Config(folder / CONFIG)
+        if config.get("model_type", str) != "marian":
+            what = f"a {config.get('model_type', str)} model, not Marian"
+            raise ConfigError(
+                what, where=str(folder / CONFIG), hint="mtkit imports Marian models of Hugging Face"
+            )
+        tokenizers, languages = _read_tokenizers(folder, config, options)
+        return ImportedModel(
+            toolkit=self.name,
+            languages=languages,
+            model=_model_section(config),
+            decoding=_decoding_section(folder, config),
+            tokenizers=tokenizers,
+            weights=_read_weights(folder, config),
+            max_length=config.get("max_position_embeddings", int, 512) - 1,
+        )
+
+
+class _Config:
+    """config.json, whose values are checked when they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.values = path, read_json(path)
+
+    def get(self, key: str, kind: type, default: Any = ...) -> Any:
+        """Return a value.
+
+        Raises:
+            StorageError: If it is missing or of another type.
+        """
+        value = self.values.get(key, default)
+        is_number = isinstance(value, int) and kind is float and not isinstance(value, bool)
+        if value is ... or not (isinstance(value, kind) or is_number or value is None is default):
+            what = f"{key} is missing" if value is ... else f"{key} is {value!r:.40}, not {kind.__name__}"
+            raise StorageError(what, where=str(self.path), hint=_HINT)
+        return value
+
+
+def _model_section(config: _Config) -> dict[str, Any]:
+    """Return the section `model` that computes what MarianModel does.
+
+    Raises:
+        ConfigError: If the activation is unknown.
+    """
+    activation = config.get("activation_function", str)
+    if activation not in _ACTIVATIONS:
+        hint = f"mtkit has {', '.join(_ACTIVATIONS)}"
+        raise ConfigError(f"unknown activation_function {activation!r}", where=str(config.path), hint=hint)
+    shared = config.get("share_encoder_decoder_embeddings", bool, True)
+    tied = config.get("tie_word_embeddings", bool, True)
+    return {
+        "d_model": config.get("d_model", int),
+        "encoder_layers": config.get("encoder_layers", int),
+        "decoder_layers": config.get("decoder_layers", int),
+        "num_heads": config.get("encoder_attention_heads", int),
+        "decoder_num_heads": config.get("decoder_attention_heads", int),
+        "d_ff": config.get("encoder_ffn_dim", int),
+        "decoder_d_ff": config.get("decoder_ffn_dim", int),
+        "activation": _ACTIVATIONS[activation],
+        "norm_position": "post",
+        "scale_embeddings": config.get("scale_embedding", bool, False),
+        "output_bias": True,
+        "dropout": float(config.get("dropout", float, 0.1)),
+        "attention_dropout": float(config.get("attention_dropout", float, 0.0)),
+        "activation_dropout": float(config.get("activation_dropout", float, 0.0)),
+        "tie_embeddings": ("three-way" if shared else "two-way") if tied else "none",
+    }
+
+
+def _decoding_section(folder: Path, config: _Config) -> dict[str, Any]:
+    """Return how the model asks to be decoded, in generation_config.json or config.json."""
+    path = folder / "generation_config.json"
+    values = config.values | (read_json(path) if path.exists() else {})
+    beams = values.get("num_beams")
+    return {"beam_size": beams} if isinstance(beams, int) and beams > 0 else {}
+
+
+def _read_weights(folder: Path, config: _Config) -> dict[str, Tensor]:
+    """Return the weights under mtkit's names."""
+    path = folder / (SAFETENSORS if (folder / SAFETENSORS).exists() else PICKLE)
+    source = StateDict(load_tensors(path) if path.name == SAFETENSORS else load_pickle(path), str(path))
+    shared = "model.shared.weight"
+    weights = {}
+    for side, stack in (("src", "encoder"), ("tgt", "decoder")):
+        own = (
+            f"model.{stack}.embed_tokens.weight"  # tied matrices may be stored under one of their names only
+        )
+        name = next((name for name in (own, shared, "lm_head.weight") if name in source), own)
+        weights[f"{side}_embedding.weight"] = source.take(name)
+    head = "lm_head.weight"
+    tied = config.get("tie_word_embeddings", bool, True)
+    weights["output.weight"] = (
+        weights["tgt_embedding.weight"] if tied or head not in source else source.take(head)
+    )
+    bias = "final_logits_bias"
+    size = len(weights["output.weight"])
+    weights["output.bias"] = source.take(bias).flatten() if bias in source else torch.zeros(size)
+    for side in ("encoder", "decoder"):
+        for index in range(config.get(f"{side}_layers", int)):
+            weights |= _read_layer(
+                source, f"model.{side}.layers.{index}", f"{side}.{index}", side == "decoder"
+            )
+    # The sinusoids are computed; tied matrices may be stored under each of their names.
+    source.check_all_used(
+        ("embed_positions.weight", "embed_tokens.weight", "lm_head.weight", "model.shared.weight")
+    )
+    return weights
+
+
+def _read_layer(source: StateDict, place: str, name: str, is_decoder: bool) -> dict[str, Tensor]:
+    """Return the weights of a layer."""
+    attention = f"{place}.self_attn"
+    weights = source.fused([f"{attention}.{kind}_proj" for kind in "qkv"], f"{name}.attention.qkv")
+    weights |= source.affine(f"{attention}.out_proj", f"{name}.attention.out")
+    weights |= source.affine(f"{place}.self_attn_layer_norm", f"{name}.attention_residual.norm")
+    if is_decoder:
+        cross = f"{place}.encoder_attn"
+        weights |= source.affine(f"{cross}.q_proj", f"{name}.cross.q")
+        weights |= source.fused([f"{cross}.{kind}_proj" for kind in "kv"], f"{name}.cross.kv")
+        weights |= source.affine(f"{cross}.out_proj", f"{name}.cross.out")
+        weights |= source.affine(f"{place}.encoder_attn_layer_norm", f"{name}.cross_residual.norm")
+    weights |= source.affine(f"{place}.fc1", f"{name}.feed_forward.inner")
+    weights |= source.affine(f"{place}.fc2", f"{name}.feed_forward.outer")
+    return weights | source.affine(f"{place}.final_layer_norm", f"{name}.feed_forward_residual.norm")
+
+
+def _read_tokenizers(
+    folder: Path, config: _Config, options: ImportOptions
+) -> tuple[Tokenizers, tuple[str, str]]:
+    """Return the tokenizers and the languages."""
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path) if path.exists() else {}
+    separate = bool(settings.get("separate_vocabs", False))
+    src_tokens = _read_vocabulary(folder / "vocab.json", config.get("vocab_size", int))
+    target_file = folder / "target_vocab.json"
+    size = config.get("decoder_vocab_size", int, None) or config.get("vocab_size", int)
+    tgt_tokens = _read_vocabulary(target_file, size) if separate else src_tokens
+    start = config.get("decoder_start_token_id", int)
+    special = {name: config.get(f"{name}_token_id", int) for name in ("pad", "eos")} | {"bos": start}
+    sides = []
+    for tokens, name in ((src_tokens, "source.spm"), (tgt_tokens, "target.spm")):
+        for key, index in special.items():
+            if not 0 <= index < len(tokens):
+                what = f"the {key} token {index} is not in the vocabulary of {len(tokens)} tokens"
+                raise StorageError(what, where=str(config.path), hint=_HINT)
+        names = {key: tokens[index] for key, index in special.items()}
+        unk = str(settings.get("unk_token", "<unk>"))
+        try:
+            vocabulary = Vocabulary(tokens, unk=unk, tags=True, **names)
+        except ValueError as error:
+            raise StorageError(str(error), where=str(folder / "vocab.json"), hint=_HINT) from error
+        model = SentencePiece(read_file(folder / name), str(folder / name))
+        sides.append(VocabularyTokenizer(model, vocabulary))
+    src, tgt = sides
+    languages = (
+        options.src or settings.get("source_lang") or _language(folder, 0),
+        options.tgt or settings.get("target_lang") or _language(folder, 1),
+    )
+    if not all(isinstance(code, str) and code for code in languages):
+        hint = "name them: --src en --tgt fr"
+        raise ConfigError("the files do not name the languages", where=str(folder), hint=hint)
+    shared = not separate and config.get("share_encoder_decoder_embeddings", bool, True)
+    return Tokenizers(src, tgt, joint=shared), (str(languages[0]), str(languages[1]))
+
+
+def _language(folder: Path, side: int) -> str | None:
+    """Return a language from a folder name such as opus-mt-en-fr."""
+    parts = folder.absolute().name.split("-")
+    return parts[-2 + side] if len(parts) > 2 else None
+
+
+def _read_vocabulary(path: Path, size: int) -> tuple[str, ...]:
+    """Return the tokens by id; ids without a token get names that never occur in text.
+
+    Raises:
+        StorageError: If it is not such a file, or has ids beyond the embedding.
+    """
+    try:
+        ids = json.loads(read_file(path))
+        if not isinstance(ids, dict) or not all(type(index) is int for index in ids.values()):
+            raise ValueError("not a mapping from tokens to ids")
+    except (ValueError, RecursionError) as error:
+        raise StorageError(f"not a vocabulary: {error}", where=str(path), hint=_HINT) from error
+    tokens = {index: token for token, index in ids.items()}
+    if len(tokens) != len(ids):
+        raise StorageError("two tokens have the same id", where=str(path), hint=_HINT)
+    if tokens and (min(tokens) < 0 or max(tokens) >= size):
+        what = f"{len(tokens):,} tokens with ids up to {max(tokens)}, but the model has {size:,} rows"
+        raise StorageError(what, where=str(path), hint=_HINT)
+    return tuple(tokens.get(index, f"<unused {index}>") for index in range(size))

@@ -1,0 +1,236 @@
+"""Models of other toolkits become model folders of mtkit: `mtkit import`.
+
+Each toolkit has a module with a `Format`, which recognizes what lies in a folder and reads it. What it reads is an
+`ImportedModel`: a config, tokenizers, and weights under mtkit's names. No code in a file is ever run: pickles are read
+with `weights_only`, everything else as safetensors, npz without objects, JSON and YAML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mtkit.checkpoint import Checkpoint, save_checkpoint
+from mtkit.config.loading import dump_config, parse_config, without_training_data
+from mtkit.config.sections import Config
+from mtkit.data.tokenizer import Tokenizers
+from mtkit.errors import ConfigError, StorageError
+from mtkit.files import storage_errors
+from mtkit.model.build import copy_weights, make_model
+
+_HINT = "import the model again from a complete copy"
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What the user says about a model that its files do not.
+
+    Attributes:
+        src, tgt: language codes.
+        src_tokenizer, tgt_tokenizer: files that split text, of toolkits that do not keep them with the weights.
+    """
+
+    src: str | None = None
+    tgt: str | None = None
+    src_tokenizer: Path | None = None
+    tgt_tokenizer: Path | None = None
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """A model of another toolkit, in the terms of mtkit.
+
+    Attributes:
+        toolkit: where it is from, for messages and the model card.
+        languages: codes of source and target.
+        model: keys of the section `model`.
+        decoding: keys of the section `decoding`.
+        tokenizers: tokenizers of both sides, with the model's own vocabularies.
+        weights: state dict; tied matrices under each of their names, or under one.
+        max_length: tokens of the longest source that the model can take.
+    """
+
+    toolkit: str
+    languages: tuple[str, str]
+    model: Mapping[str, Any]
+    decoding: Mapping[str, Any]
+    tokenizers: Tokenizers
+    weights: Mapping[str, Tensor]
+    max_length: int = 512
+
+
+class Format(Protocol):
+    """A kind of model folder."""
+
+    name: str
+    """Toolkit, as users know it."""
+    files: str
+    """What such a folder holds, for messages."""
+
+    def recognizes(self, folder: Path) -> bool:
+        """Return whether the files in a folder are of this kind."""
+
+    def read(self, folder: Path, options: ImportOptions) -> ImportedModel:
+        """Read a model.
+
+        Raises:
+            ConfigError: If mtkit has no such architecture, or needs an option.
+            StorageError: If a file is missing, damaged or does not fit the others.
+        """
+
+
+def import_model(
+    source: str, output: Path, formats: Sequence[Format], options: ImportOptions
+) -> ImportedModel:
+    """Convert the model in a folder, and write it as a model folder of mtkit.
+
+    Args:
+        source: a folder.
+        output: folder to write; it must not exist.
+        formats: the formats to recognize, the most specific first.
+        options: what the user says about the model.
+
+    Raises:
+        ConfigError: If the format or the architecture is unknown, or an option is needed.
+        StorageError: If a file is missing, damaged or does not fit the others, or the output cannot be written.
+    """
+    if output.exists():
+        raise ConfigError("it exists already", where=str(output), hint="choose another folder, or delete it")
+    folder = Path(source)
+    found = next((format_ for format_ in formats if format_.recognizes(folder)), None)
+    if found is None:
+        known = "; ".join(f"{format_.name}: {format_.files}" for format_ in formats)
+        raise ConfigError("no model of a known format in this folder", where=source, hint=known)
+    imported = found.read(folder, options)
+    save_model(imported, source, output)
+    return imported
+
+
+def save_model(imported: ImportedModel, source: str, output: Path) -> None:
+    """Write an imported model as a model folder, after checking that its weights fit its config.
+
+    Raises:
+        ConfigError: If the config is not valid.
+        StorageError: If weights are missing, left over or of another shape, or the folder cannot be written.
+    """
+    config = make_config(imported, output)
+    model = make_model(config.model, imported.tokenizers)
+    copy_weights(model, untied(imported.weights, dict(model.named_parameters())), source)
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise StorageError(f"{name} is not finite", where=source, hint=_HINT)
+    state = {"imported": imported.toolkit, "tokenizers": imported.tokenizers.fingerprint}
+    save_checkpoint(output, Checkpoint(weights, dump_config(config), state), imported.tokenizers.files())
+
+
+def make_config(imported: ImportedModel, output: Path) -> Config:
+    """Return the config of an imported model, which names no training data.
+
+    Raises:
+        ConfigError: If it is not valid.
+    """
+    src, tgt = imported.languages
+    config = parse_config({
+        "run": str(output),
+        "data": {"src": src, "tgt": tgt, "train": [{"path": "none.tsv"}], "max_length": imported.max_length},
+        "tokenizer": {"joint": imported.tokenizers.joint, "vocab_size": max(16, imported.tokenizers.tgt.vocab_size)},
+        "model": dict(imported.model),
+        "decoding": dict(imported.decoding),
+    })  # fmt: skip
+    return without_training_data(config)
+
+
+def untied(weights: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights without the names that tied matrices have besides their first.
+
+    Raises:
+        StorageError: If matrices that are tied in the model differ in the file.
+    """
+    embeddings = ("src_embedding.weight", "tgt_embedding.weight", "output.weight")
+    there = [name for name in embeddings if name in parameters]
+    kept = {
+        name: tensor.float() for name, tensor in weights.items() if name not in embeddings or name in there
+    }
+    for name in set(embeddings) & weights.keys() - set(there):
+        alike = there[0] if name == "tgt_embedding.weight" or len(there) == 1 else there[-1]
+        if alike in weights and not torch.equal(weights[name].float(), weights[alike].float()):
+            raise StorageError(f"{name} and {alike} are tied, but differ", where="weights", hint=_HINT)
+        kept.setdefault(alike, weights[name].float())
+    return kept
+
+
+class StateDict:
+    """Tensors of another toolkit by name; remembers which were asked for.
+
+    Args:
+        tensors: the state dict.
+        where: the file, for messages.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], where: str) -> None:
+        self.tensors, self.where = tensors, where
+        self.used: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def take(self, name: str) -> Tensor:
+        """Return a tensor.
+
+        Raises:
+            StorageError: If it is missing.
+        """
+        if name not in self.tensors:
+            raise StorageError(f"no tensor {name!r}", where=self.where, hint=_HINT)
+        self.used.add(name)
+        return self.tensors[name]
+
+    def affine(
+        self, place: str, name: str, *, suffixes: tuple[str, str] = ("weight", "bias")
+    ) -> dict[str, Tensor]:
+        """Return `name.weight`, and `name.bias` if there is one, of a linear layer or norm at `place`."""
+        weight, bias = (f"{place}.{suffix}" for suffix in suffixes)
+        found = {f"{name}.weight": self.take(weight)}
+        return found | ({f"{name}.bias": self.take(bias)} if bias in self else {})
+
+    def fused(self, places: Sequence[str], name: str) -> dict[str, Tensor]:
+        """Return the weight and bias of several linear layers as one layer of mtkit, stacked in this order."""
+        layers = [self.affine(place, name) for place in places]
+        return {key: torch.cat([layer[key] for layer in layers]) for key in layers[0]}
+
+    def check_all_used(self, ignored: Sequence[str] = ()) -> None:
+        """Check that no tensor is left: a model with more tensors has parts that mtkit does not know.
+
+        Args:
+            ignored: beginnings or ends of names that do not matter.
+
+        Raises:
+            ConfigError: If there is one.
+        """
+        left = [
+            name
+            for name in self.tensors
+            if name not in self.used
+            and not any(name.startswith(part) or name.endswith(part) for part in ignored)
+        ]
+        if left:
+            what = f"tensors that mtkit has no place for: {', '.join(left[:3])}"
+            raise ConfigError(
+                what, where=self.where, hint="the architecture has parts that mtkit does not have"
+            )
+
+
+def read_file(path: Path) -> bytes:
+    """Return the content of a file of a model.
+
+    Raises:
+        StorageError: If it is missing or cannot be read.
+    """
+    with storage_errors(path):
+        return path.read_bytes()

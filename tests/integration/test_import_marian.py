@@ -1,0 +1,170 @@
+"""Import of Hugging Face Marian models against the real `transformers`: hidden states, logits, search, tokens."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtkit.config.sections import TokenizerConfig
+from mtkit.data.readers import Pair
+from mtkit.data.tokenizer import make_tokenizers
+from mtkit.demo.generator import generate
+from mtkit.interop.formats import FORMATS
+from mtkit.interop.importing import ImportOptions, import_model
+from mtkit.translation.loading import load_model
+from mtkit.translation.translator import Translator
+
+transformers = pytest.importorskip("transformers")
+
+TAGS = (">>fra<<", ">>deu<<")
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"activation_function": "relu"},
+    {"activation_function": "gelu"},
+    {"scale_embedding": False},
+    {"encoder_layers": 3, "decoder_layers": 1},
+    {"encoder_layers": 1, "decoder_layers": 3},
+    {"decoder_attention_heads": 2},
+    {"decoder_ffn_dim": 24},
+    {"encoder_attention_heads": 1, "decoder_attention_heads": 8},
+    {"d_model": 48, "encoder_ffn_dim": 200},
+    {"share_encoder_decoder_embeddings": False, "separate": True},
+    {"tie_word_embeddings": False},
+    {"pickle": True},
+]
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """source.spm and target.spm, trained on the demo's English and German."""
+    folder = tmp_path_factory.mktemp("spm")
+    pairs = [Pair(*pair) for pair in generate("en-de", 400, 1, "train")]
+    config = TokenizerConfig(joint=False, vocab_size=150, byte_fallback=False)
+    tokenizers = make_tokenizers(config, pairs)
+    tokenizers.src.save(folder / "source.spm")
+    tokenizers.tgt.save(folder / "target.spm")
+    return folder
+
+
+def special_free(path: Path) -> list[str]:
+    import sentencepiece
+
+    model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
+    return [piece for piece in pieces if piece not in ("<pad>", "<unk>", "<s>", "</s>")]
+
+
+def vocabulary(pieces: list[str]) -> dict[str, int]:
+    """As the converter of Marian models writes it: </s> and <unk> first, <pad> last."""
+    return {token: index for index, token in enumerate(["</s>", "<unk>", *TAGS, *pieces, "<pad>"])}
+
+
+def save_marian(folder: Path, spm: Path, seed: int = 0, **shape: Any) -> Any:
+    """A random model and its tokenizer, saved by `transformers`. Returns both."""
+    shape = dict(shape)
+    separate, pickled = shape.pop("separate", False), shape.pop("pickle", False)
+    folder.mkdir(parents=True)
+    pieces = [special_free(spm / name) for name in ("source.spm", "target.spm")]
+    if separate:
+        src, tgt = (vocabulary(side) for side in pieces)
+    else:
+        src = tgt = vocabulary(list(dict.fromkeys(pieces[0] + pieces[1])))
+    (folder / "vocab.json").write_text(json.dumps(src))
+    (folder / "target_vocab.json").write_text(json.dumps(tgt))
+    for name in ("source.spm", "target.spm"):
+        shutil.copy(spm / name, folder / name)
+    tokenizer = transformers.MarianTokenizer(
+        str(folder / "source.spm"), str(folder / "target.spm"), str(folder / "vocab.json"),
+        target_vocab_file=str(folder / "target_vocab.json") if separate else None, separate_vocabs=separate,
+        source_lang="en", target_lang="de",
+    )  # fmt: skip
+    config = transformers.MarianConfig(
+        vocab_size=len(src), decoder_vocab_size=len(tgt), max_position_embeddings=512,
+        pad_token_id=src["<pad>"], eos_token_id=src["</s>"], decoder_start_token_id=tgt["<pad>"],
+        forced_eos_token_id=None, bos_token_id=None,
+        **({"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
+            "activation_function": "swish", "scale_embedding": True} | shape),
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = transformers.MarianMTModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3) if parameter.dim() > 1 else parameter.add_(
+                    0.2 * torch.randn_like(parameter)
+                )
+        model.final_logits_bias.normal_()
+        model.final_logits_bias[0, 0] += 6  # so that sentences end
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if pickled:
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    return model, tokenizer
+
+
+def sentences(number: int) -> list[str]:
+    rng = random.Random(5)
+    lines = [src for src, _ in generate("en-de", number, 3, "test")]
+    for line in range(0, number, 9):
+        lines[line] = (
+            rng.choice(["Ünïcode ☃ 漢字 ", ">>fra<< ", "  two  spaces ", "3.5 % (x) "]) + lines[line]
+        )
+    return lines
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(map(str, shape)) or "base")
+def test_an_imported_model_computes_the_same(
+    shape: dict[str, Any], tmp_path: Path, sentencepiece_files: Path
+) -> None:
+    theirs, their_tokenizer = save_marian(tmp_path / "hf", sentencepiece_files, **shape)
+    import_model(str(tmp_path / "hf"), tmp_path / "ours", FORMATS, ImportOptions())
+    _, tokenizers, ours = load_model(tmp_path / "ours")
+    ours.eval()
+    lines = sentences(40)
+    own_ids = [[*ids.tolist(), tokenizers.src.eos] for ids in tokenizers.src.encode(lines)]
+    assert own_ids == their_tokenizer(lines)["input_ids"]
+    width = max(map(len, own_ids))
+    src = torch.tensor([ids + [tokenizers.src.pad] * (width - len(ids)) for ids in own_ids])
+    torch.manual_seed(1)
+    tgt = torch.randint(0, tokenizers.tgt.vocab_size, (len(lines), 9))
+    tgt[:, 0] = tokenizers.tgt.bos
+    mask = src != tokenizers.src.pad
+    with torch.no_grad():
+        memory = ours.encode(src)
+        their_memory = theirs.get_encoder()(input_ids=src, attention_mask=mask.long()).last_hidden_state
+        torch.testing.assert_close(memory[mask], their_memory[mask], atol=1e-4, rtol=1e-4)
+        logits = ours.logits(ours.decode(tgt, memory, ours.source_mask(src)))
+        output = theirs(input_ids=src, attention_mask=mask.long(), decoder_input_ids=tgt)
+        torch.testing.assert_close(logits, output.logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_an_imported_model_translates_the_same(
+    beam_size: int, tmp_path: Path, sentencepiece_files: Path
+) -> None:
+    theirs, their_tokenizer = save_marian(tmp_path / "hf", sentencepiece_files, seed=3)
+    import_model(str(tmp_path / "hf"), tmp_path / "ours", FORMATS, ImportOptions())
+    translator = Translator.load(
+        tmp_path / "ours", beam_size=beam_size, length_penalty=1.0, penalty_kind="simple", precision="fp32"
+    )
+    tgt = translator.tokenizers.tgt
+    lines = [line for line in sentences(500) if line.strip()]
+    ours = [translation.text for translation in translator.translate(lines)]
+    found = []
+    for start in range(0, len(lines), 50):
+        batch = their_tokenizer(lines[start : start + 50], return_tensors="pt", padding=True)
+        ids = theirs.generate(
+            **batch, num_beams=beam_size, do_sample=False, max_length=None, max_new_tokens=500,
+            suppress_tokens=[tgt.pad, tgt.unk], length_penalty=1.0, early_stopping=True,
+        )  # fmt: skip
+        found += their_tokenizer.batch_decode(ids, skip_special_tokens=True)
+    different = [(own, their) for own, their in zip(ours, found, strict=True) if own != their]
+    assert not different, (len(different), different[:2])
