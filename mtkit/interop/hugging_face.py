@@ -18,9 +18,9 @@ from mtkit.data.segmentation import SentencePiece
 from mtkit.data.tokenizer import Tokenizers, Vocabulary, VocabularyTokenizer
 from mtkit.errors import ConfigError, StorageError
 from mtkit.interop.importing import ImportedModel, ImportOptions, StateDict, read_file
-from mtkit.interop.pickles import load_pickle
+from mtkit.interop.pickles import load_state_dict
 
-CONFIG, SAFETENSORS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
+_CONFIG, _SAFETENSORS, _PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
 _ACTIVATIONS = {"relu": "relu", "swish": "silu", "silu": "silu", "gelu": "gelu"}
 _HINT = "download the model again"
 
@@ -29,19 +29,21 @@ class MarianFormat:
     """A folder as `MarianMTModel.save_pretrained` and `MarianTokenizer.save_pretrained` write it."""
 
     name = "Hugging Face Marian"
-    files = f"{CONFIG}, {SAFETENSORS} or {PICKLE}, source.spm, target.spm, vocab.json"
+    files = f"{_CONFIG}, {_SAFETENSORS} or {_PICKLE}, source.spm, target.spm, vocab.json"
 
     def recognizes(self, folder: Path) -> bool:
         """See `Format.recognizes`."""
-        return (folder / CONFIG).is_file() and any((folder / name).exists() for name in (SAFETENSORS, PICKLE))
+        return (folder / _CONFIG).is_file() and any(
+            (folder / name).exists() for name in (_SAFETENSORS, _PICKLE)
+        )
 
     def read(self, folder: Path, options: ImportOptions) -> ImportedModel:
         """See `Format.read`."""
-        config = _Config(folder / CONFIG)
+        config = _Config(folder / _CONFIG)
         if config.get("model_type", str) != "marian":
             what = f"a {config.get('model_type', str)} model, not Marian"
             raise ConfigError(
-                what, where=str(folder / CONFIG), hint="mtkit imports Marian models of Hugging Face"
+                what, where=str(folder / _CONFIG), hint="mtkit imports Marian models of Hugging Face"
             )
         tokenizers, languages = _read_tokenizers(folder, config, options)
         return ImportedModel(
@@ -116,8 +118,8 @@ def _decoding_section(folder: Path, config: _Config) -> dict[str, Any]:
 
 def _read_weights(folder: Path, config: _Config) -> dict[str, Tensor]:
     """Return the weights under mtkit's names."""
-    path = folder / (SAFETENSORS if (folder / SAFETENSORS).exists() else PICKLE)
-    source = StateDict(load_tensors(path) if path.name == SAFETENSORS else load_pickle(path), str(path))
+    path = folder / (_SAFETENSORS if (folder / _SAFETENSORS).exists() else _PICKLE)
+    source = StateDict(load_tensors(path) if path.name == _SAFETENSORS else load_state_dict(path), str(path))
     shared = "model.shared.weight"
     weights = {}
     for side, stack in (("src", "encoder"), ("tgt", "decoder")):
@@ -196,7 +198,7 @@ def _read_tokenizers(
         options.tgt or settings.get("target_lang") or _language(folder, 1),
     )
     if not all(isinstance(code, str) and code for code in languages):
-        hint = "name them: --src en --tgt fr"
+        hint = "name them with `src` and `tgt`"
         raise ConfigError("the files do not name the languages", where=str(folder), hint=hint)
     shared = not separate and config.get("share_encoder_decoder_embeddings", bool, True)
     return Tokenizers(src, tgt, joint=shared), (str(languages[0]), str(languages[1]))

@@ -107,20 +107,20 @@ def import_model(
         known = "; ".join(f"{format_.name}: {format_.files}" for format_ in formats)
         raise ConfigError("no model of a known format in this folder", where=source, hint=known)
     imported = found.read(folder, options)
-    save_model(imported, source, output)
+    _save_model(imported, source, output)
     return imported
 
 
-def save_model(imported: ImportedModel, source: str, output: Path) -> None:
+def _save_model(imported: ImportedModel, source: str, output: Path) -> None:
     """Write an imported model as a model folder, after checking that its weights fit its config.
 
     Raises:
         ConfigError: If the config is not valid.
         StorageError: If weights are missing, left over or of another shape, or the folder cannot be written.
     """
-    config = make_config(imported, output)
+    config = _make_config(imported, output)
     model = make_model(config.model, imported.tokenizers)
-    copy_weights(model, untied(imported.weights, dict(model.named_parameters())), source)
+    copy_weights(model, _untied(imported.weights, dict(model.named_parameters())), source)
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
@@ -129,7 +129,7 @@ def save_model(imported: ImportedModel, source: str, output: Path) -> None:
     save_checkpoint(output, Checkpoint(weights, dump_config(config), state), imported.tokenizers.files())
 
 
-def make_config(imported: ImportedModel, output: Path) -> Config:
+def _make_config(imported: ImportedModel, output: Path) -> Config:
     """Return the config of an imported model, which names no training data.
 
     Raises:
@@ -146,7 +146,7 @@ def make_config(imported: ImportedModel, output: Path) -> Config:
     return without_training_data(config)
 
 
-def untied(weights: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _untied(weights: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights without the names that tied matrices have besides their first.
 
     Raises:

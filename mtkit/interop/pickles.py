@@ -17,7 +17,7 @@ from mtkit.files import storage_errors
 _HINT = "mtkit loads tensors and plain values only; convert the file to safetensors with the toolkit that wrote it"
 
 
-def load_checkpoint_pickle(path: Path, allowed: tuple[type, ...] = ()) -> Any:
+def load_pickle(path: Path, allowed: tuple[type, ...] = ()) -> Any:
     """Return the content of a file written by `torch.save`, on the CPU.
 
     Args:
@@ -48,13 +48,13 @@ def load_checkpoint_pickle(path: Path, allowed: tuple[type, ...] = ()) -> Any:
             ) from error
 
 
-def load_pickle(path: Path) -> dict[str, Tensor]:
+def load_state_dict(path: Path) -> dict[str, Tensor]:
     """Return a state dict written by `torch.save`.
 
     Raises:
         StorageError: If it is missing, damaged, not a state dict, or wants to run code.
     """
-    found = load_checkpoint_pickle(path)
+    found = load_pickle(path)
     if not isinstance(found, Mapping) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
         raise StorageError("not a state dict", where=str(path), hint="copy it again")
     return dict(found)

@@ -365,7 +365,8 @@ BAD_SOURCES: dict[str, tuple[int, str, str | None]] = {
     "\n  - path: a\n    columns: [x]": (
         7,
         "data.train.0.columns: too few entries, got 1",
-        "The two columns to read, source first; by default a `translation` column or those named after the languages",
+        "The two columns to read, source first; by default a `translation` column or those named after the "
+        "languages. In a .tmx or .xlf file, the two language tags",
     ),
     "\n  - path: a\n    split: train": (
         7,

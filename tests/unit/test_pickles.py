@@ -1,0 +1,48 @@
+"""Files of torch.save: tensors are read, code is not run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtkit.errors import StorageError
+from mtkit.interop.pickles import load_pickle, load_state_dict
+
+
+class Bomb:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, marker: str) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return (open, (self.marker, "w"))
+
+
+def test_tensors_and_plain_values(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "x.pt")
+    assert load_state_dict(tmp_path / "x.pt")["a"].tolist() == [1, 1]
+    torch.save({"args": argparse.Namespace(x=1), "n": [1, "b", None]}, tmp_path / "y.pt")
+    assert load_pickle(tmp_path / "y.pt", (argparse.Namespace,))["args"].x == 1
+
+
+def test_code_is_not_run(tmp_path: Path) -> None:
+    marker = tmp_path / "run"
+    torch.save({"a": Bomb(str(marker))}, tmp_path / "x.pt")
+    for load in (load_state_dict, load_pickle):
+        with pytest.raises(StorageError, match="more than tensors and plain values"):
+            load(tmp_path / "x.pt")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"PK\x03\x04", b"\x80\x02}q\x00."])
+def test_other_files(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(StorageError):
+        load_state_dict(tmp_path / "x.pt")
+    with pytest.raises(StorageError, match="no such file"):
+        load_state_dict(tmp_path / "y.pt")
