@@ -57,7 +57,7 @@ def forward_flops(config: ModelConfig, vocab_size: int, positions: Positions) ->
     """Return the floating-point operations from the embeddings to the logits of the real tokens."""
     D, F = config.d_model, config.feed_forward
     kv = 2 * config.kv_heads * (D // config.heads)  # columns of keys and values: 2GE
-    feed_forward = (3 if config.activation == "swiglu" else 2) * D * F
+    feed_forward = (3 if config.is_gated else 2) * D * F
     self_attention = D * (D + kv) + D * D
     scores = 2 * D  # q k^T and weights v, for a query and a key, over all heads
     distances = scores * (2 * config.max_relative_distance + 1) if config.positions == "relative" else 0

@@ -88,7 +88,7 @@ def check_convertible(config: ModelConfig, model: Transformer) -> None:
     supported = {
         "positions": config.positions == "sinusoidal",
         "norm": config.norm == "layernorm",
-        "activation": config.activation != "swiglu",
+        "activation": not config.is_gated,
         "num_kv_heads": config.kv_heads == config.heads,
         "tie_embeddings": model.output.weight is model.src_embedding.weight,
     }

@@ -74,7 +74,7 @@ def load_translator_and_config(
 
     chosen = choose_device(device, "--device", read_ranks().local_rank)
     config, tokenizers, network = load_model(Path(model))
-    members = load_ensemble_members(ensemble, tokenizers, model)
+    members = load_ensemble_members(ensemble, tokenizers, network.source_eos, model)
     usual = usual_src_tokens(model)
     return Translator.of(config, tokenizers, network, decoding, chosen, precision, members, usual), config
 

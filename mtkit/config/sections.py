@@ -232,13 +232,13 @@ class ModelConfig(Section):
     num_kv_heads: Positive | None = None
     """Number of key/value heads (grouped-query attention, Ainslie et al. 2023); by default `num_heads`."""
     d_ff: Positive | None = None
-    """Width of the feed-forward layers; by default `4 * d_model`, or `8/3 * d_model` for swiglu (equal size)."""
+    """Width of the feed-forward layers; by default `4 * d_model`, or `8/3 * d_model` with a gate (equal size)."""
     decoder_num_heads: Positive | None = None
     """Number of attention heads in the decoder; by default as in the encoder."""
     decoder_d_ff: Positive | None = None
     """Width of the decoder's feed-forward layers; by default as in the encoder."""
-    activation: Literal["relu", "gelu", "silu", "swiglu"] = "relu"
-    """Feed-forward activation; swiglu (Shazeer 2020) adds a gate."""
+    activation: Literal["relu", "gelu", "silu", "swiglu", "geglu"] = "relu"
+    """Feed-forward activation; swiglu and geglu (Shazeer 2020) are silu and gelu with a gate."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019)."""
     norm_epsilon: Annotated[float, Field(gt=0, le=1e-2)] | None = None
@@ -246,10 +246,18 @@ class ModelConfig(Section):
     (rmsnorm)."""
     norm_position: Literal["pre", "post"] = "pre"
     """Normalize before each sublayer (pre, more stable) or after it (post, as in the original Transformer)."""
+    decoder_norm_position: Literal["pre", "post"] | None = None
+    """The same in the decoder; by default as in the encoder."""
     final_norm: bool | None = None
     """Normalize the output of the last encoder and decoder layer; by default with `norm_position: pre` only."""
     embedding_norm: bool = False
     """Normalize the sum of token embedding and position, as BART does."""
+    residual_scale: Rate = 1.0
+    """Factor of the residual stream where a sublayer is added to it; DeepNet (Wang et al. 2022) has one above 1."""
+    decoder_residual_scale: Rate | None = None
+    """The same in the decoder; by default as in the encoder."""
+    source_eos: bool = True
+    """End source sentences with the end token. OpenNMT models do not."""
     scale_embeddings: bool = True
     """Multiply token embeddings by the square root of `d_model` (Vaswani et al. 2017, section 3.4)."""
     output_bias: bool = False
@@ -281,6 +289,10 @@ class ModelConfig(Section):
     """Number of distinct decoder layers, reused cyclically; by default all are distinct."""
     bias: bool = True
     """Use bias vectors in the linear layers."""
+    attention_bias: bool | None = None
+    """Use bias vectors in the projections to queries, keys and values; by default as `bias` says."""
+    attention_output_bias: bool | None = None
+    """Use a bias vector in the output projection of attention; by default as `attention_bias` says."""
 
     @property
     def heads(self) -> int:
@@ -292,9 +304,14 @@ class ModelConfig(Section):
 
     @property
     def decoder(self) -> ModelConfig:
-        """The same config with `num_heads` and `d_ff` of the decoder."""
-        heads, d_ff = self.decoder_num_heads or self.num_heads, self.decoder_d_ff or self.d_ff
-        return self.model_copy(update={"num_heads": heads, "d_ff": d_ff})
+        """The same config with the decoder's values of the keys that differ there."""
+        own = {
+            "num_heads": self.decoder_num_heads or self.num_heads,
+            "d_ff": self.decoder_d_ff or self.d_ff,
+            "norm_position": self.decoder_norm_position or self.norm_position,
+            "residual_scale": self.decoder_residual_scale or self.residual_scale,
+        }
+        return self.model_copy(update=own)
 
     @property
     def epsilon(self) -> float:
@@ -307,16 +324,31 @@ class ModelConfig(Section):
         return self.norm_position == "pre" if self.final_norm is None else self.final_norm
 
     @property
+    def is_gated(self) -> bool:
+        """Whether the activation has a gate, which makes the first feed-forward matrix twice as wide."""
+        return self.activation in ("swiglu", "geglu")
+
+    @property
+    def has_attention_bias(self) -> bool:
+        """`attention_bias`, with the default filled in."""
+        return self.bias if self.attention_bias is None else self.attention_bias
+
+    @property
+    def has_attention_output_bias(self) -> bool:
+        """`attention_output_bias`, with the default filled in."""
+        return self.has_attention_bias if self.attention_output_bias is None else self.attention_output_bias
+
+    @property
     def kv_heads(self) -> int:
         """Number of key/value heads, with the default filled in."""
         return self.num_kv_heads or self.heads
 
     @property
     def feed_forward(self) -> int:
-        """Width of the feed-forward layers, with the default filled in; for swiglu that is a multiple of 8."""
+        """Width of the feed-forward layers, with the default filled in; with a gate that is a multiple of 8."""
         if self.d_ff is not None:
             return self.d_ff
-        return -(-8 * self.d_model // 24) * 8 if self.activation == "swiglu" else 4 * self.d_model
+        return -(-8 * self.d_model // 24) * 8 if self.is_gated else 4 * self.d_model
 
     @model_validator(mode="after")
     def _shapes(self) -> ModelConfig:

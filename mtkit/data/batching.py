@@ -91,7 +91,7 @@ def num_positions(batch: Indices, src_lengths: Lengths, tgt_lengths: Lengths) ->
 class Batch:
     """Pairs as padded arrays of token ids."""
 
-    src: npt.NDArray[np.int64]  # [B, S], each row ends with eos, then pad
+    src: npt.NDArray[np.int64]  # [B, S], each row ends with eos (unless sources have none), then pad
     tgt_in: npt.NDArray[np.int64]  # [B, T], each row begins with bos
     tgt_out: npt.NDArray[np.int64]  # [B, T], each row ends with eos
     tgt_mask: npt.NDArray[np.bool_]  # [B, T], True at real positions
@@ -105,13 +105,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """Ids of the special tokens of both sides."""
+    """Ids of the special tokens of both sides, and whether sources end with eos."""
 
     src_pad: int
     src_eos: int
     tgt_pad: int
     tgt_bos: int
     tgt_eos: int
+    source_eos: bool = True
 
 
 def collate_tokens(
@@ -138,6 +139,21 @@ def collate_tokens(
     return array
 
 
+def collate_sources(rows: Sequence[Ids], pad: int, eos: int, source_eos: bool) -> npt.NDArray[np.int64]:
+    """Stack source sentences into a [B, S] array, padded on the right.
+
+    Args:
+        rows: token ids, one array a sentence.
+        pad: fills rows that are shorter than the longest.
+        eos: the end token.
+        source_eos: whether sources end with it. If not, only a source without tokens is eos, for the encoder cannot
+            attend to nothing.
+    """
+    if source_eos:
+        return collate_tokens(list(rows), pad, eos=eos)
+    return collate_tokens([ids if len(ids) else np.array([eos], dtype=np.int32) for ids in rows], pad)
+
+
 def make_batch(corpus: EncodedPairs, indices: Indices, special: SpecialIds) -> Batch:
     """Fetch the pairs of a batch and collate them."""
     numbers = indices.tolist()
@@ -145,7 +161,9 @@ def make_batch(corpus: EncodedPairs, indices: Indices, special: SpecialIds) -> B
     tgt_out = collate_tokens(tgts, special.tgt_pad, eos=special.tgt_eos)
     lengths = np.array([len(ids) + 1 for ids in tgts])
     return Batch(
-        src=collate_tokens([corpus.src(i) for i in numbers], special.src_pad, eos=special.src_eos),
+        src=collate_sources(
+            [corpus.src(i) for i in numbers], special.src_pad, special.src_eos, special.source_eos
+        ),
         tgt_in=collate_tokens(tgts, special.tgt_pad, bos=special.tgt_bos),
         tgt_out=tgt_out,
         tgt_mask=np.arange(tgt_out.shape[1])[None, :] < lengths[:, None],

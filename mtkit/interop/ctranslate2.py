@@ -88,12 +88,13 @@ def _make_spec(specs: Any, config: ModelConfig) -> Any:
         "gelu": specs.Activation.GELU,
         "silu": specs.Activation.SWISH,
         "swiglu": specs.Activation.SWISH,
+        "geglu": specs.Activation.GELU,
     }
     shared: dict[str, Any] = {
         "num_heads": config.heads,
         "pre_norm": config.norm_position == "pre",
         "activation": activations[config.activation],
-        "ffn_glu": config.activation == "swiglu",
+        "ffn_glu": config.is_gated,
         "rms_norm": config.norm == "rmsnorm",
         "num_heads_kv": config.kv_heads if config.kv_heads != config.heads else None,
     }
@@ -149,8 +150,8 @@ def _fill_self_attention(spec: Any, attention: MultiHeadAttention) -> None:
 
 
 def _fill_feed_forward(spec: Any, layer: FeedForward) -> None:
-    """Copy both matrices; swiglu has separate ones for gate and value."""
-    if layer.activation == "swiglu":
+    """Copy both matrices; there are separate ones for gate and value."""
+    if layer.activation in ("swiglu", "geglu"):
         gate, value = layer.inner.weight.chunk(2)
         spec.linear_0.weight, spec.linear_0_noact.weight = _to_numpy(gate), _to_numpy(value)
         if layer.inner.bias is not None:

@@ -95,7 +95,8 @@ class MultiHeadAttention(nn.Module):
         rotary: rotate queries and keys by their positions.
         max_relative_distance: clipping distance of relative positions; None is without them.
         dropout: dropout probability of the attention weights.
-        bias: whether the projections have biases.
+        bias: whether the projections to queries, keys and values have biases.
+        output_bias: whether the output projection has one; None is as `bias` says.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class MultiHeadAttention(nn.Module):
         max_relative_distance: int | None = None,
         dropout: float = 0.0,
         bias: bool = True,
+        output_bias: bool | None = None,
     ) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_width = heads, kv_heads, width // heads
@@ -119,7 +121,7 @@ class MultiHeadAttention(nn.Module):
             self.kv = Linear(width, kv_width, bias=bias)
         else:
             self.qkv = Linear(width, width + kv_width, bias=bias)
-        self.out = Linear(width, width, bias=bias)
+        self.out = Linear(width, width, bias=bias if output_bias is None else output_bias)
         self.relative: RelativePositions | None = None
         if max_relative_distance is not None:
             self.relative = RelativePositions(max_relative_distance, self.head_width)

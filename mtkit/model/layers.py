@@ -41,15 +41,13 @@ def make_norm(config: ModelConfig) -> nn.Module:
 
 
 class FeedForward(nn.Module):
-    """Position-wise feed-forward network (Vaswani et al. 2017, section 3.3; gated for swiglu, Shazeer 2020, eq. 6)."""
+    """Position-wise feed-forward network (Vaswani et al. 2017, section 3.3), or a gated one (Shazeer 2020, eq. 6)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.feed_forward
         self.activation, self.dropout = config.activation, config.activation_dropout
-        self.inner = Linear(
-            config.d_model, 2 * width if self.activation == "swiglu" else width, bias=config.bias
-        )
+        self.inner = Linear(config.d_model, 2 * width if config.is_gated else width, bias=config.bias)
         self.outer = Linear(width, config.d_model, bias=config.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -58,7 +56,7 @@ class FeedForward(nn.Module):
         return self.outer(dropout(h, self.dropout, self.training))
 
     def activate(self, h: Tensor) -> Tensor:
-        """Apply the activation: [B, T, F] (2F for swiglu) to [B, T, F]."""
+        """Apply the activation: [B, T, F] (2F with a gate) to [B, T, F]."""
         match self.activation:
             case "relu":
                 return F.relu(h)
@@ -68,7 +66,7 @@ class FeedForward(nn.Module):
                 return F.silu(h)
             case _:
                 gate, value = h.chunk(2, dim=-1)
-                return F.silu(gate) * value
+                return (F.silu(gate) if self.activation == "swiglu" else F.gelu(gate)) * value
 
 
 class _Residual(nn.Module):
@@ -80,12 +78,14 @@ class _Residual(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.norm, self.pre, self.dropout = make_norm(config), config.norm_position == "pre", config.dropout
+        self.scale = config.residual_scale
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
         """Map [B, T, D] to the same shape and dtype; the sublayer's matrix products run in `dtype`."""
+        residual = x if self.scale == 1 else self.scale * x
         if self.pre:
-            return add_dropped(x, sublayer(self.norm(x).to(dtype)), self.dropout, self.training)
-        normed: Tensor = self.norm(add_dropped(x, sublayer(x.to(dtype)), self.dropout, self.training))
+            return add_dropped(residual, sublayer(self.norm(x).to(dtype)), self.dropout, self.training)
+        normed: Tensor = self.norm(add_dropped(residual, sublayer(x.to(dtype)), self.dropout, self.training))
         return normed
 
 
@@ -100,7 +100,8 @@ def _make_attention(config: ModelConfig, *, cross: bool = False) -> MultiHeadAtt
         rotary=config.positions == "rotary" and not cross,
         max_relative_distance=config.max_relative_distance if relative else None,
         dropout=config.attention_dropout,
-        bias=config.bias,
+        bias=config.has_attention_bias,
+        output_bias=config.has_attention_output_bias,
     )
 
 

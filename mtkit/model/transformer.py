@@ -79,7 +79,7 @@ class Transformer(nn.Module):
         tie_embeddings: str = "three-way",
     ) -> None:
         super().__init__()
-        self.src_pad = src_pad
+        self.src_pad, self.source_eos = src_pad, config.source_eos
         self.decoder_heads = config.decoder.heads
         self.compute_dtype = torch.float32
         """Dtype of matrix products, of the memory and of the hidden states."""
@@ -101,7 +101,7 @@ class Transformer(nn.Module):
         )
         self.encoder_depth, self.decoder_depth = config.encoder_layers, config.decoder_layers
         self.encoder_norm = make_norm(config) if config.has_final_norm else nn.Identity()
-        self.decoder_norm = make_norm(config) if config.has_final_norm else nn.Identity()
+        self.decoder_norm = make_norm(config) if config.decoder.has_final_norm else nn.Identity()
         self.init_weights()
         if tied == "three-way":
             self.src_embedding.weight = self.tgt_embedding.weight

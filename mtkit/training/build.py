@@ -73,7 +73,12 @@ def build_trainer(
         optimizer=make_optimizer(model, training),
         ema=None if training.ema_decay is None else ExponentialMovingAverage(model, training.ema_decay),
         loader=UpdateLoader(
-            inputs.corpus, special_ids(inputs.tokenizers), training, config.seed, world, device
+            inputs.corpus,
+            special_ids(inputs.tokenizers, config.model.source_eos),
+            training,
+            config.seed,
+            world,
+            device,
         ),
         validator=None if inputs.valid is None else Validator(inputs.valid, inputs.tokenizers, config),
         progress=progress,

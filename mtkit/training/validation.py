@@ -35,10 +35,15 @@ _LOSS_DECIMALS, _SCORE_DECIMALS = 4, 2
 """Decimals with which losses and scores are shown and compared."""
 
 
-def special_ids(tokenizers: Tokenizers) -> SpecialIds:
-    """Return the ids that frame and pad sentences of these tokenizers."""
+def special_ids(tokenizers: Tokenizers, source_eos: bool = True) -> SpecialIds:
+    """Return the ids that frame and pad sentences of these tokenizers.
+
+    Args:
+        tokenizers: the tokenizers.
+        source_eos: whether sources end with eos (`model.source_eos`).
+    """
     src, tgt = tokenizers.src, tokenizers.tgt
-    return SpecialIds(src.pad, src.eos, tgt.pad, tgt.bos, tgt.eos)
+    return SpecialIds(src.pad, src.eos, tgt.pad, tgt.bos, tgt.eos, source_eos)
 
 
 @dataclass(frozen=True)
@@ -197,7 +202,7 @@ class Validator:
 
     def __init__(self, corpus: TextCorpus, tokenizers: Tokenizers, config: Config) -> None:
         self.corpus, self.tokenizers, self.config = corpus, tokenizers, config
-        self.special = special_ids(tokenizers)
+        self.special = special_ids(tokenizers, config.model.source_eos)
         sizes = pair_sizes(corpus.src_lengths, corpus.tgt_lengths)
         order = np.argsort(sizes, kind="stable")
         order = order[sizes[order] <= config.data.max_length + 1]

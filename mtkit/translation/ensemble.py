@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtkit.data.batching import Ids, collate_tokens
+from mtkit.data.batching import Ids, collate_sources, collate_tokens
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.model.transformer import Transformer
 from mtkit.search.steppers import EnsembleStepper, ModelStepper, mean_log_probs
@@ -30,9 +30,9 @@ class Ensemble:
         self.device = next(self.models[0].parameters()).device
 
     def sources(self, sentences: Sequence[Ids]) -> Tensor:
-        """Return sources with eos, padded: [B, S]."""
+        """Return sources as the models expect them, padded: [B, S]."""
         src = self.tokenizers.src
-        return self._tensor(collate_tokens(list(sentences), src.pad, eos=src.eos))
+        return self._tensor(collate_sources(sentences, src.pad, src.eos, self.models[0].source_eos))
 
     def targets_in(self, sentences: Sequence[Ids]) -> Tensor:
         """Return targets that begin with bos, padded: [B, T]."""

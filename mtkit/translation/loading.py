@@ -44,24 +44,28 @@ def usual_src_tokens(path: str | Path) -> int | None:
 
 
 def load_ensemble_members(
-    paths: Sequence[str | Path], tokenizers: Tokenizers, first: str | Path
+    paths: Sequence[str | Path], tokenizers: Tokenizers, source_eos: bool, first: str | Path
 ) -> list[Transformer]:
     """Load further models of an ensemble.
 
     Args:
         paths: run or checkpoint folders.
         tokenizers: tokenizers of the first model.
+        source_eos: whether sources of the first model end with eos.
         first: folder of the first model, for the message.
 
     Raises:
         StorageError: If a folder or a file in it is missing or damaged.
-        ConfigError: If a model has other tokenizers than the first.
+        ConfigError: If a model has other tokenizers than the first, or ends sources otherwise.
     """
-    models = []
+    models: list[Transformer] = []
     for path in paths:
         _, own_tokenizers, model = load_model(Path(path))
         if own_tokenizers.fingerprint != tokenizers.fingerprint:
             what = f"its tokenizer differs from that of {first}"
             raise ConfigError(what, where=str(path), hint="an ensemble shares one vocabulary")
+        if model.source_eos != source_eos:
+            what = f"its model.source_eos differs from that of {first}"
+            raise ConfigError(what, where=str(path), hint="the models of an ensemble read the same sources")
         models.append(model)
     return models

@@ -119,7 +119,7 @@ class Translator:
             raise ConfigError(found.what, where=found.key, hint=found.hint)
         chosen = choose_device(device, "device")
         config, tokenizers, model = load_model(Path(path))
-        others = load_ensemble_members(ensemble, tokenizers, path)
+        others = load_ensemble_members(ensemble, tokenizers, model.source_eos, path)
         return cls.of(config, tokenizers, model, decoding, chosen, precision, others, usual_src_tokens(path))
 
     @classmethod
