@@ -19,4 +19,10 @@ def show(config: options.ConfigPath, overrides: options.Overrides = None) -> Non
     """Print the resolved config: every key with its value."""
     from mtkit.config.loading import dump_config, load_config
 
-    print_stdout(dump_config(load_config(config, overrides or ())))
+    loaded = load_config(config, overrides or ())
+    if loaded.init is not None:
+        from mtkit.interop.initial import find_model
+        from mtkit.training.initial import open_initial_model
+
+        loaded, _ = open_initial_model(loaded, find_model)
+    print_stdout(dump_config(loaded))

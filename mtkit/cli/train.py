@@ -31,10 +31,11 @@ def train(
     console.quiet = not is_main_process()
     with Signals().installed() as early:  # signals that arrive during the import of torch would be lost
         with early.deferred():
+            from mtkit.interop.initial import find_model
             from mtkit.training.display import Display
             from mtkit.training.run import train as run_training
 
-        result = run_training(loaded, fresh=fresh, console=console)
+        result = run_training(loaded, fresh=fresh, console=console, find_model=find_model)
     translate = f"{invocation()} translate {shlex.quote(str(result.run))}"
     echoed = (
         f"echo {shlex.quote(result.example)} | {translate}" if result.example else f"{translate} < input.txt"
@@ -48,9 +49,10 @@ def check(config: options.ConfigPath, overrides: options.Overrides = None) -> No
     from mtkit.config.loading import load_config
 
     loaded = load_config(config, overrides or ())
+    from mtkit.interop.initial import find_model
     from mtkit.training.check import check_run
 
-    check_run(loaded, make_console(sys.stdout))
+    check_run(loaded, make_console(sys.stdout), find_model)
 
 
 def average(

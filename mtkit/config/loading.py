@@ -136,6 +136,18 @@ def _validate_keys_alone(section: type[SomeSection], values: Mapping[str, Any]) 
     return section.model_construct(**read)
 
 
+def replace_sections(config: Config, sections: Mapping[str, Section]) -> Config:
+    """Return a config with other sections, after checking the rules about keys of several sections.
+
+    Raises:
+        ConfigError: If the sections do not go together.
+    """
+    try:
+        return Config.model_validate(dict(config) | dict(sections))
+    except ValidationError as error:
+        raise _as_config_error(error.errors(include_url=False), None) from None
+
+
 def parse_config(data: Mapping[str, object]) -> Config:
     """Build a config from a dict laid out like the YAML.
 

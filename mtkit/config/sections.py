@@ -401,7 +401,12 @@ class TrainingConfig(Section):
     eps: Rate = 1e-8
     """Epsilon of AdamW, added to the denominator."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    """Decoupled weight decay, applied to matrices but not to biases and norms."""
+    """Decoupled weight decay, applied to matrices but not to biases, norms and embeddings."""
+    decay_embeddings: bool = False
+    """Apply weight decay to embeddings too, as the trainer of Hugging Face does."""
+    freeze: tuple[str, ...] = Field(default=(), strict=False)
+    """Parameters that are not trained, as patterns of their names: `encoder.*`, `*embedding*`. `mtkit check` counts
+    them."""
     clip_norm: Rate | None = 1.0
     """Maximum gradient norm; larger gradients are scaled down to it. null disables clipping."""
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
@@ -618,6 +623,9 @@ class Config(Section):
     """Run folder for everything that training writes; self-contained, so it can be moved."""
     seed: Count = 1
     """Random seed for initial weights, batch order and dropout."""
+    init: Annotated[str, AfterValidator(_expand_home)] | None = Field(default=None, min_length=1)
+    """Model to fine-tune: a run or model folder, or a name on the Hugging Face hub, `Helsinki-NLP/opus-mt-en-fr`.
+    Weights, `tokenizer`, `model` and what is not set of `decoding` come from it; dropout may be set anew."""
     data: DataConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()

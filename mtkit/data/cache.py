@@ -20,13 +20,13 @@ _ABANDONED_SECONDS = 24 * 3600
 _SETTLED_NS = 2_000_000_000  # A file changed less than this ago may change again with the same timestamps.
 
 
-def cache_folder(data: DataConfig) -> Path:
-    """Return the cache folder: `data.cache`, $MTKIT_CACHE, or mtkit/ in the user's cache folder.
+def cache_folder(data: DataConfig | None) -> Path:
+    """Return the cache folder: `data.cache` if there is one, $MTKIT_CACHE, or mtkit/ in the user's cache folder.
 
     Raises:
         StorageError: If it is in a home folder that does not exist.
     """
-    named = data.cache or os.environ.get("MTKIT_CACHE")
+    named = (data and data.cache) or os.environ.get("MTKIT_CACHE")
     folder = Path(named or os.environ.get("XDG_CACHE_HOME") or "~/.cache", "" if named else "mtkit")
     expanded = os.path.expanduser(folder)
     if expanded.startswith("~"):

@@ -11,6 +11,7 @@ from mtkit.device import choose_device, choose_dtype, dtype_name
 from mtkit.evaluation import metrics
 from mtkit.model.build import make_model
 from mtkit.training.distributed import SINGLE_PROCESS, World, peer_failure_errors
+from mtkit.training.freezing import freeze
 from mtkit.training.inputs import Inputs
 from mtkit.training.optimizer import ExponentialMovingAverage, make_optimizer
 from mtkit.training.parallel import Objective, Stage, apply_ddp, apply_fsdp, untimed
@@ -49,6 +50,7 @@ def build_trainer(
     torch.manual_seed(config.seed)
     with torch.device("meta" if is_sharded else "cpu"):
         model = make_model(config.model, inputs.tokenizers, dtype)
+    freeze(model, training.freeze)
     if not is_sharded:
         model = model.to(device)
     model.recompute = training.activation_checkpointing
@@ -99,9 +101,10 @@ def describe(trainer: Trainer, say: Callable[[str], None]) -> None:
     src, tgt = inputs.tokenizers.src, inputs.tokenizers.tgt
     say(f"data       {inputs.corpus.counts.summary()}")
     sizes = " and ".join(f"{tokenizer.num_pieces:,}" for tokenizer in dict.fromkeys([src, tgt]))
-    is_trained = config.tokenizer.model is None and config.tokenizer.src_model is None
-    is_small = is_trained and max(src.num_pieces, tgt.num_pieces) < config.tokenizer.vocab_size
-    reason = f": the corpus gives no {config.tokenizer.vocab_size:,}" if is_small else ""
+    settings = config.tokenizer
+    is_trained = config.init is None and settings.model is None and settings.src_model is None
+    is_small = is_trained and max(src.num_pieces, tgt.num_pieces) < settings.vocab_size
+    reason = f": the corpus gives no {settings.vocab_size:,}" if is_small else ""
     say(f"tokenizer  {sizes} pieces{reason}")
     say(f"batches    {len(order):,} an epoch, {100 * order.padding_share:.1f} % padding")
     if trainer.validator is not None and trainer.validator.num_left_out:
@@ -115,4 +118,7 @@ def describe(trainer: Trainer, say: Callable[[str], None]) -> None:
         say(f"warning    {warning}")
     processes = f", {trainer.world.size} processes" if trainer.world.is_distributed else ""
     where = f"{dtype_name(trainer.dtype)} on {trainer.device}{processes}"
-    say(f"model      {trainer.model.num_parameters():,} parameters, {where}")
+    model = trainer.model
+    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    trained = "" if num_trained == model.num_parameters() else f" ({num_trained:,} of them trained)"
+    say(f"model      {model.num_parameters():,} parameters{trained}, {where}")

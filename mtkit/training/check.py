@@ -21,10 +21,11 @@ from mtkit.errors import StorageError
 from mtkit.files import storage_errors
 from mtkit.training.build import build_trainer, describe
 from mtkit.training.forecast import find_problems, forecast, measure_speed, run_size
+from mtkit.training.initial import FindModel, local_model, open_initial_model
 from mtkit.training.inputs import configure_process, load_inputs, open_splits
 from mtkit.training.ownership import check_ownership
 from mtkit.training.progress import Progress
-from mtkit.training.resume import check_inputs, find_resumable
+from mtkit.training.resume import check_inputs, find_resumable, start_from
 from mtkit.training.trainer import Trainer
 from mtkit.training.updates import Update
 from mtkit.training.validation import TextCorpus
@@ -33,12 +34,13 @@ _SAMPLE_LINES = 2000
 _NUM_TENSORS = 4  # weights, gradients and the two moments of Adam, all float32
 
 
-def check_run(config: Config, console: Console) -> None:
+def check_run(config: Config, console: Console, find_model: FindModel = local_model) -> None:
     """Check everything that a run needs, and print what was found.
 
     Args:
         config: config of the run.
         console: console to print to.
+        find_model: finds the folder of the model that `init` names; by default it is that folder.
 
     Raises:
         ConfigError: If the config needs something that is not available, or differs from that of the checkpoint.
@@ -56,10 +58,17 @@ def check_run(config: Config, console: Console) -> None:
     config, checkpoint = find_resumable(config, lambda line: say("resume", line))
     resumed = checkpoint is not None
     say("resume", "the run folder has a checkpoint of this run" if resumed else "a new run")
+    config, initial = (config, None) if resumed else open_initial_model(config, find_model)
+    if initial is not None:
+        say("init", f"starts from the weights and tokenizers of {initial.folder}")
     with tempfile.TemporaryDirectory(prefix="mtkit-check-") as scratch:
         tokenizer_folder = Path(config.run) if resumed else Path(scratch)
         inputs = load_inputs(
-            config, tokenizer_folder, has_tokenizers=resumed, say=lambda line: say("data", line)
+            config,
+            tokenizer_folder,
+            has_tokenizers=resumed,
+            say=lambda line: say("data", line),
+            initial=initial,
         )
         if checkpoint is not None:
             check_inputs(checkpoint, inputs, config)
@@ -73,6 +82,8 @@ def check_run(config: Config, console: Console) -> None:
         # in the scratch folder, a divergence finds no checkpoint to roll back to
         trainer = build_trainer(config.model_copy(update={"run": scratch}), inputs, progress)
         describe(trainer, lambda line: say(*line.split(maxsplit=1)))
+        if initial is not None:
+            start_from(trainer, initial)
         num_bytes = trainer.model.num_parameters() * 4 * _NUM_TENSORS
         say("memory", f"{_format_bytes(num_bytes)} for weights, gradients and optimizer")
         _check_largest_batch(trainer, say)

@@ -119,6 +119,20 @@ class Checkpointer:
             save_checkpoint(self.run_folder / BEST, checkpoint)
         self.world.barrier()
 
+    def start_from(self, weights: dict[str, Tensor], where: str) -> None:
+        """Copy the weights of another model into this one, and into the EMA.
+
+        Args:
+            weights: full tensors by parameter name.
+            where: its folder, for error messages.
+
+        Raises:
+            StorageError: If they do not fit the model.
+        """
+        self._copy_weights(weights, where)
+        if self.ema is not None:
+            self.ema.reset(self.model)
+
     def restore(self, checkpoint: Checkpoint, where: str, current: TrainState) -> TrainState:
         """Load the weights, EMA and optimizer state of a checkpoint.
 

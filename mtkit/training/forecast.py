@@ -174,7 +174,7 @@ def find_problems(config: Config, size: RunSize, speed: Speed) -> Iterator[str]:
         speed: its speed.
     """
     training, validation = config.training, config.validation
-    if size.num_pairs < _FEW_PAIRS:
+    if size.num_pairs < _FEW_PAIRS and config.init is None:
         yield f"a model trained on {size.num_pairs:,} pairs hardly generalizes: find more"
     if size.epochs > _ABSURD_EPOCHS:
         yield (

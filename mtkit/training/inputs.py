@@ -24,6 +24,7 @@ from mtkit.evaluation import metrics
 from mtkit.files import publish_folder, temporary_folder
 from mtkit.torchrun import read_ranks
 from mtkit.training.compiling import check_compiler
+from mtkit.training.initial import InitialModel
 from mtkit.training.results import TEST_METRICS, EvalSet, check_test_names
 from mtkit.training.validation import TextCorpus
 
@@ -88,7 +89,9 @@ def configure_process(config: Config) -> torch.device:
     return device
 
 
-def load_inputs(config: Config, folder: Path, *, has_tokenizers: bool, say: Say) -> Inputs:
+def load_inputs(
+    config: Config, folder: Path, *, has_tokenizers: bool, say: Say, initial: InitialModel | None = None
+) -> Inputs:
     """Read all sources, train or load the tokenizers, and encode the training pairs.
 
     Validation and test sets are read first, so that a mistake in them is found before any time is spent.
@@ -98,6 +101,7 @@ def load_inputs(config: Config, folder: Path, *, has_tokenizers: bool, say: Say)
         folder: folder of the tokenizers.
         has_tokenizers: whether to load them from there; otherwise they are trained and saved there.
         say: shows a line.
+        initial: model that the run starts from, whose tokenizers it uses.
 
     Raises:
         ConfigError: If the config names data that does not exist, or settings that do not suit it.
@@ -110,7 +114,7 @@ def load_inputs(config: Config, folder: Path, *, has_tokenizers: bool, say: Say)
     if has_tokenizers:
         tokenizers = load_tokenizers(folder)
     else:
-        tokenizers = cached_tokenizers(config, sources, say)
+        tokenizers = initial.load_tokenizers() if initial else cached_tokenizers(config, sources, say)
         tokenizers.save(folder)
     with cache_errors(config.data):
         corpus = encode_corpus(sources, tokenizers, config.data, lambda n: say(f"encoded {n:,} pairs"))

@@ -52,8 +52,8 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
         loss, nll = hidden_MD.new_zeros(2, dtype=sum_dtype)
         needs_grad = any(ctx.needs_input_grad)
         hidden_grad = torch.empty_like(hidden_MD) if needs_grad else None
-        weight_grad = torch.zeros_like(weight_VD) if needs_grad else None
-        bias_grad = torch.zeros_like(bias_V) if needs_grad and bias_V is not None else None
+        weight_grad = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None  # it may be frozen
+        bias_grad = torch.zeros_like(bias_V) if ctx.needs_input_grad[2] and bias_V is not None else None
         for start in range(0, hidden_MD.shape[0], CHUNK_POSITIONS):
             rows = slice(start, start + CHUNK_POSITIONS)
             logits = hidden_MD[rows] @ weight.T  # [chunk, V]
@@ -61,8 +61,9 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
                 logits += bias
             chunk_loss, chunk_nll = _replace_by_gradient(logits, targets_M[rows, None], smoothing, sum_dtype)
             loss, nll = loss + chunk_loss, nll + chunk_nll
-            if hidden_grad is not None and weight_grad is not None:
+            if hidden_grad is not None:
                 hidden_grad[rows] = logits @ weight
+            if weight_grad is not None:
                 weight_grad += logits.T @ hidden_MD[rows]
             if bias_grad is not None:
                 bias_grad += logits.sum(dim=0, dtype=bias_grad.dtype)
@@ -75,8 +76,8 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
         """Return the gradients computed in the forward pass, scaled by the incoming one."""
         hidden_grad, weight_grad, bias_grad = ctx.saved_tensors
         scale = grads[0]
-        scaled_bias_grad = None if bias_grad is None else bias_grad * scale
-        return hidden_grad * scale.to(hidden_grad.dtype), weight_grad * scale, scaled_bias_grad, None, None
+        of_parameters = [None if grad is None else grad * scale for grad in (weight_grad, bias_grad)]
+        return hidden_grad * scale.to(hidden_grad.dtype), *of_parameters, None, None
 
 
 def _replace_by_gradient(

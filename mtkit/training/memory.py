@@ -46,7 +46,8 @@ def reserved_for_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> Iterator[None]:
     """Hold as much GPU memory inside the block as the optimizer will need for its state, if it has none yet."""
-    numel = 0 if optimizer.state else 2 * sum(map(num_local_elements, model.parameters()))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    numel = 0 if optimizer.state else 2 * sum(map(num_local_elements, trained))
     reserved = torch.empty(numel if device.type == "cuda" else 0, device=device)
     try:
         yield

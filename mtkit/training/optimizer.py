@@ -13,10 +13,14 @@ _MIN_LOSS_SCALE = 2.0**-14
 
 
 def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
-    """Return AdamW (Loshchilov and Hutter 2019) with weight decay for matrices, not biases, norms and embeddings."""
+    """Return AdamW (Loshchilov and Hutter 2019) of the parameters that are not frozen.
+
+    Weight decay is for matrices, not for biases and norms, and for embeddings only with `decay_embeddings`.
+    """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    decayed = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)} - embeddings
-    parameters = list(model.parameters())
+    decayed = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    decayed = decayed | embeddings if training.decay_embeddings else decayed - embeddings
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if id(p) in decayed], "weight_decay": training.weight_decay},
         {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
@@ -37,7 +41,7 @@ def optimizer_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> 
     return {
         f"{key}/{name}": value
         for name, parameter in model.named_parameters()
-        for key, value in optimizer.state[parameter].items()
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 

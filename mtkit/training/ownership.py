@@ -141,6 +141,12 @@ def check_ownership(config: Config, splits: Splits, *, fresh: bool = False) -> N
     sources = [path for split in splits.values() for source in split for path in source.paths]
     if fresh:  # otherwise a tokenizer model in the run folder is at most replaced by itself
         sources += [Path(os.path.expanduser(model)) for model in models if model is not None]
+    if config.init is not None and Path(config.init).is_dir():
+        if Path(config.init).resolve() == run.resolve():
+            raise ConfigError(
+                "a run cannot start from its own folder", where="init", hint="choose another run folder"
+            )
+        sources.append(Path(config.init))
     for source in sources:
         if not resolved.isdisjoint((source.resolve(), *source.resolve().parents)):
             what = "training reads this file, and would overwrite or delete it as its own output"

@@ -188,6 +188,7 @@ def _model_card(config: Config, result: TrainResult) -> str:
         "To translate, run `mtkit translate THIS_FOLDER < input.txt`. The folder is self-contained and can be moved or "
         "copied. The training config is in `config.yaml`.",
         "",
+        *([f"Fine-tuned from {config.init}.", ""] if config.init is not None else []),
         f"Training data: {', '.join(map(_describe_source, config.data.train))}",
         "",
     ]

@@ -18,6 +18,7 @@ from mtkit.data.sources import open_sources
 from mtkit.data.tokenizer import load_tokenizers
 from mtkit.errors import ConfigError, StorageError
 from mtkit.files import storage_errors, write_text
+from mtkit.training.initial import InitialModel, take_over
 from mtkit.training.inputs import Inputs
 from mtkit.training.progress import METRICS_FILE
 from mtkit.training.state import TrainState
@@ -77,6 +78,8 @@ def find_resumable(config: Config, say: Callable[[str], None]) -> tuple[Config, 
         folder, checkpoint = found
         hint = "it was written by another version of mtkit: start anew with `fresh`"
         stored = read_config(folder, hint)
+        if config.init is not None and config.init == stored.init:
+            config = take_over(config, stored)
         config = with_old_defaults(stored, config)
         check_changes(stored, config)
         if stored.data.train != config.data.train:
@@ -216,13 +219,19 @@ def is_harmless(change: str) -> bool:
     return any(key == harmless or key.startswith(f"{harmless}.") for harmless in _HARMLESS)
 
 
-def start_or_resume(trainer: Trainer, checkpoint: Checkpoint | None, say: Callable[[str], None]) -> None:
+def start_or_resume(
+    trainer: Trainer,
+    checkpoint: Checkpoint | None,
+    say: Callable[[str], None],
+    initial: InitialModel | None = None,
+) -> None:
     """Restore the trainer from the checkpoint, or save step 0, which tests the disk before any time is spent.
 
     Args:
         trainer: trainer at step 0.
         checkpoint: checkpoint to resume from, or None for a new run.
         say: shows a line.
+        initial: model that a new run starts from, or None for random weights.
 
     Raises:
         ConfigError: If the data has changed since the checkpoint.
@@ -237,6 +246,9 @@ def start_or_resume(trainer: Trainer, checkpoint: Checkpoint | None, say: Callab
         what = f"the processes see checkpoints of different steps: {sorted(set(steps))}"
         raise StorageError(what, where=trainer.config.run, hint="put the run folder on a shared disk")
     if checkpoint is None:
+        if initial is not None:
+            start_from(trainer, initial)
+            say(f"starting from {initial.folder}")
         trainer.save()
     else:
         _restore(trainer, checkpoint)
@@ -246,6 +258,15 @@ def start_or_resume(trainer: Trainer, checkpoint: Checkpoint | None, say: Callab
         if trainer.state.best != checkpoint.state.get("best"):
             say("best/ is missing: the best checkpoint is selected anew")
     trainer.signals.training_started = True
+
+
+def start_from(trainer: Trainer, initial: InitialModel) -> None:
+    """Give a trainer at step 0 the weights of another model.
+
+    Raises:
+        StorageError: If they are damaged or do not fit.
+    """
+    trainer.checkpointer.start_from(initial.load_weights(), str(initial.folder))
 
 
 def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:

@@ -15,6 +15,7 @@ from mtkit.formatting import format_duration
 from mtkit.training.averaging import average_last
 from mtkit.training.build import build_trainer, describe
 from mtkit.training.distributed import World, init_distributed
+from mtkit.training.initial import FindModel, local_model, open_initial_model
 from mtkit.training.inputs import configure_process, load_inputs, open_splits
 from mtkit.training.ownership import check_ownership, claim_outputs, remove_outputs
 from mtkit.training.progress import Progress
@@ -24,13 +25,20 @@ from mtkit.training.signals import Signals
 from mtkit.training.trainer import Trainer
 
 
-def train(config: Config, *, fresh: bool = False, console: Console | None = None) -> TrainResult:
+def train(
+    config: Config,
+    *,
+    fresh: bool = False,
+    console: Console | None = None,
+    find_model: FindModel = local_model,
+) -> TrainResult:
     """Train, or resume from the newest checkpoint of the run folder, and score the test sets with the best weights.
 
     Args:
         config: config of the run.
         fresh: whether to delete what an earlier run left in the folder.
         console: console to show progress on; by default none.
+        find_model: finds the folder of the model that `init` names; by default it is that folder.
 
     Returns:
         Where the run ended, and the scores of the test sets.
@@ -49,7 +57,7 @@ def train(config: Config, *, fresh: bool = False, console: Console | None = None
         stack.enter_context(signals.installed())
         world = stack.enter_context(init_distributed(device, compiles=config.training.compile))
         signals.is_distributed = world.is_distributed
-        trainer = _open_run(config, console, signals, world, stack, fresh=fresh)
+        trainer = _open_run(config, console, signals, world, stack, fresh=fresh, find_model=find_model)
         config, inputs = trainer.config, trainer.inputs
         reason = trainer.train()
         signals.is_distributed = False  # the processes no longer wait for each other
@@ -76,6 +84,7 @@ def _open_run(
     stack: ExitStack,
     *,
     fresh: bool,
+    find_model: FindModel,
 ) -> Trainer:
     """Return a trainer that is ready to start or resume. The main process writes what the others then find on disk.
 
@@ -86,12 +95,15 @@ def _open_run(
         world: the processes of the run.
         stack: holds the lock on the run folder and the progress until the end of the run.
         fresh: whether to delete what an earlier run left in the folder.
+        find_model: finds the folder of the model that `init` names.
     """
     run = Path(config.run)
     with world.main_process_first():
         if world.is_main:
             splits = open_splits(config.data)  # a mistake in the new run must not cost the old one
             check_ownership(config, splits, fresh=fresh)
+            if fresh:
+                config, _ = open_initial_model(config, find_model)
             stack.enter_context(FolderLock(run))
             claim_outputs(config, splits)
             if fresh:
@@ -102,10 +114,11 @@ def _open_run(
         progress = Progress(run, console, config.training.tensorboard, writes_metrics=world.is_main)
         stack.enter_context(progress)
         config, checkpoint = find_resumable(config, progress.say)
+        config, initial = (config, None) if checkpoint else open_initial_model(config, find_model)
         has_tokenizers = checkpoint is not None or not world.is_main
-        inputs = load_inputs(config, run, has_tokenizers=has_tokenizers, say=progress.say)
+        inputs = load_inputs(config, run, has_tokenizers=has_tokenizers, say=progress.say, initial=initial)
     world.barrier()  # the other machines may have encoded the corpus too
     trainer = build_trainer(config, inputs, progress, signals, world)
     describe(trainer, progress.say)
-    start_or_resume(trainer, checkpoint, progress.say)
+    start_or_resume(trainer, checkpoint, progress.say, initial)
     return trainer

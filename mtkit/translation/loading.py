@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from mtkit.checkpoint import STATE_FILE, load_checkpoint, read_json
 from mtkit.config.sections import Config
 from mtkit.data.tokenizer import Tokenizers, load_tokenizers
@@ -21,16 +23,35 @@ def load_model(path: Path) -> tuple[Config, Tokenizers, Transformer]:
         StorageError: If the folder or a file in it is missing or damaged.
     """
     folder = find_checkpoint(path)
-    checkpoint = load_checkpoint(folder)
+    weights = load_weights(folder)
     hint = "it was written by another version of mtkit, or changed by hand"
     config = read_config(folder, hint, to_translate=True)
+    tokenizers = load_own_tokenizers(folder)
+    model = make_model(config.model, tokenizers)
+    copy_weights(model, weights, str(folder))
+    return config, tokenizers, model
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint folder by parameter name.
+
+    Raises:
+        StorageError: If a file in it is missing or damaged.
+    """
+    return load_checkpoint(folder).weights
+
+
+def load_own_tokenizers(folder: Path) -> Tokenizers:
+    """Load the tokenizers of a checkpoint, in its folder or in that of the run above it.
+
+    Raises:
+        StorageError: If they are missing or damaged, or not those that the model was trained with.
+    """
     tokenizers = load_tokenizers(tokenizer_folder(folder))
-    if checkpoint.state.get("tokenizers", tokenizers.fingerprint) != tokenizers.fingerprint:
+    if read_json(folder / STATE_FILE).get("tokenizers", tokenizers.fingerprint) != tokenizers.fingerprint:
         what = "this is not the tokenizer that the model was trained with"
         raise StorageError(what, where=str(tokenizer_folder(folder)), hint="copy the whole run folder again")
-    model = make_model(config.model, tokenizers)
-    copy_weights(model, checkpoint.weights, str(folder))
-    return config, tokenizers, model
+    return tokenizers
 
 
 def usual_src_tokens(path: str | Path) -> int | None:

@@ -1,0 +1,249 @@
+"""Fine-tuning: runs that start from another model, frozen parameters, vocabularies of other toolkits."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import yaml
+
+from mtkit import load_config
+from mtkit.checkpoint import Checkpoint, load_checkpoint, load_tensors, save_checkpoint
+from mtkit.config.loading import dump_config, parse_config, without_training_data
+from mtkit.config.sections import TrainingConfig
+from mtkit.data.segmentation import SentencePiece
+from mtkit.data.tokenizer import Tokenizer, Tokenizers, Vocabulary, VocabularyTokenizer, load_tokenizers
+from mtkit.errors import ConfigError
+from mtkit.model.build import make_model
+from mtkit.training.freezing import freeze
+from mtkit.training.optimizer import make_optimizer
+from mtkit.translation.translator import Translator
+
+
+@pytest.fixture
+def model(tmp_path: Path, trained: Path) -> Path:
+    """A copy of the trained run, which a test may delete."""
+    return Path(shutil.copytree(trained, tmp_path / "model"))
+
+
+@pytest.fixture
+def finetuning(config: Path, model: Path) -> Path:
+    """A config that starts from the model, in place of the sections that it takes over."""
+    kept = [line for line in tiny.read_lines(config) if not line.startswith(("tokenizer:", "model:"))]
+    return tiny.write_lines(config, [f"init: {model}", *kept])
+
+
+SHORT = (
+    "training.max_steps=6",
+    "validation.every_steps=3",
+    "training.keep_last=9",
+    "training.warmup_steps=0",
+)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_tensors(folder / "model.safetensors")
+
+
+def test_a_run_starts_from_the_weights_and_tokenizer_of_another(
+    finetuning: Path, model: Path, tmp_path: Path
+) -> None:
+    code, out, err = tiny.mtkit("train", finetuning, *SHORT, "training.ema_decay=0.9", "model.dropout=0.3")
+    assert (code, err) == (0, "")
+    run = tmp_path / "run"
+    before, first = weights(model / "best"), weights(tiny.checkpoint(run, 0))
+    assert before.keys() == first.keys()
+    assert all(torch.equal(before[name], first[name]) for name in before)
+    assert (run / "tokenizer.model").read_bytes() == (model / "tokenizer.model").read_bytes()
+    stored = yaml.safe_load((run / "config.yaml").read_text())
+    assert stored["init"] == str(model)
+    assert (stored["model"]["d_model"], stored["model"]["positions"]) == (32, "rotary")
+    assert (stored["model"]["dropout"], stored["tokenizer"]["vocab_size"]) == (0.3, 96)
+    assert stored["decoding"]["beam_size"] == 3
+    assert tiny.losses(run)[0]["loss"] < 3  # random weights start above 4
+    assert "the corpus gives no" not in out
+    assert f"Fine-tuned from {model}" in (run / "README.md").read_text()
+
+
+def test_a_run_resumes_without_the_model_that_it_started_from(
+    finetuning: Path, model: Path, tmp_path: Path
+) -> None:
+    assert tiny.mtkit("train", finetuning, *SHORT, f"run={tmp_path / 'whole'}")[0] == 0
+    assert tiny.mtkit("train", finetuning, *SHORT, "training.max_steps=3")[0] == 0
+    shutil.rmtree(model)
+    code, out, err = tiny.mtkit("train", finetuning, *SHORT)
+    assert (code, err) == (0, ""), err
+    assert "resuming from step 3" in out
+    whole, resumed = (tiny.tensors(tiny.checkpoint(tmp_path / run, 6)) for run in ("whole", "run"))
+    assert whole == resumed
+    code, _, err = tiny.mtkit("train", finetuning, *SHORT, "init=elsewhere")
+    assert code == 2 and "init: " in tiny.one_line(err)
+    stored = tmp_path / "run/config.yaml"
+    assert tiny.mtkit("train", stored, "training.max_steps=7")[0] == 0
+
+
+def test_show_and_check_know_the_initial_model(finetuning: Path, model: Path, tmp_path: Path) -> None:
+    code, out, _ = tiny.mtkit("config", "show", finetuning)
+    assert code == 0 and "  positions: rotary\n" in out
+    code, out, _ = tiny.mtkit("check", finetuning)
+    assert code == 0 and f"init       starts from the weights and tokenizers of {model / 'best'}" in out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        (
+            ["model.d_model=64", "tokenizer.vocab_size=99"],
+            2,
+            "model.d_model is 32, not 64; tokenizer.vocab_size",
+        ),
+        (["init=no-such-folder"], 2, "no-such-folder: no such folder"),
+        (["init=~nobody-here/x"], 2, "no home folder"),
+        (["training.freeze=[encoder.*, decoder.9.*]"], 2, "training.freeze[1]: no parameter has a name like"),
+        (["training.freeze=['*']"], 2, "every parameter is frozen"),
+    ],
+)
+def test_mistakes_are_one_line(
+    finetuning: Path, tmp_path: Path, changes: list[str], code: int, message: str
+) -> None:
+    found, _, err = tiny.mtkit("train", finetuning, *changes)
+    assert found == code and message in tiny.one_line(err)
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_run_does_not_overwrite_the_model_that_it_starts_from(finetuning: Path, model: Path) -> None:
+    before = tiny.tree(model)
+    for init in (model, model / "best"):
+        code, _, err = tiny.mtkit("train", finetuning, f"init={init}", f"run={model}", "--fresh")
+        assert code == 2 and tiny.one_line(err)
+    assert tiny.tree(model) == before
+
+
+def test_a_damaged_model_is_refused(finetuning: Path, model: Path, tmp_path: Path) -> None:
+    (model / "best/model.safetensors").write_bytes(b"damaged")
+    code, _, err = tiny.mtkit("train", finetuning)
+    assert code == 5 and "damaged" in tiny.one_line(err)
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+# --- frozen parameters --------------------------------------------------------------------------------------------
+
+
+def test_frozen_parameters_stay_bit_for_bit(finetuning: Path, tmp_path: Path) -> None:
+    """A tied matrix is frozen under any of its names; neither weight decay nor the EMA touches it."""
+    patterns = "training.freeze=[encoder.*, output.weight, '*.cross.q.bias']"
+    decay = ("training.weight_decay=0.5", "training.decay_embeddings=true", "training.ema_decay=0.5")
+    code, out, err = tiny.mtkit("train", finetuning, *SHORT, patterns, *decay)
+    assert (code, err) == (0, "")
+    assert "of them trained" in out
+    run = tmp_path / "run"
+    first, last = weights(tiny.checkpoint(run, 0)), weights(tiny.checkpoint(run, 6))
+    frozen = {name for name in first if name.startswith("encoder.") or "embedding" in name}
+    frozen.add("decoder.0.cross.q.bias")
+    assert {name for name in first if torch.equal(first[name], last[name])} == frozen
+    optimizer = load_tensors(tiny.checkpoint(run, 6) / "optimizer.safetensors")
+    moments = {name.partition("/")[2] for name in optimizer if not name.startswith("weight/")}
+    assert moments == first.keys() - frozen
+
+
+def test_the_optimizer_decays_what_it_should(trained: Path) -> None:
+    config = load_config(trained / "config.yaml")
+    tokenizers = load_tokenizers(trained)
+    for decay_embeddings in (False, True):
+        model = make_model(config.model, tokenizers)
+        freeze(model, ["encoder.*"])
+        training = TrainingConfig(weight_decay=0.1, decay_embeddings=decay_embeddings)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        decayed, others = (
+            {names[id(p)] for p in g["params"]} for g in make_optimizer(model, training).param_groups
+        )
+        assert not any(name.startswith("encoder.") for name in decayed | others)
+        assert ("src_embedding.weight" in decayed) == decay_embeddings
+        assert "decoder.0.cross.kv.weight" in decayed and "decoder.0.cross.kv.bias" in others
+
+
+# --- vocabularies of other toolkits -------------------------------------------------------------------------------
+
+
+def foreign_model(folder: Path, trained: Path) -> Tokenizers:
+    """Write a random model with Marian's vocabulary: ids of its own, the decoder starts with pad, language tags."""
+    spm = Tokenizer.load(trained / "tokenizer.model")
+    pieces = [spm.piece(i) for i in range(4, spm.num_pieces)]
+    vocabulary = Vocabulary(
+        ("</s>", "<unk>", ">>fr<<", *pieces, "<pad>"), "<pad>", "<unk>", "<pad>", "</s>", tags=True
+    )
+    plain = Vocabulary(vocabulary.tokens, "<pad>", "<unk>", "<pad>", "</s>")
+    src, tgt = (VocabularyTokenizer(SentencePiece(spm.model), each) for each in (vocabulary, plain))
+    tokenizers = Tokenizers(src, tgt, joint=True)
+    config = without_training_data(parse_config({
+        "run": str(folder),
+        "data": {"src": "en", "tgt": "fr", "train": [{"path": "none.tsv"}]},
+        "tokenizer": {"vocab_size": src.vocab_size},
+        "model": {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "norm_position": "post",
+                  "output_bias": True},
+    }))  # fmt: skip
+    torch.manual_seed(1)
+    made = make_model(config.model, tokenizers)
+    state = {"tokenizers": tokenizers.fingerprint}
+    stored = {name: parameter.detach() for name, parameter in made.named_parameters()}
+    save_checkpoint(folder, Checkpoint(stored, dump_config(config), state), tokenizers.files())
+    return tokenizers
+
+
+def test_a_model_with_a_vocabulary_of_its_own_is_trained(
+    finetuning: Path, corpus: Path, trained: Path, tmp_path: Path
+) -> None:
+    tokenizers = foreign_model(tmp_path / "foreign", trained)
+    tagged = [f">>fr<< {line}" for line in tiny.read_lines(corpus / "train.src")]
+    tiny.write_lines(tmp_path / "tagged.src", tagged)
+    changes = [f"init={tmp_path / 'foreign'}", f"data.train.0.src={tmp_path / 'tagged.src'}"]
+    code, out, err = tiny.mtkit("train", finetuning, *SHORT, *changes)
+    assert (code, err) == (0, ""), err
+    run = tmp_path / "run"
+    assert load_tokenizers(run).fingerprint == tokenizers.fingerprint
+    assert load_tokenizers(run).src.encode(tagged[:1])[0][0] == 2
+    losses = [line["loss"] for line in tiny.losses(run) if line["kind"] == "train"]
+    assert losses[-1] < losses[0]
+    translator = Translator.load(run)
+    assert translator.tokenizers.tgt.bos == translator.tokenizers.tgt.pad
+    assert translator.translate_one("the dog sees a cat .").text
+    assert tiny.mtkit("train", finetuning, *SHORT, *changes, "training.max_steps=8")[0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_several_processes_start_from_the_same_model(finetuning: Path, tmp_path: Path, parallel: str) -> None:
+    """Two processes learn what one does, up to the order of sums, with frozen parameters too."""
+    import subprocess
+    import sys
+
+    common = [*SHORT, "training.freeze=['encoder.*']", "training.precision=fp32", "model.dropout=0.0"]
+    assert tiny.mtkit("train", finetuning, *common, f"run={tmp_path / 'one'}")[0] == 0
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "mtkit",
+    ]
+    command += ["train", str(finetuning), *common, f"run={tmp_path / 'two'}", f"training.parallel={parallel}"]
+    done = subprocess.run(command, env=tiny.child_environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    one, two = (weights(tiny.checkpoint(tmp_path / run, 6)) for run in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=2e-3, rtol=0)
+    assert torch.equal(one["encoder.0.attention.qkv.weight"], two["encoder.0.attention.qkv.weight"])
+
+
+def test_freezing_takes_patterns(trained: Path) -> None:
+    model = make_model(load_config(trained / "config.yaml").model, load_tokenizers(trained))
+    with pytest.raises(ConfigError, match=r"training\.freeze\[0\]"):
+        freeze(model, ["encoder"])
+    assert load_checkpoint(trained / "best").weights.keys() == dict(model.named_parameters()).keys()
