@@ -325,7 +325,7 @@ class ModelConfig(Section):
 
     @property
     def is_gated(self) -> bool:
-        """Whether the activation has a gate, which makes the first feed-forward matrix twice as wide."""
+        """Return whether the activation has a gate, which makes the first feed-forward matrix twice as wide."""
         return self.activation in ("swiglu", "geglu")
 
     @property

@@ -1,4 +1,4 @@
-"""Segmentations: text into pieces and back, without ids. SentencePiece, or byte pair encoding of words.
+"""Segmentations: text into pieces and back, without ids. SentencePiece, byte pair encoding of words, words, characters.
 
 `tokenizer.VocabularyTokenizer` gives the pieces the ids of a vocabulary, as models of other toolkits have them.
 """
@@ -9,8 +9,10 @@ import hashlib
 import io
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import sentencepiece
@@ -22,35 +24,141 @@ Span = tuple[int, int]
 
 WORD_START = "\u2581"
 
+# Fields and values of SentencePiece's sentencepiece_model.proto.
+_PIECES, _PIECE_TEXT, _PIECE_TYPE, _NORMAL, _UNUSED = 1, 1, 3, 1, 5
+
+
+_SPAN_WINDOW = 8
+"""Characters that preparation may have changed between two pieces; further away, a piece is not looked for."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Changes to a line before it is split, which are undone after pieces are joined where they can be.
+
+    Attributes:
+        moses: language code for Moses tokenization (package sacremoses); None is without.
+        escape: whether Moses tokenization writes `&` as `&amp;`, and so on.
+        lowercase: whether text is lowercased, after tokenization.
+    """
+
+    moses: str | None = None
+    escape: bool = False
+    lowercase: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the types, which come from a file."""
+        if not (self.moses is None or isinstance(self.moses, str)):
+            raise ValueError(f"moses is {self.moses!r:.40}, not a language code")
+        for name in ("escape", "lowercase"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r:.40}, not true or false")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The attributes that differ from their defaults."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {field.name: own[field.name] for field in fields(self) if own[field.name] != field.default}
+
+
+class _Moses:
+    """Prepares lines and undoes it.
+
+    Raises:
+        ConfigError: If sacremoses is needed and not installed.
+    """
+
+    def __init__(self, preparation: Preparation, where: str) -> None:
+        self.preparation = preparation
+        self._tokenizer = self._detokenizer = None
+        if preparation.moses is not None:
+            try:
+                from sacremoses import MosesDetokenizer, MosesTokenizer
+            except ImportError as error:
+                what, hint = "the package sacremoses is not installed", "pip install 'mtkit[bpe]'"
+                raise ConfigError(what, where=where, hint=hint) from error
+            self._tokenizer = MosesTokenizer(lang=preparation.moses)
+            self._detokenizer = MosesDetokenizer(lang=preparation.moses)
+
+    def prepare(self, line: str) -> str:
+        """Return the line that is split."""
+        if self._tokenizer is not None:
+            line = " ".join(self._tokenizer.tokenize(line, escape=self.preparation.escape))
+        return line.lower() if self.preparation.lowercase else line
+
+    def undo(self, text: str, spans: list[Span]) -> tuple[str, list[Span]]:
+        """Return the text without Moses tokenization, and the spans in it."""
+        if self._detokenizer is None:
+            return text, spans
+        return _moved(text, self._detokenizer.detokenize(text.split(), unescape=True), spans)
+
 
 class Segmentation(ABC):
-    """Splits lines into pieces and joins pieces to text."""
+    """Splits lines into pieces and joins pieces to text.
+
+    Args:
+        model: the content of the model file.
+        preparation: what happens to a line first.
+        only: the pieces that may be used; None allows all. Others are split further, where the method can.
+        where: name of the file in error messages.
+
+    Raises:
+        ConfigError: If a package that is needed is not installed.
+        StorageError: If the model is damaged.
+    """
 
     kind: str
     """Its name in tokenizer.json."""
     model: bytes
     """The content of the model file."""
 
+    def __init__(
+        self,
+        model: bytes,
+        *,
+        preparation: Preparation = Preparation(),
+        only: Collection[str] | None = None,
+        where: str = "tokenizer",
+    ) -> None:
+        self.model, self.preparation, self.only = model, preparation, only
+        self._moses = _Moses(preparation, where)
+
     @abstractmethod
     def split(self, lines: Sequence[str], num_threads: int = 1) -> list[list[str]]:
         """Return the pieces of each line."""
 
-    @abstractmethod
     def spans(self, line: str) -> list[Span]:
-        """Return the span of the line that each piece of `split` covers."""
+        """Return the span of the line that each piece of `split` covers.
+
+        Characters that preparation changed belong to no piece.
+        """
+        (pieces,) = self.split([line])
+        lowered = line.lower() if self.preparation.lowercase else line
+        text = lowered if len(lowered) == len(line) else line
+        spans, place = [], 0
+        for piece in map(self._text_of, pieces):
+            found = text.find(piece, place, place + len(piece) + _SPAN_WINDOW)
+            start = place if found < 0 else found
+            place = start if found < 0 else start + len(piece)
+            spans.append((start, place))
+        return spans
+
+    @abstractmethod
+    def _text_of(self, piece: str) -> str:
+        """Return a piece without the mark that shows how it is joined to others."""
 
     @abstractmethod
     def join(self, pieces: Sequence[str]) -> tuple[str, list[Span]]:
         """Return the text of some pieces, and the span of it that each of them wrote."""
 
-    @abstractmethod
     def normalize(self, line: str) -> str:
-        """Return the text that is split: what normalization makes of a line."""
+        """Return the text that is split: what preparation and normalization make of a line."""
+        return self._moses.prepare(line)
 
     @property
     def settings(self) -> dict[str, Any]:
         """Further entries of tokenizer.json that are needed to load it."""
-        return {}
+        return self.preparation.settings | ({} if self.only is None else {"restricted": True})
 
     @cached_property
     def fingerprint(self) -> str:
@@ -82,21 +190,36 @@ class SentencePiece(Segmentation):
 
     kind = "sentencepiece"
 
-    def __init__(self, model: bytes, where: str = "tokenizer") -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: bytes,
+        where: str = "tokenizer",
+        *,
+        preparation: Preparation = Preparation(),
+        only: Collection[str] | None = None,
+    ) -> None:
+        super().__init__(model, preparation=preparation, only=only, where=where)
         self._processor = load_sentencepiece(model, where)
+        if only is not None:
+            self._processor = load_sentencepiece(_with_unused_pieces(model, frozenset(only)), where)
 
     def split(self, lines: Sequence[str], num_threads: int = 1) -> list[list[str]]:
         """See `Segmentation.split`. A piece that the model does not know is the text itself."""
+        prepared = [self._moses.prepare(line) for line in lines]
         if num_threads == 1:
-            return [self._processor.encode(line, out_type=str) for line in lines]
-        rows: list[list[str]] = self._processor.encode(list(lines), out_type=str, num_threads=num_threads)
+            return [self._processor.encode(line, out_type=str) for line in prepared]
+        rows: list[list[str]] = self._processor.encode(prepared, out_type=str, num_threads=num_threads)
         return rows
 
     def spans(self, line: str) -> list[Span]:
         """See `Segmentation.spans`."""
+        if self.preparation.settings:
+            return super().spans(line)
         spans: list[Span] = self._processor.encode(line, return_type="offset_mapping")["offsets"]
         return spans
+
+    def _text_of(self, piece: str) -> str:
+        return piece.removeprefix(WORD_START)
 
     def join(self, pieces: Sequence[str]) -> tuple[str, list[Span]]:
         """See `Segmentation.join`. Pieces of another model keep their text, their word starts become spaces."""
@@ -104,11 +227,12 @@ class SentencePiece(Segmentation):
         text: str = decoded["text"].replace(WORD_START, " ")
         stripped = text.lstrip(" ") if pieces and pieces[0].startswith(WORD_START) else text
         shift = len(text) - len(stripped)
-        return stripped, [(max(0, start - shift), max(0, end - shift)) for start, end in decoded["offsets"]]
+        spans = [(max(0, start - shift), max(0, end - shift)) for start, end in decoded["offsets"]]
+        return self._moses.undo(stripped, spans)
 
     def normalize(self, line: str) -> str:
         """See `Segmentation.normalize`."""
-        text: str = self._processor.normalize(line)
+        text: str = self._processor.normalize(self._moses.prepare(line))
         return text
 
 
@@ -117,15 +241,7 @@ class BytePairEncoding(Segmentation):
 
     Args:
         codes: the content of the file of merges.
-        moses: language code for Moses tokenization (package sacremoses) before the split; None if the text is
-            split at spaces alone.
-        lowercase: whether text is lowercased first.
         separator: the mark of a piece that does not end a word.
-        where: name of the file in error messages.
-
-    Raises:
-        ConfigError: If subword-nmt or sacremoses is not installed.
-        StorageError: If the codes are malformed.
     """
 
     kind = "bpe"
@@ -134,56 +250,32 @@ class BytePairEncoding(Segmentation):
         self,
         codes: bytes,
         *,
-        moses: str | None = None,
-        lowercase: bool = False,
         separator: str = "@@",
+        preparation: Preparation = Preparation(),
+        only: Collection[str] | None = None,
         where: str = "codes",
     ) -> None:
-        self.model, self.moses, self.lowercase, self.separator = codes, moses, lowercase, separator
+        super().__init__(codes, preparation=preparation, only=only, where=where)
+        self.separator = separator
         hint = "pip install 'mtkit[bpe]'"
         try:
             from subword_nmt.apply_bpe import BPE
         except ImportError as error:
             raise ConfigError("the package subword-nmt is not installed", where=where, hint=hint) from error
-        self._bpe = BPE(io.StringIO(_checked_codes(codes, where)), separator=separator)
-        self._tokenizer = self._detokenizer = None
-        if moses is not None:
-            try:
-                from sacremoses import MosesDetokenizer, MosesTokenizer
-            except ImportError as error:
-                raise ConfigError(
-                    "the package sacremoses is not installed", where=where, hint=hint
-                ) from error
-            self._tokenizer, self._detokenizer = MosesTokenizer(lang=moses), MosesDetokenizer(lang=moses)
+        allowed = None if only is None else set(only)
+        self._bpe = BPE(io.StringIO(_checked_codes(codes, where)), separator=separator, vocab=allowed)
 
     @property
     def settings(self) -> dict[str, Any]:
         """See `Segmentation.settings`."""
-        return {"moses": self.moses, "lowercase": self.lowercase, "separator": self.separator}
+        return super().settings | ({} if self.separator == "@@" else {"separator": self.separator})
 
     def split(self, lines: Sequence[str], num_threads: int = 1) -> list[list[str]]:
         """See `Segmentation.split`."""
-        return [self._bpe.segment_tokens(self._words(line)) for line in lines]
+        return [self._bpe.segment_tokens(self._moses.prepare(line).split()) for line in lines]
 
-    def _words(self, line: str) -> list[str]:
-        text = " ".join(self.normalize(line).split())
-        words: list[str] = text.split(" ")
-        if self._tokenizer is not None:
-            words = self._tokenizer.tokenize(text, escape=False)
-        return [word for word in words if word]
-
-    def spans(self, line: str) -> list[Span]:
-        """See `Segmentation.spans`. Characters that tokenization changed belong to the piece before them."""
-        (pieces,) = self.split([line])
-        spans, place = [], 0
-        text = line.lower() if self.lowercase and len(line.lower()) == len(line) else line
-        for piece in pieces:
-            found = text.find(piece.removesuffix(self.separator), place)
-            start = place if found < 0 else found
-            end = start if found < 0 else found + len(piece.removesuffix(self.separator))
-            spans.append((start, end))
-            place = end
-        return spans
+    def _text_of(self, piece: str) -> str:
+        return piece.removesuffix(self.separator)
 
     def join(self, pieces: Sequence[str]) -> tuple[str, list[Span]]:
         """See `Segmentation.join`."""
@@ -195,13 +287,106 @@ class BytePairEncoding(Segmentation):
                 added += " "
             spans.append((len(text), len(text) + len(added)))
             text += added
-        if self._detokenizer is None:
-            return text, spans
-        return _moved(text, self._detokenizer.detokenize(text.split(" "), unescape=True), spans)
+        return self._moses.undo(text, spans)
 
-    def normalize(self, line: str) -> str:
-        """See `Segmentation.normalize`."""
-        return line.lower() if self.lowercase else line
+
+class Words(Segmentation):
+    """Words between spaces, for models of text that is tokenized already. There is no model file."""
+
+    kind = "words"
+
+    def split(self, lines: Sequence[str], num_threads: int = 1) -> list[list[str]]:
+        """See `Segmentation.split`."""
+        return [self._moses.prepare(line).split() for line in lines]
+
+    def _text_of(self, piece: str) -> str:
+        return piece
+
+    def join(self, pieces: Sequence[str]) -> tuple[str, list[Span]]:
+        """See `Segmentation.join`."""
+        text = " ".join(pieces)
+        ends = accumulate(len(piece) + 1 for piece in pieces)
+        spans = [(end - len(piece) - 1, min(end, len(text))) for end, piece in zip(ends, pieces, strict=True)]
+        return self._moses.undo(text, spans)
+
+
+class Characters(Segmentation):
+    """Characters, with U+2581 for spaces. There is no model file."""
+
+    kind = "characters"
+
+    def split(self, lines: Sequence[str], num_threads: int = 1) -> list[list[str]]:
+        """See `Segmentation.split`."""
+        return [list(self._moses.prepare(line).replace(" ", WORD_START)) for line in lines]
+
+    def _text_of(self, piece: str) -> str:
+        return piece.replace(WORD_START, " ")
+
+    def join(self, pieces: Sequence[str]) -> tuple[str, list[Span]]:
+        """See `Segmentation.join`."""
+        ends = accumulate(map(len, pieces))
+        spans = [(end - len(piece), end) for end, piece in zip(ends, pieces, strict=True)]
+        return self._moses.undo("".join(pieces).replace(WORD_START, " "), spans)
+
+
+SEGMENTATIONS: dict[str, type[SentencePiece] | type[BytePairEncoding] | type[Words] | type[Characters]] = {
+    method.kind: method for method in (SentencePiece, BytePairEncoding, Words, Characters)
+}
+"""Segmentations by their names in tokenizer.json."""
+
+
+def _with_unused_pieces(model: bytes, only: Collection[str]) -> bytes:
+    """Return a SentencePiece model that uses no piece of several characters that is not allowed.
+
+    `SetVocabulary` of older versions of the library did this: it gave such pieces the type UNUSED.
+
+    Args:
+        model: a valid model.
+        only: the allowed pieces.
+    """
+    parts = []
+    for number, value, raw in _protobuf_fields(model):
+        if number == _PIECES and isinstance(value, bytes):
+            piece = {key: own for key, own, _ in _protobuf_fields(value)}
+            text = bytes(piece[_PIECE_TEXT]).decode("utf-8")
+            if piece.get(_PIECE_TYPE, _NORMAL) == _NORMAL and len(text) > 1 and text not in only:
+                value += bytes([_PIECE_TYPE << 3, _UNUSED])  # the last value of a field counts
+                raw = bytes([_PIECES << 3 | 2]) + _as_varint(len(value)) + value
+        parts.append(raw)
+    return b"".join(parts)
+
+
+def _protobuf_fields(message: bytes) -> Iterator[tuple[int, int | bytes, bytes]]:
+    """Yield the number, the value and the bytes of each field of a message in Protocol Buffers' wire format."""
+    place = 0
+    while place < len(message):
+        start = place
+        key, place = _varint(message, place)
+        value: int | bytes
+        match key & 7:
+            case 0:
+                value, place = _varint(message, place)
+            case 2:
+                size, place = _varint(message, place)
+                value, place = message[place : place + size], place + size
+            case kind:
+                size = 8 if kind == 1 else 4
+                value, place = message[place : place + size], place + size
+        yield key >> 3, value, message[start:place]
+
+
+def _varint(message: bytes, place: int) -> tuple[int, int]:
+    """Return a number of 7 bits a byte, lowest first, and the place after it."""
+    value = shift = 0
+    while message[place] & 0x80:
+        value |= (message[place] & 0x7F) << shift
+        place, shift = place + 1, shift + 7
+    return value | message[place] << shift, place + 1
+
+
+def _as_varint(value: int) -> bytes:
+    """Return a number as `_varint` reads it."""
+    return bytes([value]) if value < 0x80 else bytes([value & 0x7F | 0x80]) + _as_varint(value >> 7)
 
 
 def _checked_codes(codes: bytes, where: str) -> str:

@@ -29,10 +29,10 @@ import sentencepiece
 from mtkit.config.sections import TokenizerConfig
 from mtkit.data.readers import Pair
 from mtkit.data.segmentation import (
+    SEGMENTATIONS,
     WORD_START,
-    BytePairEncoding,
+    Preparation,
     Segmentation,
-    SentencePiece,
     Span,
     load_sentencepiece,
 )
@@ -250,6 +250,11 @@ class Vocabulary:
         """Id of each token."""
         return {token: index for index, token in enumerate(self.tokens)}
 
+    @property
+    def pieces(self) -> frozenset[str]:
+        """The tokens that are not special."""
+        return frozenset(self.tokens) - {self.pad, self.unk, self.bos, self.eos}
+
 
 class VocabularyTokenizer(Tokenizer):
     """A tokenizer whose ids are those of a vocabulary, as models of other toolkits have them.
@@ -464,16 +469,19 @@ def _load_side(described: dict[str, Any], path: Path) -> VocabularyTokenizer:
     """Load the tokenizer of one side from tokenizer.json and its model file."""
     with storage_errors(path):
         model = path.read_bytes()
-    fields_ = dict(described["vocabulary"])
+    settings = dict(described)
+    fields_ = dict(settings.pop("vocabulary"))
     vocabulary = Vocabulary(tuple(map(str, fields_.pop("tokens"))), **fields_)
-    match described["segmentation"]:
-        case "sentencepiece":
-            return VocabularyTokenizer(SentencePiece(model, str(path)), vocabulary)
-        case "bpe":
-            settings = {name: described[name] for name in ("moses", "lowercase", "separator")}
-            return VocabularyTokenizer(BytePairEncoding(model, **settings, where=str(path)), vocabulary)
-        case other:
-            raise ValueError(f"unknown segmentation {other!r}")
+    kind = settings.pop("segmentation")
+    if kind not in SEGMENTATIONS:
+        raise ValueError(f"unknown segmentation {kind!r}")
+    preparation = Preparation(
+        **{name: settings.pop(name) for name in ("moses", "escape", "lowercase") if name in settings}
+    )
+    only = vocabulary.pieces if settings.pop("restricted", False) else None
+    method = SEGMENTATIONS[kind]
+    segmentation = method(model, preparation=preparation, only=only, where=str(path), **settings)
+    return VocabularyTokenizer(segmentation, vocabulary)
 
 
 def make_tokenizers(

@@ -13,7 +13,7 @@ import pytest
 
 from mtkit.config.sections import TokenizerConfig
 from mtkit.data.readers import Pair
-from mtkit.data.segmentation import BytePairEncoding, SentencePiece
+from mtkit.data.segmentation import BytePairEncoding, Characters, Preparation, SentencePiece, Words
 from mtkit.data.tokenizer import (
     VOCABULARY_FILE,
     Tokenizer,
@@ -132,15 +132,46 @@ def test_byte_pair_encoding_is_that_of_subword_nmt(bpe: VocabularyTokenizer) -> 
 def test_moses_and_lowercase() -> None:
     from sacremoses import MosesDetokenizer, MosesTokenizer
 
-    bpe = BytePairEncoding(CODES.encode(), moses="en", lowercase=True)
+    bpe = BytePairEncoding(CODES.encode(), preparation=Preparation("en", lowercase=True))
     line = "The dog (over there) doesn't bark, it's \"quiet\"."
-    words = MosesTokenizer("en").tokenize(line.lower(), escape=False)
+    words = [word.lower() for word in MosesTokenizer("en").tokenize(line, escape=False)]
     (pieces,) = bpe.split([line])
     assert " ".join(pieces).replace("@@ ", "") == " ".join(words)
     text, spans = bpe.join(pieces)
     assert text == MosesDetokenizer("en").detokenize(words)
     assert "".join(text[start:end] for start, end in spans) == text
     assert [text[start:end].strip() for start, end in spans][:3] == ["the", "dog", "("]
+
+
+def test_moses_may_escape() -> None:
+    line = "R&D in [brackets]"
+    words = Words(b"", preparation=Preparation("en", escape=True))
+    (pieces,) = words.split([line])
+    assert pieces == ["R", "&amp;", "D", "in", "&#91;", "brackets", "&#93;"]
+    assert words.join(pieces)[0] == "R & D in [brackets]"
+    spans = words.spans(line)
+    assert [line[start:end] for start, end in spans if end > start] == ["R", "D", "in", "brackets"]
+
+
+def test_words_and_characters() -> None:
+    (words,) = Words(b"").split(["two  words"])
+    assert words == ["two", "words"]
+    text, spans = Words(b"").join(words)
+    assert text == "two words" and "".join(text[start:end] for start, end in spans) == text
+    (characters,) = Characters(b"", preparation=Preparation(lowercase=True)).split(["Ab c"])
+    assert characters == ["a", "b", "\u2581", "c"]
+    assert Characters(b"").join(characters) == ("ab c", [(0, 1), (1, 2), (2, 3), (3, 4)])
+    assert Characters(b"").spans("ab c") == [(0, 1), (1, 2), (2, 3), (3, 4)]
+
+
+def test_pieces_restricted_to_a_vocabulary(shuffled: VocabularyTokenizer) -> None:
+    bpe = BytePairEncoding(CODES.encode(), only={"th@@", "e", "d@@", "o@@", "g"})
+    assert bpe.split(["the dog"]) == [["th@@", "e", "d@@", "o@@", "g"]]
+    model = shuffled.segmentation.model
+    (usual,) = SentencePiece(model).split(["the dog"])
+    assert any(len(piece) > 2 for piece in usual)
+    (restricted,) = SentencePiece(model, only=set("thedog")).split(["the dog"])
+    assert all(len(piece) == 1 for piece in restricted)
 
 
 @pytest.mark.parametrize(
@@ -166,8 +197,16 @@ def test_saved_and_loaded(tmp_path: Path, shuffled: VocabularyTokenizer, bpe: Vo
         shuffled.segmentation,
         Vocabulary((*shuffled.vocabulary.tokens, "other"), "<pad>", "<unk>", "<pad>", "</s>"),
     )
+    settings = Preparation("en", escape=True, lowercase=True)
+    words = VocabularyTokenizer(Words(b"", preparation=settings), bpe.vocabulary)
+    only = bpe.vocabulary.pieces
+    restricted = VocabularyTokenizer(
+        BytePairEncoding(CODES.encode(), only=only, separator="//"), bpe.vocabulary
+    )
     for number, tokenizers in enumerate(
         [
+            Tokenizers(words, words, joint=True),
+            Tokenizers(restricted, words, joint=True),
             Tokenizers(shuffled, shuffled, joint=True),
             Tokenizers(shuffled, other, joint=False),
             Tokenizers(bpe, bpe, joint=True),
