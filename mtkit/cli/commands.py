@@ -9,6 +9,7 @@ import typer
 from mtkit.cli.benchmark import benchmark_data, benchmark_train, benchmark_translate
 from mtkit.cli.config import schema, show
 from mtkit.cli.evaluate import evaluate
+from mtkit.cli.finetune import finetune
 from mtkit.cli.import_model import import_model
 from mtkit.cli.init import init
 from mtkit.cli.score import score
@@ -63,6 +64,8 @@ app.command(epilog="Example: `mtkit average runs/my-run --last 5 -o runs/my-run-
 app.command("import", epilog="Example: `mtkit import Helsinki-NLP/opus-mt-en-fr -o models/en-fr`")(
     import_model
 )
+
+app.command(epilog="Example: `mtkit finetune models/en-fr --data client.tmx -o runs/client`")(finetune)
 
 app.add_typer(_config_app, name="config")
 _config_app.command(epilog="Example: `mtkit config schema > mtkit.schema.json`")(schema)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mtkit.cli import options
 from mtkit.cli.terminal import flush_or_discard, invocation, make_console, print_stdout
 from mtkit.torchrun import is_main_process
+
+if TYPE_CHECKING:
+    from mtkit.config.sections import Config
 
 
 def train(
@@ -24,7 +27,11 @@ def train(
     """Train a model, or resume its training; then translate and score the test sets."""
     from mtkit.config.loading import load_config
 
-    loaded = load_config(config, overrides or ())
+    train_and_report(load_config(config, overrides or ()), fresh=fresh)
+
+
+def train_and_report(config: Config, *, fresh: bool) -> None:
+    """Train a model, or resume its training, and say how to translate with it."""
     from mtkit.training.signals import Signals
 
     console = make_console(sys.stdout)
@@ -35,7 +42,7 @@ def train(
             from mtkit.training.display import Display
             from mtkit.training.run import train as run_training
 
-        result = run_training(loaded, fresh=fresh, console=console, find_model=find_model)
+        result = run_training(config, fresh=fresh, console=console, find_model=find_model)
     translate = f"{invocation()} translate {shlex.quote(str(result.run))}"
     echoed = (
         f"echo {shlex.quote(result.example)} | {translate}" if result.example else f"{translate} < input.txt"

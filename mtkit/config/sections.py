@@ -132,6 +132,9 @@ class SourceConfig(Section):
     """Built-in generator of English-German pairs. The pairs of train, valid and test never overlap."""
     pairs: Positive | None = None
     """Number of pairs to generate for `demo`."""
+    weight: Annotated[float, Field(gt=0.0, le=1000.0)] | None = None
+    """How often an epoch has each pair of a training corpus, by default once: 0.25 is a quarter of the pairs, another
+    one in each epoch; 2 is every pair twice."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> SourceConfig:
@@ -178,6 +181,18 @@ class DataConfig(Section):
     """Maximum ratio between the token counts of the two sides of a training pair; null disables the filter."""
     drop_duplicates: bool = False
     """Drop training pairs that repeat an earlier pair."""
+
+    @property
+    def train_weights(self) -> tuple[float, ...]:
+        """`weight` of each training corpus, with the default filled in."""
+        return tuple(1.0 if source.weight is None else source.weight for source in self.train)
+
+    @model_validator(mode="after")
+    def _weights(self) -> DataConfig:
+        for split in ("valid", "test"):
+            if any(source.weight is not None for source in getattr(self, split)):
+                raise ValueError(f"weight in {split}: only training corpora have one")
+        return self
 
 
 class TokenizerConfig(Section):

@@ -85,6 +85,10 @@ class Corpus:
         location: str = self.sources[source].location(int(line))
         return location
 
+    def sources_of_pairs(self) -> npt.NDArray[np.signedinteger[Any]]:
+        """Return the number of the source of each pair: [pairs]."""
+        return np.concatenate([sources for sources, _ in self._locations])
+
     def first_difference(self, other: Corpus) -> int | None:
         """Return the index of the first pair with other ids, or that only one corpus has; None if there is none."""
         shorter = min(len(self), len(other))

@@ -14,8 +14,9 @@ Shapes: N pairs, K buckets, B batches.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from typing import Any
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -121,6 +122,102 @@ class EpochBatches:
     def smallest(self) -> Indices:
         """Return the batch with the fewest positions, the first of several."""
         return self[int(np.argmin(self._order.num_positions[self._permutation]))]
+
+
+class MixedOrder:
+    """The batches of all epochs of a corpus whose sources are seen more or less often than once per epoch.
+
+    Each source has a random order of its own, in which the epochs go through it again and again: with a weight of 0.25,
+    an epoch has the next quarter of its pairs; with 2.5, all of them twice and half of them once more. Every pair is
+    thus seen as often as any other of its source, give or take one. Takes 16 bytes per pair of an epoch.
+    """
+
+    def __init__(
+        self,
+        src_lengths: Lengths,
+        tgt_lengths: Lengths,
+        batch_tokens: int,
+        seed: int,
+        sources: npt.NDArray[np.signedinteger[Any]],
+        weights: Sequence[float],
+    ) -> None:
+        """Shuffle the pairs of each source.
+
+        Args:
+            src_lengths, tgt_lengths, batch_tokens, seed: as those of `BatchOrder`.
+            sources: [N], number of the source of each pair.
+            weights: weight of each source.
+        """
+        self.lengths, self.batch_tokens, self.seed, self.weights = (
+            (src_lengths, tgt_lengths),
+            batch_tokens,
+            seed,
+            weights,
+        )
+        self._shuffled = [
+            np.random.default_rng((seed, number)).permutation(np.flatnonzero(sources == number))
+            for number in range(len(weights))
+        ]
+        self._first = self._order_of(0)
+        self.padding_share = self._first.order.padding_share
+
+    def __len__(self) -> int:
+        """Return the number of batches of the first epoch; others may have a few more or less."""
+        return len(self._first.order)
+
+    def pairs_of(self, epoch: int) -> Indices:
+        """Return the pairs of an epoch, source by source, the repeated ones several times."""
+        chosen = [np.zeros(0, np.int64)]
+        for pairs, weight in zip(self._shuffled, self.weights, strict=True):
+            first, end = (math.floor(number * weight * len(pairs) + 0.5) for number in (epoch, epoch + 1))
+            chosen.append(pairs[np.arange(first, end) % max(1, len(pairs))])
+        return np.concatenate(chosen)
+
+    def epoch(self, number: int) -> MixedBatches:
+        """Return the batches of an epoch."""
+        return MixedBatches(self._order_of(number), number)
+
+    def _order_of(self, epoch: int) -> _EpochPairs:
+        """Return the pairs of an epoch and the order of their batches."""
+        pairs = self.pairs_of(epoch)
+        src, tgt = (lengths[pairs] for lengths in self.lengths)
+        return _EpochPairs(pairs, BatchOrder(src, tgt, self.batch_tokens, self.seed))
+
+
+class _EpochPairs(NamedTuple):
+    """Pairs of an epoch of a mixed corpus, and the order of their places among them."""
+
+    pairs: Indices
+    order: BatchOrder
+
+
+class MixedBatches:
+    """The batches of one epoch of a mixed corpus, a sequence of arrays of pair indices."""
+
+    def __init__(self, chosen: _EpochPairs, epoch: int) -> None:
+        self._pairs, self._batches = chosen.pairs, chosen.order.epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Indices]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, number: int) -> Indices:
+        """Return the pairs of a batch, in the order of its rows.
+
+        Raises:
+            IndexError: If the epoch has fewer batches.
+        """
+        return self._pairs[self._batches[number]]
+
+    def largest(self) -> Indices:
+        """Return the batch with the most positions, the first of several."""
+        return self._pairs[self._batches.largest()]
+
+    def smallest(self) -> Indices:
+        """Return the batch with the fewest positions, the first of several."""
+        return self._pairs[self._batches.smallest()]
 
 
 def _sort_all(src_lengths: Lengths, tgt_lengths: Lengths) -> tuple[Pairs, Indices]:

@@ -81,6 +81,7 @@ def build_trainer(
             config.seed,
             world,
             device,
+            config.data.train_weights,
         ),
         validator=None if inputs.valid is None else Validator(inputs.valid, inputs.tokenizers, config),
         progress=progress,

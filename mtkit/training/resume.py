@@ -11,6 +11,7 @@ from mtkit.checkpoint import CONFIG_FILE, STATE_FILE, Checkpoint, best_folder, l
 from mtkit.config.loading import diff_configs, dump_config
 from mtkit.config.rules import ineffective_keys
 from mtkit.config.sections import Config, DataConfig
+from mtkit.config.yaml_document import format_value
 from mtkit.data.cache import cache_folder
 from mtkit.data.corpus import Corpus
 from mtkit.data.encoding import matches_fingerprint
@@ -126,6 +127,10 @@ def check_changes(old: Config, new: Config) -> None:
         for line in diff_configs(old, new)
         if not is_harmless(line) and line.partition(":")[0] not in ineffective
     ]
+    mixes = [config.data.train_weights for config in (old, new)]
+    if mixes[0] != mixes[1] and {*mixes[0], *mixes[1]} != {1.0}:
+        weights = " -> ".join(format_value(list(weights)) for weights in mixes)
+        changes.append(f"weights in data.train: {weights}")
     if changes:
         raise ConfigError(
             f"the config has changed since the last checkpoint: {'; '.join(changes)}",

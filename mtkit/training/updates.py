@@ -17,7 +17,8 @@ import torch
 from mtkit.config.sections import TrainingConfig
 from mtkit.data.batching import SpecialIds, empty_batch, make_batch, split_into_micro_batches
 from mtkit.data.corpus import Corpus
-from mtkit.data.order import BatchOrder, EpochBatches, Indices
+from mtkit.data.order import BatchOrder, EpochBatches, Indices, MixedBatches, MixedOrder
+from mtkit.errors import ConfigError
 from mtkit.training.distributed import World
 from mtkit.training.loss import TensorBatch
 
@@ -51,6 +52,30 @@ class Update:
         return Update([batch for batch in rest if len(batch)], self.epoch, self.last_batch)
 
 
+def make_order(
+    corpus: Corpus, training: TrainingConfig, seed: int, weights: Sequence[float] = ()
+) -> BatchOrder | MixedOrder:
+    """Return the order of batches of a corpus.
+
+    Args:
+        corpus: the encoded training pairs.
+        training: section `training`.
+        seed: seed of the order.
+        weights: how often an epoch has each source of the corpus; by default once.
+
+    Raises:
+        ConfigError: If the weights leave no pair.
+    """
+    lengths = corpus.src_lengths, corpus.tgt_lengths
+    if all(weight == 1 for weight in weights):
+        return BatchOrder(*lengths, training.batch_token_budget, seed)
+    sources = corpus.sources_of_pairs()
+    if all(weight * np.count_nonzero(sources == number) < 1 for number, weight in enumerate(weights)):
+        what = "the weights of the corpora leave less than a pair in an epoch"
+        raise ConfigError(what, where="data.train", hint="raise a weight")
+    return MixedOrder(*lengths, training.batch_token_budget, seed, sources, weights)
+
+
 class UpdateLoader:
     """Yields the updates of a run, and fetches their micro-batches.
 
@@ -61,6 +86,7 @@ class UpdateLoader:
         seed: seed of the order.
         world: the processes that share each update.
         device: device of the micro-batches.
+        weights: how often an epoch has each source of the corpus; by default once.
     """
 
     def __init__(
@@ -71,14 +97,18 @@ class UpdateLoader:
         seed: int,
         world: World,
         device: torch.device,
+        weights: Sequence[float] = (),
     ) -> None:
         self.corpus, self.special, self.world, self.device = corpus, special, world, device
-        self.order = BatchOrder(corpus.src_lengths, corpus.tgt_lengths, training.batch_token_budget, seed)
+        self.order = make_order(corpus, training, seed, weights)
         self.batches_per_update, self.max_epochs = training.batches_per_update, training.max_epochs
-        self.target_tokens_per_epoch = int(corpus.tgt_lengths.sum(dtype=np.int64)) + len(corpus)
-        self._epoch: tuple[int, EpochBatches] | None = None
+        lengths = corpus.tgt_lengths
+        if isinstance(self.order, MixedOrder):
+            lengths = lengths[self.order.pairs_of(0)]
+        self.target_tokens_per_epoch = int(lengths.sum(dtype=np.int64)) + len(lengths)
+        self._epoch: tuple[int, EpochBatches | MixedBatches] | None = None
 
-    def epoch_batches(self, epoch: int) -> EpochBatches:
+    def epoch_batches(self, epoch: int) -> EpochBatches | MixedBatches:
         """Return the batches of an epoch; the latest epoch asked for is cached."""
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = epoch, self.order.epoch(epoch)

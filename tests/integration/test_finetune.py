@@ -214,6 +214,86 @@ def test_a_model_with_a_vocabulary_of_its_own_is_trained(
     assert tiny.mtkit("train", finetuning, *SHORT, *changes, "training.max_steps=8")[0] == 0
 
 
+# --- mtkit finetune and mixing ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Path:
+    """A folder with pairs of a client, a validation and a test set next to them, and general pairs elsewhere."""
+    folder = tmp_path / "client"
+    folder.mkdir()
+    for seed, (name, number) in enumerate((("client", 40), ("valid", 12), ("test", 8))):
+        lines = [f"{src}\t{tgt}" for src, tgt in tiny.pairs(number, 50 + seed)]
+        tiny.write_lines(folder / f"{name}.tsv", lines)
+    tiny.write_lines(tmp_path / "general.tsv", [f"{src}\t{tgt}" for src, tgt in tiny.pairs(150, 60)])
+    return folder
+
+
+def test_finetune_writes_a_config_and_runs_it(client: Path, model: Path, tmp_path: Path) -> None:
+    data = ("--data", client / "client.tsv", "--keep", tmp_path / "general.tsv", "-o", tmp_path / "ft")
+    changes = ("training.max_epochs=2", "validation.metrics=[bleu]", "training.log_every_steps=1")
+    code, out, err = tiny.mtkit("finetune", model, *data, *changes)
+    assert (code, err) == (0, "")
+    path = tmp_path / "ft.yaml"
+    assert out.startswith(f"{path}: 40 pairs and 39 general ones in each of 2 epochs\n")
+    text = path.read_text()
+    assert text.startswith(f"# en to fr: {model} fine-tuned on 40 pairs in 2 epochs.")
+    made = load_config(path)
+    training = made.training
+    assert (training.learning_rate, training.weight_decay, training.keep_last) == (2e-5, 0.01, 3)
+    assert (training.schedule, training.warmup_steps, training.betas) == ("linear", 0, (0.9, 0.999))
+    assert made.data.train_weights == (1.0, 0.26)
+    assert made.init == str(model)
+    assert [Path(str(entry.path)).name for entry in (*made.data.valid, *made.data.test)] == [
+        "valid.tsv",
+        "test.tsv",
+    ]
+    validated = [line["step"] for line in tiny.records(tmp_path / "ft", "valid")]
+    assert validated == [training.max_steps // 2, training.max_steps]  # type: ignore[operator]
+    code, out, err = tiny.mtkit("finetune", model, *data, *changes)
+    assert (code, err) == (0, "") and f"resuming from step {training.max_steps}" in out
+    code, _, err = tiny.mtkit("finetune", model, *data)
+    assert code == 2 and "a config of another run" in tiny.one_line(err)
+    assert path.read_text() == text
+
+
+def test_a_few_pairs_get_more_epochs(client: Path, model: Path, tmp_path: Path) -> None:
+    arguments = ("--data", client / "client.tsv", "-o", tmp_path / "ft", "training.max_steps=1")
+    code, out, err = tiny.mtkit("finetune", model, *arguments)
+    assert (code, err) == (0, "") and "40 pairs in each of 20 epochs" in out
+    assert load_config(tmp_path / "ft.yaml").data.train_weights == (1.0,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["no-such-model", "--data", "client/client.tsv", "-o", "ft"], 2, "no-such-model: no such folder"),
+        (["model", "--data", "none.tsv", "-o", "ft"], 3, "none.tsv"),
+        (["model", "--data", "client/client.tsv", "-o", "ft", "training.nothing=1"], 2, "training.nothing"),
+        (["client", "--data", "client/client.tsv", "-o", "ft"], 2, "client: no model of a known format"),
+    ],
+)
+def test_mistakes_of_finetune_are_one_line(
+    client: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], code: int, message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    found, _, err = tiny.mtkit("finetune", *arguments)
+    assert found == code and message in tiny.one_line(err)
+    assert not (tmp_path / "ft.yaml").exists() and not (tmp_path / "ft").exists()
+
+
+def test_a_weight_cannot_change_when_a_run_resumes(finetuning: Path) -> None:
+    assert tiny.mtkit("train", finetuning, *SHORT, "data.train.0.weight=0.5", "training.max_steps=3")[0] == 0
+    code, _, err = tiny.mtkit("train", finetuning, *SHORT, "data.train.0.weight=0.6")
+    assert code == 2 and "weights in data.train: [0.5] -> [0.6]" in tiny.one_line(err)
+    assert tiny.mtkit("train", finetuning, *SHORT, "data.train.0.weight=0.5")[0] == 0
+    code, _, err = tiny.mtkit("train", finetuning, *SHORT, "data.test.0.weight=0.5")
+    assert code == 2 and "only training corpora" in tiny.one_line(err)
+    code, _, err = tiny.mtkit("train", finetuning, *SHORT, "data.train.0.weight=0.001", "--fresh")
+    assert code == 2 and "less than a pair" in tiny.one_line(err)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_several_processes_start_from_the_same_model(finetuning: Path, tmp_path: Path, parallel: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import tracemalloc
 from collections import Counter
 
@@ -13,7 +14,7 @@ import pytest
 from mtkit.benchmark import synthetic
 from mtkit.data import order as order_module
 from mtkit.data.batching import num_positions, pair_sizes, split_by_tokens
-from mtkit.data.order import BatchOrder, Indices, permute_within_buckets
+from mtkit.data.order import BatchOrder, Indices, MixedOrder, permute_within_buckets
 
 Ints = npt.NDArray[np.int32]
 
@@ -158,3 +159,43 @@ def test_memory(lazy: None, monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         tracemalloc.stop()
     assert len(before) == len(after)
+
+
+# --- mixed corpora ------------------------------------------------------------------------------------------------
+
+
+def mixed(weights: list[float], seed: int = 3, sizes: tuple[int, ...] = (40, 200)) -> MixedOrder:
+    rng = np.random.default_rng(0)
+    src, tgt = (rng.integers(1, 30, sum(sizes)).astype(np.int16) for _ in range(2))
+    sources = np.repeat(np.arange(len(sizes)), sizes)
+    return MixedOrder(src, tgt, 300, seed, sources, weights)
+
+
+@pytest.mark.parametrize("weights", [[1.0, 0.25], [2.5, 0.1], [0.33, 3.0]])
+def test_a_mixed_epoch_has_each_source_as_often_as_its_weight_says(weights: list[float]) -> None:
+    order = mixed(weights)
+    counts = np.zeros(240, int)
+    for epoch in range(12):
+        pairs = np.concatenate(list(order.epoch(epoch)))
+        assert sorted(pairs) == sorted(order.pairs_of(epoch))
+        now = np.bincount(pairs, minlength=240)
+        for number, part in enumerate((now[:40], now[40:])):
+            assert abs(part.sum() - weights[number] * len(part)) <= 1
+            assert set(part) <= {math.floor(weights[number]), math.ceil(weights[number])}
+        counts += now
+    for number, part in enumerate((counts[:40], counts[40:])):  # evenly, over several epochs too
+        assert part.max() - part.min() <= 1
+        assert abs(part.mean() - 12 * weights[number]) < 1
+
+
+def test_a_mixed_order_is_a_function_of_seed_and_epoch() -> None:
+    first, again, other = (mixed([1.0, 0.25], seed) for seed in (3, 3, 4))
+    for epoch in (0, 1, 5):
+        batches = [order.epoch(epoch) for order in (first, again, other)]
+        assert all(np.array_equal(one, two) for one, two in zip(batches[0], batches[1], strict=True))
+        assert set(first.pairs_of(epoch)) != set(other.pairs_of(epoch))
+        for batch in batches[0]:
+            sizes = np.maximum(*(lengths[batch] for lengths in first.lengths)) + 1
+            assert len(batch) * sizes.max() <= 300
+    assert set(first.pairs_of(0)) != set(first.pairs_of(1))
+    assert len(first) == len(first.epoch(0))

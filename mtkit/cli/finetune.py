@@ -1,0 +1,84 @@
+"""`mtkit finetune`: write a config that continues from a model on other data, and run it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mtkit.cli import options
+from mtkit.cli.terminal import print_stdout
+from mtkit.cli.train import train_and_report
+from mtkit.errors import ConfigError
+from mtkit.torchrun import is_main_process
+
+if TYPE_CHECKING:
+    from mtkit.training.finetuning import FineTuning
+
+
+def finetune(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Run or model folder, or a model on the Hugging Face hub: Helsinki-NLP/opus-mt-en-fr.",
+        ),
+    ],
+    overrides: options.Overrides = None,
+    *,
+    data: Annotated[
+        list[str],
+        typer.Option(help="Pairs to learn: .tmx, .xlf, .tsv, .csv, .xlsx, …; repeat for two parallel files."),
+    ],
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="General pairs against forgetting; at most as many in each epoch as of --data, always other ones."
+        ),
+    ] = None,
+    valid: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Validation pairs; repeat for two parallel files. Default: valid… or dev… next to --data."
+        ),
+    ] = None,
+    test: Annotated[
+        list[str] | None,
+        typer.Option(help="Test pairs; repeat for more. Default: test… next to --data."),
+    ] = None,
+    output: Annotated[str, typer.Option("--output", "-o", help="Run folder; the config becomes RUN.yaml.")],
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over: delete what an earlier run wrote to the run folder.")
+    ] = False,
+) -> None:
+    """Fine-tune a model on a translation memory or other pairs: write a config for that, and train.
+
+    3 epochs with a learning rate of 2e-5 and a weight decay of 0.01, more epochs for a few hundred pairs, a validation
+    after each. The same command resumes a run that was interrupted.
+    """
+    from mtkit.config.loading import load_config
+    from mtkit.files import write_text
+    from mtkit.interop.initial import find_model
+    from mtkit.training.finetuning import FineTuningData, make_finetuning
+
+    files = FineTuningData(data, keep or (), valid or (), test or ())
+    made = make_finetuning(model, files, output, overrides or (), find_model)
+    path = Path(f"{output.rstrip('/')}.yaml")
+    if path.exists() and not fresh and path.read_text(encoding="utf-8", errors="replace") != made.text:
+        hint = "choose another run folder, resume that run with `mtkit train`, or start over with --fresh"
+        raise ConfigError("a config of another run", where=str(path), hint=hint)
+    write_text(path, made.text)
+    if is_main_process():
+        _report(made, path)
+    train_and_report(load_config(path), fresh=fresh)
+
+
+def _report(made: FineTuning, path: Path) -> None:
+    """Print what will be trained."""
+    kept = f" and {made.num_kept:,} general ones" if made.num_kept else ""
+    print_stdout(f"{path}: {made.num_pairs:,} pairs{kept} in each of {made.num_epochs} epochs\n")
+    if "valid" in made.missing:
+        print_stdout(
+            "no validation pairs found next to the data (name some with --valid): the last weights are kept\n"
+        )

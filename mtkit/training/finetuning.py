@@ -1,0 +1,148 @@
+"""Fine-tuning configs: what `mtkit finetune` writes for a model and a few files.
+
+Learning rate, weight decay, betas, epochs and the number of checkpoints are those of the published example of the
+Hugging Face course for `opus-mt` models (https://huggingface.co/docs/transformers/tasks/translation). Only for a few
+hundred pairs there are more epochs, because three of them would be a handful of updates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mtkit.config.loading import parse_config
+from mtkit.config.sections import Config
+from mtkit.config.yaml_document import YamlDocument, apply_overrides, dump_yaml
+from mtkit.data.encoding import encode_corpus
+from mtkit.data.recognize import TEST_NAME, VALID_NAME, Entry, Languages, find_split_files, recognize
+from mtkit.data.sources import open_sources
+from mtkit.training.initial import FindModel, open_initial_model
+from mtkit.training.updates import make_order
+from mtkit.translation.model_folder import find_checkpoint, read_config
+
+_EPOCHS, _MIN_STEPS, _MAX_EPOCHS = 3, 300, 20
+"""Epochs, or as many as it takes for so many updates, but at most so many."""
+_SMALL_CORPUS = 20_000
+"""With fewer pairs, batches are smaller."""
+_BATCH_TOKENS = (1024, 4096)
+_MAX_VALIDATIONS = 10
+_TRAINING = {
+    "learning_rate": 2e-5, "weight_decay": 0.01, "decay_embeddings": True, "betas": [0.9, 0.999], "keep_last": 3,
+}  # fmt: skip
+_COMMENT = """\
+# {src} to {tgt}: {model} fine-tuned on {num_pairs:,} pairs in {epochs} epochs. Written by `mtkit finetune`.
+# `mtkit train` with this file resumes the run; `mtkit config schema` lists every key.
+"""
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """A config for fine-tuning, and what it was derived from.
+
+    Attributes:
+        text: the YAML.
+        num_pairs: training pairs of the new data.
+        num_kept: pairs of the general data in each epoch.
+        num_epochs: passes over the new data.
+        missing: splits without files, out of `valid` and `test`.
+    """
+
+    text: str
+    num_pairs: int
+    num_kept: int
+    num_epochs: int
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FineTuningData:
+    """Files to fine-tune on.
+
+    Attributes:
+        train: pairs to learn from.
+        keep: general pairs, against forgetting.
+        valid: validation pairs; by default, files beside the training files that are named like such.
+        test: test pairs; by default, files beside the training files that are named like such.
+    """
+
+    train: Sequence[str]
+    keep: Sequence[str] = ()
+    valid: Sequence[str] = ()
+    test: Sequence[str] = ()
+
+
+def make_finetuning(
+    model: str, files: FineTuningData, run: str, overrides: Sequence[str], find_model: FindModel
+) -> FineTuning:
+    """Write a config that fine-tunes a model on these files. The training pairs are encoded, into the cache.
+
+    Args:
+        model: a run or model folder, or a name that `find_model` knows.
+        files: files to fine-tune on.
+        run: run folder.
+        overrides: `key=value` changes of the config.
+        find_model: finds the folder of the model.
+
+    Raises:
+        ConfigError: If the columns of a file cannot be recognized, or an override is invalid.
+        DataError: If a file cannot be read or has no pairs.
+        StorageError: If the model is missing or damaged.
+    """
+    folder = find_model(model)
+    known = read_config(find_checkpoint(folder), "train or import the model again").data
+    splits, num_new_files = _recognize(files, (known.src, known.tgt))
+    values: dict[str, Any] = {
+        "run": run,
+        "init": model,
+        "data": {"src": known.src, "tgt": known.tgt, **splits},
+    }
+    config, initial = open_initial_model(_parse(values, overrides), lambda name: folder)
+    assert initial is not None, "init is set"
+    sources = open_sources(config.data.train, config.data, "train")
+    corpus = encode_corpus(sources, initial.load_tokenizers(), config.data)
+    counts = np.bincount(corpus.sources_of_pairs(), minlength=len(sources))
+    num_new, num_general = int(counts[:num_new_files].sum()), int(counts[num_new_files:].sum())
+    if num_general > num_new:  # as many general pairs in an epoch as new ones, other ones in each
+        weight = _round_down(num_new / num_general)
+        for entry in splits["train"][num_new_files:]:
+            entry["weight"] = weight
+    values["training"] = {"batch_tokens": _BATCH_TOKENS[num_new >= _SMALL_CORPUS]} | _TRAINING
+    config = _parse(values, overrides)
+    per_epoch = len(make_order(corpus, config.training, config.seed, config.data.train_weights))
+    per_epoch = max(1, per_epoch // config.training.batches_per_update)
+    num_epochs = config.training.max_epochs or min(_MAX_EPOCHS, max(_EPOCHS, -(-_MIN_STEPS // per_epoch)))
+    values["training"] |= {"schedule": "linear", "warmup_steps": 0, "max_steps": num_epochs * per_epoch}
+    values["validation"] = {"every_steps": per_epoch * -(-num_epochs // _MAX_VALIDATIONS)}
+    document = apply_overrides(YamlDocument(values, "the config", {}), overrides)
+    comment = _COMMENT.format(src=known.src, tgt=known.tgt, model=model, num_pairs=num_new, epochs=num_epochs)
+    num_kept = num_general and round(num_general * config.data.train_weights[-1])
+    missing = tuple(split for split, entries in splits.items() if not entries)
+    return FineTuning(comment + dump_yaml(document.data), num_new, num_kept, num_epochs, missing)
+
+
+def _parse(values: dict[str, Any], overrides: Sequence[str]) -> Config:
+    """Return the config of these values and overrides."""
+    return parse_config(apply_overrides(YamlDocument(values, "the config", {}), overrides).data)
+
+
+def _recognize(files: FineTuningData, languages: Languages) -> tuple[dict[str, list[Entry]], int]:
+    """Return the config entries of each split, and how many of those to train on are new, not general, data."""
+    new = recognize(files.train, languages).entries
+    general = recognize(files.keep, languages).entries if files.keep else []
+    splits = {"train": new + general}
+    taken = [*files.train, *files.keep]
+    valid = files.valid or find_split_files(new[0], VALID_NAME, [*taken, *files.test])
+    test = files.test or find_split_files(new[0], TEST_NAME, [*taken, *valid])
+    for split, names in (("valid", valid), ("test", test)):
+        splits[split] = recognize(names, languages).entries if names else []
+    return splits, len(new)
+
+
+def _round_down(share: float) -> float:
+    """Return a share below 1 with two significant digits."""
+    unit = 10.0 ** (1 - math.floor(math.log10(share)))
+    return math.floor(share * unit) / unit
