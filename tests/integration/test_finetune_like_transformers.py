@@ -100,6 +100,8 @@ def test_ten_steps_give_the_losses_of_seq2seqtrainer(
     assert expected.keys() == trained.keys()
     names = [name for name in trained if not name.endswith(("qkv.bias", "kv.bias"))]
     # a key's bias changes no attention weight: its gradient is rounding, of which Adam makes steps of full size
+    # the last row of an embedding is <pad>, with which the decoder starts: it is not trained there
     for name in names:  # wrong weight decay would change them by 0.005 times their size
-        difference = (trained[name] - expected[name]).abs()
+        rows = slice(0, -1) if "embedding" in name else slice(None)
+        difference = (trained[name] - expected[name])[rows].abs()
         assert difference.mean() < 1e-4 and difference.max() < 2e-3, name
