@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from mtkit.interop.hugging_face import MarianFormat
 from mtkit.interop.importing import Format
+from mtkit.interop.joeynmt import JoeyFormat
 
-FORMATS: tuple[Format, ...] = (MarianFormat(),)
+FORMATS: tuple[Format, ...] = (MarianFormat(), JoeyFormat())

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,12 +18,14 @@ from torch import Tensor
 from mtkit.checkpoint import Checkpoint, save_checkpoint
 from mtkit.config.loading import dump_config, parse_config, without_training_data
 from mtkit.config.sections import Config
-from mtkit.data.tokenizer import Tokenizers
+from mtkit.data.tokenizer import Tokenizers, Vocabulary
 from mtkit.errors import ConfigError, StorageError
 from mtkit.files import storage_errors
 from mtkit.model.build import copy_weights, make_model
 
 _HINT = "import the model again from a complete copy"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def import_model(
     """Convert the model in a folder, and write it as a model folder of mtkit.
 
     Args:
-        source: a folder.
+        source: a folder, or a file if the toolkit keeps a model in one.
         output: folder to write; it must not exist.
         formats: the formats to recognize, the most specific first.
         options: what the user says about the model.
@@ -102,10 +104,12 @@ def import_model(
     if output.exists():
         raise ConfigError("it exists already", where=str(output), hint="choose another folder, or delete it")
     folder = Path(source)
+    if not folder.exists():
+        raise ConfigError("no such file or folder", where=source, hint="check the path")
     found = next((format_ for format_ in formats if format_.recognizes(folder)), None)
     if found is None:
         known = "; ".join(f"{format_.name}: {format_.files}" for format_ in formats)
-        raise ConfigError("no model of a known format in this folder", where=source, hint=known)
+        raise ConfigError("no model of a known format", where=source, hint=known)
     imported = found.read(folder, options)
     _save_model(imported, source, output)
     return imported
@@ -163,6 +167,73 @@ def _untied(weights: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> 
             raise StorageError(f"{name} and {alike} are tied, but differ", where="weights", hint=_HINT)
         kept.setdefault(alike, weights[name].float())
     return kept
+
+
+class Settings:
+    """Settings of a model of another toolkit, checked when they are asked for.
+
+    Args:
+        values: sections of keys, as deep as the toolkit has them.
+        where: the file, for messages.
+    """
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self.values, self.where = values, where
+
+    def get(self, key: str, kind: type[T], default: T | None = None) -> T:
+        """Return a value.
+
+        Args:
+            key: the names of sections and the key, with dots between them.
+            kind: its type; a whole number counts as a float.
+            default: returned if it is missing or null; None if it must be there.
+
+        Raises:
+            StorageError: If it is missing or of another type.
+        """
+        value: Any = self.values
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if value is None and default is not None:
+            return default
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            what = f"{key} is missing" if value is None else f"{key} is {value!r:.40}, not {kind.__name__}"
+            raise StorageError(what, where=self.where, hint=_HINT)
+        return value
+
+    def has(self, key: str) -> bool:
+        """Return whether a key is there and not null."""
+        section, _, name = key.rpartition(".")
+        found = self.get(section, dict, {}) if section else self.values
+        return found.get(name) is not None
+
+    def choose(self, key: str, choices: Mapping[str, T], default: str | None = None) -> T:
+        """Return what mtkit has for a value.
+
+        Raises:
+            ConfigError: If it has nothing for it.
+            StorageError: If it is missing or not a string.
+        """
+        value = self.get(key, str, default)
+        if value not in choices:
+            hint = f"mtkit has {', '.join(choices)}"
+            raise ConfigError(f"{key} is {value!r:.40}", where=self.where, hint=hint)
+        return choices[value]
+
+    def refuse(self, key: str, allowed: Sequence[object] = (False, 0, "", "none")) -> None:
+        """Check that a key is missing, null, empty, or has a value that mtkit can express.
+
+        Raises:
+            ConfigError: If not.
+        """
+        value: Any = self.values
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if value is not None and value not in allowed and value != [] and value != {}:
+            hint = "mtkit has no such architecture"
+            raise ConfigError(f"{key} is {value!r:.40}", where=self.where, hint=hint)
 
 
 class StateDict:
@@ -224,6 +295,67 @@ class StateDict:
             raise ConfigError(
                 what, where=self.where, hint="the architecture has parts that mtkit does not have"
             )
+
+
+def check_language(code: str | None, key: str, where: str) -> str:
+    """Return the code of a language.
+
+    Raises:
+        ConfigError: If it is unknown.
+    """
+    if not code:
+        raise ConfigError("the files do not name the languages", where=where, hint=f"name it with `{key}`")
+    return code
+
+
+def make_vocabulary(tokens: Sequence[str], where: str, **special: str) -> Vocabulary:
+    """Return a vocabulary.
+
+    Raises:
+        StorageError: If a token is there twice, or a special one is missing.
+    """
+    try:
+        return Vocabulary(tuple(tokens), **special)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise StorageError(str(error), where=where, hint=_HINT) from error
+
+
+def find_file(folder: Path, named: Path | None, wanted: str | None, endings: Sequence[str]) -> Path:
+    """Return a file that splits text: the one that the user names, or one in the folder of the model.
+
+    Args:
+        folder: folder of the model.
+        named: what the user names.
+        wanted: path of the file where the model was trained; its name is looked for in the folder.
+        endings: if it is not there, the only file with one of these endings is taken.
+
+    Raises:
+        ConfigError: If there is none, or more than one.
+    """
+    if named is not None:
+        return named
+    if wanted and (folder / Path(wanted).name).is_file():
+        return folder / Path(wanted).name
+    found = [
+        path for path in sorted(folder.iterdir()) if path.is_file() and path.name.endswith(tuple(endings))
+    ]
+    if len(found) == 1:
+        return found[0]
+    what = f"no {Path(wanted).name if wanted else ' or '.join(endings)} in this folder"
+    raise ConfigError(what, where=str(folder), hint="name the file with `src_tokenizer` and `tgt_tokenizer`")
+
+
+def read_lines_of(path: Path) -> list[str]:
+    """Return the lines of a text file.
+
+    Raises:
+        StorageError: If it is missing or not UTF-8.
+    """
+    try:
+        text = read_file(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise StorageError("not UTF-8 text", where=str(path), hint=_HINT) from error
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def read_file(path: Path) -> bytes:

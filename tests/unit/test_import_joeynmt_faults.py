@@ -1,0 +1,163 @@
+"""Folders of JoeyNMT that cannot be imported: one line each, and nothing written. Files as JoeyNMT writes them."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from mtkit.errors import ConfigError, MtkitError, StorageError
+from mtkit.interop.formats import FORMATS
+from mtkit.interop.importing import ImportOptions, import_model
+from mtkit.translation.translator import Translator
+
+WORDS = ["the", "dog", "le", "chien"]
+SIZE = 4 + len(WORDS)
+
+
+def tensors(width: int = 8, ff: int = 12) -> dict[str, torch.Tensor]:
+    """A state dict of one encoder and one decoder layer."""
+    shapes: dict[str, tuple[int, ...]] = {"src_embed.lut.weight": (SIZE, width)}
+    shapes |= {"trg_embed.lut.weight": (SIZE, width), "decoder.output_layer.weight": (SIZE, width)}
+    attentions = {"encoder": ["src_src_att"], "decoder": ["trg_trg_att", "src_trg_att"]}
+    norms = {"encoder": ["layer_norm"], "decoder": ["x_layer_norm", "dec_layer_norm"]}
+    for stack, names in attentions.items():
+        place = f"{stack}.layers.0"
+        for name in names:
+            for part in ("k_layer", "v_layer", "q_layer", "output_layer"):
+                shapes[f"{place}.{name}.{part}.weight"] = (width, width)
+                shapes[f"{place}.{name}.{part}.bias"] = (width,)
+        for name in (*norms[stack], "feed_forward.layer_norm"):
+            shapes |= {f"{place}.{name}.weight": (width,), f"{place}.{name}.bias": (width,)}
+        inner, outer = f"{place}.feed_forward.pwff_layer.0", f"{place}.feed_forward.pwff_layer.3"
+        shapes |= {f"{inner}.weight": (ff, width), f"{inner}.bias": (ff,)}
+        shapes |= {f"{outer}.weight": (width, ff), f"{outer}.bias": (width,)}
+        shapes[f"{stack}.pe.pe"] = (1, 50, width)
+    torch.manual_seed(0)
+    return {name: torch.randn(shape) for name, shape in shapes.items()}
+
+
+def config() -> dict[str, Any]:
+    stack = {
+        "type": "transformer", "num_layers": 1, "num_heads": 2, "hidden_size": 8, "ff_size": 12, "layer_norm": "post",
+        "embeddings": {"embedding_dim": 8, "scale": True},
+    }  # fmt: skip
+    return {
+        "data": {side: {"lang": lang, "level": "word"} for side, lang in (("src", "en"), ("trg", "fr"))},
+        "model": {"encoder": stack, "decoder": copy.deepcopy(stack)},
+    }
+
+
+def write(folder: Path, settings: dict[str, Any] | None = None, state: Any = None) -> Path:
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings or config()))
+    torch.save({"model_state": tensors()} if state is None else state, folder / "120.ckpt")
+    for side in ("src", "trg"):
+        (folder / f"{side}_vocab.txt").write_text("\n".join(["<unk>", "<pad>", "<s>", "</s>", *WORDS]) + "\n")
+    return folder
+
+
+def put(key: str, value: object) -> dict[str, Any]:
+    """The config with another value."""
+    settings = config()
+    *sections, name = key.split(".")
+    functools.reduce(lambda found, section: found.setdefault(section, {}), sections, settings)[name] = value
+    return settings
+
+
+def test_a_complete_folder_is_imported(tmp_path: Path) -> None:
+    imported = import_model(str(write(tmp_path / "joey")), tmp_path / "ours", FORMATS, ImportOptions())
+    assert (imported.toolkit, imported.languages) == ("JoeyNMT", ("en", "fr"))
+    translator = Translator.load(tmp_path / "ours", max_length_extra=3)
+    (translation,) = translator.translate(["the dog"])
+    assert set(translation.text.split()) <= set(WORDS)
+
+
+def replace_state(change: Callable[[dict[str, torch.Tensor]], object]) -> dict[str, Any]:
+    state = tensors()
+    change(state)
+    return {"model_state": state}
+
+
+CONFIGS = [
+    (put("model.encoder.type", "recurrent"), "model.encoder.type is 'recurrent'"),
+    (put("model.decoder.type", "recurrent"), "model.decoder.type is 'recurrent'"),
+    (put("model.encoder.activation", "tanh"), "model.encoder.activation is 'tanh'"),
+    (put("model.encoder.embeddings.embedding_dim", 4), "embedding_dim is not model.encoder.hidden_size"),
+    (put("model.decoder.embeddings.scale", False), "embeddings.scale is True, but"),
+    (put("model.decoder.activation", "gelu"), "model.decoder.activation is 'gelu'"),
+    (put("model.encoder.num_layers", "many"), "model.encoder.num_layers is 'many', not int"),
+    (put("data.src.normalize", True), "data.src.normalize is True"),
+    (put("data.src.level", "bpe"), "no .model or .spm in this folder"),
+    (put("data.trg.level", "morphemes"), "data.trg.level is 'morphemes'"),
+    (put("data.trg.lang", ""), "do not name the languages"),
+    (put("data.special_symbols.sep_token", "<sep>"), "data.special_symbols.sep_token is '<sep>'"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), CONFIGS, ids=[message for _, message in CONFIGS])
+def test_what_cannot_be_expressed_is_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    check_refused(write(tmp_path / "joey", settings), message, tmp_path)
+
+
+STATES: list[tuple[Any, str]] = [
+    ({"weights": 3}, "no model_state"),
+    (
+        replace_state(lambda state: state.pop("decoder.output_layer.weight")),
+        "no tensor 'decoder.output_layer",
+    ),
+    (replace_state(lambda state: state.update(extra=torch.ones(2))), "no place for: extra"),
+    (replace_state(lambda state: state.update({"src_embed.lut.weight": torch.ones(3, 8)})), "has the shape"),
+    (
+        replace_state(lambda state: state["trg_embed.lut.weight"].fill_(float("nan"))),
+        "tgt_embedding.weight is not finite",
+    ),
+    ({"model_state": tensors(), "run": functools.partial(os.system, "false")}, "more than tensors"),
+]
+
+
+@pytest.mark.parametrize(("state", "message"), STATES, ids=[message for _, message in STATES])
+def test_damaged_checkpoints(state: Any, message: str, tmp_path: Path) -> None:
+    check_refused(write(tmp_path / "joey", state=state), message, tmp_path)
+
+
+def truncate(folder: Path) -> None:
+    (folder / "120.ckpt").write_bytes((folder / "120.ckpt").read_bytes()[:999])
+
+
+FILES: list[tuple[Callable[[Path], object], str]] = [
+    (lambda folder: (folder / "120.ckpt").unlink(), "no best.ckpt"),
+    (truncate, "damaged, or not a PyTorch file"),
+    (lambda folder: (folder / "trg_vocab.txt").unlink(), "trg_vocab.txt"),
+    (lambda folder: (folder / "src_vocab.txt").write_bytes(b"\xff\xfe\n"), "not UTF-8 text"),
+    (lambda folder: (folder / "src_vocab.txt").write_text("<unk>\n"), "has the shape"),
+    (lambda folder: (folder / "config.yaml").write_text("model: [\n"), "config.yaml"),
+    (
+        lambda folder: (folder / "config.yaml").write_text("data: {src: 3}\n"),
+        "model.encoder.type is 'recurrent'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), FILES, ids=[message for _, message in FILES])
+def test_damaged_files(damage: Callable[[Path], object], message: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "joey")
+    damage(folder)
+    check_refused(folder, message, tmp_path)
+
+
+def check_refused(folder: Path, message: str, tmp_path: Path) -> None:
+    """Import a folder, and check the message and that nothing is written."""
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(MtkitError) as caught:
+        import_model(str(folder), tmp_path / "ours", FORMATS, ImportOptions())
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert isinstance(caught.value, ConfigError | StorageError)
+    assert sorted(tmp_path.iterdir()) == before
