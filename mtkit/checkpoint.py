@@ -35,9 +35,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODEL_FILE, _OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
+ADAPTERS_FILE = "adapters.safetensors"
+"""LoRA adapters of the weights in `BASE`, in place of the model's file."""
 CONFIG_FILE, MANIFEST_FILE = "config.yaml", "manifest.json"
-CHECKPOINTS, BEST = "checkpoints", "best"
-"""Folders of a run."""
+CHECKPOINTS, BEST, BASE = "checkpoints", "best", "base"
+"""Folders of a run; the last one has the weights that LoRA adapters belong to."""
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 _OLD_STEP_FOLDER = re.compile(r"\.(step-\d{8,})\.old")
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")
@@ -49,16 +51,18 @@ class Checkpoint:
     """Content of a checkpoint.
 
     Attributes:
-        weights: the model's state dict.
+        weights: the model's state dict; empty if there are adapters.
         config: the resolved YAML.
         state: numbers and strings that describe the run at this step.
         optimizer: the optimizer's tensors by name; empty in a folder that is only for translation.
+        adapters: LoRA adapters by parameter name, of the weights whose file `state["base"]` has the SHA-256 of.
     """
 
     weights: dict[str, Tensor]
     config: str
     state: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Tensor] = field(default_factory=dict)
+    adapters: dict[str, Tensor] = field(default_factory=dict)
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -99,7 +103,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, files: Mapping[str, by
 
 def _write_files(folder: Path, checkpoint: Checkpoint, files: Mapping[str, bytes]) -> None:
     """Write the files of a checkpoint into an empty folder, the manifest last."""
-    _write_tensors(folder / MODEL_FILE, checkpoint.weights)
+    if checkpoint.adapters:
+        _write_tensors(folder / ADAPTERS_FILE, checkpoint.adapters)
+    else:
+        _write_tensors(folder / MODEL_FILE, checkpoint.weights)
     if checkpoint.optimizer:
         _write_tensors(folder / _OPTIMIZER_FILE, checkpoint.optimizer)
     write_text(folder / STATE_FILE, json.dumps(checkpoint.state, indent=2) + "\n")
@@ -137,7 +144,8 @@ def verify_checkpoint(folder: Path) -> set[str]:
     hint = "copy the folder again, or use another checkpoint"
     manifest = read_json(folder / MANIFEST_FILE)
     files = manifest.get("files") if manifest.get("format") == 1 else None
-    if not isinstance(files, dict) or not {MODEL_FILE, CONFIG_FILE, STATE_FILE} <= files.keys():
+    complete = isinstance(files, dict) and files.keys() >= {CONFIG_FILE, STATE_FILE}
+    if not isinstance(files, dict) or not complete or files.keys().isdisjoint({MODEL_FILE, ADAPTERS_FILE}):
         raise StorageError("damaged", where=str(folder / MANIFEST_FILE), hint=hint)
     for name, entry in files.items():
         path = folder / name
@@ -169,7 +177,31 @@ def load_checkpoint(folder: Path, *, with_optimizer: bool = False) -> Checkpoint
         except UnicodeDecodeError as error:
             raise StorageError("not UTF-8", where=str(folder / CONFIG_FILE), hint=_HINT) from error
     optimizer = load_tensors(folder / _OPTIMIZER_FILE) if with_optimizer and has_optimizer else {}
-    return Checkpoint(load_tensors(folder / MODEL_FILE), config, state, optimizer)
+    weights, adapters = (
+        load_tensors(folder / name) if name in files else {} for name in (MODEL_FILE, ADAPTERS_FILE)
+    )
+    return Checkpoint(weights, config, state, optimizer, adapters)
+
+
+def load_base(folder: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Load the weights to which the adapters of a checkpoint belong.
+
+    Args:
+        folder: the checkpoint, in its run folder.
+        state: its state.
+
+    Raises:
+        StorageError: If the weights are missing, damaged, or not those that the adapters were trained for.
+    """
+    runs = [run for run in (folder.parent, folder.parent.parent) if (run / BASE / MANIFEST_FILE).is_file()]
+    if not runs:
+        hint = "copy the whole run folder, or merge it there first"
+        raise StorageError(f"adapters without the weights in {BASE}/", where=str(folder), hint=hint)
+    base = load_checkpoint(runs[0] / BASE)
+    if sha256_file(runs[0] / BASE / MODEL_FILE) != state.get("base"):
+        what = "not the weights that these adapters were trained for"
+        raise StorageError(what, where=str(runs[0] / BASE), hint=f"restore those of {folder}")
+    return base.weights
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

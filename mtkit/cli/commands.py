@@ -13,7 +13,7 @@ from mtkit.cli.finetune import finetune
 from mtkit.cli.import_model import import_model
 from mtkit.cli.init import init
 from mtkit.cli.score import score
-from mtkit.cli.train import average, check, train
+from mtkit.cli.train import average, check, merge, train
 from mtkit.cli.translate import translate
 
 
@@ -66,6 +66,7 @@ app.command("import", epilog="Example: `mtkit import Helsinki-NLP/opus-mt-en-fr 
 )
 
 app.command(epilog="Example: `mtkit finetune models/en-fr --data client.tmx -o runs/client`")(finetune)
+app.command(epilog="Example: `mtkit merge runs/client -o models/client`")(merge)
 
 app.add_typer(_config_app, name="config")
 _config_app.command(epilog="Example: `mtkit config schema > mtkit.schema.json`")(schema)

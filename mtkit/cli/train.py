@@ -1,4 +1,4 @@
-"""`mtkit train`, `mtkit check` and `mtkit average`."""
+"""`mtkit train`, `mtkit check`, `mtkit average` and `mtkit merge`."""
 
 from __future__ import annotations
 
@@ -60,6 +60,20 @@ def check(config: options.ConfigPath, overrides: options.Overrides = None) -> No
     from mtkit.training.check import check_run
 
     check_run(loaded, make_console(sys.stdout), find_model)
+
+
+def merge(
+    model: Annotated[str, typer.Argument(metavar="RUN", help="Run folder or checkpoint with LoRA adapters.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Model folder to write.")],
+) -> None:
+    """Merge the LoRA adapters of a run into its weights: a model folder, to export or to fine-tune further.
+
+    Translating does not need it: adapters are merged when a model is loaded.
+    """
+    from mtkit.training.merging import merge as merge_model
+
+    merged = merge_model(Path(model), Path(output))
+    print_stdout(f"merged {merged} into {Path(output)}\n")
 
 
 def average(

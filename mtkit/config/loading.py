@@ -127,7 +127,7 @@ def _validate_keys_alone(section: type[SomeSection], values: Mapping[str, Any]) 
         below = _section_in(field.annotation)
         if below is not None and isinstance(value, list):
             read[name] = tuple(_validate_keys_alone(below, entry) for entry in value)
-        elif below is not None:
+        elif below is not None and value is not None:
             read[name] = _validate_keys_alone(below, dict(value))
         else:
             bounds = field.metadata

@@ -34,6 +34,8 @@ def render_reference() -> str:
         if name == "data":
             corpora = "### Corpora: entries of `data.train`, `data.valid` and `data.test`"
             lines += ["", corpora, "", *_table("", definitions["SourceConfig"])]
+        if name == "training":
+            lines += ["", "### `training.lora`", "", *_table("training.lora.", definitions["LoraConfig"])]
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -67,8 +69,8 @@ def _type(schema: dict[str, Any], plural: str = "") -> str:
             return ", ".join(map(_code, names))
         case {"const": name}:
             return _code(name)
-        case {"$ref": _}:
-            return "corpora"
+        case {"$ref": reference}:
+            return "corpora" if reference.endswith("/SourceConfig") else "keys below"
         case {"prefixItems": [first, *others]}:
             return f"list of {1 + len(others)} {_type(first, 's')}"
         case {"type": "array", "items": entries}:

@@ -383,6 +383,20 @@ class ModelConfig(Section):
         return self
 
 
+class LoraConfig(Section):
+    """LoRA: adapters of low rank, which are trained in place of the matrices themselves (Hu et al. 2022)."""
+
+    rank: Positive = 8
+    """Rank of the adapters."""
+    alpha: Rate = 16.0
+    """Adapters are scaled by `alpha / rank`."""
+    dropout: Fraction = 0.0
+    """Dropout on what the adapters multiply."""
+    targets: tuple[str, ...] = Field(default=("q", "v"), strict=False, min_length=1)
+    """Matrices with an adapter: q, k, v, out (attention), inner, outer (feed-forward), or patterns such as
+    `decoder.*.cross.q`."""
+
+
 class TrainingConfig(Section):
     """Batches, loss, optimizer, schedule, limits and checkpoints."""
 
@@ -427,6 +441,8 @@ class TrainingConfig(Section):
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Decay of an exponential moving average (EMA) of the weights, such as 0.999, which is then validated and saved
     for translation; null disables it."""
+    lora: LoraConfig | None = Field(default=None, title="LoRA")
+    """Train LoRA adapters instead of the weights, for example `{rank: 8, targets: [q, v]}`; requires `init`."""
     precision: choices.TrainPrecision = "auto"
     """Precision of activations and matrix products; auto is bf16 on devices that compute in it natively, else fp32.
     Weights stay in fp32."""
@@ -492,6 +508,12 @@ class TrainingConfig(Section):
                 raise ValueError(
                     f"warmup_steps {self.warmup_steps} must be less than max_steps {self.step_limit}"
                 )
+        if self.lora is not None and self.freeze:
+            raise ValueError("lora freezes all weights: leave out freeze")
+        if self.lora is not None and self.average_last is not None:
+            raise ValueError(
+                "average_last cannot average the adapters of lora: their product is not linear in them"
+            )
         if self.batch_tokens == "auto" and self.update_tokens is None:
             raise ValueError("batch_tokens auto needs update_tokens, the size of an update")
         if self.update_tokens is not None and self.accumulate != 1:
@@ -665,6 +687,12 @@ class Config(Section):
         if self.model.positions == "learned" and self.model.max_positions < needed:
             have = self.model.max_positions
             raise ValueError(f"model.max_positions {have} is less than data.max_length + 1 = {needed}")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters(self) -> Config:
+        if self.training.lora is not None and self.init is None:
+            raise ValueError("training.lora needs init, the model that it adapts")
         return self
 
     @model_validator(mode="after")

@@ -63,7 +63,7 @@ def average_checkpoints(
             or the checkpoints belong to different runs.
         StorageError: If a checkpoint is missing or damaged, or the folder cannot be written.
     """
-    _check_output_is_free(output)
+    check_output_is_free(output)
     if last is not None and best is not None:
         raise ConfigError("give either `last` or `best`", hint="not both")
     if last is None and best is None:
@@ -107,7 +107,7 @@ def average_last(config: Config, say: Callable[[str], None]) -> Path | None:
 # --- choosing checkpoints -----------------------------------------------------------------------------------------
 
 
-def _check_output_is_free(output: Path) -> None:
+def check_output_is_free(output: Path) -> None:
     """Check that the output does not exist or is an empty folder.
 
     Raises:
@@ -247,7 +247,9 @@ def write_average(sources: Sequence[Path], output: Path) -> None:
         StorageError: If one is damaged, or the folder cannot be written.
     """
     for source in sources:
-        verify_checkpoint(source)
+        if MODEL_FILE not in verify_checkpoint(source):
+            what = "LoRA adapters, whose average is not that of the models"
+            raise ConfigError(what, where=str(source), hint="merge each with its weights first")
     first = read_config(sources[0], _OTHER_VERSION)
     states = [read_json(source / STATE_FILE) for source in sources]
     tokenizers = [tokenizer_folder(source) for source in sources]

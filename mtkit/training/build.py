@@ -9,9 +9,8 @@ import torch
 from mtkit.config.sections import Config
 from mtkit.device import choose_device, choose_dtype, dtype_name
 from mtkit.evaluation import metrics
-from mtkit.model.build import make_model
 from mtkit.training.distributed import SINGLE_PROCESS, World, peer_failure_errors
-from mtkit.training.freezing import freeze
+from mtkit.training.freezing import make_training_model
 from mtkit.training.inputs import Inputs
 from mtkit.training.optimizer import ExponentialMovingAverage, make_optimizer
 from mtkit.training.parallel import Objective, Stage, apply_ddp, apply_fsdp, untimed
@@ -49,8 +48,7 @@ def build_trainer(
 
     torch.manual_seed(config.seed)
     with torch.device("meta" if is_sharded else "cpu"):
-        model = make_model(config.model, inputs.tokenizers, dtype)
-    freeze(model, training.freeze)
+        model = make_training_model(config, inputs.tokenizers, dtype)
     if not is_sharded:
         model = model.to(device)
     model.recompute = training.activation_checkpointing
@@ -60,7 +58,7 @@ def build_trainer(
     objective = Objective(model, training.label_smoothing, stage)
     with peer_failure_errors():
         if is_sharded:
-            initial = make_model(config.model, inputs.tokenizers, dtype) if world.is_main else None
+            initial = make_training_model(config, inputs.tokenizers, dtype) if world.is_main else None
             world.barrier()  # a large model takes the main process longer than a collective may
             apply_fsdp(objective, initial, world, device, dtype)
             wrapped: torch.nn.Module = objective

@@ -6,7 +6,7 @@ the raw weights are stored beside the optimizer state, as `weight/PARAMETER`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 
 from mtkit.checkpoint import (
+    BASE,
     BEST,
+    MODEL_FILE,
     Checkpoint,
     best_folder,
+    load_base,
     remove_old_checkpoints,
     save_checkpoint,
     step_folder,
@@ -25,6 +28,7 @@ from mtkit.checkpoint import (
 from mtkit.config.loading import dump_config
 from mtkit.config.sections import Config
 from mtkit.errors import StorageError
+from mtkit.files import sha256_file
 from mtkit.model.build import copy_weights
 from mtkit.model.transformer import Transformer
 from mtkit.training.distributed import World
@@ -33,7 +37,7 @@ from mtkit.training.optimizer import (
     load_optimizer_state_dict,
     optimizer_state_dict,
 )
-from mtkit.training.parallel import full_state_dict, shard_like
+from mtkit.training.parallel import full_state_dict, full_tensor, shard_like
 from mtkit.training.signals import Signals
 from mtkit.training.state import TrainState
 
@@ -64,6 +68,7 @@ class Checkpointer:
         self.config, self.run_folder = config, Path(config.run)
         self.model, self.optimizer, self.ema = model, optimizer, ema
         self.signals, self.world = signals, world
+        self.has_adapters = config.training.lora is not None
 
     def raw_weights(self) -> dict[str, Tensor]:
         """Return the parameters by name, shared ones once; DTensors if the model is sharded."""
@@ -72,6 +77,11 @@ class Checkpointer:
     def evaluation_weights(self) -> dict[str, Tensor]:
         """Return the weights to evaluate with: the EMA if there is one, else the raw weights."""
         return self.raw_weights() if self.ema is None else self.ema.weights
+
+    def _of_adapters(self, tensors: Mapping[str, Tensor], *, wanted: bool = True) -> dict[str, Tensor]:
+        """Return those of some tensors that belong to adapters, or those that do not."""
+        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        return {name: tensor for name, tensor in tensors.items() if (name in trained) == wanted}
 
     @contextmanager
     def ema_weights(self) -> Iterator[None]:
@@ -94,12 +104,20 @@ class Checkpointer:
         """Return what a checkpoint holds; in processes other than the main one, without tensors."""
         optimizer = optimizer_state_dict(self.model, self.optimizer)
         if self.ema is not None:
-            optimizer |= {f"{_RAW}{name}": weight for name, weight in self.raw_weights().items()}
+            raw = self._of_adapters(self.raw_weights()) if self.has_adapters else self.raw_weights()
+            optimizer |= {f"{_RAW}{name}": weight for name, weight in raw.items()}
+        return replace(self._model(state), optimizer=full_state_dict(optimizer, self.world))
+
+    def _model(self, state: TrainState) -> Checkpoint:
+        """Return what best/ holds: the weights to evaluate with, or the adapters alone."""
+        weights, adapters = self.evaluation_weights(), dict[str, Tensor]()
+        if self.has_adapters:
+            weights, adapters = {}, self._of_adapters(weights)
         return Checkpoint(
-            full_state_dict(self.evaluation_weights(), self.world),
+            full_state_dict(weights, self.world),
             dump_config(self.config),
             state.as_dict(),
-            full_state_dict(optimizer, self.world),
+            adapters=full_state_dict(adapters, self.world),
         )
 
     def save(self, state: TrainState) -> None:
@@ -113,11 +131,21 @@ class Checkpointer:
 
     def save_best(self, state: TrainState) -> None:
         """Write best/: the weights to evaluate with, without the optimizer."""
-        weights = full_state_dict(self.evaluation_weights(), self.world)
+        checkpoint = self._model(state)
         if self.world.is_main:
-            checkpoint = Checkpoint(weights, dump_config(self.config), state.as_dict())
             save_checkpoint(self.run_folder / BEST, checkpoint)
         self.world.barrier()
+
+    def save_base(self, state: TrainState) -> str:
+        """Write base/, a model folder with the weights that the adapters belong to, and return their SHA-256."""
+        weights = full_state_dict(self._of_adapters(self.raw_weights(), wanted=False), self.world)
+        folder = self.run_folder / BASE
+        if self.world.is_main:
+            training = self.config.training.model_copy(update={"lora": None})
+            config = dump_config(self.config.model_copy(update={"training": training}))
+            save_checkpoint(folder, Checkpoint(weights, config, {"tokenizers": state.tokenizers}))
+        self.world.barrier()
+        return sha256_file(folder / MODEL_FILE)
 
     def start_from(self, weights: dict[str, Tensor], where: str) -> None:
         """Copy the weights of another model into this one, and into the EMA.
@@ -129,9 +157,15 @@ class Checkpointer:
         Raises:
             StorageError: If they do not fit the model.
         """
+        if self.has_adapters:
+            weights = weights | self._initial_adapters()
         self._copy_weights(weights, where)
         if self.ema is not None:
             self.ema.reset(self.model)
+
+    def _initial_adapters(self) -> dict[str, Tensor]:
+        """Return the adapters of this model as full tensors."""
+        return {name: full_tensor(tensor) for name, tensor in self._of_adapters(self.raw_weights()).items()}
 
     def restore(self, checkpoint: Checkpoint, where: str, current: TrainState) -> TrainState:
         """Load the weights, EMA and optimizer state of a checkpoint.
@@ -160,10 +194,13 @@ class Checkpointer:
         optimizer: dict[str, Tensor] = {}
         for name, tensor in checkpoint.optimizer.items():
             (raw if name.startswith(_RAW) else optimizer)[name.removeprefix(_RAW)] = tensor
-        self._copy_weights(checkpoint.weights, where)
+        base = checkpoint.weights
+        if self.has_adapters:
+            base = load_base(step_folder(self.run_folder, state.step), checkpoint.state)
+        self._copy_weights(base | checkpoint.adapters, where)
         if self.ema is not None:
             self.ema.reset(self.model)
-            self._copy_weights(raw, where)
+            self._copy_weights(base | raw, where)
         load_optimizer_state_dict(self.model, self.optimizer, optimizer)
         return replace(
             state,

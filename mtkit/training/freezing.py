@@ -1,15 +1,40 @@
-"""Freezing: parameters that a fine-tuned model keeps as they are."""
+"""Choice of the parameters that are trained: all, those that are not frozen, or adapters."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 
+from mtkit.config.sections import Config
+from mtkit.data.tokenizer import Tokenizers
 from mtkit.errors import ConfigError
+from mtkit.model.build import make_model
+from mtkit.model.lora import add_adapters
+from mtkit.model.transformer import Transformer
 
 _SHOWN_NAMES = 3
+
+
+def make_training_model(config: Config, tokenizers: Tokenizers, compute_dtype: torch.dtype) -> Transformer:
+    """Return a model with initial weights, whose parameters are trained as the config says.
+
+    Args:
+        config: config of the run.
+        tokenizers: tokenizers, for the sizes of the vocabularies.
+        compute_dtype: dtype of matrix products.
+
+    Raises:
+        ConfigError: If a pattern of `training.freeze` or a target of `training.lora` matches nothing.
+    """
+    model = make_model(config.model, tokenizers, compute_dtype)
+    if config.training.lora is not None:
+        add_adapters(model, config.training.lora)
+    else:
+        freeze(model, config.training.freeze)
+    return model
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mtkit.config.sections import TrainingConfig
 from mtkit.errors import TrainingError
+from mtkit.model.lora import adapter_parameters
 from mtkit.training.parallel import is_sharded, shard_like
 
 _MIN_LOSS_SCALE = 2.0**-14
@@ -20,6 +21,7 @@ def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Ad
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     decayed = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
     decayed = decayed | embeddings if training.decay_embeddings else decayed - embeddings
+    decayed |= {id(parameter) for parameter in adapter_parameters(list(model.modules()))}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if id(p) in decayed], "weight_decay": training.weight_decay},

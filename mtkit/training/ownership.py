@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mtkit.checkpoint import (
+    BASE,
     BEST,
     CHECKPOINTS,
     CONFIG_FILE,
@@ -37,12 +38,12 @@ from mtkit.training.results import CARD_FILE, CARD_PHRASE, HYPS_SUFFIX, RESULTS_
 _CLAIM_FILE = ".mtkit-run"
 _CONFIG_SECTIONS = {"run", "seed", "data", "tokenizer", "model", "training", "validation", "decoding"}
 """Keys that every stored config has had since the first version."""
-_MODEL_FOLDERS = (BEST, AVERAGE_FOLDER)
+_MODEL_FOLDERS = (BEST, AVERAGE_FOLDER, BASE)
 _UNCONDITIONAL = {
     CONFIG_FILE, CARD_FILE, RESULTS_FILE, METRICS_FILE, CHECKPOINTS, BEST, *TOKENIZER_FILES,
 }  # fmt: skip
 """Outputs of every run."""
-_OUTPUTS = _UNCONDITIONAL | {AVERAGE_FOLDER, TENSORBOARD}
+_OUTPUTS = _UNCONDITIONAL | {AVERAGE_FOLDER, BASE, TENSORBOARD}
 
 _SHARED_FOLDERS = {CHECKPOINTS: is_checkpoint_name, TENSORBOARD: is_event_file}
 """Folders that may also hold files of the user, each with a predicate for the names that are mtkit's."""
@@ -55,6 +56,8 @@ def _output_names(config: Config, splits: Splits) -> set[str]:
     names = _UNCONDITIONAL | {hyps_file(source.name) for source in splits["test"]}
     if config.training.average_last is not None:
         names.add(AVERAGE_FOLDER)
+    if config.training.lora is not None:
+        names.add(BASE)
     if config.training.tensorboard:
         names.add(TENSORBOARD)
     return names
@@ -91,8 +94,7 @@ def _recognized_names(run: Path) -> Iterator[str]:
     if not any((folder / MANIFEST_FILE).is_file() for folder in folders):
         return
     yield from (CHECKPOINTS, BEST, METRICS_FILE, TENSORBOARD, *TOKENIZER_FILES)
-    if (run / AVERAGE_FOLDER / MANIFEST_FILE).is_file():
-        yield AVERAGE_FOLDER
+    yield from (name for name in (AVERAGE_FOLDER, BASE) if (run / name / MANIFEST_FILE).is_file())
     if _is_stored_config(run / CONFIG_FILE):
         yield CONFIG_FILE
     if CARD_PHRASE in _read_or_empty(run / CARD_FILE):

@@ -254,6 +254,8 @@ def start_or_resume(
         if initial is not None:
             start_from(trainer, initial)
             say(f"starting from {initial.folder}")
+            if trainer.config.training.lora is not None:
+                trainer.state.base = trainer.checkpointer.save_base(trainer.state)
         trainer.save()
     else:
         _restore(trainer, checkpoint)

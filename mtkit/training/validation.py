@@ -21,9 +21,9 @@ from mtkit.device import out_of_memory_errors
 from mtkit.errors import DataError
 from mtkit.evaluation import metrics
 from mtkit.evaluation.metrics import Score
-from mtkit.model.build import make_model
 from mtkit.model.transformer import Transformer
 from mtkit.training.distributed import SINGLE_PROCESS, World
+from mtkit.training.freezing import make_training_model
 from mtkit.training.loss import batch_loss
 from mtkit.training.parallel import is_sharded, unshard
 from mtkit.translation.translator import Translator
@@ -257,7 +257,7 @@ class Validator:
         if not is_sharded(model.parameters()):
             return model
         with torch.device("meta"):
-            empty = make_model(self.config.model, self.tokenizers, model.compute_dtype)
+            empty = make_training_model(self.config, self.tokenizers, model.compute_dtype)
         return unshard(model, empty, next(model.parameters()).device)
 
     def scores(self, hyps: list[str], refs: list[str]) -> dict[str, Score]:

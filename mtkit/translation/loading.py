@@ -7,11 +7,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mtkit.checkpoint import STATE_FILE, load_checkpoint, read_json
+from mtkit.checkpoint import STATE_FILE, load_base, load_checkpoint, read_json
 from mtkit.config.sections import Config
 from mtkit.data.tokenizer import Tokenizers, load_tokenizers
 from mtkit.errors import ConfigError, StorageError
 from mtkit.model.build import copy_weights, make_model
+from mtkit.model.lora import merge_adapters
 from mtkit.model.transformer import Transformer
 from mtkit.translation.model_folder import find_checkpoint, read_config, tokenizer_folder
 
@@ -33,12 +34,22 @@ def load_model(path: Path) -> tuple[Config, Tokenizers, Transformer]:
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
-    """Return the weights of a checkpoint folder by parameter name.
+    """Return the weights of a checkpoint folder by parameter name, LoRA adapters merged into them.
 
     Raises:
         StorageError: If a file in it is missing or damaged.
     """
-    return load_checkpoint(folder).weights
+    checkpoint = load_checkpoint(folder)
+    if not checkpoint.adapters:
+        return checkpoint.weights
+    lora = read_config(folder, "it was written by another version of mtkit", to_translate=True).training.lora
+    try:
+        if lora is None:
+            raise ValueError("the config has no training.lora")
+        return merge_adapters(load_base(folder, checkpoint.state), checkpoint.adapters, lora)
+    except ValueError as error:
+        hint = "the config, the adapters and the weights of a model belong together"
+        raise StorageError(str(error), where=str(folder), hint=hint) from error
 
 
 def load_own_tokenizers(folder: Path) -> Tokenizers:

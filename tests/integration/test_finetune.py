@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from mtkit.config.sections import TrainingConfig
 from mtkit.data.segmentation import SentencePiece
 from mtkit.data.tokenizer import Tokenizer, Tokenizers, Vocabulary, VocabularyTokenizer, load_tokenizers
 from mtkit.errors import ConfigError
-from mtkit.model.build import make_model
-from mtkit.training.freezing import freeze
+from mtkit.model.build import copy_weights, make_model
+from mtkit.training.freezing import freeze, make_training_model
 from mtkit.training.optimizer import make_optimizer
+from mtkit.translation.loading import load_model, load_weights
 from mtkit.translation.translator import Translator
 
 
@@ -294,14 +296,117 @@ def test_a_weight_cannot_change_when_a_run_resumes(finetuning: Path) -> None:
     assert code == 2 and "less than a pair" in tiny.one_line(err)
 
 
+# --- LoRA ---------------------------------------------------------------------------------------------------------
+
+LORA = ("training.lora.rank=4", "training.lora.targets=[q, k, v, out, inner, outer]", "training.lora.alpha=8")
+
+
+def test_adapters_are_trained_alone_and_saved_apart(finetuning: Path, model: Path, tmp_path: Path) -> None:
+    code, out, err = tiny.mtkit("train", finetuning, *SHORT, *LORA, "training.ema_decay=0.9")
+    assert (code, err) == (0, ""), err
+    assert "of them trained" in out
+    run = tmp_path / "run"
+    for folder in (run / "best", tiny.checkpoint(run, 0), tiny.checkpoint(run, 6)):
+        assert (folder / "adapters.safetensors").exists() and not (folder / "model.safetensors").exists()
+    base, before = weights(run / "base"), weights(model / "best")
+    assert base.keys() == before.keys() and all(torch.equal(base[name], before[name]) for name in base)
+    adapters = load_tensors(tiny.checkpoint(run, 6) / "adapters.safetensors")
+    assert len(adapters) == 2 * (6 + 10)  # matrices of an encoder and of a decoder layer
+    moments = load_tensors(tiny.checkpoint(run, 6) / "optimizer.safetensors")
+    assert {name.partition("/")[2] for name in moments} == adapters.keys()
+    sizes = [
+        file.stat().st_size for file in (run / "best/adapters.safetensors", run / "base/model.safetensors")
+    ]
+    assert sizes[0] < sizes[1] / 2
+    translated = tiny.mtkit("translate", run / "base", stdin="the dog sees a cat .\n")
+    assert translated == tiny.mtkit("translate", model, stdin="the dog sees a cat .\n")
+
+
+def test_merged_and_unmerged_models_translate_the_same(finetuning: Path, tmp_path: Path) -> None:
+    assert tiny.mtkit("train", finetuning, *SHORT, *LORA, "training.learning_rate=0.02")[0] == 0
+    run, merged = tmp_path / "run", tmp_path / "merged"
+    code, out, err = tiny.mtkit("merge", run, "-o", merged)
+    assert (code, err) == (0, "") and out == f"merged {run / 'best'} into {merged}\n"
+    lines = "".join(f"{src}\n" for src, _ in tiny.pairs(30, 9))
+    assert tiny.mtkit("translate", run, stdin=lines) == tiny.mtkit("translate", merged, stdin=lines)
+    assert tiny.mtkit("evaluate", "--model", run)[0] == 0
+    config = load_config(run / "config.yaml")
+    assert config.training.lora is not None
+    unmerged = make_training_model(config, load_tokenizers(run), torch.float32).eval()
+    adapters = load_tensors(run / "best/adapters.safetensors")
+    copy_weights(unmerged, weights(run / "base") | adapters, "run")
+    _, _, plain = load_model(merged)
+    src, tgt = torch.randint(4, 90, (4, 7)), torch.randint(4, 90, (4, 6))
+    with torch.inference_mode():
+        outputs = [each.logits(each(src, tgt)) for each in (unmerged, plain.eval())]
+        base = make_model(config.model, load_tokenizers(run)).eval()
+        copy_weights(base, weights(run / "base"), "run")
+        change = (base.logits(base(src, tgt)) - outputs[1]).abs().max()
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
+    assert change > 0.01
+    assert yaml.safe_load((merged / "config.yaml").read_text())["training"]["lora"] is None
+    code, _, err = tiny.mtkit("merge", merged, "-o", tmp_path / "twice")
+    assert code == 2 and "no adapters to merge" in tiny.one_line(err)
+    code, _, err = tiny.mtkit("merge", run, "-o", merged)
+    assert code == 2 and "already exists" in tiny.one_line(err)
+
+
+def test_a_run_with_adapters_resumes_bit_for_bit(finetuning: Path, model: Path, tmp_path: Path) -> None:
+    common = (*SHORT, *LORA, "training.lora.dropout=0.2", "training.ema_decay=0.9")
+    assert tiny.mtkit("train", finetuning, *common, f"run={tmp_path / 'whole'}")[0] == 0
+    assert tiny.mtkit("train", finetuning, *common, "training.max_steps=3")[0] == 0
+    shutil.rmtree(model)
+    code, _, err = tiny.mtkit("train", finetuning, *common)
+    assert (code, err) == (0, ""), err
+    whole, resumed = (tiny.tensors(tiny.checkpoint(tmp_path / run, 6)) for run in ("whole", "run"))
+    assert whole == resumed
+    code, _, err = tiny.mtkit("train", finetuning, *common, "training.lora.rank=5")
+    assert code == 2 and "training.lora.rank: 4 -> 5" in tiny.one_line(err)
+
+
+def test_adapters_need_their_weights(finetuning: Path, tmp_path: Path) -> None:
+    assert tiny.mtkit("train", finetuning, *SHORT, *LORA)[0] == 0
+    run = tmp_path / "run"
+    shutil.copytree(run / "best", tmp_path / "alone")
+    code, _, err = tiny.mtkit("translate", tmp_path / "alone", stdin="x\n")
+    assert code == 5 and "adapters without the weights in base/" in tiny.one_line(err)
+    code, _, err = tiny.mtkit("average", run, "--last", "2", "-o", tmp_path / "average")
+    assert code == 2 and "LoRA adapters" in tiny.one_line(err)
+    shutil.rmtree(run / "base")
+    stored = load_checkpoint(tmp_path / "model/best")
+    changed = {name: tensor + 1 for name, tensor in stored.weights.items()}
+    save_checkpoint(run / "base", replace(stored, weights=changed))
+    code, _, err = tiny.mtkit("translate", run, stdin="x\n")
+    assert code == 5 and "not the weights that these adapters were trained for" in tiny.one_line(err)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["training.lora.targets=[q, qq]"], "training.lora.targets[1]: no matrix has a name like 'qq'"),
+        (["training.lora.rank=2", "init=null"], "training.lora needs init"),
+        (["training.lora.rank=2", "training.freeze=[encoder.*]"], "lora freezes all weights"),
+        (["training.lora.rank=2", "training.average_last=2"], "average_last cannot average"),
+        (["training.lora.rank=0"], "training.lora.rank"),
+    ],
+)
+def test_mistakes_of_lora_are_one_line(finetuning: Path, changes: list[str], message: str) -> None:
+    code, _, err = tiny.mtkit("train", finetuning, *changes)
+    assert code == 2 and message in tiny.one_line(err)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["freeze", "lora"])
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_several_processes_start_from_the_same_model(finetuning: Path, tmp_path: Path, parallel: str) -> None:
-    """Two processes learn what one does, up to the order of sums, with frozen parameters too."""
+def test_several_processes_start_from_the_same_model(
+    finetuning: Path, tmp_path: Path, parallel: str, method: str
+) -> None:
+    """Two processes learn what one does, up to the order of sums, with frozen parameters and adapters too."""
     import subprocess
     import sys
 
-    common = [*SHORT, "training.freeze=['encoder.*']", "training.precision=fp32", "model.dropout=0.0"]
+    settings = ["training.freeze=['encoder.*']"] if method == "freeze" else [*LORA]
+    common = [*SHORT, *settings, "training.precision=fp32", "model.dropout=0.0"]
     assert tiny.mtkit("train", finetuning, *common, f"run={tmp_path / 'one'}")[0] == 0
     command = [
         sys.executable,
@@ -315,11 +420,12 @@ def test_several_processes_start_from_the_same_model(finetuning: Path, tmp_path:
     command += ["train", str(finetuning), *common, f"run={tmp_path / 'two'}", f"training.parallel={parallel}"]
     done = subprocess.run(command, env=tiny.child_environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    one, two = (weights(tiny.checkpoint(tmp_path / run, 6)) for run in ("one", "two"))
+    one, two = (load_weights(tiny.checkpoint(tmp_path / run, 6)) for run in ("one", "two"))
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=2e-3, rtol=0)
-    assert torch.equal(one["encoder.0.attention.qkv.weight"], two["encoder.0.attention.qkv.weight"])
+    frozen = "encoder.0.attention.qkv.weight" if method == "freeze" else "src_embedding.weight"
+    assert torch.equal(one[frozen], two[frozen])
 
 
 def test_freezing_takes_patterns(trained: Path) -> None:
