@@ -11,6 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
+from difflib import SequenceMatcher
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -39,18 +40,20 @@ class Preparation:
     Attributes:
         moses: language code for Moses tokenization (package sacremoses); None is without.
         escape: whether Moses tokenization writes `&` as `&amp;`, and so on.
+        split_dashes: whether Moses tokenization splits words at dashes, which it marks as `@-@`.
         lowercase: whether text is lowercased, after tokenization.
     """
 
     moses: str | None = None
     escape: bool = False
+    split_dashes: bool = False
     lowercase: bool = False
 
     def __post_init__(self) -> None:
         """Check the types, which come from a file."""
         if not (self.moses is None or isinstance(self.moses, str)):
             raise ValueError(f"moses is {self.moses!r:.40}, not a language code")
-        for name in ("escape", "lowercase"):
+        for name in ("escape", "split_dashes", "lowercase"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r:.40}, not true or false")
 
@@ -83,7 +86,8 @@ class _Moses:
     def prepare(self, line: str) -> str:
         """Return the line that is split."""
         if self._tokenizer is not None:
-            line = " ".join(self._tokenizer.tokenize(line, escape=self.preparation.escape))
+            escape, dashes = self.preparation.escape, self.preparation.split_dashes
+            line = " ".join(self._tokenizer.tokenize(line, escape=escape, aggressive_dash_splits=dashes))
         return line.lower() if self.preparation.lowercase else line
 
     def undo(self, text: str, spans: list[Span]) -> tuple[str, list[Span]]:
@@ -413,11 +417,15 @@ def _checked_codes(codes: bytes, where: str) -> str:
 
 
 def _moved(before: str, after: str, spans: list[Span]) -> tuple[str, list[Span]]:
-    """Return a text from which spaces were taken, and the spans of the text before in it."""
+    """Return a text that detokenization changed, and the spans of the text before in it."""
     places, place = [], 0
     for character in before:
         places.append(place)
         if place < len(after) and after[place] == character:
             place += 1
+    if place < len(after):  # not only spaces were taken: entities became characters
+        places = []
+        for _, start, end, new_start, new_end in SequenceMatcher(None, before, after, False).get_opcodes():
+            places += [min(new_start + shift, new_end) for shift in range(end - start)]
     places.append(len(after))
     return after, [(places[start], places[end]) for start, end in spans]

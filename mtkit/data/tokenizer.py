@@ -65,6 +65,7 @@ class Tokenizer:
 
     Attributes:
         pad, unk, bos, eos: ids of the special pieces; those that the model lacks come after its last piece.
+        special: ids of the tokens that have no text: pad, bos, eos, and others of a vocabulary.
         num_pieces: number of pieces, with the special ones.
         vocab_size: number of embedding rows: `num_pieces` rounded up to a multiple of 8.
         fingerprint: SHA-256 of the model.
@@ -87,6 +88,7 @@ class Tokenizer:
         self.num_pieces = self._model_size
         ids = (self._processor.pad_id(), self._processor.bos_id(), self._processor.eos_id())
         self.pad, self.bos, self.eos = map(self._id_or_new, ids)
+        self.special: tuple[int, ...] = (self.pad, self.bos, self.eos)
         self.vocab_size = -(-self.num_pieces // _ROW_MULTIPLE) * _ROW_MULTIPLE
         self.fingerprint = hashlib.sha256(model).hexdigest()
 
@@ -164,7 +166,7 @@ class Tokenizer:
         return text.translate(_TO_ONE_LINE)
 
     def _has_text(self, index: int) -> bool:
-        return index < self._model_size and index not in (self.pad, self.bos, self.eos)
+        return index < self._model_size and index not in self.special
 
     def pieces(self, line: str) -> list[str]:
         """Return the pieces of a line, one for each id of `encode`, with U+2581 for spaces."""
@@ -226,6 +228,7 @@ class Vocabulary:
         pad, unk, eos: special tokens.
         bos: the token that the decoder starts with (`decoder_start_token` elsewhere); may be pad or eos.
         tags: whether a token such as `>>fra<<` at the start of a line is one token, whatever splits the rest.
+        special: further special tokens, which have no text and are never generated.
     """
 
     tokens: tuple[str, ...]
@@ -234,6 +237,7 @@ class Vocabulary:
     bos: str
     eos: str
     tags: bool = False
+    special: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that the special tokens are there and no token is there twice."""
@@ -241,9 +245,10 @@ class Vocabulary:
         if len(ids) != len(self.tokens):
             twice = next(token for token, number in Counter(self.tokens).items() if number > 1)
             raise ValueError(f"the token {twice!r} is there twice")
-        for name in ("pad", "unk", "bos", "eos"):
-            if getattr(self, name) not in ids:
-                raise ValueError(f"{name} {getattr(self, name)!r} is not a token of the vocabulary")
+        names = {name: getattr(self, name) for name in ("pad", "unk", "bos", "eos")}
+        for name, token in [*names.items(), *(("special token", token) for token in self.special)]:
+            if token not in ids:
+                raise ValueError(f"{name} {token!r} is not a token of the vocabulary")
 
     @cached_property
     def ids(self) -> dict[str, int]:
@@ -253,7 +258,7 @@ class Vocabulary:
     @property
     def pieces(self) -> frozenset[str]:
         """The tokens that are not special."""
-        return frozenset(self.tokens) - {self.pad, self.unk, self.bos, self.eos}
+        return frozenset(self.tokens) - {self.pad, self.unk, self.bos, self.eos, *self.special}
 
 
 class VocabularyTokenizer(Tokenizer):
@@ -270,6 +275,7 @@ class VocabularyTokenizer(Tokenizer):
         self.pad, self.unk, self.bos, self.eos = (
             self._ids[token] for token in (vocabulary.pad, vocabulary.unk, vocabulary.bos, vocabulary.eos)
         )
+        self.special = (self.pad, self.bos, self.eos, *(self._ids[token] for token in vocabulary.special))
         self.num_pieces = self.vocab_size = len(vocabulary.tokens)
         described = json.dumps([segmentation.kind, segmentation.fingerprint, asdict(vocabulary)])
         self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
@@ -299,7 +305,7 @@ class VocabularyTokenizer(Tokenizer):
         return text.translate(_TO_ONE_LINE)
 
     def _has_text(self, index: int) -> bool:
-        return index not in (self.pad, self.bos, self.eos)
+        return index not in self.special
 
     def pieces(self, line: str) -> list[str]:
         """See `Tokenizer.pieces`."""
@@ -471,12 +477,17 @@ def _load_side(described: dict[str, Any], path: Path) -> VocabularyTokenizer:
         model = path.read_bytes()
     settings = dict(described)
     fields_ = dict(settings.pop("vocabulary"))
-    vocabulary = Vocabulary(tuple(map(str, fields_.pop("tokens"))), **fields_)
+    tokens, special = (tuple(map(str, fields_.pop(name, ()))) for name in ("tokens", "special"))
+    vocabulary = Vocabulary(tokens, special=special, **fields_)
     kind = settings.pop("segmentation")
     if kind not in SEGMENTATIONS:
         raise ValueError(f"unknown segmentation {kind!r}")
     preparation = Preparation(
-        **{name: settings.pop(name) for name in ("moses", "escape", "lowercase") if name in settings}
+        **{
+            name: settings.pop(name)
+            for name in ("moses", "escape", "split_dashes", "lowercase")
+            if name in settings
+        }
     )
     only = vocabulary.pieces if settings.pop("restricted", False) else None
     method = SEGMENTATIONS[kind]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from mtkit.interop.fairseq import FairseqFormat
 from mtkit.interop.hugging_face import MarianFormat
 from mtkit.interop.importing import Format
 from mtkit.interop.joeynmt import JoeyFormat
 
-FORMATS: tuple[Format, ...] = (MarianFormat(), JoeyFormat())
+FORMATS: tuple[Format, ...] = (MarianFormat(), FairseqFormat(), JoeyFormat())

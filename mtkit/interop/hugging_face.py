@@ -17,7 +17,7 @@ from mtkit.checkpoint import load_tensors, read_json
 from mtkit.data.segmentation import SentencePiece
 from mtkit.data.tokenizer import Tokenizers, Vocabulary, VocabularyTokenizer
 from mtkit.errors import ConfigError, StorageError
-from mtkit.interop.importing import ImportedModel, ImportOptions, StateDict, read_file
+from mtkit.interop.importing import ImportedModel, ImportOptions, StateDict, read_bart_layer, read_file
 from mtkit.interop.pickles import load_state_dict
 
 _CONFIG, _SAFETENSORS, _PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
@@ -138,7 +138,7 @@ def _read_weights(folder: Path, config: _Config) -> dict[str, Tensor]:
     weights["output.bias"] = source.take(bias).flatten() if bias in source else torch.zeros(size)
     for side in ("encoder", "decoder"):
         for index in range(config.get(f"{side}_layers", int)):
-            weights |= _read_layer(
+            weights |= read_bart_layer(
                 source, f"model.{side}.layers.{index}", f"{side}.{index}", side == "decoder"
             )
     # The sinusoids are computed; tied matrices may be stored under each of their names.
@@ -146,23 +146,6 @@ def _read_weights(folder: Path, config: _Config) -> dict[str, Tensor]:
         ("embed_positions.weight", "embed_tokens.weight", "lm_head.weight", "model.shared.weight")
     )
     return weights
-
-
-def _read_layer(source: StateDict, place: str, name: str, is_decoder: bool) -> dict[str, Tensor]:
-    """Return the weights of a layer."""
-    attention = f"{place}.self_attn"
-    weights = source.fused([f"{attention}.{kind}_proj" for kind in "qkv"], f"{name}.attention.qkv")
-    weights |= source.affine(f"{attention}.out_proj", f"{name}.attention.out")
-    weights |= source.affine(f"{place}.self_attn_layer_norm", f"{name}.attention_residual.norm")
-    if is_decoder:
-        cross = f"{place}.encoder_attn"
-        weights |= source.affine(f"{cross}.q_proj", f"{name}.cross.q")
-        weights |= source.fused([f"{cross}.{kind}_proj" for kind in "kv"], f"{name}.cross.kv")
-        weights |= source.affine(f"{cross}.out_proj", f"{name}.cross.out")
-        weights |= source.affine(f"{place}.encoder_attn_layer_norm", f"{name}.cross_residual.norm")
-    weights |= source.affine(f"{place}.fc1", f"{name}.feed_forward.inner")
-    weights |= source.affine(f"{place}.fc2", f"{name}.feed_forward.outer")
-    return weights | source.affine(f"{place}.final_layer_norm", f"{name}.feed_forward_residual.norm")
 
 
 def _read_tokenizers(

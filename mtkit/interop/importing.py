@@ -297,6 +297,33 @@ class StateDict:
             )
 
 
+def read_bart_layer(source: StateDict, place: str, name: str, is_decoder: bool) -> dict[str, Tensor]:
+    """Return the weights of a layer that is named as in fairseq, BART and Marian models of Hugging Face.
+
+    Args:
+        source: the state dict.
+        place: the layer there, such as `encoder.layers.0`.
+        name: the layer in mtkit, such as `encoder.0`.
+        is_decoder: whether it attends to the memory.
+
+    Raises:
+        StorageError: If a tensor is missing.
+    """
+    attention = f"{place}.self_attn"
+    weights = source.fused([f"{attention}.{kind}_proj" for kind in "qkv"], f"{name}.attention.qkv")
+    weights |= source.affine(f"{attention}.out_proj", f"{name}.attention.out")
+    weights |= source.affine(f"{place}.self_attn_layer_norm", f"{name}.attention_residual.norm")
+    if is_decoder:
+        cross = f"{place}.encoder_attn"
+        weights |= source.affine(f"{cross}.q_proj", f"{name}.cross.q")
+        weights |= source.fused([f"{cross}.{kind}_proj" for kind in "kv"], f"{name}.cross.kv")
+        weights |= source.affine(f"{cross}.out_proj", f"{name}.cross.out")
+        weights |= source.affine(f"{place}.encoder_attn_layer_norm", f"{name}.cross_residual.norm")
+    weights |= source.affine(f"{place}.fc1", f"{name}.feed_forward.inner")
+    weights |= source.affine(f"{place}.fc2", f"{name}.feed_forward.outer")
+    return weights | source.affine(f"{place}.final_layer_norm", f"{name}.feed_forward_residual.norm")
+
+
 def check_language(code: str | None, key: str, where: str) -> str:
     """Return the code of a language.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,36 @@ from mtkit.files import storage_errors
 _HINT = "mtkit loads tensors and plain values only; convert the file to safetensors with the toolkit that wrote it"
 
 
-def load_pickle(path: Path, allowed: tuple[type, ...] = ()) -> Any:
+class StandIn:
+    """Takes the place of an object of another toolkit: it keeps its attributes and runs none of its code."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.arguments = arguments
+
+    def __setstate__(self, state: object) -> None:
+        """Keep the attributes."""
+        self.__dict__.update(state if isinstance(state, dict) else {"state": state})
+
+
+def stand_ins(path: Path, packages: Sequence[str]) -> list[tuple[type, str]]:
+    """Return what `load_pickle` may load from a file as stand-ins: the classes of these packages.
+
+    A file in the format that PyTorch wrote before version 1.6 cannot be searched without loading it; there are none.
+    """
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (ValueError, RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError):
+        return []  # load_pickle says what is wrong with the file
+    return [(StandIn, name) for name in names if name.split(".")[0] in packages]
+
+
+def load_pickle(path: Path, allowed: Sequence[type | tuple[type, str]] = ()) -> Any:
     """Return the content of a file written by `torch.save`, on the CPU.
 
     Args:
         path: the file.
-        allowed: harmless classes that it may contain besides tensors and plain values.
+        allowed: harmless classes that it may contain besides tensors and plain values; with a name, those that are
+            loaded in place of the class of this name.
 
     Raises:
         StorageError: If it is missing, damaged, or wants to run code.

@@ -180,7 +180,7 @@ def _search_options(decoding: DecodingConfig, tgt: Tokenizer) -> SearchOptions:
     """Return the options of the beam search, in tokens of the target vocabulary."""
     unused = range(tgt.num_pieces, tgt.vocab_size)
     special = [
-        token for token in (tgt.pad, tgt.bos, tgt.unk) if token != tgt.eos
+        token for token in (*tgt.special, tgt.unk) if token != tgt.eos
     ]  # bos may be eos, as in fairseq
     chosen = {token for ids in tgt.encode(decoding.suppress) for token in ids.tolist()}
     return SearchOptions(
