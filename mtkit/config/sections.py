@@ -217,6 +217,9 @@ class TokenizerConfig(Section):
     """Strings that always become a single piece."""
     training_lines: Positive = 2_000_000
     """Maximum lines to train the tokenizer on, sampled evenly from all training pairs."""
+    add_tokens: tuple[str, ...] = Field(default=(), strict=False)
+    """Strings that become tokens of their own when a run starts from another model; requires `init`. Their embeddings
+    start as the mean of the old ones."""
     model: str | None = None
     """Path of an existing joint SentencePiece .model, used unchanged."""
     src_model: str | None = None
@@ -693,6 +696,10 @@ class Config(Section):
     def _adapters(self) -> Config:
         if self.training.lora is not None and self.init is None:
             raise ValueError("training.lora needs init, the model that it adapts")
+        if self.tokenizer.add_tokens and self.init is None:
+            raise ValueError("tokenizer.add_tokens needs init; a new tokenizer has tokenizer.user_symbols")
+        if self.tokenizer.add_tokens and self.training.lora is not None:
+            raise ValueError("tokenizer.add_tokens needs trained embeddings, but training.lora freezes them")
         return self
 
     @model_validator(mode="after")

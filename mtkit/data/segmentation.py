@@ -159,6 +159,10 @@ class Segmentation(ABC):
         """Return the text that is split: what preparation and normalization make of a line."""
         return self._moses.prepare(line)
 
+    def with_symbols(self, symbols: Sequence[str]) -> Segmentation:
+        """Return a segmentation that keeps these strings whole, as far as its method can."""
+        return self
+
     @property
     def settings(self) -> dict[str, Any]:
         """Further entries of tokenizer.json that are needed to load it."""
@@ -189,6 +193,20 @@ def load_sentencepiece(model: bytes, where: str) -> sentencepiece.SentencePieceP
         raise StorageError("damaged, or not a SentencePiece model", where=where, hint=hint) from error
 
 
+def append_symbols(model: bytes, symbols: Sequence[str]) -> bytes:
+    """Return a SentencePiece model with further user-defined symbols, which are always single pieces, after its pieces.
+
+    A model is a message of Protocol Buffers, in which the pieces are a repeated field: entries of it may be appended.
+    """
+    for symbol in symbols:
+        text, score = symbol.encode(), b"\x15" + bytes(4)  # field 2, a float: 0.0
+        entry = (
+            b"\x0a" + _as_varint(len(text)) + text + score + b"\x18\x04"
+        )  # field 3, the type: USER_DEFINED
+        model += b"\x0a" + _as_varint(len(entry)) + entry
+    return model
+
+
 class SentencePiece(Segmentation):
     """A SentencePiece model (Kudo and Richardson 2018) of which only the pieces are used, not the ids."""
 
@@ -206,6 +224,11 @@ class SentencePiece(Segmentation):
         self._processor = load_sentencepiece(model, where)
         if only is not None:
             self._processor = load_sentencepiece(_with_unused_pieces(model, frozenset(only)), where)
+
+    def with_symbols(self, symbols: Sequence[str]) -> SentencePiece:
+        """See `Segmentation.with_symbols`."""
+        only = None if self.only is None else [*self.only, *symbols]
+        return SentencePiece(append_symbols(self.model, symbols), preparation=self.preparation, only=only)
 
     def split(self, lines: Sequence[str], num_threads: int = 1) -> list[list[str]]:
         """See `Segmentation.split`. A piece that the model does not know is the text itself."""

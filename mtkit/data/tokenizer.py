@@ -16,7 +16,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from itertools import chain, compress
 from pathlib import Path
@@ -34,6 +34,7 @@ from mtkit.data.segmentation import (
     Preparation,
     Segmentation,
     Span,
+    append_symbols,
     load_sentencepiece,
 )
 from mtkit.errors import ConfigError, DataError, MtkitError, StorageError
@@ -212,6 +213,14 @@ class Tokenizer:
         names = {self.pad: SPECIALS[0], self.bos: SPECIALS[2], self.eos: SPECIALS[3]}
         return names.get(index, f"<unused {index}>")
 
+    def with_tokens(self, tokens: Sequence[str]) -> Tokenizer:
+        """Return a tokenizer with further tokens: strings that always become a single piece.
+
+        Args:
+            tokens: strings that are no pieces yet.
+        """
+        return Tokenizer(append_symbols(self._model, tokens))
+
     def is_single_piece(self, text: str) -> bool:
         """Return whether a text is exactly one piece, as user symbols are, and not a piece at the start of a word."""
         ids = self.encode([text])[0].tolist()
@@ -346,6 +355,11 @@ class VocabularyTokenizer(Tokenizer):
         """See `Tokenizer.piece`."""
         return self.vocabulary.tokens[index]
 
+    def with_tokens(self, tokens: Sequence[str]) -> VocabularyTokenizer:
+        """See `Tokenizer.with_tokens`."""
+        vocabulary = replace(self.vocabulary, tokens=(*self.vocabulary.tokens, *tokens))
+        return VocabularyTokenizer(self.segmentation.with_symbols(tokens), vocabulary)
+
     def is_single_piece(self, text: str) -> bool:
         """See `Tokenizer.is_single_piece`; tags are single pieces too."""
         return self.encode([text])[0].tolist() == [self._ids.get(text)] or super().is_single_piece(text)
@@ -414,6 +428,37 @@ class Tokenizers:
             described = {"format": _FORMAT, "joint": self.joint, **sides}
             files[VOCABULARY_FILE] = json.dumps(described, ensure_ascii=False, indent=0).encode()
         return files
+
+
+def add_tokens(tokenizers: Tokenizers, tokens: Sequence[str]) -> Tokenizers:
+    """Return tokenizers whose vocabularies end with further tokens, on both sides.
+
+    Args:
+        tokenizers: the tokenizers.
+        tokens: strings that become a single token wherever they occur.
+
+    Raises:
+        ConfigError: If one is blank, listed twice or a piece already, or the tokenizer cannot keep it whole.
+    """
+    where = "tokenizer.add_tokens"
+    for token in tokens:
+        known = any(
+            token == side.piece(i)
+            for side in (tokenizers.src, tokenizers.tgt)
+            for i in range(side.num_pieces)
+        )
+        if not token.strip() or token.split() != [token] or tokens.count(token) > 1 or known:
+            what = f"{token!r} is {'a token already' if known else 'blank, has a space or is listed twice'}"
+            raise ConfigError(what, where=where, hint="remove it")
+    src = tokenizers.src.with_tokens(tokens)
+    tgt = src if tokenizers.tgt is tokenizers.src else tokenizers.tgt.with_tokens(tokens)
+    for token in tokens:
+        if not (src.is_single_piece(token) and tgt.is_single_piece(token)):
+            hint = (
+                "SentencePiece and words between spaces can take new tokens, as they are after normalization"
+            )
+            raise ConfigError(f"the tokenizer of this model splits {token!r}", where=where, hint=hint)
+    return Tokenizers(src, tgt, tokenizers.joint)
 
 
 def _describe(tokenizer: VocabularyTokenizer) -> dict[str, Any]:

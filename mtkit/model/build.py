@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtkit.config.sections import ModelConfig
-from mtkit.data.tokenizer import Tokenizers
+from mtkit.data.tokenizer import Tokenizer, Tokenizers
 from mtkit.errors import StorageError
 from mtkit.model.transformer import Transformer
 
@@ -29,6 +29,41 @@ def make_model(
     )
     model.compute_dtype = compute_dtype
     return model
+
+
+def extend_vocabulary(
+    weights: Mapping[str, Tensor], before: Tokenizers, after: Tokenizers
+) -> dict[str, Tensor]:
+    """Return the weights of a model whose vocabularies have become larger.
+
+    The rows of new tokens, and unused ones, are the mean of those of the old tokens (Hewitt 2021, "Initializing new
+    word embeddings for pretrained language models").
+
+    Args:
+        weights: weights by parameter name.
+        before: the tokenizers that they belong to.
+        after: tokenizers with more tokens.
+    """
+    sides = {"src_embedding.weight": (before.src, after.src)}
+    for name in ("tgt_embedding.weight", "output.weight", "output.bias"):
+        sides[name] = (before.tgt, after.tgt)
+    return dict(weights) | {
+        name: _extended_rows(weights[name], *tokenizers)
+        for name, tokenizers in sides.items()
+        if name in weights
+    }
+
+
+def _extended_rows(rows: Tensor, before: Tokenizer, after: Tokenizer) -> Tensor:
+    """Return a row for each token of a larger vocabulary: that of before, or the mean of those."""
+    old = {before.piece(index): index for index in range(before.num_pieces)}
+    known = [(index, old[piece]) for index in range(after.num_pieces) if (piece := after.piece(index)) in old]
+    extended = (
+        rows[: before.num_pieces].mean(dim=0, keepdim=True).repeat(after.vocab_size, *[1] * (rows.dim() - 1))
+    )
+    new_indices, old_indices = zip(*known, strict=True)
+    extended[list(new_indices)] = rows[list(old_indices)]
+    return extended
 
 
 def copy_weights(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # `mtkit config show` does without torch
 FindModel = Callable[[str], Path]
 """Returns the run or model folder that `init` names."""
 
-_FREE_KEYS = {"model": ("dropout", "attention_dropout", "activation_dropout"), "tokenizer": ()}
+_FREE_KEYS = {"model": ("dropout", "attention_dropout", "activation_dropout"), "tokenizer": ("add_tokens",)}
 """Keys of the sections that come from the initial model that may be set anew."""
 
 
@@ -34,31 +34,38 @@ class InitialModel:
 
     Attributes:
         folder: its checkpoint.
-        config: its config.
+        new_tokens: tokens that are added to its vocabulary.
     """
 
     folder: Path
-    config: Config
+    new_tokens: tuple[str, ...] = ()
 
     def load_weights(self) -> dict[str, Tensor]:
-        """Load its weights by parameter name.
+        """Load its weights by parameter name, with rows for the new tokens.
 
         Raises:
             StorageError: If a file is missing or damaged.
         """
-        from mtkit.translation.loading import load_weights
+        from mtkit.model.build import extend_vocabulary
+        from mtkit.translation.loading import load_own_tokenizers, load_weights
 
-        return load_weights(self.folder)
+        weights = load_weights(self.folder)
+        if not self.new_tokens:
+            return weights
+        return extend_vocabulary(weights, load_own_tokenizers(self.folder), self.load_tokenizers())
 
     def load_tokenizers(self) -> Tokenizers:
-        """Load its tokenizers.
+        """Load its tokenizers, with the new tokens.
 
         Raises:
+            ConfigError: If a token cannot be added.
             StorageError: If a file is missing or damaged.
         """
+        from mtkit.data.tokenizer import add_tokens
         from mtkit.translation.loading import load_own_tokenizers
 
-        return load_own_tokenizers(self.folder)
+        tokenizers = load_own_tokenizers(self.folder)
+        return add_tokens(tokenizers, self.new_tokens) if self.new_tokens else tokenizers
 
 
 def local_model(name: str) -> Path:
@@ -84,7 +91,7 @@ def open_initial_model(config: Config, find_model: FindModel) -> tuple[Config, I
         return config, None
     folder = find_checkpoint(find_model(config.init))
     found = read_config(folder, "it was written by another version of mtkit: train or import it again")
-    return take_over(config, found), InitialModel(folder, found)
+    return take_over(config, found), InitialModel(folder, config.tokenizer.add_tokens)
 
 
 def take_over(config: Config, other: Config) -> Config:
@@ -107,6 +114,8 @@ def take_over(config: Config, other: Config) -> Config:
     for name, free in _FREE_KEYS.items():
         section = getattr(config, name)
         changes = {key: getattr(section, key) for key in free if key in section.model_fields_set}
+        if name == "tokenizer":
+            changes["add_tokens"] = config.tokenizer.add_tokens  # those of the other model are there already
         sections[name] = override_section(getattr(other, name), name, changes)
     search = {key: getattr(config.decoding, key) for key in config.decoding.model_fields_set}
     sections["decoding"] = override_section(other.decoding, "decoding", search)

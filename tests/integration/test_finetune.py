@@ -18,7 +18,7 @@ from mtkit.config.sections import TrainingConfig
 from mtkit.data.segmentation import SentencePiece
 from mtkit.data.tokenizer import Tokenizer, Tokenizers, Vocabulary, VocabularyTokenizer, load_tokenizers
 from mtkit.errors import ConfigError
-from mtkit.model.build import copy_weights, make_model
+from mtkit.model.build import copy_weights, extend_vocabulary, make_model
 from mtkit.training.freezing import freeze, make_training_model
 from mtkit.training.optimizer import make_optimizer
 from mtkit.translation.loading import load_model, load_weights
@@ -39,11 +39,9 @@ def finetuning(config: Path, model: Path) -> Path:
 
 
 SHORT = (
-    "training.max_steps=6",
-    "validation.every_steps=3",
-    "training.keep_last=9",
-    "training.warmup_steps=0",
-)
+    "training.max_steps=6", "training.keep_last=9", "training.warmup_steps=0", "data.test=[]",
+    "validation.every_steps=3", "validation.metrics=[]", "validation.best=loss",
+)  # fmt: skip
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -216,6 +214,87 @@ def test_a_model_with_a_vocabulary_of_its_own_is_trained(
     assert tiny.mtkit("train", finetuning, *SHORT, *changes, "training.max_steps=8")[0] == 0
 
 
+# --- new tokens ---------------------------------------------------------------------------------------------------
+
+
+def test_new_tokens_are_appended_with_the_mean_of_the_old_rows(
+    finetuning: Path, model: Path, tmp_path: Path, corpus: Path
+) -> None:
+    marked = [f"{line} <new>" for line in tiny.read_lines(corpus / "train.src")]
+    tiny.write_lines(tmp_path / "marked.src", marked)
+    changes = ("tokenizer.add_tokens=[<new>, ünï]", f"data.train.0.src={tmp_path / 'marked.src'}")
+    code, _, err = tiny.mtkit("train", finetuning, *SHORT, *changes)
+    assert (code, err) == (0, ""), err
+    run = tmp_path / "run"
+    old, new = load_tokenizers(model).src, load_tokenizers(run).src
+    assert (old.num_pieces, new.num_pieces, new.vocab_size) == (96, 98, 104)
+    assert [new.piece(i) for i in range(96)] == [old.piece(i) for i in range(96)]
+    ids = new.encode(["the dog <new> ünï"])[0].tolist()
+    assert (ids.count(96), ids.count(97)) == (1, 1)
+    assert new.decode([ids]) == ["the dog <new> ünï"]
+    assert new.encode(["the dog sees"])[0].tolist() == old.encode(["the dog sees"])[0].tolist()
+    before, first, last = (
+        weights(folder)["src_embedding.weight"]
+        for folder in (model / "best", tiny.checkpoint(run, 0), tiny.checkpoint(run, 6))
+    )
+    assert torch.equal(first[:96], before)
+    torch.testing.assert_close(first[96:], before.mean(dim=0).expand(8, -1))
+    assert not torch.allclose(last[96], last[98], atol=1e-3)  # it was trained
+    assert tiny.mtkit("train", finetuning, *SHORT, *changes, "training.max_steps=7")[0] == 0
+    code, _, err = tiny.mtkit("train", finetuning, *SHORT, *changes[1:])
+    assert code == 2 and "tokenizer.add_tokens" in tiny.one_line(err)
+    again = ("training.max_steps=1", f"init={run}", f"run={tmp_path / 'again'}")
+    assert tiny.mtkit("train", finetuning, *again)[0] == 0  # the tokens are there, and are not added twice
+    assert load_tokenizers(tmp_path / "again").fingerprint == load_tokenizers(run).fingerprint
+
+
+def test_a_vocabulary_of_another_toolkit_takes_new_tokens(
+    finetuning: Path, trained: Path, tmp_path: Path
+) -> None:
+    before = foreign_model(tmp_path / "foreign", trained)
+    changes = (f"init={tmp_path / 'foreign'}", "tokenizer.add_tokens=['<new>']", "training.max_steps=1")
+    code, _, err = tiny.mtkit("train", finetuning, *changes)
+    assert (code, err) == (0, ""), err
+    after = load_tokenizers(tmp_path / "run")
+    number = before.src.vocab_size
+    for side in (after.src, after.tgt):
+        assert side.vocab_size == number + 1 and side.encode(["the <new> dog"])[0].tolist().count(number) == 1
+    old, new = weights(tmp_path / "foreign"), weights(tiny.checkpoint(tmp_path / "run", 0))
+    assert torch.equal(new["src_embedding.weight"][:-1], old["src_embedding.weight"])
+    assert torch.equal(new["output.bias"][:-1], old["output.bias"])
+
+
+def test_ids_after_the_last_piece_move_with_their_rows(trained: Path) -> None:
+    """A SentencePiece model without pad has it after its last piece, so new pieces shift its row."""
+
+    class Named:
+        def __init__(self, pieces: list[str]) -> None:
+            self.num_pieces = self.vocab_size = len(pieces)
+            self.piece = pieces.__getitem__
+
+    before, after = (
+        Tokenizers(Named(p), Named(p), True) for p in (["a", "b", "<pad>"], ["a", "b", "new", "<pad>"])
+    )  # type: ignore[arg-type]
+    rows = torch.tensor([[1.0], [2.0], [6.0]])
+    extended = extend_vocabulary({"src_embedding.weight": rows}, before, after)
+    assert extended["src_embedding.weight"].tolist() == [[1.0], [2.0], [3.0], [6.0]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["tokenizer.add_tokens=[a b]"], "'a b' is blank, has a space"),
+        (["tokenizer.add_tokens=[<s>]"], "'<s>' is a token already"),
+        (["tokenizer.add_tokens=[x1, x1]"], "listed twice"),
+        (["tokenizer.add_tokens=[x1]", "init=null"], "tokenizer.add_tokens needs init"),
+        (["tokenizer.add_tokens=[x1]", "training.lora.rank=2"], "needs trained embeddings"),
+    ],
+)
+def test_mistakes_of_new_tokens_are_one_line(finetuning: Path, changes: list[str], message: str) -> None:
+    code, _, err = tiny.mtkit("train", finetuning, *changes)
+    assert code == 2 and message in tiny.one_line(err)
+
+
 # --- mtkit finetune and mixing ------------------------------------------------------------------------------------
 
 
@@ -290,7 +369,7 @@ def test_a_weight_cannot_change_when_a_run_resumes(finetuning: Path) -> None:
     code, _, err = tiny.mtkit("train", finetuning, *SHORT, "data.train.0.weight=0.6")
     assert code == 2 and "weights in data.train: [0.5] -> [0.6]" in tiny.one_line(err)
     assert tiny.mtkit("train", finetuning, *SHORT, "data.train.0.weight=0.5")[0] == 0
-    code, _, err = tiny.mtkit("train", finetuning, *SHORT, "data.test.0.weight=0.5")
+    code, _, err = tiny.mtkit("train", finetuning, *SHORT, "data.valid.0.weight=0.5")
     assert code == 2 and "only training corpora" in tiny.one_line(err)
     code, _, err = tiny.mtkit("train", finetuning, *SHORT, "data.train.0.weight=0.001", "--fresh")
     assert code == 2 and "less than a pair" in tiny.one_line(err)
@@ -329,7 +408,6 @@ def test_merged_and_unmerged_models_translate_the_same(finetuning: Path, tmp_pat
     assert (code, err) == (0, "") and out == f"merged {run / 'best'} into {merged}\n"
     lines = "".join(f"{src}\n" for src, _ in tiny.pairs(30, 9))
     assert tiny.mtkit("translate", run, stdin=lines) == tiny.mtkit("translate", merged, stdin=lines)
-    assert tiny.mtkit("evaluate", "--model", run)[0] == 0
     config = load_config(run / "config.yaml")
     assert config.training.lora is not None
     unmerged = make_training_model(config, load_tokenizers(run), torch.float32).eval()
