@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,9 +113,23 @@ def _write_files(folder: Path, checkpoint: Checkpoint, files: Mapping[str, bytes
     write_text(folder / CONFIG_FILE, checkpoint.config)
     for name, data in files.items():
         write_bytes(folder / name, data)
+    write_manifest(folder)
+
+
+def write_manifest(folder: Path, **more: str) -> None:
+    """Write the manifest of a folder that has all its other files.
+
+    Args:
+        folder: the folder.
+        more: further entries, such as the engine that a model was exported to.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
     with storage_errors(folder):
         entries = {path.name: _manifest_entry(path) for path in sorted(folder.iterdir())}
-    write_text(folder / MANIFEST_FILE, json.dumps({"format": 1, "files": entries}, indent=2) + "\n")
+    manifest = {"format": 1, **more, "files": entries}
+    write_text(folder / MANIFEST_FILE, json.dumps(manifest, indent=2) + "\n")
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -141,11 +155,47 @@ def verify_checkpoint(folder: Path) -> set[str]:
     Raises:
         StorageError: If a file is missing or damaged; the error names it.
     """
+    if (engine := exported_to(folder)) is not None:
+        hint = f"translate with `engine` {engine}"
+        raise StorageError(f"a model that was exported to {engine}", where=str(folder), hint=hint)
+    files = verify_files(folder, {CONFIG_FILE, STATE_FILE})
+    if files.isdisjoint({MODEL_FILE, ADAPTERS_FILE}):
+        hint = "copy the folder again, or use another checkpoint"
+        raise StorageError("damaged", where=str(folder / MANIFEST_FILE), hint=hint)
+    step = read_json(folder / STATE_FILE).get("step")
+    if step is not None and _STEP_FOLDER.search(folder.name) and step != parse_step(folder.name):
+        hint = "copy the folder again, or use another checkpoint"
+        raise StorageError(f"contains step {step!r:.20}, unlike its name", where=str(folder), hint=hint)
+    return files
+
+
+def exported_to(folder: Path) -> str | None:
+    """Return the engine that the model in a folder was exported to; None for a checkpoint.
+
+    Raises:
+        StorageError: If the manifest is missing or damaged.
+    """
+    engine = read_json(folder / MANIFEST_FILE).get("engine")
+    return engine if isinstance(engine, str) else None
+
+
+def verify_files(folder: Path, required: Collection[str]) -> set[str]:
+    """Check every file of a folder against its manifest.
+
+    Args:
+        folder: the folder.
+        required: files that must be there.
+
+    Returns:
+        the names of the files.
+
+    Raises:
+        StorageError: If a file is missing or damaged; the error names it.
+    """
     hint = "copy the folder again, or use another checkpoint"
     manifest = read_json(folder / MANIFEST_FILE)
     files = manifest.get("files") if manifest.get("format") == 1 else None
-    complete = isinstance(files, dict) and files.keys() >= {CONFIG_FILE, STATE_FILE}
-    if not isinstance(files, dict) or not complete or files.keys().isdisjoint({MODEL_FILE, ADAPTERS_FILE}):
+    if not isinstance(files, dict) or not set(required) <= files.keys():
         raise StorageError("damaged", where=str(folder / MANIFEST_FILE), hint=hint)
     for name, entry in files.items():
         path = folder / name
@@ -154,9 +204,6 @@ def verify_checkpoint(folder: Path) -> set[str]:
         with storage_errors(path):
             if entry != _manifest_entry(path):
                 raise StorageError("damaged: does not match the manifest", where=str(path), hint=hint)
-    step = read_json(folder / STATE_FILE).get("step")
-    if step is not None and _STEP_FOLDER.search(folder.name) and step != parse_step(folder.name):
-        raise StorageError(f"contains step {step!r:.20}, unlike its name", where=str(folder), hint=hint)
     return set(files)
 
 

@@ -12,12 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mtkit.benchmark.hugging_face import generate, hugging_face_model
 from mtkit.device import dtype_name
 from mtkit.errors import ConfigError
-from mtkit.interop.ctranslate2 import export, import_ctranslate2
+from mtkit.interop.ctranslate2 import export
+from mtkit.interop.ctranslate2_engine import load_ctranslate2
 from mtkit.translation.loading import load_model
 from mtkit.translation.segments import Request, Segment
 from mtkit.translation.sentence_splitting import join_translations
@@ -85,26 +84,6 @@ def ctranslate2_systems(
         )
         for compute_type in compute_types
     }
-
-
-def load_ctranslate2(folder: Path, compute_type: str, device: torch.device) -> Any:
-    """Load CTranslate2's translator.
-
-    Raises:
-        ConfigError: If this machine does not support the type.
-    """
-    ctranslate2 = import_ctranslate2()
-    supported = ctranslate2.get_supported_compute_types(device.type)
-    if compute_type not in supported:
-        what = f"CTranslate2 does not support {compute_type} on this machine"
-        raise ConfigError(what, where="`compute_types`", hint=f"one of {', '.join(sorted(supported))}")
-    return ctranslate2.Translator(
-        str(folder),
-        device=device.type,
-        device_index=device.index or 0,
-        compute_type=compute_type,
-        intra_threads=torch.get_num_threads(),
-    )
 
 
 def ctranslate2_system(other: Any, translator: Translator) -> System:

@@ -9,6 +9,7 @@ import typer
 from mtkit.cli.benchmark import benchmark_data, benchmark_train, benchmark_translate
 from mtkit.cli.config import schema, show
 from mtkit.cli.evaluate import evaluate
+from mtkit.cli.export import export
 from mtkit.cli.finetune import finetune
 from mtkit.cli.import_model import import_model
 from mtkit.cli.init import init
@@ -67,6 +68,7 @@ app.command("import", epilog="Example: `mtkit import Helsinki-NLP/opus-mt-en-fr 
 
 app.command(epilog="Example: `mtkit finetune models/en-fr --data client.tmx -o runs/client`")(finetune)
 app.command(epilog="Example: `mtkit merge runs/client -o models/client`")(merge)
+app.command(epilog="Example: `mtkit export runs/my-run --to ctranslate2 --type int8 -o my-run-int8`")(export)
 
 app.add_typer(_config_app, name="config")
 _config_app.command(epilog="Example: `mtkit config schema > mtkit.schema.json`")(schema)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -17,7 +16,7 @@ from mtkit.config.choices import DEFAULT_METRICS
 from mtkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from mtkit.config.sections import Config, DataConfig
+    from mtkit.config.sections import DataConfig
     from mtkit.evaluation.metrics import Score
     from mtkit.translation.translator import Translator
 
@@ -73,6 +72,7 @@ def evaluate(
     With --model alone, the test sets in the model's own config are translated.
     """
     from mtkit.evaluation import metrics
+    from mtkit.translation.model_folder import data_of_run
 
     names = [name.lower() for name in metric or DEFAULT_METRICS]
     metrics.check_metrics(names, tokenize=tokenize)
@@ -82,7 +82,7 @@ def evaluate(
     if model is not None:
         decoding = resolve_decoding(model, {"beam_size": beam_size})
         translator, config = load_translator_and_config(model, decoding, device, precision)
-        tokenize, data = tokenize or config.validation.bleu_tokenizer, _resolve_data_root(config, model)
+        tokenize, data = tokenize or config.validation.bleu_tokenizer, data_of_run(config, Path(model))
         langs, tgt = langs or f"{config.data.src}-{config.data.tgt}", tgt or config.data.tgt
     metrics.check_metrics(names, tokenize=tokenize, tgt=tgt)
     warning = metrics.bleu_warning(names, tgt, tokenize=tokenize)
@@ -202,16 +202,6 @@ def _config_test_sets(data: DataConfig) -> list[_TestSet]:
         hint = f"{error.hint}; or name other files with --src and --ref"
         raise DataError(error.what, where=error.where, hint=hint) from error
     return test_sets
-
-
-def _resolve_data_root(config: Config, model: str) -> DataConfig:
-    """Return the data section of a model's config, its root relative to where the model was trained, if known."""
-    from mtkit.translation.model_folder import launch_folder
-
-    folder, root = launch_folder(Path(model), config.run), os.path.expanduser(config.data.root)
-    if folder is None or os.path.isabs(root):
-        return config.data
-    return config.data.model_copy(update={"root": str(folder / root)})
 
 
 def _print_scores(scores: dict[str, list[Score]], *, as_json: bool, quiet: bool) -> None:

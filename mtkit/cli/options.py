@@ -49,6 +49,14 @@ Precision = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        help="ctranslate2, for a folder that `mtkit export --to ctranslate2` wrote.",
+        autocompletion=completion.one_of("ctranslate2"),
+        rich_help_panel=MACHINE,
+    ),
+]
 BatchTokens = Annotated[
     int | None,
     typer.Option(min=1, help="Batch size: source tokens x beam size.", rich_help_panel=MACHINE),

@@ -93,6 +93,8 @@ TRANSLATE = Rules(
         Rule(("--constraints",), "--sample", "samples cannot be constrained"),
         *_decoding_rules(config_rules.EXCLUDES),
         Rule(("--scores",), "--n-best", "it prints scores already"),
+        Rule(("--ensemble", "--constraints", "--alternatives", "--attention", "--sample", "--mbr", "--groups"),
+             "--engine", "only mtkit's own models have it"),
         Rule(("--n-best", "--sample", "--mbr", "--constraints", "--split-sentences", "--protect", "--alignment",
               "--attention", "--scores", "--resume", "--read-ahead"), "--alternatives", "leave it out"),
     ),

@@ -23,16 +23,16 @@ from mtkit.cli.terminal import (
     print_stderr,
     prompt_for_lines,
 )
-from mtkit.cli.translators import check_tag, load_translator, resolve_decoding
+from mtkit.cli.translators import check_tag, load_exported, load_translator, resolve_decoding
 from mtkit.errors import ConfigError
 from mtkit.files import BadLine, LineReader
 from mtkit.translation.options import LINES_AT_ONCE, ON_ERROR, TranslateOptions, ignore_progress
 
 if TYPE_CHECKING:
     from mtkit.translation.alignment import SegmentAttention
+    from mtkit.translation.line_translator import LineTranslator
     from mtkit.translation.options import OnError
     from mtkit.translation.segments import Request
-    from mtkit.translation.translator import Translator
 
 
 def translate(
@@ -76,6 +76,7 @@ def translate(
     attention: options.Attention = None,
     batch_tokens: options.BatchTokens = None,
     scores: options.Scores = False,
+    engine: options.Engine = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     quiet: options.Quiet = False,
@@ -99,7 +100,11 @@ def translate(
             print_stderr(f"{plan.output} is complete")
         return
 
-    translator = load_translator(model, decoding, device, precision, ensemble or ())
+    translator: LineTranslator
+    if engine is None:
+        translator = load_translator(model, decoding, device, precision, ensemble or ())
+    else:
+        translator = load_exported(model, engine, decoding, device, precision)
     check_tag(tag, translator)
     reader = LineReader(plan.job.files, keep_bad=on_error != "stop")
     report = FaultReport("copied" if on_error == "copy" else "left empty", context.command)
@@ -178,7 +183,7 @@ def _parse_constraints(line: str) -> tuple[tuple[str, ...], ...]:
 
 
 def _translate(
-    translator: Translator,
+    translator: LineTranslator,
     requests: Iterator[Request],
     plan: Plan,
     translate_options: TranslateOptions,
@@ -188,6 +193,9 @@ def _translate(
     """Yield the output text of each line, and the attention of its segments if it is kept."""
     first = plan.job.first + 1
     if alternatives is not None:
+        from mtkit.translation.translator import Translator
+
+        assert isinstance(translator, Translator)  # see the rules about --engine
         for number, words in enumerate(
             translator.alternatives(requests, alternatives, translate_options), first
         ):

@@ -12,6 +12,7 @@ from mtkit.translation.options import DecodingOverrides, check_precision
 
 if TYPE_CHECKING:
     from mtkit.config.sections import Config, DecodingConfig
+    from mtkit.translation.line_translator import LineTranslator
     from mtkit.translation.translator import Translator
 
 
@@ -79,7 +80,33 @@ def load_translator_and_config(
     return Translator.of(config, tokenizers, network, decoding, chosen, precision, members, usual), config
 
 
-def check_tag(tag: str | None, translator: Translator) -> None:
+def load_exported(
+    path: str, engine: str, decoding: DecodingConfig, device: str, precision: str
+) -> LineTranslator:
+    """Load a translator from a folder that `mtkit export` wrote.
+
+    Args:
+        path: the folder.
+        engine: as for --engine.
+        decoding: how to search.
+        device: as for --device.
+        precision: as for --precision.
+
+    Raises:
+        ConfigError: If the engine, device or precision is unknown or not available, or the engine cannot search so.
+        StorageError: If the folder is missing or damaged.
+    """
+    check_precision(precision, "--precision")
+    if engine != "ctranslate2":
+        raise ConfigError(f"unknown engine {engine!r}", where="--engine", hint="ctranslate2 is the only one")
+    from mtkit.device import choose_device
+    from mtkit.interop.ctranslate2_engine import load_line_translator
+
+    chosen = choose_device(device, "--device", read_ranks().local_rank)
+    return load_line_translator(Path(path), decoding, chosen, precision)
+
+
+def check_tag(tag: str | None, translator: LineTranslator) -> None:
     """Check that a target-language tag, if there is one, is a single token of the source vocabulary.
 
     Raises:

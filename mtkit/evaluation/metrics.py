@@ -21,6 +21,8 @@ from mtkit.errors import ConfigError, DataError
 from mtkit.languages import BLEU_TOKENIZERS, bleu_can_tokenize, short_code
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from sacrebleu.metrics.base import Metric
 
 HIGHER_IS_BETTER = {"bleu": True, "chrf": True, "chrf++": True, "ter": False}
@@ -116,6 +118,77 @@ def score(
         _corpus_score(metric, hyps, refs, num_bootstrap, seed)
         for metric in _build_metrics(metrics, tokenize, lowercase, tgt)
     ]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Difference between the scores of two systems on the same sentences.
+
+    Attributes:
+        name: sacreBLEU's name of the metric.
+        before, after: scores of both systems.
+        low, high: 95% interval of `after - before`.
+        signature: sacreBLEU's signature of the scores.
+    """
+
+    name: str
+    before: float
+    after: float
+    low: float
+    high: float
+    signature: str
+
+    @property
+    def value(self) -> float:
+        """`after - before`."""
+        return self.after - self.before
+
+
+def paired_difference(
+    before: Sequence[str],
+    after: Sequence[str],
+    refs: Sequence[Sequence[str]],
+    metric: str,
+    *,
+    tokenize: str | None = None,
+    tgt: str | None = None,
+    num_bootstrap: int = 1000,
+) -> Difference:
+    """Compare two systems, with the interval of paired bootstrap resampling (Koehn 2004).
+
+    Args:
+        before, after: translations by both systems.
+        refs: streams of references.
+        metric: name from `METRICS`.
+        tokenize, tgt: see `score`.
+        num_bootstrap: resamples of the sentences, each scored for both systems.
+
+    Raises:
+        DataError: If there is nothing to score, or streams differ in length.
+        ConfigError: If the metric or tokenizer is unknown or not installed.
+    """
+    import numpy as np
+
+    _check_streams(before, refs)
+    _check_streams(after, refs)
+    [built] = _build_metrics([metric], tokenize, lowercase=False, tgt=tgt)
+    streams = [list(stream) for stream in refs]
+    statistics = [
+        np.array(built._extract_corpus_statistics(list(hyps), streams), dtype=float)
+        for hyps in (before, after)
+    ]
+    rng = np.random.default_rng(_SEED)
+
+    def scores(rows: npt.NDArray[np.int64]) -> list[float]:
+        return [
+            float(built._compute_score_from_stats(own[rows].sum(axis=0).tolist()).score) for own in statistics
+        ]
+
+    first, second = scores(np.arange(len(before)))
+    resampled = [scores(rng.integers(len(before), size=len(before))) for _ in range(num_bootstrap)]
+    low, high = np.percentile([b - a for a, b in resampled], [2.5, 97.5]).tolist()
+    own = _corpus_score(built, after, refs, 0, _SEED)
+    return Difference(own.name, first, second, low, high, own.signature)
 
 
 def check_metrics(metrics: Sequence[str], *, tokenize: str | None = None, tgt: str | None = None) -> None:

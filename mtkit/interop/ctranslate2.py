@@ -23,36 +23,52 @@ from mtkit.model.layers import FeedForward
 from mtkit.model.positions import LearnedPositions
 from mtkit.model.transformer import Embedding, Transformer
 
-_LAYER_NORM_EPSILON = {"layernorm": 1e-5, "rmsnorm": 1e-6}
-_NUM_POSITIONS = 2048
-"""Rows in the table of sinusoidal positions: the longest sequence that CTranslate2 will handle."""
+TYPES = ("float32", "float16", "bfloat16", "int8", "int8_float32", "int16")
+"""Types in which the matrices can be stored; int8 lets CTranslate2 choose the type of the rest."""
+_MIN_POSITIONS = 2048
+"""Rows in the table of sinusoidal positions, at least; CTranslate2 handles no longer sequence."""
 
 
-def export(config: ModelConfig, model: Transformer, tokenizers: Tokenizers, folder: Path) -> None:
-    """Write a model in float32 as a CTranslate2 folder, which must not exist.
+def export(
+    config: ModelConfig,
+    model: Transformer,
+    tokenizers: Tokenizers,
+    folder: Path,
+    type_: str = "float32",
+    longest: int = _MIN_POSITIONS,
+) -> None:
+    """Write a model as a CTranslate2 folder.
+
+    Args:
+        config: section `model`.
+        model: the model.
+        tokenizers: tokenizers, for the vocabularies.
+        folder: folder to write.
+        type_: type of the matrices, from `TYPES`.
+        longest: tokens of the longest source or translation.
 
     Raises:
-        ConfigError: If `ctranslate2` is not installed, or does not support the architecture.
+        ConfigError: If `ctranslate2` is not installed, or does not support the architecture or the vocabularies.
         StorageError: If the folder cannot be written.
     """
+    check_expressible(config, tokenizers)
     specs = import_ctranslate2().specs
-    _check_exportable(config)
     spec = _make_spec(specs, config)
-    _fill_encoder(spec.encoder, config, model)
-    _fill_decoder(spec.decoder, config, model)
-    spec.register_source_vocabulary(_vocabulary(tokenizers.src))
+    _fill_encoder(spec.encoder, model, max(longest, _MIN_POSITIONS))
+    _fill_decoder(spec.decoder, model, max(longest, _MIN_POSITIONS))
+    spec.register_source_vocabulary(_source_vocabulary(tokenizers))
     spec.register_target_vocabulary(_vocabulary(tokenizers.tgt))
     tgt = tokenizers.tgt
     spec.config.unk_token, spec.config.bos_token, spec.config.eos_token = map(
         tgt.piece, (tgt.unk, tgt.bos, tgt.eos)
     )
     spec.config.decoder_start_token = spec.config.bos_token
-    spec.config.add_source_bos, spec.config.add_source_eos = False, True
-    spec.config.layer_norm_epsilon = _LAYER_NORM_EPSILON[config.norm]
+    spec.config.add_source_bos, spec.config.add_source_eos = False, config.source_eos
+    spec.config.layer_norm_epsilon = config.epsilon
     spec.validate()
-    spec.optimize(quantization=None)
+    spec.optimize(quantization=None if type_ == "float32" else type_)
     with storage_errors(folder):
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         spec.save(str(folder))
 
 
@@ -70,15 +86,25 @@ def import_ctranslate2() -> Any:
     return ctranslate2
 
 
-def _check_exportable(config: ModelConfig) -> None:
-    """Check that CTranslate2 supports the architecture.
+def check_expressible(config: ModelConfig, tokenizers: Tokenizers) -> None:
+    """Check that CTranslate2 has the architecture, and that eos and unk can have the same names on both sides.
 
     Raises:
-        ConfigError: If not.
+        ConfigError: If not, at the key that is in the way.
     """
-    if config.positions in ("relative", "rotary"):
-        what = f"{config.positions} positions cannot be exported to CTranslate2"
-        raise ConfigError(what, where="model.positions", hint="use sinusoidal or learned positions")
+    for key in ("residual_scale", "decoder_residual_scale"):
+        if (scale := getattr(config, key)) not in (None, 1.0):
+            what = f"CTranslate2 does not scale the residual stream, here by {scale:g}"
+            raise ConfigError(what, where=f"model.{key}", hint="such a model runs in mtkit only")
+    src, tgt = tokenizers.src, tokenizers.tgt
+    pieces = {src.piece(i): i for i in range(src.vocab_size)}
+    for own, other in ((src.eos, tgt.eos), (src.unk, tgt.unk)):
+        name = tgt.piece(other)
+        if pieces.get(name, own) != own:
+            what = (
+                f"{name!r} has another meaning in the source vocabulary, which CTranslate2 does not support"
+            )
+            raise ConfigError(what, where="tokenizer.src_model", hint="there is no way around it")
 
 
 def _make_spec(specs: Any, config: ModelConfig) -> Any:
@@ -90,35 +116,50 @@ def _make_spec(specs: Any, config: ModelConfig) -> Any:
         "swiglu": specs.Activation.SWISH,
         "geglu": specs.Activation.GELU,
     }
-    shared: dict[str, Any] = {
-        "num_heads": config.heads,
-        "pre_norm": config.norm_position == "pre",
-        "activation": activations[config.activation],
-        "ffn_glu": config.is_gated,
-        "rms_norm": config.norm == "rmsnorm",
-        "num_heads_kv": config.kv_heads if config.kv_heads != config.heads else None,
-    }
-    return specs.TransformerSpec(
-        specs.TransformerEncoderSpec(config.encoder_layers, **shared),
-        specs.TransformerDecoderSpec(config.decoder_layers, **shared),
+
+    def shape(side: ModelConfig) -> dict[str, Any]:
+        return {
+            "num_heads": side.heads,
+            "pre_norm": True,  # so that there is a place for a final norm; see below
+            "no_final_norm": not side.has_final_norm,
+            "activation": activations[config.activation],
+            "layernorm_embedding": config.embedding_norm,
+            "relative_position": config.positions == "relative",
+            "rotary_dim": 0 if config.positions == "rotary" else None,  # 0 rotates the whole head
+            "rotary_interleave": False,
+            "ffn_glu": config.is_gated,
+            "rms_norm": config.norm == "rmsnorm",
+            "num_heads_kv": side.kv_heads if side.kv_heads != side.heads else None,
+        }
+
+    decoder = config.decoder
+    spec = specs.TransformerSpec(
+        specs.TransformerEncoderSpec(config.encoder_layers, **shape(config)),
+        specs.TransformerDecoderSpec(
+            config.decoder_layers, **shape(decoder), alignment_layer=-1, alignment_heads=decoder.heads
+        ),
     )
+    for side, own in ((spec.encoder, config), (spec.decoder, decoder)):
+        side.pre_norm = own.norm_position == "pre"
+        side.scale_embeddings = config.scale_embeddings
+    return spec
 
 
-def _fill_encoder(spec: Any, config: ModelConfig, model: Transformer) -> None:
+def _fill_encoder(spec: Any, model: Transformer, num_positions: int) -> None:
     """Copy embedding, layers and final norm of the encoder."""
-    _fill_embedding(spec.embeddings[0], spec.position_encodings, model.src_embedding)
+    _fill_embedding(spec.embeddings[0], spec, model.src_embedding, num_positions)
     for layer_spec, layer in zip(spec.layer, model.encoder_stack(), strict=True):
         _fill_norm(layer_spec.self_attention.layer_norm, layer.attention_residual.norm)
         _fill_self_attention(layer_spec.self_attention, layer.attention)
         _fill_norm(layer_spec.ffn.layer_norm, layer.feed_forward_residual.norm)
         _fill_feed_forward(layer_spec.ffn, layer.feed_forward)
-    if config.norm_position == "pre":
+    if not isinstance(model.encoder_norm, nn.Identity):
         _fill_norm(spec.layer_norm, model.encoder_norm)
 
 
-def _fill_decoder(spec: Any, config: ModelConfig, model: Transformer) -> None:
+def _fill_decoder(spec: Any, model: Transformer, num_positions: int) -> None:
     """Copy embedding, layers, final norm and output projection of the decoder."""
-    _fill_embedding(spec.embeddings, spec.position_encodings, model.tgt_embedding)
+    _fill_embedding(spec.embeddings, spec, model.tgt_embedding, num_positions)
     for layer_spec, layer in zip(spec.layer, model.decoder_stack(), strict=True):
         _fill_norm(layer_spec.self_attention.layer_norm, layer.attention_residual.norm)
         _fill_self_attention(layer_spec.self_attention, layer.attention)
@@ -129,24 +170,29 @@ def _fill_decoder(spec: Any, config: ModelConfig, model: Transformer) -> None:
             _fill_linear(linear_spec, linear)
         _fill_norm(layer_spec.ffn.layer_norm, layer.feed_forward_residual.norm)
         _fill_feed_forward(layer_spec.ffn, layer.feed_forward)
-    if config.norm_position == "pre":
+    if not isinstance(model.decoder_norm, nn.Identity):
         _fill_norm(spec.layer_norm, model.decoder_norm)
     _fill_linear(spec.projection, model.output)
 
 
-def _fill_embedding(spec: Any, positions_spec: Any, embedding: Embedding) -> None:
-    """Copy token embeddings and the table of positions."""
-    assert embedding.positions is not None  # see _check_exportable
+def _fill_embedding(spec: Any, side: Any, embedding: Embedding, num_positions: int) -> None:
+    """Copy token embeddings, the table of positions and the norm of their sum, if there are any."""
     spec.weight = _to_numpy(embedding.weight)
     positions = embedding.positions
-    rows = len(positions.weight) if isinstance(positions, LearnedPositions) else _NUM_POSITIONS
-    positions_spec.encodings = _to_numpy(positions(torch.arange(rows)))
+    if positions is not None:
+        rows = len(positions.weight) if isinstance(positions, LearnedPositions) else num_positions
+        side.position_encodings.encodings = _to_numpy(positions(torch.arange(rows)))
+    if not isinstance(embedding.norm, nn.Identity):
+        _fill_norm(side.layernorm_embedding, embedding.norm)
 
 
 def _fill_self_attention(spec: Any, attention: MultiHeadAttention) -> None:
-    """Copy the fused projection of queries, keys and values, and the output projection."""
+    """Copy the fused projection of queries, keys and values, the output projection, and relative positions."""
     _fill_linear(spec.linear[0], attention.qkv)
     _fill_linear(spec.linear[1], attention.out)
+    if attention.relative is not None:
+        spec.relative_position_keys = _to_numpy(attention.relative.keys)
+        spec.relative_position_values = _to_numpy(attention.relative.values)
 
 
 def _fill_feed_forward(spec: Any, layer: FeedForward) -> None:
@@ -185,3 +231,11 @@ def _to_numpy(tensor: Any) -> npt.NDArray[np.float32]:
 def _vocabulary(tokenizer: Tokenizer) -> list[str]:
     """Return the pieces by id; padding rows have names that never occur in text."""
     return [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
+
+
+def _source_vocabulary(tokenizers: Tokenizers) -> list[str]:
+    """Return the pieces of the source by id, eos and unk with their names in the target vocabulary."""
+    src, tgt = tokenizers.src, tokenizers.tgt
+    pieces = _vocabulary(src)
+    pieces[src.eos], pieces[src.unk] = tgt.piece(tgt.eos), tgt.piece(tgt.unk)
+    return pieces

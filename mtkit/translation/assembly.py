@@ -10,10 +10,11 @@ from itertools import islice
 import numpy as np
 
 from mtkit.data.batching import Ids
+from mtkit.data.tokenizer import Tokenizer
 from mtkit.errors import DataError
 from mtkit.search.state import Hypothesis
-from mtkit.translation.alignment import Link, SegmentAttention, WordLinks, align, word_links
-from mtkit.translation.ensemble import Ensemble
+from mtkit.translation.alignment import Link, SegmentAttention, WordLinks, word_links
+from mtkit.translation.engine import Engine
 from mtkit.translation.options import OnError, TranslateOptions
 from mtkit.translation.segments import SegmentedLine, line_label
 from mtkit.translation.sentence_splitting import join_translations
@@ -62,12 +63,12 @@ class Assembler:
     """Makes the translations of lines from the hypotheses of their segments.
 
     Args:
-        ensemble: the models; the first one aligns.
-        batch_tokens: tokens of a batch that is aligned.
+        engine: aligns them.
+        tgt: tokenizer of the translations.
     """
 
-    def __init__(self, ensemble: Ensemble, batch_tokens: int) -> None:
-        self.ensemble, self.batch_tokens = ensemble, batch_tokens
+    def __init__(self, engine: Engine, tgt: Tokenizer) -> None:
+        self.engine, self.tgt = engine, tgt
 
     def assemble(
         self, lines: Sequence[SegmentedLine], hyps: Sequence[list[Hypothesis]], options: TranslateOptions
@@ -122,7 +123,7 @@ class Assembler:
         options: TranslateOptions,
     ) -> Translation:
         """Return the translation that consists of these hypotheses, one of each segment."""
-        tgt, segments = self.ensemble.tokenizers.tgt, line.segments
+        tgt, segments = self.tgt, line.segments
         texts = [segment.decode(tgt, hyp.ids) for segment, hyp in zip(segments, hyps, strict=True)]
         text, starts = join_translations(texts, [segment.boundary for segment in segments])
         score = sum(hyp.score for hyp in hyps) / len(hyps)
@@ -156,7 +157,7 @@ class Assembler:
                     for segment, hyp in zip(line.segments, hyps, strict=True)
                 ]
         found: list[_Alignment] = [([], None)] * len(pairs)
-        for i, attention in align(self.ensemble, pairs, self.batch_tokens):
+        for i, attention in self.engine.align(pairs):
             is_kept = options.keep_attention and keys[i][1] == 0
             found[i] = attention.source_indices(), attention if is_kept else None
         alignments = defaultdict[tuple[int, int], list[_Alignment]](list)

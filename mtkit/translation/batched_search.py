@@ -21,6 +21,7 @@ from mtkit.search.beam import search
 from mtkit.search.constraints import Constraint
 from mtkit.search.sampling import SamplingOptions, sample
 from mtkit.search.state import Hypothesis, SearchOptions
+from mtkit.translation.alignment import SegmentAttention, align
 from mtkit.translation.ensemble import Ensemble
 from mtkit.translation.mbr import make_utility, minimum_risk
 from mtkit.translation.numbers import has_number, number_variants
@@ -45,7 +46,7 @@ class BatchedSearch:
 
     def __init__(self, ensemble: Ensemble, decoding: DecodingConfig) -> None:
         self.ensemble, self.decoding = ensemble, decoding
-        self.options = _search_options(decoding, ensemble.tokenizers.tgt)
+        self.options = search_options(decoding, ensemble.tokenizers.tgt)
         self.sampling = _sampling_options(decoding)
         self.utility = None if decoding.mbr is None else make_utility(decoding.mbr)
 
@@ -99,6 +100,10 @@ class BatchedSearch:
     @cached_property
     def _tokens_after_number(self) -> frozenset[int]:
         return tokens_after_number(self.ensemble.tokenizers.tgt)
+
+    def align(self, pairs: Sequence[tuple[Ids, Ids]]) -> Iterator[tuple[int, SegmentAttention]]:
+        """Yield the index of each pair of source and target tokens, and the attention between its sides."""
+        return align(self.ensemble, pairs, self.decoding.batch_tokens)
 
     def _lacking_numbers(self, segments: Sequence[Segment], found: Sequence[list[Hypothesis]]) -> list[int]:
         """Return the indices of the segments whose best hypothesis lacks a required number."""
@@ -176,7 +181,7 @@ class BatchedSearch:
         return [hyps[index] for index, _ in ranked[: self.decoding.n_best]]
 
 
-def _search_options(decoding: DecodingConfig, tgt: Tokenizer) -> SearchOptions:
+def search_options(decoding: DecodingConfig, tgt: Tokenizer) -> SearchOptions:
     """Return the options of the beam search, in tokens of the target vocabulary."""
     unused = range(tgt.num_pieces, tgt.vocab_size)
     special = [

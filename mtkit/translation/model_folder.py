@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mtkit.checkpoint import CONFIG_FILE, MANIFEST_FILE, best_folder, verify_newest_first
 from mtkit.config.loading import load_stored_config, override_section
-from mtkit.config.sections import Config, DecodingConfig
+from mtkit.config.sections import Config, DataConfig, DecodingConfig
 from mtkit.errors import ConfigError, StorageError
 
 
@@ -63,6 +63,14 @@ def launch_folder(path: Path, run: str) -> Path | None:
     if os.path.isabs(os.path.expanduser(run)) or ".." in parts or folder.parts[above:] != parts:
         return None
     return Path(*folder.parts[:above])
+
+
+def data_of_run(config: Config, path: Path) -> DataConfig:
+    """Return the data section of a model's config, its root relative to where the model was trained, if known."""
+    folder, root = launch_folder(path, config.run), os.path.expanduser(config.data.root)
+    if folder is None or os.path.isabs(root):
+        return config.data
+    return config.data.model_copy(update={"root": str(folder / root)})
 
 
 _SECTIONS_OF_TRAINING = ("training", "validation")

@@ -1,14 +1,8 @@
-"""Translates lines, in order, in three stages: segment, search, assemble.
-
-`segments` splits lines into segments, `batched_search` finds hypotheses of each segment, and `assembly` makes the
-translations of the lines from them.
-"""
+"""Translates and scores with mtkit's own models. How lines are translated is in `line_translator`."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Unpack
@@ -24,9 +18,10 @@ from mtkit.errors import ConfigError, DataError
 from mtkit.model.cpu.packing import Int8, choose_int8, pack
 from mtkit.model.transformer import Transformer
 from mtkit.search.state import Hypothesis
-from mtkit.translation.assembly import Assembler, Translation
+from mtkit.translation.assembly import Translation
 from mtkit.translation.batched_search import BatchedSearch
 from mtkit.translation.ensemble import Ensemble
+from mtkit.translation.line_translator import LineTranslator
 from mtkit.translation.loading import load_ensemble_members, load_model, usual_src_tokens
 from mtkit.translation.model_folder import override_decoding, read_decoding
 from mtkit.translation.next_words import Alternative, best_next_words
@@ -37,14 +32,12 @@ from mtkit.translation.options import (
     check_precision,
     reject_single_text,
 )
-from mtkit.translation.placeholders import ProtectedLine, protect, restore_placeholders, unknown_spans
-from mtkit.translation.reading import read_chunks
 from mtkit.translation.scoring import Scorer
-from mtkit.translation.segments import Request, Segment, SegmentedLine, Segmenter
+from mtkit.translation.segments import Request, Segment
 from mtkit.translation.word_boundaries import tokens_after_word
 
 
-class Translator:
+class Translator(LineTranslator):
     """A trained model (or an ensemble) with its tokenizers and the settings of the search.
 
     Args:
@@ -69,17 +62,12 @@ class Translator:
         int8: Int8 = "none",
         usual_src_tokens: int | None = None,
     ) -> None:
-        self.model, self.tokenizers, self.decoding = model, tokenizers, decoding
-        self.max_source_tokens, self.int8 = max_source_tokens, int8
+        self.model, self.int8 = model, int8
         self.ensemble = Ensemble((model, *others), tokenizers)
         self.device = self.ensemble.device
         self.batched_search = BatchedSearch(self.ensemble, decoding)
-        self.search_options = self.batched_search.options
-        self.segmenter = Segmenter(
-            tokenizers, decoding, self.search_options.suppressed, max_source_tokens, usual_src_tokens
-        )
+        super().__init__(self.batched_search, tokenizers, decoding, max_source_tokens, usual_src_tokens)
         self.scorer = Scorer(self.ensemble, decoding, self.search_options, self.segmenter)
-        self.assembler = Assembler(self.ensemble, decoding.batch_tokens)
 
     @property
     def precision(self) -> str:
@@ -153,80 +141,6 @@ class Translator:
                 pack(each, int8)
         decoding = decoding or config.decoding
         return cls(model, tokenizers, decoding, config.data.max_length, others, int8, usual_src_tokens)
-
-    def translate_one(self, line: str | Request, options: TranslateOptions = DEFAULT_OPTIONS) -> Translation:
-        """Return the best translation of one line.
-
-        Raises:
-            DataError: If the line cannot be translated (see `translate_n_best`).
-        """
-        return next(self.translate([line], options))
-
-    def translate(
-        self, lines: Iterable[str | Request], options: TranslateOptions = DEFAULT_OPTIONS
-    ) -> Iterator[Translation]:
-        """Yield the best translation of each line, in order. `options.read_ahead` lines are read ahead.
-
-        Raises:
-            DataError: If a line cannot be translated (see `translate_n_best`).
-        """
-        return (translations[0] for translations in self.translate_n_best(lines, options))
-
-    def translate_n_best(
-        self, lines: Iterable[str | Request], options: TranslateOptions = DEFAULT_OPTIONS
-    ) -> Iterator[list[Translation]]:
-        """Yield the `n_best` translations of each line, best first; samples in the order they were drawn.
-
-        Lines are counted from `options.first_line` in every call, so the same call gives the same samples.
-
-        Raises:
-            DataError: If a line cannot be translated, for example because its prefix or constraints cannot be met;
-                after the translations of the lines before it. With `options.on_error` "skip" or "copy" only if the
-                lines cannot be read further.
-        """
-        reject_single_text(lines, "lines")
-        return self._translate_chunks(lines, options)
-
-    def _translate_chunks(
-        self, lines: Iterable[str | Request], options: TranslateOptions
-    ) -> Iterator[list[Translation]]:
-        """Translate the lines that are read ahead together, chunk by chunk."""
-        first = options.first_line
-        for chunk in read_chunks(lines, options.read_ahead, options.is_ready):
-            segmented = self.segmenter.segment_lines(list(map(Request.of, chunk)), first, options)
-            segments = [segment for line in segmented for segment in line.segments]
-            progress = _LineCounter(segmented, options.on_progress)
-            hyps = self.batched_search.search_segments(segments, progress, options.num_workers)
-            yield from self.assembler.assemble(segmented, hyps, options)
-            first += len(chunk)
-
-    def translate_protected(
-        self, lines: Iterable[str | Request], options: TranslateOptions = DEFAULT_OPTIONS
-    ) -> Iterator[list[Translation]]:
-        """Yield the same as `translate_n_best`, with numbers, URLs, tags and unknown words carried over.
-
-        Placeholders are taken out of the lines and put back into their translations (see `placeholders`). Links are
-        between the words of the original lines and of the restored translations.
-
-        Raises:
-            DataError: If a line cannot be translated (see `translate_n_best`).
-        """
-        waiting: deque[ProtectedLine] = deque()
-
-        def without_placeholders() -> Iterator[Request]:
-            for request in map(Request.of, lines):
-                line = protect(request.text, unknown_spans(self.tokenizers, request.text))
-                waiting.append(line)
-                links = request.links or bool(line.placeholders)  # links tell where the placeholders go
-                yield replace(request, text=line.text, keep_numbers=True, links=links)
-
-        for translations in self.translate_n_best(without_placeholders(), options):
-            line = waiting.popleft()
-            fault = translations[0].fault
-            if fault is None:
-                yield [restore_placeholders(line, translation) for translation in translations]
-            else:
-                yield [Translation.failed(line.original, fault, options.on_error)]
 
     def alternatives(
         self, lines: Iterable[str | Request], number: int, options: TranslateOptions = DEFAULT_OPTIONS
@@ -325,27 +239,3 @@ class Translator:
         return self.batched_search.search_segments(
             [Segment(ids, limit(len(ids)), number) for number, ids in enumerate(sentences)]
         )
-
-
-class _LineCounter:
-    """Reports lines as done when their last segment has been searched; lines without segments at once.
-
-    Args:
-        lines: the lines.
-        report: called with the number of further lines that are done.
-    """
-
-    def __init__(self, lines: Sequence[SegmentedLine], report: Callable[[int], None]) -> None:
-        self.num_left = {line.number: len(line.segments) for line in lines}
-        self.report = report
-        if num_empty := sum(not line.segments for line in lines):
-            report(num_empty)
-
-    def __call__(self, searched: Sequence[Segment]) -> None:
-        """Count segments that were searched."""
-        num_done = 0
-        for segment in searched:
-            self.num_left[segment.line_number] -= 1
-            num_done += self.num_left[segment.line_number] == 0
-        if num_done:
-            self.report(num_done)

@@ -13,7 +13,7 @@ from mtkit.config.sections import TokenizerConfig
 from mtkit.data.readers import Pair
 from mtkit.data.tokenizer import make_tokenizers
 from mtkit.model.build import make_model
-from mtkit.translation import assembly
+from mtkit.translation import batched_search
 from mtkit.translation.alignment import WordIndex
 from mtkit.translation.assembly import MAX_LINES_WITH_ATTENTION
 from mtkit.translation.options import TranslateOptions
@@ -43,7 +43,7 @@ def test_attention_of_earlier_lines_is_released() -> None:
 
 
 def test_links_hold_the_matrices_of_one_batch_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    align = assembly.align
+    align = batched_search.align
     matrices: list[weakref.ref[Any]] = []
     most = 0
 
@@ -55,7 +55,7 @@ def test_links_hold_the_matrices_of_one_batch_only(monkeypatch: pytest.MonkeyPat
             yield number, aligned
             del aligned
 
-    monkeypatch.setattr(assembly, "align", watching)
+    monkeypatch.setattr(batched_search, "align", watching)
     translator = make(beam_size=2, n_best=2, batch_tokens=60)
     found = list(translator.translate_n_best(LINES, TranslateOptions(keep_links=True)))
     assert len(matrices) == 2 * len(LINES)

@@ -11,9 +11,10 @@ import torch
 from test_translator import make, sentences
 
 from mtkit.benchmark import translate as benchmark_module
-from mtkit.benchmark.peers import check_comparable, ctranslate2_system, load_ctranslate2
+from mtkit.benchmark.peers import check_comparable, ctranslate2_system
 from mtkit.benchmark.translate import benchmark_translate
 from mtkit.errors import ConfigError
+from mtkit.interop.ctranslate2_engine import load_ctranslate2
 from mtkit.translation.options import DEFAULT_OPTIONS
 from mtkit.translation.segments import Request
 
@@ -86,7 +87,7 @@ def test_it_runs_on_the_same_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         get_supported_compute_types=lambda device: {"float16"},
         Translator=lambda folder, **options: loaded.append(options),
     )
-    monkeypatch.setattr("mtkit.benchmark.peers.import_ctranslate2", lambda: package)
+    monkeypatch.setattr("mtkit.interop.ctranslate2_engine.import_ctranslate2", lambda: package)
     load_ctranslate2(Path("model"), "float16", torch.device("cuda:1"))
     load_ctranslate2(Path("model"), "float16", torch.device("cpu"))
     assert [(options["device"], options["device_index"]) for options in loaded] == [("cuda", 1), ("cpu", 0)]

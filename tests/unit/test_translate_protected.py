@@ -45,7 +45,7 @@ def test_a_copied_line_keeps_its_placeholders() -> None:
 
 
 def test_only_lines_with_placeholders_are_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mtkit.translation import assembly as module
+    from mtkit.translation import batched_search as module
 
     translator, num_aligned = make(), 0
     align = module.align

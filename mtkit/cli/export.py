@@ -1,0 +1,117 @@
+"""`mtkit export`: write a model for another engine."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mtkit.cli import completion, options
+from mtkit.cli.lines import check_same_length
+from mtkit.cli.terminal import invocation, print_stdout
+from mtkit.errors import ConfigError, MtkitError
+
+if TYPE_CHECKING:
+    from mtkit.interop.exporting import Exporter, LoadedModel
+    from mtkit.interop.proof import ProofText
+
+ENGINES = ("ctranslate2",)
+"""Values of --to."""
+_MAX_SENTENCES = 1000
+"""Sentences of a model's own test set that a smaller type is measured on."""
+
+
+def export(
+    model: options.ModelPath,
+    to: Annotated[str, typer.Option(help="ctranslate2.", autocompletion=completion.one_of(*ENGINES))],
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder to write; it must not exist.")],
+    type_: Annotated[
+        str,
+        typer.Option(
+            "--type",
+            help="Type of the weights: float32, float16 or bfloat16; CTranslate2 also has int8, int8_float32, int16.",
+            autocompletion=completion.one_of(
+                "float32", "float16", "bfloat16", "int8", "int8_float32", "int16"
+            ),
+        ),
+    ] = "float32",
+    max_loss: Annotated[
+        float | None, typer.Option(help="Most BLEU that a smaller --type may lose; needs references.")
+    ] = None,
+    src: Annotated[
+        str | None,
+        typer.Option(help="Source lines to compare translations of; default: the model's test set."),
+    ] = None,
+    ref: Annotated[
+        str | None, typer.Option(help="Their references, for the loss of a smaller --type.")
+    ] = None,
+) -> None:
+    """Export a model to another engine, and prove that it translates the same.
+
+    200 sentences are translated by mtkit and by the exported model. The folder appears only if they agree.
+    """
+    exporter = _exporter(to)
+    if ref is not None and src is None:
+        raise ConfigError("--ref needs --src", hint="mtkit export --help")
+    if max_loss is not None and max_loss < 0:
+        raise ConfigError("it must not be negative", where="--max-loss", hint="for example 0.3")
+    from mtkit.interop.exporting import export_model
+
+    def find_text(loaded: LoadedModel) -> ProofText:
+        return _read_text(src, ref) if src is not None else _own_text(model, loaded)
+
+    export_model(
+        Path(model), exporter, Path(output), find_text, lambda line: print_stdout(f"{line}\n"),
+        type_=type_, max_loss=max_loss,
+    )  # fmt: skip
+    print_stdout(f"{output}: {to}, {type_}\n")
+    if to == "ctranslate2":
+        print_stdout(f"    echo '…' | {invocation()} translate --engine ctranslate2 {shlex.quote(output)}\n")
+
+
+def _exporter(to: str) -> Exporter:
+    """Return what writes models for an engine."""
+    if to not in ENGINES:
+        raise ConfigError(f"unknown engine {to!r}", where="--to", hint=f"one of {', '.join(ENGINES)}")
+    from mtkit.interop.ctranslate2_engine import CTranslate2Exporter
+
+    return CTranslate2Exporter()
+
+
+def _read_text(src: str, ref: str | None) -> ProofText:
+    """Read the text that the options name.
+
+    Raises:
+        DataError: If a file cannot be read or is empty, or they differ in length.
+    """
+    from mtkit.errors import DataError
+    from mtkit.files import read_lines
+    from mtkit.interop.proof import ProofText
+
+    srcs = list(read_lines(src))
+    refs = None if ref is None else list(read_lines(ref))
+    if ref is not None and refs is not None:
+        check_same_length(src, srcs, [ref], [refs])
+    if not srcs:
+        raise DataError("nothing to translate", where=src, hint="it has no lines")
+    return ProofText(src, srcs, refs)
+
+
+def _own_text(model: str, loaded: LoadedModel) -> ProofText:
+    """Return the model's own test or validation set if it can still be read, otherwise random text."""
+    from mtkit.data.sources import open_sources, read_sides
+    from mtkit.interop.proof import ProofText, random_text
+    from mtkit.translation.model_folder import data_of_run
+
+    data = data_of_run(loaded.config, Path(model))
+    for sources, split in ((data.test, "test"), (data.valid, "valid")):
+        try:
+            for source in open_sources(sources, data, split):  # type: ignore[arg-type]
+                srcs, refs = read_sides(source)
+                if srcs:
+                    return ProofText(source.name, srcs[:_MAX_SENTENCES], refs[:_MAX_SENTENCES])
+        except MtkitError:  # the files are no longer there, as on another machine
+            continue
+    return random_text(loaded.tokenizers)

@@ -1,0 +1,221 @@
+"""Models of mtkit go to other engines: `mtkit export`.
+
+Each engine has a module with an `Exporter`, which writes a model for it and runs what it wrote. An export is written to
+a temporary folder, proven there (see `proof`), and published only then.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from mtkit.checkpoint import CONFIG_FILE, STATE_FILE, write_manifest
+from mtkit.config.loading import dump_config
+from mtkit.config.sections import Config, DecodingConfig
+from mtkit.data.tokenizer import Tokenizers
+from mtkit.errors import ConfigError
+from mtkit.files import publish_folder, storage_errors, temporary_folder, write_bytes, write_text
+from mtkit.interop.proof import EngineTokenizer, ProofText, prove_equal, prove_loss, prove_tokenizer
+from mtkit.model.transformer import Transformer
+from mtkit.translation.engine import Engine
+from mtkit.translation.line_translator import LineTranslator
+from mtkit.translation.loading import load_model, usual_src_tokens
+
+Say = Callable[[str], None]
+"""Prints a line."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model to export.
+
+    Attributes:
+        config: its config.
+        tokenizers: its tokenizers.
+        network: the model, in float32 on the CPU.
+        usual_src_tokens: see `Translator`.
+    """
+
+    config: Config
+    tokenizers: Tokenizers
+    network: Transformer
+    usual_src_tokens: int | None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest source or translation that a search can have, eos included."""
+        longest_source = self.config.data.max_length + 1
+        return max(longest_source, self.config.decoding.max_length(longest_source))
+
+
+class Exporter(Protocol):
+    """A kind of folder that models are exported to."""
+
+    name: str
+    """Name of the engine, for messages."""
+    types: tuple[str, ...]
+    """Types of the weights, float32 first."""
+
+    def check(self, model: LoadedModel) -> None:
+        """Check that the engine can run a model.
+
+        Raises:
+            ConfigError: If it cannot, at the key that is in the way, or if a package is missing.
+        """
+
+    def write(self, model: LoadedModel, folder: Path, type_: str) -> None:
+        """Write a model into a folder, which exists and is empty.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+
+    def tokenizer(self, folder: Path) -> EngineTokenizer | None:
+        """Return the tokenizer in a folder that was written; None for an engine that takes tokens."""
+
+    def computed_in(self, type_: str) -> str:
+        """Return the type in which this machine computes with weights of a type."""
+
+    def unproven(self) -> str | None:
+        """Return why an export cannot be proven on this machine; None if it can."""
+
+    def engine(self, model: LoadedModel, folder: Path, type_: str, decoding: DecodingConfig) -> Engine:
+        """Load what was written, to translate with it."""
+
+
+def export_model(
+    path: Path,
+    exporter: Exporter,
+    output: Path,
+    find_text: Callable[[LoadedModel], ProofText],
+    say: Say,
+    *,
+    type_: str = "float32",
+    max_loss: float | None = None,
+) -> None:
+    """Export a model, and prove that it translates as mtkit does.
+
+    Args:
+        path: run or checkpoint folder.
+        exporter: where to.
+        output: folder to write; it must not exist.
+        find_text: returns the text to prove it with.
+        say: prints a result.
+        type_: type of the weights.
+        max_loss: most BLEU that the type may lose.
+
+    Raises:
+        ConfigError: If the architecture or the type cannot be exported, or the export translates worse than allowed.
+        DataError: If the text cannot be read.
+        StorageError: If the model is missing or damaged, or the output cannot be written.
+    """
+    if output.exists():
+        raise ConfigError("it exists already", where=str(output), hint="choose another folder, or delete it")
+    if type_ not in exporter.types:
+        what = f"{exporter.name} has no type {type_!r}"
+        raise ConfigError(what, where="`type`", hint=f"one of {', '.join(exporter.types)}")
+    model = LoadedModel(*load_model(path), usual_src_tokens(path))
+    exporter.check(model)
+    text = find_text(model)
+    if max_loss is not None and text.refs is None:
+        hint = "name a test set with `src` and `ref`"
+        raise ConfigError("there are no references to measure a loss with", where="`max_loss`", hint=hint)
+    for key, value in search_of_engines(model.config.decoding).model_dump().items():
+        if value != (before := getattr(model.config.decoding, key)):
+            say(f"{exporter.name} searches with decoding.{key} {value}, because it lacks {before}")
+    with temporary_folder(output) as temporary:
+        final, reference = temporary / "export", temporary / "float32"
+        _write(exporter, model, final, type_)
+        if (why := exporter.unproven()) is not None:
+            say(f"not proven: {why}")
+        else:
+            if type_ == "float32":
+                reference = final
+            else:
+                _write(exporter, model, reference, "float32")
+            _prove(path, exporter, model, (reference, final), text, say, type_, max_loss)
+        if not publish_folder(final, output):
+            raise ConfigError("it exists already", where=str(output), hint="choose another folder")
+
+
+def _write(exporter: Exporter, model: LoadedModel, folder: Path, type_: str) -> None:
+    """Write a model into a new folder."""
+    with storage_errors(folder):
+        folder.mkdir()
+    exporter.write(model, folder, type_)
+
+
+def _prove(
+    path: Path,
+    exporter: Exporter,
+    model: LoadedModel,
+    folders: tuple[Path, Path],
+    text: ProofText,
+    say: Say,
+    type_: str,
+    max_loss: float | None,
+) -> None:
+    """Prove that an export in float32 gives the same translations, and measure what its type loses.
+
+    Args:
+        path: folder of the model.
+        exporter: where the model was exported to.
+        model: the model.
+        folders: the export in float32, and in its type.
+        text: the text to translate.
+        say: prints a result.
+        type_: type of the export.
+        max_loss: most BLEU that the type may lose.
+
+    Raises:
+        ConfigError: If it translates otherwise, or worse than allowed.
+    """
+    reference, final = folders
+    say(f"{exporter.name}, {text.name}:")
+
+    def engine(folder: Path, kind: str) -> Callable[[DecodingConfig], Engine]:
+        return lambda decoding: exporter.engine(model, folder, kind, decoding)
+
+    say(prove_equal(path, model.config, text, engine(reference, "float32"), exporter.name))
+    if (tokenizer := exporter.tokenizer(final)) is not None:
+        say(prove_tokenizer(model.tokenizers, text, tokenizer, exporter.name))
+    if type_ != "float32":
+        typed = engine(final, type_)
+        config, tokenizers, usual = model.config, model.tokenizers, model.usual_src_tokens
+
+        def translate(engine: Engine) -> list[str]:
+            decoding = search_of_engines(config.decoding)
+            lines = LineTranslator(engine, tokenizers, decoding, config.data.max_length, usual)
+            return [translation.text for translation in lines.translate(text.srcs)]
+
+        decoding = search_of_engines(config.decoding)
+        hyps = translate(typed(decoding))
+        before = translate(engine(reference, "float32")(decoding))
+        for line in prove_loss(config, hyps, before, text, type_, exporter.computed_in(type_), max_loss):
+            say(line)
+
+
+def search_of_engines(decoding: DecodingConfig) -> DecodingConfig:
+    """Return the search that comes closest to that of a model among those that other engines have.
+
+    They stop when a beam of hypotheses has finished, and their length penalty is `length ** alpha`.
+    """
+    plain = {"penalty_kind": "simple", "stop": "finished", "groups": 1, "sample": False, "mbr": None}
+    return decoding.model_copy(update={**plain, "n_best": min(decoding.n_best, decoding.beam_size)})
+
+
+def write_self_contained(model: LoadedModel, config: Config, folder: Path, engine: str) -> None:
+    """Add to an exported folder what mtkit needs to translate with it: config, tokenizers, state and a manifest.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    state = {"usual_src_tokens": model.usual_src_tokens, "tokenizers": model.tokenizers.fingerprint}
+    write_text(folder / CONFIG_FILE, dump_config(config))
+    write_text(folder / STATE_FILE, json.dumps(state, indent=2) + "\n")
+    for name, content in model.tokenizers.files().items():
+        write_bytes(folder / name, content)
+    write_manifest(folder, engine=engine)
