@@ -39,7 +39,7 @@ def save_random_model(folder: Path, tokenizers: Tokenizers, seed: int = 1, **sha
     """Write a model folder whose weights are random, and large enough for different outputs."""
     config = parse_config({
         "run": str(folder),
-        "data": {"src": "en", "tgt": "de", "train": [{"path": "none.tsv"}], "max_length": 60},
+        "data": {"src": "en", "tgt": "de", "train": [{"path": "none.tsv"}], "max_length": 90},
         "tokenizer": {"joint": tokenizers.joint},
         "model": SIZE | shape,
         "decoding": {"beam_size": 2, "max_length_ratio": 0.5, "max_length_extra": 12},

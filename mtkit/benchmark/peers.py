@@ -12,11 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mtkit.benchmark.hugging_face import generate, hugging_face_model
 from mtkit.device import dtype_name
 from mtkit.errors import ConfigError
 from mtkit.interop.ctranslate2 import export
 from mtkit.interop.ctranslate2_engine import load_ctranslate2
+from mtkit.interop.hugging_face_engine import generate, hugging_face_model
 from mtkit.translation.loading import load_model
 from mtkit.translation.segments import Request, Segment
 from mtkit.translation.sentence_splitting import join_translations

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtkit.benchmark.hugging_face import import_transformers
 from mtkit.config.sections import ModelConfig, TrainingConfig
 from mtkit.data.batching import Batch
+from mtkit.interop.hugging_face_engine import import_transformers
 from mtkit.model.positions import sinusoids
 
 _IGNORED = -100

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mtkit.interop.exporting import Exporter, LoadedModel
     from mtkit.interop.proof import ProofText
 
-ENGINES = ("ctranslate2",)
+ENGINES = ("ctranslate2", "huggingface")
 """Values of --to."""
 _MAX_SENTENCES = 1000
 """Sentences of a model's own test set that a smaller type is measured on."""
@@ -25,7 +25,9 @@ _MAX_SENTENCES = 1000
 
 def export(
     model: options.ModelPath,
-    to: Annotated[str, typer.Option(help="ctranslate2.", autocompletion=completion.one_of(*ENGINES))],
+    to: Annotated[
+        str, typer.Option(help="ctranslate2 or huggingface.", autocompletion=completion.one_of(*ENGINES))
+    ],
     output: Annotated[str, typer.Option("--output", "-o", help="Folder to write; it must not exist.")],
     type_: Annotated[
         str,
@@ -75,9 +77,13 @@ def _exporter(to: str) -> Exporter:
     """Return what writes models for an engine."""
     if to not in ENGINES:
         raise ConfigError(f"unknown engine {to!r}", where="--to", hint=f"one of {', '.join(ENGINES)}")
-    from mtkit.interop.ctranslate2_engine import CTranslate2Exporter
+    if to == "ctranslate2":
+        from mtkit.interop.ctranslate2_engine import CTranslate2Exporter
 
-    return CTranslate2Exporter()
+        return CTranslate2Exporter()
+    from mtkit.interop.hugging_face_engine import HuggingFaceExporter
+
+    return HuggingFaceExporter()
 
 
 def _read_text(src: str, ref: str | None) -> ProofText:

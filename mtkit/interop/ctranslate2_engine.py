@@ -53,9 +53,12 @@ class CTranslate2Exporter:
     def write(self, model: LoadedModel, folder: Path, type_: str) -> None:
         """See `Exporter.write`."""
         export(model.config.model, model.network, model.tokenizers, folder, type_, model.longest)
-        decoding = search_of_engines(model.config.decoding)
-        config = model.config.model_copy(update={"decoding": decoding})
+        config = model.config.model_copy(update={"decoding": self.search(model.config.decoding)})
         write_self_contained(model, config, folder, _ENGINE)
+
+    def search(self, decoding: DecodingConfig) -> DecodingConfig:
+        """See `Exporter.search`."""
+        return search_of_engines(decoding)
 
     def tokenizer(self, folder: Path) -> None:
         """See `Exporter.tokenizer`: CTranslate2 takes tokens."""

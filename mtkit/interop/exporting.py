@@ -73,6 +73,9 @@ class Exporter(Protocol):
             StorageError: If it cannot be written.
         """
 
+    def search(self, decoding: DecodingConfig) -> DecodingConfig:
+        """Return the search of the engine that comes closest to that of a model."""
+
     def tokenizer(self, folder: Path) -> EngineTokenizer | None:
         """Return the tokenizer in a folder that was written; None for an engine that takes tokens."""
 
@@ -123,7 +126,7 @@ def export_model(
     if max_loss is not None and text.refs is None:
         hint = "name a test set with `src` and `ref`"
         raise ConfigError("there are no references to measure a loss with", where="`max_loss`", hint=hint)
-    for key, value in search_of_engines(model.config.decoding).model_dump().items():
+    for key, value in exporter.search(model.config.decoding).model_dump().items():
         if value != (before := getattr(model.config.decoding, key)):
             say(f"{exporter.name} searches with decoding.{key} {value}, because it lacks {before}")
     with temporary_folder(output) as temporary:
@@ -186,12 +189,12 @@ def _prove(
         typed = engine(final, type_)
         config, tokenizers, usual = model.config, model.tokenizers, model.usual_src_tokens
 
+        decoding = exporter.search(config.decoding)
+
         def translate(engine: Engine) -> list[str]:
-            decoding = search_of_engines(config.decoding)
             lines = LineTranslator(engine, tokenizers, decoding, config.data.max_length, usual)
             return [translation.text for translation in lines.translate(text.srcs)]
 
-        decoding = search_of_engines(config.decoding)
         hyps = translate(typed(decoding))
         before = translate(engine(reference, "float32")(decoding))
         for line in prove_loss(config, hyps, before, text, type_, exporter.computed_in(type_), max_loss):

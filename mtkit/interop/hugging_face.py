@@ -1,12 +1,14 @@
 """Hugging Face Marian models, such as `Helsinki-NLP/opus-mt-en-fr`: config.json, weights, two .spm files, vocab.json.
 
 `transformers` is not needed: safetensors and SentencePiece models are read directly. The class there is
-`MarianMTModel` (https://huggingface.co/docs/transformers/model_doc/marian).
+`MarianMTModel` (https://huggingface.co/docs/transformers/model_doc/marian). Folders that mtkit exported may have another
+class of `CLASSES`, with the same tokenizer.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,46 @@ _ACTIVATIONS = {"relu": "relu", "swish": "silu", "silu": "silu", "gelu": "gelu"}
 _HINT = "download the model again"
 
 
+@dataclass(frozen=True)
+class HuggingFaceClass:
+    """Architecture of an encoder-decoder class of Hugging Face, as far as the classes that descend from BART differ.
+
+    Attributes:
+        model_type: name in config.json.
+        architecture: name of the class.
+        norm_position: where sublayers are normalized; pre comes with a norm after the last layer.
+        positions: sinusoidal or learned.
+        sinusoids: their order.
+        embedding_norm: whether embeddings are normalized.
+        logits_bias: whether logits have a bias.
+    """
+
+    model_type: str
+    architecture: str
+    norm_position: str
+    positions: str = "sinusoidal"
+    sinusoids: str = "concatenated"
+    embedding_norm: bool = False
+    logits_bias: bool = True
+
+
+CLASSES = {
+    kind.model_type: kind
+    for kind in (
+        HuggingFaceClass("marian", "MarianMTModel", "post"),
+        HuggingFaceClass("pegasus", "PegasusForConditionalGeneration", "pre"),
+        HuggingFaceClass(
+            "m2m_100", "M2M100ForConditionalGeneration", "pre", sinusoids="fairseq", logits_bias=False
+        ),
+        HuggingFaceClass("bart", "BartForConditionalGeneration", "post", "learned", embedding_norm=True),
+        HuggingFaceClass("mbart", "MBartForConditionalGeneration", "pre", "learned", embedding_norm=True),
+    )
+}
+"""Classes by `model_type`."""
+_FIRST_LEARNED = 2
+"""Row of the first learned position; the rows before it are not used."""
+
+
 class MarianFormat:
     """A folder as `MarianMTModel.save_pretrained` and `MarianTokenizer.save_pretrained` write it."""
 
@@ -40,19 +82,19 @@ class MarianFormat:
     def read(self, folder: Path, options: ImportOptions) -> ImportedModel:
         """See `Format.read`."""
         config = _Config(folder / _CONFIG)
-        if config.get("model_type", str) != "marian":
+        kind = CLASSES.get(config.get("model_type", str))
+        if kind is None or not (folder / "source.spm").exists():
             what = f"a {config.get('model_type', str)} model, not Marian"
-            raise ConfigError(
-                what, where=str(folder / _CONFIG), hint="mtkit imports Marian models of Hugging Face"
-            )
+            hint = "mtkit imports Marian models of Hugging Face, and what it exported to Hugging Face itself"
+            raise ConfigError(what, where=str(folder / _CONFIG), hint=hint)
         tokenizers, languages = _read_tokenizers(folder, config, options)
         return ImportedModel(
             toolkit=self.name,
             languages=languages,
-            model=_model_section(config),
+            model=_model_section(config, kind),
             decoding=_decoding_section(folder, config),
             tokenizers=tokenizers,
-            weights=_read_weights(folder, config),
+            weights=_read_weights(folder, config, kind),
             max_length=config.get("max_position_embeddings", int, 512) - 1,
         )
 
@@ -77,8 +119,8 @@ class _Config:
         return value
 
 
-def _model_section(config: _Config) -> dict[str, Any]:
-    """Return the section `model` that computes what MarianModel does.
+def _model_section(config: _Config, kind: HuggingFaceClass) -> dict[str, Any]:
+    """Return the section `model` that computes what the class does.
 
     Raises:
         ConfigError: If the activation is unknown.
@@ -98,14 +140,26 @@ def _model_section(config: _Config) -> dict[str, Any]:
         "d_ff": config.get("encoder_ffn_dim", int),
         "decoder_d_ff": config.get("decoder_ffn_dim", int),
         "activation": _ACTIVATIONS[activation],
-        "norm_position": "post",
+        "norm_position": kind.norm_position,
+        "embedding_norm": kind.embedding_norm,
+        "positions": kind.positions,
+        **_position_keys(config, kind),
         "scale_embeddings": config.get("scale_embedding", bool, False),
-        "output_bias": True,
+        "output_bias": kind.logits_bias,
         "dropout": float(config.get("dropout", float, 0.1)),
         "attention_dropout": float(config.get("attention_dropout", float, 0.0)),
         "activation_dropout": float(config.get("activation_dropout", float, 0.0)),
         "tie_embeddings": ("three-way" if shared else "two-way") if tied else "none",
     }
+
+
+def _position_keys(config: _Config, kind: HuggingFaceClass) -> dict[str, Any]:
+    """Return the keys that learned positions need, or sinusoids of this class."""
+    if kind.positions == "learned":
+        return {"max_positions": config.get("max_position_embeddings", int)}
+    if kind.sinusoids == "fairseq":
+        return {"sinusoids": "fairseq", "position_offset": config.get("pad_token_id", int) + 1}
+    return {}
 
 
 def _decoding_section(folder: Path, config: _Config) -> dict[str, Any]:
@@ -116,7 +170,7 @@ def _decoding_section(folder: Path, config: _Config) -> dict[str, Any]:
     return {"beam_size": beams} if isinstance(beams, int) and beams > 0 else {}
 
 
-def _read_weights(folder: Path, config: _Config) -> dict[str, Tensor]:
+def _read_weights(folder: Path, config: _Config, kind: HuggingFaceClass) -> dict[str, Tensor]:
     """Return the weights under mtkit's names."""
     path = folder / (_SAFETENSORS if (folder / _SAFETENSORS).exists() else _PICKLE)
     source = StateDict(load_tensors(path) if path.name == _SAFETENSORS else load_state_dict(path), str(path))
@@ -135,8 +189,17 @@ def _read_weights(folder: Path, config: _Config) -> dict[str, Tensor]:
     )
     bias = "final_logits_bias"
     size = len(weights["output.weight"])
-    weights["output.bias"] = source.take(bias).flatten() if bias in source else torch.zeros(size)
+    if kind.logits_bias:
+        weights["output.bias"] = source.take(bias).flatten() if bias in source else torch.zeros(size)
     for side in ("encoder", "decoder"):
+        embedding = "src_embedding" if side == "encoder" else "tgt_embedding"
+        if kind.norm_position == "pre":
+            weights |= source.affine(f"model.{side}.layer_norm", f"{side}_norm")
+        if kind.embedding_norm:
+            weights |= source.affine(f"model.{side}.layernorm_embedding", f"{embedding}.norm")
+        if kind.positions == "learned":
+            table = source.take(f"model.{side}.embed_positions.weight")
+            weights[f"{embedding}.positions.weight"] = table[_FIRST_LEARNED:]
         for index in range(config.get(f"{side}_layers", int)):
             weights |= read_bart_layer(
                 source, f"model.{side}.layers.{index}", f"{side}.{index}", side == "decoder"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mtkit.config.sections import Config, DecodingConfig
-from mtkit.data.tokenizer import Tokenizers
+from mtkit.data.tokenizer import Tokenizer, Tokenizers
 from mtkit.errors import ConfigError
 from mtkit.evaluation.metrics import paired_difference, score
 from mtkit.translation.engine import Engine
@@ -54,12 +54,17 @@ class EngineTokenizer(Protocol):
 
 def random_text(tokenizers: Tokenizers) -> ProofText:
     """Return lines of random tokens of the source vocabulary, for models whose texts are not at hand."""
-    src, rng = tokenizers.src, np.random.default_rng(1)
-    special = {src.pad, src.unk, src.bos, src.eos}
-    usable = [i for i in range(src.num_pieces) if i not in special]
+    return ProofText("lines of random tokens", _random_lines(tokenizers.src))
+
+
+def _random_lines(tokenizer: Tokenizer) -> list[str]:
+    """Return lines of random tokens."""
+    rng = np.random.default_rng(1)
+    special = {tokenizer.pad, tokenizer.unk, tokenizer.bos, tokenizer.eos}
+    usable = [i for i in range(tokenizer.num_pieces) if i not in special]
     lengths = rng.integers(1, _LONGEST_BUILT_IN, size=2 * _NUM_SENTENCES)
-    lines = [line.strip() for line in src.decode([rng.choice(usable, size=length) for length in lengths])]
-    return ProofText("lines of random tokens", [line for line in lines if line][:_NUM_SENTENCES])
+    texts = tokenizer.decode([rng.choice(usable, size=length) for length in lengths])
+    return [text.strip() for text in texts if text.strip()][:_NUM_SENTENCES]
 
 
 def _proof_lines(tokenizers: Tokenizers, text: ProofText) -> list[str]:
@@ -138,9 +143,9 @@ def prove_tokenizer(tokenizers: Tokenizers, text: ProofText, tokenizer: EngineTo
     lines = _proof_lines(tokenizers, text)
     own = [[*ids.tolist(), tokenizers.src.eos] for ids in tokenizers.src.encode(lines)]
     different = [line for line, a, b in zip(lines, own, tokenizer.encode(lines), strict=True) if a != b]
-    targets = [
-        ids.tolist() for ids in tokenizers.tgt.encode(text.refs[:_NUM_SENTENCES] if text.refs else lines)
-    ]
+    refs = text.refs if text.refs is not None else _random_lines(tokenizers.tgt)
+    rows = [ids.tolist() for ids in tokenizers.tgt.encode(refs[:_NUM_SENTENCES])]
+    targets = [ids for ids in rows if tokenizers.tgt.unk not in ids]  # the search generates no unk
     texts = zip(tokenizers.tgt.decode(targets), tokenizer.decode(targets), strict=True)
     different += [a for a, b in texts if a.strip() != b]
     if different:

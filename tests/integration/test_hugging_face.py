@@ -10,9 +10,10 @@ import pytest
 import tiny
 import torch
 
-from mtkit.benchmark.hugging_face import check_convertible, generate, hugging_face_model
 from mtkit.config.sections import ModelConfig
 from mtkit.errors import ConfigError
+from mtkit.interop.hugging_face_engine import generate, hugging_face_model
+from mtkit.interop.hugging_face_export import choose_class
 from mtkit.model.transformer import Transformer
 from mtkit.translation.loading import load_model
 from mtkit.translation.translator import Translator
@@ -85,7 +86,7 @@ def test_unsupported_architectures_are_errors(key: str) -> None:
     name, value = key.split("=")
     config = ModelConfig(d_model=32, encoder_layers=1, decoder_layers=1, num_heads=2, **{name: value})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="not supported by"):
-        check_convertible(config, Transformer(config, 40, 40))
+        choose_class(config, Transformer(config, 40, 40))
 
 
 def test_generate_is_timed_beside_mtkit(run: Path, corpus: Path) -> None:
