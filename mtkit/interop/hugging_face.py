@@ -1,8 +1,8 @@
 """Hugging Face Marian models, such as `Helsinki-NLP/opus-mt-en-fr`: config.json, weights, two .spm files, vocab.json.
 
 `transformers` is not needed: safetensors and SentencePiece models are read directly. The class there is
-`MarianMTModel` (https://huggingface.co/docs/transformers/model_doc/marian). Folders that mtkit exported may have another
-class of `CLASSES`, with the same tokenizer.
+`MarianMTModel` (https://huggingface.co/docs/transformers/model_doc/marian). Folders that mtkit exported may have
+another class of `CLASSES`, with the same tokenizer.
 """
 
 from __future__ import annotations
