@@ -11,7 +11,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
-from difflib import SequenceMatcher
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -28,6 +27,12 @@ WORD_START = "\u2581"
 # Fields and values of SentencePiece's sentencepiece_model.proto.
 _PIECES, _PIECE_TEXT, _PIECE_TYPE, _NORMAL, _UNUSED = 1, 1, 3, 1, 5
 
+
+_MOSES_MARKS = {
+    "&#124;": "|", "&lt;": "<", "&gt;": ">", "&apos;": "'", "&quot;": '"', "&#91;": "[", "&#93;": "]", "&amp;": "&",
+    "&bar;": "|", "&bra;": "[", "&ket;": "]", " @-@ ": "-",
+}  # fmt: skip
+_MOSES_MARKS_PATTERN = re.compile("|".join(map(re.escape, _MOSES_MARKS)))
 
 _SPAN_WINDOW = 8
 """Characters that preparation may have changed between two pieces; further away, a piece is not looked for."""
@@ -94,7 +99,8 @@ class _Moses:
         """Return the text without Moses tokenization, and the spans in it."""
         if self._detokenizer is None:
             return text, spans
-        return _moved(text, self._detokenizer.detokenize(text.split(), unescape=True), spans)
+        text, spans = _without_marks(text, spans)
+        return _moved(text, self._detokenizer.detokenize(text.split(), unescape=False), spans)
 
 
 class Segmentation(ABC):
@@ -439,16 +445,27 @@ def _checked_codes(codes: bytes, where: str) -> str:
     return text
 
 
+def _without_marks(text: str, spans: list[Span]) -> tuple[str, list[Span]]:
+    """Return a text with characters for the entities and marks of Moses, and the spans in it."""
+    after, places, end = "", list[int](), 0
+    for found in _MOSES_MARKS_PATTERN.finditer(text):
+        after += text[end : found.start()]
+        first = len(found[0]) - len(
+            found[0].lstrip()
+        )  # the space before a mark belongs to the piece before it
+        places += range(len(after) - found.start() + end, len(after))
+        places += [len(after) + (place > first) for place in range(len(found[0]))]
+        after, end = after + _MOSES_MARKS[found[0]], found.end()
+    places += range(len(after), len(after) + len(text) - end + 1)
+    return after + text[end:], [(places[start], places[end]) for start, end in spans]
+
+
 def _moved(before: str, after: str, spans: list[Span]) -> tuple[str, list[Span]]:
-    """Return a text that detokenization changed, and the spans of the text before in it."""
+    """Return a text from which spaces were taken, and the spans of the text before in it."""
     places, place = [], 0
     for character in before:
         places.append(place)
         if place < len(after) and after[place] == character:
             place += 1
-    if place < len(after):  # not only spaces were taken: entities became characters
-        places = []
-        for _, start, end, new_start, new_end in SequenceMatcher(None, before, after, False).get_opcodes():
-            places += [min(new_start + shift, new_end) for shift in range(end - start)]
     places.append(len(after))
     return after, [(places[start], places[end]) for start, end in spans]

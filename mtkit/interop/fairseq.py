@@ -179,7 +179,8 @@ def _plain_options(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     if (args := checkpoint.get("args")) is not None:
         return _as_dict(args)
     cfg = _as_dict(checkpoint.get("cfg"))
-    model = _as_dict(cfg.get("model"))
+    if not (model := _as_dict(cfg.get("model"))):
+        return {}
     found = {"arch": model.get("_name")} | model
     for key in ("task", "tokenizer", "bpe"):
         section = cfg.get(key)

@@ -6,7 +6,10 @@ from pathlib import Path
 
 from mtkit.errors import ConfigError, StorageError
 
-_WANTED = ("*.json", "*.safetensors", "*.bin", "*.spm", "*.model", "*.txt", "*.yml", "*.yaml")
+_WANTED = (
+    "*.json", "*.safetensors", "*.bin", "*.pt", "*.spm", "*.model", "*.txt", "*.yml", "*.yaml", "*.codes", "bpecodes",
+    "code",
+)  # fmt: skip
 
 
 def resolve_model(name: str, revision: str | None = None) -> str:

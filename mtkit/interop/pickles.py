@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -66,7 +67,19 @@ def load_pickle(path: Path, allowed: Sequence[type | tuple[type, str]] = ()) -> 
                 else "damaged, or not a PyTorch file"
             )
             raise StorageError(what, where=str(path), hint=_HINT) from error
-        except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        except (
+            OSError,
+            RuntimeError,
+            EOFError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            zipfile.BadZipFile,
+        ) as error:
+            if (
+                isinstance(error, OSError) and error.errno != errno.EINVAL
+            ):  # EINVAL: it seeks before the start
+                raise
             raise StorageError(
                 "damaged, or not a PyTorch file", where=str(path), hint="copy it again"
             ) from error

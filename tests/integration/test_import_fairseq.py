@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import random
 import re
 import sys
@@ -228,6 +229,16 @@ def test_an_imported_model_computes_the_same(shape: str, tmp_path: Path, spm: Pa
     check_computes_the_same(spm_folder(tmp_path / "fs", spm, *SHAPES[shape]), tmp_path / "ours")
 
 
+def test_swish(tmp_path: Path, spm: Path) -> None:
+    """fairseq 0.12 has swish, but names its class where an activation should be, so that it does not run."""
+    folder = spm_folder(tmp_path / "fs", spm)
+    state = torch.load(folder / "model.pt", weights_only=False)
+    state["args"].activation_fn = "swish"
+    torch.save(state, folder / "model.pt")
+    with mock.patch.object(fairseq.utils, "get_activation_fn", return_value=torch.nn.functional.silu):
+        check_computes_the_same(folder, tmp_path / "ours")
+
+
 def make_old(path: Path) -> None:
     """Rewrite a checkpoint as before fairseq 0.6: other names, no versions, no norm after the last layer."""
     state = torch.load(path, weights_only=False)
@@ -419,3 +430,35 @@ def test_options_of_moses(tmp_path: Path) -> None:
     folder = bpe_folder(tmp_path / "fs", *options, moses=True)
     hub = load_theirs(folder, "subword_nmt", "moses", moses_no_escape=True, moses_no_dash_splits=True)
     check_tokenizes_the_same(folder, tmp_path / "ours", hub, lines_of_many_scripts(500, (" ", "")))
+
+
+def split_by_codes(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
+    """Byte pair encoding of a word as published (Sennrich et al. 2016), the algorithm of fastBPE."""
+    symbols = [*word[:-1], word[-1] + "</w>"]
+    while pairs := [pair for pair in itertools.pairwise(symbols) if pair in ranks]:
+        best = min(pairs, key=lambda pair: ranks[pair])
+        merged: list[str] = []
+        while symbols:
+            if tuple(symbols[:2]) == best:
+                merged.append("".join(best))
+                symbols = symbols[2:]
+            else:
+                merged.append(symbols.pop(0))
+        symbols = merged
+    last = symbols.pop().removesuffix("</w>")
+    return [f"{symbol}@@" for symbol in symbols] + [last]
+
+
+def test_codes_of_fastbpe(tmp_path: Path) -> None:
+    """They have counts and no version; fastBPE itself does not install everywhere."""
+    folder = bpe_folder(tmp_path / "fs", moses=False)
+    _, *codes = (folder / "bpecodes").read_text("utf-8").splitlines()
+    (folder / "bpecodes").write_text("".join(f"{code} {9999 - i}\n" for i, code in enumerate(codes)), "utf-8")
+    import_model(str(folder), tmp_path / "ours", FORMATS, ImportOptions())
+    _, tokenizers, _ = load_model(tmp_path / "ours")
+    ranks = {(first, second): i for i, (first, second) in enumerate(code.split(" ") for code in codes)}
+    for line in lines_of_many_scripts(5000, (" ", "", "  ")):
+        words = [word for word in line.split(" ") if word]
+        assert tokenizers.src.pieces(line) == [
+            piece for word in words for piece in split_by_codes(word, ranks)
+        ]

@@ -34,7 +34,7 @@ from mtkit.errors import MtkitError
 
 CONFIG_COMMANDS = ("train", "check", "config show", "benchmark train", "benchmark data")
 MINIMAL: dict[str, Any] = {"run": "r", "data": {"src": "en", "tgt": "de", "train": [{"path": "x.tsv"}]}}
-FILES = ("model.safetensors",)
+FILES = ("model.safetensors", "model.pt")
 """Names of files that read like config keys."""
 FOREIGN_OPTIONS = {
     "-c", "-e", "-m", "-a", "-dc", "-n",

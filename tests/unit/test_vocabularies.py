@@ -148,9 +148,35 @@ def test_moses_may_escape() -> None:
     words = Words(b"", preparation=Preparation("en", escape=True))
     (pieces,) = words.split([line])
     assert pieces == ["R", "&amp;", "D", "in", "&#91;", "brackets", "&#93;"]
-    assert words.join(pieces)[0] == "R & D in [brackets]"
+    text, spans = words.join(pieces)
+    assert text == "R & D in [brackets]"
+    assert [text[start:end].strip() for start, end in spans] == ["R", "&", "D", "in", "[", "brackets", "]"]
     spans = words.spans(line)
     assert [line[start:end] for start, end in spans if end > start] == ["R", "D", "in", "brackets"]
+
+
+def test_moses_may_split_dashes() -> None:
+    words = Words(b"", preparation=Preparation("en", escape=True, split_dashes=True))
+    (pieces,) = words.split(['a well-known "dog"'])
+    assert pieces == ["a", "well", "@-@", "known", "&quot;", "dog", "&quot;"]
+    text, spans = words.join(pieces)
+    assert text == 'a well-known "dog"'
+    assert [text[start:end].strip() for start, end in spans if end > start][-2:] == ["dog", '"']
+
+
+def test_further_special_tokens_have_no_text(tmp_path: Path) -> None:
+    vocabulary = Vocabulary(
+        ("<s>", "<pad>", "</s>", "<unk>", "a", "b"), "<pad>", "<unk>", "</s>", "</s>", special=("<s>",)
+    )
+    words = VocabularyTokenizer(Words(b""), vocabulary)
+    assert words.decode([[0, 4, 0, 5, 2]]) == ["a b"]
+    assert words.token_texts([0, 4, 5]) == ["", "a ", "b"]
+    assert (words.special, vocabulary.pieces) == ((1, 2, 2, 0), {"a", "b"})
+    Tokenizers(words, words, joint=True).save(tmp_path)
+    loaded = load_tokenizers(tmp_path)
+    assert loaded.src.special == words.special and loaded.src.fingerprint == words.fingerprint
+    with pytest.raises(ValueError, match="special token 'x' is not"):
+        Vocabulary(("<s>", "a"), "<s>", "<s>", "<s>", "<s>", special=("x",))
 
 
 def test_words_and_characters() -> None:
