@@ -66,11 +66,11 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
     """Give all parameters random values, so that none is what a new model has anyway."""
     torch.manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=0.3)
             else:
-                parameter.add_(0.2 * torch.randn_like(parameter))
+                parameter.normal_(mean=float("norm" in name and name.endswith("weight")), std=0.2)
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:

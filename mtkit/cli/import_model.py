@@ -16,7 +16,7 @@ def import_model(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="Folder of the model, or its name on the Hugging Face hub: Helsinki-NLP/opus-mt-en-fr.",
+            help="Folder or file of the model, or its name on the Hugging Face hub: Helsinki-NLP/opus-mt-en-fr.",
         ),
     ],
     output: Annotated[str, typer.Option("--output", "-o", help="Model folder to write; it must not exist.")],

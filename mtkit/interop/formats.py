@@ -6,5 +6,11 @@ from mtkit.interop.fairseq import FairseqFormat
 from mtkit.interop.hugging_face import MarianFormat
 from mtkit.interop.importing import Format
 from mtkit.interop.joeynmt import JoeyFormat
+from mtkit.interop.opennmt import OpenNMTFormat
 
-FORMATS: tuple[Format, ...] = (MarianFormat(), FairseqFormat(), JoeyFormat())
+FORMATS: tuple[Format, ...] = (
+    MarianFormat(),
+    FairseqFormat(),
+    JoeyFormat(),
+    OpenNMTFormat(),
+)
