@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mtkit.interop.eole import EoleFormat
 from mtkit.interop.fairseq import FairseqFormat
 from mtkit.interop.hugging_face import MarianFormat
 from mtkit.interop.importing import Format
@@ -11,6 +12,7 @@ from mtkit.interop.opennmt import OpenNMTFormat
 FORMATS: tuple[Format, ...] = (
     MarianFormat(),
     FairseqFormat(),
+    EoleFormat(),
     JoeyFormat(),
     OpenNMTFormat(),
 )

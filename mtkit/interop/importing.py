@@ -271,8 +271,16 @@ class StateDict:
         return found | ({f"{name}.bias": self.take(bias)} if bias in self else {})
 
     def fused(self, places: Sequence[str], name: str) -> dict[str, Tensor]:
-        """Return the weight and bias of several linear layers as one layer of mtkit, stacked in this order."""
+        """Return the weight and bias of several linear layers as one layer of mtkit, stacked in this order.
+
+        Raises:
+            StorageError: If a weight is missing, or a bias of some of them.
+        """
         layers = [self.affine(place, name) for place in places]
+        for place, layer in zip(places, layers, strict=True):
+            if layer.keys() != layers[0].keys():
+                what = f"only one of {places[0]} and {place} has a bias"
+                raise StorageError(what, where=self.where, hint=_HINT)
         return {key: torch.cat([layer[key] for layer in layers]) for key in layers[0]}
 
     def check_all_used(self, ignored: Sequence[str] = ()) -> None:

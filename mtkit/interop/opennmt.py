@@ -87,7 +87,7 @@ class OpenNMTFormat:
         file = _newest(path) if path.is_dir() else path
         checkpoint = load_pickle(file, (argparse.Namespace,))
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("opt"), argparse.Namespace):
-            raise StorageError("not a model of OpenNMT-py: no `opt`", where=str(file), hint=_HINT)
+            raise StorageError("not a model of OpenNMT-py: no 'opt'", where=str(file), hint=_HINT)
         opt = Settings(vars(checkpoint["opt"]), str(file))
         model = _model_section(opt)
         return ImportedModel(
@@ -212,7 +212,7 @@ def _read_weights(
     for part, prefix in (("model", ""), ("generator", "generator.")):
         state = checkpoint.get(part)
         if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-            raise StorageError(f"not a model of OpenNMT-py: no `{part}`", where=str(path), hint=_HINT)
+            raise StorageError(f"not a model of OpenNMT-py: no '{part}'", where=str(path), hint=_HINT)
         tensors |= {prefix + name.removeprefix("0."): tensor for name, tensor in state.items()}
     source = StateDict(tensors, str(path))
     table = "embeddings.make_embedding.emb_luts.0.weight"
@@ -240,6 +240,7 @@ def read_layer(
     names: LayerNames,
     model: Mapping[str, Any],
     interleaved: bool,
+    distance_factor: float = 1.0,
 ) -> dict[str, Tensor]:
     """Return the weights of a layer of OpenNMT-py or Eole under mtkit's names.
 
@@ -251,22 +252,23 @@ def read_layer(
         model: section `model`.
         interleaved: whether rotary positions rotate neighboring columns of a head. mtkit rotates column i with column
             i + E/2, so that the rows of queries and keys are sorted.
+        distance_factor: factor of the relative positions of keys; mtkit divides them by sqrt(E) like the keys.
     """
     kinds = ("query", "keys", "values")
-    parts = [source.affine(f"{place}.self_attn.linear_{kind}", kind) for kind in kinds]
+    weights = source.fused([f"{place}.self_attn.linear_{kind}" for kind in kinds], f"{name}.attention.qkv")
     if model["positions"] == "rotary" and interleaved:
         width = model["d_model"] // model["num_heads"]
-        parts[:2] = [{key: _even_first(t, width) for key, t in part.items()} for part in parts[:2]]
-    fused = [list(part.values()) for part in parts]
-    weights = {
-        f"{name}.attention.qkv.{end}": torch.cat(tensors)
-        for end, tensors in zip(("weight", "bias"), zip(*fused, strict=True), strict=False)
-    }
+        rows = width * (model["num_heads"] + (model["num_kv_heads"] or model["num_heads"]))
+        weights = {
+            key: torch.cat([_even_first(tensor[:rows], width), tensor[rows:]])
+            for key, tensor in weights.items()
+        }
     weights |= source.affine(f"{place}.self_attn.final_linear", f"{name}.attention.out")
     weights |= source.affine(f"{place}.{names.attention_norm}", f"{name}.attention_residual.norm")
     if model["positions"] == "relative":  # one table for keys and values
         distances = source.take(f"{place}.self_attn.relative_positions_embeddings.weight")
-        weights |= {f"{name}.attention.relative.{side}": distances for side in ("keys", "values")}
+        weights[f"{name}.attention.relative.keys"] = distances * distance_factor
+        weights[f"{name}.attention.relative.values"] = distances
     if names.cross_norm:
         cross = f"{place}.context_attn"
         weights |= source.affine(f"{cross}.linear_query", f"{name}.cross.q")
@@ -290,7 +292,7 @@ def _read_tokenizers(
     """Return the tokenizers of both sides."""
     vocabs = checkpoint.get("vocab")
     if not isinstance(vocabs, Mapping):
-        raise StorageError("not a model of OpenNMT-py 3: no `vocab`", where=str(path), hint=_HINT)
+        raise StorageError("not a model of OpenNMT-py 3: no 'vocab'", where=str(path), hint=_HINT)
     found = Settings(vocabs, str(path))
     found.refuse("src_feats")
     transforms = opt.get("transforms", list, [])
@@ -299,7 +301,9 @@ def _read_tokenizers(
     start = found.get("decoder_start_token", str, "<s>")
     special = {"pad": "<blank>", "unk": "<unk>", "bos": start, "eos": "</s>"}
     sides = [
-        VocabularyTokenizer(segmentation, make_vocabulary(_tokens(found, side), str(path), **special))
+        VocabularyTokenizer(
+            segmentation, make_vocabulary(vocabulary_tokens(found, side), str(path), **special)
+        )
         for side, segmentation in zip(("src", "tgt"), segmentations, strict=True)
     ]
     return join(sides, opt.get("share_embeddings", bool, False), str(path))
@@ -319,7 +323,7 @@ def join(sides: Sequence[VocabularyTokenizer], shared: bool, where: str) -> Toke
     return Tokenizers(src, src if same else tgt, joint=shared)
 
 
-def _tokens(vocabs: Settings, side: str) -> list[str]:
+def vocabulary_tokens(vocabs: Settings, side: str) -> list[str]:
     """Return the tokens of a side by id.
 
     Raises:

@@ -105,15 +105,15 @@ def test_what_cannot_be_expressed_is_refused(
 
 
 FILES: list[tuple[Any, str]] = [
-    ({"opt": {"enc_layers": 1}}, "no `opt`"),
-    ({"vocab": None}, "no `vocab`"),
+    ({"opt": {"enc_layers": 1}}, "no 'opt'"),
+    ({"vocab": None}, "no 'vocab'"),
     ({"vocab": {"src": TOKENS, "tgt": [1, 2]}}, "tgt is not a list of strings"),
     ({"vocab": {"src": TOKENS, "tgt": [*TOKENS, "the"]}}, "'the' is there twice"),
     ({"vocab": {"src": TOKENS, "tgt": TOKENS[2:]}}, "'<blank>' is not a token"),
     ({"vocab": {"src": TOKENS, "tgt": TOKENS, "src_feats": [["a"]]}}, "src_feats is"),
     ({"vocab": {"src": [*TOKENS, "more"], "tgt": TOKENS}}, "has the shape"),
     ({"model": {}}, "no tensor 'encoder.embeddings"),
-    ({"generator": None}, "no `generator`"),
+    ({"generator": None}, "no 'generator'"),
     ({"optim": functools.partial(os.system, "false")}, "more than tensors"),
 ]
 
