@@ -109,11 +109,12 @@ def their_memory(model: Any, src: torch.Tensor) -> torch.Tensor:
 
 
 def their_logits(model: Any, src: torch.Tensor, tgt: torch.Tensor) -> torch.Tensor:
+    tgt = torch.cat([tgt, tgt[:, :1]], dim=1)  # a single token would need the cache of their own search
     memory = their_memory(model, src)
     model.decoder.init_state(src=src, enc_out=memory, enc_final_hs=None)
     masks = {"src_pad_mask": src.eq(1).unsqueeze(1), "tgt_pad_mask": tgt.eq(-1).unsqueeze(1)}
     hidden, _ = model.decoder(model.tgt_emb(tgt), enc_out=memory, **masks)
-    logits: torch.Tensor = model.generator(hidden)
+    logits: torch.Tensor = model.generator(hidden)[:, :-1]
     return logits
 
 
