@@ -67,6 +67,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def folder(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of that model; read-only."""
+    path = tmp_path_factory.mktemp("exports") / "ct"
+    export(model, path)
+    return path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(map(str, shape.values())) or "base")
 def test_every_architecture_translates_the_same(shape: dict[str, Any], tmp_path: Path) -> None:
@@ -180,12 +188,11 @@ REFUSED: list[tuple[tuple[object, ...], int, str]] = [
 
 @pytest.mark.parametrize(("options", "code", "message"), REFUSED, ids=lambda value: str(value)[:30])
 def test_options_that_the_engine_lacks(
-    options: tuple[object, ...], code: int, message: str, model: Path, tmp_path: Path
+    options: tuple[object, ...], code: int, message: str, model: Path, folder: Path, tmp_path: Path
 ) -> None:
-    export(model, tmp_path / "ct")
     lines = tiny.write_lines(tmp_path / "lines", ["a dog"])
     given = [str(option).format(lines=lines, model=model) for option in options]
-    found, out, err = tiny.mtkit("translate", "--engine", "ctranslate2", tmp_path / "ct", lines, *given)
+    found, out, err = tiny.mtkit("translate", "--engine", "ctranslate2", folder, lines, *given)
     assert (found, out) == (code, "")
     assert message in tiny.one_line(err)
 
