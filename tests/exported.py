@@ -20,17 +20,21 @@ SIZE = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "num_heads": 4,
 
 
 def demo_tokenizers(kind: str = "joint") -> Tokenizers:
-    """Tokenizers of the demo's English and German: joint, separate, bytes, or vocabulary (with ids of its own)."""
+    """Tokenizers of the demo's English and German: joint, separate, bytes; vocabulary has ids of its own,
+    and its decoder starts with pad; eos is the same with a decoder that starts with eos.
+    """
     pairs = [Pair(*pair) for pair in generate("en-de", 300, 1, "train")]
     config = TokenizerConfig(joint=kind != "separate", vocab_size=420 if kind == "bytes" else 150,
                              byte_fallback=kind == "bytes")  # fmt: skip
     made = make_tokenizers(config, pairs)
-    if kind != "vocabulary":
+    if kind not in ("vocabulary", "eos"):
         return made
     pieces = [made.src.piece(i) for i in range(made.src.num_pieces)]
     special = ["</s>", "<unk>", "<pad>", "<s>"]
     tokens = (*special[:2], *(piece for piece in pieces if piece not in special), *special[3:], special[2])
-    vocabulary = Vocabulary(tokens, pad="<pad>", unk="<unk>", bos="<pad>", eos="</s>", tags=True)
+    vocabulary = Vocabulary(
+        tokens, pad="<pad>", unk="<unk>", bos="</s>" if kind == "eos" else "<pad>", eos="</s>", tags=True
+    )
     tokenizer = VocabularyTokenizer(SentencePiece(made.src.model), vocabulary)
     return Tokenizers(tokenizer, tokenizer, joint=True)
 

@@ -43,6 +43,7 @@ SHAPES: list[dict[str, Any]] = [
     {"tokenizers": "separate"},
     {"tokenizers": "bytes"},
     {"tokenizers": "vocabulary"},
+    {"tokenizers": "eos"},
     {"norm": "rmsnorm", "positions": "rotary", "num_kv_heads": 1, "activation": "swiglu", "bias": False},
 ]
 

@@ -35,6 +35,7 @@ SHAPES: list[tuple[str, dict[str, Any]]] = [
     ("MarianMTModel", {"norm_position": "post", "tokenizers": "separate"}),
     ("MarianMTModel", {"norm_position": "post", "tokenizers": "bytes"}),
     ("MarianMTModel", {"norm_position": "post", "tokenizers": "vocabulary", "output_bias": True}),
+    ("MarianMTModel", {"norm_position": "post", "tokenizers": "eos"}),
     ("PegasusForConditionalGeneration", {}),
     ("PegasusForConditionalGeneration", {"output_bias": True, "activation": "gelu", "encoder_layers": 3}),
     ("PegasusForConditionalGeneration", {"unique_decoder_layers": 1, "tokenizers": "bytes"}),
