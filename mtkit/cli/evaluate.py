@@ -90,7 +90,7 @@ def evaluate(
         print_stderr(warning.replace("validation.bleu_tokenizer", "--tokenize"))
     scores = {}
     for name, srcs, refs in _load_test_sets(src, ref, test_set, langs, data):
-        lines = _read_or_translate(hyps, translator, srcs, quiet=quiet or as_json)
+        lines = _read_or_translate(hyps, translator, srcs or [], quiet=quiet or as_json)
         check_same_length(src or hyps or name, lines, ref or [name], refs)
         if not lines:
             raise DataError("nothing to score", where=src or hyps, hint="it has no lines")
@@ -126,7 +126,7 @@ def _check_combination(
 
 
 def _read_or_translate(
-    hyps: str | None, translator: Translator | None, srcs: list[str] | None, *, quiet: bool
+    hyps: str | None, translator: Translator | None, srcs: list[str], *, quiet: bool
 ) -> list[str]:
     """Return the lines to score: those of a file, or a translation of the source.
 
@@ -137,9 +137,10 @@ def _read_or_translate(
     from mtkit.translation.options import DEFAULT_OPTIONS, TranslateOptions
 
     if translator is None:
-        return list(read_lines(hyps or "-"))
+        assert hyps is not None
+        return list(read_lines(hyps))
     translate_options = DEFAULT_OPTIONS if quiet else TranslateOptions(on_progress=ProgressReport())
-    return [translation.text for translation in translator.translate(srcs or [], translate_options)]
+    return [translation.text for translation in translator.translate(srcs, translate_options)]
 
 
 def _load_test_sets(

@@ -100,6 +100,15 @@ def test_the_command_line_overrides_the_config(trained: Path, corpus: Path, tmp_
     assert "--constraints cannot be combined with --sample, which the model's config enables" in line
 
 
+def test_the_config_decides_where_the_command_line_is_silent(
+    trained: Path, corpus: Path, tmp_path: Path
+) -> None:
+    suppressed = translate(trained, corpus / "test.src", "--suppress", "un")
+    assert suppressed != translate(trained, corpus / "test.src")
+    model = with_decoding(trained, tmp_path / "model", suppress="[un]")
+    assert translate(model, corpus / "test.src") == suppressed
+
+
 @pytest.mark.parametrize("kind", ["gnmt", "simple"])
 @pytest.mark.parametrize("penalty", [-5, 5])
 def test_scores_are_numbers_at_the_bounds_of_the_length_penalty(

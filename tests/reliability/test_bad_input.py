@@ -758,6 +758,8 @@ def test_files_of_unequal_length(trained: Path, data: Path) -> None:
 def test_nothing_to_evaluate(data: Path) -> None:
     (data / "empty.txt").touch()
     fails(DATA, "empty.txt", arguments=["evaluate", data / "empty.txt", "--ref", data / "empty.txt"])
+    unset = ["evaluate", "", "--ref", data / "test.tgt"]  # as a variable of the shell that was not set
+    fails(DATA, "no such file", arguments=unset, stdin=(data / "test.tgt").read_bytes())
 
 
 @pytest.mark.parametrize("text", ["the dog " * 130_000, "x" * 50_000], ids=["a megabyte", "a word of 50 kB"])
