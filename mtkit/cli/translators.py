@@ -32,8 +32,8 @@ def resolve_decoding(model: str, options: Mapping[str, Any]) -> DecodingConfig:
     from mtkit.translation.model_folder import override_decoding, read_decoding
 
     keys = DecodingOverrides.__annotations__
-    absent = (None, (), [])  # an option that may be repeated is empty if it is absent
-    overrides = {key: value for key, value in options.items() if key in keys and value not in absent}
+    # Without a value an option is None; one that may be repeated is empty.
+    overrides = {key: value for key, value in options.items() if key in keys and value not in (None, (), [])}
     if overrides.get("mbr") == "none":
         overrides["mbr"] = None
     if "suppress" in overrides:
