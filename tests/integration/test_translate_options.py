@@ -87,6 +87,11 @@ def test_a_compressed_output_is_refused_for_each_process(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_rank_without_a_world_is_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert "RANK is '1', but WORLD_SIZE does not tell" in refused("translate", trained)
+
+
 def test_the_command_line_overrides_the_config(trained: Path, corpus: Path, tmp_path: Path) -> None:
     plain = translate(trained, corpus / "test.src")
     keys = {"sample": "true", "temperature": "5.0", "mbr": "chrf", "mbr_candidates": "4", "suppress": "[un]"}
