@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class _TestSet(NamedTuple):
-    """Test set.
+    """A test set.
 
     Attributes:
-        name: of the set.
+        name: name of the set.
         srcs: source lines; None if they are not needed.
         refs: one list of lines for each file of references.
     """
