@@ -11,6 +11,7 @@ from mtkit.device import choose_device, choose_dtype, dtype_name
 from mtkit.evaluation import metrics
 from mtkit.model.build import make_model
 from mtkit.training.distributed import SINGLE_PROCESS, World, peer_failure_errors
+from mtkit.training.engine import Engine
 from mtkit.training.inputs import Inputs
 from mtkit.training.optimizer import ExponentialMovingAverage, make_optimizer
 from mtkit.training.parallel import Objective, Stage, apply_ddp, apply_fsdp, untimed
@@ -65,12 +66,20 @@ def build_trainer(
         else:
             wrapped = apply_ddp(objective, world)
 
+    engine = Engine(
+        model,
+        wrapped,
+        make_optimizer(model, training),
+        device,
+        seed=config.seed,
+        clip_norm=training.clip_norm,
+        world=world,
+        stage=stage,
+    )
     return Trainer(
         config,
         inputs,
-        model=model,
-        objective=wrapped,
-        optimizer=make_optimizer(model, training),
+        engine=engine,
         ema=None if training.ema_decay is None else ExponentialMovingAverage(model, training.ema_decay),
         loader=UpdateLoader(
             inputs.corpus, special_ids(inputs.tokenizers), training, config.seed, world, device
@@ -78,8 +87,6 @@ def build_trainer(
         validator=None if inputs.valid is None else Validator(inputs.valid, inputs.tokenizers, config),
         progress=progress,
         signals=signals,
-        world=world,
-        stage=stage,
     )
 
 
