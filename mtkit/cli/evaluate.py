@@ -115,6 +115,8 @@ def _check_combination(
     """
     if (hyps is None) == (model is None):
         raise ConfigError("give either HYPS or --model", hint="mtkit evaluate --help")
+    if hyps is not None and not ref and Path(hyps).is_dir():
+        raise ConfigError("a folder, not a file of translations", where=hyps, hint=f"a model: --model {hyps}")
     if src is not None and (model is None or not ref):
         raise ConfigError("--src needs --model and --ref", hint="mtkit evaluate --help")
     if model is None and beam_size is not None:

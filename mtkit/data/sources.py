@@ -219,7 +219,7 @@ def open_sources(
     """
     sources: list[Source] = []
     for number, config in enumerate(configs):
-        source = _open_source(config, data, split, seed, f"data.{split}[{number}]")
+        source = _open_source(config, data, split, seed, f"data.{split}.{number}")
         sources.append(replace(source, name=_unique_name(source.name, {other.name for other in sources})))
     return sources
 
@@ -258,7 +258,7 @@ def _open_file(name: str, label: str | None, columns: Columns, data: DataConfig,
         return _TableSource(label or path.stem, ParquetTable(path), columns)
     suffix = plain.suffix.lower()
     if suffix not in _READERS:
-        hint = "use .tsv, .csv, .jsonl (also with .gz, .xz, .bz2 or .zst) or .parquet"
+        hint = "use .tsv, .csv, .jsonl or .parquet; all but .parquet may end in .gz, .xz, .bz2 or .zst too"
         raise ConfigError(f"unknown file type: {name!r}", where=f"{key}.path", hint=hint)
     path = _text_file(data, name)
     return _PairsFile(label or _stem(path), path, suffix, columns)

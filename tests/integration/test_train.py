@@ -150,11 +150,13 @@ def test_results_are_what_was_printed(first: FirstRun) -> None:
     assert used["precision"] == precision
     shown = f"beam 3, {precision} on cpu"
     assert f"test test, 16 sentences, {shown}:" in first.stdout
-    assert f"; {shown}, mtkit {mtkit.__version__})" in (first.run / "README.md").read_text()
+    card = (first.run / "README.md").read_text()
+    assert f"; {shown}, mtkit {mtkit.__version__})" in card
+    assert "\nTraining data: `{src: train.src, tgt: train.tgt}`\n" in card
     assert [score["name"] for score in test["scores"]] == ["BLEU", "chrF2"]
     for score in test["scores"]:
         assert f"{score['name']}|{score['signature']} = {score['score']:.2f}" in first.stdout
-        assert f"- test: {score['name']} {score['score']:.2f} (" in (first.run / "README.md").read_text()
+        assert f"- test: {score['name']} {score['score']:.2f} (" in card
 
 
 def test_the_translations_of_the_test_set_are_kept(first: FirstRun, corpus: Path) -> None:
