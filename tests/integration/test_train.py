@@ -22,9 +22,9 @@ from rich.console import Console
 import mtkit
 from mtkit.checkpoint import load_checkpoint, save_checkpoint
 from mtkit.cli import app
+from mtkit.training.engine import Engine
 from mtkit.training.progress import Progress
 from mtkit.training.run import TrainResult
-from mtkit.training.trainer import Trainer
 from mtkit.translation.model_folder import launch_folder
 
 
@@ -244,7 +244,7 @@ def test_check_of_a_run_that_diverges_leaves_the_run_as_it_was(
     config = shutil.copy(first.folder / "config.yaml", tmp_path)
     run = shutil.copytree(first.run, tmp_path / "run")
     before = tiny.tree(run)
-    monkeypatch.setattr(Trainer, "_forward_backward", lambda *_: [math.nan, math.nan])
+    monkeypatch.setattr(Engine, "forward_backward", lambda *_: [math.nan, math.nan])
     code, _, err = tiny.mtkit("check", config, f"run={run}", f"training.on_divergence={then}")
     assert code == 4
     assert tiny.one_line(err).startswith("error: the loss of step 1 is not finite; its sentences: ")
