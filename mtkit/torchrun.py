@@ -46,7 +46,8 @@ def read_ranks(variables: Mapping[str, str] = os.environ, *, communicates: bool 
     rank, local_rank = variables["RANK"], variables.get("LOCAL_RANK")
     numbers = [rank, world_size] + ([local_rank] if local_rank else [])
     if not all(map(str.isdecimal, numbers)) or int(rank) >= int(world_size):
-        found = ", ".join(f"{name} is {variables[name]!r}" for name in ("WORLD_SIZE", *needed[:2]))
+        names = [name for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK") if variables.get(name)]
+        found = ", ".join(f"{name} is {variables[name]!r}" for name in names)
         raise ConfigError(f"not a valid rank: {found}", hint=_HINT)
     return Ranks(int(rank), int(world_size), int(local_rank) if local_rank else None)
 

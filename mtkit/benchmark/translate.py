@@ -80,7 +80,8 @@ class TranslateBenchmark:
 
     def lines(self) -> Iterator[str]:
         """Yield the result as lines of text."""
-        yield f"{self.num_sentences:,} sentences, {self.search}, {self.num_threads} threads, {self.device}"
+        threads = "1 thread" if self.num_threads == 1 else f"{self.num_threads} threads"
+        yield f"{self.num_sentences:,} sentences, {self.search}, {threads}, {self.device}"
         yield from (speed.line() for speed in self.speeds)
         first, *others = self.speeds
         for other in others:

@@ -21,7 +21,7 @@ class AttentionFile:
     `src` and `tgt` are the tokens as text, eos included.
 
     Args:
-        path: of the file; None to write nothing.
+        path: the file; None to write nothing.
 
     Raises:
         StorageError: If the file cannot be written.

@@ -45,7 +45,8 @@ app = typer.Typer(
     callback=_main_options,
 )
 _config_app = typer.Typer(
-    help="Print a config's schema or resolved values.", epilog="Example: `mtkit config schema`"
+    help="Print the schema of configs, or a config with the value of every key.",
+    epilog="Example: `mtkit config schema`",
 )
 _benchmark_app = typer.Typer(
     help="Measure the speed of mtkit on this machine.",

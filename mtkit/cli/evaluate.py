@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class _TestSet(NamedTuple):
-    """Test set.
+    """A test set.
 
     Attributes:
-        name: of the set.
+        name: name of the set.
         srcs: source lines; None if they are not needed.
         refs: one list of lines for each file of references.
     """
@@ -90,7 +90,7 @@ def evaluate(
         print_stderr(warning.replace("validation.bleu_tokenizer", "--tokenize"))
     scores = {}
     for name, srcs, refs in _load_test_sets(src, ref, test_set, langs, data):
-        lines = _read_or_translate(hyps, translator, srcs, quiet=quiet or as_json)
+        lines = _read_or_translate(hyps, translator, srcs or [], quiet=quiet or as_json)
         check_same_length(src or hyps or name, lines, ref or [name], refs)
         if not lines:
             raise DataError("nothing to score", where=src or hyps, hint="it has no lines")
@@ -115,6 +115,8 @@ def _check_combination(
     """
     if (hyps is None) == (model is None):
         raise ConfigError("give either HYPS or --model", hint="mtkit evaluate --help")
+    if hyps is not None and not ref and Path(hyps).is_dir():
+        raise ConfigError("a folder, not a file of translations", where=hyps, hint=f"a model: --model {hyps}")
     if src is not None and (model is None or not ref):
         raise ConfigError("--src needs --model and --ref", hint="mtkit evaluate --help")
     if model is None and beam_size is not None:
@@ -126,7 +128,7 @@ def _check_combination(
 
 
 def _read_or_translate(
-    hyps: str | None, translator: Translator | None, srcs: list[str] | None, *, quiet: bool
+    hyps: str | None, translator: Translator | None, srcs: list[str], *, quiet: bool
 ) -> list[str]:
     """Return the lines to score: those of a file, or a translation of the source.
 
@@ -137,9 +139,10 @@ def _read_or_translate(
     from mtkit.translation.options import DEFAULT_OPTIONS, TranslateOptions
 
     if translator is None:
-        return list(read_lines(hyps or "-"))
+        assert hyps is not None
+        return list(read_lines(hyps))
     translate_options = DEFAULT_OPTIONS if quiet else TranslateOptions(on_progress=ProgressReport())
-    return [translation.text for translation in translator.translate(srcs or [], translate_options)]
+    return [translation.text for translation in translator.translate(srcs, translate_options)]
 
 
 def _load_test_sets(

@@ -39,10 +39,10 @@ def init(
         typer.Option(help="Test pairs; repeat for two parallel files. Default: test… next to TRAIN."),
     ] = None,
     src: Annotated[
-        str | None, typer.Option(help="Source language, if the file names do not tell it.")
+        str | None, typer.Option(help="Source language, if the file names do not show it.")
     ] = None,
     tgt: Annotated[
-        str | None, typer.Option(help="Target language, if the file names do not tell it.")
+        str | None, typer.Option(help="Target language, if the file names do not show it.")
     ] = None,
     run: Annotated[str | None, typer.Option(help="Run folder; default runs/SRC-TGT.")] = None,
 ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from mtkit.cli.line_format import LineFormat
 from mtkit.errors import ConfigError
 from mtkit.files import count_lines, drop_last_lines, last_line, read_lines, truncate_partial_line
-from mtkit.torchrun import read_ranks
+from mtkit.torchrun import is_main_process, read_ranks
 
 _ENDLESS = 2**62
 """Stands for the number of lines of a stream, which is unknown."""
@@ -51,6 +51,9 @@ class Shard:
             ConfigError: If torchrun's variables are incomplete.
         """
         ranks = read_ranks()
+        if ranks.world_size == 1 and not is_main_process():  # several of these would write the same output
+            what = f"RANK is {os.environ['RANK']!r}, but WORLD_SIZE does not tell the number of processes"
+            raise ConfigError(what, hint="start several processes with torchrun, or unset RANK")
         return cls(ranks.rank + 1, ranks.world_size)
 
     def line_range(self, num_lines: int) -> range:
@@ -162,7 +165,7 @@ def count_finished_lines(output: str, line_format: LineFormat, first: int = 1) -
 
     Args:
         output: the file; if it does not exist, nothing is translated.
-        line_format: of the job that is to be resumed.
+        line_format: format of the job that is to be resumed.
         first: number of the job's first input line, from 1.
 
     Raises:

@@ -42,8 +42,8 @@ class LineFormat:
         """Return the output for one line of the input.
 
         Args:
-            number: of the input line, from 1.
-            translations: of the line, best first.
+            number: number of the input line, from 1.
+            translations: its translations, best first.
         """
         if self.n_best:
             return "".join(f"{number} ||| {self._text(t)} ||| {t.score:.6f}\n" for t in translations)

@@ -20,7 +20,7 @@ def zip_lines(
 
     Args:
         columns: the lines of each file, or None.
-        names: of the files, for messages.
+        names: names of the files, for messages.
         first: number of the first line, for messages.
 
     Raises:

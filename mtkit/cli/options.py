@@ -29,7 +29,7 @@ ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="Run folder or c
 Ensemble = Annotated[
     list[str] | None,
     typer.Option(
-        help="Another model with the same vocabulary, to translate as an ensemble; may be repeated.",
+        help="Another model with the same vocabulary; probabilities are averaged over all models; may be repeated.",
         rich_help_panel=SEARCH,
     ),
 ]
@@ -147,14 +147,16 @@ SplitSentences = Annotated[
 MaxLineTokens = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Do not translate longer lines, which take long; see --on-error.", rich_help_panel=TEXT
+        min=1,
+        help="Treat longer lines as faulty, because they take long; see --on-error.",
+        rich_help_panel=TEXT,
     ),
 ]
 Protect = Annotated[
     bool,
     typer.Option(
         "--protect",
-        help="Copy mark-up tags, URLs and unknown words unchanged; search again if a number is missing.",
+        help="Copy markup, placeholders, URLs and unknown characters unchanged; search again if a number is missing.",
         rich_help_panel=TEXT,
     ),
 ]
@@ -205,8 +207,8 @@ Quiet = Annotated[
 Stop = Annotated[
     str | None,
     typer.Option(
-        help="When to end the search: once beam_size hypotheses have `finished`; once also no live hypothesis has a "
-        "better score (`unbeaten`); or once none can get one (`certain`).",
+        help="When the search for a sentence ends: `finished`, once as many hypotheses have finished as the beam is "
+        "wide; `unbeaten`, once the best of them also beats every live one; `certain`, once no live one can win.",
         autocompletion=completion.values_of("decoding.stop"),
         rich_help_panel=SEARCH,
     ),

@@ -24,12 +24,12 @@ class Plan:
 
     Attributes:
         job: the lines to translate.
-        shard: of the input, to which they belong.
+        shard: the shard of the input that they belong to.
         prefix: file with the beginning of each translation, if any.
         constraints: file with the constraints of each line, if any.
         output: file to write; None for stdout.
         attention: file for attention matrices, if wanted.
-        line_format: of the output.
+        line_format: format of the output.
         resume: whether to append to the output.
     """
 

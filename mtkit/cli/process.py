@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import traceback
 from typing import Any
@@ -64,7 +65,11 @@ def run(arguments: list[str]) -> int:
         return _fail("interrupted", 130, debug)
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx else "mtkit"
-        usage = ConfigError(error.format_message().rstrip("."), hint=f"{command} --help")
+        hint = f"{command} --help"
+        what = error.format_message().rstrip(".")
+        if key := re.match(r"No such option: --(\w+\.\w+)", what):
+            hint = f"a key of the config is set without dashes: {key[1]}=VALUE; {hint}"
+        usage = ConfigError(what, hint=hint)
         return _fail(f"error: {usage}", usage.exit_code, debug)
     except BrokenPipeError:
         return _fail("stdout: the reader closed the pipe; the lines it read are complete", 141, debug)

@@ -64,7 +64,7 @@ def name_options(message: str, command: Any) -> str:
     --batch-tokens" if the command has that option.
 
     Args:
-        message: of an error.
+        message: the error message.
         command: the running click command.
     """
     options = {option for parameter in command.params for option in parameter.opts}
@@ -108,8 +108,8 @@ def check_options(context: typer.Context, rules: Rules, decoding: DecodingConfig
     """Check that a command line obeys the rules of its command.
 
     Args:
-        context: of the parsed command line.
-        rules: of the command.
+        context: the parsed command line.
+        rules: rules of the command.
         decoding: the model's settings, as the command line overrides them.
 
     Raises:
@@ -143,7 +143,7 @@ def check_rules(rules: Rules, given: Collection[str], in_config: Collection[str]
     """Check that options obey rules.
 
     Args:
-        rules: of the command.
+        rules: rules of the command.
         given: options on the command line.
         in_config: options that the model's config enables.
 

@@ -42,10 +42,10 @@ def score(
 ) -> None:
     """Score given translations: print for each the score that `translate --scores` would print.
 
-    With --precision fp32 and the same --tag and --split-sentences, both agree to 1e-5. The text is what counts: where
-    the search generated a text from other tokens than the tokenizer's, which is rare, the scores differ. A line that
-    `translate` would split is scored sentence by sentence if its translation has as many sentences, otherwise as one
-    segment.
+    With --precision fp32 and the same --tag and --split-sentences, both agree to 1e-5. The
+    translation is tokenized anew: in the rare case that the search generated it from other tokens, the scores differ.
+    A line that `translate` would split is scored sentence by sentence if its translation has as many sentences,
+    otherwise as one segment.
 
     With --minimum, this filters a corpus; pairs that contain tabs or are too long for the model are dropped. Memory
     does not grow with the number of lines.

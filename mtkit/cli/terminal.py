@@ -207,7 +207,7 @@ class FaultReport:
         """Report a line.
 
         Args:
-            number: of the line, from 0.
+            number: number of the line, from 0.
             fault: why it could not be translated.
         """
         self.count += 1

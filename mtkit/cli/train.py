@@ -52,7 +52,7 @@ def train_and_report(config: Config, *, fresh: bool) -> None:
 
 
 def check(config: options.ConfigPath, overrides: options.Overrides = None) -> None:
-    """Dry-run `train`: check config, data, tokenizer, model, memory and the largest batch; estimate the time."""
+    """Make a dry run: check config, data, tokenizer, model, memory and the largest batch; estimate the time."""
     from mtkit.config.loading import load_config
 
     loaded = load_config(config, overrides or ())
@@ -84,7 +84,7 @@ def average(
     last: Annotated[int | None, typer.Option(min=2, help="Number of newest checkpoints to average.")] = None,
     best: Annotated[
         int | None,
-        typer.Option(min=2, help="Number of checkpoints to average, those with the best validation scores."),
+        typer.Option(min=2, help="Number of best checkpoints to average, by validation score."),
     ] = None,
 ) -> None:
     """Average the weights of several checkpoints of one run into a new model folder.

@@ -152,7 +152,7 @@ def _read_requests(
     """Yield the lines of a job, each with its prefix and constraints.
 
     Args:
-        plan: of the command.
+        plan: plan of the command.
         reader: all lines of the input.
         tag: target-language tag of each line.
         on_error: with "stop", a line that is not valid text raises its fault; otherwise its request holds it.

@@ -33,7 +33,8 @@ def resolve_decoding(model: str, options: Mapping[str, Any]) -> DecodingConfig:
     from mtkit.translation.model_folder import override_decoding, read_decoding
 
     keys = DecodingOverrides.__annotations__
-    overrides = {key: value for key, value in options.items() if key in keys and value not in (None, [])}
+    # Without a value an option is None; one that may be repeated is empty.
+    overrides = {key: value for key, value in options.items() if key in keys and value not in (None, (), [])}
     if overrides.get("mbr") == "none":
         overrides["mbr"] = None
     if "suppress" in overrides:
@@ -41,8 +42,9 @@ def resolve_decoding(model: str, options: Mapping[str, Any]) -> DecodingConfig:
     try:
         return override_decoding(read_decoding(Path(model)), {"n_best": 1, **overrides})
     except ConfigError as error:
-        where = None if error.where == "decoding" else error.where
-        raise ConfigError(error.what, where=where, hint=error.hint or "see --help") from error
+        if error.where == "decoding":  # two values that do not go together
+            raise ConfigError(error.what, hint="change one of them; see --help") from error
+        raise ConfigError(error.what, where=error.where, hint=error.hint or "see --help") from error
 
 
 def load_translator(

@@ -1,6 +1,7 @@
 """Loading and dumping configs: YAML, overrides or a dict to a `Config` and back.
 
-All errors of a config are reported at once, each in one line with its place.
+Errors are reported together, each in one line with its place: first those of single values and of sections, and keys
+that have no effect once there are no others.
 """
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ def open_sources(
     """
     sources: list[Source] = []
     for number, config in enumerate(configs):
-        source = _open_source(config, data, split, seed, f"data.{split}[{number}]")
+        source = _open_source(config, data, split, seed, f"data.{split}.{number}")
         sources.append(replace(source, name=_unique_name(source.name, {other.name for other in sources})))
     return sources
 
@@ -265,7 +265,10 @@ def _open_file(name: str, label: str | None, columns: Columns, data: DataConfig,
         return _TableSource(label or path.stem, ParquetTable(path), columns)
     suffix = plain.suffix.lower()
     if suffix not in _READERS:
-        hint = "use .tsv, .csv, .jsonl, .tmx, .xlf (also with .gz, .xz, .bz2 or .zst), .xlsx or .parquet"
+        hint = (
+            "use .tsv, .csv, .jsonl, .tmx, .xlf, .xlsx or .parquet; "
+            "all but the last two may end in .gz, .xz, .bz2 or .zst too"
+        )
         raise ConfigError(f"unknown file type: {name!r}", where=f"{key}.path", hint=hint)
     if suffix in _PLAIN_TEXT:
         path = _text_file(data, name)

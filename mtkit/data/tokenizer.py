@@ -616,7 +616,10 @@ def _train(lines: list[str], config: TokenizerConfig) -> bytes:
     """Train a model on these lines and return the bytes of its .model file."""
     usable = [line for line in lines if line.strip() and len(line) <= MAX_TRAINING_CHARS]
     if not usable:
-        raise DataError("no text to train the tokenizer on", hint="fill the sources of data.train")
+        raise DataError(
+            "no text to train the tokenizer on",
+            hint="data.train has no pair with text: fill its files, or name others",
+        )
     model = io.BytesIO()
     try:
         train = partial(
@@ -683,12 +686,13 @@ def _describe_training_error(message: str, config: TokenizerConfig) -> MtkitErro
     """Return an error that says what SentencePiece's message means."""
     if needed := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         what = f"{config.vocab_size} is too few for the characters, bytes and special pieces of this corpus"
-        hint = f"at least {needed[1]}, or a tokenizer.character_coverage below {config.character_coverage:g}"
+        coverage = f"tokenizer.character_coverage from {config.character_coverage:g}"
+        hint = f"set it to at least {needed[1]}, or lower {coverage}"
         return ConfigError(what, where="tokenizer.vocab_size", hint=hint)
     if clash := re.search(r"(\S+) is already defined", message):
         what = f"{clash[1]!r} is already a piece"
         return ConfigError(what, where="tokenizer.user_symbols", hint="remove it")
     if "all_chars_count" in message:
-        return DataError("no text to train the tokenizer on", hint="data.train is only white space")
+        return DataError("no text to train the tokenizer on", hint="data.train contains only white space")
     what = f"SentencePiece cannot train on this corpus: {' '.join(message.split())}"
     return DataError(what, hint="try another tokenizer.vocab_size or tokenizer.type")

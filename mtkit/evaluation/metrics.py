@@ -41,11 +41,11 @@ class Score:
 
     Attributes:
         name: sacreBLEU's name of the metric: BLEU, chrF2, chrF2++ or TER.
-        value: The score, from 0 to 100 (TER can be larger).
+        value: the score, from 0 to 100 (TER can be larger).
         signature: sacreBLEU's signature: how the score was computed. A score is never shown without it.
-        mean: Mean over the bootstrap resamples, if requested.
-        confidence: Half the width of their 95% interval, if requested.
-        detail: Components of the score, if the metric has any (BLEU: precisions, brevity penalty, lengths).
+        mean: mean over the bootstrap resamples, if requested.
+        confidence: half the width of their 95% interval, if requested.
+        detail: components of the score, if the metric has any (BLEU: precisions, brevity penalty, lengths).
     """
 
     name: str
@@ -89,16 +89,16 @@ def score(
     """Score detokenized translations against one or more references.
 
     Args:
-        hyps: One translation per sentence.
-        refs: One or more streams of references, each as long as `hyps`. None is a missing reference (the signature
+        hyps: one translation per sentence.
+        refs: one or more streams of references, each as long as `hyps`. None is a missing reference (the signature
             then says `nrefs:var`), "" an empty one.
-        metrics: Names from `METRICS`, in any case.
+        metrics: names from `METRICS`, in any case.
         tokenize: sacreBLEU's tokenizer for BLEU; by default that of the target language (see `_default_tokenizer`).
-        lowercase: Ignore case in BLEU and chrF. TER always ignores it, by convention.
-        tgt: Code of the target language.
-        num_bootstrap: Resamples for the 95% interval, usually 1000; 0 computes none. chrF++ needs about 100 kB of
+        lowercase: ignore case in BLEU and chrF. TER always ignores it, by convention.
+        tgt: code of the target language.
+        num_bootstrap: resamples for the 95% interval, usually 1000; 0 computes none. chrF++ needs about 100 kB of
             memory per sentence at 1000 resamples, other metrics less.
-        seed: Seed for the resampling. The environment variable SACREBLEU_SEED is ignored.
+        seed: seed for the resampling. The environment variable SACREBLEU_SEED is ignored.
 
     Returns:
         One score per metric, in the order of `metrics`.
@@ -246,9 +246,9 @@ def load_test_set(name: str, src: str, tgt: str) -> tuple[list[str], list[list[s
     ~/.sacrebleu.
 
     Args:
-        name: Name as in `sacrebleu --list`.
-        src: Code of the source language.
-        tgt: Code of the target language.
+        name: name as in `sacrebleu --list`.
+        src: code of the source language.
+        tgt: code of the target language.
 
     Returns:
         The source sentences, and one or more streams of references of the same length.

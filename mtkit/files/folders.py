@@ -173,7 +173,7 @@ class FolderLock:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            what = f"another run is using this folder (pid {file.read(20).decode().strip() or 'unknown'})"
+            what = f"another run, process {file.read(20).decode().strip() or 'unknown'}, is using this folder"
             hint = "wait for it, stop it, or choose another folder"
             raise StorageError(what, where=str(self.folder), hint=hint) from error
         file.truncate(0)

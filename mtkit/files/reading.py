@@ -319,7 +319,7 @@ def _hint_for_missing(path: Path) -> str:
     """Return a hint for a path that does not exist: a similar name, or how far it does exist."""
     if not path.parent.is_dir():
         return f"there is no folder {path.parent}"
-    close = difflib.get_close_matches(path.name, sorted(os.listdir(path.parent)), n=1)
+    close = difflib.get_close_matches(path.name, sorted(os.listdir(path.parent)), n=1, cutoff=0.75)
     if close:
         return f"did you mean {path.parent / close[0]}?"
     return "check the path" if path.is_absolute() else f"the path is relative to {Path.cwd()}"

@@ -157,13 +157,11 @@ class StepMasks:
 
     new: slice  # the slots of this step
     position: Tensor  # [1]: target position of the newest tokens
-    relative: (
-        tuple[Tensor, Tensor] | None
-    )  # positions of queries [K] and slots [L], if attention depends on them
+    relative: tuple[Tensor, Tensor] | None
+    """Positions of queries [K] and slots [L], for relative positions only."""
     self_mask_B1KL: Tensor
-    self_bias_NKL: (
-        Tensor | None
-    )  # for `_batched_attention`, where it is used: 0 where visible, otherwise -inf
+    self_bias_NKL: Tensor | None
+    """For `_batched_attention`, where it is used: 0 where visible, otherwise -inf."""
 
 
 def begin_step(state: DecoderState, num_hypotheses: int, num_heads: int) -> StepMasks:

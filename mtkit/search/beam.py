@@ -190,9 +190,7 @@ def _add_finished(beam: Beam, candidates: Candidates, options: SearchOptions) ->
     coverage_BKS = _gather_beams(beam.coverage_BKS, parents_BK) if options.coverage_penalty else None
     scores_BK = final_scores(log_probs_BK, beam.length + 1, options, coverage_BKS)
     tokens_BKT = _gather_beams(beam.tokens_BKT[:, :, 1:], parents_BK)
-    missing = (
-        tokens_BKT.shape[2] + 1 - beam.finished_tokens_BKT.shape[2]
-    )  # + 1: even the longest ends with eos
+    missing = tokens_BKT.shape[2] + 1 - beam.finished_tokens_BKT.shape[2]  # + 1: the longest has an eos too
     finished_BKT = F.pad(beam.finished_tokens_BKT, (0, missing), value=options.eos)
     tokens_BKT = F.pad(tokens_BKT, (0, 1), value=options.eos)
     beam.finished_scores_BK, order_BK = torch.cat([beam.finished_scores_BK, scores_BK], 1).topk(K, dim=1)

@@ -98,9 +98,7 @@ class Beam:
     prefixes_BP: Tensor  # tokens that a hypothesis must start with, then -1
     tokens_BKT: Tensor  # live hypotheses, starting with bos
     log_probs_BK: Tensor  # of live hypotheses; -inf where there are fewer than K
-    coverage_BKS: (
-        Tensor  # attention that each source token has received so far; S is 0 without coverage penalty
-    )
+    coverage_BKS: Tensor  # attention received by each source token so far; S is 0 without coverage penalty
     finished_scores_BK: Tensor  # best first; -inf where there are fewer than K
     finished_log_probs_BK: Tensor
     finished_tokens_BKT: Tensor  # without bos, padded with eos

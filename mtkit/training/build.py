@@ -10,6 +10,7 @@ from mtkit.config.sections import Config
 from mtkit.device import choose_device, choose_dtype, dtype_name
 from mtkit.evaluation import metrics
 from mtkit.training.distributed import SINGLE_PROCESS, World, peer_failure_errors
+from mtkit.training.engine import Engine
 from mtkit.training.freezing import make_training_model
 from mtkit.training.inputs import Inputs
 from mtkit.training.optimizer import ExponentialMovingAverage, make_optimizer
@@ -65,12 +66,20 @@ def build_trainer(
         else:
             wrapped = apply_ddp(objective, world)
 
+    engine = Engine(
+        model,
+        wrapped,
+        make_optimizer(model, training),
+        device,
+        seed=config.seed,
+        clip_norm=training.clip_norm,
+        world=world,
+        stage=stage,
+    )
     return Trainer(
         config,
         inputs,
-        model=model,
-        objective=wrapped,
-        optimizer=make_optimizer(model, training),
+        engine=engine,
         ema=None if training.ema_decay is None else ExponentialMovingAverage(model, training.ema_decay),
         loader=UpdateLoader(
             inputs.corpus,
@@ -84,8 +93,6 @@ def build_trainer(
         validator=None if inputs.valid is None else Validator(inputs.valid, inputs.tokenizers, config),
         progress=progress,
         signals=signals,
-        world=world,
-        stage=stage,
     )
 
 

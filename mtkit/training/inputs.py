@@ -18,7 +18,7 @@ from mtkit.data.corpus import Corpus
 from mtkit.data.encoding import encode_corpus
 from mtkit.data.sources import Source, Split, open_sources, read_sides
 from mtkit.data.tokenizer import Tokenizers, load_tokenizers, make_tokenizers
-from mtkit.device import choose_device, configure_malloc
+from mtkit.device import choose_device, configure_malloc, limit_kernel_caches
 from mtkit.errors import StorageError
 from mtkit.evaluation import metrics
 from mtkit.files import publish_folder, temporary_folder
@@ -78,7 +78,8 @@ def configure_process(config: Config) -> torch.device:
     Raises:
         ConfigError: If a metric, its tokenizer, the device or the compiler is not available.
     """
-    configure_malloc()
+    limit_kernel_caches()
+    configure_malloc(one_arena=True)
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
     names = (*config.validation.metrics, *TEST_METRICS)

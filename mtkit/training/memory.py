@@ -5,18 +5,19 @@ The largest batch of the corpus decides into how many, before the first update: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from mtkit.config.sections import TrainingConfig
-from mtkit.data.batching import num_positions
+from mtkit.data.batching import make_batch, num_positions
 from mtkit.data.order import Indices
 from mtkit.device import peak_memory, reset_peak_memory
 from mtkit.errors import TrainingError
 from mtkit.torchrun import local_world_size
+from mtkit.training.engine import Engine
 from mtkit.training.memory_limits import available_bytes
 from mtkit.training.parallel import num_local_elements
 from mtkit.training.state import TrainState
@@ -26,9 +27,6 @@ _PROBE_POSITIONS = 2048
 """On a CPU, a micro-batch of about this many positions tells how much memory a position takes."""
 _SAFETY_MARGIN = 1.25
 """Memory is asked for with this margin, for what cannot be foreseen."""
-
-RunMicroBatch = Callable[[Indices], None]
-"""Runs the forward and backward pass of these pairs, and discards the gradient."""
 
 
 def out_of_memory_hint(training: TrainingConfig) -> str:
@@ -41,8 +39,15 @@ def out_of_memory_hint(training: TrainingConfig) -> str:
     )
 
 
+def try_micro_batch(engine: Engine, loader: UpdateLoader, pairs: Indices) -> None:
+    """Run the forward and backward pass of some pairs, beside as much memory as the optimizer will need."""
+    batch = make_batch(loader.corpus, pairs, loader.special)
+    with _reserved_for_optimizer(engine.model, engine.optimizer, engine.device):
+        engine.dry_run(batch)
+
+
 @contextmanager
-def reserved_for_optimizer(
+def _reserved_for_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> Iterator[None]:
     """Hold as much GPU memory inside the block as the optimizer will need for its state, if it has none yet."""
@@ -55,36 +60,38 @@ def reserved_for_optimizer(
         del reserved
 
 
-def find_num_micro_batches(run: RunMicroBatch, loader: UpdateLoader, state: TrainState) -> int:
+def find_num_micro_batches(engine: Engine, loader: UpdateLoader, state: TrainState) -> int:
     """Return the smallest power of two into which the largest batch must be split to fit in every process.
 
     A run that is resumed is split more finely where its batches no longer fit, on a smaller device or beside other
     programs, but never more coarsely.
 
     Args:
-        run: runs a micro-batch.
-        loader: knows the batches, the device and the processes, all of which must call this.
+        engine: computes the gradients; every process must call this.
+        loader: knows the batches.
         state: where the run stands.
 
     Raises:
         TrainingError: If not even a single pair fits.
     """
     largest = loader.epoch_batches(state.epoch).largest()
-    on_gpu = loader.device.type == "cuda"
-    num_micro_batches = state.slices if on_gpu else _estimate_num_micro_batches(run, largest, loader, state)
+    on_gpu = engine.device.type == "cuda"
+    num_micro_batches = (
+        state.slices if on_gpu else _estimate_num_micro_batches(engine, largest, loader, state)
+    )
     while num_micro_batches < 2 * len(largest):
-        failed = on_gpu and not _fits(run, largest[::num_micro_batches])
-        if not any(loader.world.all_reduce([float(failed)])):
+        failed = on_gpu and not _fits(engine, loader, largest[::num_micro_batches])
+        if not any(engine.world.all_reduce([float(failed)])):
             return num_micro_batches
         num_micro_batches *= 2
     hint = "lower data.max_length, or the size of the model, or set training.activation_checkpointing"
     raise TrainingError("out of memory with a single pair", hint=hint)
 
 
-def _fits(run: RunMicroBatch, pairs: Indices) -> bool:
+def _fits(engine: Engine, loader: UpdateLoader, pairs: Indices) -> bool:
     """Return whether a micro-batch fits on this GPU."""
     try:
-        run(pairs)
+        try_micro_batch(engine, loader, pairs)
     except torch.OutOfMemoryError:
         return False
     finally:
@@ -93,7 +100,7 @@ def _fits(run: RunMicroBatch, pairs: Indices) -> bool:
 
 
 def _estimate_num_micro_batches(
-    run: RunMicroBatch, largest: Indices, loader: UpdateLoader, state: TrainState
+    engine: Engine, largest: Indices, loader: UpdateLoader, state: TrainState
 ) -> int:
     """Return how many micro-batches the memory of a CPU requires, estimated from a small one.
 
@@ -102,13 +109,13 @@ def _estimate_num_micro_batches(
     """
     positions = num_positions(largest, loader.corpus.src_lengths, loader.corpus.tgt_lengths)
     probe = max(1, min(len(largest), positions // _PROBE_POSITIONS))
-    reset_peak_memory(loader.device)
-    before = peak_memory(loader.device)
-    run(largest[::probe])
-    needed = probe * max(0, peak_memory(loader.device) - before)
+    reset_peak_memory(engine.device)
+    before = peak_memory(engine.device)
+    try_micro_batch(engine, loader, largest[::probe])
+    needed = probe * max(0, peak_memory(engine.device) - before)
     available = available_bytes(local_world_size())
     num_micro_batches = state.slices
     if state.step == 0 or needed / num_micro_batches > available:
         while _SAFETY_MARGIN * needed / num_micro_batches > available and num_micro_batches < len(largest):
             num_micro_batches *= 2
-    return int(max(loader.world.all_gather(num_micro_batches)))
+    return int(max(engine.world.all_gather(num_micro_batches)))

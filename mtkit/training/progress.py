@@ -18,6 +18,7 @@ from rich.console import Console, Group, OverflowMethod
 from rich.table import Table
 from rich.text import Text
 
+from mtkit.config.sections import TrainingConfig
 from mtkit.errors import ConfigError
 from mtkit.files import append_line
 from mtkit.formatting import format_duration
@@ -159,6 +160,25 @@ def _make_writer(run: Path) -> SummaryWriter:
         hint = "pip install 'mtkit[tensorboard]', or set this to false"
         raise ConfigError("TensorBoard is not installed", where="training.tensorboard", hint=hint) from error
     return SummaryWriter(str(run / TENSORBOARD))
+
+
+def estimate_seconds_left(training: TrainingConfig, step: int, epochs: float, seconds: float) -> float | None:
+    """Return the seconds until the first limit that can be foreseen, or None.
+
+    Args:
+        training: section `training`.
+        step: updates made.
+        epochs: epochs made.
+        seconds: training time so far.
+    """
+    left = []
+    if training.step_limit is not None and step > 1:
+        left.append(seconds / step * (training.step_limit - step))
+    if training.time_limit_minutes is not None:
+        left.append(60 * training.time_limit_minutes - seconds)
+    if training.max_epochs is not None and epochs > 0:
+        left.append(seconds / epochs * (training.max_epochs - epochs))
+    return max(0.0, min(left)) if left else None
 
 
 def is_event_file(name: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mtkit import __version__
 from mtkit.config.sections import Config, DecodingConfig, SourceConfig
+from mtkit.config.yaml_document import format_value
 from mtkit.errors import ConfigError
 from mtkit.evaluation import metrics
 from mtkit.evaluation.metrics import Score
@@ -53,7 +54,7 @@ class TestResult:
     """Translations and scores of a test set."""
 
     name: str
-    hyps: list[str]
+    hyps: list[str] = field(repr=False)
     scores: list[Score]
     translated_with: TranslationSetup
 
@@ -103,7 +104,7 @@ def check_test_names(names: Sequence[str]) -> None:
     """
     name_by_file: dict[str, str] = {}
     for number, name in enumerate(names):
-        where, file = f"data.test[{number}].name", hyps_file(name)
+        where, file = f"data.test.{number}.name", hyps_file(name)
         if not name.strip() or not name.isprintable() or name in (".", ".."):
             raise ConfigError(f"{name!r} cannot be used as a file name", where=where, hint="rename it")
         if len(name.encode()) > _MAX_NAME_BYTES:
@@ -196,5 +197,5 @@ def _model_card(config: Config, result: TrainResult) -> str:
 
 
 def _describe_source(source: SourceConfig) -> str:
-    """Describe a data source by its keys, as in "src train.en tgt train.de"."""
-    return " ".join(f"{key} {value}" for key, value in source.model_dump(exclude_none=True).items())
+    """Describe a data source as the config does: `{src: train.en, tgt: train.de}`."""
+    return f"`{format_value(source.model_dump(exclude_none=True))}`"

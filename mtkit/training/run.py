@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -64,6 +65,7 @@ def train(
         state, progress = trainer.state, trainer.progress
         progress.say(f"training ended: {reason}; {format_duration(trainer.stopwatch.total_seconds())} in all")
         del trainer  # frees its memory: the test sets need only the best weights
+        gc.collect()  # importing torch._dynamo leaves a reference cycle with the frames that built the optimizer
         if not world.is_main:
             return TrainResult(Path(config.run), reason, state.step, state.best, state.best_step, [])
         average_last(config, progress.say)

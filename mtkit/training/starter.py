@@ -74,7 +74,7 @@ model:
   dropout: {recipe.dropout}  # the smaller the corpus, the higher
 training:
   batch_tokens: {recipe.batch_tokens}  # if memory runs out, lower this first and raise accumulate
-  max_steps: {steps}  # about {epochs:,} epochs
+  max_steps: {steps}  # roughly {epochs:,} epochs; `mtkit check` counts them
   learning_rate: {recipe.learning_rate}
   schedule: cosine
   warmup_steps: {warmup_steps}

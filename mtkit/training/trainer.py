@@ -11,36 +11,24 @@ learned.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from contextlib import closing, nullcontext
 from itertools import islice
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from mtkit.checkpoint import Checkpoint
-from mtkit.config.sections import Config, TrainingConfig
-from mtkit.data.batching import Batch, length_quantile, make_batch
-from mtkit.data.order import Indices
+from mtkit.config.sections import Config
+from mtkit.data.batching import length_quantile
 from mtkit.device import out_of_memory_errors
-from mtkit.model.transformer import Transformer
 from mtkit.training.checkpointing import Checkpointer
 from mtkit.training.compiling import compile_errors
-from mtkit.training.distributed import World, peer_failure_errors
+from mtkit.training.distributed import peer_failure_errors
 from mtkit.training.divergence import Divergence, Rollback, observe_loss
+from mtkit.training.engine import Engine
 from mtkit.training.inputs import Inputs
-from mtkit.training.loss import TensorBatch
-from mtkit.training.memory import find_num_micro_batches, out_of_memory_hint, reserved_for_optimizer
-from mtkit.training.optimizer import (
-    ExponentialMovingAverage,
-    check_loss_scale,
-    make_scaler,
-    set_learning_rate,
-)
-from mtkit.training.parallel import Stage, full_tensor, no_gradient_sync
-from mtkit.training.progress import Progress, Sample, Stopwatch
+from mtkit.training.memory import find_num_micro_batches, out_of_memory_hint, try_micro_batch
+from mtkit.training.optimizer import ExponentialMovingAverage
+from mtkit.training.progress import Progress, Sample, Stopwatch, estimate_seconds_left
 from mtkit.training.schedule import learning_rate
 from mtkit.training.signals import Interrupted, Signals
 from mtkit.training.state import TrainState, Window
@@ -59,16 +47,12 @@ class Trainer:
     Args:
         config: config of the run.
         inputs: tokenizers, and encoded training and validation pairs.
-        model: the model, sharded or not.
-        objective: the model and its loss, wrapped for distributed training.
-        optimizer: optimizer of the model.
-        ema: EMA of its weights, or None.
+        engine: computes and applies the gradients of the model.
+        ema: EMA of the model's weights, or None.
         loader: loads the updates.
         validator: validates, or None without validation pairs.
         progress: shows and records what happens.
         signals: SIGINT, SIGTERM and SIGHUP.
-        world: the processes that train this model.
-        stage: times the stages of an update.
     """
 
     def __init__(
@@ -76,25 +60,19 @@ class Trainer:
         config: Config,
         inputs: Inputs,
         *,
-        model: Transformer,
-        objective: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        engine: Engine,
         ema: ExponentialMovingAverage | None,
         loader: UpdateLoader,
         validator: Validator | None,
         progress: Progress,
         signals: Signals,
-        world: World,
-        stage: Stage,
     ) -> None:
         self.config, self.inputs, self.run_folder = config, inputs, Path(config.run)
-        self.model, self.objective, self.optimizer, self.ema = model, objective, optimizer, ema
-        self.loader, self.validator = loader, validator
-        self.progress, self.signals, self.world, self.stage = progress, signals, world, stage
-        self.device, self.dtype = loader.device, model.compute_dtype
-        self.scaler = make_scaler(self.device, self.dtype)
-        self.checkpointer = Checkpointer(config, model, optimizer, ema, signals, world)
-        self.rollback = Rollback(config, inputs.corpus, self.checkpointer, progress, world)
+        self.engine, self.model, self.ema, self.world = engine, engine.model, ema, engine.world
+        self.device, self.dtype = engine.device, engine.model.compute_dtype
+        self.loader, self.validator, self.progress, self.signals = loader, validator, progress, signals
+        self.checkpointer = Checkpointer(config, self.model, engine.optimizer, ema, signals, self.world)
+        self.rollback = Rollback(config, inputs.corpus, self.checkpointer, progress, self.world)
         self.state = TrainState(
             corpus=inputs.corpus.fingerprint,
             valid=validation_fingerprint(inputs.valid),
@@ -144,6 +122,7 @@ class Trainer:
                 update = None if reason else next(prefetched, None)
                 if update is None:
                     self._validate_and_save(last=True)
+                    self._check_stop()  # a signal may have reached only some processes meanwhile
                     return reason or f"epoch {self.config.training.max_epochs} was the last"
                 with self.signals.deferred():
                     self.train_step(update)
@@ -184,8 +163,8 @@ class Trainer:
             return
         num_targets = self.loader.num_targets(update)
         with out_of_memory_errors(out_of_memory_hint(self.config.training)), peer_failure_errors():
-            sums = self._forward_backward(update, num_targets)
-            norm = self._clip_gradients()
+            sums = self.engine.forward_backward(update, num_targets, self.state.step)
+            norm = self.engine.clip_gradients()
         loss, nll = (total / num_targets for total in self.world.all_reduce(sums))
         reason = observe_loss(
             self.state.watch,
@@ -193,13 +172,14 @@ class Trainer:
             loss,
             norm,
             num_targets,
-            handles_overflow=self.scaler.is_enabled(),
+            handles_overflow=self.engine.scaler.is_enabled(),
             handles_spikes=self.config.training.on_divergence == "rollback",
         )
         if reason is not None:
             self._recover(reason, update)
             return
-        rate = self._optimizer_step()
+        rate = learning_rate(self.state.step + 1, self.config.training, self.config.model.d_model)
+        self.engine.step(rate)
         self.state.step += 1
         self.state.move_past(update.epoch, update.last_batch)
         if self.ema is not None:
@@ -208,53 +188,10 @@ class Trainer:
 
     def _fetch(self, update: Update) -> Update:
         """Return the update without skipped pairs, its micro-batches on the device."""
-        with self.stage("data"):
+        with out_of_memory_errors(out_of_memory_hint(self.config.training)), self.engine.stage("data"):
             update = update.without(self.state.skipped)
             is_ready = update.micro_batches or not update.batches
             return update if is_ready else self.loader.fetch(update, self.state.slices)
-
-    def _forward_backward(self, update: Update, num_targets: int) -> list[float]:
-        """Accumulate the gradients of this process's micro-batches, and return the sums of their loss and NLL."""
-        self.objective.train()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        last = max(update.micro_batches)
-        for number, batch in update.micro_batches.items():
-            torch.manual_seed(_dropout_seed(self.config.seed, self.state.step, number))
-            sums += self._backward(batch, num_targets, local=number != last)
-        return sums.tolist()
-
-    def _backward(self, batch: Batch | TensorBatch, num_targets: int, *, local: bool) -> torch.Tensor:
-        """Accumulate the gradient of a micro-batch's loss sum over `num_targets`. Returns loss and NLL sums: [2].
-
-        Args:
-            batch: the micro-batch.
-            num_targets: target tokens of the whole update.
-            local: whether more micro-batches follow, so that gradients need not be exchanged yet.
-        """
-        with no_gradient_sync(self.objective, local), compile_errors():
-            loss, nll = self.objective(batch)
-            with self.stage("backward"):
-                # DDP and FSDP2 average gradients over the processes, but the sum is needed
-                self.scaler.scale(loss * (self.world.size / num_targets)).backward()
-        return torch.stack([loss.detach(), nll]).double()
-
-    def _clip_gradients(self) -> float:
-        """Scale large gradients down to `training.clip_norm`, and return the norm before."""
-        with self.stage("optimizer"):
-            self.scaler.unscale_(self.optimizer)
-            limit = self.config.training.clip_norm or math.inf
-            return float(full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
-
-    def _optimizer_step(self) -> float:
-        """Apply the gradients, and return the learning rate."""
-        rate = learning_rate(self.state.step + 1, self.config.training, self.config.model.d_model)
-        with self.stage("optimizer"):
-            set_learning_rate(self.optimizer, rate)
-            self.scaler.step(self.optimizer)  # fp16: skipped if a gradient overflowed
-            self.scaler.update()
-            check_loss_scale(self.scaler)
-            self.optimizer.zero_grad(set_to_none=True)
-        return rate
 
     def _recover(self, reason: str, update: Update) -> None:
         """Roll back after an update that diverged.
@@ -265,7 +202,7 @@ class Trainer:
         sentences = [self.inputs.corpus.location(index) for index in update.pairs()]
         divergence = Divergence(self.state.step + 1, reason, sentences)
         self.progress.record("diverged", divergence.step, divergence.as_dict())
-        self.optimizer.zero_grad(set_to_none=True)
+        self.engine.discard_gradients()
         self._continue_from(self.rollback.recover(divergence, update, self.state))
         self.save()  # a run that is stopped now continues from here
         step = self.state.step
@@ -288,7 +225,8 @@ class Trainer:
             "target_tokens_per_second": self.stopwatch.tokens_per_second(),
             "seconds": seconds,
         }
-        self.progress.log_training(state.step, numbers, _seconds_left(training, state.step, epochs, seconds))
+        seconds_left = estimate_seconds_left(training, state.step, epochs, seconds)
+        self.progress.log_training(state.step, numbers, seconds_left)
         state.window = Window()
 
     # --- memory -----------------------------------------------------------------------------------------------
@@ -309,7 +247,7 @@ class Trainer:
         batches = self.loader.epoch_batches(self.state.epoch)
         with out_of_memory_errors(out_of_memory_hint(self.config.training)):
             for batch in (batches.largest(), batches.smallest()):
-                self._run_micro_batch(batch[:: self.state.slices])
+                try_micro_batch(self.engine, self.loader, batch[:: self.state.slices])
         self.stopwatch.restart_interval()
 
     def fit_to_memory(self) -> None:
@@ -319,18 +257,7 @@ class Trainer:
             TrainingError: If not even a single pair fits.
         """
         if self.config.training.batch_tokens == "auto":
-            self.state.slices = find_num_micro_batches(self._run_micro_batch, self.loader, self.state)
-
-    def _run_micro_batch(self, pairs: Indices) -> None:
-        """Run the forward and backward pass of some pairs, and discard the gradient; nothing else changes."""
-        self.objective.train()
-        batch = make_batch(self.inputs.corpus, pairs, self.loader.special)
-        local = self.config.training.parallel == "ddp"  # FSDP2 would keep unreduced gradients
-        try:
-            with reserved_for_optimizer(self.model, self.optimizer, self.device):
-                self._backward(batch, batch.num_targets, local=local)
-        finally:
-            self.optimizer.zero_grad(set_to_none=True)
+            self.state.slices = find_num_micro_batches(self.engine, self.loader, self.state)
 
     # --- validation and checkpoints ---------------------------------------------------------------------------
 
@@ -388,38 +315,11 @@ class Trainer:
         limit = self.config.training.time_limit_minutes
         time_was_over = limit is not None and state.seconds >= 60 * limit
         self._saved = state.step, state.validated_step, time_was_over
-        self.scaler = make_scaler(self.device, self.dtype)  # one that diverged in mid-update cannot continue
-        if state.scaler is not None:
-            self.scaler.load_state_dict(state.scaler)
+        self.engine.reset_scaler(state.scaler)
 
     def _current_state(self) -> TrainState:
         """Return the state as of now, to be saved."""
         self.state.seconds = self.stopwatch.total_seconds()
-        if self.scaler.is_enabled():
-            self.state.scaler = self.scaler.state_dict()
+        if self.engine.scaler.is_enabled():
+            self.state.scaler = self.engine.scaler.state_dict()
         return self.state
-
-
-def _dropout_seed(seed: int, step: int, micro_batch: int) -> int:
-    """Return the seed of a micro-batch's dropout: a hash, so that consecutive numbers give unrelated masks."""
-    digest = hashlib.sha256(f"{seed} {step} {micro_batch}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _seconds_left(training: TrainingConfig, step: int, epochs: float, seconds: float) -> float | None:
-    """Return the seconds until the first limit that can be foreseen, or None.
-
-    Args:
-        training: section `training`.
-        step: updates made.
-        epochs: epochs made.
-        seconds: training time so far.
-    """
-    left = []
-    if training.step_limit is not None and step > 1:
-        left.append(seconds / step * (training.step_limit - step))
-    if training.time_limit_minutes is not None:
-        left.append(60 * training.time_limit_minutes - seconds)
-    if training.max_epochs is not None and epochs > 0:
-        left.append(seconds / epochs * (training.max_epochs - epochs))
-    return max(0.0, min(left)) if left else None

@@ -209,7 +209,10 @@ def _character_ngrams(text: str) -> list[_NgramCounts]:
 
 
 def _character_and_word_ngrams(text: str) -> list[_NgramCounts]:
-    """Return the counts of 1 to 6 characters, then of 1 and 2 words, with punctuation at either end as a word."""
+    """Return the counts of the n-grams of 1 to 6 characters, then of 1 and 2 words.
+
+    A punctuation mark at the end of a word, or else at its beginning, is a word of its own.
+    """
     words = []
     for word in text.split():
         if len(word) > 1 and word[-1] in punctuation:

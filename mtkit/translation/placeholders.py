@@ -343,10 +343,8 @@ def protect(line: str, unknown: Sequence[Span] = ()) -> ProtectedLine:
         _append(line, origins, range(copied, start))
         last = next((line[i] for i in reversed(origins[-2:]) if i >= 0 and not line[i].isspace()), "")
         is_alone = protected.opener is None and not protected.opens
-        if is_alone and (
-            not last or last in _AFTER_WORDS
-        ):  # without it, the marks after it would follow no word
-            while end < limit and line[end] in _AFTER_WORDS:
+        if is_alone and (not last or last in _AFTER_WORDS):
+            while end < limit and line[end] in _AFTER_WORDS:  # without it, these marks would follow no word
                 end += 1
         copied = end
         before, after = (line[origins[-1]] if origins and origins[-1] >= 0 else ""), line[end : end + 1]
@@ -405,9 +403,7 @@ def _protected_spans(line: str, unknown: Sequence[Span]) -> list[_ProtectedSpan]
     """
     found, merged = _grouped_spans(line, _single_spans(line, unknown)), list[_ProtectedSpan]()
     closers = _matching_tags([line[slice(*span.span)] for span in found])
-    openers: dict[
-        int, int
-    ] = {}  # from the index of a closing tag in `found` to that of its opening tag in `merged`
+    openers: dict[int, int] = {}  # index of a closing tag in `found`: index of its opening tag in `merged`
     done = 0  # how many of `found` are in `merged`
     for i, span in enumerate(found):
         if i < done:

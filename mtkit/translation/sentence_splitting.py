@@ -25,7 +25,7 @@ _ABBREVIATIONS = frozenset([*_ENGLISH.split(), *_GERMAN.split()])
 """Words, in lower case, after which a full stop does not end a sentence."""
 
 _LONGEST_WORD = 32
-"""Characters before a full stop that are searched for an abbreviation or the number of a day."""
+"""Characters before a full stop that are searched for an abbreviation or the number of a day; none is longer."""
 _CLOSERS = "\"'”’»)\\]」』）"
 _OTHER_ENDS = "。｡！？؟۔।॥။።፧։܀-܂។៕᠃"
 """Marks with no other use: of CJK, Arabic, Urdu, Hindi, Burmese, Amharic, Armenian, Syriac, Khmer, Mongolian."""

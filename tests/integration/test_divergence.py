@@ -14,9 +14,9 @@ import torch
 
 import mtkit
 from mtkit.errors import TrainingError
+from mtkit.training.engine import Engine
 from mtkit.training.progress import Progress
 from mtkit.training.state import SpikeDetector
-from mtkit.training.trainer import Trainer
 from mtkit.training.updates import Update, UpdateLoader
 
 OPTIONS = ["training.save_every_steps=5", "training.max_steps=20", "training.on_divergence=rollback",
@@ -31,10 +31,10 @@ RARE = [
 
 def spoil(monkeypatch: pytest.MonkeyPatch, spoiled: Callable[[int, int], bool], value: float) -> None:
     """Change the loss and the gradient of the updates with these (epoch, batch)."""
-    original = Trainer._forward_backward
+    original = Engine.forward_backward
 
-    def forward_backward(self: Trainer, update: Update, num_targets: int) -> list[float]:
-        sums = original(self, update, num_targets)
+    def forward_backward(self: Engine, update: Update, num_targets: int, step: int) -> list[float]:
+        sums = original(self, update, num_targets, step)
         if not spoiled(update.epoch, update.last_batch):
             return sums
         for parameter in self.model.parameters():
@@ -42,18 +42,18 @@ def spoil(monkeypatch: pytest.MonkeyPatch, spoiled: Callable[[int, int], bool], 
             parameter.grad.fill_(value)
         return [value * num_targets, value * num_targets]
 
-    monkeypatch.setattr(Trainer, "_forward_backward", forward_backward)
+    monkeypatch.setattr(Engine, "forward_backward", forward_backward)
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, *poisonous: int) -> None:
     """Make the loss of every update that contains one of these pairs NaN."""
-    original = Trainer._forward_backward
+    original = Engine.forward_backward
 
-    def forward_backward(self: Trainer, update: Update, num_targets: int) -> list[float]:
-        sums = original(self, update, num_targets)
+    def forward_backward(self: Engine, update: Update, num_targets: int, step: int) -> list[float]:
+        sums = original(self, update, num_targets, step)
         return [math.nan, math.nan] if np.isin(update.pairs(), poisonous).any() else sums
 
-    monkeypatch.setattr(Trainer, "_forward_backward", forward_backward)
+    monkeypatch.setattr(Engine, "forward_backward", forward_backward)
 
 
 def test_pairs_at_which_it_diverged_are_met_once(

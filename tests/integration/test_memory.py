@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 
 import mtkit
 from mtkit.errors import TrainingError
-from mtkit.training import memory
+from mtkit.training import memory, run
 from mtkit.training.loss import TensorBatch
 from mtkit.training.parallel import Objective
 from mtkit.training.progress import Progress
@@ -142,3 +144,28 @@ def test_the_largest_and_the_smallest_batch_run_first_and_leave_no_trace(
     train(config, "training.max_steps=40", "data.valid=[]")
     assert shapes[0] == max(shapes)
     assert shapes[1] == min(shapes)
+
+
+def test_the_memory_of_training_is_free_before_test_sets_are_scored(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainers: list[weakref.ref[Trainer]] = []
+    build, score = run.build_trainer, run.score_tests
+
+    def build_trainer(*arguments: Any) -> Trainer:
+        trainer = build(*arguments)
+        trainers.append(weakref.ref(trainer))
+        return trainer
+
+    def score_tests(*arguments: Any) -> Any:
+        assert [trainer() for trainer in trainers] == [None]
+        return score(*arguments)
+
+    monkeypatch.setattr(run, "build_trainer", build_trainer)
+    monkeypatch.setattr(run, "score_tests", score_tests)
+    gc.disable()
+    try:
+        mtkit.train(mtkit.load_config(config, ["training.max_steps=1"]))
+    finally:
+        gc.enable()
+    assert trainers

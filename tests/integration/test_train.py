@@ -22,9 +22,9 @@ from rich.console import Console
 import mtkit
 from mtkit.checkpoint import load_checkpoint, save_checkpoint
 from mtkit.cli import app
+from mtkit.training.engine import Engine
 from mtkit.training.progress import Progress
 from mtkit.training.run import TrainResult
-from mtkit.training.trainer import Trainer
 from mtkit.translation.model_folder import launch_folder
 
 
@@ -150,11 +150,13 @@ def test_results_are_what_was_printed(first: FirstRun) -> None:
     assert used["precision"] == precision
     shown = f"beam 3, {precision} on cpu"
     assert f"test test, 16 sentences, {shown}:" in first.stdout
-    assert f"; {shown}, mtkit {mtkit.__version__})" in (first.run / "README.md").read_text()
+    card = (first.run / "README.md").read_text()
+    assert f"; {shown}, mtkit {mtkit.__version__})" in card
+    assert "\nTraining data: `{src: train.src, tgt: train.tgt}`\n" in card
     assert [score["name"] for score in test["scores"]] == ["BLEU", "chrF2"]
     for score in test["scores"]:
         assert f"{score['name']}|{score['signature']} = {score['score']:.2f}" in first.stdout
-        assert f"- test: {score['name']} {score['score']:.2f} (" in (first.run / "README.md").read_text()
+        assert f"- test: {score['name']} {score['score']:.2f} (" in card
 
 
 def test_the_translations_of_the_test_set_are_kept(first: FirstRun, corpus: Path) -> None:
@@ -242,7 +244,7 @@ def test_check_of_a_run_that_diverges_leaves_the_run_as_it_was(
     config = shutil.copy(first.folder / "config.yaml", tmp_path)
     run = shutil.copytree(first.run, tmp_path / "run")
     before = tiny.tree(run)
-    monkeypatch.setattr(Trainer, "_forward_backward", lambda *_: [math.nan, math.nan])
+    monkeypatch.setattr(Engine, "forward_backward", lambda *_: [math.nan, math.nan])
     code, _, err = tiny.mtkit("check", config, f"run={run}", f"training.on_divergence={then}")
     assert code == 4
     assert tiny.one_line(err).startswith("error: the loss of step 1 is not finite; its sentences: ")

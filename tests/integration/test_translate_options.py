@@ -87,6 +87,11 @@ def test_a_compressed_output_is_refused_for_each_process(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_rank_without_a_world_is_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert "RANK is '1', but WORLD_SIZE does not tell" in refused("translate", trained)
+
+
 def test_the_command_line_overrides_the_config(trained: Path, corpus: Path, tmp_path: Path) -> None:
     plain = translate(trained, corpus / "test.src")
     keys = {"sample": "true", "temperature": "5.0", "mbr": "chrf", "mbr_candidates": "4", "suppress": "[un]"}
@@ -98,6 +103,15 @@ def test_the_command_line_overrides_the_config(trained: Path, corpus: Path, tmp_
     constraints = tiny.write_lines(tmp_path / "constraints", ["chat"])
     line = refused("translate", model, "--constraints", constraints)
     assert "--constraints cannot be combined with --sample, which the model's config enables" in line
+
+
+def test_the_config_decides_where_the_command_line_is_silent(
+    trained: Path, corpus: Path, tmp_path: Path
+) -> None:
+    suppressed = translate(trained, corpus / "test.src", "--suppress", "un")
+    assert suppressed != translate(trained, corpus / "test.src")
+    model = with_decoding(trained, tmp_path / "model", suppress="[un]")
+    assert translate(model, corpus / "test.src") == suppressed
 
 
 @pytest.mark.parametrize("kind", ["gnmt", "simple"])

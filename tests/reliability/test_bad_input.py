@@ -254,14 +254,14 @@ CORPORA = [
         "a file of unknown kind",
         lambda data: (data / "pairs.docx").write_text(""),
         USAGE,
-        ("data.train[0].path: unknown file type: 'pairs.docx'", ".tsv"),
+        ("data.train.0.path: unknown file type: 'pairs.docx'", ".tsv"),
         ("data.train=[{path: pairs.docx}]",),
     ),
     Case(
         "the demo of other languages",
         lambda data: None,
         USAGE,
-        ("data.train[0].demo: the demo is en-de, but the data is en-fr",),
+        ("data.train.0.demo: the demo is en-de, but the data is en-fr",),
         ("data.train=[{demo: en-de, pairs: 10}]",),
     ),
     Case(
@@ -559,6 +559,7 @@ def test_devices_that_are_not_there(train: list[object], trained: Path, device: 
         (["tranlsate", "x"], ["No such command", "mtkit --help"]),
         (["train"], ["Missing argument 'CONFIG'", "mtkit train --help"]),
         (["train", "c.yaml", "--frsh"], ["No such option", "--fresh"]),
+        (["train", "c.yaml", "--training.max_steps=9"], ["No such option", "training.max_steps=VALUE"]),
         (["translate"], ["Missing argument 'MODEL'", "mtkit translate --help"]),
         (["translate", "{model}", "--beam-size", "0"], ["--beam-size", "mtkit translate --help"]),
         (["translate", "{model}", "--beam-size", "many"], ["--beam-size", "mtkit translate --help"]),
@@ -573,6 +574,7 @@ def test_devices_that_are_not_there(train: list[object], trained: Path, device: 
         (["config", "shw"], ["No such command", "mtkit config --help"]),
         (["evaluate"], ["give either HYPS or --model"]),
         (["evaluate", "{data}/test.tgt"], ["no references", "--ref"]),
+        (["evaluate", "{data}"], ["a folder, not a file of translations", "--model"]),
         (["evaluate", "{data}/test.tgt", "--model", "{model}"], ["give either HYPS or --model"]),
         (["evaluate", "--model", "{model}", "--ref", "{data}/test.tgt"], ["needs --src"]),
         (
@@ -758,6 +760,8 @@ def test_files_of_unequal_length(trained: Path, data: Path) -> None:
 def test_nothing_to_evaluate(data: Path) -> None:
     (data / "empty.txt").touch()
     fails(DATA, "empty.txt", arguments=["evaluate", data / "empty.txt", "--ref", data / "empty.txt"])
+    unset = ["evaluate", "", "--ref", data / "test.tgt"]  # as a variable of the shell that was not set
+    fails(DATA, "no such file", arguments=unset, stdin=(data / "test.tgt").read_bytes())
 
 
 @pytest.mark.parametrize("text", ["the dog " * 130_000, "x" * 50_000], ids=["a megabyte", "a word of 50 kB"])

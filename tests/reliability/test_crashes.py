@@ -372,7 +372,7 @@ def test_a_cache_that_cannot_be_written_says_what_names_it(
     line = tiny.one_line(err)
     assert code == 5
     assert line.startswith(f"error: {cache}")
-    assert "read-only file system (choose a folder on a disk that can be written to: data.cache" in line
+    assert "read-only file system (choose a folder on a disk that can be written to; data.cache" in line
     assert "MTKIT_CACHE" in line
 
 

@@ -290,7 +290,7 @@ def assert_second_run_is_refused(config: Path, run: Path, pid: int) -> None:
     code, _, err = tiny.mtkit("train", config, f"run={run}", *LONG)
     assert code == 5
     line = tiny.one_line(err)
-    assert line.startswith(f"error: {run}: another run is using this folder (pid {pid})")
+    assert line.startswith(f"error: {run}: another run, process {pid}, is using this folder")
     assert "wait for it" in line
 
 

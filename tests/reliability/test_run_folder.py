@@ -248,9 +248,9 @@ def test_a_lock_of_another_program_is_kept(config: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("names", "parts"),
     [
-        (["a/b", "a_b"], ["data.test[1].name", "'a_b' and 'a/b'", "test/a_b.hyps.txt"]),
+        (["a/b", "a_b"], ["data.test.1.name", "'a_b' and 'a/b'", "test/a_b.hyps.txt"]),
         (["News", "news"], ["'news' and 'News'", "macOS"]),
-        (["x" * 201], ["data.test[0].name", "too long", "200 bytes"]),
+        (["x" * 201], ["data.test.0.name", "too long", "200 bytes"]),
         (["ü" * 101], ["too long"]),
         ([".."], ["'..' cannot be used as a file name"]),
         ([" "], ["' ' cannot be used as a file name"]),

@@ -124,7 +124,7 @@ def test_a_signal_anywhere(place: str, config: Path, tmp_path: Path, whole: Path
     number, code = (signal.SIGHUP, 129) if place in HUNG_UP else (signal.SIGTERM, 143)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30  # seconds of a busy machine
     assert (process.returncode, tiny.one_line(err)) == (code, PLACES[place][2])
     for step in tiny.checkpoints(run):
         verify_checkpoint(tiny.checkpoint(run, step))
@@ -183,7 +183,7 @@ def test_sigterm_while_the_tokenizer_is_trained(
         options = [*OPTIONS, f"run={tmp_path / 'run'}", f"data.cache={tmp_path / 'cache'}"]
         with pytest.raises(Interrupted) as caught:
             mtkit.train(mtkit.load_config(config, options))
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 30  # seconds of a busy machine
         release.set()
     assert (caught.value.exit_code, caught.value.saved) == (143, False)
 
@@ -224,7 +224,7 @@ def test_sigterm_ten_times_at_random(config: Path, tmp_path: Path, seed: int) ->
         start = time.monotonic()
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 30  # seconds of a busy machine
         # before the command line is read, the signal itself ends the process: for a shell that is 143 as well
         assert (process.returncode, err) in (
             (-signal.SIGTERM, ""),

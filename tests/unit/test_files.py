@@ -526,7 +526,7 @@ def test_a_folder_has_one_holder(tmp_path: Path) -> None:
     with FolderLock(folder):
         with pytest.raises(StorageError) as caught:
             FolderLock(folder).__enter__()
-        assert caught.value.what == f"another run is using this folder (pid {os.getpid()})"
+        assert caught.value.what == f"another run, process {os.getpid()}, is using this folder"
         assert caught.value.where == str(folder)
     with FolderLock(str(folder)):
         pass
@@ -542,7 +542,7 @@ with FolderLock({str(tmp_path)!r}):
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout and holder.stdout.readline() == "held\n"
-        with pytest.raises(StorageError, match=f"pid {holder.pid}\\)"):
+        with pytest.raises(StorageError, match=f"process {holder.pid}, is using"):
             FolderLock(tmp_path).__enter__()
         holder.kill()
     with FolderLock(tmp_path):

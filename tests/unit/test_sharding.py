@@ -60,8 +60,8 @@ def step(trainer: Trainer) -> None:
     """Make an update with zero gradients, so that the optimizer has its moments."""
     for parameter in trainer.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.engine.optimizer.step()
+    trainer.engine.discard_gradients()
 
 
 @pytest.fixture(params=[0, 1])

@@ -186,7 +186,7 @@ def test_rare_characters_take_no_pieces_and_are_counted(keys: dict[str, Any], to
 
 def test_a_vocabulary_that_is_too_small() -> None:
     with pytest.raises(
-        ConfigError, match=r"^tokenizer\.vocab_size: 16 is too few .*\(at least (\d+)"
+        ConfigError, match=r"^tokenizer\.vocab_size: 16 is too few .*\(set it to at least (\d+)"
     ) as caught:
         make_tokenizers(small(vocab_size=16), PAIRS)
     smallest = int(str(caught.value).split("at least ")[1].split(",")[0])
