@@ -31,6 +31,7 @@ from mtkit.interop.importing import (
 from mtkit.interop.pickles import load_pickle
 
 _ENDING = ".pt"
+_NAMES_IN_FAIRSEQ = {"model.pt", "checkpoint_best.pt", "checkpoint_last.pt"}
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "swiglu", "gated-gelu": "geglu"}
 _NORMS = {"standard": "layernorm", "rms": "rmsnorm"}
 _POSITIONS = {"SinusoidalInterleaved": "interleaved", "SinusoidalConcat": "fairseq"}
@@ -79,7 +80,8 @@ class OpenNMTFormat:
     def recognizes(self, path: Path) -> bool:
         """See `Format.recognizes`."""
         if path.is_dir():
-            return any(path.glob(f"*{_ENDING}")) and not any(path.glob("dict.*.txt"))
+            names = {file.name for file in path.glob(f"*{_ENDING}")} - _NAMES_IN_FAIRSEQ
+            return bool(names) and not any(path.glob("dict.*.txt"))
         return path.suffix == _ENDING
 
     def read(self, path: Path, options: ImportOptions) -> ImportedModel:

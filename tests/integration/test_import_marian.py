@@ -146,15 +146,12 @@ def test_an_imported_model_computes_the_same(
         torch.testing.assert_close(logits, output.logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("beam_size", [1, 4])
-def test_an_imported_model_translates_the_same(
-    beam_size: int, tmp_path: Path, sentencepiece_files: Path
-) -> None:
+def test_an_imported_model_translates_the_same(tmp_path: Path, sentencepiece_files: Path) -> None:
+    """Greedy, up to a limit: random models seldom end a sentence."""
     theirs, their_tokenizer = save_marian(tmp_path / "hf", sentencepiece_files, seed=3)
     import_model(str(tmp_path / "hf"), tmp_path / "ours", FORMATS, ImportOptions())
-    translator = Translator.load(
-        tmp_path / "ours", beam_size=beam_size, length_penalty=1.0, penalty_kind="simple", precision="fp32"
-    )
+    limit = {"max_length_ratio": 1e-3, "max_length_extra": 20}
+    translator = Translator.load(tmp_path / "ours", beam_size=1, precision="fp32", **limit)
     tgt = translator.tokenizers.tgt
     lines = [line for line in sentences(500) if line.strip()]
     ours = [translation.text for translation in translator.translate(lines)]
@@ -162,8 +159,8 @@ def test_an_imported_model_translates_the_same(
     for start in range(0, len(lines), 50):
         batch = their_tokenizer(lines[start : start + 50], return_tensors="pt", padding=True)
         ids = theirs.generate(
-            **batch, num_beams=beam_size, do_sample=False, max_length=None, max_new_tokens=500,
-            suppress_tokens=[tgt.pad, tgt.unk], length_penalty=1.0, early_stopping=True,
+            **batch, num_beams=1, do_sample=False, max_length=None, max_new_tokens=20,
+            suppress_tokens=[tgt.pad, tgt.unk],
         )  # fmt: skip
         found += their_tokenizer.batch_decode(ids, skip_special_tokens=True)
     different = [(own, their) for own, their in zip(ours, found, strict=True) if own != their]
