@@ -205,10 +205,10 @@ def append_symbols(model: bytes, symbols: Sequence[str]) -> bytes:
     A model is a message of Protocol Buffers, in which the pieces are a repeated field: entries of it may be appended.
     """
     for symbol in symbols:
-        text, score = symbol.encode(), b"\x15" + bytes(4)  # field 2, a float: 0.0
-        entry = (
-            b"\x0a" + _as_varint(len(text)) + text + score + b"\x18\x04"
-        )  # field 3, the type: USER_DEFINED
+        text = symbol.encode()
+        score = b"\x15" + bytes(4)  # field 2, a float: 0.0
+        kind = b"\x18\x04"  # field 3, the type: USER_DEFINED
+        entry = b"\x0a" + _as_varint(len(text)) + text + score + kind
         model += b"\x0a" + _as_varint(len(entry)) + entry
     return model
 

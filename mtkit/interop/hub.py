@@ -33,10 +33,7 @@ def resolve_model(name: str, revision: str | None = None) -> str:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        files = [*_WANTED]
-        found = snapshot_download(
-            name, revision=revision, allow_patterns=files, ignore_patterns=["*.msgpack", "*.h5"]
-        )
+        found = snapshot_download(name, revision=revision, allow_patterns=list(_WANTED))
     except HFValidationError as error:
         raise ConfigError("neither a folder nor a name on the hub", where=name, hint="owner/name") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

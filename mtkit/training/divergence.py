@@ -22,7 +22,7 @@ from mtkit.training.state import SpikeDetector, TrainState
 from mtkit.training.updates import Update
 
 _MAX_ROLLBACKS = 5
-"""Rollbacks to the same checkpoint; if so many do not help, the sentences are not the cause."""
+"""Limit of rollbacks to the same checkpoint; if they do not help, the sentences are not the cause."""
 _SHOWN_SENTENCES = 8
 _HINT = "lower training.learning_rate, lengthen warmup_steps, or look at these lines"
 

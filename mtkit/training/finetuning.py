@@ -25,7 +25,7 @@ from mtkit.training.updates import make_order
 from mtkit.translation.model_folder import find_checkpoint, read_config
 
 _EPOCHS, _MIN_STEPS, _MAX_EPOCHS = 3, 300, 20
-"""Epochs, or as many as it takes for so many updates, but at most so many."""
+"""Number of epochs; a small corpus gets more, until it makes `_MIN_STEPS` updates or reaches `_MAX_EPOCHS`."""
 _SMALL_CORPUS = 20_000
 """With fewer pairs, batches are smaller."""
 _BATCH_TOKENS = (1024, 4096)
