@@ -160,7 +160,7 @@ def parse_config(data: Mapping[str, object]) -> Config:
 
 def dump_config(config: Config) -> str:
     """Return the resolved config as YAML that loads back equal: every key, or for a corpus those that are set."""
-    return dump_yaml(_to_dict(config))
+    return dump_yaml(config_to_dict(config))
 
 
 def config_schema() -> dict[str, object]:
@@ -202,12 +202,12 @@ def _literals(annotation: object) -> Iterator[str]:
 
 def diff_configs(old: Config, new: Config) -> list[str]:
     """Return the differences as lines like `training.learning_rate: 0.001 -> 0.002`, in the order of the keys."""
-    return list(_differences("", _to_dict(old), _to_dict(new)))
+    return list(_differences("", config_to_dict(old), config_to_dict(new)))
 
 
 def flatten_config(config: Config) -> dict[str, object]:
     """Return every value by its dotted name, such as `training.max_steps`; a corpus is one value, of the keys set."""
-    return dict(_flatten("", _to_dict(config)))
+    return dict(_flatten("", config_to_dict(config)))
 
 
 def _flatten(name: str, value: Any) -> Iterator[tuple[str, object]]:
@@ -220,8 +220,8 @@ def _flatten(name: str, value: Any) -> Iterator[tuple[str, object]]:
         yield name, value
 
 
-def _to_dict(config: Config) -> dict[str, Any]:
-    """Return all values; of a corpus, whose keys exclude each other, those that are set."""
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Return all values as `parse_config` takes them; of a corpus, whose keys exclude each other, those set."""
     values = config.model_dump()
     for split in ("train", "valid", "test"):
         entries = values["data"][split]

@@ -179,6 +179,11 @@ class FolderLock:
         file.truncate(0)
         file.write(f"{os.getpid()}\n".encode())
 
+    def fileno(self) -> int:
+        """Return the descriptor of the lock, for a child process that is to hold it too."""
+        assert self._file is not None
+        return self._file.fileno()
+
     def __exit__(self, *exception: object) -> None:
         if self._file is not None:
             self._file.close()  # This releases the lock. Deleting the file would race with the next holder.

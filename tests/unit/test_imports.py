@@ -29,6 +29,7 @@ LAYERS = [
     ["translation"],
     ["training"],
     ["interop"],
+    ["pipelines"],
     ["benchmark"],
     ["cli"],
     ["__main__"],

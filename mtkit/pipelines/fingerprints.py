@@ -1,0 +1,41 @@
+"""Fingerprints of what a stage reads: they tell whether it has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from mtkit.checkpoint import MANIFEST_FILE
+from mtkit.errors import StorageError
+from mtkit.files import sha256_file, storage_errors
+from mtkit.translation.model_folder import find_checkpoint
+
+
+def fingerprint(path: Path) -> str | None:
+    """Return a hash of a file or folder that changes when its content does; None if it does not exist.
+
+    A model's is that of its manifest, which has the hashes of its files, and of a run that of its best checkpoint, so
+    that a report or a log may be added. Any other folder is read from beginning to end.
+
+    Raises:
+        StorageError: If a file cannot be read.
+    """
+    if not path.is_dir():
+        return sha256_file(path) if path.is_file() else None
+    with suppress(StorageError):
+        return sha256_file(find_checkpoint(path) / MANIFEST_FILE)
+    digest = hashlib.sha256()
+    for file in _files_below(path):
+        digest.update(f"{file.relative_to(path)}\n{sha256_file(file)}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder, sorted, except hidden ones such as locks."""
+    with storage_errors(folder):
+        for root, folders, names in os.walk(folder):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))

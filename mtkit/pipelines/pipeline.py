@@ -1,0 +1,169 @@
+"""A pipeline: runs the stages that are not done yet, and says how far it is."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mtkit.errors import ConfigError, DataError
+from mtkit.files import FolderLock, make_folder, remove_tree, storage_errors
+from mtkit.formatting import format_duration
+from mtkit.pipelines.child import run_child
+from mtkit.pipelines.fingerprints import fingerprint
+from mtkit.pipelines.records import Record, as_json
+from mtkit.pipelines.stages import Effort, Stage
+from mtkit.torchrun import read_ranks
+from mtkit.training.signals import Interrupted, Signals
+
+_RECORDS = "stages"
+"""Folder of the records in that of the pipeline."""
+
+
+class Pipeline:
+    """Context manager that runs stages; see the package's own description.
+
+    Args:
+        folder: its folder, made if it is missing, in which no other process may run a pipeline at the same time.
+        efforts: effort of each stage, in the order in which they will be run.
+        say: prints a line for the user.
+        fresh: start over: records of earlier stages are removed, and their outputs in the folder of the pipeline.
+            Outputs elsewhere are left to the stages, which are told so in `Context.fresh`.
+
+    Raises:
+        ConfigError: If torchrun started several processes (on entering).
+        StorageError: If another process uses the folder, or it cannot be written (on entering).
+    """
+
+    def __init__(
+        self, folder: Path, efforts: Sequence[Effort], say: Callable[[str], None], *, fresh: bool = False
+    ) -> None:
+        self.folder, self.efforts, self.say, self.fresh = folder, list(efforts), say, fresh
+        self._number = 0
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._numbers: dict[str, float] = defaultdict(float)
+        self._fingerprints: dict[tuple[str, int, int], str] = {}
+        self._stack = ExitStack()
+        self._signals = Signals()
+
+    def __enter__(self) -> Pipeline:
+        if read_ranks().world_size > 1:
+            what = "a pipeline starts the processes of its stages itself"
+            raise ConfigError(what, hint="start it without torchrun")
+        with ExitStack() as stack:
+            self._lock = stack.enter_context(FolderLock(self.folder))
+            make_folder(self.folder / _RECORDS)
+            if self.fresh:
+                self._remove_earlier()
+            stack.enter_context(self._signals.installed())
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def run(self, stage: Stage) -> dict[str, Any]:
+        """Run a stage, or go on with it, unless it is done; return what its function returned.
+
+        Raises:
+            ConfigError: If it was begun with other settings or inputs.
+            DataError: If an input is missing.
+            MtkitError: If the stage raises it, or its process crashes.
+            Interrupted: If a signal stops it; it goes on when it is run again.
+        """
+        path = self.folder / _RECORDS / f"{stage.name}.json"
+        wanted, record = self._wanted(stage), Record.read(path)
+        if record is not None and (differences := record.differences(wanted)):
+            what = f"stage {stage.name} was begun otherwise: {differences}"
+            hint = "repeat the command with which it was begun, choose another folder, or start over with `fresh`"
+            raise ConfigError(what, where=str(self.folder), hint=hint)
+        self._number += 1
+        place = f"[{self._number}/{len(self.efforts)}] {stage.name}"
+        if record is not None and record.done and all(map(_exists, stage.outputs)):
+            self._count(stage, record.seconds)
+            self.say(f"{place}: done before, in {format_duration(record.seconds)}")
+            return record.result
+        self.say(f"{place}{self._time_left(self._number - 1)}")
+        begun = replace(record or wanted, done=False)
+        begun.write(path)
+        done = self._run(stage, begun, path, is_new=record is None)
+        done.write(path)
+        self._count(stage, done.seconds)
+        self.say(f"{place}: done in {format_duration(done.seconds)}{self._time_left(self._number)}")
+        if self._signals.pending is not None:
+            self._signals.raise_interrupted()
+        return done.result
+
+    def _wanted(self, stage: Stage) -> Record:
+        """Return the record with which a stage begins."""
+        inputs = {}
+        for path in stage.inputs:
+            if (found := self._fingerprint(path)) is None:
+                raise DataError("no such file or folder", where=str(path), hint="check the path")
+            inputs[str(path)] = found
+        work = f"{stage.work.__module__}:{stage.work.__qualname__}"
+        return Record(work, as_json(stage.settings), inputs, [str(path) for path in stage.outputs])
+
+    def _fingerprint(self, path: Path) -> str | None:
+        """Return the fingerprint of an input; a file that has not changed is read once in the life of a pipeline."""
+        if not path.is_file():
+            return fingerprint(path)
+        with storage_errors(path):
+            status = path.stat()
+        key = (str(path), status.st_size, status.st_mtime_ns)
+        if key not in self._fingerprints:
+            self._fingerprints[key] = fingerprint(path) or ""
+        return self._fingerprints[key]
+
+    def _run(self, stage: Stage, begun: Record, path: Path, *, is_new: bool) -> Record:
+        """Run the process of a stage and return its new record."""
+        start = time.monotonic()
+        outcome = path.with_suffix(".outcome")
+        fresh = self.fresh and is_new
+        try:
+            result = run_child(
+                stage.name, path, outcome, self._lock.fileno(), fresh=fresh, signals=self._signals
+            )
+        except (ConfigError, DataError):
+            if is_new:  # otherwise the corrected command would be refused
+                path.unlink(missing_ok=True)
+            raise
+        except Interrupted:
+            replace(begun, seconds=begun.seconds + time.monotonic() - start).write(path)
+            raise
+        finally:
+            outcome.unlink(missing_ok=True)
+        return replace(begun, done=True, seconds=begun.seconds + time.monotonic() - start, result=result)
+
+    def _count(self, stage: Stage, seconds: float) -> None:
+        """Count the time of a stage that is done."""
+        self._seconds[stage.effort.unit] += seconds
+        self._numbers[stage.effort.unit] += stage.effort.number
+
+    def _time_left(self, num_done: int) -> str:
+        """Describe the time left, as far as stages with the same unit of effort are done; empty if none is left."""
+        left = self.efforts[num_done:]
+        known = [effort for effort in left if self._numbers.get(effort.unit)]
+        if not known:
+            return ""
+        seconds = sum(e.number * self._seconds[e.unit] / self._numbers[e.unit] for e in known)
+        least = "at least " if len(known) < len(left) else "about "
+        return f" ({least}{format_duration(seconds)} left)"
+
+    def _remove_earlier(self) -> None:
+        """Remove the records of earlier stages, and their outputs in the folder."""
+        for path in sorted((self.folder / _RECORDS).glob("*.json")):
+            record = Record.read(path)
+            for output in map(Path, record.outputs if record else ()):
+                if output.resolve().is_relative_to(self.folder.resolve()):
+                    remove_tree(output)
+            with storage_errors(path):
+                path.unlink()
+
+
+def _exists(path: Path) -> bool:
+    return path.exists()

@@ -1,0 +1,88 @@
+"""Records of stages: with which settings and inputs each was begun, whether it is done, and what it returned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mtkit.config.yaml_document import format_value
+from mtkit.errors import StorageError
+from mtkit.files import storage_errors, write_text
+
+_SHOWN_DIFFERENCES = 5
+
+
+@dataclass(frozen=True)
+class Record:
+    """The record of a stage.
+
+    Attributes:
+        work: module and name of its function.
+        settings: its settings, as JSON reads them back.
+        inputs: fingerprint of each input by its path.
+        outputs: paths of the outputs.
+        done: whether the function has returned.
+        seconds: time that it has taken so far.
+        result: what it returned.
+    """
+
+    work: str
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    outputs: list[str]
+    done: bool = False
+    seconds: float = 0.0
+    result: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> Record | None:
+        """Read a record; None if there is none.
+
+        Raises:
+            StorageError: If it cannot be read, or is damaged.
+        """
+        if not path.is_file():
+            return None
+        with storage_errors(path):
+            text = path.read_bytes()
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            hint = "start over with `fresh`, or choose another folder"
+            raise StorageError("damaged", where=str(path), hint=hint) from error
+
+    def write(self, path: Path) -> None:
+        """Write the record.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        write_text(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+
+    def differences(self, other: Record) -> str:
+        """Describe how a stage that is to be run differs from this record; empty if it does not."""
+        found = [] if self.work == other.work else [f"{self.work} -> {other.work}"]
+        found += _differences("", self.settings, other.settings)
+        for path in [*self.inputs, *(path for path in other.inputs if path not in self.inputs)]:
+            if self.inputs.get(path) != other.inputs.get(path):
+                found.append(f"{path} has another content" if path in other.inputs and path in self.inputs
+                             else f"{path} is {'no longer' if path in self.inputs else 'now'} read")  # fmt: skip
+        more = f" and {len(found) - _SHOWN_DIFFERENCES} more" if len(found) > _SHOWN_DIFFERENCES else ""
+        return "; ".join(found[:_SHOWN_DIFFERENCES]) + more
+
+
+def as_json(value: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return settings or a result as JSON reads them back: lists for tuples."""
+    return dict(json.loads(json.dumps(value or {})))
+
+
+def _differences(name: str, old: Any, new: Any) -> Iterator[str]:
+    """Yield the settings that differ, by dotted name."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old | new:
+            yield from _differences(f"{name}.{key}" if name else key, old.get(key), new.get(key))
+    elif old != new:
+        yield f"{name}: {format_value(old)} -> {format_value(new)}"

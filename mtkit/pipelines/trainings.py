@@ -1,0 +1,54 @@
+"""Stage that trains a model. Importing this module does not import torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mtkit.config.loading import config_to_dict, parse_config
+from mtkit.config.sections import Config
+from mtkit.pipelines.stages import Context, Effort, Settings, Stage
+
+
+def training(name: str, config: Config, inputs: tuple[Path, ...] = ()) -> Stage:
+    """Return a stage that trains in the run folder of a config, as `mtkit train` does, or resumes there.
+
+    Its result has `step`, `best`, `best_step` and `ended`, as in results.json, which has the scores of the test sets.
+
+    Args:
+        name: name of the stage.
+        config: config of the run.
+        inputs: files that it reads. Those of its corpora need not be among them: a run is not resumed with others.
+    """
+    settings = {"config": config_to_dict(config)}
+    return Stage(name, train, settings, training_effort(config), inputs, (Path(config.run),))
+
+
+def training_effort(config: Config) -> Effort:
+    """Return the effort of a training, in what limits it."""
+    limits = config.training
+    if limits.step_limit is not None:
+        return Effort("updates", limits.step_limit)
+    if limits.max_epochs is not None:
+        return Effort("epochs", limits.max_epochs)
+    return Effort("minutes", limits.time_limit_minutes or 1)
+
+
+def train(settings: Settings, context: Context) -> dict[str, Any]:
+    """Train the model of `settings["config"]`, or resume its training.
+
+    Raises:
+        MtkitError: As `mtkit.training.run.train` does.
+        Interrupted: If a signal stops it; the run is saved first.
+    """
+    from mtkit.interop.initial import find_model
+    from mtkit.training.run import train as run_training
+
+    config = parse_config(settings["config"])
+    result = run_training(config, fresh=context.fresh, console=context.console, find_model=find_model)
+    return {
+        "step": result.step,
+        "best": result.best,
+        "best_step": result.best_step,
+        "ended": result.reason,
+    }

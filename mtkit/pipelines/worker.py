@@ -1,0 +1,71 @@
+"""The process of a stage: `python -m mtkit.pipelines.worker RECORD OUTCOME [fresh]`. See `child`.
+
+It ends normally whatever becomes of the stage, of which the outcome tells; a bug in mtkit ends it with a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mtkit.errors import MtkitError
+from mtkit.pipelines.child import BROKEN_PIPE, raised, returned, stopped, write_outcome
+from mtkit.pipelines.records import Record, as_json
+from mtkit.pipelines.stages import Context
+from mtkit.training.signals import Interrupted, Signals
+
+
+class _PipeConsole(Console):
+    """Console that raises when the reader closes the pipe, where rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def main(arguments: list[str]) -> None:
+    """Run a stage and write its outcome."""
+    record, outcome = Path(arguments[0]), Path(arguments[1])
+    threading.Thread(target=_stop_with_pipeline, daemon=True).start()
+    write_outcome(outcome, _run(record, fresh="fresh" in arguments[2:]))
+
+
+def _stop_with_pipeline() -> None:
+    """Terminate this process once the pipeline, which holds the other end of stdin, is gone."""
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _run(path: Path, *, fresh: bool) -> dict[str, Any]:
+    """Run the function of a record and return its outcome."""
+    try:
+        record = Record.read(path)
+        assert record is not None
+        with Signals().installed() as signals:
+            with signals.deferred():  # a signal during the import of torch would be lost
+                module, _, name = record.work.partition(":")
+                work = getattr(import_module(module), name)
+            console = _PipeConsole(file=sys.stdout, quiet=sys.stdout is None)
+            result = as_json(work(record.settings, Context(console, fresh)))
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return returned(result)
+    except MtkitError as error:
+        return raised(error)
+    except Interrupted as error:
+        return stopped(error.exit_code - 128, error.saved)
+    except KeyboardInterrupt:
+        return stopped(signal.SIGINT, saved=False)
+    except BrokenPipeError:
+        return BROKEN_PIPE
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,197 @@
+"""Pipelines: stages run once, in processes of their own; stopped and changed ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pipeline_stages
+import pytest
+
+from mtkit.errors import ConfigError, DataError, MtkitError, StorageError, TrainingError
+from mtkit.pipelines import Effort, Pipeline, Settings, Stage, child, fingerprint, pipeline
+from mtkit.pipelines.stages import Context
+from mtkit.training.signals import Interrupted
+
+
+def stages(folder: Path, suffix: str = "x", work: Any = pipeline_stages.copy) -> list[Stage]:
+    """Return two stages that copy a file, and then the copy."""
+    folder.mkdir(exist_ok=True)
+    made = []
+    for name, source, target in (("first", "a", "b"), ("second", "b", "c")):
+        settings = {"from": f"{folder}/{source}", "to": f"{folder}/{target}", "log": f"{folder}/log",
+                    "suffix": suffix, "forbidden": f"{folder}/forbidden"}  # fmt: skip
+        inputs, outputs = (folder / source,), (folder / target,)
+        made.append(Stage(name, work, settings, Effort("files", 1), inputs, outputs))
+    return made
+
+
+def run(folder: Path, todo: list[Stage], say: Callable[[str], None] = print, **options: Any) -> list[Any]:
+    with Pipeline(folder / "p", [stage.effort for stage in todo], say, **options) as opened:
+        return [opened.run(stage) for stage in todo]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "a").write_text("text", encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run stages in this process: starting one is not what these tests are about."""
+
+    def run_here(name: str, record: Path, outcome: Path, lock: int, *, fresh: bool, signals: Any) -> Any:
+        found = pipeline.Record.read(record)
+        assert found is not None
+        settings: Settings = found.settings
+        return getattr(pipeline_stages, found.work.partition(":")[2])(settings, Context(None, fresh))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "run_child", run_here)
+
+
+def test_stages_run_in_processes_of_their_own_and_once(folder: Path) -> None:
+    lines: list[str] = []
+    assert run(folder, stages(folder), lines.append) == [{"length": 4}, {"length": 5}]
+    assert (folder / "c").read_text() == "textxx"
+    assert [line.partition(":")[0] for line in lines if "done in" in line] == ["[1/2] first", "[2/2] second"]
+    assert "left" in lines[1] and "left" not in lines[-1]
+
+    lines.clear()
+    assert run(folder, stages(folder), lines.append) == [{"length": 4}, {"length": 5}]
+    assert ["done before" in line for line in lines] == [True, True]
+    assert len((folder / "log").read_text().splitlines()) == 2
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_stage_whose_output_is_missing_is_run_again(folder: Path) -> None:
+    run(folder, stages(folder))
+    (folder / "c").unlink()
+    run(folder, stages(folder))
+    assert (folder / "c").read_text() == "textxx"
+    assert len((folder / "log").read_text().splitlines()) == 3
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_other_settings_and_inputs_are_refused_by_name(folder: Path) -> None:
+    run(folder, stages(folder))
+    with pytest.raises(ConfigError, match="stage first was begun otherwise: suffix: x -> z"):
+        run(folder, stages(folder, "z"))
+    (folder / "a").write_text("other", encoding="utf-8")
+    with pytest.raises(ConfigError, match="a has another content"):
+        run(folder, stages(folder))
+    (folder / "a").unlink()
+    with pytest.raises(DataError, match="no such file"):
+        run(folder, stages(folder))
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_an_output_changed_by_hand_is_not_read_by_the_next_stage_unnoticed(folder: Path) -> None:
+    run(folder, stages(folder))
+    (folder / "b").write_text("by hand", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"stage second .*b has another content"):
+        run(folder, stages(folder))
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_fresh_starts_over(folder: Path) -> None:
+    run(folder, stages(folder))
+    run(folder, stages(folder, "z"), fresh=True)
+    assert (folder / "c").read_text() == "textzz"
+    assert [line.split()[1] for line in (folder / "log").read_text().splitlines()] == [
+        "False", "False", "True", "True",
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_an_error_names_itself_and_the_corrected_command_goes_on(folder: Path) -> None:
+    (folder / "forbidden").touch()
+    with pytest.raises(DataError, match=r"forbidden.*remove it"):
+        run(folder, stages(folder, "x", pipeline_stages.copy_unless_forbidden))
+    (folder / "forbidden").unlink()
+    run(
+        folder, stages(folder, "z", pipeline_stages.copy_unless_forbidden)
+    )  # other settings: nothing was begun
+    assert (folder / "c").read_text() == "textzz"
+
+
+def test_an_error_of_the_user_crosses_the_process(folder: Path) -> None:
+    (folder / "forbidden").touch()
+    with pytest.raises(DataError) as error:
+        run(folder, stages(folder, "x", pipeline_stages.copy_unless_forbidden))
+    assert str(error.value) == f"{folder}/forbidden: it is forbidden (remove it)"
+    assert not list((folder / "p" / "stages").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("work", "kind", "message"),
+    [
+        (pipeline_stages.die, TrainingError, "stage bad: its process was killed by SIGKILL"),
+        (pipeline_stages.crash, MtkitError, "stage bad: its process crashed with exit code 1"),
+    ],
+)
+def test_a_crash_is_named(folder: Path, work: Any, kind: type[MtkitError], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        run(folder, [Stage("bad", work, {}, Effort("files", 1))])
+
+
+def test_signals_reach_the_stage_and_stop_the_pipeline(folder: Path) -> None:
+    waits = folder / "waits"
+
+    def stop() -> None:
+        while not waits.exists() or not waits.read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    stage = Stage("long", pipeline_stages.wait, {"waits": str(waits)}, Effort("files", 1))
+    with pytest.raises(Interrupted) as stopped:
+        run(folder, [stage])
+    thread.join()
+    assert stopped.value.exit_code == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(waits.read_text()), 0)
+    record = pipeline.Record.read(folder / "p" / "stages" / "long.json")
+    assert record is not None and not record.done and record.seconds > 0
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_one_pipeline_at_a_time_in_a_folder(folder: Path) -> None:
+    with Pipeline(folder / "p", [], print):
+        with pytest.raises(StorageError, match="another run"):
+            run(folder, stages(folder))
+
+
+def test_damaged_records_are_refused(folder: Path) -> None:
+    records = folder / "p" / "stages"
+    records.mkdir(parents=True)
+    (records / "first.json").write_text("{", encoding="utf-8")
+    with pytest.raises(StorageError, match=r"first\.json: damaged"):
+        run(folder, stages(folder))
+
+
+def test_errors_keep_their_class() -> None:
+    class Special(DataError):
+        pass
+
+    assert child.raised(Special("bad", where="here"))["error"] == "DataError"
+
+
+def test_fingerprints(tmp_path: Path) -> None:
+    file, tree = tmp_path / "file", tmp_path / "tree"
+    assert fingerprint(file) is None
+    file.write_bytes(b"1")
+    (tree / "below").mkdir(parents=True)
+    (tree / "below" / "file").write_bytes(b"1")
+    before = fingerprint(file), fingerprint(tree)
+    (tree / ".lock").touch()
+    assert (fingerprint(file), fingerprint(tree)) == before
+    (tree / "below" / "file").write_bytes(b"2")
+    file.write_bytes(b"2")
+    assert fingerprint(file) != before[0] and fingerprint(tree) != before[1]
