@@ -157,6 +157,11 @@ def benchmark_train(
     for name in against:
         if name not in _BASELINES:
             raise ConfigError(f"unknown baseline {name!r}", where="`against`", hint=", ".join(_BASELINES))
+    if synthetic and config.training.distillation is not None:
+        what = "random tokens have no meaning for teachers"
+        raise ConfigError(
+            what, where="training.distillation", hint="leave out one of `synthetic` and this key"
+        )
     device = configure_process(config)
     if "compile" in against:
         check_compiler(device, "`against` compile")

@@ -35,7 +35,8 @@ def render_reference() -> str:
             corpora = "### Corpora: entries of `data.train`, `data.valid` and `data.test`"
             lines += ["", corpora, "", *_table("", definitions["SourceConfig"])]
         if name == "training":
-            lines += ["", "### `training.lora`", "", *_table("training.lora.", definitions["LoraConfig"])]
+            for key, section in (("distillation", "DistillationConfig"), ("lora", "LoraConfig")):
+                lines += ["", f"### `training.{key}`", "", *_table(f"training.{key}.", definitions[section])]
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -417,6 +417,19 @@ class LoraConfig(Section):
     `decoder.*.cross.q`."""
 
 
+class DistillationConfig(Section):
+    """Word-level distillation: the student also learns the predictions of trained models (Kim and Rush 2016)."""
+
+    teacher: tuple[Annotated[str, AfterValidator(_expand_home)], ...] = Field(strict=False, min_length=1)
+    """Run or model folders with the tokenizer of this run; of several, the probabilities are averaged. Their sizes may
+    differ from that of this model."""
+    weight: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Share of the loss that their predictions have; the rest is that of the reference."""
+    temperature: Rate = 1.0
+    """Temperature of the predictions of both, teacher and student, in that share: above 1 flattens them (Hinton et al.
+    2015)."""
+
+
 class TrainingConfig(Section):
     """Batches, loss, optimizer, schedule, limits and checkpoints."""
 
@@ -444,6 +457,8 @@ class TrainingConfig(Section):
     r_drop: Annotated[float, Field(ge=0.0)] = 0.0
     """Weight of R-Drop (Liang et al. 2021): each batch runs twice with different dropout, and the divergence between
     both predictions is added to the loss. 5 is usual; an update takes about twice as long."""
+    distillation: DistillationConfig | None = Field(default=None, title="Distillation")
+    """Learn from the predictions of trained models, for example `{teacher: [runs/big], weight: 0.5}`."""
     schedule: Literal["inverse_sqrt", "noam", "linear", "cosine", "constant"] = "inverse_sqrt"
     """Learning-rate decay after the linear warm-up; linear and cosine reach `min_learning_rate` at `max_steps`."""
     learning_rate: Rate = _dependent_default(

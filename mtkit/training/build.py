@@ -58,7 +58,9 @@ def build_trainer(
     if training.compile:
         model.compile(dynamic=True)
 
-    objective = Objective(model, training.label_smoothing, stage, _consistency(training))
+    if inputs.teachers is not None:
+        inputs.teachers.to(device, dtype)
+    objective = Objective(model, training.label_smoothing, stage, _consistency(training), inputs.teachers)
     with peer_failure_errors():
         if is_sharded:
             initial = make_training_model(config, inputs.tokenizers, dtype) if world.is_main else None

@@ -88,6 +88,8 @@ def check_run(config: Config, console: Console, find_model: FindModel = local_mo
         footprint = Footprint.of(trainer.model, config.training)
         what = "gradients, optimizer and EMA" if footprint.has_ema else "gradients and optimizer"
         say("memory", f"{format_bytes(footprint.memory)} for weights, {what}")
+        if inputs.teachers is not None:
+            say("memory", f"{format_bytes(inputs.teachers.num_bytes)} for the weights of the teachers")
         _check_largest_batch(trainer, say)
         _check_disk(config, footprint, say)
         step = checkpoint.state.get("step") if checkpoint is not None else None

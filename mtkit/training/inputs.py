@@ -24,6 +24,7 @@ from mtkit.evaluation import metrics
 from mtkit.files import publish_folder, temporary_folder
 from mtkit.torchrun import read_ranks
 from mtkit.training.compiling import check_compiler
+from mtkit.training.distillation import Teachers, load_teachers
 from mtkit.training.initial import InitialModel
 from mtkit.training.results import TEST_METRICS, check_test_names
 from mtkit.training.validation import EvalSet, TextCorpus
@@ -44,12 +45,16 @@ class Inputs:
         corpus: the encoded training pairs.
         valid: the validation pairs, or None.
         tests: the test sets.
+        teachers: the models to learn from, or None.
+        teachers_fingerprint: a hash of their weights; empty without them.
     """
 
     tokenizers: Tokenizers
     corpus: Corpus
     valid: TextCorpus | None
     tests: list[EvalSet]
+    teachers: Teachers | None = None
+    teachers_fingerprint: str = ""
 
     def example(self) -> str | None:
         """Return a source sentence of a test or validation set that is easy to type, or None."""
@@ -122,10 +127,12 @@ def load_inputs(
         tokenizers = initial.load_tokenizers() if initial else cached_tokenizers(config, sources, say)
         tokenizers.save(folder)
     _check_tags(config, tokenizers)
+    teachers = load_teachers(config, tokenizers)
+    fingerprint = "" if teachers is None else teachers.fingerprint()
     with cache_errors(config.data):
         corpus = encode_corpus(sources, tokenizers, config.data, lambda n: say(f"encoded {n:,} pairs"))
     valid = TextCorpus.of(valids, tokenizers) if valids else None
-    return Inputs(tokenizers, corpus, valid, tests)
+    return Inputs(tokenizers, corpus, valid, tests, teachers, fingerprint)
 
 
 def read_set(source: Source, settings: SourceConfig) -> EvalSet:

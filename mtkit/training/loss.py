@@ -1,7 +1,7 @@
 """Label-smoothed cross-entropy over real target tokens, without ever materializing the logits of a whole batch.
 
 With SimCut or R-Drop a batch runs twice, as two streams that differ in dropout and cutoff, and their predictions are
-drawn together.
+drawn together. With distillation, the predictions of teachers are a part of the target.
 
 Shapes: M real target positions, D model width, V vocabulary, N streams; B, S, T as in mtkit/data/batching.py.
 """
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mtkit.data.batching import Batch
 from mtkit.model.transformer import Transformer
+from mtkit.training.distillation import Distillation
 
 CHUNK_POSITIONS = 1024
 """Target positions whose logits exist at the same time."""
@@ -74,6 +75,7 @@ class _ChunkedLoss(torch.autograd.Function):
         targets_M: Tensor,
         smoothing: float,
         consistency: Consistency | None,
+        distillation: Distillation | None,
     ) -> tuple[Tensor, Tensor]:
         """Return the sums of loss and nll, in float32 or better."""
         weight = weight_VD.to(hidden_NMD.dtype)
@@ -84,20 +86,22 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden_NMD) if needs_grad else None
         weight_grad = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None  # it may be frozen
         bias_grad = torch.zeros_like(bias_V) if ctx.needs_input_grad[2] and bias_V is not None else None
-        size = CHUNK_POSITIONS // len(hidden_NMD)
+        size = CHUNK_POSITIONS // (len(hidden_NMD) + (distillation is not None))
         for start in range(0, hidden_NMD.shape[1], size):
-            hidden = hidden_NMD[:, start : start + size]
+            positions = slice(start, start + size)
+            hidden = hidden_NMD[:, positions]
             rows = hidden.flatten(0, 1)
             logits = rows @ weight.T  # [N x chunk, V]
             if bias is not None:
                 logits += bias
+            teachers = None if distillation is None else distillation.probabilities(positions, sum_dtype)
             chunk_loss, chunk_nll = _replace_by_gradient(
-                logits.view(*hidden.shape[:2], -1), targets_M[start : start + size, None], smoothing, consistency,
-                sum_dtype,
+                logits.view(*hidden.shape[:2], -1), targets_M[positions, None], smoothing, consistency, sum_dtype,
+                distillation, teachers,
             )  # fmt: skip
             loss, nll = loss + chunk_loss, nll + chunk_nll
             if hidden_grad is not None:
-                hidden_grad[:, start : start + size] = (logits @ weight).view_as(hidden)
+                hidden_grad[:, positions] = (logits @ weight).view_as(hidden)
             if weight_grad is not None:
                 weight_grad += logits.T @ rows
             if bias_grad is not None:
@@ -112,7 +116,7 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden_grad, weight_grad, bias_grad = ctx.saved_tensors
         scale = grads[0]
         of_parameters = [None if grad is None else grad * scale for grad in (weight_grad, bias_grad)]
-        return hidden_grad * scale.to(hidden_grad.dtype), *of_parameters, None, None, None
+        return hidden_grad * scale.to(hidden_grad.dtype), *of_parameters, None, None, None, None
 
 
 def _replace_by_gradient(
@@ -121,6 +125,8 @@ def _replace_by_gradient(
     smoothing: float,
     consistency: Consistency | None,
     sum_dtype: torch.dtype,
+    distillation: Distillation | None,
+    teachers_CV: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the sums of loss and nll of a chunk of C positions, and overwrite its logits with the loss's gradient.
 
@@ -128,8 +134,15 @@ def _replace_by_gradient(
     """
     loss, nll = logits_NCV.new_zeros(2, dtype=sum_dtype)
     num_rows = _ROWS_IN_CACHE // len(logits_NCV) if logits_NCV.device.type == "cpu" else len(targets_C1)
-    for rows, targets in zip(logits_NCV.split(num_rows, dim=1), targets_C1.split(num_rows), strict=True):
+    blocks = zip(logits_NCV.split(num_rows, dim=1), targets_C1.split(num_rows), strict=True)
+    for number, (rows, targets) in enumerate(blocks):
         streams = [_smoothed_cross_entropy(stream.to(sum_dtype), targets, smoothing) for stream in rows]
+        if distillation is not None and teachers_CV is not None:
+            taught = teachers_CV[number * num_rows :][: len(targets)]
+            streams = [
+                _distilled(distillation, stream.to(sum_dtype), taught, *own)
+                for stream, own in zip(rows, streams, strict=True)
+            ]
         if consistency is None:
             [(rows_loss, rows_nll, gradient)] = streams
             gradients = [gradient]
@@ -157,6 +170,14 @@ def _smoothed_cross_entropy(
     gradient = probabilities.sub_(smoothing / logits.shape[1])
     gradient.scatter_add_(1, targets_M1, torch.full_like(targets_M1, smoothing - 1, dtype=logits.dtype))
     return (1 - smoothing) * nll + smoothing * uniform, nll, gradient
+
+
+def _distilled(
+    distillation: Distillation, logits: Tensor, teachers: Tensor, loss: Tensor, nll: Tensor, gradient: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `_smoothed_cross_entropy` returned, with the part of the teachers."""
+    loss, gradient = distillation.mix(logits, teachers, loss, gradient)
+    return loss, nll, gradient
 
 
 def _consistent(
@@ -195,6 +216,7 @@ def loss_sums(
     smoothing: float,
     output_bias_V: Tensor | None = None,
     consistency: Consistency | None = None,
+    distillation: Distillation | None = None,
 ) -> LossSums:
     """Return the loss at the real target positions, summed.
 
@@ -205,12 +227,15 @@ def loss_sums(
         smoothing: label smoothing, at least 0 and below 1.
         output_bias_V: bias of the logits, if there is one.
         consistency: terms of the loss over two streams.
+        distillation: predictions of teachers, from which each stream learns.
     """
     hidden_NMD = hidden[None] if consistency is None else hidden
     weight_VD, bias_V = output_weight_VD, output_bias_V
     if not torch.is_grad_enabled():  # otherwise their gradients would still be computed
         weight_VD, bias_V = weight_VD.detach(), None if bias_V is None else bias_V.detach()
-    loss, nll = _ChunkedLoss.apply(hidden_NMD, weight_VD, bias_V, targets_M, smoothing, consistency)
+    loss, nll = _ChunkedLoss.apply(
+        hidden_NMD, weight_VD, bias_V, targets_M, smoothing, consistency, distillation
+    )
     return LossSums(loss, nll)
 
 

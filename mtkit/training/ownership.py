@@ -160,16 +160,22 @@ def check_ownership(config: Config, splits: Splits, *, fresh: bool = False) -> N
         what = f"training would overwrite {', '.join(conflicts)}, which mtkit did not write"
         raise ConfigError(what, where=config.run, hint="move it away, or choose another run folder")
     resolved = {(run / name).resolve() for name in claimed | outputs}
-    models = (config.tokenizer.model, config.tokenizer.src_model, config.tokenizer.tgt_model)
+    spm_models = (config.tokenizer.model, config.tokenizer.src_model, config.tokenizer.tgt_model)
     sources = [path for split in splits.values() for source in split for path in source.paths]
     if fresh:  # otherwise a tokenizer model in the run folder is at most replaced by itself
-        sources += [Path(os.path.expanduser(model)) for model in models if model is not None]
-    if config.init is not None and Path(config.init).is_dir():
-        if Path(config.init).resolve() == run.resolve():
-            raise ConfigError(
-                "a run cannot start from its own folder", where="init", hint="choose another run folder"
-            )
-        sources.append(Path(config.init))
+        sources += [Path(os.path.expanduser(model)) for model in spm_models if model is not None]
+    distillation = config.training.distillation
+    models = [("init", config.init)] if config.init is not None else []
+    models += [
+        ("training.distillation.teacher", path) for path in (distillation.teacher if distillation else ())
+    ]
+    for key, model in models:
+        if not Path(model).is_dir():
+            continue
+        if Path(model).resolve() == run.resolve():
+            what = "a run cannot start from its own folder" if key == "init" else "a run cannot teach itself"
+            raise ConfigError(what, where=key, hint="choose another run folder")
+        sources.append(Path(model))
     for source in sources:
         if not resolved.isdisjoint((source.resolve(), *source.resolve().parents)):
             what = "training reads this file, and would overwrite or delete it as its own output"

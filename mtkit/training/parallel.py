@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mtkit.data.batching import Batch
 from mtkit.model.transformer import Transformer
+from mtkit.training.distillation import Teachers
 from mtkit.training.distributed import World
 from mtkit.training.loss import Consistency, TensorBatch, hidden_at_targets, loss_sums
 
@@ -40,19 +41,31 @@ class Objective(nn.Module):
         label_smoothing: float,
         stage: Stage = untimed,
         consistency: Consistency | None = None,
+        teachers: Teachers | None = None,
     ) -> None:
         super().__init__()
         self.model, self.label_smoothing, self.stage = model, label_smoothing, stage
-        self.consistency = consistency
+        self.consistency, self.teachers = consistency, teachers
 
     def forward(self, batch: Batch | TensorBatch) -> tuple[Tensor, Tensor]:
         """Return the loss and negative log-likelihood of a batch, summed over its real target tokens."""
+        if isinstance(batch, Batch):
+            batch = TensorBatch.from_batch(batch, self.model.output.weight.device)
         with self.stage("forward"):
+            distillation = None
+            if self.teachers is not None:
+                distillation = self.teachers.read(batch.src_BS, batch.tgt_in_BT, batch.mask_BT)
             hidden, targets_M = hidden_at_targets(self.model, batch, self.consistency)
         with self.stage("loss"):
             output = self.model.output
             sums = loss_sums(
-                hidden, output.weight, targets_M, self.label_smoothing, output.bias, self.consistency
+                hidden,
+                output.weight,
+                targets_M,
+                self.label_smoothing,
+                output.bias,
+                self.consistency,
+                distillation,
             )
         return sums.loss, sums.nll
 

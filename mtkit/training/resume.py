@@ -34,7 +34,7 @@ _HARMLESS = (
     "training.device", "training.num_threads", "training.log_every_steps",
     "training.save_every_steps", "training.keep_last", "training.average_last", "training.tensorboard",
     "training.wandb", "training.report", "training.parallel", "training.activation_checkpointing",
-    "training.on_divergence",
+    "training.on_divergence", "training.distillation.teacher",
     "validation.patience", "validation.num_samples", "validation.every_steps", "validation.metrics",
     "training.compile", "decoding",
 )  # fmt: skip
@@ -42,7 +42,7 @@ _HARMLESS = (
 schedule that ends there).
 
 Training and validation pairs may come from other files with the same text: see `_check_sources` and
-`_check_validation`.
+`_check_validation`. Teachers may have moved: see `check_inputs`.
 """
 
 _OTHER_DATA = "restore the files, choose another run folder, or start anew with `fresh`"
@@ -160,10 +160,10 @@ def _check_sources(checkpoint: Checkpoint, config: Config) -> None:
 
 
 def check_inputs(checkpoint: Checkpoint, inputs: Inputs, config: Config) -> None:
-    """Check that the tokenizers, the training pairs and the validation pairs are those of the checkpoint.
+    """Check that the tokenizers, the teachers, the training and the validation pairs are those of the checkpoint.
 
     Raises:
-        ConfigError: If the training or validation pairs have changed.
+        ConfigError: If the teachers, or the training or validation pairs have changed.
         StorageError: If the tokenizers have changed, or the checkpoint does not say which data it was trained on.
     """
     state = checkpoint.state
@@ -173,6 +173,10 @@ def check_inputs(checkpoint: Checkpoint, inputs: Inputs, config: Config) -> None
     if state.get("tokenizers", inputs.tokenizers.fingerprint) != inputs.tokenizers.fingerprint:
         what = "the tokenizer is not the one that this run started with"
         raise StorageError(what, where=config.run, hint="restore it, or start anew with `fresh`")
+    if state.get("teachers", "") != inputs.teachers_fingerprint:
+        what = "the weights of the teachers have changed since the last checkpoint"
+        hint = "name those it was trained with, choose another run folder, or start anew with `fresh`"
+        raise ConfigError(what, where="training.distillation.teacher", hint=hint)
     _check_corpus(str(state["corpus"]), inputs, config.data)
     same = state.get("valid") in (None, validation_fingerprint(inputs.valid))
     _check_validation(checkpoint, config, same=same)

@@ -62,7 +62,7 @@ def train(
         world = stack.enter_context(init_distributed(device, compiles=config.training.compile))
         signals.is_distributed = world.is_distributed
         trainer = _open_run(config, console, signals, world, stack, fresh=fresh, find_model=find_model)
-        config, inputs = trainer.config, trainer.inputs
+        config, tests, example = trainer.config, trainer.inputs.tests, trainer.inputs.example()
         reason = trainer.train()
         signals.is_distributed = False  # the processes no longer wait for each other
         state, progress, report = trainer.state, trainer.progress, trainer.report
@@ -72,13 +72,12 @@ def train(
         if not world.is_main:
             return TrainResult(Path(config.run), reason, state.step, state.best, state.best_step, [])
         average_last(config, progress.say)
-        tests = score_tests(config, inputs.tests, progress)
-        example = inputs.example()
+        scores = score_tests(config, tests, progress)
         result = TrainResult(
-            Path(config.run), reason, state.step, state.best, state.best_step, tests, example
+            Path(config.run), reason, state.step, state.best, state.best_step, scores, example
         )
         write_results(result)
-        write_card(config, result, {test.name: test.tgts for test in inputs.tests})
+        write_card(config, result, {test.name: test.tgts for test in tests})
         report.refresh(last=True)
         return result
 

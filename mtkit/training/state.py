@@ -139,6 +139,8 @@ class TrainState:
     """Fingerprint of the validation pairs; None in a state written before it was stored."""
     tokenizers: str = ""
     """Fingerprint of the tokenizers: `load_model` accepts no others."""
+    teachers: str = ""
+    """Hash of the weights of the teachers; empty without distillation."""
     base: str = ""
     """SHA-256 of the weights that LoRA adapters belong to; empty without LoRA."""
     usual_src_tokens: int | None = None

@@ -80,6 +80,7 @@ class Trainer:
             corpus=inputs.corpus.fingerprint,
             valid=validation_fingerprint(inputs.valid),
             tokenizers=inputs.tokenizers.fingerprint,
+            teachers=inputs.teachers_fingerprint,
             usual_src_tokens=length_quantile(inputs.corpus.src_lengths),
         )
         is_wanted = config.training.report and self.world.is_main
