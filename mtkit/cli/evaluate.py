@@ -12,10 +12,17 @@ import typer
 from mtkit.cli import completion, options
 from mtkit.cli.analysis_inputs import Analyzed, find_overlaps, read_alignments, read_labels
 from mtkit.cli.analysis_tables import NUM_SENTENCES, SetAnalysis, render_analyses
-from mtkit.cli.evaluation_checks import check_analysis, check_combination, check_format, check_paired
+from mtkit.cli.evaluation_checks import (
+    check_analysis,
+    check_combination,
+    check_format,
+    check_paired,
+    check_robustness,
+)
 from mtkit.cli.evaluation_scores import Scoring, add_intervals, score_systems, write_segments
 from mtkit.cli.evaluation_tables import FORMATS, SetScores, render
 from mtkit.cli.external_scores import metric_commands, score_elsewhere
+from mtkit.cli.robustness import evaluate_robustness
 from mtkit.cli.systems import (
     choose_systems,
     config_of,
@@ -173,6 +180,15 @@ def evaluate(
             rich_help_panel=ANALYZED,
         ),
     ] = None,
+    robustness: Annotated[
+        bool,
+        typer.Option(
+            "--robustness",
+            help="Translate changed copies of the test sets (all capitals, typos, single words and others) with each "
+            "--model, and tell what becomes of them.",
+            rich_help_panel=ANALYZED,
+        ),
+    ] = False,
     output_format: Annotated[
         str | None,
         typer.Option(
@@ -213,6 +229,17 @@ def evaluate(
         reads_source=bool(commands) or analysis,
     )  # fmt: skip
     check_analysis(analysis, train, labels, alignments, quiet=quiet and output_format == "text")
+    if robustness:
+        others = {
+            "HYPS": len(models) < len(systems),
+            "--analysis": analysis,
+            "--segments": segments,
+            "--paired": paired,
+            "--quiet": quiet and output_format == "text",
+            **{f"--metric {command.label}": True for command in commands},
+        }
+        check_robustness(models, [option for option, is_used in others.items() if is_used])
+        names = names if metric else ["bleu", "chrf"]
     paired = check_paired(paired, len(systems), resamples)
     check_not_compressed(segments, "--segments")
     check_not_overwriting(segments, [*(hyps or []), *(ref or []), *filter(None, [src])], "--segments")
@@ -226,6 +253,11 @@ def evaluate(
         print_stderr(warning.replace("validation.bleu_tokenizer", "--tokenize"))
     sets = load_test_sets(src, ref or [], test or [], test_set or [], sides, langs, tag, data)
 
+    scoring = Scoring(names, tokenize, lowercase, tgt, paired, resamples, trials, resample_seed)
+    if robustness:
+        is_silent = quiet or output_format != "text"
+        evaluate_robustness(decodings, sets, tag, scoring, device, precision, output_format, quiet=is_silent)
+        return
     hyps_of = {system.name: read_hyps(system.name, sides, sets) for system in systems if not system.is_model}
     fault = None
     for name, decoding in decodings.items():
@@ -241,9 +273,8 @@ def evaluate(
         warn_about_languages(list(decodings))
         warn_about_translations(hyps_of, sets)
     if systems[0].name not in hyps_of:
-        paired = "none"
+        scoring = scoring._replace(paired="none")
     ordered = {system.name: hyps_of[system.name] for system in systems if system.name in hyps_of}
-    scoring = Scoring(names, tokenize, lowercase, tgt, paired, resamples, trials, resample_seed)
     elsewhere = _Elsewhere(commands, device, metric_timeout)
     analyzed = Analyzed(labels, alignments or [], train or [], data, sides) if analysis else None
     analyze = partial(

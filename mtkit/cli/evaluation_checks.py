@@ -94,3 +94,19 @@ def check_analysis(
             raise ConfigError(f"{option} needs --analysis", hint="mtkit evaluate --help")
     if analysis and quiet:
         raise ConfigError("--analysis cannot be combined with --quiet", hint="--format json has both")
+
+
+def check_robustness(models: Sequence[str], others: Sequence[str]) -> None:
+    """Check that the options go together with --robustness.
+
+    Args:
+        models: the models.
+        others: options in use that cannot be combined with it.
+
+    Raises:
+        ConfigError: If they do not.
+    """
+    if not models:
+        raise ConfigError("--robustness needs --model", hint="a model that translates the changed copies")
+    if others:
+        raise ConfigError(f"--robustness cannot be combined with {others[0]}", hint="run the command twice")

@@ -240,15 +240,15 @@ def _terminal_table(results: Sequence[SetScores]) -> str:
     return _print_table(table) + "\n" + "".join(f"{note}\n" for note in _notes(results))
 
 
-def render_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table whose first column has labels and whose others have numbers."""
+def render_table(header: Sequence[str], rows: Sequence[Sequence[str]], num_labels: int = 1) -> str:
+    """Return a table whose first columns have labels and whose others have numbers."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(header):
-        table.add_column(Text(name), justify="right" if number else "left", overflow="fold")
+        table.add_column(Text(name), justify="left" if number < num_labels else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     return _print_table(table)

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from mtkit.languages import UNSPACED
 
@@ -98,6 +99,15 @@ class Share:
     def value(self) -> float | None:
         """The part divided by the whole; None if the whole is empty."""
         return self.part / self.whole if self.whole else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the numbers for JSON; sentences are counted from 1."""
+        return {
+            "part": self.part,
+            "whole": self.whole,
+            "share": self.value,
+            "sentences": [index + 1 for index in self.sentences],
+        }
 
 
 @dataclass(frozen=True)
@@ -245,6 +255,49 @@ def copied_lines(srcs: Sequence[str], hyps: Sequence[str], refs: Streams) -> Sha
     return Share(len(sentences), whole, tuple(sentences))
 
 
+def loops(srcs: Sequence[str], hyps: Sequence[str], refs: Streams) -> Share:
+    """Return the share of lines whose translation has a repetition loop, although neither source nor reference has one.
+
+    A loop is a stretch of 2 to 100 characters, spaces included, that comes four times or more in a row.
+    """
+    sentences = [
+        index
+        for index, (src, hyp) in enumerate(zip(srcs, hyps, strict=True))
+        if _has_loop(hyp) and not any(_has_loop(text or "") for text in (src, *(s[index] for s in refs)))
+    ]
+    return Share(len(sentences), len(hyps), tuple(sentences))
+
+
+def far_too_long(srcs: Sequence[str], hyps: Sequence[str], refs: Streams) -> Share:
+    """Return the share of lines whose translation has more than twice as many words, and 3 more, than the reference.
+
+    Lines without a reference are compared with their source.
+    """
+    return _of_other_length(srcs, hyps, refs, lambda num_hyp, num_ref: num_hyp > 2 * num_ref + 3)
+
+
+def far_too_short(srcs: Sequence[str], hyps: Sequence[str], refs: Streams) -> Share:
+    """Return the share of lines whose reference has more than twice as many words, and 3 more, than the translation.
+
+    Lines without a reference are compared with their source. A translation without any word is always too short.
+    """
+    return _of_other_length(
+        srcs, hyps, refs, lambda num_hyp, num_ref: num_ref > (2 * num_hyp + 3 if num_hyp else 0)
+    )
+
+
+def _of_other_length(
+    srcs: Sequence[str], hyps: Sequence[str], refs: Streams, is_wrong: Callable[[int, int], bool]
+) -> Share:
+    """Return the share of lines with a wrong number of words, judged by that number and that of each reference."""
+    sentences = []
+    for index, (src, hyp) in enumerate(zip(srcs, hyps, strict=True)):
+        present = [ref for stream in refs if (ref := stream[index]) is not None] or [src]
+        if all(is_wrong(len(split_words(hyp)), len(split_words(ref))) for ref in present):
+            sentences.append(index)
+    return Share(len(sentences), len(hyps), tuple(sentences))
+
+
 def unaligned_words(srcs: Sequence[str], alignments: Sequence[Sequence[Link]]) -> Share:
     """Return the share of source words that no word of the translation is aligned to: hints at omissions.
 
@@ -313,6 +366,25 @@ def find_urls(text: str) -> list[str]:
     return [found.rstrip(".,;:!?'…)]}。！？，、") for found in _URL.findall(text)]
 
 
+_EMAIL = re.compile(r"(?<![\w.%+-])[\w.%+-]++@[\w-]+(?:\.[\w-]+)+")
+
+
+def find_emails(text: str) -> list[str]:
+    """Return the e-mail addresses of a text."""
+    return _EMAIL.findall(text)
+
+
+_PICTURE = "[\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff]"
+_EMOJI = re.compile(
+    f"[\U0001f1e6-\U0001f1ff]{{2}}|{_PICTURE}[\ufe0f\U0001f3fb-\U0001f3ff]*(?:\u200d{_PICTURE}[\ufe0f\U0001f3fb-\U0001f3ff]*)*"
+)
+
+
+def find_emoji(text: str) -> list[str]:
+    """Return the emoji and other pictures of a text; what is joined to one picture is one."""
+    return _EMOJI.findall(text)
+
+
 def has_text(text: str, part: str) -> bool:
     """Return whether a text contains another."""
     return part in text
@@ -354,6 +426,14 @@ def _labels(bounds: Sequence[int]) -> list[str]:
 
 def _ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
     return Counter(tuple(words[start : start + n]) for start in range(len(words) - n + 1))
+
+
+_LOOP = re.compile(r"(.{2,100}?)\1{3}")
+
+
+def _has_loop(text: str) -> bool:
+    """Return whether a stretch of a text comes four times in a row; the end of the text counts as a space."""
+    return _LOOP.search(f"{text} ") is not None
 
 
 def _has_letter(text: str) -> bool:

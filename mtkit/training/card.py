@@ -26,6 +26,7 @@ from mtkit.errors import MtkitError
 from mtkit.evaluation import metrics
 from mtkit.evaluation.history import History, read_history, read_object
 from mtkit.evaluation.metrics import Score
+from mtkit.evaluation.robustness_table import NOTE, robustness_cells, robustness_header
 from mtkit.evaluation.run_files import CARD_FILE, CARD_PHRASE, FACTS_FILE
 from mtkit.files import write_text
 from mtkit.formatting import format_count, format_duration
@@ -59,8 +60,7 @@ def write_card(config: Config, result: TrainResult, refs: Mapping[str, list[str]
         ["## Data", "", *_data(config, facts)],
         ["## Model and training", "", *_training(config, result, facts, history)],
         ["## Speed", "", *_speed(tests, facts, history)],
-        ["## Robustness", "", "Not measured: how the scores fall with misspellings, other casing or missing "
-         "punctuation, or on other kinds of text."],
+        ["## Robustness", "", *_robustness(result)],
         ["## Limits", "", *_limits(config, facts)],
         ["## License", "", "Not set. Choose one that the licenses of the corpora allow, and write it here and into "
          "the metadata above."],
@@ -278,6 +278,30 @@ def _speed(
         yield f"- translating: {num / seconds:,.1f} sentences/s, {tests[0][0].translated_with.describe()}{where}"
     if not rates and not seconds:
         yield "Not measured."
+
+
+def _robustness(result: TrainResult) -> Iterator[str]:
+    """Yield what became of changed lines of the first test set."""
+    command = "`mtkit evaluate` (robustness)"
+    found = result.tests[0].robustness if result.tests else None
+    if found is None or not found.copies:
+        reason = "there is no test set" if found is None else found.reason
+        yield f"Not measured, because {reason}; {command} measures it."
+        return
+    copies = found.as_dict()["copies"]
+    clean = copies[0]
+    yield (
+        f"{format_count(clean['lines'], 'line')} of {result.tests[0].name}, changed; {command} changes whole test sets "
+        "in more ways."
+    )
+    yield ""
+    header = ["copy", *robustness_header(clean)]
+    yield f"| {' | '.join(header)} |"
+    yield "|---" + "|---:" * (len(header) - 1) + "|"
+    for copy in copies:
+        yield f"| {' | '.join([copy['copy'], *robustness_cells(copy, clean)])} |"
+    yield from ("", NOTE)
+    yield from (f"Left out: {kind}, for {reason}." for kind, reason in found.left_out.items())
 
 
 def _limits(config: Config, facts: dict[str, Any]) -> Iterator[str]:

@@ -223,7 +223,7 @@ def _read_tests(folder: Path, config: Config, results: dict[str, Any]) -> list[T
     tests = []
     entries = results.get("tests")
     for entry in entries if isinstance(entries, list) else []:
-        with suppress(KeyError, TypeError, ValueError):  # of another version
+        with suppress(KeyError, TypeError, ValueError, AttributeError):  # of another version
             setup = entry["translated_with"]
             decoding = config.decoding.model_copy(update=setup["decoding"])
             test = TestSet(
@@ -233,6 +233,7 @@ def _read_tests(folder: Path, config: Config, results: dict[str, Any]) -> list[T
                 _read_hyps(folder / hyps_file(entry["name"])),
                 *texts.get(entry["name"], ([], [])),
                 problem,
+                entry.get("robustness", {}).get("copies", []),
             )
             tests.append(_with_intervals(test, config))
     return tests

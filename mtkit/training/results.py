@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mtkit.evaluation.run_files import RESULTS_FILE, TEST_FOLDER, hyps_file
 from mtkit.files import storage_errors, write_text
 from mtkit.formatting import format_count
 from mtkit.training.progress import Progress
+from mtkit.training.robustness import Robustness, measure_robustness
 from mtkit.training.validation import EvalSet
 from mtkit.translation.translator import Translator
 
@@ -58,6 +59,7 @@ class TestResult:
         scores: their scores.
         translated_with: how they were made.
         seconds: how long that took.
+        robustness: what became of changed lines; of the first test set only.
     """
 
     name: str
@@ -65,6 +67,7 @@ class TestResult:
     scores: list[Score]
     translated_with: TranslationSetup
     seconds: float = 0.0
+    robustness: Robustness | None = None
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,16 @@ def check_test_names(names: Sequence[str]) -> None:
             raise ConfigError(what, where=where, hint="rename one of them")
 
 
-def score_tests(config: Config, tests: list[EvalSet], progress: Progress) -> list[TestResult]:
+def score_tests(
+    config: Config, tests: list[EvalSet], progress: Progress, training_seconds: float
+) -> list[TestResult]:
     """Translate the test sets with the best weights, write the translations to the run folder and score them.
+
+    Args:
+        config: config of the run.
+        tests: the test sets.
+        progress: shows the scores.
+        training_seconds: how long the training took.
 
     Raises:
         StorageError: If a file cannot be written.
@@ -136,7 +147,13 @@ def score_tests(config: Config, tests: list[EvalSet], progress: Progress) -> lis
         progress.say(f"test {test.name}, {format_count(len(hyps), 'sentence')}, {setup.describe()}:")
         for score in scores:
             progress.say(f"    {score.format()}")
-    return results
+    first = results[0]
+    robustness = measure_robustness(
+        tests[0], first.hyps, first.seconds, training_seconds, translator, config, TEST_METRICS
+    )
+    for line in robustness.lines():
+        progress.say(line)
+    return [replace(first, robustness=robustness), *results[1:]]
 
 
 def write_results(result: TrainResult) -> None:
@@ -157,6 +174,7 @@ def _results_as_dict(result: TrainResult) -> dict[str, Any]:
             "scores": [score.as_dict() for score in test.scores],
             "translated_with": test.translated_with.as_dict(),
         }
+        | ({} if test.robustness is None else {"robustness": test.robustness.as_dict()})
         for test in result.tests
     ]
     return {

@@ -66,13 +66,14 @@ def train(
         reason = trainer.train()
         signals.is_distributed = False  # the processes no longer wait for each other
         state, progress, report = trainer.state, trainer.progress, trainer.report
-        progress.say(f"training ended: {reason}; {format_duration(trainer.stopwatch.total_seconds())} in all")
+        seconds = trainer.stopwatch.total_seconds()
+        progress.say(f"training ended: {reason}; {format_duration(seconds)} in all")
         del trainer  # frees its memory: the test sets need only the best weights
         gc.collect()  # importing torch._dynamo leaves a reference cycle with the frames that built the optimizer
         if not world.is_main:
             return TrainResult(Path(config.run), reason, state.step, state.best, state.best_step, [])
         average_last(config, progress.say)
-        scores = score_tests(config, tests, progress)
+        scores = score_tests(config, tests, progress, seconds)
         result = TrainResult(
             Path(config.run), reason, state.step, state.best, state.best_step, scores, example
         )

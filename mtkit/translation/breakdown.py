@@ -111,8 +111,8 @@ class Breakdown:
                 }
                 for group in system.words
             ],
-            "length_ratio": _share_as_dict(system.length_ratio),
-            "errors": {name: _share_as_dict(share) for name, share in system.errors.items()},
+            "length_ratio": system.length_ratio.as_dict(),
+            "errors": {name: share.as_dict() for name, share in system.errors.items()},
             "score_outside_training": system.unseen_score,
             "best": listed(ranked[:num_sentences]),
             "worst": listed(ranked[::-1][:num_sentences]),
@@ -226,22 +226,13 @@ def _errors(
     return errors
 
 
-def _share_as_dict(share: Share) -> dict[str, Any]:
-    return {
-        "part": share.part,
-        "whole": share.whole,
-        "share": share.value,
-        "sentences": [index + 1 for index in share.sentences],
-    }
-
-
 def _overlap_as_dict(overlap: Overlap) -> dict[str, Any]:
     return {
         "training_pairs": overlap.num_pairs,
-        "sources": _share_as_dict(overlap.sources),
-        "targets": _share_as_dict(overlap.targets),
-        "pairs": _share_as_dict(overlap.pairs),
+        "sources": overlap.sources.as_dict(),
+        "targets": overlap.targets.as_dict(),
+        "pairs": overlap.pairs.as_dict(),
         "ngram_words": overlap.ngram_words,
-        "source_ngrams": _share_as_dict(overlap.source_ngrams),
-        "target_ngrams": _share_as_dict(overlap.target_ngrams),
+        "source_ngrams": overlap.source_ngrams.as_dict(),
+        "target_ngrams": overlap.target_ngrams.as_dict(),
     }

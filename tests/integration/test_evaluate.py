@@ -16,6 +16,7 @@ from mtkit.checkpoint import load_checkpoint, save_checkpoint
 from mtkit.cli import evaluation_tables
 from mtkit.evaluation.metrics import Score, score, score_sentences
 from mtkit.evaluation.significance import compare
+from mtkit.translation.robustness import KINDS
 
 REFS = [tgt for _, tgt in tiny.pairs(30, seed=5)]
 GOOD = [line.replace("le ", "un ") for line in REFS]
@@ -328,6 +329,38 @@ def test_models_and_files(trained: Path, corpus: Path, tmp_path: Path) -> None:
     )
     _, _, err = tiny.mtkit("evaluate", "--model", trained, "--model", german, *options)
     assert f"{german}: translates into de, not fr as {trained}" in err
+
+
+def test_robustness_in_all_formats(trained: Path, corpus: Path, tmp_path: Path) -> None:
+    """Of one model and of two, with the scores that the clean test set has otherwise."""
+    for side in ("src", "tgt"):
+        tiny.write_lines(tmp_path / f"few.{side}", tiny.read_lines(corpus / f"test.{side}")[:4])
+    test = ["--test", f"{tmp_path / 'few.src'},{tmp_path / 'few.tgt'}", "--metric", "chrf"]
+    [usual] = json.loads(evaluate("--model", trained, "-q", *test, "--resamples", 0, "--json"))
+    options = [*test, "--robustness"]
+    [found] = json.loads(evaluate("--model", trained, "-q", *options, "--json"))
+    [system] = found["systems"]
+    clean, *changed = system["copies"]
+    assert (found["name"], clean["scores"][0]["score"]) == ("few", usual["scores"][0]["score"])
+    assert {copy["copy"] for copy in changed} | set(found["left_out"]) == set(KINDS)
+    capitals = next(copy for copy in changed if copy["copy"] == "all capitals")
+    difference = capitals["scores"][0]["score"] - clean["scores"][0]["score"]
+    assert capitals["scores"][0]["difference"] == pytest.approx(difference)
+
+    models = ["--model", trained, "--model", shutil.copytree(trained, tmp_path / "other")]
+    code, out, err = tiny.mtkit("evaluate", *models, *options)
+    assert (code, "system" in out, "chrF2|nrefs:1|" in out) == (0, True, True)
+    assert " lines, for each model\n" in err
+    header, _, *rows = evaluate(*models, *options, "--format", "markdown").split("\n")
+    titles = "copy | system | lines | chrF2 | Δ | loops | copies | too long | too short | lost"
+    assert header == f"| {titles} |"
+    assert len([row for row in rows if row.startswith("| ")]) == 2 * len(system["copies"])
+    latex = evaluate("--model", trained, *options, "--format", "latex")
+    assert "\\begin{tabular}{lrrrrrrrr}" in latex
+
+    assert "--robustness needs --model" in refused(2, "a.txt", "--ref", "b.txt", "--robustness")
+    for others in (["--analysis"], ["--paired", "bs"], ["-q"]):
+        assert "--robustness cannot be combined with" in refused(2, *models, "--robustness", *others)
 
 
 def test_a_tag_must_be_a_token(trained: Path, corpus: Path) -> None:

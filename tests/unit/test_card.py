@@ -17,6 +17,8 @@ from mtkit.evaluation import metrics
 from mtkit.training import results
 from mtkit.training.card import write_card
 from mtkit.training.results import TEST_METRICS, TrainResult, TranslationSetup
+from mtkit.training.robustness import Robustness
+from mtkit.translation.robustness import make_copies, measure
 
 FACTS = {
     "parameters": 8_900_000, "processor": "Some CPU", "precision": "bf16", "src_tokens": 7000, "tgt_tokens": 8000,
@@ -37,7 +39,11 @@ def make_config(folder: Path, *overrides: str) -> Config:
 
 
 def make_card(
-    config: Config, *, sentences: int = 120, example: str = 'It\'s "a" dog.'
+    config: Config,
+    *,
+    sentences: int = 120,
+    example: str = 'It\'s "a" dog.',
+    robustness: Robustness | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Write the card of a run with one test set and return its metadata and its text."""
     run = Path(config.run)
@@ -48,7 +54,7 @@ def make_card(
     tests = []
     if sentences:
         scores = metrics.score(hyps, [refs], TEST_METRICS, tgt="fr")
-        tests = [results.TestResult("news|2024", hyps, scores, setup, seconds=2.0)]
+        tests = [results.TestResult("news|2024", hyps, scores, setup, 2.0, robustness)]
     result = TrainResult(run, "step 300 is the last", 300, 41.5, 280, tests, example)
     write_card(config, result, {"news|2024": refs})
     text = (run / "README.md").read_text(encoding="utf-8")
@@ -90,7 +96,7 @@ def test_a_folder_is_no_base_model_of_the_hub(tmp_path: Path, monkeypatch: pytes
 def test_what_is_known_is_said(tmp_path: Path) -> None:
     config = make_config(tmp_path, "data.train=[{src: train.src, tgt: train.tgt, license: CC BY 2.0}]")
     write_log(Path(config.run))
-    _, body = make_card(config)
+    _, body = make_card(config, robustness=Robustness(reason="it was slow"))
     digest = hashlib.sha256((tmp_path / "data/train.src").read_bytes()).hexdigest()
     for expected in (
         "# en → fr translation model", "Trained with mtkit for 300 updates (step 300 is the last).",
@@ -98,7 +104,7 @@ def test_what_is_known_is_said(tmp_path: Path) -> None:
         "| training | `{src: train.src, tgt: train.tgt}` | CC BY 2.0 | train.src: `" + digest,
         "| validation | `{src: valid.src, tgt: valid.tgt}` | not given |", "390 of 400 training pairs were used",
         "8.9 M parameters", "4,000 pieces", "training: 4,321 target tokens/s on Some CPU", "2 min 30 s, 6.0 epochs",
-        "translating: 60.0 sentences/s, beam 5, bf16 on cpu", "Not measured: how the scores fall",
+        "translating: 60.0 sentences/s, beam 5, bf16 on cpu", "Not measured, because it was slow; `mtkit evaluate",
         "the best validation: bleu 41.50 at update 280", "tok:13a", "bs:1000\\|seed:12345", "| news\\|2024 | BLEU |",
     ):  # fmt: skip
         assert expected in body, expected
@@ -109,6 +115,28 @@ def test_what_is_known_is_said(tmp_path: Path) -> None:
     assert own.mean is not None and own.confidence is not None
     assert (low, high) == (round(own.mean - own.confidence, 2), round(own.mean + own.confidence, 2))
     assert low < float(row.split(" | ")[2]) < high
+
+
+def test_robustness_is_told(tmp_path: Path) -> None:
+    copies, _ = make_copies(
+        ["A dog.", "A cat."], [["Ein Hund.", "Ein Kater."]], ["all capitals", "single words"]
+    )
+    hyps = [["Ein Hund.", "Eine Katze."], ["EIN HUND.", "a a a a"], ["Ein", "Hund", "Katze"]]
+    found = [measure(copy, own, TEST_METRICS) for copy, own in zip(copies, hyps, strict=True)]
+    robustness = Robustness(found, left_out={"typos": "there is nothing to change"})
+    _, body = make_card(make_config(tmp_path), robustness=robustness)
+    section = body.partition("## Robustness\n\n")[2].partition("\n\n## ")[0].split("\n")
+    (_, before), (_, after) = (([score.value for score in result.scores]) for result in found[:2])
+    assert section[0].startswith(
+        "2 lines of news|2024, changed; `mtkit evaluate` (robustness) changes whole test sets"
+    )
+    assert (
+        section[2] == "| copy | lines | BLEU | Δ | chrF2 | Δ | loops | copies | too long | too short | lost |"
+    )
+    assert section[4].startswith("| clean | 2 | ")
+    assert section[5].endswith(f" | {after:.2f} | {after - before:+.2f} | 1 | 0 | 0 | 0 | – |")
+    assert section[6] == "| single words | 3 | – | – | – | – | 0 | 0 | 0 | 0 | – |"
+    assert section[-1] == "Left out: typos, for there is nothing to change."
 
 
 def test_what_is_not_known_is_said_too(tmp_path: Path) -> None:

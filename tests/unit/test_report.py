@@ -368,6 +368,26 @@ def test_the_analysis_of_the_translations(tmp_path: Path) -> None:
     assert places == [f"chart-{i}" for i in range(len(page.data["charts"]))]
 
 
+def test_robustness_is_told_where_it_was_measured(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert "Changed copies" not in report(run).html
+    results = json.loads((run / "results.json").read_text())
+    fault = {"part": 3, "whole": 9}
+    clean: dict[str, Any] = {"copy": "clean", "lines": 9, "scores": [{"name": "BLEU", "score": 31.0, "difference": 0}],
+                             "loops": fault, "copies": fault, "too_long": fault, "too_short": fault,
+                             "lost": {}}  # fmt: skip
+    capitals = clean | {
+        "copy": "all capitals",
+        "scores": [{"name": "BLEU", "score": 9.5, "difference": -21.5}],
+    }
+    results["tests"][0]["robustness"] = {"copies": [clean, capitals]}
+    (run / "results.json").write_text(json.dumps(results))
+    assert "all capitals 9 9.50 -21.50 3 3 3 3 –" in report(run).text
+    results["tests"][0]["robustness"]["copies"][1].pop("loops")  # of another version
+    (run / "results.json").write_text(json.dumps(results))
+    assert "Changed copies" not in report(run).html
+
+
 def test_overlap_with_training_is_read_on_request(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     train = {side: tiny.read_lines(tmp_path / f"corpus/train.{side}") for side in ("src", "tgt")}

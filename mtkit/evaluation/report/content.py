@@ -23,6 +23,7 @@ class TestSet:
         srcs: source lines; empty if they could not be read.
         refs: references, likewise.
         problem: why there are no intervals, or None.
+        robustness: results of changed copies, as plain data, the clean copy first; empty if they were not measured.
     """
 
     name: str
@@ -32,6 +33,7 @@ class TestSet:
     srcs: list[str] = field(default_factory=list, repr=False)
     refs: list[str] = field(default_factory=list, repr=False)
     problem: str | None = None
+    robustness: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     @property
     def is_complete(self) -> bool:

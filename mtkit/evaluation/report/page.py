@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from statistics import median
 from typing import Any
 
@@ -15,6 +16,7 @@ from mtkit.evaluation.report.content import RunReport, TestAnalysis, shared_test
 from mtkit.evaluation.report.document import render_document
 from mtkit.evaluation.report.facts_section import fact_groups
 from mtkit.evaluation.report.samples import evenly, sample_histories
+from mtkit.evaluation.robustness_table import NOTE, robustness_cells, robustness_header
 from mtkit.evaluation.run_files import REPORT_MARK
 from mtkit.evaluation.significance import SIGNIFICANT, compare
 from mtkit.formatting import format_duration, format_number
@@ -54,6 +56,8 @@ def render_report(runs: Sequence[RunReport], analyses: Sequence[TestAnalysis], s
         "figures": [_key_figures(run) for run in runs],
         "curves": curves,
         "analyses": sections,
+        "robustness": _robustness(runs),
+        "robustness_note": NOTE,
         "validations": [_validation_table(run) for run in runs],
         "comparisons": _comparisons(runs),
         "differences": _config_differences(runs),
@@ -177,6 +181,19 @@ def _key_figures(run: RunReport) -> list[tuple[str, str, str]]:
     if isinstance(parameters := run.facts.get("parameters"), int):
         figures.append(("parameters", _in_millions(parameters), ""))
     return figures
+
+
+def _robustness(runs: Sequence[RunReport]) -> list[dict[str, Any]]:
+    """Return a table of changed copies for each test set of each run that has them."""
+    tables = []
+    for run in runs:
+        for test in run.tests:
+            with suppress(KeyError, TypeError, ValueError, IndexError):  # none, or of another version
+                clean = test.robustness[0]
+                rows = [(copy["copy"], robustness_cells(copy, clean)) for copy in test.robustness]
+                name = test.name if len(runs) == 1 else f"{run.name}, {test.name}"
+                tables.append({"name": name, "header": robustness_header(clean), "rows": rows})
+    return tables
 
 
 def _in_millions(number: int) -> str:
