@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from mtkit.cli.backtranslate import backtranslate
 from mtkit.cli.benchmark import benchmark_data, benchmark_train, benchmark_translate
 from mtkit.cli.calibrate import calibrate
 from mtkit.cli.config import schema, show
@@ -80,6 +81,7 @@ app.command("import", epilog="Example: `mtkit import Helsinki-NLP/opus-mt-en-fr 
 )
 
 app.command(epilog="Example: `mtkit finetune models/en-fr --data client.tmx -o runs/client`")(finetune)
+app.command(epilog="Example: `mtkit backtranslate runs/de-en mono.de --tag '<bt>' -o bt.tsv`")(backtranslate)
 app.command(epilog="Example: `mtkit merge runs/client -o models/client`")(merge)
 app.command(epilog="Example: `mtkit export runs/my-run --to ctranslate2 --type int8 -o my-run-int8`")(export)
 

@@ -140,6 +140,9 @@ class SourceConfig(Section):
     `<legal>` for a domain; in translating, `--tag` puts it there."""
     license: str | None = None
     """License of the corpus as its owners name it, such as `CC BY 2.0`. Only the model card tells it."""
+    synthetic: str | None = None
+    """How its pairs were made, if not by people, such as `back-translated by runs/de-en`. Only the model card and the
+    report tell it."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> SourceConfig:

@@ -61,7 +61,7 @@ def _lengths(samples: Sequence[Sample], *, is_same: bool) -> Iterator[Finding]:
     """Yield findings if translations are empty, too short, or do not end."""
     empty = sum(not sample.hyp.strip() for sample in samples)
     ratio = sum(len(sample.hyp) for sample in samples) / max(1, sum(len(sample.ref) for sample in samples))
-    loops = [sample.hyp for sample in samples if _repeats(sample.hyp)]
+    loops = [sample.hyp for sample in samples if repeats(sample.hyp)]
     seen = f"the translations are {ratio:.2f} times as long as the references"
     if empty / len(samples) >= _EMPTY and not all(not sample.ref.strip() for sample in samples):
         yield Finding(
@@ -97,7 +97,7 @@ def _overlap(one: str, other: str) -> float:
     return (words & others).total() / max(1, words.total())
 
 
-def _repeats(text: str) -> bool:
+def repeats(text: str) -> bool:
     """Return whether one to four words follow themselves again and again."""
     words = text.split()
     for size in range(1, 5):

@@ -1,0 +1,52 @@
+"""Noise on machine translations (Edunov et al. 2018, "Understanding Back-Translation at Scale", section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Noise on words, which are what spaces separate; in a text without spaces, its characters.
+
+    Attributes:
+        filler: what stands for a word that is replaced.
+        delete: share of the words that are deleted; one is kept at least.
+        replace: share of the words that are replaced.
+        distance: how many places a word may move.
+        seed: random seed; with the number of a line it determines what happens to the line.
+    """
+
+    filler: str
+    delete: float = 0.1
+    replace: float = 0.1
+    distance: int = 3
+    seed: int = 1
+
+    def apply(self, text: str, line: int) -> str:
+        """Return a text with noise.
+
+        Args:
+            text: the text.
+            line: number of its line, from 0.
+        """
+        separator = " " if " " in text.strip() else ""
+        words = text.split() if separator else list(text)
+        if not words:
+            return text
+        random = np.random.default_rng((self.seed, line))
+        kept = random.random(len(words)) >= self.delete
+        kept[random.integers(len(words))] |= not kept.any()
+        replaced = random.random(len(words)) < self.replace
+        left = [
+            self.filler if gone else word
+            for word, gone, keep in zip(words, replaced, kept, strict=True)
+            if keep
+        ]
+        # Sorting i + U[0, distance + 1) moves no word further than that (Lample et al. 2018, section 2.3).
+        order = np.argsort(
+            np.arange(len(left)) + random.random(len(left)) * (self.distance + 1), kind="stable"
+        )
+        return separator.join(left[i] for i in order.tolist())
