@@ -171,7 +171,7 @@ class WholeSequences:
         logits = self.next_logits(self.src_BS.repeat_interleave(K, dim=0), self.tokens_BKT.flatten(0, 1))
         return logits.view(B, K, -1)
 
-    def logits(self, hidden_BKD: Tensor) -> Tensor:
+    def logits(self, hidden_BKD: Tensor, first: int = 0) -> Tensor:
         return hidden_BKD.clone()
 
     def reorder(self, parents_BK: Tensor) -> None:
@@ -194,7 +194,7 @@ def translations_with(
     """Translate with another toolkit's model in place of the translator's own, by the same search."""
     size = translator.tokenizers.tgt.vocab_size
 
-    def stepper(src_BS: Tensor, keep_attention: bool = False) -> Any:
+    def stepper(src_BS: Tensor, keep_attention: bool = False, vocabulary: None = None) -> Any:
         return WholeSequences(logits, src_BS, size)
 
     with monkeypatch.context() as patch:

@@ -20,6 +20,7 @@ from mtkit.cli.init import init
 from mtkit.cli.report import report
 from mtkit.cli.runs import runs
 from mtkit.cli.score import score
+from mtkit.cli.shortlist import shortlist
 from mtkit.cli.train import average, check, merge, train
 from mtkit.cli.translate import translate
 
@@ -84,6 +85,8 @@ app.command(epilog="Example: `mtkit finetune models/en-fr --data client.tmx -o r
 app.command(epilog="Example: `mtkit backtranslate runs/de-en mono.de --tag '<bt>' -o bt.tsv`")(backtranslate)
 app.command(epilog="Example: `mtkit merge runs/client -o models/client`")(merge)
 app.command(epilog="Example: `mtkit export runs/my-run --to ctranslate2 --type int8 -o my-run-int8`")(export)
+
+app.command(epilog="Example: `mtkit shortlist runs/my-run`")(shortlist)
 
 app.add_typer(_config_app, name="config")
 _config_app.command(epilog="Example: `mtkit config schema > mtkit.schema.json`")(schema)

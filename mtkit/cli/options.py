@@ -79,6 +79,13 @@ CoveragePenalty = Annotated[
     float | None,
     typer.Option(min=0, help="Beta of the coverage penalty; 0 disables it.", rich_help_panel=SEARCH),
 ]
+Shortlist = Annotated[
+    bool | None,
+    typer.Option(
+        help="Choose among the tokens of the model's shortlist (see `mtkit shortlist`), by default if it has one.",
+        rich_help_panel=SEARCH,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 # --- translate: input and output ----------------------------------------------------------------------------------

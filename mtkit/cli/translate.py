@@ -27,7 +27,13 @@ from mtkit.cli.terminal import (
     print_stderr,
     prompt_for_lines,
 )
-from mtkit.cli.translators import check_tag, load_exported, load_translator, resolve_decoding
+from mtkit.cli.translators import (
+    check_shortlist,
+    check_tag,
+    load_exported,
+    load_translator,
+    resolve_decoding,
+)
 from mtkit.data.documents import is_document
 from mtkit.errors import ConfigError
 from mtkit.files import BadLine, LineReader
@@ -71,6 +77,7 @@ def translate(
     sample_seed: options.Seed = None,
     mbr: options.Mbr = None,
     mbr_candidates: options.MbrCandidates = None,
+    shortlist: options.Shortlist = None,
     ensemble: options.Ensemble = None,
     prefix: options.Prefix = None,
     alternatives: options.Alternatives = None,
@@ -99,6 +106,8 @@ def translate(
     decoding = resolve_decoding(model, context.params)  # options named like keys of `decoding` override them
     check_options(context, TRANSLATE, decoding)
     action = _check_values(alignment, on_error, alternatives)
+    if shortlist:
+        check_shortlist(model)
     line_format = LineFormat(
         n_best is not None,
         scores=scores,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtkit.errors import ConfigError
+from mtkit.errors import ConfigError, StorageError
 from mtkit.torchrun import read_ranks
 from mtkit.translation.options import DecodingOverrides, check_precision
 
@@ -73,13 +73,18 @@ def load_translator_and_config(
     check_precision(precision, "--precision")
     from mtkit.device import choose_device
     from mtkit.translation.loading import load_ensemble_members, load_stored_model, usual_src_tokens
+    from mtkit.translation.shortlist import load_shortlist
     from mtkit.translation.translator import Translator
 
     chosen = choose_device(device, "--device", read_ranks().local_rank)
     config, tokenizers, network = load_stored_model(Path(model))
     members = load_ensemble_members(ensemble, tokenizers, network.source_eos, model)
     usual = usual_src_tokens(model)
-    return Translator.of(config, tokenizers, network, decoding, chosen, precision, members, usual), config
+    shortlist = load_shortlist(Path(model), tokenizers) if decoding.shortlist else None
+    translator = Translator.of(
+        config, tokenizers, network, decoding, chosen, precision, members, usual, shortlist
+    )
+    return translator, config
 
 
 def load_exported(
@@ -106,6 +111,20 @@ def load_exported(
 
     chosen = choose_device(device, "--device", read_ranks().local_rank)
     return load_line_translator(Path(path), decoding, chosen, precision)
+
+
+def check_shortlist(model: str) -> None:
+    """Check that a model has a shortlist.
+
+    Raises:
+        StorageError: If there is no model, or it has none.
+    """
+    from mtkit.translation.model_folder import SHORTLIST_FILE, find_checkpoint, tokenizer_folder
+
+    if not (tokenizer_folder(find_checkpoint(Path(model))) / SHORTLIST_FILE).exists():
+        raise StorageError(
+            "the model has no shortlist", where=model, hint=f"make it: mtkit shortlist {model}"
+        )
 
 
 def check_tag(tag: str | None, translator: LineTranslator) -> None:

@@ -670,6 +670,8 @@ class DecodingConfig(Section):
     metric."""
     mbr_candidates: Annotated[int, Field(ge=2)] = 32
     """Number of candidates for `mbr`: samples if `sample` is true, else hypotheses of a beam of that size."""
+    shortlist: bool = True
+    """Choose among the tokens of the model's shortlist (`mtkit shortlist`), if it has one, instead of all."""
     batch_tokens: Positive = 16384
     """Maximum batch size: source tokens times beam size, padding included. Lower it if memory runs out."""
 

@@ -23,10 +23,12 @@ from mtkit.errors import ConfigError
 from mtkit.files import publish_folder, storage_errors, temporary_folder, write_bytes, write_text
 from mtkit.interop.proof import EngineTokenizer, ProofText, prove_equal, prove_loss, prove_tokenizer
 from mtkit.model.transformer import Transformer
+from mtkit.search.shortlist import Shortlist
 from mtkit.translation.engine import Engine
 from mtkit.translation.line_translator import LineTranslator
 from mtkit.translation.loading import load_model, usual_src_tokens
 from mtkit.translation.model_folder import find_checkpoint
+from mtkit.translation.shortlist import load_shortlist
 
 Say = Callable[[str], None]
 """Prints a line."""
@@ -43,12 +45,14 @@ class LoadedModel:
         tokenizers: its tokenizers.
         network: the model, in float32 on the CPU.
         usual_src_tokens: see `Translator`.
+        shortlist: its shortlist, if it has one.
     """
 
     config: Config
     tokenizers: Tokenizers
     network: Transformer
     usual_src_tokens: int | None
+    shortlist: Shortlist | None = None
 
     @property
     def longest(self) -> int:
@@ -126,7 +130,9 @@ def export_model(
     if type_ not in exporter.types:
         what = f"{exporter.name} has no type {type_!r}"
         raise ConfigError(what, where="`type`", hint=f"one of {', '.join(exporter.types)}")
-    model = LoadedModel(*load_model(path), usual_src_tokens(path))
+    config, tokenizers, network = load_model(path)
+    shortlist = load_shortlist(path, tokenizers)
+    model = LoadedModel(config, tokenizers, network, usual_src_tokens(path), shortlist)
     exporter.check(model)
     if type_ == "float16":
         _check_float16(model.network, exporter)

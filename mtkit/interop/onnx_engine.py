@@ -19,6 +19,7 @@ from mtkit.data.batching import Ids
 from mtkit.interop.exporting import LoadedModel, check_sentencepiece_alone
 from mtkit.interop.onnx import TYPES, import_onnx_packages, write_description, write_graphs
 from mtkit.interop.proof import EngineTokenizer
+from mtkit.search.shortlist import ReducedVocabulary
 from mtkit.search.state import Stepper
 from mtkit.translation.alignment import SegmentAttention
 from mtkit.translation.batched_search import BatchedSearch
@@ -126,7 +127,7 @@ class _OnnxStepper:
         self.attention_BKLS = torch.from_numpy(attention[:, :, 0]).unflatten(0, tokens_BK.shape)
         return torch.from_numpy(logits).view(*tokens_BK.shape, -1)
 
-    def logits(self, hidden_BKD: Tensor) -> Tensor:
+    def logits(self, hidden_BKD: Tensor, first: int = 0) -> Tensor:
         """Return the logits [B, K, V], which is what `step` has returned."""
         return hidden_BKD
 
@@ -166,8 +167,10 @@ class _OnnxEnsemble(Ensemble):
         super().__init__([model.network], model.tokenizers)
         self.graphs = graphs
 
-    def stepper(self, src_BS: Tensor, keep_attention: bool = False) -> Stepper:
-        """See `Ensemble.stepper`; attention is always kept."""
+    def stepper(
+        self, src_BS: Tensor, keep_attention: bool = False, vocabulary: ReducedVocabulary | None = None
+    ) -> Stepper:
+        """See `Ensemble.stepper`; attention is always kept, and there are no shortlists."""
         return _OnnxStepper(self.graphs, src_BS, self.tokenizers.tgt.vocab_size)
 
 

@@ -15,6 +15,7 @@ from mtkit.model.cpu.packing import can_multiply_int8
 from mtkit.model.quantized import quantize
 from mtkit.model.transformer import Transformer
 from mtkit.translation.engine import Engine
+from mtkit.translation.shortlist import save_shortlist
 from mtkit.translation.translator import Translator
 
 
@@ -39,6 +40,8 @@ class OwnExporter:
         weights = _weights(model.network, type_)
         checkpoint = Checkpoint(weights, config, state, int8=type_ == "int8")
         write_checkpoint(folder, checkpoint, model.tokenizers.files())
+        if model.shortlist is not None:
+            save_shortlist(folder, model.shortlist, model.tokenizers)
 
     def search(self, decoding: DecodingConfig) -> DecodingConfig:
         """See `Exporter.search`: it stays as it is."""
@@ -55,7 +58,8 @@ class OwnExporter:
         """See `Exporter.unproven`: it always can be."""
 
     def engine(self, model: LoadedModel, folder: Path, type_: str, decoding: DecodingConfig) -> Engine:
-        """See `Exporter.engine`."""
+        """See `Exporter.engine`: the whole vocabulary is searched, as in the other engines."""
+        decoding = decoding.model_copy(update={"shortlist": False})
         precision = "int8" if self.computed_in(type_) == "int8" else "fp32"
         return Translator.load(folder, decoding=decoding, device="cpu", precision=precision).engine
 

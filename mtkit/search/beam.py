@@ -125,7 +125,7 @@ def _all_candidates(
     for first in range(0, B, num_rows):
         rows = slice(first, first + num_rows)
         chunk = beam if num_rows >= B else Beam(**{name: value[rows] for name, value in vars(beam).items()})
-        log_probs_BKV = _log_probs(stepper.logits(hidden_BKD[rows]), chunk, options)
+        log_probs_BKV = _log_probs(stepper.logits(hidden_BKD[rows], first), chunk, options)
         if tracker is not None:
             tracker.forbid_early_eos(log_probs_BKV, first)
         candidates = best_candidates(log_probs_BKV, chunk, options)

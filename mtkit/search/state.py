@@ -27,8 +27,8 @@ class Stepper(Protocol):
     def step(self, tokens_BK: Tensor) -> Tensor:
         """Append the newest tokens [B, K] to the hypotheses and return their hidden states [B, K, any size]."""
 
-    def logits(self, hidden_BKD: Tensor) -> Tensor:
-        """Return the logits [B, K, V] of the next token; `hidden_BKD` may hold only some of the sentences."""
+    def logits(self, hidden_BKD: Tensor, first: int = 0) -> Tensor:
+        """Return the logits [B, K, V] of the next token in consecutive sentences, of which `first` is the first."""
 
     def reorder(self, parents_BK: Tensor) -> None:
         """Continue with hypotheses `parents_BK` of each sentence, in this order; K may differ from before."""

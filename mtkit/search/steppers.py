@@ -1,6 +1,6 @@
 """Models as step functions (see `state.Stepper`): one Transformer, or an ensemble of several.
 
-Shapes: B sentences, K hypotheses, D model width, S source length, V vocabulary.
+Shapes: B sentences, K hypotheses, D model width, S source length, V vocabulary, U tokens of a shortlist.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mtkit.model.cpu.packing import select_rows
 from mtkit.model.transformer import Transformer
+from mtkit.search.shortlist import ReducedVocabulary
+from mtkit.search.state import NEG_INF
 
 
 class ModelStepper:
@@ -33,7 +36,7 @@ class ModelStepper:
         """Append the newest tokens and return the hidden states [B, K, D]."""
         return self.model.step(tokens_BK, self.state)
 
-    def logits(self, hidden_BKD: Tensor) -> Tensor:
+    def logits(self, hidden_BKD: Tensor, first: int = 0) -> Tensor:
         """Return the logits [B, K, V] of the next token."""
         return self.model.logits(hidden_BKD)
 
@@ -51,6 +54,43 @@ class ModelStepper:
         return weights_BKS.masked_fill(~self.state.memory_mask[:, 0], 1.0)
 
 
+class ShortlistStepper(ModelStepper):
+    """A Transformer that predicts the tokens of a shortlist only.
+
+    Args:
+        model: the model, in evaluation mode.
+        src_BS: the sentences, padded.
+        vocabulary: the tokens that the sentences may use, and their numbers in the search.
+        keep_attention: remember the attention of each step, for `attention`.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        src_BS: Tensor,
+        vocabulary: ReducedVocabulary,
+        keep_attention: bool = False,
+    ) -> None:
+        super().__init__(model, src_BS, keep_attention)
+        self.tokens_U, self.forbidden_B1U = vocabulary.tokens_U, vocabulary.forbidden_B1U
+        self.output = select_rows(model.output, self.tokens_U)
+        self.vocab_size = len(self.tokens_U)
+
+    def step(self, tokens_BK: Tensor) -> Tensor:
+        """Append the newest tokens, by their numbers, and return the hidden states [B, K, D]."""
+        return super().step(self.tokens_U[tokens_BK])
+
+    def logits(self, hidden_BKD: Tensor, first: int = 0) -> Tensor:
+        """Return the logits [B, K, U] of the next token, -inf for those that are not in the list of a sentence."""
+        logits_BKU: Tensor = self.output(hidden_BKD)
+        return logits_BKU.masked_fill_(self.forbidden_B1U[first : first + len(logits_BKU)], NEG_INF)
+
+    def keep_rows(self, rows_B: Tensor) -> None:
+        """Continue with sentences `rows_B` only."""
+        super().keep_rows(rows_B)
+        self.forbidden_B1U = self.forbidden_B1U[rows_B]
+
+
 class EnsembleStepper:
     """Several models that share their vocabularies, with their probabilities averaged at each step."""
 
@@ -65,10 +105,12 @@ class EnsembleStepper:
         self.widths = [h.shape[-1] for h in hidden]
         return torch.cat(hidden, dim=-1)
 
-    def logits(self, hidden_BKD: Tensor) -> Tensor:
+    def logits(self, hidden_BKD: Tensor, first: int = 0) -> Tensor:
         """Return the log of the mean probability of the next token: [B, K, V]."""
         hidden = hidden_BKD.split(self.widths, dim=-1)
-        return mean_log_probs([stepper.logits(h) for stepper, h in zip(self.steppers, hidden, strict=True)])
+        return mean_log_probs(
+            [stepper.logits(h, first) for stepper, h in zip(self.steppers, hidden, strict=True)]
+        )
 
     def reorder(self, parents_BK: Tensor) -> None:
         """Continue with hypotheses `parents_BK` of each sentence."""

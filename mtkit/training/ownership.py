@@ -47,6 +47,7 @@ from mtkit.files import remove_tree, storage_errors, write_text
 from mtkit.training.averaging import AVERAGE_FOLDER
 from mtkit.training.progress import TENSORBOARD, is_event_file
 from mtkit.training.wandb_log import WANDB, is_wandb_file
+from mtkit.translation.model_folder import SHORTLIST_FILE
 
 _CONFIG_SECTIONS = {"run", "seed", "data", "tokenizer", "model", "training", "validation", "decoding"}
 """Keys that every stored config has had since the first version."""
@@ -55,7 +56,7 @@ _UNCONDITIONAL = {
     CONFIG_FILE, CARD_FILE, RESULTS_FILE, METRICS_FILE, SAMPLES_FILE, FACTS_FILE, CHECKPOINTS, BEST, *TOKENIZER_FILES,
 }  # fmt: skip
 """Outputs of every run."""
-_OUTPUTS = _UNCONDITIONAL | {AVERAGE_FOLDER, BASE, TENSORBOARD, WANDB, REPORT_FILE}
+_OUTPUTS = _UNCONDITIONAL | {AVERAGE_FOLDER, BASE, TENSORBOARD, WANDB, REPORT_FILE, SHORTLIST_FILE}
 
 _SHARED_FOLDERS = {CHECKPOINTS: is_checkpoint_name, TENSORBOARD: is_event_file, WANDB: is_wandb_file}
 """Folders that may also hold files of the user, each with a predicate for the names that are mtkit's."""
@@ -96,6 +97,8 @@ def claimed_names(run: Path) -> set[str]:
             raise StorageError("damaged", where=str(claim), hint=hint) from error
     if (run / AVERAGE_FOLDER / MANIFEST_FILE).is_file():  # `mtkit average` writes there too
         names.add(AVERAGE_FOLDER)
+    if (run / SHORTLIST_FILE).is_file():  # `mtkit shortlist` writes it there
+        names.add(SHORTLIST_FILE)
     return names
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from mtkit.data.batching import Ids, split_by_tokens
 from mtkit.data.segmentation import Span
 from mtkit.device import out_of_memory_errors
+from mtkit.model.attention import MultiHeadAttention, causal_mask
 from mtkit.model.transformer import Transformer
 from mtkit.translation.ensemble import Ensemble
 
@@ -143,11 +144,20 @@ def _cross_attention(
     Returns:
         A matrix [L, T, S] for each sentence.
     """
-    state = model.init_state(model.encode(src_BS), model.source_mask(src_BS))
-    state.keep_weights = True
-    steps = []
-    for place in range(tgt_in_BT.shape[1]):
-        model.step(tgt_in_BT[:, place : place + 1], state)
-        steps.append(torch.stack(state.weights_BKS, dim=1)[:, :, 0])  # [B, L, S]
-    weights_BLTS = torch.stack(steps, dim=2).cpu().numpy()
+    memory_BSD, mask = model.encode(src_BS), model.source_mask(src_BS)
+    positions_T = torch.arange(tgt_in_BT.shape[1], device=tgt_in_BT.device)
+    mask_TT = causal_mask(tgt_in_BT.shape[1], tgt_in_BT.device)
+    kept: list[Tensor] = []  # for each layer [B, T, S]
+
+    def self_attention(attention: MultiHeadAttention, x: Tensor) -> Tensor:
+        return attention.attend_self(x, mask_TT, positions_T)
+
+    def cross_attention(attention: MultiHeadAttention, x: Tensor) -> Tensor:
+        kept.append(attention.memory_weights(x, memory_BSD, mask).float().mean(dim=1))
+        return attention.attend_memory(x, memory_BSD, mask)
+
+    x_BTD = model.tgt_embedding.embed(tgt_in_BT, positions_T, model.residual_dtype)
+    for layer in model.decoder_stack():
+        x_BTD = layer(x_BTD, self_attention, cross_attention, model.compute_dtype)
+    weights_BLTS = torch.stack(kept, dim=1).cpu().numpy()
     return [weights[:, :T, :S].copy() for weights, (T, S) in zip(weights_BLTS, lengths, strict=True)]

@@ -20,6 +20,7 @@ from mtkit.device import out_of_memory_errors
 from mtkit.search.beam import search
 from mtkit.search.constraints import Constraint
 from mtkit.search.sampling import SamplingOptions, sample
+from mtkit.search.shortlist import ReducedVocabulary, Shortlist
 from mtkit.search.state import Hypothesis, SearchOptions
 from mtkit.translation.alignment import SegmentAttention, align
 from mtkit.translation.ensemble import Ensemble
@@ -39,13 +40,16 @@ class BatchedSearch:
     Args:
         ensemble: the models.
         decoding: beam, penalties, batch size.
+        shortlist: the tokens that a translation may consist of; None for the whole vocabulary.
 
     Attributes:
         options: options of the beam search.
     """
 
-    def __init__(self, ensemble: Ensemble, decoding: DecodingConfig) -> None:
-        self.ensemble, self.decoding = ensemble, decoding
+    def __init__(
+        self, ensemble: Ensemble, decoding: DecodingConfig, shortlist: Shortlist | None = None
+    ) -> None:
+        self.ensemble, self.decoding, self.shortlist = ensemble, decoding, shortlist
         self.options = search_options(decoding, ensemble.tokenizers.tgt)
         self.sampling = _sampling_options(decoding)
         self.utility = None if decoding.mbr is None else make_utility(decoding.mbr)
@@ -162,18 +166,37 @@ class BatchedSearch:
         src_BS = self.ensemble.sources([segment.ids for segment in segments])
         max_lengths = [segment.max_length for segment in segments]
         prefixes = [segment.prefix for segment in segments]
-        device = self.ensemble.device
+        constraints = [segment.constraints for segment in segments]
+        keeps = any(segment.keep_log_probs for segment in segments)
+        options, vocabulary = replace(self.options, keep_log_probs=keeps), self._reduced_vocabulary(segments)
+        if vocabulary is not None:
+            options, prefixes = vocabulary.options(options), vocabulary.prefixes(prefixes)
+            constraints = vocabulary.constraints(constraints)
+        device, keep_attention = self.ensemble.device, options.coverage_penalty > 0
         with out_of_memory_errors("lower decoding.batch_tokens or the beam"):
-            stepper = self.ensemble.stepper(src_BS, keep_attention=self.options.coverage_penalty > 0)
+            stepper = self.ensemble.stepper(src_BS, keep_attention, vocabulary)
             if self.decoding.sample:
                 keys = [segment.sample_key for segment in segments]
-                found = sample(stepper, max_lengths, self.options, self.sampling, device, prefixes, keys)
+                found = sample(stepper, max_lengths, options, self.sampling, device, prefixes, keys)
             else:
-                constraints = [segment.constraints for segment in segments]
-                keeps = any(segment.keep_log_probs for segment in segments)
-                options = replace(self.options, keep_log_probs=keeps)
                 found = search(stepper, max_lengths, options, device, prefixes, constraints)
+        if vocabulary is not None:
+            found = vocabulary.restore(found)
         return found if self.utility is None else list(map(self._least_risk, found))
+
+    def _reduced_vocabulary(self, segments: Sequence[Segment]) -> ReducedVocabulary | None:
+        """Return the tokens that these segments may use; None for all."""
+        if self.shortlist is None:
+            return None
+        return ReducedVocabulary(
+            self.shortlist,
+            [segment.ids for segment in segments],
+            [segment.prefix for segment in segments],
+            [segment.constraints for segment in segments],
+            self.options,
+            self.ensemble.tokenizers.tgt.vocab_size,
+            self.ensemble.device,
+        )
 
     def _least_risk(self, hyps: list[Hypothesis]) -> list[Hypothesis]:
         """Return the `n_best` hypotheses of least Bayes risk."""

@@ -14,8 +14,9 @@ from torch import Tensor
 from mtkit.data.batching import Ids, collate_sources, collate_tokens
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.model.transformer import Transformer
+from mtkit.search.shortlist import ReducedVocabulary
 from mtkit.search.state import Stepper
-from mtkit.search.steppers import EnsembleStepper, ModelStepper, mean_log_probs
+from mtkit.search.steppers import EnsembleStepper, ModelStepper, ShortlistStepper, mean_log_probs
 
 
 class Ensemble:
@@ -45,9 +46,16 @@ class Ensemble:
         tgt = self.tokenizers.tgt
         return self._tensor(collate_tokens(list(sentences), tgt.pad, eos=tgt.eos))
 
-    def stepper(self, src_BS: Tensor, keep_attention: bool = False) -> Stepper:
-        """Return a step function for these sources."""
-        steppers = [ModelStepper(model, src_BS, keep_attention) for model in self.models]
+    def stepper(
+        self, src_BS: Tensor, keep_attention: bool = False, vocabulary: ReducedVocabulary | None = None
+    ) -> Stepper:
+        """Return a step function for these sources, on the tokens of a shortlist if there is one."""
+        steppers = [
+            ModelStepper(model, src_BS, keep_attention)
+            if vocabulary is None
+            else ShortlistStepper(model, src_BS, vocabulary, keep_attention)
+            for model in self.models
+        ]
         return steppers[0] if len(steppers) == 1 else EnsembleStepper(steppers)
 
     def hidden(self, src_BS: Tensor, tgt_in_BT: Tensor) -> list[Tensor]:

@@ -11,6 +11,9 @@ from mtkit.config.loading import load_stored_config, override_section
 from mtkit.config.sections import Config, DataConfig, DecodingConfig
 from mtkit.errors import ConfigError, StorageError
 
+SHORTLIST_FILE = "shortlist.safetensors"
+"""Shortlist of a model, beside its tokenizers."""
+
 
 def find_checkpoint(path: Path) -> Path:
     """Return the checkpoint that a path refers to: the path itself, the best one of a run, or its newest valid one.

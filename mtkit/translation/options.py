@@ -96,6 +96,7 @@ class DecodingOverrides(TypedDict, total=False):
     sample_seed: int
     mbr: Metric | None
     mbr_candidates: int
+    shortlist: bool
     batch_tokens: int
 
 

@@ -18,6 +18,7 @@ from mtkit.errors import ConfigError, DataError
 from mtkit.model.cpu.packing import Int8, choose_int8, pack, takes_stored_int8
 from mtkit.model.quantized import dequantize, is_quantized
 from mtkit.model.transformer import Transformer
+from mtkit.search.shortlist import Shortlist
 from mtkit.search.state import Hypothesis
 from mtkit.translation.assembly import Translation
 from mtkit.translation.batched_search import BatchedSearch
@@ -35,6 +36,7 @@ from mtkit.translation.options import (
 )
 from mtkit.translation.scoring import Scorer
 from mtkit.translation.segments import Request, Segment
+from mtkit.translation.shortlist import load_shortlist
 from mtkit.translation.word_boundaries import tokens_after_word
 
 
@@ -51,6 +53,7 @@ class Translator(LineTranslator):
         int8: which matrices of the models are packed for 8-bit multiplication.
         usual_src_tokens: lines of several sentences that are longer than this are translated sentence by sentence;
             None for `max_source_tokens`.
+        shortlist: the tokens that a translation may consist of; None for the whole vocabulary.
     """
 
     def __init__(
@@ -62,11 +65,12 @@ class Translator(LineTranslator):
         others: Sequence[Transformer] = (),
         int8: Int8 = "none",
         usual_src_tokens: int | None = None,
+        shortlist: Shortlist | None = None,
     ) -> None:
         self.model, self.int8 = model, int8
         self.ensemble = Ensemble((model, *others), tokenizers)
         self.device = self.ensemble.device
-        self.batched_search = BatchedSearch(self.ensemble, decoding)
+        self.batched_search = BatchedSearch(self.ensemble, decoding, shortlist)
         super().__init__(self.batched_search, tokenizers, decoding, max_source_tokens, usual_src_tokens)
         self.scorer = Scorer(self.ensemble, decoding, self.search_options, self.segmenter)
 
@@ -109,7 +113,9 @@ class Translator(LineTranslator):
         chosen = choose_device(device, "device")
         config, tokenizers, model = load_stored_model(Path(path))
         others = load_ensemble_members(ensemble, tokenizers, model.source_eos, path)
-        return cls.of(config, tokenizers, model, decoding, chosen, precision, others, usual_src_tokens(path))
+        shortlist = load_shortlist(Path(path), tokenizers) if decoding.shortlist else None
+        usual = usual_src_tokens(path)
+        return cls.of(config, tokenizers, model, decoding, chosen, precision, others, usual, shortlist)
 
     @classmethod
     def of(
@@ -122,6 +128,7 @@ class Translator(LineTranslator):
         precision: str,
         others: Sequence[Transformer] = (),
         usual_src_tokens: int | None = None,
+        shortlist: Shortlist | None = None,
     ) -> Translator:
         """Make a translator from models in memory, which are moved to the device and converted to the precision.
 
@@ -144,15 +151,18 @@ class Translator(LineTranslator):
             each.compute_dtype = dtype
             each.to(device=device, dtype=dtype).eval()
             if device.type == "cpu":
-                pack(each, int8)
+                pack(each, int8, keep_output_rows=shortlist is not None)
         decoding = decoding or config.decoding
-        return cls(model, tokenizers, decoding, config.data.max_length, others, int8, usual_src_tokens)
+        return cls(
+            model, tokenizers, decoding, config.data.max_length, others, int8, usual_src_tokens, shortlist
+        )
 
     def alternatives(
         self, lines: Iterable[str | Request], number: int, options: TranslateOptions = DEFAULT_OPTIONS
     ) -> Iterator[list[Alternative]]:
         """Yield for each line the most probable words after its prefix, each with the best translation it begins.
 
+        They are searched for in the whole vocabulary, not in a shortlist.
         The prefix consists of whole words; no alternative makes its last word longer. Punctuation after a word is a
         word of its own. An empty line has no alternatives.
 

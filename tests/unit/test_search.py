@@ -35,7 +35,7 @@ class TableStepper:
         ]
         return torch.tensor([[self.scores(p) for p in row] for row in self.prefixes], dtype=torch.float64)
 
-    def logits(self, hidden_BKD: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden_BKD: torch.Tensor, first: int = 0) -> torch.Tensor:
         return hidden_BKD
 
     def reorder(self, parents_BK: torch.Tensor) -> None:
@@ -277,8 +277,8 @@ def test_renormalized_scores_are_those_of_a_vocabulary_without_the_forbidden_tok
     """A model whose logits of the forbidden token are -inf has them anyway; the forced end then costs nothing."""
 
     class Without(TableStepper):
-        def logits(self, hidden_BKD: torch.Tensor) -> torch.Tensor:
-            logits_BKV = super().logits(hidden_BKD).clone()
+        def logits(self, hidden_BKD: torch.Tensor, first: int = 0) -> torch.Tensor:
+            logits_BKV = super().logits(hidden_BKD, first).clone()
             logits_BKV[..., 5] = -math.inf
             if len(self.prefixes[0][0]) == 2 + 5:  # sentence, bos and five tokens: the last position
                 logits_BKV[..., [v for v in range(7) if v != EOS]] = -math.inf

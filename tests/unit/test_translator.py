@@ -230,7 +230,7 @@ class WholeStepper:
         hidden = self.model(self.src_BS.repeat_interleave(K, 0), self.tgt_BKT.flatten(0, 1))[:, -1]
         return self.model.logits(hidden).view(B, K, -1)
 
-    def logits(self, hidden_BKD: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden_BKD: torch.Tensor, first: int = 0) -> torch.Tensor:
         return hidden_BKD
 
     def reorder(self, parents_BK: Tensor) -> None:

@@ -34,11 +34,16 @@ class PackedLinear(nn.Module):
     Args:
         linear: the layer, in the dtype in which it will run.
         relu: apply ReLU to the output, as part of the product.
+        keep_rows: keep the matrix as it was too, for `select_rows`.
     """
 
-    def __init__(self, linear: nn.Linear, relu: bool = False) -> None:
+    bias: Tensor | None
+    packed: Tensor
+
+    def __init__(self, linear: nn.Linear, relu: bool = False, keep_rows: bool = False) -> None:
         super().__init__()
         self.activation = "relu" if relu else "none"
+        self.unpacked = linear.weight.detach() if keep_rows else None
         bias = None if linear.bias is None else linear.bias.detach()
         self.register_buffer("bias", bias, persistent=False)
         self.register_buffer("packed", _pack_matrix(linear.weight.detach()), persistent=False)
@@ -61,6 +66,7 @@ class Int8Linear(nn.Module):
     Args:
         linear: the layer; a matrix that is stored in 8 bits is taken as it is.
         relu: apply ReLU to the output.
+        keep_rows: keep the integers unpacked too, for `select_rows`.
     """
 
     bias: Tensor | None
@@ -68,13 +74,14 @@ class Int8Linear(nn.Module):
     scales: Tensor
     zeros: Tensor
 
-    def __init__(self, linear: Linear, relu: bool = False) -> None:
+    def __init__(self, linear: Linear, relu: bool = False, keep_rows: bool = False) -> None:
         super().__init__()
         self.relu = relu
         if linear.weight_scale is None:
             rounded, scales = quantize_matrix(linear.weight, int8_quant_max())
         else:
             rounded, scales = linear.weight.detach(), linear.weight_scale.detach()
+        self.unpacked = rounded if keep_rows else None
         bias = None if linear.bias is None else linear.bias.detach().float()
         self.register_buffer("bias", bias, persistent=False)
         self.register_buffer("packed", torch.ops.onednn.qlinear_prepack(rounded, None), persistent=False)
@@ -107,18 +114,39 @@ def multiply_int8(x_uint8: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor
     return products
 
 
-def _pack_linear(linear: Linear, int8: bool, relu: bool = False) -> nn.Module:
+@torch.inference_mode()
+def select_rows(layer: nn.Module, rows_N: Tensor) -> nn.Module:
+    """Return a linear layer that computes only these outputs of another one, with the same rounding.
+
+    Args:
+        layer: a `Linear`, or one that was packed with `keep_rows`.
+        rows_N: indices of the outputs.
+    """
+    assert isinstance(layer, Linear | PackedLinear | Int8Linear)
+    scales = layer.scales if isinstance(layer, Int8Linear) else getattr(layer, "weight_scale", None)
+    matrix = layer.weight if isinstance(layer, Linear) else layer.unpacked
+    assert matrix is not None, "packed without keep_rows"
+    selected = Linear(matrix.shape[1], len(rows_N), bias=layer.bias is not None, device="meta")
+    selected.weight = nn.Parameter(matrix[rows_N], requires_grad=False)
+    if layer.bias is not None:
+        selected.bias = nn.Parameter(layer.bias[rows_N], requires_grad=False)
+    if scales is not None:
+        selected.weight_scale = nn.Parameter(scales[rows_N], requires_grad=False)
+    return selected if isinstance(layer, Linear) else type(layer)(selected)
+
+
+def _pack_linear(linear: Linear, int8: bool, relu: bool = False, keep_rows: bool = False) -> nn.Module:
     """Return the fastest form of a linear layer on this CPU: 8-bit integers, oneDNN's layout, or unchanged.
 
     In float32 without AVX-512, MKL, which `F.linear` calls, was 10 to 25 % faster than oneDNN with a packed matrix, and
     four times as fast with few rows. With AVX-512 oneDNN was faster.
     """
     if int8 and linear.weight.numel() >= INT8_MIN_SIZE:
-        return Int8Linear(linear, relu)
+        return Int8Linear(linear, relu, keep_rows)
     dequantize(linear)
     if linear.weight.dtype == torch.float32 and "AVX512" not in torch.backends.cpu.get_cpu_capability():
         return nn.Sequential(linear, nn.ReLU(inplace=True)) if relu else linear
-    return PackedLinear(linear, relu)
+    return PackedLinear(linear, relu, keep_rows)
 
 
 def _pack_matrix(weight: Tensor) -> Tensor:
@@ -198,7 +226,7 @@ def takes_stored_int8() -> bool:
 
 
 @torch.inference_mode()
-def pack(model: nn.Module, int8: Int8 = "none") -> None:
+def pack(model: nn.Module, int8: Int8 = "none", keep_output_rows: bool = False) -> None:
     """Replace the linear layers of a model by packed ones, in place, unless this CPU does not support it.
 
     The model can no longer be trained.
@@ -207,6 +235,7 @@ def pack(model: nn.Module, int8: Int8 = "none") -> None:
         model: on a CPU, in the dtype in which it will run; float32 for `int8="all"`, which takes matrices that are
             stored in 8 bits as they are.
         int8: matrices to multiply in 8-bit integers (see `choose_int8`).
+        keep_output_rows: keep the output matrix unpacked too, so that a shortlist can select rows of it.
     """
     dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     if not can_pack(dtype):
@@ -214,7 +243,9 @@ def pack(model: nn.Module, int8: Int8 = "none") -> None:
     model.eval().requires_grad_(False)
     output = model.get_submodule("output")
     assert isinstance(output, Linear)
-    _pack_children(model, {id(output): _pack_linear(output, int8 != "none")}, int8 == "all")
+    _pack_children(
+        model, {id(output): _pack_linear(output, int8 != "none", keep_rows=keep_output_rows)}, int8 == "all"
+    )
 
 
 def _pack_children(module: nn.Module, packed: dict[int, nn.Module], int8: bool) -> None:

@@ -1,0 +1,89 @@
+"""`mtkit shortlist`: make the table of target tokens among which a model's search chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mtkit.cli import options
+from mtkit.cli.terminal import ProgressReport, open_stdout, print_stdout
+from mtkit.cli.translators import load_translator_and_config, resolve_decoding
+from mtkit.errors import ConfigError
+from mtkit.formatting import format_count
+from mtkit.translation.options import ignore_progress
+
+if TYPE_CHECKING:
+    from mtkit.config.sections import DataConfig
+
+
+def shortlist(
+    model: options.ModelPath,
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Pairs to align: .tsv, .tmx, …; repeat for two parallel files. Default: those that the model was "
+            "trained on."
+        ),
+    ] = None,
+    first: Annotated[
+        int, typer.Option(min=0, help="Most frequent target tokens, which every sentence may use.")
+    ] = 100,
+    best: Annotated[int, typer.Option(min=1, help="Most probable target tokens of each source token.")] = 100,
+    aligner: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Model with the same tokenizers that aligns better than MODEL."),
+    ] = None,
+    batch_tokens: options.BatchTokens = None,
+    device: options.Device = "auto",
+    quiet: options.Quiet = False,
+) -> None:
+    """Make a model's shortlist: the target tokens that each source token may become, for a faster search.
+
+    The pairs are aligned by the attention of the model. A sentence may use the --first most frequent target tokens, the
+    --best of each of its source tokens, and what a prefix or constraint needs. The table is written beside the
+    tokenizers of the model; `mtkit translate` then uses it unless --no-shortlist is given.
+    """
+    open_stdout()  # if it is closed, fail before anything is aligned
+    decoding = resolve_decoding(model, {"batch_tokens": batch_tokens})
+    translator, config = load_translator_and_config(aligner or model, decoding, device, "auto")
+    from mtkit.data.encoding import encode_corpus
+    from mtkit.data.sources import open_sources
+    from mtkit.translation.loading import load_own_tokenizers
+    from mtkit.translation.model_folder import data_of_run, find_checkpoint
+    from mtkit.translation.shortlist import ShortlistSize, make_shortlist, measure_coverage, save_shortlist
+
+    tokenizers = load_own_tokenizers(find_checkpoint(Path(model)))
+    if aligner is not None and translator.tokenizers.fingerprint != tokenizers.fingerprint:
+        what = f"its tokenizer differs from that of {model}"
+        raise ConfigError(what, where="--aligner", hint="leave it out; then the model itself aligns")
+    data = data_of_run(config, Path(aligner or model))
+    data = _with_pairs(data, pairs) if pairs else data
+    corpus = encode_corpus(open_sources(data.train, data, "train", config.seed), tokenizers, data)
+    report = ignore_progress if quiet else ProgressReport(len(corpus))
+    size = ShortlistSize(first, best)
+    found = make_shortlist(translator.ensemble, corpus, size, decoding.batch_tokens, report)
+    file = save_shortlist(Path(model), found, tokenizers)
+    coverage = measure_coverage(found, corpus, tokenizers)
+    print_stdout(
+        f"{format_count(len(corpus), 'pair')}: a sentence may use {coverage.size:,.0f} of "
+        f"{tokenizers.tgt.num_pieces:,} tokens on average, which has {coverage.tokens:.2%} of the target tokens\n"
+        f"written to {file}\n"
+    )
+
+
+def _with_pairs(data: DataConfig, paths: Sequence[str]) -> DataConfig:
+    """Return the data section of a config with other training pairs.
+
+    Raises:
+        ConfigError: If the columns of a file cannot be recognized.
+        DataError: If a file cannot be read.
+    """
+    from mtkit.config.sections import SourceConfig
+    from mtkit.data.recognize import recognize
+
+    entries = recognize(paths, (data.src, data.tgt)).entries
+    train = tuple(SourceConfig.model_validate(entry) for entry in entries)
+    return data.model_copy(update={"train": train, "root": str(Path.cwd())})

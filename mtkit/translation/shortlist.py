@@ -1,0 +1,235 @@
+"""Shortlists of models: made from the alignment of pairs, and kept beside the tokenizers of a model.
+
+A source token allows the target tokens that most often translate it, by p(t|s) = c(s, t) / c(s), where c counts the
+links between tokens: each target token is linked to the source token to which the model attends most in the step that
+predicts it. This is what Marian and fast_align make their lexical shortlists from, with links of another aligner.
+Allowed are also the most frequent target tokens, and the piece of the source token itself, which copies names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from mtkit.checkpoint import safetensors_errors
+from mtkit.data.batching import Ids
+from mtkit.data.tokenizer import Tokenizers
+from mtkit.errors import StorageError
+from mtkit.files import write_bytes
+from mtkit.search.shortlist import Shortlist
+from mtkit.translation.alignment import align
+from mtkit.translation.ensemble import Ensemble
+from mtkit.translation.model_folder import SHORTLIST_FILE, find_checkpoint, tokenizer_folder
+from mtkit.translation.options import ignore_progress
+
+if TYPE_CHECKING:
+    from mtkit.data.corpus import Corpus
+
+_METADATA = "mtkit shortlist 1"
+"""Name of the one entry of metadata, the fingerprint of the tokenizers; equal lists make equal files."""
+_PAIRS_AT_ONCE = 4096
+"""Pairs that are aligned and counted together."""
+_PAIRS_MEASURED_AT_ONCE = 256
+
+_Counts = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+"""Pairs of a source and a target token, as s * V + t in ascending order, and how often each was linked."""
+
+
+@dataclass(frozen=True)
+class ShortlistSize:
+    """Size of a shortlist: how many target tokens it allows.
+
+    Attributes:
+        first: the most frequent target tokens, which every sentence may use.
+        best: those that most probably translate a source token.
+    """
+
+    first: int = 100
+    best: int = 100
+
+
+class Coverage(NamedTuple):
+    """Share of translations that a shortlist allows.
+
+    Attributes:
+        tokens: share of the target tokens that their sentences may use.
+        lines: share of the lines all of whose target tokens are such.
+        size: mean number of tokens that a sentence may use.
+    """
+
+    tokens: float
+    lines: float
+    size: float
+
+
+def _shortlist_file(path: Path) -> Path:
+    """Return where the shortlist of a run or model folder is kept, whether it has one or not.
+
+    Raises:
+        StorageError: If there is no model.
+    """
+    return tokenizer_folder(find_checkpoint(path)) / SHORTLIST_FILE
+
+
+def save_shortlist(path: Path, shortlist: Shortlist, tokenizers: Tokenizers) -> Path:
+    """Write the shortlist of a run or model folder, in place of an older one, and return its file.
+
+    Raises:
+        StorageError: If there is no model, or the file cannot be written.
+    """
+    file = _shortlist_file(path)
+    write_bytes(file, save(vars(shortlist), {_METADATA: tokenizers.fingerprint}))
+    return file
+
+
+def load_shortlist(path: Path, tokenizers: Tokenizers) -> Shortlist | None:
+    """Load the shortlist of a run or model folder; None if it has none.
+
+    Args:
+        path: the folder.
+        tokenizers: its tokenizers.
+
+    Raises:
+        StorageError: If there is no model, or the shortlist is damaged, of another version, or made for other
+            tokenizers.
+    """
+    file = _shortlist_file(path)
+    if not file.exists():
+        return None
+    hint = f"make it again with `mtkit shortlist {path}`, or delete it"
+    with safetensors_errors(file), safe_open(file, framework="numpy") as opened:
+        metadata, names = opened.metadata() or {}, set(opened.keys())
+        arrays = {name: opened.get_tensor(name) for name in names}
+    if _METADATA not in metadata or names != {"first", "offsets", "targets"}:
+        raise StorageError("not a shortlist of this version", where=str(file), hint=hint)
+    if metadata[_METADATA] != tokenizers.fingerprint:
+        raise StorageError("made for other tokenizers", where=str(file), hint=hint)
+    found = Shortlist(**arrays)
+    if not _is_sound(found, tokenizers):
+        raise StorageError("damaged", where=str(file), hint=hint)
+    return found
+
+
+def _is_sound(found: Shortlist, tokenizers: Tokenizers) -> bool:
+    """Return whether the arrays of a shortlist fit together and have tokens of these vocabularies."""
+    offsets, size = found.offsets, tokenizers.tgt.vocab_size
+    if any(array.dtype.kind != "i" or array.ndim != 1 for array in (found.first, offsets, found.targets)):
+        return False
+    if len(offsets) != tokenizers.src.vocab_size + 1 or offsets[0] != 0 or offsets[-1] != len(found.targets):
+        return False
+    tokens = np.concatenate([found.first, found.targets])
+    return bool((np.diff(offsets) >= 0).all() and (tokens >= 0).all() and (tokens < size).all())
+
+
+def make_shortlist(
+    ensemble: Ensemble,
+    corpus: Corpus,
+    size: ShortlistSize,
+    batch_tokens: int,
+    on_progress: Callable[[int], None] = ignore_progress,
+) -> Shortlist:
+    """Make a shortlist from pairs that a model aligns.
+
+    Args:
+        ensemble: the models; the first one aligns.
+        corpus: the pairs, in tokens of the model.
+        size: how many tokens the shortlist allows.
+        batch_tokens: tokens of a batch.
+        on_progress: called with the number of further pairs that are aligned.
+    """
+    num_targets = ensemble.tokenizers.tgt.vocab_size
+    counts = (np.zeros(0, dtype=np.int64),) * 2
+    frequencies = np.zeros(num_targets, dtype=np.int64)
+    for pairs in _chunks(corpus, _PAIRS_AT_ONCE):
+        counts = _add(counts, np.concatenate(list(_links(ensemble, pairs, batch_tokens))))
+        frequencies += np.bincount(np.concatenate([tgt for _, tgt in pairs]), minlength=num_targets)
+        on_progress(len(pairs))
+    return shortlist_of_counts(counts, frequencies, ensemble.tokenizers, size)
+
+
+def _chunks(corpus: Corpus, size: int) -> Iterator[list[tuple[Ids, Ids]]]:
+    """Yield the pairs of a corpus in lists of some."""
+    for first in range(0, len(corpus), size):
+        yield [(corpus.src(i), corpus.tgt(i)) for i in range(first, min(first + size, len(corpus)))]
+
+
+def _links(
+    ensemble: Ensemble, pairs: Sequence[tuple[Ids, Ids]], batch_tokens: int
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield the links of each pair, as s * V + t; what comes from eos of the source has none."""
+    for index, attention in align(ensemble, pairs, batch_tokens):
+        src, tgt = pairs[index]
+        sources = np.array(attention.source_indices(), dtype=np.int64)
+        linked = sources < len(src)
+        yield src[sources[linked]].astype(np.int64) * ensemble.tokenizers.tgt.vocab_size + tgt[linked]
+
+
+def _add(counts: _Counts, links: npt.NDArray[np.int64]) -> _Counts:
+    """Return counts with further links."""
+    keys, numbers = np.unique(np.concatenate([counts[0], links]), return_inverse=True)
+    totals = np.zeros(len(keys), dtype=np.int64)
+    np.add.at(totals, numbers, np.concatenate([counts[1], np.ones(len(links), dtype=np.int64)]))
+    return keys, totals
+
+
+def shortlist_of_counts(
+    counts: _Counts, frequencies: npt.NDArray[np.int64], tokenizers: Tokenizers, size: ShortlistSize
+) -> Shortlist:
+    """Return the shortlist that counted links and frequencies make.
+
+    Args:
+        counts: links between source and target tokens.
+        frequencies: how often each target token occurs.
+        tokenizers: the tokenizers.
+        size: how many tokens it allows; of equally frequent ones, those with the lowest ids.
+    """
+    num_targets = tokenizers.tgt.vocab_size
+    order = np.argsort(-frequencies, kind="stable")[: size.first]
+    first = np.sort(order[frequencies[order] > 0]).astype(np.int32)
+    keys, totals = counts
+    srcs, tgts = keys // num_targets, keys % num_targets
+    ranked = np.lexsort(
+        (tgts, -totals, srcs)
+    )  # c(s) is the same for all t of an s, so counts rank as p(t|s) does
+    starts = np.searchsorted(
+        srcs, srcs
+    )  # keys are in ascending order, so the tokens of a source are together
+    best = ranked[np.arange(len(keys)) - starts < size.best]
+    entries = np.concatenate([keys[best], _copies(tokenizers)])
+    entries = np.unique(entries)
+    entries = entries[~np.isin(entries % num_targets, first)]
+    per_source = np.bincount(entries // num_targets, minlength=tokenizers.src.vocab_size)
+    offsets = np.concatenate([[0], per_source.cumsum()]).astype(np.int64)
+    return Shortlist(first, offsets, (entries % num_targets).astype(np.int32))
+
+
+def _copies(tokenizers: Tokenizers) -> npt.NDArray[np.int64]:
+    """Return each source token with the target token of the same piece, if there is one, as s * V + t."""
+    src, tgt = tokenizers.src, tokenizers.tgt
+    numbers = {tgt.piece(token): token for token in range(tgt.num_pieces)}
+    special = {*src.special, src.unk}
+    found = [
+        token * tgt.vocab_size + numbers[piece]
+        for token in range(src.num_pieces)
+        if token not in special and (piece := src.piece(token)) in numbers
+    ]
+    return np.array(found, dtype=np.int64)
+
+
+def measure_coverage(shortlist: Shortlist, corpus: Corpus, tokenizers: Tokenizers) -> Coverage:
+    """Return how much of the targets of a corpus a shortlist allows."""
+    num_tokens = num_allowed = num_lines = total_size = 0
+    for pairs in _chunks(corpus, _PAIRS_MEASURED_AT_ONCE):
+        allowed_BV = shortlist.allowed([src for src, _ in pairs], tokenizers.tgt.vocab_size)
+        total_size += int(allowed_BV.sum())
+        for allowed_V, (_, tgt) in zip(allowed_BV, pairs, strict=True):
+            num_tokens, num_allowed = num_tokens + len(tgt), num_allowed + int(allowed_V[tgt].sum())
+            num_lines += bool(allowed_V[tgt].all())
+    return Coverage(num_allowed / max(1, num_tokens), num_lines / len(corpus), total_size / len(corpus))
