@@ -318,6 +318,11 @@ class ModelConfig(Section):
     """Dropout on attention weights."""
     activation_dropout: Fraction = 0.0
     """Dropout inside the feed-forward layers, after the activation."""
+    token_dropout: Fraction = 0.0
+    """Probability that a token has no embedding, on either side (Gal and Ghahramani 2016; Marian's `dropout-src` and
+    `dropout-trg`)."""
+    layer_dropout: Fraction = 0.0
+    """Probability that a micro-batch skips a layer (LayerDrop, Fan et al. 2020), which also saves its time."""
     tie_embeddings: Literal["three-way", "two-way", "none"] | None = None
     """Share one matrix between source, target and output (three-way) or target and output (two-way); by default
     three-way for a joint vocabulary, else two-way."""
@@ -472,6 +477,9 @@ class TrainingConfig(Section):
     """Updates over which the learning rate rises linearly from 0 to its peak."""
     min_learning_rate: Annotated[float, Field(ge=0.0)] = 0.0
     """Final learning rate of the linear and cosine schedules."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW, or Muon (Jordan et al. 2024) for the matrices of the layers and AdamW for the
+    rest, with the learning rate of AdamW (Liu et al. 2025). Its update costs as much time at any size of batch."""
     betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.98), strict=False)
     """Decay rates beta1 and beta2 of AdamW (Loshchilov and Hutter 2019)."""
     eps: Rate = 1e-8
@@ -564,6 +572,10 @@ class TrainingConfig(Section):
             raise ValueError("give either simcut or r_drop, not both: each runs a batch twice")
         if self.lora is not None and self.freeze:
             raise ValueError("lora freezes all weights: leave out freeze")
+        if self.optimizer == "muon" and self.lora is not None:
+            raise ValueError("optimizer muon needs whole matrices: leave out lora, or use adamw")
+        if self.optimizer == "muon" and self.parallel == "fsdp":
+            raise ValueError("optimizer muon needs parallel ddp: with fsdp no process has a whole matrix")
         if self.lora is not None and self.average_last is not None:
             raise ValueError(
                 "average_last cannot average the adapters of lora: their product is not linear in them"
@@ -747,6 +759,14 @@ class Config(Section):
         if self.model.positions == "learned" and self.model.max_positions < needed:
             have = self.model.max_positions
             raise ValueError(f"model.max_positions {have} is less than data.max_length + 1 = {needed}")
+        return self
+
+    @model_validator(mode="after")
+    def _layer_dropout(self) -> Config:
+        if self.model.layer_dropout and self.training.compile:
+            raise ValueError(
+                "training.compile needs model.layer_dropout 0: it would compile each choice of layers anew"
+            )
         return self
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ Shapes: B batch, S source length, T target length, D model width, F feed-forward
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mtkit.config.sections import ModelConfig
 from mtkit.model.attention import Linear, MultiHeadAttention
-from mtkit.model.dropout import add_dropped, dropout
+from mtkit.model.dropout import add_dropped, drop_layer, dropout
 
 
 class LayerNorm(nn.LayerNorm):
@@ -113,14 +113,27 @@ class EncoderLayer(nn.Module):
         self.attention, self.attention_residual = _make_attention(config), _Residual(config)
         self.feed_forward, self.feed_forward_residual = FeedForward(config), _Residual(config)
 
-    def forward(self, x_BSD: Tensor, mask: Tensor, positions_S: Tensor, dtype: torch.dtype) -> Tensor:
-        """Map [B, S, D] to the same shape and dtype; matrix products run in `dtype`."""
+    def forward(
+        self,
+        x_BSD: Tensor,
+        mask: Tensor,
+        positions_S: Tensor,
+        dtype: torch.dtype,
+        kept: Sequence[bool] = (True,),
+    ) -> Tensor:
+        """Map [B, S, D] to the same shape and dtype; matrix products run in `dtype`.
+
+        `kept` says which streams of a batch keep the layer (see `drop_layer`).
+        """
 
         def attention(x: Tensor) -> Tensor:
             return self.attention.attend_self(x, mask, positions_S)
 
-        x_BSD = self.attention_residual(x_BSD, attention, dtype)
-        return self.feed_forward_residual(x_BSD, self.feed_forward, dtype)
+        def run(x_BSD: Tensor) -> Tensor:
+            x_BSD = self.attention_residual(x_BSD, attention, dtype)
+            return self.feed_forward_residual(x_BSD, self.feed_forward, dtype)
+
+        return drop_layer(self, run, x_BSD, kept)
 
 
 class DecoderLayer(nn.Module):
@@ -138,12 +151,17 @@ class DecoderLayer(nn.Module):
         self_attention: Callable[[MultiHeadAttention, Tensor], Tensor],
         cross_attention: Callable[[MultiHeadAttention, Tensor], Tensor],
         dtype: torch.dtype,
+        kept: Sequence[bool] = (True,),
     ) -> Tensor:
         """Map [B, T, D] to the same shape and dtype; matrix products run in `dtype`.
 
         The caller passes how each attention is computed, so that training on whole sequences and decoding step by step
-        from a cache share this code.
+        from a cache share this code. `kept` says which streams of a batch keep the layer (see `drop_layer`).
         """
-        x_BTD = self.attention_residual(x_BTD, lambda x: self_attention(self.attention, x), dtype)
-        x_BTD = self.cross_residual(x_BTD, lambda x: cross_attention(self.cross, x), dtype)
-        return self.feed_forward_residual(x_BTD, self.feed_forward, dtype)
+
+        def run(x_BTD: Tensor) -> Tensor:
+            x_BTD = self.attention_residual(x_BTD, lambda x: self_attention(self.attention, x), dtype)
+            x_BTD = self.cross_residual(x_BTD, lambda x: cross_attention(self.cross, x), dtype)
+            return self.feed_forward_residual(x_BTD, self.feed_forward, dtype)
+
+        return drop_layer(self, run, x_BTD, kept)

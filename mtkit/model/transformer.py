@@ -9,7 +9,8 @@ Shapes: B batch, S source length, T target length, D model width, V vocabulary, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mtkit.config.sections import ModelConfig
 from mtkit.model.attention import Linear, MultiHeadAttention, causal_mask
-from mtkit.model.dropout import dropout
+from mtkit.model.dropout import draw_kept_layer, drop_tokens, dropout, with_zero_gradients
 from mtkit.model.incremental import (
     DecoderState,
     begin_step,
@@ -43,7 +44,7 @@ class Embedding(nn.Embedding):
         super().__init__(vocab_size, config.d_model)
         self.register_parameter("weight_scale", None)
         self.scale = math.sqrt(config.d_model) if config.scale_embeddings else 1.0
-        self.dropout = config.dropout
+        self.dropout, self.token_dropout = config.dropout, config.token_dropout
         self.positions: SinusoidalPositions | LearnedPositions | None = None
         if config.positions == "sinusoidal":
             self.positions = SinusoidalPositions(config.d_model, config.sinusoids, config.position_offset)
@@ -60,7 +61,7 @@ class Embedding(nn.Embedding):
             x_BTD = x_BTD * kept_BT[..., None]
         if self.weight_scale is not None:
             x_BTD = x_BTD * self.weight_scale[ids_BT][..., None]
-        x_BTD = x_BTD * self.scale
+        x_BTD = drop_tokens(x_BTD * self.scale, self.token_dropout, self.training)
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(positions_T)
         return dropout(self.norm(x_BTD).to(dtype), self.dropout, self.training)
@@ -96,6 +97,7 @@ class Transformer(nn.Module):
         """Dtype of matrix products, of the memory and of the hidden states."""
         self.recompute = False
         """Whether training recomputes the activations of a layer in the backward pass (activation checkpointing)."""
+        self.layer_dropout = config.layer_dropout
         tied = config.tie_embeddings or tie_embeddings
         if tied == "three-way" and src_vocab != tgt_vocab:
             raise ValueError(
@@ -151,23 +153,29 @@ class Transformer(nn.Module):
         """Return [B, 1, 1, S]: True at real tokens, False at padding."""
         return (src_BS != self.src_pad)[:, None, None, :]
 
-    def encode(self, src_BS: Tensor, kept_BS: Tensor | None = None) -> Tensor:
+    def encode(self, src_BS: Tensor, kept_BS: Tensor | None = None, num_streams: int = 1) -> Tensor:
         """Encode source tokens [B, S], padded with `src_pad`, into the memory [B, S, D].
 
         Args:
             src_BS: the tokens.
             kept_BS: whether a token keeps its embedding (see `Consistency`); by default all do.
+            num_streams: number of equal parts of the batch, each of which drops layers of its own.
         """
         mask = self.source_mask(src_BS)
         positions_S = torch.arange(src_BS.shape[1], device=src_BS.device)
         x_BSD = self.src_embedding.embed(src_BS, positions_S, self.residual_dtype, kept_BS)
         for layer in self.encoder_stack():
-            x_BSD = self._run_layer(layer, x_BSD, mask, positions_S, self.compute_dtype)
+            x_BSD = self._run_layer(num_streams, layer, x_BSD, mask, positions_S, self.compute_dtype)
         memory_BSD: Tensor = self.encoder_norm(x_BSD).to(self.compute_dtype)
         return memory_BSD
 
     def decode(
-        self, tgt_BT: Tensor, memory_BSD: Tensor, memory_mask: Tensor, kept_BT: Tensor | None = None
+        self,
+        tgt_BT: Tensor,
+        memory_BSD: Tensor,
+        memory_mask: Tensor,
+        kept_BT: Tensor | None = None,
+        num_streams: int = 1,
     ) -> Tensor:
         """Decode target tokens [B, T], bos first, into hidden states [B, T, D]; each position sees no later one.
 
@@ -176,6 +184,7 @@ class Transformer(nn.Module):
             memory_BSD: output of `encode`.
             memory_mask: output of `source_mask`.
             kept_BT: whether a token keeps its embedding; by default all do.
+            num_streams: number of equal parts of the batch, each of which drops layers of its own.
         """
         positions_T = torch.arange(tgt_BT.shape[1], device=tgt_BT.device)
         mask_TT = causal_mask(tgt_BT.shape[1], tgt_BT.device)
@@ -187,18 +196,33 @@ class Transformer(nn.Module):
             return attention.attend_memory(x, memory_BSD, memory_mask)
 
         x_BTD = self.tgt_embedding.embed(tgt_BT, positions_T, self.residual_dtype, kept_BT)
+        if self.training and self.layer_dropout:  # if all layers are dropped, nothing depends on the memory
+            x_BTD = with_zero_gradients(x_BTD, memory_BSD)
         for layer in self.decoder_stack():
-            x_BTD = self._run_layer(layer, x_BTD, self_attention, cross_attention, self.compute_dtype)
+            x_BTD = self._run_layer(
+                num_streams, layer, x_BTD, self_attention, cross_attention, self.compute_dtype
+            )
         hidden_BTD: Tensor = self.decoder_norm(x_BTD).to(self.compute_dtype)
         return hidden_BTD
 
-    def _run_layer(self, layer: nn.Module, *inputs: Any) -> Tensor:
-        """Return the output of a layer, in training with `recompute` if that is set."""
+    def _run_layer(self, num_streams: int, layer: nn.Module, *inputs: Any) -> Tensor:
+        """Return the output of a layer, in training with `layer_dropout` and `recompute` if they are set."""
+        if self.training and self.layer_dropout:
+            inputs = *inputs, draw_kept_layer(num_streams, self.layer_dropout)
         if self.recompute and self.training and torch.is_grad_enabled():
             recomputed: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
             return recomputed
         output: Tensor = layer(*inputs)
         return output
+
+    @contextmanager
+    def all_layers(self) -> Iterator[None]:
+        """Run every layer inside the block, whatever `layer_dropout`: it shows how much memory training takes."""
+        probability, self.layer_dropout = self.layer_dropout, 0.0
+        try:
+            yield
+        finally:
+            self.layer_dropout = probability
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Project hidden states [..., D] to logits [..., V]."""
@@ -211,9 +235,11 @@ class Transformer(nn.Module):
         tgt_BT: Tensor,
         src_kept_BS: Tensor | None = None,
         tgt_kept_BT: Tensor | None = None,
+        num_streams: int = 1,
     ) -> Tensor:
         """Return the hidden states [B, T, D] of the decoder, given both sides; the loss projects them to logits."""
-        return self.decode(tgt_BT, self.encode(src_BS, src_kept_BS), self.source_mask(src_BS), tgt_kept_BT)
+        memory_BSD = self.encode(src_BS, src_kept_BS, num_streams)
+        return self.decode(tgt_BT, memory_BSD, self.source_mask(src_BS), tgt_kept_BT, num_streams)
 
     def init_state(self, memory_BSD: Tensor, memory_mask: Tensor) -> DecoderState:
         """Return the state before the first step, with one hypothesis for each sentence."""

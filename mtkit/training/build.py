@@ -73,7 +73,7 @@ def build_trainer(
     engine = Engine(
         model,
         wrapped,
-        make_optimizer(model, training),
+        make_optimizer(model, training, dtype),
         device,
         seed=config.seed,
         clip_norm=training.clip_norm,

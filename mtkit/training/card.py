@@ -246,9 +246,10 @@ def _training(
         if given
         else f"SentencePiece, {tokenizer.type}"
     )
+    optimizer = {"adamw": "AdamW", "muon": "Muon and AdamW"}[training.optimizer]
     yield f"- tokenizer: {kind}{', ' + sizes + ' pieces' if sizes else ''}"
     yield (
-        f"- AdamW, peak learning rate {training.learning_rate:g}, {training.schedule} schedule, "
+        f"- {optimizer}, peak learning rate {training.learning_rate:g}, {training.schedule} schedule, "
         f"{format_count(training.warmup_steps, 'update')} of warm-up, batches of at most "
         f"{training.batch_token_budget * training.batches_per_update:,} tokens, dropout {model.dropout:g}, label "
         f"smoothing {training.label_smoothing:g}, random seed {config.seed}"

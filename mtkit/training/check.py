@@ -138,7 +138,8 @@ def _check_largest_batch(trainer: Trainer, say: _Say) -> None:
     batch = trainer.loader.epoch_batches(0).largest()
     src, tgt = corpus.src_lengths[batch].max() + 1, corpus.tgt_lengths[batch].max() + 1
     start = time.perf_counter()
-    trainer.train_step(Update([batch] * training.batches_per_update))
+    with trainer.model.all_layers():
+        trainer.train_step(Update([batch] * training.batches_per_update))
     seconds = time.perf_counter() - start
     memory = format_bytes(peak_memory(trainer.device))
     say("largest", f"batch: {len(batch)} pairs x {src} source and {tgt} target tokens")

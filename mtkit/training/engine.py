@@ -112,7 +112,8 @@ class Engine:
         self.objective.train()
         local = not is_sharded(self.model.parameters())  # FSDP2 would keep unreduced gradients
         try:
-            self._backward(batch, batch.num_targets, local=local)
+            with self.model.all_layers():
+                self._backward(batch, batch.num_targets, local=local)
         finally:
             self.discard_gradients()
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from mtkit.config.sections import TrainingConfig
+from mtkit.training.muon import num_moments
 
 _BYTES = 4
 """Weights, gradients and moments are float32."""
-_MOMENTS = 2
-"""Moments of Adam."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +20,14 @@ class Footprint:
     Attributes:
         weights: all weights, those of adapters included.
         trained: weights that are trained.
+        optimizer: state of the optimizer.
         has_ema: whether there is an EMA of the weights.
         has_adapters: whether adapters alone are trained, and saved apart.
     """
 
     weights: int
     trained: int
+    optimizer: int
     has_ema: bool
     has_adapters: bool
 
@@ -41,12 +42,10 @@ class Footprint:
         parameters = list(model.parameters())
         weights = _BYTES * sum(p.numel() for p in parameters)
         trained = _BYTES * sum(p.numel() for p in parameters if p.requires_grad)
-        return cls(weights, trained, training.ema_decay is not None, training.lora is not None)
-
-    @property
-    def optimizer(self) -> int:
-        """State of the optimizer."""
-        return _MOMENTS * self.trained
+        moments = sum(number * p.numel() for p, number in num_moments(model, training).items())
+        return cls(
+            weights, trained, _BYTES * moments, training.ema_decay is not None, training.lora is not None
+        )
 
     @property
     def memory(self) -> int:

@@ -25,7 +25,10 @@ if TYPE_CHECKING:  # `mtkit config show` does without torch
 FindModel = Callable[[str], Path]
 """Returns the run or model folder that `init` names."""
 
-_FREE_KEYS = {"model": ("dropout", "attention_dropout", "activation_dropout"), "tokenizer": ("add_tokens",)}
+_FREE_KEYS = {
+    "model": ("dropout", "attention_dropout", "activation_dropout", "token_dropout", "layer_dropout"),
+    "tokenizer": ("add_tokens",),
+}
 """Keys of the sections that come from the initial model that may be set anew."""
 
 

@@ -276,7 +276,7 @@ def hidden_at_targets(
         if consistency.cutoff
         else [None, None]
     )
-    hidden: Tensor = model(src, tgt, *kept)[mask]
+    hidden: Tensor = model(src, tgt, *kept, num_streams=2)[mask]
     return hidden.view(2, len(targets_M), -1), targets_M
 
 

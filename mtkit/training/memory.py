@@ -19,6 +19,7 @@ from mtkit.errors import TrainingError
 from mtkit.torchrun import local_world_size
 from mtkit.training.engine import Engine
 from mtkit.training.memory_limits import available_bytes
+from mtkit.training.muon import Muon
 from mtkit.training.parallel import num_local_elements
 from mtkit.training.state import TrainState
 from mtkit.training.updates import UpdateLoader
@@ -52,7 +53,9 @@ def _reserved_for_optimizer(
 ) -> Iterator[None]:
     """Hold as much GPU memory inside the block as the optimizer will need for its state, if it has none yet."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    numel = 0 if optimizer.state else 2 * sum(map(num_local_elements, trained))
+    matrices = optimizer.parts if isinstance(optimizer, Muon) else {}
+    states = [(1 if parameter in matrices else 2) * num_local_elements(parameter) for parameter in trained]
+    numel = 0 if optimizer.state else sum(states)
     reserved = torch.empty(numel if device.type == "cuda" else 0, device=device)
     try:
         yield

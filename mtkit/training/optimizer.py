@@ -1,4 +1,4 @@
-"""AdamW and its state dict, loss scaling for fp16, and the EMA of the weights."""
+"""AdamW or Muon and its state dict, loss scaling for fp16, and the EMA of the weights."""
 
 from __future__ import annotations
 
@@ -8,28 +8,44 @@ from torch import Tensor, nn
 from mtkit.config.sections import TrainingConfig
 from mtkit.errors import TrainingError
 from mtkit.model.lora import adapter_parameters
+from mtkit.training.muon import Muon, layer_matrices
 from mtkit.training.parallel import is_sharded, shard_like
 
 _MIN_LOSS_SCALE = 2.0**-14
 
 
-def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
-    """Return AdamW (Loshchilov and Hutter 2019) of the parameters that are not frozen.
+def make_optimizer(
+    model: nn.Module, training: TrainingConfig, dtype: torch.dtype = torch.float32
+) -> torch.optim.Optimizer:
+    """Return AdamW (Loshchilov and Hutter 2019) or Muon of the parameters that are not frozen.
 
     Weight decay is for matrices, not for biases and norms, and for embeddings only with `decay_embeddings`.
+
+    Args:
+        model: the model, sharded or not.
+        training: section `training`.
+        dtype: dtype of matrix products, in bfloat16 those of Muon too.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     decayed = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
     decayed = decayed | embeddings if training.decay_embeddings else decayed - embeddings
     decayed |= {id(parameter) for parameter in adapter_parameters(list(model.modules()))}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices: dict[Tensor, list[int]] = {}
+    if training.optimizer == "muon":
+        matrices = {matrix: rows for matrix, rows in layer_matrices(model).items() if matrix.requires_grad}
+        parameters = [parameter for parameter in parameters if parameter not in matrices]
     groups = [
         {"params": [p for p in parameters if id(p) in decayed], "weight_decay": training.weight_decay},
         {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
+    adamw = torch.optim.AdamW(
         groups, lr=training.learning_rate, betas=training.betas, eps=training.eps, fused=True
     )
+    if training.optimizer == "adamw":
+        return adamw
+    own_dtype = dtype if dtype == torch.bfloat16 else torch.float32  # fp16 would overflow
+    return Muon(matrices, training.weight_decay, own_dtype, adamw)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -21,7 +21,7 @@ STEPS = 12
 OPTIONS = [
     "training.accumulate=4", "training.batch_tokens=100", f"training.max_steps={STEPS}", "training.precision=fp32",
     "training.device=cpu", "training.ema_decay=0.9", "model.attention_dropout=0.1", "validation.every_steps=6",
-    "training.keep_last=100", "data.test=[]",
+    "training.keep_last=100", "data.test=[]", "model.token_dropout=0.1", "model.layer_dropout=0.3",
 ]  # fmt: skip
 
 
@@ -98,7 +98,10 @@ def test_the_world_size_changes_nothing(
 
 @pytest.mark.slow
 def test_a_batch_is_cut_where_there_are_fewer_batches_than_processes(config: Path, tmp_path: Path) -> None:
-    overrides = ["training.accumulate=1", "model.dropout=0.0", "model.attention_dropout=0.0"]
+    still = [
+        f"model.{kind}=0.0" for kind in ("dropout", "attention_dropout", "token_dropout", "layer_dropout")
+    ]
+    overrides = ["training.accumulate=1", *still]
     done = train_distributed(3, config, *overrides)
     assert done.returncode == 0, done.stderr
     path = tiny.write_config(tmp_path / "b.yaml", run=tmp_path / "b", root=tmp_path)

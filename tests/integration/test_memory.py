@@ -20,7 +20,10 @@ from mtkit.training.parallel import Objective
 from mtkit.training.progress import Progress
 from mtkit.training.trainer import Trainer
 
-SAME = ["training.precision=fp32", "training.max_steps=8", "model.attention_dropout=0.1", "data.test=[]"]
+SAME = [
+    "training.precision=fp32", "training.max_steps=8", "model.attention_dropout=0.1", "model.token_dropout=0.1",
+    "model.layer_dropout=0.3", "data.test=[]",
+]  # fmt: skip
 
 
 def train(config: Path, *overrides: str) -> None:
@@ -66,7 +69,9 @@ def test_activation_checkpointing_runs_every_layer_again(
 def test_slices_change_nothing_but_rounding(
     two: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    still = ["model.dropout=0.0", "model.attention_dropout=0.0"]
+    still = [
+        f"model.{kind}=0.0" for kind in ("dropout", "attention_dropout", "token_dropout", "layer_dropout")
+    ]
     train(two[0], "training.batch_tokens=400", *still)
     monkeypatch.setattr("mtkit.training.trainer.find_num_micro_batches", lambda *_: 4)
     train(two[1], "training.batch_tokens=auto", "training.update_tokens=400", *still)

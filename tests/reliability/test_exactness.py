@@ -25,6 +25,7 @@ SMALL = [
     "training.batch_tokens=300", "training.accumulate=2", "training.precision=fp32", "training.keep_last=1000",
     "validation.every_steps=1000", "validation.metrics=[]", "validation.best=loss", "data.test=[]",
 ]  # fmt: skip
+METHODS = ["model.token_dropout=0.1", "model.layer_dropout=0.2", "training.optimizer=muon"]
 
 
 def small_config(folder: Path, corpus: Path, *overrides: str) -> Config:
@@ -43,7 +44,7 @@ def test_resume_from_steps_and_from_the_edges_of_epochs(
     """
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # thousands of files, none of which must last
     whole = small_config(
-        tmp_path, corpus, "training.save_every_steps=1", f"training.max_steps={NUM_STEPS + BEYOND}"
+        tmp_path, corpus, "training.save_every_steps=1", f"training.max_steps={NUM_STEPS + BEYOND}", *METHODS
     )
     mtkit.train(whole)
     run = Path(whole.run)
@@ -59,7 +60,7 @@ def test_resume_from_steps_and_from_the_edges_of_epochs(
         for name in ("tokenizer.model", "metrics.jsonl"):
             shutil.copy(run / name, stopped)
         last = step + BEYOND
-        mtkit.train(small_config(tmp_path, corpus, f"run={stopped}", f"training.max_steps={last}"))
+        mtkit.train(small_config(tmp_path, corpus, f"run={stopped}", f"training.max_steps={last}", *METHODS))
         assert tiny.tensors(tiny.checkpoint(stopped, last)) == tiny.tensors(tiny.checkpoint(run, last)), step
         logged = {line["step"]: line for line in tiny.losses(stopped) if line["kind"] == "train"}
         assert logged == {number: expected[number] for number in range(1, last + 1)}, step
