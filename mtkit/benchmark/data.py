@@ -24,6 +24,7 @@ from mtkit.data.filters import DigestSet
 from mtkit.data.order import BatchOrder, Lengths
 from mtkit.data.sources import Source
 from mtkit.training.inputs import cached_tokenizers, open_splits
+from mtkit.training.preset import choose_values
 
 _BATCH_TOKENS = 4096
 _MAX_LENGTH = 250
@@ -137,6 +138,7 @@ def _duplicates_cost(num_pairs: int) -> Cost:
 
 def _encoding_cost(config: Config) -> Cost:
     """Measure reading, filtering, tokenizing and writing, per pair read."""
+    config, _ = choose_values(config)
     sources: list[Source] = open_splits(config.data)["train"]
     tokenizers = cached_tokenizers(config, sources, lambda line: None)
     with tempfile.TemporaryDirectory(prefix="mtkit-benchmark-") as scratch:

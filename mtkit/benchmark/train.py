@@ -36,6 +36,7 @@ from mtkit.training.compiling import check_compiler
 from mtkit.training.inputs import Inputs, configure_process, load_inputs
 from mtkit.training.memory import out_of_memory_hint
 from mtkit.training.parallel import Stage, untimed
+from mtkit.training.preset import choose_values
 from mtkit.training.progress import Progress
 from mtkit.training.trainer import Trainer
 from mtkit.training.updates import Update
@@ -167,6 +168,8 @@ def benchmark_train(
         check_compiler(device, "`against` compile")
     with tempfile.TemporaryDirectory(prefix="mtkit-benchmark-") as scratch:
         config = config.model_copy(update={"run": scratch})
+        if not synthetic:
+            config, _ = choose_values(config)
         inputs = synthetic_inputs(config) if synthetic else _real_inputs(config, Path(scratch), say)
         clock = _StageClock(device)
         own = _MtkitLoop(config, inputs, clock)

@@ -16,10 +16,15 @@ def schema() -> None:
 
 
 def show(config: options.ConfigPath, overrides: options.Overrides = None) -> None:
-    """Print the resolved config: every key with its value."""
-    from mtkit.config.loading import dump_config, load_config
+    """Print the resolved config: every key with its value. With preset auto, reads the data and says why."""
+    from mtkit.config.loading import AUTO, dump_config, load_config
 
     loaded = load_config(config, overrides or ())
+    if loaded.preset == AUTO:
+        from mtkit.training.preset import choose_values
+
+        loaded, choices = choose_values(loaded)
+        print_stdout("".join(f"# {sentence}\n" for sentence in choices))
     if loaded.init is not None:
         from mtkit.interop.initial import find_model
         from mtkit.training.initial import open_initial_model

@@ -46,7 +46,7 @@ def init(
     ] = None,
     run: Annotated[str | None, typer.Option(help="Run folder; default runs/SRC-TGT.")] = None,
 ) -> None:
-    """Write a config for your files to start from: languages and columns are recognized, sizes fit the data."""
+    """Write a config for your files: it recognizes languages and columns, preset auto chooses sizes and methods."""
     from mtkit.training.starter import make_starter_config
 
     made = make_starter_config(train, valid or (), test or (), (src, tgt), run)

@@ -11,13 +11,14 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, TypeVar, cast, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from mtkit.config.rules import ineffective_settings
+from mtkit.config.presets import AUTO_UNTIL_MEASURED, PRESETS, PresetName, preset_values
+from mtkit.config.rules import ineffective_keys, ineffective_settings
 from mtkit.config.sections import Config, Section, SourceConfig, default_value
 from mtkit.config.yaml_document import (
     YamlDocument,
@@ -59,6 +60,13 @@ _OTHER_NAMES = {
 }
 
 
+AUTO: Final = "auto"
+"""The preset that is chosen for the corpus and the machine: see `mtkit.training.preset`."""
+_PRESET_SECTIONS = ("tokenizer", "model", "training", "validation", "decoding")
+"""Sections that a preset fills in."""
+_SECTIONS_WITHOUT_AUTO = {"init", "tokenizer", "model", "training"}
+"""Keys without which a file has preset auto by default."""
+
 _NO_CORPUS = {"path": "none.tsv"}
 """Stands for the corpora that a user's config must have."""
 
@@ -66,12 +74,19 @@ _NO_CORPUS = {"path": "none.tsv"}
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a config from YAML ("-" is stdin) and dotted `key=value` overrides.
 
+    A file without tokenizer, model, training and init has preset auto by default; overrides do not change that. The
+    values of auto stand for those that `mtkit.training.preset` chooses once the corpus has been counted.
+
     Raises:
         ConfigError: If the file or an override is invalid; it names file:line or the override. For several errors,
             `what` is a line with their number and then a line for each.
     """
-    document = apply_overrides(load_yaml(path), overrides)
-    return _check_effective(_validate(document.data, document), document)
+    file = load_yaml(path)
+    document = apply_overrides(file, overrides)
+    data = document.data
+    if "preset" not in data and not file.data.keys() & _SECTIONS_WITHOUT_AUTO:
+        data = {"preset": AUTO, **data}
+    return _check_effective(_validate_with_preset(data, document), document)
 
 
 def load_stored_config(path: Path, ignore_unknown: Collection[str] = ()) -> Config:
@@ -155,11 +170,85 @@ def parse_config(data: Mapping[str, object]) -> Config:
     Raises:
         ConfigError: If it is invalid; as in `load_config`, but with keys for places.
     """
-    return _check_effective(_validate(data, None), None)
+    return _check_effective(_validate_with_preset(data, None), None)
+
+
+def set_keys(config: Config) -> dict[str, object]:
+    """Return the values that were set and are not those of a preset or a default, by dotted name."""
+    found: dict[str, object] = {"init": config.init}
+    for name in _PRESET_SECTIONS:
+        section = getattr(config, name)
+        found |= {f"{name}.{key}": getattr(section, key) for key in sorted(section.model_fields_set)}
+    return found
+
+
+def all_values(config: Config) -> dict[str, object]:
+    """Return the values of the sections that a preset fills in, by dotted name."""
+    sections = ((name, getattr(config, name)) for name in _PRESET_SECTIONS)
+    return {f"{name}.{key}": value for name, section in sections for key, value in section}
+
+
+def with_values(config: Config, preset: str | None, values: Mapping[str, object]) -> Config:
+    """Return a config with these values for the keys that were not set; these still count as not set.
+
+    Args:
+        config: The config.
+        preset: Value of the key `preset`.
+        values: Values by dotted name. Those that have no effect are left out, and those of keys that were set.
+
+    Raises:
+        ConfigError: If they do not go together with keys that were set.
+    """
+    return _fill_in(config_to_dict(config, only_set=True) | {"preset": preset}, values, None)
+
+
+def _validate_with_preset(data: Mapping[str, object], document: YamlDocument | None) -> Config:
+    """Validate values, with those of their preset for the keys that are not set."""
+    preset = data.get("preset")
+    if not isinstance(preset, str) or preset not in (AUTO, *PRESETS):
+        return _validate(data, document)
+    chosen: dict[str, object] = {"init": data.get("init")}
+    for name in _PRESET_SECTIONS:
+        section = data.get(name)
+        if isinstance(section, Mapping):
+            chosen |= {f"{name}.{key}": value for key, value in section.items()}
+    known = AUTO_UNTIL_MEASURED if preset == AUTO else cast(PresetName, preset)
+    return _fill_in(data, preset_values(known, chosen), document)
+
+
+def _fill_in(
+    data: Mapping[str, object], values: Mapping[str, object], document: YamlDocument | None
+) -> Config:
+    """Validate values with others for the keys that are not set, as `with_values` describes."""
+    merged = dict(data)
+    names: dict[str, set[str]] = {}
+    for name in _PRESET_SECTIONS:
+        section = {} if data.get(name) is None else data[name]
+        if isinstance(section, Mapping):
+            names[name] = set(section)
+            others = {key: value for key, value in values.items() if key.partition(".")[0] == name}
+            merged[name] = {key.partition(".")[2]: value for key, value in others.items()} | dict(section)
+    config = _validate(merged, document)
+    idle = {key for key in ineffective_keys(config) if key in values and not _is_in(key, names)}
+    if (
+        idle
+    ):  # as the size of a vocabulary with a given tokenizer: another value than the default would be an error
+        return _fill_in(data, {key: value for key, value in values.items() if key not in idle}, document)
+    sections = {}
+    for name, chosen in names.items():
+        section = getattr(config, name)
+        sections[name] = type(section).model_construct(_fields_set=chosen, **dict(section))
+    return config.model_copy(update=sections)
+
+
+def _is_in(key: str, names: Mapping[str, Collection[str]]) -> bool:
+    """Return whether a dotted name is among the names of its section."""
+    section, _, name = key.partition(".")
+    return name in names.get(section, ())
 
 
 def dump_config(config: Config) -> str:
-    """Return the resolved config as YAML that loads back equal: every key, or for a corpus those that are set."""
+    """Return the config as YAML that loads back equal: see `config_to_dict`."""
     return dump_yaml(config_to_dict(config))
 
 
@@ -220,9 +309,19 @@ def _flatten(name: str, value: Any) -> Iterator[tuple[str, object]]:
         yield name, value
 
 
-def config_to_dict(config: Config) -> dict[str, Any]:
-    """Return all values as `parse_config` takes them; of a corpus, whose keys exclude each other, those set."""
+def config_to_dict(config: Config, *, only_set: bool = False) -> dict[str, Any]:
+    """Return all values as `parse_config` takes them; of a corpus, whose keys exclude each other, those set.
+
+    With preset auto, whose values are still to be chosen, the sections that it fills in have the keys that are set.
+
+    Args:
+        config: The config.
+        only_set: Whether these sections have only such keys with any preset.
+    """
     values = config.model_dump()
+    if only_set or config.preset == AUTO:
+        for name in _PRESET_SECTIONS:
+            values[name] = getattr(config, name).model_dump(exclude_unset=True)
     for split in ("train", "valid", "test"):
         entries = values["data"][split]
         values["data"][split] = [

@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from mtkit.config import choices
+from mtkit.config.presets import PresetName
 from mtkit.languages import bleu_can_tokenize
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -453,7 +454,8 @@ class TrainingConfig(Section):
     max_epochs: Positive | None = None
     """Stop after this many passes over the training pairs."""
     time_limit_minutes: Rate | None = None
-    """Stop after this many minutes of training, counting the time before a run was resumed."""
+    """Stop after this many minutes of training, counting the time before a run was resumed. Without `max_steps`, a
+    linear or cosine schedule ends with the updates that fit, which are estimated once, when the run begins."""
     label_smoothing: Fraction = 0.1
     """Probability mass spread evenly over the vocabulary (Szegedy et al. 2016)."""
     simcut: Annotated[float, Field(ge=0.0)] = 0.0
@@ -549,8 +551,12 @@ class TrainingConfig(Section):
 
     @property
     def step_limit(self) -> int | None:
-        """Maximum number of updates, or None if only epochs or time limit the run."""
-        if self.max_steps is None and self.max_epochs is None and self.time_limit_minutes is None:
+        """Maximum number of updates, or None if only epochs or time limit the run.
+
+        With a schedule that ends with the time limit, it is not known until updates are timed: `mtkit.training.preset`.
+        """
+        is_limited = self.max_epochs is not None or self.time_limit_minutes is not None
+        if self.max_steps is None and (not is_limited or self.schedule in ("linear", "cosine")):
             return 100_000
         return self.max_steps
 
@@ -562,9 +568,9 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:
         if self.schedule in ("linear", "cosine"):
-            if self.step_limit is None:
+            if self.max_steps is None and self.max_epochs is not None and self.time_limit_minutes is None:
                 raise ValueError(f"schedule {self.schedule} needs max_steps, where it ends")
-            if self.warmup_steps >= self.step_limit:
+            if self.step_limit is not None and self.warmup_steps >= self.step_limit:
                 raise ValueError(
                     f"warmup_steps {self.warmup_steps} must be less than max_steps {self.step_limit}"
                 )
@@ -732,6 +738,10 @@ class Config(Section):
     """Run folder for everything that training writes; self-contained, so it can be moved."""
     seed: Count = 1
     """Random seed for initial weights, batch order and dropout."""
+    preset: Literal["auto", PresetName] | None = None
+    """Values for the keys that are not set, with a model of this size: tiny, small, base, big, or student (for the
+    translations of a larger model). auto chooses by the number of training pairs and the machine, and is the default of
+    a file that has none of tokenizer, model, training and init."""
     init: Annotated[str, AfterValidator(_expand_home)] | None = Field(default=None, min_length=1)
     """Model to fine-tune: a run or model folder, or a name on the Hugging Face hub, `Helsinki-NLP/opus-mt-en-fr`.
     Weights, `tokenizer`, `model` and what is not set of `decoding` come from it; dropout may be set anew."""

@@ -247,6 +247,8 @@ def _training(
         else f"SentencePiece, {tokenizer.type}"
     )
     optimizer = {"adamw": "AdamW", "muon": "Muon and AdamW"}[training.optimizer]
+    if facts.get("choices"):
+        yield f"- chosen by mtkit: {'; '.join(map(str, facts['choices']))}"
     yield f"- tokenizer: {kind}{', ' + sizes + ' pieces' if sizes else ''}"
     yield (
         f"- {optimizer}, peak learning rate {training.learning_rate:g}, {training.schedule} schedule, "

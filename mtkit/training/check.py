@@ -26,6 +26,7 @@ from mtkit.training.forecast import find_problems, forecast, measure_speed, run_
 from mtkit.training.initial import FindModel, local_model, open_initial_model
 from mtkit.training.inputs import configure_process, load_inputs, open_splits
 from mtkit.training.ownership import check_ownership
+from mtkit.training.preset import choose_values, fit_into_time
 from mtkit.training.progress import Progress
 from mtkit.training.resume import check_inputs, find_resumable, start_from
 from mtkit.training.trainer import Trainer
@@ -59,6 +60,10 @@ def check_run(config: Config, console: Console, find_model: FindModel = local_mo
     config, checkpoint = find_resumable(config, lambda line: say("resume", line))
     resumed = checkpoint is not None
     say("resume", "the run folder has a checkpoint of this run" if resumed else "a new run")
+    if not resumed:
+        config, choices = choose_values(config)
+        for sentence in choices:
+            say("choice", sentence)
     config, initial = (config, None) if resumed else open_initial_model(config, find_model)
     if initial is not None:
         say("init", f"starts from the weights and tokenizers of {initial.folder}")
@@ -79,6 +84,10 @@ def check_run(config: Config, console: Console, find_model: FindModel = local_mo
             for name, pairs in inputs.valid.sets.items():
                 say("valid", f"{name}: {format_count(len(pairs), 'pair')}")
             _check_round_trip(inputs.valid, inputs.tokenizers, say)
+        if not resumed:
+            config, choices = fit_into_time(config, inputs)
+            for sentence in choices:
+                say("choice", sentence)
         progress = Progress(Path(scratch), Console(quiet=True), tensorboard=config.training.tensorboard)
         # in the scratch folder, a divergence finds no checkpoint to roll back to
         trainer = build_trainer(config.model_copy(update={"run": scratch}), inputs, progress)

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
 from mtkit import __version__
 from mtkit.device import dtype_name
+from mtkit.evaluation.history import read_object
 from mtkit.evaluation.run_files import FACTS_FILE
 from mtkit.files import write_text
 from mtkit.training.trainer import Trainer
 
 
-def write_facts(trainer: Trainer) -> None:
+def write_facts(trainer: Trainer, choices: Sequence[str] | None = ()) -> None:
     """Write facts.json: counts of data, vocabulary and parameters, versions and hardware of the latest start.
 
     Args:
         trainer: trainer of the run.
+        choices: what a new run chose and why; None keeps what a run that is resumed once chose.
 
     Raises:
         StorageError: If it cannot be written.
     """
     inputs, device, model = trainer.inputs, trainer.device, trainer.model
     corpus, tokenizers = inputs.corpus, inputs.tokenizers
-    facts = {
+    facts: dict[str, Any] = {
         "mtkit": __version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
@@ -46,7 +50,9 @@ def write_facts(trainer: Trainer) -> None:
         "tgt_tokens": int(corpus.tgt_lengths.sum()),
         "valid": 0 if inputs.valid is None else len(inputs.valid.srcs),
     }  # fmt: skip
-    write_text(trainer.run_folder / FACTS_FILE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    path = trainer.run_folder / FACTS_FILE
+    facts["choices"] = read_object(path).get("choices", []) if choices is None else list(choices)
+    write_text(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
 def _processor_name(device: torch.device) -> str:

@@ -81,7 +81,8 @@ def measure_speed(trainer: Trainer) -> Speed:
     batches = cycle(trainer.loader.epoch_batches(trainer.state.epoch))
     seconds: list[float] = []
     for number in range(1 + _TIMED_UPDATES):
-        if len(seconds) > 1 and sum(seconds) > _MAX_SECONDS:
+        is_enough = len(seconds) > 1 and sum(seconds) > _MAX_SECONDS
+        if any(trainer.world.all_gather(is_enough)):
             break
         update = Update(list(islice(batches, size)))
         start = time.perf_counter()
@@ -193,7 +194,7 @@ def find_problems(config: Config, size: RunSize, speed: Speed) -> Iterator[str]:
     if not size.num_valid_pairs:
         yield "no validation pairs: the last checkpoint counts as the best, however it translates (set data.valid)"
         return
-    if size.epochs > _MANY_EPOCHS and validation.patience is None:
+    if size.epochs > _MANY_EPOCHS and validation.patience is None and config.preset is None:
         yield (
             f"no early stopping: all {size.epochs:,.0f} epochs are trained, whether they help or not "
             "(set validation.patience, for example to 5)"

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mtkit.checkpoint import CONFIG_FILE, STATE_FILE, Checkpoint, best_folder, load_newest_checkpoint
-from mtkit.config.loading import diff_configs, dump_config
+from mtkit.config.loading import AUTO, all_values, diff_configs, dump_config, with_values
 from mtkit.config.rules import ineffective_keys
 from mtkit.config.sections import Config, DataConfig
 from mtkit.config.yaml_document import format_value
@@ -23,13 +23,14 @@ from mtkit.files import storage_errors, write_text
 from mtkit.formatting import format_count
 from mtkit.training.initial import InitialModel, take_over
 from mtkit.training.inputs import Inputs
+from mtkit.training.preset import ends_with_time
 from mtkit.training.state import TrainState
 from mtkit.training.trainer import Trainer
 from mtkit.training.validation import validation_fingerprint
 from mtkit.translation.model_folder import read_config
 
 _HARMLESS = (
-    "run", "data.root", "data.cache", "data.train", "data.valid", "data.test",
+    "run", "preset", "data.root", "data.cache", "data.train", "data.valid", "data.test",
     "training.max_steps", "training.max_epochs", "training.time_limit_minutes",
     "training.device", "training.num_threads", "training.log_every_steps",
     "training.save_every_steps", "training.keep_last", "training.average_last", "training.tensorboard",
@@ -84,7 +85,9 @@ def find_resumable(config: Config, say: Callable[[str], None]) -> tuple[Config, 
         stored = read_config(folder, hint)
         if config.init is not None and config.init == stored.init:
             config = take_over(config, stored)
-        config = with_old_defaults(stored, config)
+        if config.preset == AUTO:
+            say("preset auto: the values that the run began with")
+        config = with_old_defaults(stored, keep_choices(stored, config))
         check_changes(stored, config)
         if stored.data.train != config.data.train:
             _check_sources(checkpoint, config)
@@ -104,6 +107,28 @@ def find_resumable(config: Config, say: Callable[[str], None]) -> tuple[Config, 
             hint="choose another run folder, or start anew with `fresh`",
         )
     return config, None
+
+
+def keep_choices(stored: Config, config: Config) -> Config:
+    """Return the config with what the run chose when it began, for keys that are not set.
+
+    That are all values of preset auto, or of the same preset by name, which another version of mtkit may have changed;
+    and the number of updates that fit into the time limit.
+
+    Args:
+        stored: config of the run.
+        config: config to resume with.
+
+    Raises:
+        ConfigError: If a key that is set does not go together with these.
+    """
+    values = all_values(stored)
+    if config.preset == AUTO or (config.preset is not None and config.preset == stored.preset):
+        return with_values(config, stored.preset, values)
+    if ends_with_time(config) and stored.training.max_steps is not None:
+        keys = ("training.max_steps", "training.warmup_steps")
+        return with_values(config, None, all_values(config) | {key: values[key] for key in keys})
+    return config
 
 
 def with_old_defaults(old: Config, new: Config) -> Config:

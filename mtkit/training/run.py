@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mtkit.checkpoint import CONFIG_FILE
-from mtkit.config.loading import dump_config
+from mtkit.config.loading import AUTO, dump_config, load_stored_config
 from mtkit.config.sections import Config
 from mtkit.files import FolderLock, write_text
 from mtkit.formatting import format_duration
@@ -21,9 +21,10 @@ from mtkit.training.facts import write_facts
 from mtkit.training.initial import FindModel, local_model, open_initial_model
 from mtkit.training.inputs import configure_process, load_inputs, open_splits
 from mtkit.training.ownership import check_ownership, claim_outputs, remove_outputs
+from mtkit.training.preset import choose_values, fit_into_time
 from mtkit.training.progress import Progress
 from mtkit.training.results import TrainResult, score_tests, write_results
-from mtkit.training.resume import find_resumable, start_or_resume
+from mtkit.training.resume import find_resumable, keep_choices, start_or_resume
 from mtkit.training.signals import Signals
 from mtkit.training.trainer import Trainer
 from mtkit.training.wandb_log import WandbLog
@@ -105,11 +106,13 @@ def _open_run(
         find_model: finds the folder of the model that `init` names.
     """
     run = Path(config.run)
+    choices: list[str] = []
     with world.main_process_first():
         if world.is_main:
             splits = open_splits(config.data)  # a mistake in the new run must not cost the old one
             check_ownership(config, splits, fresh=fresh)
             if fresh:
+                config, choices = choose_values(config)
                 config, _ = open_initial_model(config, find_model)
             stack.enter_context(FolderLock(run))
             claim_outputs(config, splits)
@@ -118,6 +121,10 @@ def _open_run(
                     run / CONFIG_FILE, dump_config(config)
                 )  # the config may have been read from the old run
                 remove_outputs(run)
+        lines: list[str] = []
+        config, checkpoint = find_resumable(config, lines.append)
+        if checkpoint is None and not choices:
+            config, choices = _choose(config, world)
         progress = Progress(
             run,
             console,
@@ -127,14 +134,33 @@ def _open_run(
             writes_metrics=world.is_main,
         )
         stack.enter_context(progress)
-        config, checkpoint = find_resumable(config, progress.say)
+        for line in [*lines, *(f"choice     {sentence}" for sentence in choices)]:
+            progress.say(line)
         config, initial = (config, None) if checkpoint else open_initial_model(config, find_model)
         has_tokenizers = checkpoint is not None or not world.is_main
         inputs = load_inputs(config, run, has_tokenizers=has_tokenizers, say=progress.say, initial=initial)
     world.barrier()  # the other machines may have encoded the corpus too
+    if checkpoint is None:
+        config, measured = fit_into_time(config, inputs, world)
+        for sentence in measured:
+            progress.say(f"choice     {sentence}")
+        choices += measured
     trainer = build_trainer(config, inputs, progress, signals, world)
     describe(trainer, progress.say)
     start_or_resume(trainer, checkpoint, progress.say, initial)
     if world.is_main:  # only now: a run that is refused changes nothing
-        write_facts(trainer)
+        write_facts(trainer, None if checkpoint else choices)
     return trainer
+
+
+def _choose(config: Config, world: World) -> tuple[Config, list[str]]:
+    """Choose the values of preset auto for a new run: the main process does, the others read what it chose."""
+    if config.preset != AUTO:
+        return choose_values(config)
+    stored = Path(config.run) / CONFIG_FILE
+    if not world.is_main:
+        return keep_choices(load_stored_config(stored), config), []
+    config, choices = choose_values(config)
+    if world.is_distributed:
+        write_text(stored, dump_config(config))
+    return config, choices

@@ -33,7 +33,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_run_and_data_are_a_complete_config(tmp_path: Path) -> None:
-    config = load_config(write(tmp_path, HEAD))
+    config = load_config(write(tmp_path, HEAD), ["preset=null"])
     assert config.run == "runs/x"
     assert config.data.train[0].pairs == 3
     assert config.model.heads == 4 and config.model.feed_forward == 1024
@@ -574,7 +574,7 @@ validation: {metrics: [], best: loss}
 """
 
 
-@pytest.mark.parametrize("text", [HEAD, RICH], ids=["short", "rich"])
+@pytest.mark.parametrize("text", [HEAD + "preset: tiny\n", RICH], ids=["short", "rich"])
 def test_a_dumped_config_loads_equal(tmp_path: Path, text: str) -> None:
     config = load_config(write(tmp_path, text))
     dumped = dump_config(config)
@@ -588,7 +588,7 @@ def test_a_dumped_config_loads_equal(tmp_path: Path, text: str) -> None:
 
 
 def test_differences_name_their_keys(tmp_path: Path) -> None:
-    old = load_config(write(tmp_path, HEAD))
+    old = load_config(write(tmp_path, HEAD + "preset: null\n"))
     assert diff_configs(old, old) == []
     changes = [
         "training.learning_rate=2e-3",
@@ -652,7 +652,7 @@ def switched_on(rule: Rule) -> list[str]:
 
 @pytest.mark.parametrize(("rule", "key"), rules(NEEDS))
 def test_a_key_without_effect_unless_another_is_on(tmp_path: Path, rule: Rule, key: str) -> None:
-    path, override = write(tmp_path, HEAD), f"{key}={OTHER_VALUES[key]}"
+    path, override = write(tmp_path, HEAD + "preset: null\n"), f"{key}={OTHER_VALUES[key]}"
     off = ["validation.metrics=[]", "validation.best=loss"] if rule.other == "validation.metrics" else []
     with pytest.raises(ConfigError) as caught:
         load_config(path, [override, *off])

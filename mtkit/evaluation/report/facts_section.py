@@ -74,6 +74,9 @@ def _model(run: RunReport) -> Rows:
     rows = [("parameters", format_number(facts["parameters"]))] if "parameters" in facts else []
     if facts.get("trained_parameters") not in (None, facts.get("parameters")):
         rows.append(("of them trained", format_number(facts["trained_parameters"])))
+    choices = facts.get("choices")
+    if isinstance(choices, list) and choices:
+        rows.append(("chosen by mtkit", "\n".join(map(str, choices))))
     keys = ("d_model", "encoder_layers", "decoder_layers", "num_heads", "feedforward", "dropout")
     return rows + [(key, settings[f"model.{key}"]) for key in keys if f"model.{key}" in settings]
 

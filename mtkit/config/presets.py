@@ -1,0 +1,376 @@
+"""Presets: what a config leaves out, chosen for a size of corpus. All their numbers are in `PRESETS` and `AUTO`.
+
+A preset stands between the defaults and the YAML: defaults < preset < YAML < key=value. Only keys that are not set take
+its values, and some of these follow from keys that are: see `_fill_in`.
+
+To tune a preset, change its numbers here and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mtkit.formatting import format_count
+
+PresetName = Literal["tiny", "small", "base", "big", "student"]
+Values = dict[str, object]
+"""Values by dotted key."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Values of a preset.
+
+    Attributes:
+        summary: what it is for.
+        parameters: parameters of its model in millions, with a vocabulary of its size.
+        values: the value of each key that it sets.
+        min_cores: CPU cores without which auto chooses `instead`, unless there is a GPU; infinite if there must be one.
+        instead: the preset that auto chooses then.
+    """
+
+    summary: str
+    parameters: float
+    values: Values
+    min_cores: float = 0
+    instead: PresetName | None = None
+
+
+_SHARED: Values = {
+    "training.label_smoothing": 0.1,  # Szegedy et al. 2016; 0.1 since Vaswani et al. 2017
+    "training.schedule": "cosine",  # ends at rate 0, so that the last weights are the best; needs no tuning
+    "model.bias": False,  # same scores, fewer and faster operations
+    "decoding.beam_size": 5,
+}
+"""Values of all presets, unless they have their own."""
+
+PRESETS: dict[PresetName, Preset] = {
+    "tiny": Preset(
+        "up to about 50,000 pairs; some twenty minutes on two CPU cores",
+        2.1,
+        {
+            "tokenizer.vocab_size": 6000,  # Gowda and May 2020: as many pieces as are still seen often
+            "model.d_model": 128,  # with d_ff 256 and dropout 0.3, the best published sizes for Multi30k
+            "model.encoder_layers": 4,
+            "model.decoder_layers": 4,
+            "model.num_heads": 4,
+            "model.d_ff": 256,  # Araabi and Monz 2020: narrow feed-forward layers for few pairs
+            "model.dropout": 0.3,  # the same; Van Biljon et al. 2020
+            "training.batch_tokens": 4096,
+            "training.max_steps": 4600,
+            "training.learning_rate": 0.004,  # a narrow model takes, and needs, a high rate
+            "training.warmup_steps": 500,
+            "training.simcut": 3.0,  # Gao et al. 2022
+            "training.ema_decay": 0.998,  # averages about the last 500 updates
+            "validation.every_steps": 230,
+        },
+    ),
+    "small": Preset(
+        "up to about half a million pairs; hours on a CPU, or longer ones for many more pairs without a GPU",
+        9.9,
+        {
+            "tokenizer.vocab_size": 10_000,
+            "model.d_model": 256,
+            "model.encoder_layers": 4,
+            "model.decoder_layers": 4,
+            "model.num_heads": 4,
+            "model.d_ff": 1024,
+            "model.dropout": 0.2,
+            "training.batch_tokens": 4096,
+            "training.max_steps": 12_000,
+            "training.learning_rate": 0.002,
+            "training.warmup_steps": 1000,
+            "training.simcut": 3.0,  # Gao et al. 2022 gain most below 200,000 pairs
+            "training.ema_decay": 0.999,
+            "validation.every_steps": 600,
+        },
+    ),
+    "base": Preset(
+        "a million pairs and more, on a GPU",
+        63.0,
+        {
+            "tokenizer.vocab_size": 37_000,  # sizes of Vaswani et al. 2017, table 3, base
+            "model.d_model": 512,
+            "model.encoder_layers": 6,
+            "model.decoder_layers": 6,
+            "model.num_heads": 8,
+            "model.d_ff": 2048,
+            "model.dropout": 0.1,
+            "training.batch_tokens": "auto",  # as many micro-batches as memory requires
+            "training.update_tokens": 32_000,
+            "training.max_steps": 60_000,
+            "training.learning_rate": 0.001,
+            "training.warmup_steps": 4000,
+            "training.ema_decay": 0.999,
+            "training.log_every_steps": 100,
+            "validation.every_steps": 2000,
+            "validation.max_sentences": 1000,
+        },
+        min_cores=16,  # slow there too, but a matter of days
+        instead="small",
+    ),
+    "big": Preset(
+        "ten million pairs and more, on a GPU",
+        214.1,
+        {
+            "tokenizer.vocab_size": 37_000,  # sizes of Vaswani et al. 2017, table 3, big
+            "model.d_model": 1024,
+            "model.encoder_layers": 6,
+            "model.decoder_layers": 6,
+            "model.num_heads": 16,
+            "model.d_ff": 4096,
+            "model.dropout": 0.1,  # Vaswani et al. 2017 for 36 million pairs; 0.3 for 4.5 million
+            "training.batch_tokens": "auto",
+            "training.update_tokens": 100_000,  # Ott et al. 2018: large batches allow a high rate
+            "training.max_steps": 60_000,
+            "training.learning_rate": 0.001,  # Ott et al. 2018
+            "training.warmup_steps": 4000,
+            "training.ema_decay": 0.999,
+            "training.log_every_steps": 100,
+            "validation.every_steps": 2000,
+            "validation.max_sentences": 1000,
+        },
+        min_cores=math.inf,
+        instead="base",
+    ),
+    "student": Preset(
+        "for the translations of a larger model: a deep encoder and a shallow decoder, fast without a beam",
+        7.8,
+        {
+            "tokenizer.vocab_size": 8000,
+            "model.d_model": 256,
+            "model.encoder_layers": 6,  # Kasai et al. 2021: depth in the encoder costs little speed
+            "model.decoder_layers": 1,
+            "model.num_heads": 4,
+            "model.d_ff": 1024,
+            "model.dropout": 0.1,  # distilled targets are regular: Kim and Rush 2016
+            "training.batch_tokens": 4096,
+            "training.max_steps": 12_000,
+            "training.learning_rate": 0.002,
+            "training.warmup_steps": 1000,
+            "training.ema_decay": 0.999,
+            "validation.every_steps": 600,
+            "decoding.beam_size": 1,
+        },
+    ),
+}
+"""The presets by name."""
+
+
+@dataclass(frozen=True)
+class _CorpusRange:
+    """Choice of auto for a range of corpus sizes.
+
+    Attributes:
+        max_pairs: the most training pairs of the range.
+        preset: name of the preset.
+        epochs: passes over the pairs, from which the number of updates follows.
+        changes: values other than those of the preset.
+    """
+
+    max_pairs: float
+    preset: PresetName
+    epochs: float
+    changes: Values = field(default_factory=dict)
+
+
+AUTO = (
+    # The fewer the pairs, the fewer pieces are seen often enough (Gowda and May 2020), and the more dropout pays off.
+    _CorpusRange(5_000, "tiny", 60, {"tokenizer.vocab_size": 1000, "model.dropout": 0.4}),
+    _CorpusRange(10_000, "tiny", 60, {"tokenizer.vocab_size": 2000, "model.dropout": 0.35}),
+    _CorpusRange(20_000, "tiny", 45, {"tokenizer.vocab_size": 4000}),
+    _CorpusRange(60_000, "tiny", 32),  # 4,600 updates for Multi30k
+    _CorpusRange(100_000, "small", 34, {"tokenizer.vocab_size": 8000, "model.dropout": 0.3}),
+    _CorpusRange(500_000, "small", 30),
+    _CorpusRange(1_500_000, "base", 30, {"tokenizer.vocab_size": 16_000}),
+    _CorpusRange(8_000_000, "base", 15, {"tokenizer.vocab_size": 32_000}),
+    _CorpusRange(math.inf, "big", 8),
+)
+"""What auto chooses, by ascending size of the corpus."""
+
+AUTO_UNTIL_MEASURED: PresetName = "tiny"
+"""Preset whose values stand in a config with `preset: auto` until the corpus has been counted."""
+_MIN_STEPS, _MAX_STEPS = 1000, 100_000
+"""Bounds of the number of updates that auto chooses."""
+WARMUP_SHARE = 1 / 8
+"""Largest share of the updates over which a preset warms up."""
+_FIXED_BATCH_TOKENS = 4096
+"""`training.batch_tokens` in place of auto where that is not possible."""
+_SCARCE_MEMORY = 3e9
+"""Bytes of memory below which auto lets memory decide into how many micro-batches a batch is split."""
+
+_REPLACES = {
+    "training.r_drop": ("training.simcut",),
+    "training.update_tokens": ("training.accumulate",),
+    "training.accumulate": ("training.update_tokens",),
+}
+"""Keys of which a config has one: setting the first leaves the others at their defaults."""
+
+
+@dataclass(frozen=True)
+class CorpusSize:
+    """Size of the training corpus.
+
+    Attributes:
+        pairs: number of pairs that training may use.
+        pairs_per_epoch: the same, each times the weight of its corpus.
+        characters: characters of the longer sides of these; of scripts without letters, such as Chinese, times 2.5.
+    """
+
+    pairs: int
+    pairs_per_epoch: float
+    characters: float
+
+    def num_tokens(self, vocab_size: int) -> float:
+        """Return about how many tokens an epoch has.
+
+        Measured with joint vocabularies of English and German on captions, news and everyday sentences, a token has
+        2.4 characters with 1,000 pieces, 3.0 with 2,000, 3.5 with 4,000 and 3.9 with 8,000. Each pair ends with eos.
+        """
+        characters_per_token = max(1.0, min(4.5, 2.4 + 0.5 * math.log2(vocab_size / 1000)))
+        return self.pairs_per_epoch + self.characters / characters_per_token
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Properties of a machine that auto considers.
+
+    Attributes:
+        cores: CPU cores that this process may use.
+        memory: bytes that it may still allocate, on the GPU if there is one.
+        gpu: name of the GPU, or None.
+        has_bf16: whether it multiplies bfloat16 matrices in hardware.
+    """
+
+    cores: int
+    memory: float
+    gpu: str | None
+    has_bf16: bool
+
+    def describe(self) -> str:
+        """Return a phrase such as `2 CPU cores with bfloat16` or `an NVIDIA A100`."""
+        where = f"an {self.gpu}" if self.gpu else format_count(self.cores, "CPU core")
+        return f"{where} {'with' if self.has_bf16 else 'without'} bfloat16"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Values that auto chose, and why.
+
+    Attributes:
+        preset: name of the preset.
+        num_pairs: training pairs that it is chosen for.
+        values: the value of each key that is not set.
+        reasons: sentences that say why, without a period.
+    """
+
+    preset: PresetName
+    num_pairs: int
+    values: Values
+    reasons: list[str]
+
+
+def choose(size: CorpusSize, machine: Machine, chosen: Mapping[str, object]) -> Choice:
+    """Choose a preset, and scale it to a corpus and a machine.
+
+    Args:
+        size: size of the training corpus.
+        machine: the machine that will train.
+        chosen: the keys that are set, with their values.
+    """
+    row = next(row for row in AUTO if size.pairs <= row.max_pairs)
+    name, changes, reasons = row.preset, row.changes, []
+    while (instead := PRESETS[name].instead) and not machine.gpu and machine.cores < PRESETS[name].min_cores:
+        cores = PRESETS[name].min_cores
+        otherwise = f" or {cores} cores" if cores < math.inf else ""
+        reasons.append(f"{name} would suit the corpus but needs a GPU{otherwise}")
+        name, changes = instead, {}
+    reasons.insert(0, f"{name} for {format_count(size.pairs, 'training pair')} on {machine.describe()}")
+    values = _SHARED | PRESETS[name].values | changes
+    if machine.memory < _SCARCE_MEMORY and values["training.batch_tokens"] != "auto":
+        values |= {"training.batch_tokens": "auto", "training.update_tokens": values["training.batch_tokens"]}
+        reasons.append(
+            f"batches are split into micro-batches: only {machine.memory / 1e9:.1f} GB of memory are free"
+        )
+    if "training.max_steps" not in chosen:
+        epochs = _number(chosen.get("training.max_epochs"), row.epochs)
+        per_epoch = _updates_per_epoch(size, {**values, **chosen})
+        steps = epochs * per_epoch
+        if "training.max_epochs" not in chosen:
+            steps = min(_MAX_STEPS, max(_MIN_STEPS, steps))
+        values["training.max_steps"] = round_to_two_digits(steps)
+        reasons.append(
+            f"{values['training.max_steps']:,} updates, about {steps / per_epoch:.3g} epochs of an estimated "
+            f"{round_to_two_digits(per_epoch):,} updates"
+        )
+    return Choice(name, size.pairs, _fill_in(name, values, chosen), reasons)
+
+
+def preset_values(name: PresetName, chosen: Mapping[str, object]) -> Values:
+    """Return the values of a preset for the keys that are not set.
+
+    Args:
+        name: its name.
+        chosen: the keys that are set, with their values.
+    """
+    return _fill_in(name, _SHARED | PRESETS[name].values, chosen)
+
+
+def _fill_in(name: PresetName, values: Values, chosen: Mapping[str, object]) -> Values:
+    """Return the values for the keys that are not set, adapted to those that are.
+
+    - A key that excludes one of the preset switches that one off, as `training.r_drop` does SimCut.
+    - With `init`, tokenizer, model and search are those of the initial model.
+    - The number of updates decides how often to validate, and the longest warm-up.
+
+    Args:
+        name: name of the preset.
+        values: its values, or those scaled to a corpus.
+        chosen: the keys that are set, with their values; they need not be valid.
+    """
+    values = dict(values)
+    for key, others in _REPLACES.items():
+        if chosen.get(key) not in (None, 0):
+            for other in others:
+                values.pop(other, None)
+    if chosen.get("training.schedule") == "noam":
+        values.pop("training.learning_rate")  # a factor there
+    has_update_size = "training.update_tokens" in values or chosen.get("training.update_tokens")
+    if values["training.batch_tokens"] == "auto" and (
+        chosen.get("training.parallel") == "fsdp" or not has_update_size
+    ):
+        values["training.batch_tokens"] = _FIXED_BATCH_TOKENS
+    if chosen.get("init") is not None:
+        values = {key: value for key, value in values.items() if key.startswith(("training.", "validation."))}
+    usual = PRESETS[name].values
+    steps = _number(chosen.get("training.max_steps"), _number(values["training.max_steps"], 1))
+    num_validations = _number(usual["training.max_steps"], 1) / _number(usual["validation.every_steps"], 1)
+    warmup = min(_number(values["training.warmup_steps"], 0), steps * WARMUP_SHARE)
+    values["training.warmup_steps"] = int(warmup)
+    values["validation.every_steps"] = max(1, round(steps / num_validations))
+    return {key: value for key, value in values.items() if key not in chosen}
+
+
+def _updates_per_epoch(size: CorpusSize, values: Mapping[str, object]) -> float:
+    """Return about how many updates an epoch has."""
+    update = values.get("training.update_tokens")
+    if update is None:
+        batch = _number(values["training.batch_tokens"], _FIXED_BATCH_TOKENS)
+        update = batch * _number(values.get("training.accumulate"), 1)
+    num_tokens = size.num_tokens(int(_number(values["tokenizer.vocab_size"], 8000)))
+    return math.ceil(num_tokens / _number(update, 1))
+
+
+def _number(value: object, otherwise: float) -> float:
+    """Return a positive number unchanged; anything else, which the config refuses, is replaced."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return float(value) if is_number else otherwise  # type: ignore[arg-type]
+
+
+def round_to_two_digits(number: float) -> int:
+    """Round a number to two significant digits and at least 1."""
+    unit = 10 ** max(0, math.floor(math.log10(max(1.0, number))) - 1)
+    return max(1, round(number / unit)) * unit

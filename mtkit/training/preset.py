@@ -1,0 +1,241 @@
+"""Choices of a run, made once at its beginning: preset auto, and the updates that fit into a time limit.
+
+The run folder stores the values (config.yaml, every checkpoint) and the reasons (facts.json). A run that is resumed
+keeps them: see `mtkit.training.resume.keep_choices`.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+from itertools import islice
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from mtkit.config.loading import AUTO, all_values, set_keys, with_values
+from mtkit.config.presets import (
+    WARMUP_SHARE,
+    Choice,
+    CorpusSize,
+    Machine,
+    choose,
+    preset_values,
+    round_to_two_digits,
+)
+from mtkit.config.sections import Config, DataConfig
+from mtkit.config.yaml_document import format_value
+from mtkit.data.filters import KEPT, PairFilter
+from mtkit.data.sources import open_sources
+from mtkit.device import choose_device, choose_dtype
+from mtkit.errors import ConfigError, DataError
+from mtkit.formatting import format_count
+from mtkit.training.build import build_trainer
+from mtkit.training.distributed import SINGLE_PROCESS, World
+from mtkit.training.forecast import Speed, measure_speed
+from mtkit.training.inputs import Inputs
+from mtkit.training.memory_limits import available_bytes
+from mtkit.training.progress import Progress
+
+_BLOCK = 10_000
+"""Pairs that are filtered together while a corpus is measured."""
+_LETTERLESS = "\u2e80"
+"""First character of the scripts of East Asia, a token of which has few characters."""
+_LETTERLESS_WEIGHT = 2.5
+"""Characters of other scripts that stand for one of these."""
+_TIME_FOR_TRAINING = 0.97
+"""Share of a time limit that updates and validations may take, by estimate; checkpoints need some too."""
+_VALIDATION_SHARE = 0.25
+"""Largest share of a time limit that validations take, if a preset says how often they are."""
+
+
+def choose_values(config: Config) -> tuple[Config, list[str]]:
+    """Choose the values of preset auto for the corpus and this machine.
+
+    Args:
+        config: config of the run.
+
+    Returns:
+        The config with the name of the preset and all values; and sentences, without a period, that say what was
+        chosen and why. Without preset auto, the same config and what was named.
+
+    Raises:
+        ConfigError: If the values do not go together with those that are set.
+        DataError: If a corpus is missing, malformed or empty.
+    """
+    if config.preset is None:
+        return config, []
+    set_by_user = set_keys(config)
+    reasons = [f"preset {config.preset}"]
+    if config.preset == AUTO:
+        choice = choose_for(config)
+        config = with_values(config, choice.preset, choice.values)
+        first, *others = choice.reasons
+        reasons = [f"preset auto: {first}", *others]
+    assert config.preset is not None and config.preset != AUTO
+    usual = preset_values(config.preset, {})
+    changes = [
+        f"{key} {format_value(set_by_user[key])}"
+        for key in usual
+        if key in set_by_user and set_by_user[key] != usual[key]
+    ]
+    if changes:
+        reasons.append(f"as the config says, {', '.join(changes)}")
+    return config, reasons
+
+
+def choose_for(config: Config) -> Choice:
+    """Return what auto chooses for a corpus and this machine; see `choose_values`."""
+    return choose(_measure_corpus(config.data), _this_machine(config), set_keys(config))
+
+
+def _measure_corpus(data: DataConfig) -> CorpusSize:
+    """Count the training pairs that are neither empty, nor far too long, nor duplicates that the config drops.
+
+    Only tokens would tell exactly which pairs are too long, and the tokenizer is one of the things to be chosen.
+
+    Raises:
+        DataError: If a source cannot be read, or there are no training pairs.
+    """
+    sources, pair_filter = open_sources(data.train, data, "train"), PairFilter(data)
+    num_read, num_pairs, pairs_per_epoch, characters = 0, 0, 0.0, 0.0
+    for source, weight in zip(sources, data.train_weights, strict=True):
+        pairs = (pair for _, pair in source.read())
+        while block := list(islice(pairs, _BLOCK)):
+            srcs, tgts = [pair.src.strip() for pair in block], [pair.tgt.strip() for pair in block]
+            reasons = pair_filter.filter_texts(srcs, tgts)
+            kept = [i for i in range(len(block)) if reasons[i] == KEPT]
+            num_read, num_pairs = num_read + len(block), num_pairs + len(kept)
+            pairs_per_epoch += weight * len(kept)
+            characters += weight * sum(max(_length(srcs[i]), _length(tgts[i])) for i in kept)
+    if not num_pairs:
+        hint = "all pairs are empty or too long" if num_read else "the files are empty"
+        raise DataError("no training pairs", where=sources[0].location(1), hint=hint)
+    return CorpusSize(num_pairs, pairs_per_epoch, characters)
+
+
+def _length(text: str) -> float:
+    """Return the number of characters, as if all were of a script with letters."""
+    if text.isascii():
+        return len(text)
+    return len(text) + (_LETTERLESS_WEIGHT - 1) * sum(character >= _LETTERLESS for character in text)
+
+
+def _this_machine(config: Config) -> Machine:
+    """Return what matters of this machine.
+
+    Raises:
+        ConfigError: If `training.device` is not available.
+    """
+    device = choose_device(config.training.device)
+    has_bf16 = choose_dtype("auto", device) == torch.bfloat16
+    if device.type == "cuda":
+        memory, _ = torch.cuda.mem_get_info(device)
+        return Machine(_num_cores(), memory, torch.cuda.get_device_name(device), has_bf16)
+    return Machine(config.training.num_threads or _num_cores(), available_bytes(), None, has_bf16)
+
+
+def _num_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# --- time limit ---------------------------------------------------------------------------------------------------
+
+
+def ends_with_time(config: Config) -> bool:
+    """Return whether the schedule shall end when the time limit does: it decays, and no number of updates is set."""
+    training = config.training
+    return (
+        training.time_limit_minutes is not None
+        and training.schedule in ("linear", "cosine")
+        and "max_steps" not in training.model_fields_set
+    )
+
+
+def fit_into_time(config: Config, inputs: Inputs, world: World = SINGLE_PROCESS) -> tuple[Config, list[str]]:
+    """Set the number of updates to what fits into the time limit, after timing some; all processes must call this.
+
+    With a preset, it is at most that of the preset; its validations and warm-up keep their share.
+
+    Args:
+        config: config of a new run.
+        inputs: its inputs.
+        world: the processes that train the model.
+
+    Returns:
+        The config, and sentences that say what was measured. The same config if its schedule does not end with time.
+
+    Raises:
+        ConfigError: If the warm-up alone takes longer.
+        TrainingError: If memory runs out.
+    """
+    if not ends_with_time(config):
+        return config, []
+    minutes, training, validation = config.training.time_limit_minutes, config.training, config.validation
+    assert minutes is not None, "the schedule ends with time"
+    most = _most_updates(config, inputs)
+    speed = _measure(config, inputs, world)
+    seconds = 60 * minutes * _TIME_FOR_TRAINING
+    if config.preset is not None and training.max_steps is not None:
+        num_validations = max(1, round(training.max_steps / validation.every_steps))
+        if speed.validation_seconds:
+            num_validations = min(
+                num_validations, int(_VALIDATION_SHARE * seconds / speed.validation_seconds)
+            )
+        steps = (seconds - num_validations * speed.validation_seconds) / speed.update_seconds
+        every_steps = max(1, round(min(steps, most) / max(1, num_validations)))
+    else:
+        every_steps = validation.every_steps
+        steps = seconds / (speed.update_seconds + speed.validation_seconds / every_steps)
+    steps = max(1, int(min(steps, most)))
+    warmup = training.warmup_steps
+    if "warmup_steps" not in training.model_fields_set:
+        warmup = min(warmup, int(steps * WARMUP_SHARE))
+    if warmup >= steps:
+        what = f"{warmup:,} updates of warm-up, but only {steps:,} fit into {minutes:g} minutes"
+        hint = "lower it, or raise training.time_limit_minutes"
+        raise ConfigError(what, where="training.warmup_steps", hint=hint)
+    values = {
+        "training.max_steps": steps,
+        "training.warmup_steps": warmup,
+        "validation.every_steps": every_steps,
+    }
+    config = with_values(config, config.preset, all_values(config) | values)
+    each = f"{speed.update_seconds:.2g} s each"
+    if speed.validation_seconds:
+        each += f", and validations of {speed.validation_seconds:.2g} s"
+    if steps == most:
+        return config, [f"{steps:,} updates take less than {minutes:g} minutes: {each}"]
+    return config, [f"{format_count(steps, 'update')} fit into {minutes:g} minutes: {each}"]
+
+
+def _most_updates(config: Config, inputs: Inputs) -> float:
+    """Return the number of updates of a preset, or of `max_epochs`; infinite without either."""
+    training = config.training
+    limits = [float("inf")]
+    if config.preset is not None and training.max_steps is not None:
+        limits.append(training.max_steps)
+    if training.max_epochs is not None:
+        tokens = max(inputs.corpus.src_lengths.sum(), inputs.corpus.tgt_lengths.sum())
+        update = training.batch_token_budget * training.batches_per_update
+        limits.append(round_to_two_digits(training.max_epochs * tokens / update))
+    return min(limits)
+
+
+def _measure(config: Config, inputs: Inputs, world: World) -> Speed:
+    """Time some updates of a trainer that is then thrown away, so that nothing is learned from them."""
+    with tempfile.TemporaryDirectory(prefix="mtkit-speed-") as scratch:
+        progress = Progress(Path(scratch), Console(quiet=True))
+        trainer = build_trainer(config.model_copy(update={"run": scratch}), inputs, progress, world=world)
+        trainer.fit_to_memory()
+        speed = measure_speed(trainer)
+    del trainer
+    gc.collect()
+    slowest = [
+        max(each)
+        for each in zip(*world.all_gather([speed.update_seconds, speed.validation_seconds]), strict=True)
+    ]
+    return Speed(slowest[0], speed.num_timed, slowest[1])

@@ -1,0 +1,218 @@
+"""Preset auto and time limits in whole runs: what is chosen once is stored, told, and kept when a run is resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+import mtkit.training.preset as choosing
+from mtkit.config.loading import load_config, load_stored_config
+from mtkit.config.presets import AUTO, PRESETS, Choice
+from mtkit.errors import ConfigError
+from mtkit.training.distributed import World
+from mtkit.training.forecast import Speed
+from mtkit.training.preset import choose_values
+from mtkit.training.run import train
+
+DATA = """\
+run: run
+data: {src: en, tgt: fr, train: [{src: train.src, tgt: train.tgt}], valid: [{src: valid.src, tgt: valid.tgt}],
+  test: [{src: test.src, tgt: test.tgt}]}
+"""
+SMALL = [
+    "model.d_model=16", "model.num_heads=2", "model.encoder_layers=1", "model.decoder_layers=1", "model.d_ff=16",
+    "tokenizer.vocab_size=96", "tokenizer.byte_fallback=false", "training.num_threads=1",
+    "decoding.max_length_ratio=0", "decoding.max_length_extra=1", "validation.metrics=[]", "validation.best=loss",
+]  # fmt: skip
+BARE = [*SMALL[:8], "data.valid=[]", "data.test=[]", "training.report=false"]
+"""Nothing is validated or scored."""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    tiny.write_corpus(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MTKIT_CACHE", str(tmp_path / "cache"))
+    Path("my.yaml").write_text(DATA, encoding="utf-8")
+    return tmp_path
+
+
+def another_choice(*_: Any) -> Choice:
+    return Choice("big", 1, {"model.dropout": 0.77, "training.warmup_steps": 1}, ["big for a change"])
+
+
+def test_run_and_data_alone_train_and_a_resumed_run_keeps_what_was_chosen(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = ["training.max_steps=16", "training.log_every_steps=8"]
+    code, out, err = tiny.mtkit("train", "my.yaml", *SMALL, *limits)
+    assert (code, err) == (0, "")
+    assert "choice     preset auto: tiny for 400 training pairs on 1 CPU core" in out
+    assert "model.d_model 16" in out and "step 16 is the last" in out
+    stored = load_stored_config(Path("run/config.yaml"))
+    expected = PRESETS["tiny"].values | AUTO[0].changes
+    assert stored.preset == "tiny"
+    assert (stored.training.max_steps, stored.training.warmup_steps) == (16, 2)
+    assert stored.model.dropout == expected["model.dropout"]
+    assert stored.training.simcut == expected["training.simcut"]
+    choices = json.loads(Path("run/facts.json").read_bytes())["choices"]
+    assert choices[0].startswith("preset auto: tiny for 400 training pairs")
+    assert choices[0] in Path("run/README.md").read_text("utf-8")
+    assert choices[0] in Path("run/report.html").read_text("utf-8")
+
+    monkeypatch.setattr(choosing, "choose", another_choice)
+    code, out, err = tiny.mtkit("train", "my.yaml", "training.max_steps=24", *SMALL)
+    assert (code, err) == (0, "")
+    assert "preset auto: the values that the run began with" in out and "step 24 is the last" in out
+    after = load_stored_config(Path("run/config.yaml"))
+    assert (after.preset, after.training.warmup_steps) == ("tiny", 2)
+    assert after.model == stored.model
+    assert json.loads(Path("run/facts.json").read_bytes())["choices"] == choices
+    code, _, err = tiny.mtkit("train", "my.yaml", "model.dropout=0.5", *SMALL)
+    assert code == 2
+    assert "model.dropout" in tiny.one_line(err) and "has changed since the last checkpoint" in err
+
+
+def test_a_preset_that_another_version_changed_does_not_change_a_run(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config("my.yaml", ["preset=tiny", "training.max_steps=1", *BARE])
+    train(config)
+    monkeypatch.setitem(PRESETS["tiny"].values, "model.dropout", 0.77)
+    train(load_config("my.yaml", ["preset=tiny", "training.max_steps=2", *BARE]))
+    assert load_stored_config(Path("run/config.yaml")).model.dropout == config.model.dropout
+    with pytest.raises(ConfigError, match=r"training\.simcut"):
+        train(load_config("my.yaml", ["preset=base", "training.max_steps=2", *BARE]))
+
+
+def test_a_run_from_before_presets_keeps_the_defaults_it_began_with(here: Path) -> None:
+    train(load_config("my.yaml", ["preset=null", "training.max_steps=1", *BARE]))
+    train(load_config("my.yaml", ["training.max_steps=2", *BARE]))
+    stored = load_stored_config(Path("run/config.yaml"))
+    assert (stored.preset, stored.training.simcut, stored.training.max_steps) == (None, 0.0, 2)
+
+
+def test_only_usable_pairs_count(here: Path) -> None:
+    pairs = tiny.pairs(50, 1)
+    tiny.write_lines(here / "train.src", [" ", "x" * 300, *(src for src, _ in pairs)])
+    tiny.write_lines(here / "train.tgt", ["x", "x", *(tgt for _, tgt in pairs)])
+    config = load_config("my.yaml", ["data.max_length=2"])
+    assert "for 50 training pairs" in choose_values(config)[1][0]
+    config = load_config("my.yaml", ["data.drop_duplicates=true"])
+    assert f"for {1 + len(set(pairs))} training pairs" in choose_values(config)[1][0]
+
+
+def test_a_letterless_script_has_more_tokens(here: Path) -> None:
+    lengths = []
+    for text in ("abcde" * 8, "日本語文書" * 8):
+        for side in ("src", "tgt"):
+            tiny.write_lines(here / f"train.{side}", [text] * 3000)
+        config, _ = choose_values(load_config("my.yaml"))
+        assert config.training.max_steps is not None
+        lengths.append(config.training.max_steps)
+    assert lengths[1] > 1.8 * lengths[0]
+
+
+def test_config_show_and_check_tell_the_choice(here: Path) -> None:
+    code, out, err = tiny.mtkit("config", "show", "my.yaml", *SMALL)
+    assert (code, err) == (0, "")
+    first, second, *_ = out.split("\n")
+    assert first.startswith("# preset auto: tiny for 400 training pairs on 1 CPU core with")
+    assert second.startswith("# 1,000 updates, about")
+    Path("shown.yaml").write_text(out, encoding="utf-8")
+    assert load_config("shown.yaml").training.max_steps == 1000
+    code, out, err = tiny.mtkit("check", "my.yaml", *SMALL)
+    assert (code, err) == (0, "")
+    assert f"choice     {first[2:]}" in out
+    assert "1,000 updates are" in out
+    assert not Path("run").exists()
+    code, _, err = tiny.mtkit("config", "show", "my.yaml", "data.train.0.src=none")
+    assert (code, "no such file" in tiny.one_line(err)) == (3, True)
+
+
+def test_other_processes_take_what_the_main_one_chose(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines may differ, so each process would choose other sizes."""
+    import mtkit.training.run as run
+
+    Path("run").mkdir()
+    config = load_config("my.yaml", SMALL)
+    first, reasons = run._choose(config, World(0, 2, 0))
+    monkeypatch.setattr(choosing, "choose", another_choice)
+    second, others = run._choose(config, World(1, 2, 1))
+    assert (second, others) == (first, [])
+    assert first.preset == "tiny" and reasons
+
+
+# --- time limit ---------------------------------------------------------------------------------------------------
+
+
+def test_a_schedule_ends_with_the_time_limit(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 60 s, 97 % are for updates of 2 s and, every 7 updates, a validation of 1 s."""
+    monkeypatch.setattr(choosing, "measure_speed", lambda trainer: Speed(2.0, 5, 1.0))
+    text = tiny.CONFIG.format(run="run", root=".").replace("max_steps: 40, ", "schedule: cosine, ")
+    Path("timed.yaml").write_text(text, encoding="utf-8")
+    limit = ["training.time_limit_minutes=1", "validation.every_steps=7", *BARE[-3:]]
+    result = train(load_config("timed.yaml", limit))
+    assert result.step == int(58.2 / (2 + 1 / 7)) == 27
+    assert result.reason == "step 27 is the last"
+    stored = load_stored_config(Path("run/config.yaml"))
+    assert (stored.training.max_steps, stored.training.warmup_steps) == (27, 10)
+    lines = Path("run/metrics.jsonl").read_text("utf-8").split("\n")
+    rates = [record["lr"] for record in map(json.loads, filter(None, lines)) if record["kind"] == "train"]
+    assert len(rates) == 27 and rates[-1] == pytest.approx(0, abs=1e-12) and max(rates) == rates[9]
+    choices = json.loads(Path("run/facts.json").read_bytes())["choices"]
+    assert choices == ["27 updates fit into 1 minutes: 2 s each, and validations of 1 s"]
+
+    monkeypatch.setattr(choosing, "measure_speed", lambda trainer: Speed(1.0, 5, 1.0))
+    result = train(load_config("timed.yaml", limit))
+    assert result.step == 27
+
+
+def test_a_warm_up_that_is_not_set_becomes_shorter_and_one_that_is_set_is_refused(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "measure_speed", lambda trainer: Speed(2.0, 5, 0.0))
+    text = tiny.CONFIG.format(run="run", root=".").replace("max_steps: 40, ", "schedule: linear, ")
+    Path("timed.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        train(
+            load_config(
+                "timed.yaml", ["training.time_limit_minutes=1", "training.warmup_steps=50", *BARE[-3:]]
+            )
+        )
+    assert str(caught.value) == (
+        "training.warmup_steps: 50 updates of warm-up, but only 29 fit into 1 minutes "
+        "(lower it, or raise training.time_limit_minutes)"
+    )
+    assert not Path("run/checkpoints").exists()
+    Path("timed.yaml").write_text(text.replace("warmup_steps: 10, ", ""), encoding="utf-8")
+    train(load_config("timed.yaml", ["training.time_limit_minutes=1", *BARE[-3:]]))
+    training = load_stored_config(Path("run/config.yaml")).training
+    assert (training.max_steps, training.warmup_steps) == (29, 3)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "update", "validation", "steps", "every"),
+    [(100, 1.0, 0.0, 1000, 50), (10, 1.0, 0.0, 582, 29), (10, 1.0, 10.0, 442, 32), (1, 0.125, 0.1, 449, 22)],
+)
+def test_with_a_preset_the_time_limit_shortens_training(
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    minutes: float,
+    update: float,
+    validation: float,
+    steps: int,
+    every: int,
+) -> None:
+    """The number of validations stays, unless they took more than a quarter of the time."""
+    monkeypatch.setattr(choosing, "_measure", lambda *_: Speed(update, 5, validation))
+    config, _ = choose_values(load_config("my.yaml", [f"training.time_limit_minutes={minutes}"]))
+    assert (config.training.max_steps, config.validation.every_steps) == (1000, 50)
+    config, [sentence] = choosing.fit_into_time(config, None)  # type: ignore[arg-type]
+    assert (config.training.max_steps, config.validation.every_steps) == (steps, every)
+    assert config.training.warmup_steps == min(125, steps // 8)
+    assert ("take less than" in sentence) == (steps == 1000)

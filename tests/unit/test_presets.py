@@ -1,0 +1,239 @@
+"""Presets: the table is consistent, keys that are set count more, and auto scales to corpus and machine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtkit.config.loading import config_to_dict, dump_config, load_config, parse_config, set_keys, with_values
+from mtkit.config.presets import (
+    AUTO,
+    PRESETS,
+    CorpusSize,
+    Machine,
+    PresetName,
+    choose,
+    preset_values,
+    round_to_two_digits,
+)
+from mtkit.config.sections import Config
+from mtkit.errors import ConfigError
+from mtkit.model.transformer import Transformer
+
+DATA: dict[str, Any] = {"src": "en", "tgt": "de", "train": [{"path": "x.tsv"}], "valid": [{"path": "v.tsv"}]}
+HEAD = "run: r\ndata: {src: en, tgt: de, train: [{path: x.tsv}], valid: [{path: v.tsv}]}\n"
+LAPTOP = Machine(cores=2, memory=8e9, gpu=None, has_bf16=False)
+GPU = Machine(cores=8, memory=4e10, gpu="NVIDIA A100", has_bf16=True)
+SIZES = [1, 900, 5_000, 9_999, 29_000, 163_000, 700_000, 4_000_000, 50_000_000]
+
+each_preset = pytest.mark.parametrize("name", PRESETS)
+
+
+def config(**keys: Any) -> Config:
+    return parse_config({"run": "r", "data": DATA, **keys})
+
+
+def corpus(pairs: int) -> CorpusSize:
+    return CorpusSize(pairs, float(pairs), 60.0 * pairs)
+
+
+def load(folder: Path, text: str, *overrides: str) -> Config:
+    (folder / "x.yaml").write_text(text, encoding="utf-8")
+    return load_config(folder / "x.yaml", overrides)
+
+
+# --- the table ----------------------------------------------------------------------------------------------------
+
+
+@each_preset
+def test_a_preset_has_the_values_and_the_parameters_of_its_table(tmp_path: Path, name: PresetName) -> None:
+    loaded = config(preset=name)
+    for key, value in PRESETS[name].values.items():
+        section, _, field = key.partition(".")
+        assert getattr(getattr(loaded, section), field) == value, key
+    assert set_keys(loaded) == {"init": None}
+    vocab_size = -(-loaded.tokenizer.vocab_size // 8) * 8
+    with torch.device("meta"):
+        model = Transformer(loaded.model, vocab_size, vocab_size)
+    assert round(model.num_parameters() / 1e6, 1) == PRESETS[name].parameters
+    assert load(tmp_path, dump_config(loaded)) == loaded
+
+
+def test_every_preset_sets_what_scaling_needs_and_ranges_ascend() -> None:
+    needed = {"tokenizer.vocab_size", "training.batch_tokens", "training.max_steps", "training.warmup_steps",
+              "training.learning_rate", "validation.every_steps"}  # fmt: skip
+    for preset in PRESETS.values():
+        assert needed <= preset.values.keys()
+    assert [row.max_pairs for row in AUTO] == sorted({row.max_pairs for row in AUTO})
+    assert AUTO[-1].max_pairs == math.inf
+
+
+@pytest.mark.parametrize(
+    "machine", [LAPTOP, GPU, replace(LAPTOP, memory=1e9)], ids=["laptop", "gpu", "scarce"]
+)
+@pytest.mark.parametrize("pairs", SIZES)
+def test_auto_gives_a_valid_config_for_any_corpus(pairs: int, machine: Machine) -> None:
+    choice = choose(corpus(pairs), machine, {})
+    chosen = with_values(config(preset="auto"), choice.preset, choice.values)
+    training = chosen.training
+    assert chosen.preset == choice.preset
+    assert training.max_steps is not None
+    assert 1000 <= training.max_steps <= 100_000
+    assert 0 < training.warmup_steps <= training.max_steps / 8
+    assert 5 <= training.max_steps / chosen.validation.every_steps <= 50
+    assert f"for {pairs:,} training pair" in choice.reasons[0]
+    assert set_keys(chosen) == {"init": None}
+
+
+# --- auto ---------------------------------------------------------------------------------------------------------
+
+
+def test_auto_grows_with_the_corpus() -> None:
+    choices = [choose(corpus(pairs), GPU, {}) for pairs in SIZES]
+    models = [
+        with_values(config(preset="auto"), choice.preset, choice.values).model.d_model for choice in choices
+    ]
+    assert models == sorted(models)
+    assert [choice.preset for choice in choices][-4:] == ["small", "base", "base", "big"]
+    vocabularies = [choice.values["tokenizer.vocab_size"] for choice in choices]
+    assert vocabularies == sorted(vocabularies)  # type: ignore[type-var]
+
+
+def test_without_a_gpu_auto_takes_a_model_that_a_cpu_can_train() -> None:
+    few, many = (choose(corpus(50_000_000), Machine(cores, 1e12, None, True), {}) for cores in (2, 64))
+    assert (few.preset, many.preset) == ("small", "base")
+    assert few.reasons[1:3] == [
+        "big would suit the corpus but needs a GPU",
+        "base would suit the corpus but needs a GPU or 16 cores",
+    ]
+
+
+def test_scarce_memory_splits_batches_and_changes_nothing_else() -> None:
+    usual, scarce = (choose(corpus(29_000), replace(LAPTOP, memory=memory), {}) for memory in (8e9, 1e9))
+    changed = {
+        "training.batch_tokens": "auto",
+        "training.update_tokens": usual.values["training.batch_tokens"],
+    }
+    assert scarce.values == usual.values | changed
+
+
+def test_the_number_of_updates_follows_from_what_is_set() -> None:
+    def steps(**chosen: object) -> Any:
+        chosen = {f"training.{key}": value for key, value in chosen.items()}
+        return choose(corpus(29_000), LAPTOP, chosen).values["training.max_steps"]
+
+    usual = steps()
+    assert steps(batch_tokens=2048) == pytest.approx(2 * usual, rel=0.05)
+    assert steps(accumulate=2) == pytest.approx(usual / 2, rel=0.05)
+    assert steps(update_tokens=8192) == pytest.approx(usual / 2, rel=0.05)
+    assert steps(max_epochs=2) < usual / 10
+    larger = CorpusSize(29_000, 29_000 * 3, 60.0 * 29_000 * 3)  # weights
+    assert choose(larger, LAPTOP, {}).values["training.max_steps"] == pytest.approx(3 * usual, rel=0.05)
+
+
+def test_numbers_are_rounded_to_two_digits() -> None:
+    assert [round_to_two_digits(number) for number in (0.2, 7, 12.4, 99.6, 128, 38_512, 32_000)] == [
+        1, 7, 12, 100, 130, 39_000, 32_000,
+    ]  # fmt: skip
+
+
+# --- defaults < preset < YAML < key=value -------------------------------------------------------------------------
+
+
+def test_a_file_without_sizes_has_preset_auto_and_one_with_them_the_defaults(tmp_path: Path) -> None:
+    assert load(tmp_path, HEAD).preset == "auto"
+    assert load(tmp_path, HEAD + "validation: {num_samples: 1}\ndecoding: {beam_size: 2}\n").preset == "auto"
+    assert load(tmp_path, HEAD, "training.max_steps=200", "model.dropout=0.2").preset == "auto"
+    assert load(tmp_path, HEAD, "preset=null") == config()
+    for section in ("model: {dropout: 0.2}", "training:", "tokenizer: {}", "init: x"):
+        loaded = load(tmp_path, f"{HEAD}{section}\n")
+        assert (loaded.preset, loaded.model.d_model, loaded.training.simcut) == (None, 256, 0)
+    assert config().preset is None
+
+
+def test_what_is_set_counts_more_than_the_preset(tmp_path: Path) -> None:
+    text = HEAD + "preset: tiny\nmodel: {dropout: 0.15, num_heads: 2}\n"
+    loaded = load(tmp_path, text, "model.num_heads=8", "decoding.beam_size=3")
+    assert (loaded.model.dropout, loaded.model.num_heads, loaded.decoding.beam_size) == (0.15, 8, 3)
+    assert loaded.model.d_ff == PRESETS["tiny"].values["model.d_ff"]
+    expected = {"init": None, "model.dropout": 0.15, "model.num_heads": 8, "decoding.beam_size": 3}
+    assert set_keys(loaded) == expected
+    assert load(tmp_path, text, "preset=small").model.d_ff == PRESETS["small"].values["model.d_ff"]
+
+
+def test_fewer_updates_warm_up_and_validate_accordingly(tmp_path: Path) -> None:
+    values = PRESETS["tiny"].values
+    loaded = load(tmp_path, HEAD + "preset: tiny\n", "training.max_steps=200")
+    assert (loaded.training.max_steps, loaded.training.warmup_steps) == (200, 25)
+    num_validations = values["training.max_steps"] / values["validation.every_steps"]  # type: ignore[operator]
+    assert loaded.validation.every_steps == 200 / num_validations
+    longer = load(tmp_path, HEAD + "preset: tiny\n", "training.max_steps=50000", "validation.every_steps=7")
+    assert longer.training.warmup_steps == values["training.warmup_steps"]
+    assert longer.validation.every_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["training.r_drop=5"], {"training.simcut": 0.0}),
+        (["training.r_drop=0"], {"training.simcut": PRESETS["small"].values["training.simcut"]}),
+        (["training.schedule=noam"], {"training.learning_rate": 2.0}),
+        (["training.min_learning_rate=0.0015"], {"training.schedule": "cosine"}),
+        (["tokenizer.model=x.model"], {"tokenizer.vocab_size": 8000}),
+        (["decoding.sample=true"], {"decoding.beam_size": 5}),
+        (["init=x"], {"model.d_ff": None, "tokenizer.vocab_size": 8000, "training.schedule": "cosine"}),
+        (["preset=base", "training.parallel=fsdp"], {"training.batch_tokens": 4096}),
+        (["preset=base", "training.accumulate=2"],
+         {"training.batch_tokens": 4096, "training.update_tokens": None}),
+        (["preset=base", "training.update_tokens=5000"], {"training.batch_tokens": "auto"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_values_of_the_preset_make_way_for_keys_that_exclude_them(
+    tmp_path: Path, overrides: list[str], expected: dict[str, object]
+) -> None:
+    loaded = load(tmp_path, HEAD + "preset: small\n", *overrides)
+    for key, value in expected.items():
+        section, _, field = key.partition(".")
+        assert getattr(getattr(loaded, section), field) == value, key
+    assert load(tmp_path, dump_config(loaded)) == loaded
+
+
+def test_a_config_that_is_still_to_be_chosen_stays_so(tmp_path: Path) -> None:
+    loaded = load(tmp_path, HEAD, "training.max_steps=200")
+    again = load(tmp_path, dump_config(loaded))
+    assert (again, set_keys(again)) == (loaded, {"init": None, "training.max_steps": 200})
+    again = parse_config(config_to_dict(loaded))
+    assert (again, set_keys(again)) == (loaded, {"init": None, "training.max_steps": 200})
+
+
+def test_a_mistake_is_reported_with_its_place(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, HEAD + "preset: smal\n")
+    assert str(caught.value).endswith(
+        "x.yaml:3: preset: expected auto, tiny, small, base, big or student, got 'smal' (did you mean small?)"
+    )
+    for wrong in ("training.max_steps=x", "training.max_steps=true", "tokenizer.vocab_size=-1", "model=3"):
+        with pytest.raises(ConfigError, match=f"command line: {wrong}"):
+            load(tmp_path, HEAD + "preset: tiny\n", wrong)
+    with pytest.raises(
+        ConfigError, match=r"command line: model\.d_model=90: .*not a multiple of num_heads 4"
+    ):
+        load(tmp_path, HEAD, "model.d_model=90")
+
+
+def test_the_length_of_a_cosine_is_known_from_the_time_limit(tmp_path: Path) -> None:
+    limited = config(training={"schedule": "cosine", "time_limit_minutes": 3})
+    assert limited.training.max_steps is None
+    with pytest.raises(ConfigError, match="schedule cosine needs max_steps"):
+        config(training={"schedule": "cosine", "max_epochs": 3})
+
+
+@each_preset
+def test_preset_values_leave_out_what_is_set(name: PresetName) -> None:
+    assert "model.dropout" not in preset_values(name, {"model.dropout": 0.5})
