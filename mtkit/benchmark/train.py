@@ -151,18 +151,17 @@ def benchmark_train(
         say: Receives progress messages.
 
     Raises:
-        ConfigError: If a baseline is unknown or not installed.
+        ConfigError: If a baseline is unknown or not installed, or the config needs more than random tokens.
         DataError: If a corpus is missing or malformed.
         TrainingError: If memory runs out.
     """
     for name in against:
         if name not in _BASELINES:
             raise ConfigError(f"unknown baseline {name!r}", where="`against`", hint=", ".join(_BASELINES))
-    if synthetic and config.training.distillation is not None:
-        what = "random tokens have no meaning for teachers"
-        raise ConfigError(
-            what, where="training.distillation", hint="leave out one of `synthetic` and this key"
-        )
+    for key in ("distillation", "guided_alignment"):
+        if synthetic and getattr(config.training, key):
+            what = "random tokens mean nothing to teachers, and have no alignment"
+            raise ConfigError(what, where=f"training.{key}", hint="leave it out, or `synthetic`")
     device = configure_process(config)
     if "compile" in against:
         check_compiler(device, "`against` compile")

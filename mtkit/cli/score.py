@@ -18,6 +18,7 @@ from mtkit.errors import ConfigError, DataError
 from mtkit.formatting import format_count
 
 if TYPE_CHECKING:
+    from mtkit.data.alignments import WordLinks
     from mtkit.translation.assembly import Translation
 
 
@@ -32,6 +33,12 @@ def score(
         float | None,
         typer.Option(
             help="Instead of scores, print the pairs with at least this score, as source, tab, target."
+        ),
+    ] = None,
+    alignment: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of scores, `pharaoh` prints `0-0 1-2`: pairs of source and target words, from 0."
         ),
     ] = None,
     tag: options.Tag = None,
@@ -50,11 +57,20 @@ def score(
 
     With --minimum, this filters a corpus; pairs that contain tabs or are too long for the model are dropped. Memory
     does not grow with the number of lines.
+
+    With --alignment, this aligns the words of a corpus, for `alignments` in a config (training.guided_alignment): each
+    pair as one segment, without links if it is too long for the model.
     """
     from mtkit.files import read_lines
 
     if minimum is not None and math.isnan(minimum):
         raise ConfigError("nan is not a score", where="--minimum", hint="a number, for example -1.5")
+    if alignment not in (None, "pharaoh"):
+        raise ConfigError(
+            f"unknown format {alignment!r}", where="--alignment", hint="pharaoh is the only one"
+        )
+    if alignment is not None and minimum is not None:
+        raise ConfigError("--alignment cannot be combined with --minimum", hint="filter first, then align")
     open_stdout()  # if it is closed, fail before the model is loaded
     decoding = resolve_decoding(model, {
         "length_penalty": length_penalty, "penalty_kind": penalty_kind, "coverage_penalty": coverage_penalty,
@@ -64,6 +80,9 @@ def score(
     _check_lengths(src, tgt)
     check_tag(tag, translator)
     pairs = zip_lines([iter(read_lines(src)), iter(read_lines(tgt))], [src, tgt])
+    if alignment is not None:
+        _write_alignments(prefetch_first(translator.align(pairs, tag=tag or "")))
+        return
     skip_long = minimum is not None
     scored = translator.score_stream(pairs, skip_long, tag=tag or "", split_sentences=split_sentences)
     if minimum is None:
@@ -92,6 +111,13 @@ def _write_scores(scores: Iterable[float]) -> None:
     with open_output(None) as out:
         for score in scores:
             out.write(f"{score:.6f}\n")
+
+
+def _write_alignments(alignments: Iterable[WordLinks]) -> None:
+    """Write the links of one pair a line to stdout."""
+    with open_output(None) as out:
+        for links in alignments:
+            out.write(" ".join(f"{s}-{t}" for s, t in links) + "\n")
 
 
 def _write_pairs(scored: Iterable[tuple[str, Translation | None]], minimum: float) -> None:

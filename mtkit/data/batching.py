@@ -6,7 +6,7 @@ Shapes: B pairs in a batch, S source length, T target length.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -96,6 +96,7 @@ class Batch:
     tgt_out: npt.NDArray[np.int64]  # [B, T], each row ends with eos
     tgt_mask: npt.NDArray[np.bool_]  # [B, T], True at real positions
     indices: Indices  # [B], the indices of the pairs in the corpus
+    links: npt.NDArray[np.int64] | None = None  # [links, 3]: row, target position, source position
 
     @property
     def num_targets(self) -> int:
@@ -154,8 +155,20 @@ def collate_sources(rows: Sequence[Ids], pad: int, eos: int, source_eos: bool) -
     return collate_tokens([ids if len(ids) else np.array([eos], dtype=np.int32) for ids in rows], pad)
 
 
-def make_batch(corpus: EncodedPairs, indices: Indices, special: SpecialIds) -> Batch:
-    """Fetch the pairs of a batch and collate them."""
+def make_batch(
+    corpus: EncodedPairs,
+    indices: Indices,
+    special: SpecialIds,
+    links: Callable[[int], Ids] | None = None,
+) -> Batch:
+    """Fetch the pairs of a batch and collate them.
+
+    Args:
+        corpus: the pairs.
+        indices: those of the batch.
+        special: ids that frame sentences.
+        links: returns the linked tokens of a pair, source and target: [links, 2]; by default a batch has none.
+    """
     numbers = indices.tolist()
     tgts = [corpus.tgt(i) for i in numbers]
     tgt_out = collate_tokens(tgts, special.tgt_pad, eos=special.tgt_eos)
@@ -168,10 +181,22 @@ def make_batch(corpus: EncodedPairs, indices: Indices, special: SpecialIds) -> B
         tgt_out=tgt_out,
         tgt_mask=np.arange(tgt_out.shape[1])[None, :] < lengths[:, None],
         indices=indices,
+        links=None if links is None else _collate_links([links(i) for i in numbers]),
     )
 
 
-def empty_batch(corpus: EncodedPairs, indices: Indices, special: SpecialIds) -> Batch:
+def _collate_links(rows: Sequence[Ids]) -> npt.NDArray[np.int64]:
+    """Stack the linked tokens of pairs, [links, 2] each: [links, 3] with the row, the target and the source."""
+    numbers = np.repeat(np.arange(len(rows)), [len(links) for links in rows])
+    return np.column_stack([numbers, np.concatenate(rows)[:, ::-1]]).astype(np.int64)
+
+
+def empty_batch(
+    corpus: EncodedPairs,
+    indices: Indices,
+    special: SpecialIds,
+    links: Callable[[int], Ids] | None = None,
+) -> Batch:
     """Return a batch without targets: a rank for which an update has no rows takes part in it with this."""
-    batch = make_batch(corpus, indices[:1], special)
+    batch = make_batch(corpus, indices[:1], special, None if links is None else lambda i: links(i)[:0])
     return replace(batch, tgt_mask=np.zeros_like(batch.tgt_mask), indices=indices[:0])

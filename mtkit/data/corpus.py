@@ -32,14 +32,19 @@ ROWS = 1 << 16
 """Pairs per record batch (the last one may have fewer)."""
 
 
+LINKS = "links"
+"""Column of the linked tokens (see `token_links`), which a corpus has if one of its sources has alignments."""
+
+
 def _schema(source_type: pa.DataType) -> pa.Schema:
     ids = pa.large_list(pa.int32())
     return pa.schema({"src": ids, "tgt": ids, "source": source_type, "line": pa.int64()})
 
 
 SCHEMA = _schema(pa.int32())
-_READABLE_SCHEMAS = (SCHEMA, _schema(pa.int16()))
-"""The schema that is written, and an earlier one: such files have the same key and remain valid."""
+ALIGNED_SCHEMA = SCHEMA.append(pa.field(LINKS, pa.large_list(pa.int32())))
+_READABLE_SCHEMAS = (SCHEMA, ALIGNED_SCHEMA, _schema(pa.int16()))
+"""The schemas that are written, and an earlier one: such files have the same key and remain valid."""
 
 
 class Corpus:
@@ -62,6 +67,8 @@ class Corpus:
         self.sources = sources
         batches = _map_batches(folder / "pairs.arrow", self.counts.kept)
         self._src, self._tgt = _IdColumn(batches, "src"), _IdColumn(batches, "tgt")
+        is_aligned = LINKS in batches[0].schema.names
+        self._links = _IdColumn(batches, LINKS) if is_aligned else None
         self._locations = [
             (as_numpy(batch.column("source")), as_numpy(batch.column("line"))) for batch in batches
         ]
@@ -78,6 +85,10 @@ class Corpus:
         """Return the target ids of a pair, as a read-only view."""
         return self._tgt.row(index)
 
+    def links(self, index: int) -> Ids:
+        """Return the linked tokens of a pair, source and target: [links, 2]; none without alignments."""
+        return (np.empty(0, np.int32) if self._links is None else self._links.row(index)).reshape(-1, 2)
+
     def location(self, index: int) -> str:
         """Return where the text of a pair is, such as `train.en.gz:17`."""
         batch, row = divmod(index, ROWS)
@@ -90,9 +101,14 @@ class Corpus:
         return np.concatenate([sources for sources, _ in self._locations])
 
     def first_difference(self, other: Corpus) -> int | None:
-        """Return the index of the first pair with other ids, or that only one corpus has; None if there is none."""
+        """Return the index of the first pair with other ids, or that only one corpus has; None if there is none.
+
+        Links count if both corpora have them.
+        """
         shorter = min(len(self), len(other))
-        sides = (self._src, other._src), (self._tgt, other._tgt)
+        sides = [(self._src, other._src), (self._tgt, other._tgt)]
+        if self._links is not None and other._links is not None:
+            sides.append((self._links, other._links))
         for start in range(0, shorter, ROWS):
             if all(mine.same_batch(theirs, start // ROWS) for mine, theirs in sides):
                 continue

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from itertools import chain, islice, product, repeat
+from itertools import chain, islice, product, repeat, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +27,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mtkit.config.sections import DataConfig
+from mtkit.data.alignments import WordLinks, token_links
 from mtkit.data.cache import open_cache, remove_abandoned_folders
-from mtkit.data.corpus import FORMAT, ROWS, SCHEMA, Corpus, as_numpy
+from mtkit.data.corpus import ALIGNED_SCHEMA, FORMAT, LINKS, ROWS, SCHEMA, Corpus, as_numpy
 from mtkit.data.filters import KEPT, FilterCounts, PairFilter, Reasons
 from mtkit.data.readers import Pair
 from mtkit.data.sources import Source
@@ -46,6 +47,7 @@ from mtkit.files import (
     temporary_folder,
     write_text,
 )
+from mtkit.formatting import format_count
 
 _CHUNK_PAIRS = 1 << 14
 _ARROW_MAGIC_BYTES = (
@@ -56,8 +58,8 @@ _PAIRS_FILE, _INFO_FILE, _PROGRESS_FILE = "pairs.arrow", "info.json", "progress.
 _INTERRUPTED_FILE = "before.arrow"
 """`pairs.arrow` of a killed process; deleted when its intact record batches are in the new file."""
 
-_SourcePairs = Iterator[tuple[int, tuple[int, Pair]]]
-"""(index of the source, (line, pair)) of all sources."""
+_SourcePairs = Iterator[tuple[int, tuple[int, Pair], WordLinks]]
+"""(index of the source, (line, pair), linked words) of all sources."""
 _Int64s = npt.NDArray[np.int64]
 
 
@@ -146,14 +148,16 @@ def _encode_into(
     Raises:
         DataError: If no pair is left.
     """
-    done = _recover_batches(work)
+    schema = ALIGNED_SCHEMA if any(source.alignments for source in sources) else SCHEMA
+    done = _recover_batches(work, schema)
     progress = done[-1].progress if done else _Progress(0, FilterCounts())
     pair_filter, pairs = PairFilter(data), _read(sources)
     if progress.num_read:
         _skip(pairs, progress.num_read, pair_filter)
         on_progress(progress.num_read)
-    remaining = _RecordBatches(progress, _encode_chunks(pairs, tokenizers, pair_filter), on_progress)
-    num_bytes = _write_batches(work, done, remaining)
+    chunks = _encode_chunks(pairs, sources, tokenizers, pair_filter)
+    remaining = _RecordBatches(progress, chunks, schema, on_progress)
+    num_bytes = _write_batches(work, done, remaining, schema)
     if remaining.counts.kept == 0:
         what = f"no pair is left to train on: {remaining.counts.summary()}"
         raise DataError(what, where="data.train", hint="check the sources and data.max_length")
@@ -171,6 +175,7 @@ class _TextChunk(NamedTuple):
     lines: _Int64s
     srcs: list[str]
     tgts: list[str]
+    links: list[WordLinks]
 
 
 class _EncodedChunk(NamedTuple):
@@ -183,6 +188,8 @@ class _EncodedChunk(NamedTuple):
     tgt_lengths: _Int64s
     sources: npt.NDArray[np.int32]
     lines: _Int64s
+    links: Ids
+    link_lengths: _Int64s
 
     @property
     def num_rows(self) -> int:
@@ -199,41 +206,75 @@ class _EncodedChunk(NamedTuple):
             num_rows,
             num_rows,
             num_rows,
+            int(self.link_lengths[:num_rows].sum()),
+            num_rows,
         )
         columns: tuple[npt.NDArray[Any], ...] = self
         parts = [(column[:end], column[end:]) for column, end in zip(columns, ends, strict=True)]
         return _EncodedChunk(*(first for first, _ in parts)), _EncodedChunk(*(rest for _, rest in parts))
 
-    def record_batch(self) -> pa.RecordBatch:
+    def record_batch(self, schema: pa.Schema) -> pa.RecordBatch:
         """Return the rows in the schema of the file."""
-        sides = ((self.src_ids, self.src_lengths), (self.tgt_ids, self.tgt_lengths))
-        lists = [
+        sides = (
+            (self.src_ids, self.src_lengths),
+            (self.tgt_ids, self.tgt_lengths),
+            (self.links, self.link_lengths),
+        )
+        src, tgt, links = (
             pa.LargeListArray.from_arrays(
                 pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64()), pa.array(ids, pa.int32())
             )
             for ids, lengths in sides
-        ]
+        )
         locations = [pa.array(self.sources, SCHEMA.field("source").type), pa.array(self.lines, pa.int64())]
-        return pa.record_batch([*lists, *locations], schema=SCHEMA)
+        columns = [src, tgt, *locations, links]
+        return pa.record_batch(columns[: len(schema)], schema=schema)
 
 
 def _read(sources: Sequence[Source]) -> _SourcePairs:
-    return chain.from_iterable(zip(repeat(index), source.read()) for index, source in enumerate(sources))
+    return chain.from_iterable(
+        zip(repeat(index), source.read(), repeat(()))
+        if source.alignments is None
+        else _read_aligned(index, source)
+        for index, source in enumerate(sources)
+    )
+
+
+def _read_aligned(index: int, source: Source) -> _SourcePairs:
+    """Yield the pairs of a source with their alignments.
+
+    Raises:
+        DataError: If there are not as many lines of alignments as pairs.
+    """
+    number, pairs, alignments = 0, source.read(), source.read_alignments()
+    for number, (pair, links) in enumerate(zip_longest(pairs, alignments), 1):
+        if pair is None or links is None:
+            num_pairs, num_lines = (
+                number - (item is None) + sum(1 for _ in rest)
+                for item, rest in ((pair, pairs), (links, alignments))
+            )
+            hint = "line n aligns pair n, so there must be as many"
+            what = (
+                f"{format_count(num_lines, 'line')}, but {format_count(num_pairs, 'pair')} in {source.name}"
+            )
+            raise DataError(what, where=str(source.alignments), hint=hint)
+        yield index, pair, links
 
 
 def _next_texts(pairs: _SourcePairs, max_pairs: int) -> _TextChunk | None:
     """Return the next pairs, or None at the end."""
-    sources, lines, srcs, tgts = [], [], [], []
-    for source, (line, (src, tgt)) in islice(
+    sources, lines, srcs, tgts, links = [], [], [], [], []
+    for source, (line, (src, tgt)), words in islice(
         pairs, max_pairs
     ):  # Faster than collecting the tuples and unzipping.
         sources.append(source)
         lines.append(line)
         srcs.append(src.strip())
         tgts.append(tgt.strip())
+        links.append(words)
     if not lines:
         return None
-    return _TextChunk(np.array(sources, np.int32), np.array(lines, np.int64), srcs, tgts)
+    return _TextChunk(np.array(sources, np.int32), np.array(lines, np.int64), srcs, tgts, links)
 
 
 def _skip(pairs: _SourcePairs, number: int, pair_filter: PairFilter) -> None:
@@ -247,14 +288,14 @@ def _skip(pairs: _SourcePairs, number: int, pair_filter: PairFilter) -> None:
 
 
 def _encode_chunks(
-    pairs: _SourcePairs, tokenizers: Tokenizers, pair_filter: PairFilter
+    pairs: _SourcePairs, sources: Sequence[Source], tokenizers: Tokenizers, pair_filter: PairFilter
 ) -> Iterator[_EncodedChunk]:
     """Encode in a thread (SentencePiece uses one thread per processor) while the next pairs are read."""
     with ThreadPoolExecutor(1, thread_name_prefix="encoding") as thread:
         pending: Future[_EncodedChunk] | None = None
         while (texts := _next_texts(pairs, _CHUNK_PAIRS)) is not None:
             reasons = pair_filter.filter_texts(texts.srcs, texts.tgts)
-            submitted = thread.submit(_encode_chunk, texts, reasons, tokenizers, pair_filter)
+            submitted = thread.submit(_encode_chunk, texts, reasons, sources, tokenizers, pair_filter)
             if pending is not None:
                 yield pending.result()
             pending = submitted
@@ -263,7 +304,11 @@ def _encode_chunks(
 
 
 def _encode_chunk(
-    texts: _TextChunk, reasons: Reasons, tokenizers: Tokenizers, pair_filter: PairFilter
+    texts: _TextChunk,
+    reasons: Reasons,
+    sources: Sequence[Source],
+    tokenizers: Tokenizers,
+    pair_filter: PairFilter,
 ) -> _EncodedChunk:
     rows = np.flatnonzero(reasons == KEPT)
     indices = rows.tolist()
@@ -271,6 +316,7 @@ def _encode_chunk(
     tgt_ids, tgt_lengths = tokenizers.tgt.encode_flat([texts.tgts[i] for i in indices])
     reasons[rows] = pair_filter.filter_lengths(src_lengths, tgt_lengths)
     is_kept = reasons[rows] == KEPT
+    links = [_link_tokens(texts, i, sources, tokenizers) for i in rows[is_kept].tolist()]
     return _EncodedChunk(
         reasons,
         src_ids[np.repeat(is_kept, src_lengths)],
@@ -279,7 +325,29 @@ def _encode_chunk(
         tgt_lengths[is_kept],
         texts.sources[rows[is_kept]],
         texts.lines[rows[is_kept]],
+        np.fromiter(chain.from_iterable(links), np.int32),
+        np.fromiter(map(len, links), np.int64, len(links)),
     )
+
+
+def _link_tokens(
+    texts: _TextChunk, index: int, sources: Sequence[Source], tokenizers: Tokenizers
+) -> list[int]:
+    """Return the linked tokens of a pair; see `token_links`.
+
+    Raises:
+        DataError: If a link is to a word that is not there.
+    """
+    links, src, tgt = texts.links[index], texts.srcs[index], texts.tgts[index]
+    if not links:
+        return []
+    try:
+        return token_links(links, src, tgt, tokenizers.src.spans(src), tokenizers.tgt.spans(tgt))
+    except ValueError as error:
+        source = sources[texts.sources[index]]
+        what = f"{error} in the pair at {source.location(int(texts.lines[index]))}"
+        hint = "words are separated by spaces, and counted from 0 in the text as it is"
+        raise DataError(what, where=str(source.alignments), hint=hint) from error
 
 
 # --- writing and resuming -----------------------------------------------------------------------------------------
@@ -303,6 +371,9 @@ class _Progress:
                 checksum = zlib.crc32(as_numpy(column).data, checksum)
         for name in ("source", "line"):
             checksum = zlib.crc32(as_numpy(batch.column(name)).data, checksum)
+        if LINKS in batch.schema.names:
+            for column in (batch.column(LINKS).offsets, batch.column(LINKS).values):
+                checksum = zlib.crc32(as_numpy(column).data, checksum)
         return checksum
 
 
@@ -326,9 +397,13 @@ class _RecordBatches:
     """
 
     def __init__(
-        self, progress: _Progress, chunks: Iterator[_EncodedChunk], on_progress: Callable[[int], None]
+        self,
+        progress: _Progress,
+        chunks: Iterator[_EncodedChunk],
+        schema: pa.Schema,
+        on_progress: Callable[[int], None],
     ) -> None:
-        self.counts = progress.counts
+        self.counts, self._schema = progress.counts, schema
         self._chunks, self._on_progress = chunks, on_progress
 
     def __iter__(self) -> Iterator[_WrittenBatch]:
@@ -351,18 +426,20 @@ class _RecordBatches:
 
     def _finish(self, rows: _EncodedChunk) -> _WrittenBatch:
         self.counts += FilterCounts.from_reasons(rows.reasons)
-        return _WrittenBatch(rows.record_batch(), _Progress(self.counts.num_read, self.counts))
+        return _WrittenBatch(rows.record_batch(self._schema), _Progress(self.counts.num_read, self.counts))
 
 
 def _concatenate(chunks: Sequence[_EncodedChunk]) -> _EncodedChunk:
     return _EncodedChunk(*map(np.concatenate, zip(*chunks, strict=True)))
 
 
-def _write_batches(work: Path, recovered: Sequence[_WrittenBatch], remaining: _RecordBatches) -> int:
+def _write_batches(
+    work: Path, recovered: Sequence[_WrittenBatch], remaining: _RecordBatches, schema: pa.Schema
+) -> int:
     """Write the recovered and the remaining record batches. Return the size of the file in bytes."""
     path, progress = work / _PAIRS_FILE, work / _PROGRESS_FILE
     with storage_errors(work):
-        with open(path, "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+        with open(path, "wb") as file, pa.ipc.new_file(file, schema) as writer:
             for written in recovered:
                 writer.write_batch(written.batch)
             file.flush()
@@ -375,7 +452,7 @@ def _write_batches(work: Path, recovered: Sequence[_WrittenBatch], remaining: _R
         return path.stat().st_size
 
 
-def _recover_batches(work: Path) -> list[_WrittenBatch]:
+def _recover_batches(work: Path, schema: pa.Schema) -> list[_WrittenBatch]:
     """Return the record batches that a killed process has written, up to the first damaged one."""
     interrupted, unfinished = work / _INTERRUPTED_FILE, work / _PAIRS_FILE
     with storage_errors(work):
@@ -388,7 +465,7 @@ def _recover_batches(work: Path) -> list[_WrittenBatch]:
         for line in lines[:-1]:
             num_read, counts, checksum = json.loads(line)
             progress, batch = _Progress(num_read, FilterCounts(**counts)), stream.read_next_batch()
-            if batch.schema != SCHEMA or progress.checksum(batch) != checksum:
+            if batch.schema != schema or progress.checksum(batch) != checksum:
                 break
             recovered.append(_WrittenBatch(batch, progress))
     return recovered

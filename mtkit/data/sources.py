@@ -13,13 +13,14 @@ import itertools
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mtkit.config.sections import DataConfig, SourceConfig
+from mtkit.data.alignments import WordLinks, read_alignments
 from mtkit.data.documents import read_spreadsheet, read_translation_units
 from mtkit.data.readers import Columns, NumberedPairs, Pair, read_csv, read_jsonl, read_tsv
 from mtkit.data.tables import Hashes, HubTable, ParquetTable, SavedTable, Table, read_rows, row_location
@@ -69,6 +70,19 @@ class Source(ABC):
     def paths(self) -> tuple[Path, ...]:
         """Return the local files or folders that are read."""
         return ()
+
+    @property
+    def alignments(self) -> Path | None:
+        """Return the file of word alignments, if there is one."""
+        return None
+
+    def read_alignments(self) -> Iterator[WordLinks]:
+        """Yield the linked words of each pair that `read` yields, if there are `alignments`.
+
+        Raises:
+            DataError: If the file is malformed.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def fingerprint(self, hashes: Hashes = DEFAULT_HASHES) -> str:
@@ -207,6 +221,40 @@ class _DemoPairs(Source):
 
 
 @dataclass(frozen=True)
+class _AlignedSource(Source):
+    """A source with a file of word alignments."""
+
+    source: Source
+    path: Path
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """See `Source.paths`."""
+        return (*self.source.paths, self.path)
+
+    @property
+    def alignments(self) -> Path:
+        """See `Source.alignments`."""
+        return self.path
+
+    def read(self) -> NumberedPairs:
+        """See `Source.read`."""
+        return self.source.read()
+
+    def read_alignments(self) -> Iterator[WordLinks]:
+        """See `Source.read_alignments`."""
+        return read_alignments(self.path)
+
+    def location(self, number: int) -> str:
+        """See `Source.location`."""
+        return self.source.location(number)
+
+    def fingerprint(self, hashes: Hashes = DEFAULT_HASHES) -> str:
+        """See `Source.fingerprint`."""
+        return _hash("aligned", hashes.of_text(self.path), self.source.fingerprint(hashes))
+
+
+@dataclass(frozen=True)
 class _TaggedSource(Source):
     """A source with a tag before each of its source lines."""
 
@@ -217,6 +265,16 @@ class _TaggedSource(Source):
     def paths(self) -> tuple[Path, ...]:
         """See `Source.paths`."""
         return self.source.paths
+
+    @property
+    def alignments(self) -> Path | None:
+        """See `Source.alignments`."""
+        return self.source.alignments
+
+    def read_alignments(self) -> Iterator[WordLinks]:
+        """See `Source.read_alignments`. The tag is the first word."""
+        for links in self.source.read_alignments():
+            yield tuple((s + 1, t) for s, t in links)
 
     def read(self) -> NumberedPairs:
         """See `Source.read`. An empty source line stays empty."""
@@ -254,6 +312,8 @@ def open_sources(
     sources: list[Source] = []
     for number, config in enumerate(configs):
         source = _open_source(config, data, split, seed, f"data.{split}.{number}")
+        if config.alignments is not None:
+            source = _AlignedSource(source.name, source, _text_file(data, config.alignments))
         if config.tag is not None:
             source = _TaggedSource(source.name, source, config.tag)
         sources.append(replace(source, name=_unique_name(source.name, {other.name for other in sources})))

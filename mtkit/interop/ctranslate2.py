@@ -133,11 +133,14 @@ def _make_spec(specs: Any, config: ModelConfig) -> Any:
         }
 
     decoder = config.decoder
+    layer = config.alignment_layer  # if there is one, its first head aligns
+    alignment = {
+        "alignment_layer": -1 if layer is None else layer - 1,
+        "alignment_heads": decoder.heads if layer is None else 1,
+    }
     spec = specs.TransformerSpec(
         specs.TransformerEncoderSpec(config.encoder_layers, **shape(config)),
-        specs.TransformerDecoderSpec(
-            config.decoder_layers, **shape(decoder), alignment_layer=-1, alignment_heads=decoder.heads
-        ),
+        specs.TransformerDecoderSpec(config.decoder_layers, **shape(decoder), **alignment),
     )
     for side, own in ((spec.encoder, config), (spec.decoder, decoder)):
         side.pre_norm = own.norm_position == "pre"

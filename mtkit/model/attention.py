@@ -218,9 +218,28 @@ class MultiHeadAttention(nn.Module):
 
     def attend_memory(self, x_BTD: Tensor, memory_BSD: Tensor, mask: Tensor | None) -> Tensor:
         """Attend to a memory: [B, T, D]."""
-        if uses_cpu_training_kernel(x_BTD):
-            return self._attend_on_cpu(self.q(x_BTD), self.kv(memory_BSD), mask)
-        return self.attend_memory_kv(x_BTD, self.project_memory(memory_BSD), mask)
+        return self._attend_projected(self.q(x_BTD), self.kv(memory_BSD), mask)
+
+    def attend_memory_and_align(
+        self, x_BTD: Tensor, memory_BSD: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Attend to a memory, and return also the logs of the first head's weights: [B, T, D] and [B, T, S].
+
+        The kernels that attend with all heads do not store weights, so those of this head are computed beside them.
+        """
+        q_BTD, kv = self.q(x_BTD), self.kv(memory_BSD)  # kv [B, S, 2 x G x E], keys first
+        E = self.head_width
+        scores_BTS = (q_BTD[..., :E] @ kv[..., :E].transpose(1, 2)) * E**-0.5
+        scores_BTS = scores_BTS.to(torch.promote_types(scores_BTS.dtype, torch.float32))
+        log_weights_BTS = scores_BTS.masked_fill(~mask[:, 0], float("-inf")).log_softmax(dim=-1)
+        return self._attend_projected(q_BTD, kv, mask), log_weights_BTS
+
+    def _attend_projected(self, q_BTD: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend to a memory whose projection `kv` is not split into heads: [B, T, D]."""
+        if uses_cpu_training_kernel(q_BTD):
+            return self._attend_on_cpu(q_BTD, kv, mask)
+        k, v = self.split_heads(kv).chunk(2, dim=1)
+        return self.attend(self.split_heads(q_BTD), k, v, mask)
 
     def self_weights(self, x_BTD: Tensor, mask: Tensor | None, positions_T: Tensor) -> Tensor:
         """Return the weights [B, H, T, T] with which `attend_self`, whose kernels do not store them, attends."""

@@ -113,6 +113,8 @@ class Transformer(nn.Module):
             DecoderLayer(config.decoder) for _ in range(config.unique_decoder_layers or config.decoder_layers)
         )
         self.encoder_depth, self.decoder_depth = config.encoder_layers, config.decoder_layers
+        self.alignment_layer = None if config.alignment_layer is None else config.alignment_layer - 1
+        """Index of the decoder layer whose first head of cross-attention aligns, if one does."""
         self.encoder_norm = make_norm(config) if config.has_final_norm else nn.Identity()
         self.decoder_norm = make_norm(config) if config.decoder.has_final_norm else nn.Identity()
         self.init_weights()
@@ -176,6 +178,7 @@ class Transformer(nn.Module):
         memory_mask: Tensor,
         kept_BT: Tensor | None = None,
         num_streams: int = 1,
+        alignment: list[Tensor] | None = None,
     ) -> Tensor:
         """Decode target tokens [B, T], bos first, into hidden states [B, T, D]; each position sees no later one.
 
@@ -185,6 +188,7 @@ class Transformer(nn.Module):
             memory_mask: output of `source_mask`.
             kept_BT: whether a token keeps its embedding; by default all do.
             num_streams: number of equal parts of the batch, each of which drops layers of its own.
+            alignment: gets the logs of the weights [B, T, S] of the head that aligns; None if they are not needed.
         """
         positions_T = torch.arange(tgt_BT.shape[1], device=tgt_BT.device)
         mask_TT = causal_mask(tgt_BT.shape[1], tgt_BT.device)
@@ -196,12 +200,19 @@ class Transformer(nn.Module):
             return attention.attend_memory(x, memory_BSD, memory_mask)
 
         x_BTD = self.tgt_embedding.embed(tgt_BT, positions_T, self.residual_dtype, kept_BT)
+
+        def aligning_attention(attention: MultiHeadAttention, x: Tensor) -> Tensor:
+            out_BTD, log_weights_BTS = attention.attend_memory_and_align(x, memory_BSD, memory_mask)
+            if alignment is not None and not alignment:  # a layer that is recomputed comes here twice
+                alignment.append(log_weights_BTS)
+            return out_BTD
+
         if self.training and self.layer_dropout:  # if all layers are dropped, nothing depends on the memory
             x_BTD = with_zero_gradients(x_BTD, memory_BSD)
-        for layer in self.decoder_stack():
-            x_BTD = self._run_layer(
-                num_streams, layer, x_BTD, self_attention, cross_attention, self.compute_dtype
-            )
+        aligning = None if alignment is None else self.alignment_layer
+        for index, layer in enumerate(self.decoder_stack()):
+            attend = aligning_attention if index == aligning else cross_attention
+            x_BTD = self._run_layer(num_streams, layer, x_BTD, self_attention, attend, self.compute_dtype)
         hidden_BTD: Tensor = self.decoder_norm(x_BTD).to(self.compute_dtype)
         return hidden_BTD
 
@@ -236,10 +247,11 @@ class Transformer(nn.Module):
         src_kept_BS: Tensor | None = None,
         tgt_kept_BT: Tensor | None = None,
         num_streams: int = 1,
+        alignment: list[Tensor] | None = None,
     ) -> Tensor:
         """Return the hidden states [B, T, D] of the decoder, given both sides; the loss projects them to logits."""
-        memory_BSD = self.encode(src_BS, src_kept_BS, num_streams)
-        return self.decode(tgt_BT, memory_BSD, self.source_mask(src_BS), tgt_kept_BT, num_streams)
+        memory_BSD, mask = self.encode(src_BS, src_kept_BS, num_streams), self.source_mask(src_BS)
+        return self.decode(tgt_BT, memory_BSD, mask, tgt_kept_BT, num_streams, alignment)
 
     def init_state(self, memory_BSD: Tensor, memory_mask: Tensor) -> DecoderState:
         """Return the state before the first step, with one hypothesis for each sentence."""

@@ -60,7 +60,14 @@ def build_trainer(
 
     if inputs.teachers is not None:
         inputs.teachers.to(device, dtype)
-    objective = Objective(model, training.label_smoothing, stage, _consistency(training), inputs.teachers)
+    objective = Objective(
+        model,
+        training.label_smoothing,
+        stage,
+        _consistency(training),
+        inputs.teachers,
+        training.guided_alignment,
+    )
     with peer_failure_errors():
         if is_sharded:
             initial = make_training_model(config, inputs.tokenizers, dtype) if world.is_main else None

@@ -26,7 +26,14 @@ FindModel = Callable[[str], Path]
 """Returns the run or model folder that `init` names."""
 
 _FREE_KEYS = {
-    "model": ("dropout", "attention_dropout", "activation_dropout", "token_dropout", "layer_dropout"),
+    "model": (
+        "dropout",
+        "attention_dropout",
+        "activation_dropout",
+        "token_dropout",
+        "layer_dropout",
+        "alignment_layer",
+    ),
     "tokenizer": ("add_tokens",),
 }
 """Keys of the sections that come from the initial model that may be set anew."""

@@ -247,11 +247,13 @@ class TensorBatch:
     tgt_in_BT: Tensor
     tgt_out_BT: Tensor
     mask_BT: Tensor
+    links: Tensor | None = None
 
     @classmethod
     def from_batch(cls, batch: Batch, device: torch.device) -> TensorBatch:
         """Wrap the arrays of a batch without a copy, or copy them to a GPU asynchronously, through pinned memory."""
-        arrays = batch.src, batch.tgt_in, batch.tgt_out, batch.tgt_mask
+        links = () if batch.links is None else (batch.links,)
+        arrays = batch.src, batch.tgt_in, batch.tgt_out, batch.tgt_mask, *links
         tensors = [torch.from_numpy(array) for array in arrays]
         if device.type == "cuda":
             tensors = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
@@ -259,24 +261,28 @@ class TensorBatch:
 
 
 def hidden_at_targets(
-    model: Transformer, batch: Batch | TensorBatch, consistency: Consistency | None = None
+    model: Transformer,
+    batch: Batch | TensorBatch,
+    consistency: Consistency | None = None,
+    alignment: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the decoder output at the real target positions of a batch, and the target tokens there [M].
 
     The output is [M, D], or [2, M, D] with `consistency`: the batch runs twice, as one of twice as many rows.
+    `alignment` gets the logs of attention of all rows (see `Transformer.decode`).
     """
     if isinstance(batch, Batch):
         batch = TensorBatch.from_batch(batch, model.output.weight.device)
     mask_BT, targets_M = batch.mask_BT, batch.tgt_out_BT[batch.mask_BT]
     if consistency is None:
-        return model(batch.src_BS, batch.tgt_in_BT)[mask_BT], targets_M
+        return model(batch.src_BS, batch.tgt_in_BT, alignment=alignment)[mask_BT], targets_M
     src, tgt, mask = (torch.cat([side, side]) for side in (batch.src_BS, batch.tgt_in_BT, mask_BT))
     kept = (
         [_cut_off_second(ids, consistency.cutoff) for ids in (src, tgt)]
         if consistency.cutoff
         else [None, None]
     )
-    hidden: Tensor = model(src, tgt, *kept, num_streams=2)[mask]
+    hidden: Tensor = model(src, tgt, *kept, num_streams=2, alignment=alignment)[mask]
     return hidden.view(2, len(targets_M), -1), targets_M
 
 

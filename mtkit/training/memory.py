@@ -42,7 +42,7 @@ def out_of_memory_hint(training: TrainingConfig) -> str:
 
 def try_micro_batch(engine: Engine, loader: UpdateLoader, pairs: Indices) -> None:
     """Run the forward and backward pass of some pairs, beside as much memory as the optimizer will need."""
-    batch = make_batch(loader.corpus, pairs, loader.special)
+    batch = make_batch(loader.corpus, pairs, loader.special, loader.links)
     with _reserved_for_optimizer(engine.model, engine.optimizer, engine.device):
         engine.dry_run(batch)
 

@@ -20,6 +20,7 @@ from mtkit.data.batching import Batch
 from mtkit.model.transformer import Transformer
 from mtkit.training.distillation import Teachers
 from mtkit.training.distributed import World
+from mtkit.training.guided_alignment import alignment_loss
 from mtkit.training.loss import Consistency, TensorBatch, hidden_at_targets, loss_sums
 
 Stage = Callable[[str], AbstractContextManager[None]]
@@ -42,10 +43,11 @@ class Objective(nn.Module):
         stage: Stage = untimed,
         consistency: Consistency | None = None,
         teachers: Teachers | None = None,
+        guided_alignment: float = 0.0,
     ) -> None:
         super().__init__()
         self.model, self.label_smoothing, self.stage = model, label_smoothing, stage
-        self.consistency, self.teachers = consistency, teachers
+        self.consistency, self.teachers, self.guided_alignment = consistency, teachers, guided_alignment
 
     def forward(self, batch: Batch | TensorBatch) -> tuple[Tensor, Tensor]:
         """Return the loss and negative log-likelihood of a batch, summed over its real target tokens."""
@@ -55,7 +57,8 @@ class Objective(nn.Module):
             distillation = None
             if self.teachers is not None:
                 distillation = self.teachers.read(batch.src_BS, batch.tgt_in_BT, batch.mask_BT)
-            hidden, targets_M = hidden_at_targets(self.model, batch, self.consistency)
+            alignment: list[Tensor] | None = [] if self.guided_alignment else None
+            hidden, targets_M = hidden_at_targets(self.model, batch, self.consistency, alignment)
         with self.stage("loss"):
             output = self.model.output
             sums = loss_sums(
@@ -67,7 +70,19 @@ class Objective(nn.Module):
                 self.consistency,
                 distillation,
             )
-        return sums.loss, sums.nll
+            loss = sums.loss
+            if alignment and batch.links is not None:
+                loss = loss + self.guided_alignment * self._alignment_loss(alignment[0], batch.links)
+        return loss, sums.nll
+
+    def _alignment_loss(self, log_weights: Tensor, links: Tensor) -> Tensor:
+        """Return the loss of guided alignment; of two streams the mean with the weights of their cross-entropies."""
+        shares = (1.0,) if self.consistency is None else self.consistency.cross_entropy
+        streams = log_weights.chunk(len(shares))
+        losses = [
+            share * alignment_loss(own, links) for share, own in zip(shares, streams, strict=True) if share
+        ]
+        return torch.stack(losses).sum()
 
 
 def apply_ddp(objective: Objective, world: World) -> nn.Module:

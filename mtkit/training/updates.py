@@ -100,6 +100,7 @@ class UpdateLoader:
         weights: Sequence[float] = (),
     ) -> None:
         self.corpus, self.special, self.world, self.device = corpus, special, world, device
+        self.links = corpus.links if training.guided_alignment else None
         self.order = make_order(corpus, training, seed, weights)
         self.batches_per_update, self.max_epochs = training.batches_per_update, training.max_epochs
         lengths = corpus.tgt_lengths
@@ -157,7 +158,7 @@ class UpdateLoader:
         for number in range(self.world.rank, len(split), self.world.size):
             pairs = split[number]
             make, pairs = (make_batch, pairs) if len(pairs) else (empty_batch, update.batches[0])
-            batch = make(self.corpus, pairs, self.special)
+            batch = make(self.corpus, pairs, self.special, self.links)
             micro_batches[number] = TensorBatch.from_batch(batch, self.device)
         return replace(update, micro_batches=micro_batches)
 

@@ -9,11 +9,12 @@ from itertools import islice
 
 import numpy as np
 
+from mtkit.data.alignments import WordLinks
 from mtkit.data.batching import Ids
 from mtkit.data.tokenizer import Tokenizer
 from mtkit.errors import DataError
 from mtkit.search.state import Hypothesis
-from mtkit.translation.alignment import Link, SegmentAttention, WordLinks, word_links
+from mtkit.translation.alignment import Link, SegmentAttention, word_links
 from mtkit.translation.engine import Engine
 from mtkit.translation.options import OnError, TranslateOptions
 from mtkit.translation.segments import Segment, SegmentedLine, line_label

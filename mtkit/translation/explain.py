@@ -284,7 +284,8 @@ def explain_ids(
     piece = tokenizers.tgt.piece
     src_pieces = tuple(map(tokenizers.src.piece, src_1S[0].tolist()))
     tgt_pieces = tuple(map(piece, tgt_ids.tolist()))
-    aligned = SegmentAttention(src_pieces, (*tgt_pieces, piece(tokenizers.tgt.eos)), cross.mean(axis=1))
+    head = None if model.alignment_layer is None else cross[model.alignment_layer, 0]
+    aligned = SegmentAttention(src_pieces, (*tgt_pieces, piece(tokenizers.tgt.eos)), cross.mean(axis=1), head)
     outputs = tuple(
         OutputToken(
             name,

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from mtkit.config.sections import DecodingConfig
+from mtkit.data.alignments import WordLinks
 from mtkit.data.batching import Ids, split_by_tokens
 from mtkit.device import out_of_memory_errors
 from mtkit.errors import DataError
 from mtkit.search.beam import LOGITS_CHUNK, final_scores
 from mtkit.search.state import SearchOptions
+from mtkit.translation.alignment import Link, align, word_links
 from mtkit.translation.assembly import Translation
 from mtkit.translation.ensemble import Ensemble
 from mtkit.translation.options import LINES_AT_ONCE, TranslateOptions
@@ -99,6 +101,30 @@ class Scorer:
             raise fault
         scores = self._score_pairs(segmented)
         return [Translation(text, score) for text, score in zip(tgts, scores, strict=True)]
+
+    def align(self, pairs: Iterable[Sequence[str]], tag: str = "") -> Iterator[WordLinks]:
+        """Yield the word alignment of each pair (see `Translator.align`)."""
+        src, tgt = self.ensemble.tokenizers.src, self.ensemble.tokenizers.tgt
+        [tag_ids] = src.encode([tag])
+        limit = self.segmenter.max_source_tokens
+        max_target = self.decoding.max_length(limit)
+        for chunk in read_chunks(pairs, LINES_AT_ONCE):
+            srcs, tgts = [pair[0] for pair in chunk], [pair[1] for pair in chunk]
+            ids = list(zip(src.encode(srcs), tgt.encode(tgts), strict=True))
+            aligned = [i for i, (s, t) in enumerate(ids) if 0 < len(s) <= limit and 0 < len(t) <= max_target]
+            links: dict[int, WordLinks] = {}
+            tokens = [(np.concatenate([tag_ids, ids[i][0]]), ids[i][1]) for i in aligned]
+            for number, attention in align(self.ensemble, tokens, self.decoding.batch_tokens):
+                i = aligned[number]
+                spans = src.spans(srcs[i]), tgt.spans(tgts[i])
+                found = [
+                    Link(spans[0][s - len(tag_ids)], span)
+                    for s, span in zip(attention.source_indices(), spans[1], strict=True)
+                    if len(tag_ids) <= s < len(tag_ids) + len(spans[0])
+                ]
+                links[i] = word_links(found, srcs[i], tgts[i])
+            for i in range(len(chunk)):
+                yield links.get(i, ())
 
     def _segment_pairs(
         self, srcs: Sequence[str], tgts: Sequence[str], tag: str, split_sentences: bool | None

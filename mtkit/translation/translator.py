@@ -11,6 +11,7 @@ import torch
 
 from mtkit.config.rules import ineffective_decoding_settings
 from mtkit.config.sections import Config, DecodingConfig
+from mtkit.data.alignments import WordLinks
 from mtkit.data.batching import Ids
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.device import choose_device, choose_dtype, configure_malloc, dtype_name, limit_kernel_caches
@@ -221,6 +222,20 @@ class Translator(LineTranslator):
                 before it.
         """
         return self.scorer.stream(pairs, skip_long, tag, split_sentences)
+
+    def align(self, pairs: Iterable[Sequence[str]], *, tag: str = "") -> Iterator[WordLinks]:
+        """Yield the linked words of each pair, by the attention of the model to the source, in constant memory.
+
+        A line is one segment. One that is too long for the model has no links.
+
+        Args:
+            pairs: source and translation.
+            tag: see `Request`.
+
+        Raises:
+            DataError: If the pairs cannot be read.
+        """
+        return self.scorer.align(pairs, tag)
 
     def score(
         self,

@@ -10,11 +10,11 @@ import pytest
 from test_translator import make, sentences, tiny_config
 
 from mtkit.config.sections import TokenizerConfig
+from mtkit.data.alignments import WordIndex
 from mtkit.data.readers import Pair
 from mtkit.data.tokenizer import make_tokenizers
 from mtkit.model.build import make_model
 from mtkit.translation import batched_search
-from mtkit.translation.alignment import WordIndex
 from mtkit.translation.assembly import MAX_LINES_WITH_ATTENTION
 from mtkit.translation.options import TranslateOptions
 from mtkit.translation.translator import Translator
