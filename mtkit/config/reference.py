@@ -35,7 +35,10 @@ def render_reference() -> str:
             corpora = "### Corpora: entries of `data.train`, `data.valid` and `data.test`"
             lines += ["", corpora, "", *_table("", definitions["SourceConfig"])]
         if name == "training":
-            for key, section in (("distillation", "DistillationConfig"), ("lora", "LoraConfig")):
+            own_sections = (
+                ("distillation", "DistillationConfig"), ("minimum_risk", "MinimumRiskConfig"), ("lora", "LoraConfig"),
+            )  # fmt: skip
+            for key, section in own_sections:
                 lines += ["", f"### `training.{key}`", "", *_table(f"training.{key}.", definitions[section])]
     return "".join(f"{line}\n" for line in lines)
 

@@ -452,6 +452,21 @@ class DistillationConfig(Section):
     2015)."""
 
 
+class MinimumRiskConfig(Section):
+    """Minimum-risk training on the translations of the model itself (Shen et al. 2016)."""
+
+    metric: Literal["bleu", "chrf", "chrf++"] = "chrf"
+    """Sentence score of sacreBLEU, of which the risk is the rest to 100 %."""
+    samples: Annotated[int, Field(ge=2)] = 8
+    """Translations of each sentence that are drawn from the model; equal ones count once."""
+    alpha: Rate = 1.0
+    """Sharpness of the distribution over these translations: below 1 flattens it. Shen et al. have 0.005."""
+    weight: Annotated[float, Field(gt=0.0, le=1.0)] = 0.7
+    """Share of the loss that the expected risk has; the rest is the loss of the reference's tokens."""
+    include_reference: bool = True
+    """Whether the reference is among the translations."""
+
+
 class TrainingConfig(Section):
     """Batches, loss, optimizer, schedule, limits and checkpoints."""
 
@@ -485,6 +500,9 @@ class TrainingConfig(Section):
     corpora, which makes those of translations better. 0.1 is usual, 0 disables it."""
     distillation: DistillationConfig | None = Field(default=None, title="Distillation")
     """Learn from the predictions of trained models, for example `{teacher: [runs/big], weight: 0.5}`."""
+    minimum_risk: MinimumRiskConfig | None = Field(default=None, title="Minimum risk")
+    """Lower the expected risk of the model's own translations, for example `{metric: chrf, samples: 8}`; to fine-tune a
+    trained model, which `init` names. An update takes several times as long."""
     schedule: Literal["inverse_sqrt", "noam", "linear", "cosine", "constant"] = "inverse_sqrt"
     """Learning-rate decay after the linear warm-up; linear and cosine reach `min_learning_rate` at `max_steps`."""
     learning_rate: Rate = _dependent_default(
@@ -613,6 +631,10 @@ class TrainingConfig(Section):
         if self.parallel == "fsdp" and self.batch_tokens == "auto":
             raise ValueError(
                 "batch_tokens auto needs parallel ddp: with fsdp a rank cannot run a trial batch alone"
+            )
+        if self.parallel == "fsdp" and self.minimum_risk is not None:
+            raise ValueError(
+                "minimum_risk needs parallel ddp: with fsdp no rank has a whole model to sample from"
             )
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(

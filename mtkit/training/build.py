@@ -15,6 +15,7 @@ from mtkit.training.engine import Engine
 from mtkit.training.freezing import make_training_model
 from mtkit.training.inputs import Inputs
 from mtkit.training.loss import Consistency
+from mtkit.training.minimum_risk import MinimumRisk
 from mtkit.training.optimizer import ExponentialMovingAverage, make_optimizer
 from mtkit.training.parallel import Objective, Stage, apply_ddp, apply_fsdp, untimed
 from mtkit.training.progress import Progress
@@ -60,6 +61,9 @@ def build_trainer(
 
     if inputs.teachers is not None:
         inputs.teachers.to(device, dtype)
+    minimum_risk = None
+    if training.minimum_risk is not None:
+        minimum_risk = MinimumRisk(training.minimum_risk, config, inputs.tokenizers.tgt)
     objective = Objective(
         model,
         training.label_smoothing,
@@ -67,6 +71,7 @@ def build_trainer(
         _consistency(training),
         inputs.teachers,
         training.guided_alignment,
+        minimum_risk,
     )
     with peer_failure_errors():
         if is_sharded:

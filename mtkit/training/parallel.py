@@ -22,6 +22,7 @@ from mtkit.training.distillation import Teachers
 from mtkit.training.distributed import World
 from mtkit.training.guided_alignment import alignment_loss
 from mtkit.training.loss import Consistency, TensorBatch, hidden_at_targets, loss_sums
+from mtkit.training.minimum_risk import MinimumRisk
 
 Stage = Callable[[str], AbstractContextManager[None]]
 """Returns a context manager for a stage of an update, so that a benchmark can time it. The stages are "data",
@@ -44,10 +45,12 @@ class Objective(nn.Module):
         consistency: Consistency | None = None,
         teachers: Teachers | None = None,
         guided_alignment: float = 0.0,
+        minimum_risk: MinimumRisk | None = None,
     ) -> None:
         super().__init__()
         self.model, self.label_smoothing, self.stage = model, label_smoothing, stage
         self.consistency, self.teachers, self.guided_alignment = consistency, teachers, guided_alignment
+        self.minimum_risk = minimum_risk
 
     def forward(self, batch: Batch | TensorBatch) -> tuple[Tensor, Tensor]:
         """Return the loss and negative log-likelihood of a batch, summed over its real target tokens."""
@@ -73,6 +76,9 @@ class Objective(nn.Module):
             loss = sums.loss
             if alignment and batch.links is not None:
                 loss = loss + self.guided_alignment * self._alignment_loss(alignment[0], batch.links)
+            if self.minimum_risk is not None:
+                weight, risk = self.minimum_risk.weight, self.minimum_risk.loss(self.model, batch)
+                loss = (1 - weight) * loss + weight * risk
         return loss, sums.nll
 
     def _alignment_loss(self, log_weights: Tensor, links: Tensor) -> Tensor:
