@@ -11,6 +11,7 @@ from mtkit.cli.benchmark import benchmark_data, benchmark_train, benchmark_trans
 from mtkit.cli.calibrate import calibrate
 from mtkit.cli.config import schema, show
 from mtkit.cli.diagnose import diagnose
+from mtkit.cli.diversify import diversify
 from mtkit.cli.evaluate import evaluate
 from mtkit.cli.explain import explain
 from mtkit.cli.export import export
@@ -83,6 +84,7 @@ app.command("import", epilog="Example: `mtkit import Helsinki-NLP/opus-mt-en-fr 
 
 app.command(epilog="Example: `mtkit finetune models/en-fr --data client.tmx -o runs/client`")(finetune)
 app.command(epilog="Example: `mtkit backtranslate runs/de-en mono.de --tag '<bt>' -o bt.tsv`")(backtranslate)
+app.command(epilog="Example: `mtkit diversify config.yaml --models 3 -o runs/diverse`")(diversify)
 app.command(epilog="Example: `mtkit merge runs/client -o models/client`")(merge)
 app.command(epilog="Example: `mtkit export runs/my-run --to ctranslate2 --type int8 -o my-run-int8`")(export)
 

@@ -146,7 +146,7 @@ class Pipeline:
 
     def _time_left(self, num_done: int) -> str:
         """Describe the time left, as far as stages with the same unit of effort are done; empty if none is left."""
-        left = self.efforts[num_done:]
+        left = [effort for effort in self.efforts[num_done:] if effort.number]
         known = [effort for effort in left if self._numbers.get(effort.unit)]
         if not known:
             return ""

@@ -32,7 +32,7 @@ class Effort:
 
     Attributes:
         unit: what is counted, such as "updates" or "lines". Efforts of one unit take equally long.
-        number: how many there are.
+        number: how many there are; 0 for a stage whose time does not matter.
     """
 
     unit: str

@@ -1,0 +1,135 @@
+"""Work of the stages of a diversification. torch is imported where it is needed, in the processes of the stages."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mtkit.config.loading import parse_config
+from mtkit.config.sections import DataConfig
+from mtkit.data.readers import Columns, Pair, read_tsv
+from mtkit.data.sources import Source, Split, open_sources
+from mtkit.files import commit_folder, make_folder, temporary_folder
+from mtkit.pipelines.corpora import NewPairs, read_corpus, write_corpora
+from mtkit.pipelines.pair_filter import PairFilter, summary
+from mtkit.pipelines.resumable_file import ResumableFile
+from mtkit.pipelines.stages import Context, Settings
+
+
+def copy_corpora(settings: Settings, context: Context) -> dict[str, Any]:
+    """Copy the training and validation corpora, without their tags; return their numbers of pairs and of bytes."""
+    data, folder = DataConfig.model_validate(settings["data"]), Path(settings["folder"])
+    counts = write_corpora(folder, _read_all(data))
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.name.startswith("train"))
+    return {"pairs": counts, "bytes": size}
+
+
+def _read_all(data: DataConfig) -> Iterator[tuple[str, Iterator[Pair]]]:
+    """Yield the corpora by the names of their copies."""
+    splits: tuple[Split, ...] = ("train", "valid")
+    for split in splits:
+        entries = [entry.model_copy(update={"tag": None}) for entry in getattr(data, split)]
+        for number, source in enumerate(open_sources(entries, data, split)):
+            yield f"{split}-{number}", _pairs(source)
+
+
+def _pairs(source: Source) -> Iterator[Pair]:
+    return (pair for _, pair in source.read())
+
+
+def make_shared_tokenizers(settings: Settings, context: Context) -> None:
+    """Make the tokenizers of a config, which all models share."""
+    from mtkit.training.display import Display
+    from mtkit.training.inputs import cached_tokenizers
+
+    config, folder = parse_config(settings["config"]), Path(settings["folder"])
+    sources = open_sources(config.data.train, config.data, "train")
+    tokenizers = cached_tokenizers(config, sources, Display(context.console).say)
+    with temporary_folder(folder) as temporary:
+        tokenizers.save(temporary)
+        commit_folder(temporary, folder)
+
+
+def estimate(settings: Settings, context: Context) -> dict[str, float]:
+    """Estimate the seconds of a training and of the translation of a pair, and the bytes of the checkpoints."""
+    from mtkit.training.build import build_trainer
+    from mtkit.training.footprint import Footprint
+    from mtkit.training.forecast import measure_speed, run_size
+    from mtkit.training.inputs import configure_process, load_inputs
+    from mtkit.training.progress import Progress
+
+    config = parse_config(settings["config"])
+    configure_process(config)
+    with tempfile.TemporaryDirectory(prefix="mtkit-estimate-") as scratch:
+        inputs = load_inputs(config, Path(scratch), has_tokenizers=False, say=lambda line: None)
+        progress = Progress(Path(scratch), Console(quiet=True))
+        trainer = build_trainer(config.model_copy(update={"run": scratch}), inputs, progress)
+        if config.training.batch_tokens == "auto":
+            trainer.fit_to_memory()
+        speed = measure_speed(trainer)
+        size = run_size(trainer, speed)
+        num_validations = -(-size.num_updates // config.validation.every_steps) if size.num_valid_pairs else 0
+        beam = config.decoding.beam_size / config.validation.beam_size
+        return {
+            "training_seconds": size.num_updates * speed.update_seconds
+            + num_validations * speed.validation_seconds,
+            "seconds_per_pair": beam * speed.validation_seconds / max(1, size.num_valid_pairs),
+            "disk": Footprint.of(trainer.model, config.training).disk(config.training),
+        }
+
+
+def translate_corpora(settings: Settings, context: Context) -> dict[str, Any]:
+    """Translate one side of the copied corpora; return the counts of the filter."""
+    import torch
+
+    from mtkit.pipelines.translations import LineProgress, write_pairs
+    from mtkit.training.display import Display
+    from mtkit.translation.segments import Request
+    from mtkit.translation.translator import Translator
+
+    if settings["num_threads"] is not None:
+        torch.set_num_threads(settings["num_threads"])
+    translator = Translator.load(
+        settings["model"], device=settings["device"], precision=settings["precision"], n_best=1
+    )
+    pair_filter = PairFilter(translator.tokenizers, settings["max_ratio"])
+    folder, machine_side = Path(settings["folder"]), settings["machine_side"]
+    make_folder(folder)
+    counts: Counter[str] = Counter()
+    say = Display(context.console).say
+    for name, tag in settings["names"].items():
+        output = ResumableFile(folder / f"{name}.tsv", settings, fresh=context.fresh)
+        if not output.is_finished:
+            side = 0 if machine_side == "tgt" else 1
+            texts = (pair[side] for pair in read_corpus(Path(settings["corpora"]), name))
+            requests = (Request(text, tag=tag) for text in texts)
+            progress = LineProgress(say, done=output.num_lines)
+            write_pairs(output, requests, translator, pair_filter, machine_side, on_progress=progress)
+        counts.update(output.counts)
+    say(summary(counts))
+    return dict(counts)
+
+
+def unite_corpora(settings: Settings, context: Context) -> dict[str, Any]:
+    """Write the pairs of all translations that are neither in a corpus nor there before; return how many there are."""
+    corpora, new = Path(settings["corpora"]), NewPairs()
+    for name in settings["names"]:
+        for _ in new.of(read_corpus(corpora, name)):
+            pass
+    read: Counter[str] = Counter()
+
+    def translations(name: str) -> Iterator[Pair]:
+        for folder in settings["earlier"]:
+            yield from read_corpus(Path(folder), name)
+        for folder in settings["translations"]:
+            for _, pair in read_tsv(Path(folder) / f"{name}.tsv", Columns(None, ("", ""))):
+                read[name] += 1
+                yield pair
+
+    pairs = write_corpora(Path(settings["folder"]), ((n, new.of(translations(n))) for n in settings["names"]))
+    return {"pairs": pairs, "translations": dict(read)}

@@ -1,0 +1,97 @@
+"""`mtkit diversify` from the command line: a folder that trains, translates and trains again."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from rich.console import Console
+
+from mtkit import load_config
+from mtkit.pipelines import Context, diversification_stages, pipeline, trainings
+from mtkit.pipelines.records import Record, as_json
+
+SMALL = ("training.max_steps=2", "training.warmup_steps=0", "validation.every_steps=2", "validation.metrics=[]",
+         "validation.best=loss", "decoding.max_length_ratio=1.1", "decoding.max_length_extra=0",
+         "decoding.beam_size=1", "data.test=[]")  # fmt: skip
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Run the stages in this process, which has imported torch already; returns the names of those that ran."""
+    ran: list[str] = []
+
+    def run_here(name: str, record: Path, outcome: Path, lock: int, *, fresh: bool, signals: Any) -> Any:
+        found = Record.read(record)
+        assert found is not None
+        module, _, function = found.work.partition(":")
+        where = trainings if module == trainings.__name__ else diversification_stages
+        ran.append(name)
+        return as_json(getattr(where, function)(found.settings, Context(Console(quiet=True), fresh)))
+
+    monkeypatch.setattr(pipeline, "run_child", run_here)
+    return ran
+
+
+def test_a_diversified_run_is_a_usual_run_that_tells_where_its_pairs_come_from(
+    config: Path, corpus: Path, tmp_path: Path, in_this_process: list[str]
+) -> None:
+    for side in ("src", "tgt"):
+        tiny.write_lines(corpus / f"train.{side}", tiny.read_lines(corpus / f"train.{side}")[:60])
+    run = tmp_path / "diverse"
+    command = ("diversify", config, *SMALL, "--models", 1, "-o", run, "--max-ratio", 0,
+               "--final", "training.max_steps=3", "--helpers", "seed=7")  # fmt: skip
+    code, out, err = tiny.mtkit(*command)
+    assert code == 0, err
+    assert in_this_process == [
+        "corpora", "tokenizers", "estimate", "forward-1", "forward-1-translations", "backward-1",
+        "backward-1-translations", "union-1", "final",
+    ]  # fmt: skip
+    assert re.search(r"3 trainings of .*, 2 translations of 60 pairs", err) and "[9/9] final" in err
+    final = load_config(run / "config.yaml")
+    assert final.training.max_steps == 3 and final.seed == 1
+    synthetic = final.data.train[1].synthetic
+    assert synthetic is not None and synthetic.endswith("1 forward and 1 backward models (diversification)")
+    assert synthetic.split(" translated")[0] in (run / "README.md").read_text(encoding="utf-8")
+    backward = load_config(tmp_path / "diverse.stages" / "backward-1" / "config.yaml")
+    assert (backward.seed, backward.data.src, backward.training.max_steps) == (7, "fr", 2)
+
+    in_this_process.clear()
+    assert tiny.mtkit(*command)[0] == 0 and not in_this_process
+    code, _, err = tiny.mtkit(*command, "model.dropout=0.2")
+    assert code == 2 and "model.dropout: " in err and "--fresh" in err.splitlines()[-1]
+
+
+def test_stdin_is_no_config_of_a_pipeline(tmp_path: Path) -> None:
+    code, _, err = tiny.mtkit("diversify", "-", "-o", tmp_path / "run")
+    assert code == 2 and "name a file" in tiny.one_line(err)
+
+
+@pytest.mark.slow
+def test_a_killed_pipeline_goes_on_where_it_was(config: Path, tmp_path: Path) -> None:
+    """Killed in the middle of a training, terminated in the middle of another stage, and finished."""
+    run, stages = tmp_path / "diverse", tmp_path / "diverse.stages"
+    steps = ("training.max_steps=400", "training.warmup_steps=10", "training.save_every_steps=20")
+    command = ("diversify", config, *SMALL[3:], *steps, "--models", 1, "-o", run)
+    process = tiny.spawn(*command)
+    checkpoint = tiny.checkpoint(stages / "forward-1", 20)
+    while not checkpoint.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+
+    first = tiny.run_process(*command)  # the process of the stage saves, and may hold the folder for a moment
+    while first.returncode == 5 and "is using this folder" in first.stderr:
+        time.sleep(0.5)
+        first = tiny.run_process(*command)
+    assert first.returncode == 0, first.stderr
+    assert "[1/9] corpora: done before" in first.stderr
+    steps_made = [line["step"] for line in tiny.records(stages / "forward-1", "train")]
+    assert steps_made == sorted(set(steps_made)) and steps_made[-1] == 400
+    again = tiny.run_process(*command)
+    assert again.returncode == 0 and again.stderr.count("done before") == 9
