@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -24,7 +25,7 @@ from mtkit.benchmark.flops import Positions, training_flops
 from mtkit.benchmark.machine import machine_name, matmul_peaks, synchronize
 from mtkit.benchmark.reference import MarianLoop, ReferenceLoop
 from mtkit.benchmark.synthetic import MEDIAN_SRC_TOKENS, SyntheticCorpus, SyntheticTokenizer
-from mtkit.config.sections import Config
+from mtkit.config.sections import AugmentConfig, Config
 from mtkit.data.batching import make_batch, split_into_micro_batches
 from mtkit.data.corpus import Corpus
 from mtkit.data.order import Indices
@@ -169,6 +170,12 @@ def benchmark_train(
         config = config.model_copy(update={"run": scratch})
         if not synthetic:
             config, _ = choose_values(config)
+        if (
+            synthetic or against
+        ):  # random tokens are no text, and the baselines train on the pairs as they are
+            usual = {"sampling_alpha": None, "bpe_dropout": 0.0}
+            tokenizer = config.tokenizer.model_copy(update=usual)
+            config = config.model_copy(update={"augment": AugmentConfig(), "tokenizer": tokenizer})
         inputs = synthetic_inputs(config) if synthetic else _real_inputs(config, Path(scratch), say)
         clock = _StageClock(device)
         own = _MtkitLoop(config, inputs, clock)
@@ -244,8 +251,9 @@ class _MtkitLoop:
         for epoch in itertools.count():
             order = self.trainer.loader.epoch_batches(epoch)
             batches = [order[i % len(order)] for i in range(max(len(order), size))]
+            passes = [np.full_like(batch, epoch) for batch in batches]
             for first in range(0, len(batches) - size + 1, size):
-                yield Update(batches[first : first + size])
+                yield Update(batches[first : first + size], passes=passes[first : first + size])
 
     def largest_update(self) -> Update:
         """Return an update in which every batch is the one with the most positions."""

@@ -65,6 +65,7 @@ PositiveOrAuto = Annotated[
     PlainValidator(_positive_or_auto, json_schema_input_type=Positive | Literal["auto"]),
 ]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0)]
 
 _Criteria = Literal["loss", "perplexity", choices.Metric]
@@ -202,6 +203,11 @@ class DataConfig(Section):
         return tuple(1.0 if source.weight is None else source.weight for source in self.train)
 
     @property
+    def train_tags(self) -> tuple[str, ...]:
+        """`tag` of each training corpus that has one."""
+        return tuple(source.tag for source in self.train if source.tag is not None)
+
+    @property
     def tags(self) -> dict[str, str]:
         """`tag` of each corpus that has one, by its key in the config."""
         return {
@@ -243,6 +249,14 @@ class TokenizerConfig(Section):
     """Strings that always become a single piece."""
     training_lines: Positive = 2_000_000
     """Maximum lines to train the tokenizer on, sampled evenly from all training pairs."""
+    sampling_alpha: Rate | None = None
+    """Train on another segmentation of each sentence in each epoch (subword regularization, Kudo 2018), sampled with
+    the probabilities of its pieces raised to this power; 0.2 to 0.5 are usual, null is off. Needs a unigram model."""
+    bpe_dropout: Fraction = 0.0
+    """The same for a BPE model: probability that a merge is left out (BPE-dropout, Provilkov et al. 2020); 0.1 is
+    usual, 0 is off."""
+    sampling_sides: Literal["both", "src", "tgt"] = "both"
+    """Sides of the training pairs whose segmentation is sampled."""
     add_tokens: tuple[str, ...] = Field(default=(), strict=False)
     """Strings that become tokens of their own when a run starts from another model; requires `init`. Their embeddings
     start as the mean of the old ones."""
@@ -259,6 +273,10 @@ class TokenizerConfig(Section):
             raise ValueError("src_model and tgt_model must be given together")
         if self.model is not None and self.src_model is not None:
             raise ValueError("give either model, or src_model and tgt_model")
+        if self.sampling_alpha and self.bpe_dropout:
+            raise ValueError("give either sampling_alpha, for unigram models, or bpe_dropout, for BPE models")
+        if self.sampling_sides != "both" and not self.sampling_alpha and not self.bpe_dropout:
+            raise ValueError(f"sampling_sides {self.sampling_sides} needs sampling_alpha or bpe_dropout")
         return self
 
 
@@ -422,6 +440,41 @@ class ModelConfig(Section):
             unique, layers = getattr(self, f"unique_{side}_layers"), getattr(self, f"{side}_layers")
             if unique is not None and unique > layers:
                 raise ValueError(f"unique_{side}_layers {unique} is greater than {side}_layers {layers}")
+        return self
+
+
+class AugmentConfig(Section):
+    """Training pairs that are changed at random, others in each epoch, so that translations are robust.
+
+    A rate is the share of the pairs that a change is made to.
+    """
+
+    upper: Share = 0.0
+    """Both sides in capitals, if most letters of the source have them; 0.07 is usual."""
+    title: Share = 0.0
+    """Both sides with a capital at the start of each word; 0.05 is usual."""
+    no_final_punctuation: Share = 0.0
+    """Both sides without the punctuation at their end, if both have one; 0.2 is usual."""
+    typos: Share = 0.0
+    """Letters of the source swapped, left out, doubled or hit on the next key, in a tenth of its words; 0.05 is
+    usual."""
+    noise: Share = 0.0
+    """Both sides replaced by the same random words of any script, so that what has no meaning is copied; 0.0005 is
+    usual."""
+    tags: Share = 0.0
+    """The same random words put in at the start of both sides, or at the end; 0.005 is usual."""
+
+    @property
+    def is_on(self) -> bool:
+        """Return whether any pair is changed."""
+        return any(self.model_dump().values())
+
+    @model_validator(mode="after")
+    def _case(self) -> AugmentConfig:
+        if self.upper + self.title > 1.0:
+            raise ValueError(
+                "upper and title exclude each other, so that together they cannot be more than 1"
+            )
         return self
 
 
@@ -784,6 +837,7 @@ class Config(Section):
     """Model to fine-tune: a run or model folder, or a name on the Hugging Face hub, `Helsinki-NLP/opus-mt-en-fr`.
     Weights, `tokenizer`, `model` and what is not set of `decoding` come from it; dropout may be set anew."""
     data: DataConfig
+    augment: AugmentConfig = AugmentConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
@@ -824,6 +878,9 @@ class Config(Section):
             return self
         if not any(source.alignments for source in self.data.train):
             raise ValueError("training.guided_alignment needs alignments of a corpus in data.train")
+        if self.tokenizer.sampling_alpha or self.tokenizer.bpe_dropout or self.augment.is_on:
+            what = "tokenizer.sampling_alpha, tokenizer.bpe_dropout and augment change the tokens that are aligned"
+            raise ValueError(f"{what}: leave them out, or training.guided_alignment")
         if self.model.alignment_layer is not None:
             return self
         values = dict(self.model) | {"alignment_layer": max(1, self.model.decoder_layers - 1)}
@@ -840,11 +897,27 @@ class Config(Section):
             raise ValueError("tokenizer.add_tokens needs trained embeddings, but training.lora freezes them")
         return self
 
+    @property
+    def _trains_tokenizer(self) -> bool:
+        """Return whether the tokenizer is neither an existing one nor that of another model."""
+        return self.init is None and self.tokenizer.model is None and self.tokenizer.src_model is None
+
+    @model_validator(mode="after")
+    def _sampling(self) -> Config:
+        if self._trains_tokenizer and self.tokenizer.sampling_alpha and self.tokenizer.type != "unigram":
+            raise ValueError(
+                "tokenizer.sampling_alpha needs tokenizer.type unigram; for bpe, set bpe_dropout"
+            )
+        if self._trains_tokenizer and self.tokenizer.bpe_dropout and self.tokenizer.type != "bpe":
+            raise ValueError(
+                "tokenizer.bpe_dropout needs tokenizer.type bpe; for unigram, set sampling_alpha"
+            )
+        return self
+
     @model_validator(mode="after")
     def _tags(self) -> Config:
-        is_trained = self.init is None and self.tokenizer.model is None and self.tokenizer.src_model is None
         for key, tag in self.data.tags.items():
-            if is_trained and tag not in self.tokenizer.user_symbols:
+            if self._trains_tokenizer and tag not in self.tokenizer.user_symbols:
                 raise ValueError(f"{key} is {tag!r}, which is not in tokenizer.user_symbols")
         return self
 

@@ -74,6 +74,41 @@ def split_into_micro_batches(
     return [batch[first::num_micro_batches] for batch in batches for first in range(num_micro_batches)]
 
 
+def split_to_fit(
+    micro_batches: Sequence[Indices], sizes: Ids, budgets: Sequence[int], world_size: int = 1
+) -> dict[int, Indices]:
+    """Split micro-batches further whose rows x largest size exceed their budget.
+
+    The first part of a micro-batch keeps its number, and the numbers of further parts follow those of all first parts,
+    so that part and rank stay together. Rows are sorted by size only where there is something to split. Every rank has
+    as many parts, some of them empty.
+
+    Args:
+        micro_batches: as `split_into_micro_batches` returns them; rows are numbers into `sizes`.
+        sizes: the positions that each row takes on its longer side.
+        budgets: the maximum of rows x largest size of each micro-batch; a single larger row is a micro-batch.
+        world_size: number of processes.
+
+    Returns:
+        the micro-batches by number, in ascending order.
+    """
+    parts = [
+        split_by_tokens(sizes, rows[np.argsort(sizes[rows], kind="stable")], budget)
+        if len(rows) and len(rows) * int(sizes[rows].max()) > budget
+        else [rows]
+        for rows, budget in zip(micro_batches, budgets, strict=True)
+    ]
+    most = [
+        max(map(len, parts[first : first + world_size])) for first in range(0, len(parts), world_size)
+    ]  # of the micro-batches that run at the same time
+    return {
+        level * len(parts) + number: of_slice[level] if level < len(of_slice) else rows[:0]
+        for level in range(max(most))
+        for number, (of_slice, rows) in enumerate(zip(parts, micro_batches, strict=True))
+        if level < most[number // world_size]
+    }
+
+
 def length_quantile(lengths: Lengths, share: float = _USUAL_SHARE) -> int:
     """Return the smallest length that at least this share of the lengths does not exceed, using little memory."""
     counts = np.zeros(int(lengths.max(initial=0)) + 1, dtype=np.int64)
@@ -170,18 +205,26 @@ def make_batch(
         links: returns the linked tokens of a pair, source and target: [links, 2]; by default a batch has none.
     """
     numbers = indices.tolist()
-    tgts = [corpus.tgt(i) for i in numbers]
+    batch = collate_pairs(list(map(corpus.src, numbers)), list(map(corpus.tgt, numbers)), indices, special)
+    return batch if links is None else replace(batch, links=_collate_links([links(i) for i in numbers]))
+
+
+def collate_pairs(srcs: Sequence[Ids], tgts: list[Ids], indices: Indices, special: SpecialIds) -> Batch:
+    """Collate the rows of a batch.
+
+    Args:
+        srcs, tgts: token ids of both sides, one array a sentence.
+        indices: indices of the pairs in the corpus.
+        special: ids that frame sentences.
+    """
     tgt_out = collate_tokens(tgts, special.tgt_pad, eos=special.tgt_eos)
     lengths = np.array([len(ids) + 1 for ids in tgts])
     return Batch(
-        src=collate_sources(
-            [corpus.src(i) for i in numbers], special.src_pad, special.src_eos, special.source_eos
-        ),
+        src=collate_sources(srcs, special.src_pad, special.src_eos, special.source_eos),
         tgt_in=collate_tokens(tgts, special.tgt_pad, bos=special.tgt_bos),
         tgt_out=tgt_out,
         tgt_mask=np.arange(tgt_out.shape[1])[None, :] < lengths[:, None],
         indices=indices,
-        links=None if links is None else _collate_links([links(i) for i in numbers]),
     )
 
 
@@ -191,12 +234,13 @@ def _collate_links(rows: Sequence[Ids]) -> npt.NDArray[np.int64]:
     return np.column_stack([numbers, np.concatenate(rows)[:, ::-1]]).astype(np.int64)
 
 
-def empty_batch(
-    corpus: EncodedPairs,
-    indices: Indices,
-    special: SpecialIds,
-    links: Callable[[int], Ids] | None = None,
-) -> Batch:
-    """Return a batch without targets: a rank for which an update has no rows takes part in it with this."""
-    batch = make_batch(corpus, indices[:1], special, None if links is None else lambda i: links(i)[:0])
-    return replace(batch, tgt_mask=np.zeros_like(batch.tgt_mask), indices=indices[:0])
+def without_targets(batch: Batch) -> Batch:
+    """Return the first row without targets: a rank for which an update has no rows takes part in it with this."""
+    return Batch(
+        src=batch.src[:1],
+        tgt_in=batch.tgt_in[:1],
+        tgt_out=batch.tgt_out[:1],
+        tgt_mask=np.zeros_like(batch.tgt_mask[:1]),
+        indices=batch.indices[:0],
+        links=None if batch.links is None else batch.links[:0],
+    )

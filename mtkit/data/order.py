@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,7 +86,7 @@ class EpochBatches:
     """The batches of one epoch, a sequence of arrays of pair indices."""
 
     def __init__(self, order: BatchOrder, epoch: int) -> None:
-        self._order = order
+        self._order, self._epoch = order, epoch
         rng = np.random.default_rng((order.seed, epoch))
         self._pairs = None
         if order.sorted is None:
@@ -114,6 +115,10 @@ class EpochBatches:
         assert self._order.sorted is not None
         slots = permute_within_buckets(self._order.starts, np.arange(start, end), self._keys)
         return self._order.sorted[slots].astype(np.int64)
+
+    def passes(self, number: int) -> Indices:
+        """Return how often each pair of a batch was seen before: once in each earlier epoch."""
+        return np.full_like(self[number], self._epoch)
 
     def largest(self) -> Indices:
         """Return the batch with the most positions, the first of several."""
@@ -158,7 +163,7 @@ class MixedOrder:
             np.random.default_rng((seed, number)).permutation(np.flatnonzero(sources == number))
             for number in range(len(weights))
         ]
-        self._first = self._order_of(0)
+        self._first = self.order_of(0)
         self.padding_share = self._first.order.padding_share
 
     def __len__(self) -> int:
@@ -167,17 +172,29 @@ class MixedOrder:
 
     def pairs_of(self, epoch: int) -> Indices:
         """Return the pairs of an epoch, source by source, the repeated ones several times."""
-        chosen = [np.zeros(0, np.int64)]
+        places = zip(self._shuffled, self._places(epoch), strict=True)
+        return np.concatenate(
+            [np.zeros(0, np.int64), *(pairs[where % max(1, len(pairs))] for pairs, where in places)]
+        )
+
+    def passes_of(self, epoch: int) -> Indices:
+        """Return how often each of these pairs was seen before, in earlier epochs or in this one."""
+        places = zip(self._shuffled, self._places(epoch), strict=True)
+        return np.concatenate(
+            [np.zeros(0, np.int64), *(where // max(1, len(pairs)) for pairs, where in places)]
+        )
+
+    def _places(self, epoch: int) -> Iterator[Indices]:
+        """Yield the places of an epoch's pairs in the endless order of each source."""
         for pairs, weight in zip(self._shuffled, self.weights, strict=True):
             first, end = (math.floor(number * weight * len(pairs) + 0.5) for number in (epoch, epoch + 1))
-            chosen.append(pairs[np.arange(first, end) % max(1, len(pairs))])
-        return np.concatenate(chosen)
+            yield np.arange(first, end)
 
     def epoch(self, number: int) -> MixedBatches:
         """Return the batches of an epoch."""
-        return MixedBatches(self._order_of(number), number)
+        return MixedBatches(self, number)
 
-    def _order_of(self, epoch: int) -> _EpochPairs:
+    def order_of(self, epoch: int) -> _EpochPairs:
         """Return the pairs of an epoch and the order of their batches."""
         pairs = self.pairs_of(epoch)
         src, tgt = (lengths[pairs] for lengths in self.lengths)
@@ -194,8 +211,14 @@ class _EpochPairs(NamedTuple):
 class MixedBatches:
     """The batches of one epoch of a mixed corpus, a sequence of arrays of pair indices."""
 
-    def __init__(self, chosen: _EpochPairs, epoch: int) -> None:
-        self._pairs, self._batches = chosen.pairs, chosen.order.epoch(epoch)
+    def __init__(self, order: MixedOrder, epoch: int) -> None:
+        self._order, self._epoch = order, epoch
+        self._pairs, of_epoch = order.order_of(epoch)
+        self._batches = of_epoch.epoch(epoch)
+
+    @cached_property
+    def _passes(self) -> Indices:
+        return self._order.passes_of(self._epoch)
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -210,6 +233,10 @@ class MixedBatches:
             IndexError: If the epoch has fewer batches.
         """
         return self._pairs[self._batches[number]]
+
+    def passes(self, number: int) -> Indices:
+        """Return how often each pair of a batch was seen before, in earlier epochs or in this one."""
+        return self._passes[self._batches[number]]
 
     def largest(self) -> Indices:
         """Return the batch with the most positions, the first of several."""

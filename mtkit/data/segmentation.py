@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -25,7 +26,9 @@ Span = tuple[int, int]
 WORD_START = "\u2581"
 
 # Fields and values of SentencePiece's sentencepiece_model.proto.
-_PIECES, _PIECE_TEXT, _PIECE_TYPE, _NORMAL, _UNUSED = 1, 1, 3, 1, 5
+_PIECES, _PIECE_TEXT, _PIECE_SCORE, _PIECE_TYPE, _NORMAL, _USER_DEFINED, _UNUSED = 1, 1, 2, 3, 1, 4, 5
+_TRAINER, _MODEL_TYPE = 2, 3
+_MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 
 
 _MOSES_MARKS = {
@@ -369,6 +372,57 @@ SEGMENTATIONS: dict[str, type[SentencePiece] | type[BytePairEncoding] | type[Wor
     method.kind: method for method in (SentencePiece, BytePairEncoding, Words, Characters)
 }
 """Segmentations by their names in tokenizer.json."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a SentencePiece model.
+
+    Attributes:
+        text: its characters, with U+2581 for a space.
+        score: logarithm of its probability (unigram), or the negative number of its merge (bpe).
+        kind: the number that says what it is for.
+    """
+
+    text: str
+    score: float
+    kind: int
+
+    @property
+    def is_normal(self) -> bool:
+        """Return whether text is split into it, and it is neither special, a byte nor a symbol."""
+        return self.kind == _NORMAL
+
+    @property
+    def is_symbol(self) -> bool:
+        """Return whether it was defined by a user, and is always a single piece."""
+        return self.kind == _USER_DEFINED
+
+    @property
+    def is_unused(self) -> bool:
+        """Return whether text is never split into it."""
+        return self.kind == _UNUSED
+
+
+def read_pieces(model: bytes) -> tuple[str, list[Piece]]:
+    """Return the type of a SentencePiece model (unigram, bpe, word or char), and its pieces by id.
+
+    Args:
+        model: a valid model.
+    """
+    kind, pieces = 1, list[Piece]()
+    for number, value, _ in _protobuf_fields(model):
+        if not isinstance(value, bytes):
+            continue
+        if number == _PIECES:
+            piece = {key: own for key, own, _ in _protobuf_fields(value)}
+            score = struct.unpack("<f", bytes(piece.get(_PIECE_SCORE, bytes(4))))[0]
+            text = bytes(piece[_PIECE_TEXT]).decode("utf-8")
+            pieces.append(Piece(text, score, int(piece.get(_PIECE_TYPE, _NORMAL))))
+        elif number == _TRAINER:
+            settings = {key: own for key, own, _ in _protobuf_fields(value)}
+            kind = int(settings.get(_MODEL_TYPE, kind))
+    return _MODEL_TYPES.get(kind, str(kind)), pieces
 
 
 def _with_unused_pieces(model: bytes, only: Collection[str]) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from mtkit.config.sections import Config, TrainingConfig
+from mtkit.data.variation import make_variation
 from mtkit.device import choose_device, choose_dtype, dtype_name
 from mtkit.evaluation import metrics
 from mtkit.formatting import format_count
@@ -105,6 +106,15 @@ def build_trainer(
             world,
             device,
             config.data.train_weights,
+            make_variation(
+                config.tokenizer,
+                config.augment,
+                inputs.corpus,
+                inputs.tokenizers,
+                max_length=config.data.max_length,
+                tags=config.data.train_tags,
+                seed=config.seed,
+            ),
         ),
         validator=None if inputs.valid is None else Validator(inputs.valid, inputs.tokenizers, config),
         progress=progress,
@@ -136,6 +146,9 @@ def describe(trainer: Trainer, say: Callable[[str], None]) -> None:
     reason = f": the corpus gives no {settings.vocab_size:,}" if is_small else ""
     say(f"tokenizer  {sizes} pieces{reason}")
     say(f"batches    {len(order):,} an epoch, {100 * order.padding_share:.1f} % padding")
+    if trainer.loader.variation is not None:
+        growth = " and ".join(f"{factor:.2f}" for factor in trainer.loader.variation.growth)
+        say(f"sampling   {growth} tokens for each one of the usual segmentation, source and target")
     if trainer.validator is not None and trainer.validator.num_left_out:
         left_out = format_count(trainer.validator.num_left_out, "pair")
         say(f"valid      left out of the loss: {left_out} longer than data.max_length")

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from mtkit.config.sections import Config, TrainingConfig
 from mtkit.data.tokenizer import Tokenizers
-from mtkit.device import peak_memory
+from mtkit.device import out_of_memory_errors, peak_memory
 from mtkit.errors import StorageError
 from mtkit.files import storage_errors
 from mtkit.formatting import format_bytes, format_count
@@ -25,6 +25,7 @@ from mtkit.training.footprint import Footprint
 from mtkit.training.forecast import find_problems, forecast, measure_speed, run_size
 from mtkit.training.initial import FindModel, local_model, open_initial_model
 from mtkit.training.inputs import configure_process, load_inputs, open_splits
+from mtkit.training.memory import out_of_memory_hint, try_micro_batch
 from mtkit.training.ownership import check_ownership
 from mtkit.training.preset import choose_values, fit_into_time
 from mtkit.training.progress import Progress
@@ -146,6 +147,9 @@ def _check_largest_batch(trainer: Trainer, say: _Say) -> None:
         say("memory", f"micro-batches per batch, so that it fits: {trainer.state.slices}")
     batch = trainer.loader.epoch_batches(0).largest()
     src, tgt = corpus.src_lengths[batch].max() + 1, corpus.tgt_lengths[batch].max() + 1
+    if trainer.loader.variation is not None:  # as long as the pairs may be in any pass
+        with out_of_memory_errors(out_of_memory_hint(training)):
+            try_micro_batch(trainer.engine, trainer.loader, batch, trainer.state.slices)
     start = time.perf_counter()
     with trainer.model.all_layers():
         trainer.train_step(Update([batch] * training.batches_per_update))

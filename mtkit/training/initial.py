@@ -34,7 +34,7 @@ _FREE_KEYS = {
         "layer_dropout",
         "alignment_layer",
     ),
-    "tokenizer": ("add_tokens",),
+    "tokenizer": ("add_tokens", "sampling_alpha", "bpe_dropout", "sampling_sides"),
 }
 """Keys of the sections that come from the initial model that may be set anew."""
 

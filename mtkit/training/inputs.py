@@ -176,7 +176,8 @@ def cached_tokenizers(config: Config, sources: Sequence[Source], say: Say) -> To
         return make_tokenizers(settings, pairs, config.seed)
     cache, hashes = open_cache(config.data, "tokenizers")
     texts = [source.fingerprint(hashes) for source in sources]
-    key = json.dumps([sentencepiece.__version__, settings.model_dump(), config.seed, texts])
+    trained = settings.model_dump(exclude={"sampling_alpha", "bpe_dropout", "sampling_sides"})
+    key = json.dumps([sentencepiece.__version__, trained, config.seed, texts])
     folder = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
     with suppress(StorageError):
         return load_tokenizers(folder)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mtkit.config.sections import TrainingConfig
-from mtkit.data.batching import make_batch, num_positions
+from mtkit.data.batching import num_positions
 from mtkit.data.order import Indices
 from mtkit.device import peak_memory, reset_peak_memory
 from mtkit.errors import TrainingError
@@ -40,9 +40,16 @@ def out_of_memory_hint(training: TrainingConfig) -> str:
     )
 
 
-def try_micro_batch(engine: Engine, loader: UpdateLoader, pairs: Indices) -> None:
-    """Run the forward and backward pass of some pairs, beside as much memory as the optimizer will need."""
-    batch = make_batch(loader.corpus, pairs, loader.special, loader.links)
+def try_micro_batch(engine: Engine, loader: UpdateLoader, pairs: Indices, num_micro_batches: int) -> None:
+    """Run the forward and backward pass of a part of a batch, beside as much memory as the optimizer will need.
+
+    Args:
+        engine: computes the gradients.
+        loader: makes the batch, as long as its pairs may be in any pass.
+        pairs: the pairs of the batch.
+        num_micro_batches: into how many parts it is split.
+    """
+    batch = loader.longest_batch(pairs, num_micro_batches)
     with _reserved_for_optimizer(engine.model, engine.optimizer, engine.device):
         engine.dry_run(batch)
 
@@ -83,7 +90,7 @@ def find_num_micro_batches(engine: Engine, loader: UpdateLoader, state: TrainSta
         state.slices if on_gpu else _estimate_num_micro_batches(engine, largest, loader, state)
     )
     while num_micro_batches < 2 * len(largest):
-        failed = on_gpu and not _fits(engine, loader, largest[::num_micro_batches])
+        failed = on_gpu and not _fits(engine, loader, largest, num_micro_batches)
         if not any(engine.world.all_reduce([float(failed)])):
             return num_micro_batches
         num_micro_batches *= 2
@@ -91,10 +98,10 @@ def find_num_micro_batches(engine: Engine, loader: UpdateLoader, state: TrainSta
     raise TrainingError("out of memory with a single pair", hint=hint)
 
 
-def _fits(engine: Engine, loader: UpdateLoader, pairs: Indices) -> bool:
-    """Return whether a micro-batch fits on this GPU."""
+def _fits(engine: Engine, loader: UpdateLoader, pairs: Indices, num_micro_batches: int) -> bool:
+    """Return whether a micro-batch of a batch fits on this GPU."""
     try:
-        try_micro_batch(engine, loader, pairs)
+        try_micro_batch(engine, loader, pairs, num_micro_batches)
     except torch.OutOfMemoryError:
         return False
     finally:
@@ -114,7 +121,7 @@ def _estimate_num_micro_batches(
     probe = max(1, min(len(largest), positions // _PROBE_POSITIONS))
     reset_peak_memory(engine.device)
     before = peak_memory(engine.device)
-    try_micro_batch(engine, loader, largest[::probe])
+    try_micro_batch(engine, loader, largest, probe)
     needed = probe * max(0, peak_memory(engine.device) - before)
     available = available_bytes(local_world_size())
     num_micro_batches = state.slices

@@ -208,7 +208,7 @@ class Trainer:
         self.state.move_past(update.epoch, update.last_batch)
         if self.ema is not None:
             self.ema.update(self.model, self.state.step)
-        self._log(loss, nll, norm, rate, num_targets)
+        self._log(loss, nll, norm, rate, num_targets, update.num_epochs)
 
     def _fetch(self, update: Update) -> Update:
         """Return the update without skipped pairs, its micro-batches on the device."""
@@ -233,7 +233,9 @@ class Trainer:
         self.progress.record("rollback", step, divergence.as_dict())
         self.progress.log_rollback(step, f"{divergence}; rolling back to step {step} and skipping them")
 
-    def _log(self, loss: float, nll: float, norm: float, rate: float, num_targets: int) -> None:
+    def _log(
+        self, loss: float, nll: float, norm: float, rate: float, num_targets: int, epochs: float
+    ) -> None:
         """Count an update, and report the updates since the last report every `training.log_every_steps`."""
         state, training = self.state, self.config.training
         state.target_tokens += num_targets
@@ -243,7 +245,6 @@ class Trainer:
         if not is_logged and not self.progress.is_due:
             return
         seconds = self.stopwatch.total_seconds()
-        epochs = state.target_tokens / self.loader.target_tokens_per_epoch
         seconds_left = estimate_seconds_left(training, state.step, epochs, seconds)
         if not is_logged:
             self.progress.show_step(state.step, epochs, seconds, seconds_left)
@@ -276,7 +277,7 @@ class Trainer:
         batches = self.loader.epoch_batches(self.state.epoch)
         with out_of_memory_errors(out_of_memory_hint(self.config.training)):
             for batch in (batches.largest(), batches.smallest()):
-                try_micro_batch(self.engine, self.loader, batch[:: self.state.slices])
+                try_micro_batch(self.engine, self.loader, batch, self.state.slices)
         self.stopwatch.restart_interval()
 
     def fit_to_memory(self) -> None:

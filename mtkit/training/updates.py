@@ -10,17 +10,30 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from mtkit.config.sections import TrainingConfig
-from mtkit.data.batching import SpecialIds, empty_batch, make_batch, split_into_micro_batches
+from mtkit.data.batching import (
+    Batch,
+    SpecialIds,
+    collate_pairs,
+    make_batch,
+    pair_sizes,
+    split_into_micro_batches,
+    split_to_fit,
+    without_targets,
+)
 from mtkit.data.corpus import Corpus
 from mtkit.data.order import BatchOrder, EpochBatches, Indices, MixedBatches, MixedOrder
+from mtkit.data.variation import Variation
 from mtkit.errors import ConfigError
 from mtkit.training.distributed import World
 from mtkit.training.loss import TensorBatch
+
+_NONE = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -31,14 +44,25 @@ class Update:
         batches: indices of the pairs of each batch.
         epoch: epoch of the last batch.
         last_batch: number of the last batch in that epoch.
+        batches_in_epoch: number of batches of that epoch.
+        passes: how often each pair of each batch was seen before; by default never.
         micro_batches: this process's micro-batches on the device, by their number among those of all processes; empty
             until they are fetched.
+        num_targets: real target tokens over all processes, once it is fetched, if they vary from pass to pass.
     """
 
     batches: Sequence[Indices]
     epoch: int = 0
     last_batch: int = 0
+    batches_in_epoch: int = 1
+    passes: Sequence[Indices] = ()
     micro_batches: dict[int, TensorBatch] = field(default_factory=dict)
+    num_targets: int | None = None
+
+    @property
+    def num_epochs(self) -> float:
+        """Epochs that are over after this update."""
+        return self.epoch + (self.last_batch + 1) / self.batches_in_epoch
 
     def pairs(self) -> list[int]:
         """Return the indices of its pairs."""
@@ -46,14 +70,32 @@ class Update:
 
     def without(self, skipped: Sequence[int]) -> Update:
         """Return the update without some pairs: itself if it has none of them, otherwise one that is not fetched."""
-        if not any(np.isin(batch, skipped).any() for batch in self.batches):
+        kept = [~np.isin(batch, skipped) for batch in self.batches]
+        if all(rows.all() for rows in kept):
             return self
-        rest = (batch[~np.isin(batch, skipped)] for batch in self.batches)
-        return Update([batch for batch in rest if len(batch)], self.epoch, self.last_batch)
+        batches, passes = (
+            [each[rows] for each, rows in zip(column, kept, strict=False) if rows.any()]
+            for column in (self.batches, self.passes)
+        )
+        return replace(self, batches=batches, passes=passes, micro_batches={}, num_targets=None)
+
+
+class _EpochBatch(NamedTuple):
+    """A batch of an epoch: its number, that of the epoch's batches, its pairs, and how often they were seen before."""
+
+    epoch: int
+    number: int
+    num_batches: int
+    pairs: Indices
+    passes: Indices
 
 
 def make_order(
-    corpus: Corpus, training: TrainingConfig, seed: int, weights: Sequence[float] = ()
+    corpus: Corpus,
+    training: TrainingConfig,
+    seed: int,
+    weights: Sequence[float] = (),
+    variation: Variation | None = None,
 ) -> BatchOrder | MixedOrder:
     """Return the order of batches of a corpus.
 
@@ -62,11 +104,12 @@ def make_order(
         training: section `training`.
         seed: seed of the order.
         weights: how often an epoch has each source of the corpus; by default once.
+        variation: what differs in each pass, which plans the lengths of the pairs; by default nothing.
 
     Raises:
         ConfigError: If the weights leave no pair.
     """
-    lengths = corpus.src_lengths, corpus.tgt_lengths
+    lengths = variation.planned_lengths() if variation else (corpus.src_lengths, corpus.tgt_lengths)
     if all(weight == 1 for weight in weights):
         return BatchOrder(*lengths, training.batch_token_budget, seed)
     sources = corpus.sources_of_pairs()
@@ -87,6 +130,7 @@ class UpdateLoader:
         world: the processes that share each update.
         device: device of the micro-batches.
         weights: how often an epoch has each source of the corpus; by default once.
+        variation: what differs in each pass over the corpus; by default nothing.
     """
 
     def __init__(
@@ -98,15 +142,13 @@ class UpdateLoader:
         world: World,
         device: torch.device,
         weights: Sequence[float] = (),
+        variation: Variation | None = None,
     ) -> None:
         self.corpus, self.special, self.world, self.device = corpus, special, world, device
         self.links = corpus.links if training.guided_alignment else None
-        self.order = make_order(corpus, training, seed, weights)
+        self.variation, self.batch_tokens = variation, training.batch_token_budget
+        self.order = make_order(corpus, training, seed, weights, variation)
         self.batches_per_update, self.max_epochs = training.batches_per_update, training.max_epochs
-        lengths = corpus.tgt_lengths
-        if isinstance(self.order, MixedOrder):
-            lengths = lengths[self.order.pairs_of(0)]
-        self.target_tokens_per_epoch = int(lengths.sum(dtype=np.int64)) + len(lengths)
         self._epoch: tuple[int, EpochBatches | MixedBatches] | None = None
 
     def epoch_batches(self, epoch: int) -> EpochBatches | MixedBatches:
@@ -119,15 +161,17 @@ class UpdateLoader:
         """Yield the updates from a batch of an epoch to the end of the last epoch, without their micro-batches."""
         batches = self._batches(epoch, batch)
         while taken := list(islice(batches, self.batches_per_update)):
-            last_epoch, last_batch, _ = taken[-1]
-            yield Update([indices for _, _, indices in taken], last_epoch, last_batch)
+            last = taken[-1]
+            pairs, passes = [each.pairs for each in taken], [each.passes for each in taken if self.variation]
+            yield Update(pairs, last.epoch, last.number, last.num_batches, passes)
 
-    def _batches(self, epoch: int, first: int) -> Iterator[tuple[int, int, Indices]]:
-        """Yield (epoch, number in the epoch, pairs) of each batch to the end of the last epoch."""
+    def _batches(self, epoch: int, first: int) -> Iterator[_EpochBatch]:
+        """Yield the batches to the end of the last epoch."""
         while self.max_epochs is None or epoch < self.max_epochs:
             batches = self.epoch_batches(epoch)
             for number in range(first, len(batches)):
-                yield epoch, number, batches[number]
+                passes = batches.passes(number) if self.variation else _NONE
+                yield _EpochBatch(epoch, number, len(batches), batches[number], passes)
             epoch, first = epoch + 1, 0
 
     def prefetch(self, updates: Iterator[Update], min_micro_batches: int) -> Generator[Update, None, None]:
@@ -153,15 +197,62 @@ class UpdateLoader:
             update: update to fetch.
             min_micro_batches: least number of micro-batches per batch; the number of processes may require more.
         """
+        if self.variation is not None:
+            return self._fetch_varied(self.variation, update, min_micro_batches)
         split = split_into_micro_batches(update.batches, self.world.size, min_micro_batches)
         micro_batches = {}
         for number in range(self.world.rank, len(split), self.world.size):
             pairs = split[number]
-            make, pairs = (make_batch, pairs) if len(pairs) else (empty_batch, update.batches[0])
-            batch = make(self.corpus, pairs, self.special, self.links)
+            chosen = pairs if len(pairs) else update.batches[0][:1]
+            batch = make_batch(self.corpus, chosen, self.special, self.links)
+            batch = batch if len(pairs) else without_targets(batch)
             micro_batches[number] = TensorBatch.from_batch(batch, self.device)
         return replace(update, micro_batches=micro_batches)
 
+    def _fetch_varied(self, variation: Variation, update: Update, min_micro_batches: int) -> Update:
+        """Return the update with this process's micro-batches, of pairs that vary from pass to pass.
+
+        Every process makes the rows of all, to know how many micro-batches and target tokens the update has.
+        """
+        pairs = np.concatenate(update.batches)
+        passes = np.concatenate(update.passes) if update.passes else np.zeros_like(pairs)
+        srcs, tgts = variation.rows(pairs, passes)
+        src_lengths, tgt_lengths = (np.fromiter(map(len, rows), np.int32, len(rows)) for rows in (srcs, tgts))
+        ends = np.cumsum([len(batch) for batch in update.batches])
+        rows = np.split(np.arange(len(pairs)), ends[:-1])
+        slices = split_into_micro_batches(rows, self.world.size, min_micro_batches)
+        widths = np.repeat([self._width(len(batch)) for batch in rows], len(slices) // len(rows)).tolist()
+        budgets = [len(each) * width for each, width in zip(slices, widths, strict=True)]
+        parts = split_to_fit(slices, pair_sizes(src_lengths, tgt_lengths), budgets, self.world.size)
+        micro_batches = {}
+        for number, part in parts.items():
+            if number % self.world.size == self.world.rank:
+                chosen = part.tolist() or [0]
+                sides = [srcs[row] for row in chosen], [tgts[row] for row in chosen]
+                batch = collate_pairs(*sides, pairs[chosen], self.special)
+                batch = batch if len(part) else without_targets(batch)
+                micro_batches[number] = TensorBatch.from_batch(batch, self.device)
+        num_targets = int(tgt_lengths.sum()) + len(tgts)
+        return replace(update, micro_batches=micro_batches, num_targets=num_targets)
+
+    def _width(self, num_rows: int) -> int:
+        """Return the positions on its longer side that each row of a batch may take within the budget."""
+        return max(1, self.batch_tokens // num_rows)
+
+    def longest_batch(self, pairs: Indices, num_micro_batches: int) -> Batch:
+        """Return a micro-batch of a batch, as long as its pairs may be in any pass."""
+        chosen = pairs[::num_micro_batches]
+        if self.variation is None:
+            return make_batch(self.corpus, chosen, self.special, self.links)
+        width = min(self._width(len(pairs)), self.variation.max_length + 1) - 1
+        srcs, tgts = (
+            [np.resize(ids, max(width, len(ids))) for ids in map(side, chosen.tolist())]
+            for side in (self.corpus.src, self.corpus.tgt)
+        )
+        return collate_pairs(srcs, tgts, chosen, self.special)
+
     def num_targets(self, update: Update) -> int:
         """Return the number of real target tokens of an update, eos included, over all processes."""
+        if update.num_targets is not None:
+            return update.num_targets
         return sum(int(self.corpus.tgt_lengths[batch].sum()) + len(batch) for batch in update.batches)

@@ -575,7 +575,18 @@ def test_a_config_may_come_from_stdin(config: Path) -> None:
 def test_config_schema_is_a_schema_of_the_sections() -> None:
     code, out, err = tiny.mtkit("config", "schema")
     assert (code, err) == (0, "")
-    sections = ["run", "seed", "init", "data", "tokenizer", "model", "training", "validation", "decoding"]
+    sections = [
+        "run",
+        "seed",
+        "init",
+        "data",
+        "augment",
+        "tokenizer",
+        "model",
+        "training",
+        "validation",
+        "decoding",
+    ]
     assert list(json.loads(out)["properties"]) == sections
 
 

@@ -1,0 +1,143 @@
+"""Variation of the pairs from pass to pass over the corpus: augmentation, and other segmentations of the text.
+
+In: indices of pairs, and how often each was seen before. Out: their token ids in this pass.
+
+Batches are formed before it is known how long their pairs will be, so lengths are planned: the usual number of tokens,
+times the mean growth of a sample of the corpus, plus a margin for its spread. What still exceeds the budget of its
+batch runs in further micro-batches (mtkit/training/updates.py), so that memory stays bounded and every sample is
+trained on. Only a sample longer than `data.max_length` is not: its sentence keeps the usual segmentation.
+Shapes: R rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from mtkit.config.sections import AugmentConfig, TokenizerConfig
+from mtkit.data.augmentation import Augmentation
+from mtkit.data.batching import EncodedPairs
+from mtkit.data.counter_random import make_key
+from mtkit.data.order import Indices, Lengths
+from mtkit.data.subword_sampling import SubwordSampler
+from mtkit.data.tokenizer import Ids, Tokenizers
+
+_SAMPLE_PAIRS = 2000
+_MARGIN = 2.0
+"""Standard deviations by which planned lengths exceed the mean."""
+
+Sides = tuple[list[Ids], list[Ids]]
+
+
+class Variation:
+    """Pairs as they are in each pass.
+
+    Args:
+        corpus: the encoded pairs.
+        max_length: longest side of a pair in tokens.
+        samplers: sampler of segmentations for each side, or None.
+        augmentation: changes some pairs, or None.
+    """
+
+    def __init__(
+        self,
+        corpus: EncodedPairs,
+        max_length: int,
+        samplers: tuple[SubwordSampler | None, SubwordSampler | None],
+        augmentation: Augmentation | None,
+    ) -> None:
+        self.corpus, self.max_length = corpus, max_length
+        self._samplers, self._augmentation = samplers, augmentation
+        lengths = corpus.src_lengths, corpus.tgt_lengths
+        chosen = np.arange(0, len(lengths[0]), -(-len(lengths[0]) // _SAMPLE_PAIRS))
+        sampled = self._sampled(self._usual(chosen), chosen, np.zeros_like(chosen))
+        self.growth: list[float] = []
+        """Tokens of the samples for each token of the usual segmentations, of both sides."""
+        self._plans: list[Lengths] = []
+        for usual, rows in zip(lengths, sampled, strict=True):
+            before = usual[chosen].astype(np.float64)
+            after = np.array([len(ids) for ids in rows], np.float64)
+            mean = float(after.sum() / before.sum())
+            spread = float(np.sqrt(np.mean((after - mean * before) ** 2 / before)))
+            possible = np.arange(int(usual.max()) + 1)
+            planned = np.ceil(mean * possible + _MARGIN * spread * np.sqrt(possible) - 1e-9)
+            self.growth.append(mean)
+            self._plans.append(np.maximum(possible, np.minimum(planned, max_length)).astype(np.int32))
+
+    def planned_lengths(self) -> tuple[Lengths, Lengths]:
+        """Return the numbers of tokens that batches are formed with, of both sides: [pairs] each."""
+        src, tgt = self.corpus.src_lengths, self.corpus.tgt_lengths
+        if self.growth == [1.0, 1.0]:
+            return src, tgt
+        return self._plans[0][src], self._plans[1][tgt]
+
+    def rows(self, pairs: Indices, passes: Indices) -> Sides:
+        """Return the ids of both sides of some pairs.
+
+        Args:
+            pairs: [R], indices in the corpus.
+            passes: [R], how often each was seen before.
+        """
+        srcs, tgts = self._usual(pairs)
+        if self._augmentation is not None:
+            for row, sides in self._augmentation.changes(srcs, tgts, pairs, passes).items():
+                if max(map(len, sides)) <= self.max_length:
+                    srcs[row], tgts[row] = sides
+        return self._sampled((srcs, tgts), pairs, passes)
+
+    def _usual(self, pairs: Indices) -> Sides:
+        """Return the ids of some pairs as the corpus has them."""
+        numbers = pairs.tolist()
+        return list(map(self.corpus.src, numbers)), list(map(self.corpus.tgt, numbers))
+
+    def _sampled(self, sides: Sides, pairs: Indices, passes: Indices) -> Sides:
+        """Return both sides in other segmentations."""
+        src, tgt = (
+            rows if sampler is None else self._fitting(rows, sampler.sample(rows, pairs, passes))
+            for rows, sampler in zip(sides, self._samplers, strict=True)
+        )
+        return src, tgt
+
+    def _fitting(self, usual: Sequence[Ids], sampled: Sequence[Ids]) -> list[Ids]:
+        """Return the samples, and the usual segmentation in place of those that are too long."""
+        return [new if len(new) <= self.max_length else old for old, new in zip(usual, sampled, strict=True)]
+
+
+def make_variation(
+    tokenizer: TokenizerConfig,
+    augment: AugmentConfig,
+    corpus: EncodedPairs,
+    tokenizers: Tokenizers,
+    *,
+    max_length: int,
+    tags: Sequence[str],
+    seed: int,
+) -> Variation | None:
+    """Return what differs in each pass over a corpus, or None if nothing does.
+
+    Args:
+        tokenizer: section `tokenizer`, which may ask for subword sampling.
+        augment: section `augment`.
+        corpus: the encoded pairs.
+        tokenizers: tokenizers of both sides.
+        max_length: longest side of a pair in tokens.
+        tags: tags of the training corpora.
+        seed: random seed.
+
+    Raises:
+        ConfigError: If a tokenizer is not of the type that the sampling needs.
+    """
+    method: Literal["unigram", "bpe"] = "bpe" if tokenizer.bpe_dropout else "unigram"
+    strength = tokenizer.bpe_dropout or tokenizer.sampling_alpha
+    samplers = [
+        SubwordSampler(each, method, strength, make_key(seed, f"subwords {side}"))
+        if strength and tokenizer.sampling_sides in (side, "both")
+        else None
+        for side, each in (("src", tokenizers.src), ("tgt", tokenizers.tgt))
+    ]
+    augmentation = Augmentation(augment, tokenizers, tags, seed) if augment.is_on else None
+    if augmentation is None and samplers == [None, None]:
+        return None
+    return Variation(corpus, max_length, (samplers[0], samplers[1]), augmentation)

@@ -1,0 +1,59 @@
+"""Runs with subword sampling and augmented pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+
+UNIGRAM = [
+    "tokenizer.type=unigram", "tokenizer.sampling_alpha=0.2", "augment.upper=0.3", "augment.typos=0.2",
+    "model.positions=learned",
+]  # fmt: skip
+BPE = ["tokenizer.bpe_dropout=0.2"]
+SHORT = [
+    "validation.every_steps=3", "validation.metrics=[]", "validation.best=loss", "data.test=[]", "model.dropout=0.2",
+    "training.batch_tokens=200", "training.accumulate=2", "data.max_length=30", "model.max_positions=31",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param([UNIGRAM[1], UNIGRAM[0], *UNIGRAM[2:]], id="unigram"),
+        pytest.param([*BPE, "model.positions=learned"], id="bpe", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_trains_and_resumes_bit_for_bit(config: Path, tmp_path: Path, options: list[str]) -> None:
+    short = [*options, *SHORT]
+    for steps in (3, 6):
+        run = f"run={tmp_path / 'a'}"
+        assert tiny.mtkit("train", config, run, f"training.max_steps={steps}", *short)[0] == 0
+    assert tiny.mtkit("train", config, f"run={tmp_path / 'b'}", "training.max_steps=6", *short)[0] == 0
+    assert tiny.losses(tmp_path / "a") == tiny.losses(tmp_path / "b")
+    code, _, err = tiny.mtkit(
+        "train", config, f"run={tmp_path / 'a'}", *short, f"{options[0]}1", "training.max_steps=9"
+    )
+    assert code == 2 and options[0].partition("=")[0] in err
+
+
+def test_check_tries_what_a_pass_may_bring(config: Path) -> None:
+    code, out, _ = tiny.mtkit("check", config, *UNIGRAM, *SHORT, "training.max_steps=3")
+    assert code == 0
+    assert "tokens for each one of the usual segmentation" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["tokenizer.type=bpe", "tokenizer.sampling_alpha=0.2"], "set bpe_dropout"),
+        (["tokenizer.type=unigram", "tokenizer.bpe_dropout=0.1"], "set sampling_alpha"),
+        (["tokenizer.sampling_sides=src"], "needs sampling_alpha or bpe_dropout"),
+        (["augment.upper=0.7", "augment.title=0.7"], "cannot be more than 1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(config: Path, options: list[str], words: str) -> None:
+    code, _, err = tiny.mtkit("check", config, *options)
+    assert code == 2
+    assert words in tiny.one_line(err)
