@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,14 +106,22 @@ class Diversification:
         self.check()
         with Pipeline(self.folder, self.efforts, say, fresh=fresh) as pipeline:
             pairs = pipeline.run(self._copy())
-            pipeline.run(self._tokenizers())
-            for line in self._forecast(pipeline.run(self._estimate()), pairs):
-                say(line)
-            united: dict[str, Any] = {}
-            for number in range(self.num_rounds):
-                for stage in self._round(number):
-                    united = pipeline.run(stage)
-            return pipeline.run(training("final", self.final_config(united)))
+            prepared = pipeline.run(self._tokenizers())
+            for reason in prepared["choices"]:
+                say(reason)
+            config, helpers = parse_config(prepared["config"]), parse_config(prepared["helpers"])
+            chosen = replace(self, config=config, helpers=helpers)
+            return chosen._train_and_translate(pipeline, pairs)
+
+    def _train_and_translate(self, pipeline: Pipeline, pairs: dict[str, Any]) -> dict[str, Any]:
+        """Run the stages after the preparations, with configs whose values are all chosen."""
+        for line in self._forecast(pipeline.run(self._estimate()), pairs):
+            pipeline.say(line)
+        united: dict[str, Any] = {}
+        for number in range(self.num_rounds):
+            for stage in self._round(number):
+                united = pipeline.run(stage)
+        return pipeline.run(training("final", self.final_config(united)))
 
     # --- configs ---------------------------------------------------------------------------------------------------
 
@@ -220,11 +228,14 @@ class Diversification:
         return Stage("corpora", copy_corpora, settings, _ONCE, tuple(dict.fromkeys(paths)), (folder,))
 
     def _tokenizers(self) -> Stage:
-        """Return the stage that makes the tokenizers of all models."""
+        """Return the stage that chooses what a preset leaves open, and makes the tokenizers of all models."""
         folder = self.folder / "tokenizers"
-        values = config_to_dict(self.config)
-        values["data"] |= {"train": self._forward_corpora(), "valid": [], "test": [], "root": "."}
-        settings = {"config": values, "folder": str(folder)}
+        settings = {
+            "config": config_to_dict(self.config),
+            "helpers": config_to_dict(self.helpers),
+            "train": self._forward_corpora(),
+            "folder": str(folder),
+        }
         return Stage(
             "tokenizers", make_shared_tokenizers, settings, _ONCE, (self.folder / "corpora",), (folder,)
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mtkit.config.loading import parse_config
+from mtkit.config.loading import config_to_dict, parse_config
 from mtkit.config.sections import DataConfig
 from mtkit.data.readers import Columns, Pair, read_tsv
 from mtkit.data.sources import Source, Split, open_sources
@@ -42,17 +42,27 @@ def _pairs(source: Source) -> Iterator[Pair]:
     return (pair for _, pair in source.read())
 
 
-def make_shared_tokenizers(settings: Settings, context: Context) -> None:
-    """Make the tokenizers of a config, which all models share."""
+def make_shared_tokenizers(settings: Settings, context: Context) -> dict[str, Any]:
+    """Choose what a preset leaves open, once for all models; make the tokenizers that they share.
+
+    Returns:
+        Both configs with all values, and what was chosen and why.
+    """
     from mtkit.training.display import Display
     from mtkit.training.inputs import cached_tokenizers
+    from mtkit.training.preset import choose_values
 
-    config, folder = parse_config(settings["config"]), Path(settings["folder"])
-    sources = open_sources(config.data.train, config.data, "train")
-    tokenizers = cached_tokenizers(config, sources, Display(context.console).say)
+    config, choices = choose_values(parse_config(settings["config"]))
+    helpers, _ = choose_values(parse_config(settings["helpers"]))
+    values, folder = config_to_dict(config), Path(settings["folder"])
+    data = DataConfig.model_validate(values["data"] | {"train": settings["train"], "root": "."})
+    sources = open_sources(data.train, data, "train")
+    say = Display(context.console).say
+    tokenizers = cached_tokenizers(config.model_copy(update={"data": data}), sources, say)
     with temporary_folder(folder) as temporary:
         tokenizers.save(temporary)
         commit_folder(temporary, folder)
+    return {"config": values, "helpers": config_to_dict(helpers), "choices": choices}
 
 
 def estimate(settings: Settings, context: Context) -> dict[str, float]:
