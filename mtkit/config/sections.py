@@ -197,6 +197,12 @@ class DataConfig(Section):
     drop_duplicates: bool = False
     """Drop training pairs that repeat an earlier pair."""
 
+    reverse: bool = False
+    """Train on each pair in both directions (Ding et al. 2021); the `tag` of a corpus stands in the usual direction
+    only. Requires a joint tokenizer."""
+    reverse_epochs: Positive | None = None
+    """Train on both directions in this many first epochs only, and then on the usual one; by default in all."""
+
     @property
     def train_weights(self) -> tuple[float, ...]:
         """`weight` of each training corpus, with the default filled in."""
@@ -878,6 +884,10 @@ class Config(Section):
             return self
         if not any(source.alignments for source in self.data.train):
             raise ValueError("training.guided_alignment needs alignments of a corpus in data.train")
+        if self.data.reverse:
+            raise ValueError(
+                "data.reverse exchanges sides that are aligned: leave it or training.guided_alignment out"
+            )
         if self.tokenizer.sampling_alpha or self.tokenizer.bpe_dropout or self.augment.is_on:
             what = "tokenizer.sampling_alpha, tokenizer.bpe_dropout and augment change the tokens that are aligned"
             raise ValueError(f"{what}: leave them out, or training.guided_alignment")
@@ -924,6 +934,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _tying(self) -> Config:
         joint = self.tokenizer.src_model is None and self.tokenizer.joint
+        if self.data.reverse and self.init is None and not joint:
+            raise ValueError("data.reverse needs a joint tokenizer, for each side is source and target")
         if self.model.tie_embeddings == "three-way" and not joint:
             raise ValueError("model.tie_embeddings three-way needs a joint tokenizer")
         return self

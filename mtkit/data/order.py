@@ -247,6 +247,40 @@ class MixedBatches:
         return self._pairs[self._batches.smallest()]
 
 
+class PhasedOrder:
+    """The batches of two orders: those of one in the first epochs, those of the other in all later ones."""
+
+    def __init__(
+        self, first: BatchOrder | MixedOrder, later: BatchOrder | MixedOrder, num_first_epochs: int
+    ) -> None:
+        self.first, self.later, self.num_first_epochs = first, later, num_first_epochs
+        self.padding_share = first.padding_share
+
+    def __len__(self) -> int:
+        """Return the number of batches of the first epoch."""
+        return len(self.first)
+
+    def epoch(self, number: int) -> EpochBatches | MixedBatches:
+        """Return the batches of an epoch."""
+        return (self.first if number < self.num_first_epochs else self.later).epoch(number)
+
+
+def num_epochs_of(order: BatchOrder | MixedOrder | PhasedOrder, num_batches: float) -> float:
+    """Return how many epochs have this many batches."""
+    if not isinstance(order, PhasedOrder):
+        return num_batches / len(order)
+    in_first = min(num_batches, order.num_first_epochs * len(order.first))
+    return in_first / len(order.first) + (num_batches - in_first) / len(order.later)
+
+
+def num_batches_of(order: BatchOrder | MixedOrder | PhasedOrder, num_epochs: int) -> int:
+    """Return how many batches so many epochs have."""
+    if not isinstance(order, PhasedOrder):
+        return num_epochs * len(order)
+    num_first = min(num_epochs, order.num_first_epochs)
+    return num_first * len(order.first) + (num_epochs - num_first) * len(order.later)
+
+
 def _sort_all(src_lengths: Lengths, tgt_lengths: Lengths) -> tuple[Pairs, Indices]:
     """Sort all pairs, one range of sizes at a time to save memory.
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 
 from mtkit.config.sections import Config, TrainingConfig
+from mtkit.data.corpus import Corpus
+from mtkit.data.directions import BothDirections
 from mtkit.data.variation import make_variation
 from mtkit.device import choose_device, choose_dtype, dtype_name
 from mtkit.evaluation import metrics
@@ -98,27 +100,40 @@ def build_trainer(
         inputs,
         engine=engine,
         ema=None if training.ema_decay is None else ExponentialMovingAverage(model, training.ema_decay),
-        loader=UpdateLoader(
-            inputs.corpus,
-            special_ids(inputs.tokenizers, config.model.source_eos),
-            training,
-            config.seed,
-            world,
-            device,
-            config.data.train_weights,
-            make_variation(
-                config.tokenizer,
-                config.augment,
-                inputs.corpus,
-                inputs.tokenizers,
-                max_length=config.data.max_length,
-                tags=config.data.train_tags,
-                seed=config.seed,
-            ),
-        ),
+        loader=_make_loader(config, inputs, world, device),
         validator=None if inputs.valid is None else Validator(inputs.valid, inputs.tokenizers, config),
         progress=progress,
         signals=signals,
+    )
+
+
+def _make_loader(config: Config, inputs: Inputs, world: World, device: torch.device) -> UpdateLoader:
+    """Return what loads the updates: in one direction or both, the same in every pass or not."""
+    data, tokenizers, corpus = config.data, inputs.tokenizers, inputs.corpus
+    pairs: Corpus | BothDirections = corpus
+    if data.reverse:
+        tags = {number: source.tag for number, source in enumerate(data.train) if source.tag is not None}
+        lengths = [len(ids) for ids in tokenizers.src.encode(list(tags.values()))]
+        pairs = BothDirections(corpus, dict(zip(tags, lengths, strict=True)))
+    variation = make_variation(
+        config.tokenizer,
+        config.augment,
+        pairs,
+        tokenizers,
+        max_length=data.max_length,
+        tags=data.train_tags,
+        seed=config.seed,
+    )
+    return UpdateLoader(
+        pairs,
+        special_ids(tokenizers, config.model.source_eos),
+        config.training,
+        config.seed,
+        world,
+        device,
+        data.train_weights,
+        variation,
+        data.reverse_epochs,
     )
 
 
@@ -146,6 +161,10 @@ def describe(trainer: Trainer, say: Callable[[str], None]) -> None:
     reason = f": the corpus gives no {settings.vocab_size:,}" if is_small else ""
     say(f"tokenizer  {sizes} pieces{reason}")
     say(f"batches    {len(order):,} an epoch, {100 * order.padding_share:.1f} % padding")
+    if config.data.reverse:
+        epochs = config.data.reverse_epochs
+        when = "" if epochs is None else f" in the first {format_count(epochs, 'epoch')}, then one"
+        say(f"pairs      in both directions{when}")
     if trainer.loader.variation is not None:
         growth = " and ".join(f"{factor:.2f}" for factor in trainer.loader.variation.growth)
         say(f"sampling   {growth} tokens for each one of the usual segmentation, source and target")

@@ -14,6 +14,7 @@ from pathlib import Path
 from mtkit.checkpoint import load_newest_checkpoint
 from mtkit.config.sections import Config
 from mtkit.data.corpus import Corpus
+from mtkit.data.directions import BothDirections
 from mtkit.errors import TrainingError
 from mtkit.training.checkpointing import Checkpointer
 from mtkit.training.distributed import World
@@ -88,7 +89,12 @@ class Rollback:
     """Returns to the newest checkpoint after a divergence."""
 
     def __init__(
-        self, config: Config, corpus: Corpus, checkpointer: Checkpointer, progress: Progress, world: World
+        self,
+        config: Config,
+        corpus: Corpus | BothDirections,
+        checkpointer: Checkpointer,
+        progress: Progress,
+        world: World,
     ) -> None:
         self.config, self.corpus, self.checkpointer = config, corpus, checkpointer
         self.progress, self.world = progress, world

@@ -12,6 +12,7 @@ from itertools import cycle, islice
 import numpy as np
 
 from mtkit.config.sections import Config
+from mtkit.data.order import num_batches_of, num_epochs_of
 from mtkit.formatting import format_count, format_duration
 from mtkit.training.trainer import Trainer
 from mtkit.training.updates import Update
@@ -126,10 +127,10 @@ def run_size(trainer: Trainer, speed: Speed) -> RunSize:
         speed: its speed, which decides how far it gets with a time limit.
     """
     training = trainer.config.training
-    num_batches, size = len(trainer.loader.order), training.batches_per_update
+    order, size = trainer.loader.order, training.batches_per_update
     limits = [training.step_limit]
     if training.max_epochs is not None:
-        limits.append(math.ceil(training.max_epochs * num_batches / size))
+        limits.append(math.ceil(num_batches_of(order, training.max_epochs) / size))
     if training.time_limit_minutes is not None:
         with_validation = (
             speed.update_seconds + speed.validation_seconds / trainer.config.validation.every_steps
@@ -137,7 +138,8 @@ def run_size(trainer: Trainer, speed: Speed) -> RunSize:
         limits.append(max(1, round(60 * training.time_limit_minutes / with_validation)))
     num_updates = min(limit for limit in limits if limit is not None)
     num_valid = 0 if trainer.validator is None else len(trainer.validator.corpus.srcs)
-    return RunSize(len(trainer.inputs.corpus), num_valid, num_batches / size, num_updates)
+    per_epoch = num_updates / num_epochs_of(order, num_updates * size)
+    return RunSize(len(trainer.inputs.corpus), num_valid, per_epoch, num_updates)
 
 
 def forecast(config: Config, size: RunSize, speed: Speed, num_done: int = 0) -> Iterator[tuple[str, str]]:

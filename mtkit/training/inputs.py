@@ -127,6 +127,9 @@ def load_inputs(
         tokenizers = initial.load_tokenizers() if initial else cached_tokenizers(config, sources, say)
         tokenizers.save(folder)
     _check_tags(config, tokenizers)
+    if config.data.reverse and not tokenizers.joint:
+        hint = "leave it out, or choose a model with one vocabulary for both sides"
+        raise ConfigError("each side has a vocabulary of its own", where="data.reverse", hint=hint)
     teachers = load_teachers(config, tokenizers)
     fingerprint = "" if teachers is None else teachers.fingerprint()
     with cache_errors(config.data):

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import nn
 
 from mtkit.config.sections import TrainingConfig
-from mtkit.data.batching import num_positions
+from mtkit.data.batching import Batch, collate_pairs, make_batch, num_positions
 from mtkit.data.order import Indices
 from mtkit.device import peak_memory, reset_peak_memory
 from mtkit.errors import TrainingError
@@ -49,9 +50,22 @@ def try_micro_batch(engine: Engine, loader: UpdateLoader, pairs: Indices, num_mi
         pairs: the pairs of the batch.
         num_micro_batches: into how many parts it is split.
     """
-    batch = loader.longest_batch(pairs, num_micro_batches)
+    batch = longest_batch(loader, pairs, num_micro_batches)
     with _reserved_for_optimizer(engine.model, engine.optimizer, engine.device):
         engine.dry_run(batch)
+
+
+def longest_batch(loader: UpdateLoader, pairs: Indices, num_micro_batches: int) -> Batch:
+    """Return the first of some micro-batches of a batch, as long as its pairs may be in any pass."""
+    chosen = pairs[::num_micro_batches]
+    if loader.variation is None:
+        return make_batch(loader.corpus, chosen, loader.special, loader.links)
+    width = min(loader.row_budget(len(pairs)), loader.variation.max_length + 1) - 1
+    srcs, tgts = (
+        [np.resize(ids, max(width, len(ids))) for ids in map(side, chosen.tolist())]
+        for side in (loader.corpus.src, loader.corpus.tgt)
+    )
+    return collate_pairs(srcs, tgts, chosen, loader.special)
 
 
 @contextmanager

@@ -75,7 +75,7 @@ class Trainer:
         self.device, self.dtype = engine.device, engine.model.compute_dtype
         self.loader, self.validator, self.progress, self.signals = loader, validator, progress, signals
         self.checkpointer = Checkpointer(config, self.model, engine.optimizer, ema, signals, self.world)
-        self.rollback = Rollback(config, inputs.corpus, self.checkpointer, progress, self.world)
+        self.rollback = Rollback(config, loader.corpus, self.checkpointer, progress, self.world)
         self.state = TrainState(
             corpus=inputs.corpus.fingerprint,
             valid=validation_fingerprint(inputs.valid),
@@ -223,7 +223,7 @@ class Trainer:
         Raises:
             TrainingError: If the config says to stop instead, or there is no way to continue.
         """
-        sentences = [self.inputs.corpus.location(index) for index in update.pairs()]
+        sentences = [self.loader.corpus.location(index) for index in update.pairs()]
         divergence = Divergence(self.state.step + 1, reason, sentences)
         self.progress.record("diverged", divergence.step, divergence.as_dict())
         self.engine.discard_gradients()

@@ -17,7 +17,6 @@ import torch
 
 from mtkit.config.sections import TrainingConfig
 from mtkit.data.batching import (
-    Batch,
     SpecialIds,
     collate_pairs,
     make_batch,
@@ -27,7 +26,8 @@ from mtkit.data.batching import (
     without_targets,
 )
 from mtkit.data.corpus import Corpus
-from mtkit.data.order import BatchOrder, EpochBatches, Indices, MixedBatches, MixedOrder
+from mtkit.data.directions import BothDirections
+from mtkit.data.order import BatchOrder, EpochBatches, Indices, MixedBatches, MixedOrder, PhasedOrder
 from mtkit.data.variation import Variation
 from mtkit.errors import ConfigError
 from mtkit.training.distributed import World
@@ -91,12 +91,13 @@ class _EpochBatch(NamedTuple):
 
 
 def make_order(
-    corpus: Corpus,
+    corpus: Corpus | BothDirections,
     training: TrainingConfig,
     seed: int,
     weights: Sequence[float] = (),
     variation: Variation | None = None,
-) -> BatchOrder | MixedOrder:
+    reverse_epochs: int | None = None,
+) -> BatchOrder | MixedOrder | PhasedOrder:
     """Return the order of batches of a corpus.
 
     Args:
@@ -105,18 +106,28 @@ def make_order(
         seed: seed of the order.
         weights: how often an epoch has each source of the corpus; by default once.
         variation: what differs in each pass, which plans the lengths of the pairs; by default nothing.
+        reverse_epochs: number of first epochs that have both directions; by default all, if the corpus has both.
 
     Raises:
         ConfigError: If the weights leave no pair.
     """
     lengths = variation.planned_lengths() if variation else (corpus.src_lengths, corpus.tgt_lengths)
-    if all(weight == 1 for weight in weights):
-        return BatchOrder(*lengths, training.batch_token_budget, seed)
-    sources = corpus.sources_of_pairs()
-    if all(weight * np.count_nonzero(sources == number) < 1 for number, weight in enumerate(weights)):
-        what = "the weights of the corpora leave less than a pair in an epoch"
-        raise ConfigError(what, where="data.train", hint="raise a weight")
-    return MixedOrder(*lengths, training.batch_token_budget, seed, sources, weights)
+    sources = None if all(weight == 1 for weight in weights) else corpus.sources_of_pairs()
+
+    def of_first(num_pairs: int) -> BatchOrder | MixedOrder:
+        src, tgt = (each[:num_pairs] for each in lengths)
+        if sources is None:
+            return BatchOrder(src, tgt, training.batch_token_budget, seed)
+        of_source = sources[:num_pairs]
+        if all(weight * np.count_nonzero(of_source == number) < 1 for number, weight in enumerate(weights)):
+            what = "the weights of the corpora leave less than a pair in an epoch"
+            raise ConfigError(what, where="data.train", hint="raise a weight")
+        return MixedOrder(src, tgt, training.batch_token_budget, seed, of_source, weights)
+
+    order = of_first(len(lengths[0]))
+    if reverse_epochs is None or not isinstance(corpus, BothDirections):
+        return order
+    return PhasedOrder(order, of_first(corpus.num_forward), reverse_epochs)
 
 
 class UpdateLoader:
@@ -131,11 +142,12 @@ class UpdateLoader:
         device: device of the micro-batches.
         weights: how often an epoch has each source of the corpus; by default once.
         variation: what differs in each pass over the corpus; by default nothing.
+        reverse_epochs: number of first epochs that have both directions; by default all, if the corpus has both.
     """
 
     def __init__(
         self,
-        corpus: Corpus,
+        corpus: Corpus | BothDirections,
         special: SpecialIds,
         training: TrainingConfig,
         seed: int,
@@ -143,11 +155,12 @@ class UpdateLoader:
         device: torch.device,
         weights: Sequence[float] = (),
         variation: Variation | None = None,
+        reverse_epochs: int | None = None,
     ) -> None:
         self.corpus, self.special, self.world, self.device = corpus, special, world, device
-        self.links = corpus.links if training.guided_alignment else None
+        self.links = corpus.links if training.guided_alignment and isinstance(corpus, Corpus) else None
         self.variation, self.batch_tokens = variation, training.batch_token_budget
-        self.order = make_order(corpus, training, seed, weights, variation)
+        self.order = make_order(corpus, training, seed, weights, variation, reverse_epochs)
         self.batches_per_update, self.max_epochs = training.batches_per_update, training.max_epochs
         self._epoch: tuple[int, EpochBatches | MixedBatches] | None = None
 
@@ -221,7 +234,7 @@ class UpdateLoader:
         ends = np.cumsum([len(batch) for batch in update.batches])
         rows = np.split(np.arange(len(pairs)), ends[:-1])
         slices = split_into_micro_batches(rows, self.world.size, min_micro_batches)
-        widths = np.repeat([self._width(len(batch)) for batch in rows], len(slices) // len(rows)).tolist()
+        widths = np.repeat([self.row_budget(len(batch)) for batch in rows], len(slices) // len(rows)).tolist()
         budgets = [len(each) * width for each, width in zip(slices, widths, strict=True)]
         parts = split_to_fit(slices, pair_sizes(src_lengths, tgt_lengths), budgets, self.world.size)
         micro_batches = {}
@@ -235,21 +248,9 @@ class UpdateLoader:
         num_targets = int(tgt_lengths.sum()) + len(tgts)
         return replace(update, micro_batches=micro_batches, num_targets=num_targets)
 
-    def _width(self, num_rows: int) -> int:
+    def row_budget(self, num_rows: int) -> int:
         """Return the positions on its longer side that each row of a batch may take within the budget."""
         return max(1, self.batch_tokens // num_rows)
-
-    def longest_batch(self, pairs: Indices, num_micro_batches: int) -> Batch:
-        """Return a micro-batch of a batch, as long as its pairs may be in any pass."""
-        chosen = pairs[::num_micro_batches]
-        if self.variation is None:
-            return make_batch(self.corpus, chosen, self.special, self.links)
-        width = min(self._width(len(pairs)), self.variation.max_length + 1) - 1
-        srcs, tgts = (
-            [np.resize(ids, max(width, len(ids))) for ids in map(side, chosen.tolist())]
-            for side in (self.corpus.src, self.corpus.tgt)
-        )
-        return collate_pairs(srcs, tgts, chosen, self.special)
 
     def num_targets(self, update: Update) -> int:
         """Return the number of real target tokens of an update, eos included, over all processes."""

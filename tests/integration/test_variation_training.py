@@ -57,3 +57,30 @@ def test_settings_that_do_not_fit_are_refused(config: Path, options: list[str], 
     code, _, err = tiny.mtkit("check", config, *options)
     assert code == 2
     assert words in tiny.one_line(err)
+
+
+REVERSE = ["data.reverse=true", "data.reverse_epochs=1", "model.positions=learned"]
+
+
+def test_a_run_with_both_directions_first_resumes_bit_for_bit(config: Path, tmp_path: Path) -> None:
+    options = [*REVERSE, *SHORT, "training.batch_tokens=1500"]
+    for name, stops in (("a", (3, 9)), ("b", (9,))):
+        for steps in stops:
+            run = f"run={tmp_path / name}"
+            assert tiny.mtkit("train", config, run, f"training.max_steps={steps}", *options)[0] == 0
+    assert tiny.losses(tmp_path / "a") == tiny.losses(tmp_path / "b")
+    assert tiny.records(tmp_path / "a", "train")[-1]["epoch"] > 1
+    longer = "training.max_steps=12"
+    code, _, err = tiny.mtkit(
+        "train", config, f"run={tmp_path / 'a'}", *options, "data.reverse_epochs=2", longer
+    )
+    assert code == 2 and "data.reverse_epochs" in err
+
+
+def test_both_directions_need_one_vocabulary(config: Path) -> None:
+    code, _, err = tiny.mtkit("check", config, "data.reverse=true", "tokenizer.joint=false")
+    assert code == 2
+    assert "data.reverse needs a joint tokenizer" in tiny.one_line(err)
+    code, _, err = tiny.mtkit("check", config, "data.reverse_epochs=2")
+    assert code == 2
+    assert "data.reverse" in tiny.one_line(err)

@@ -618,6 +618,7 @@ def test_differences_name_their_keys(tmp_path: Path) -> None:
 # --- keys without effect ------------------------------------------------------------------------------------------
 
 ON = {
+    "data.reverse": ["data.reverse=true"],
     "decoding.sample": ["decoding.sample=true"],
     "decoding.mbr": ["decoding.mbr=chrf"],
     "decoding.groups": ["decoding.groups=5"],
@@ -637,7 +638,7 @@ OTHER_VALUES = {
     "validation.beam_size": 5, "validation.max_sentences": 5, "validation.patience": 5, "tokenizer.type": "bpe",
     "tokenizer.vocab_size": 555, "tokenizer.character_coverage": 0.95, "tokenizer.byte_fallback": "false",
     "tokenizer.normalization": "nfkc", "tokenizer.user_symbols": "[x]", "tokenizer.training_lines": 5,
-    "tokenizer.joint": "false",
+    "tokenizer.joint": "false", "data.reverse_epochs": 5,
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from mtkit.config.sections import DataConfig, ModelConfig, SourceConfig, Tokeniz
 from mtkit.data import corpus as corpus_module
 from mtkit.data import encoding
 from mtkit.data.alignments import read_alignments, token_links
-from mtkit.data.batching import SpecialIds, empty_batch, make_batch
+from mtkit.data.batching import SpecialIds, make_batch, without_targets
 from mtkit.data.corpus import Corpus
 from mtkit.data.encoding import encode_corpus
 from mtkit.data.readers import Pair
@@ -227,7 +227,7 @@ def test_links_stay_with_their_pairs(
         (row, int(t), int(s)) for row, index in ((0, 7), (2, 2)) for s, t in corpus.links(index)
     }
     assert batch.src[2, batch.links[-1, 2]] == corpus.src(2)[corpus.links(2)[-1, 0]]
-    empty = empty_batch(corpus, np.array([7]), special, corpus.links)
+    empty = without_targets(make_batch(corpus, np.array([7]), special, corpus.links))
     assert empty.links is not None and empty.links.shape == (0, 3)
 
 

@@ -18,6 +18,7 @@ from mtkit.data.readers import Pair
 from mtkit.data.tokenizer import Ids, Tokenizers, make_tokenizers
 from mtkit.data.variation import Variation, make_variation
 from mtkit.training.distributed import SINGLE_PROCESS, World
+from mtkit.training.memory import longest_batch
 from mtkit.training.updates import Update, UpdateLoader
 
 TEXTS = [
@@ -259,12 +260,12 @@ def test_the_longest_batch_is_as_long_as_any_may_become(tokenizers: Tokenizers) 
     tried = loader(tokenizers, found)
     pairs = tried.epoch_batches(0).largest()
     for slices in (1, 2):
-        batch = tried.longest_batch(pairs, slices)
+        batch = longest_batch(tried, pairs, slices)
         assert batch.src.shape == (-(-len(pairs) // slices), 200 // len(pairs))
         assert batch.src.shape == batch.tgt_in.shape
         assert batch.tgt_mask.all()
     plain = loader(tokenizers, None)
-    assert plain.longest_batch(pairs, 1).src.shape[1] == Corpus(tokenizers).src_lengths[pairs].max() + 1
+    assert longest_batch(plain, pairs, 1).src.shape[1] == Corpus(tokenizers).src_lengths[pairs].max() + 1
 
 
 def test_passes_of_a_mixed_corpus_count_how_often_a_pair_was_seen() -> None:
