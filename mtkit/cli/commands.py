@@ -22,6 +22,7 @@ from mtkit.cli.report import report
 from mtkit.cli.runs import runs
 from mtkit.cli.score import score
 from mtkit.cli.shortlist import shortlist
+from mtkit.cli.sweep import sweep
 from mtkit.cli.train import average, check, merge, train
 from mtkit.cli.translate import translate
 
@@ -75,6 +76,9 @@ app.command(epilog="Example: `mtkit report runs/my-run`, or `mtkit report runs/a
 app.command(epilog="Example: `mtkit runs --sort best`")(runs)
 app.command(epilog="Example: `mtkit diagnose runs/my-run`")(diagnose)
 app.command(epilog="Example: `mtkit check config.yaml`")(check)
+app.command(
+    epilog="Example: `mtkit sweep my.yaml training.learning_rate=0.001,0.002,0.004 model.dropout=0.1,0.2,0.3`"
+)(sweep)
 app.command(epilog="Example: `mtkit init data/train.en.gz data/train.de.gz -o my.yaml`")(init)
 app.command(epilog="Example: `mtkit average runs/my-run --last 5 -o runs/my-run-average`")(average)
 

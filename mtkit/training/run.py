@@ -36,6 +36,7 @@ def train(
     fresh: bool = False,
     console: Console | None = None,
     find_model: FindModel = local_model,
+    stop_at: int | None = None,
 ) -> TrainResult:
     """Train, or resume from the newest checkpoint of the run folder, and score the test sets with the best weights.
 
@@ -44,6 +45,9 @@ def train(
         fresh: whether to delete what an earlier run left in the folder.
         console: console to show progress on; by default none.
         find_model: finds the folder of the model that `init` names; by default it is that folder.
+        stop_at: update at which to stop; the run can be resumed there and learns what it would have learned without the
+            stop. It should be a multiple of `validation.every_steps`, because it is validated there. Nothing is
+            averaged and no test set scored.
 
     Returns:
         Where the run ended, and the scores of the test sets.
@@ -64,14 +68,15 @@ def train(
         signals.is_distributed = world.is_distributed
         trainer = _open_run(config, console, signals, world, stack, fresh=fresh, find_model=find_model)
         config, tests, example = trainer.config, trainer.inputs.tests, trainer.inputs.example()
-        reason = trainer.train()
+        ended = trainer.train(stop_at)
+        reason = ended or f"stopped at step {trainer.state.step}"
         signals.is_distributed = False  # the processes no longer wait for each other
         state, progress, report = trainer.state, trainer.progress, trainer.report
         seconds = trainer.stopwatch.total_seconds()
-        progress.say(f"training ended: {reason}; {format_duration(seconds)} in all")
+        progress.say(f"training {f'ended: {ended}' if ended else reason}; {format_duration(seconds)} in all")
         del trainer  # frees its memory: the test sets need only the best weights
         gc.collect()  # importing torch._dynamo leaves a reference cycle with the frames that built the optimizer
-        if not world.is_main:
+        if not world.is_main or ended is None:
             return TrainResult(Path(config.run), reason, state.step, state.best, state.best_step, [])
         average_last(config, progress.say)
         scores = score_tests(config, tests, progress, seconds)

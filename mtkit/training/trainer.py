@@ -92,8 +92,12 @@ class Trainer:
 
     # --- the loop ---------------------------------------------------------------------------------------------
 
-    def train(self) -> str:
-        """Train until a limit is reached, and return which.
+    def train(self, stop_at: int | None = None) -> str | None:
+        """Train until a limit is reached, and return which; None if it only came to `stop_at`.
+
+        Args:
+            stop_at: update at which to stop although it is no limit: a run that goes on from there later is as if it
+                had never stopped. It is validated and saved there, which changes nothing if it would have been anyway.
 
         Raises:
             TrainingError: If the loss diverges or memory runs out.
@@ -104,7 +108,7 @@ class Trainer:
         try:
             # A process that stopped in the middle of an update would leave the others waiting: see _check_stop.
             with self.signals.deferred(raise_after=False) if self.world.is_distributed else nullcontext():
-                reason = self._loop()
+                reason = self._loop(stop_at)
             if self.signals.pending is not None:  # it arrived during the last validation or save
                 self.signals.raise_interrupted()
         except Interrupted:
@@ -115,9 +119,9 @@ class Trainer:
         self.progress.stop_live()
         return reason
 
-    def _loop(self) -> str:
+    def _loop(self, stop_at: int | None) -> str | None:
         self._check_stop()
-        if self._end_reason() is None:
+        if self._end_reason() is None and not self._has_come_to(stop_at):
             self._dry_run()
         state = self.state
         updates = self.loader.updates(state.epoch, state.batch)
@@ -125,14 +129,21 @@ class Trainer:
             while True:
                 self._validate_and_save(last=False)
                 reason = self._end_reason()
-                update = None if reason else self._next(prefetched)
+                is_stop = reason is None and self._has_come_to(stop_at)
+                update = None if reason or is_stop else self._next(prefetched)
                 if update is None:
                     self._validate_and_save(last=True)
                     self._check_stop()  # a signal may have reached only some processes meanwhile
+                    if is_stop:
+                        return None
                     return reason or f"epoch {self.config.training.max_epochs} was the last"
                 with self.signals.deferred():
                     self.train_step(update)
                     self._raise_if_interrupted()
+
+    def _has_come_to(self, stop_at: int | None) -> bool:
+        """Return whether training has come to the update at which it is to stop."""
+        return stop_at is not None and self.state.step >= stop_at
 
     def _next(self, prefetched: Iterator[Update]) -> Update | None:
         """Return the next update, or None at the end. What failed in the thread that fetches it is raised here."""

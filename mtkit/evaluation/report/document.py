@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 _TEMPLATES = "templates"
 
 
-def render_document(name: str, content: Mapping[str, Any], data: Any, script: str) -> str:
+def render_document(
+    name: str, content: Mapping[str, Any], data: Any, script: str, *, like: str | None = None
+) -> str:
     """Return a page, as HTML.
 
     Args:
@@ -28,11 +30,12 @@ def render_document(name: str, content: Mapping[str, Any], data: Any, script: st
         content: what the template shows.
         data: plain data for the page's script.
         script: the script that draws the charts, from `vega_bundle`.
+        like: name of the page whose style and script it shares; by default it has its own.
     """
-    own_script = _read("page.js", f"{name}.js")
+    own_script = _read("page.js", f"{like or name}.js")
     return _environment().get_template(f"{name}.html").render(
         content,
-        style=_read("page.css", f"{name}.css"),
+        style=_read("page.css", f"{like or name}.css"),
         data=_json_in_script(data),
         scripts=[script, own_script],
         hashes=[_hash(text) for text in (script, own_script)],
