@@ -43,3 +43,13 @@ def test_several_processes_learn_the_same(config: Path, tmp_path: Path) -> None:
     ):
         assert one["loss"] == pytest.approx(two["loss"], abs=1e-5)
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_memory_options_and_half_precision_go_together(config: Path, tmp_path: Path) -> None:
+    options = ["training.activation_checkpointing=true", "training.precision=bf16", "training.max_steps=2"]
+    code, _, err = tiny.mtkit("train", config, f"run={tmp_path / 'a'}", *SHORT, *options, "training.simcut=3")
+    assert code == 0, err
+    code, out, err = tiny.mtkit("check", config, f"run={tmp_path / 'b'}", *SHORT, *options)
+    assert code == 0, err
+    assert "of the largest batch" in out
