@@ -132,7 +132,7 @@ def test_a_config_error_stops_all_processes_with_the_message_of_rank_0(config: P
 # --- faults -------------------------------------------------------------------------------------------------------
 
 
-def wait_for(what: Any, seconds: float = 60) -> None:
+def wait_for(what: Any, seconds: float = 200) -> None:
     """Wait until the condition holds; fail after this many seconds."""
     end = time.monotonic() + seconds
     while not what():
@@ -155,35 +155,32 @@ def workers(launcher: subprocess.Popen[str]) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in /proc")
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_killed_process_is_replaced_and_the_run_resumes(
+def test_a_killed_process_is_replaced_and_sigterm_to_the_launcher_saves_the_run(
     single: Path, config: Path, tmp_path: Path, rank: int
 ) -> None:
-    slow = "training.save_every_steps=2"
-    line = torchrun(2, "train", config, *OPTIONS, slow, restarts=2)
+    run = tmp_path / "run"
+    endless = ["training.save_every_steps=2", "validation.every_steps=1000", "training.max_steps=100000"]
+    line = torchrun(2, "train", config, *OPTIONS, *endless, restarts=2)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     launcher = subprocess.Popen(line, env=tiny.child_environment(), **pipes)  # type: ignore[call-overload]
     try:
-        wait_for(lambda: last_step(tmp_path / "run") >= 4)
-        os.kill(workers(launcher)[rank], signal.SIGKILL)
-        output, _ = launcher.communicate(timeout=100)
-    finally:
-        launcher.kill()
-    assert launcher.returncode == 0, output
-    assert "resuming from step" in output
-    assert_same_updates(tmp_path / "run", single)
-
-
-def test_sigterm_to_the_launcher_saves_the_run(single: Path, config: Path, tmp_path: Path) -> None:
-    line = torchrun(2, "train", config, *OPTIONS, "validation.every_steps=1000", "training.max_steps=100000")
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    launcher = subprocess.Popen(line, env=tiny.child_environment(), **pipes)  # type: ignore[call-overload]
-    try:
-        wait_for(lambda: last_step(tmp_path / "run") >= 3)
+        wait_for(lambda: last_step(run) >= 4)
+        killed = workers(launcher)
+        os.kill(killed[rank], signal.SIGKILL)
+        wait_for(lambda: len(workers(launcher)) == 2 and not set(workers(launcher)) & set(killed))
+        before = last_step(run)
+        wait_for(lambda: last_step(run) > max(before, STEPS))
         launcher.send_signal(signal.SIGTERM)
         output, _ = launcher.communicate(timeout=60)
     finally:
         launcher.kill()
-    saved = tiny.checkpoints(tmp_path / "run")[-1]
-    assert saved >= 3, output
-    verify_checkpoint(tiny.checkpoint(tmp_path / "run", saved))
-    assert saved == last_step(tmp_path / "run")
+    assert "resuming from step" in output
+    saved = tiny.checkpoints(run)[-1]
+    assert saved >= STEPS, output
+    verify_checkpoint(tiny.checkpoint(run, saved))
+    assert saved == last_step(run)
+    same = [
+        (step, pytest.approx(loss, abs=1e-5), pytest.approx(norm, rel=1e-3))
+        for step, loss, norm in losses(single)
+    ]
+    assert losses(run)[:STEPS] == same

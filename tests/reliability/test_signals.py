@@ -98,11 +98,13 @@ def start_slowed(place: str, config: Path, run: Path, mark: Path) -> subprocess.
     return process
 
 
-@pytest.fixture
-def whole(config: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run without a signal."""
-    assert tiny.mtkit("train", config, f"run={tmp_path / 'whole'}", *OPTIONS)[0] == 0
-    return tmp_path / "whole"
+    folder = tmp_path_factory.mktemp("whole")
+    config = tiny.write_config(folder / "config.yaml", run=folder / "run", root=corpus)
+    assert tiny.mtkit("train", config, *OPTIONS)[0] == 0
+    return folder / "run"
 
 
 def assert_resumes_to_the_same_end(config: Path, run: Path, whole: Path) -> None:
