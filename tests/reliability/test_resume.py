@@ -225,28 +225,21 @@ def test_a_finished_run_goes_on_when_given_more_steps(make: Callable[..., Config
 # --- processes that are really killed -----------------------------------------------------------------------------
 
 
-LONG = ["training.max_steps=300", "training.save_every_steps=5", "validation.every_steps=50"]
+LONG = ["training.save_every_steps=5", "validation.every_steps=100"]
+ENDLESS = "training.max_steps=100000"
 
 
-@pytest.fixture(scope="module")
-def long_config(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    folder = tmp_path_factory.mktemp("long")
-    return tiny.write_config(folder / "config.yaml", run=folder / "whole", root=corpus)
-
-
-@pytest.fixture(scope="module")
-def long_run(long_config: Path) -> Config:
-    """A run of a few seconds that nothing stopped."""
-    config = mtkit.load_config(long_config, LONG)
-    mtkit.train(config)
-    return config
+@pytest.fixture
+def long_config(tmp_path: Path, corpus: Path) -> Path:
+    """The config of a run that is stopped before its end."""
+    return tiny.write_config(tmp_path / "config.yaml", run=tmp_path / "whole", root=corpus)
 
 
 def start(config: Path, run: Path) -> subprocess.Popen[str]:
     """Start a training process and wait until it has made an update."""
     metrics = run / "metrics.jsonl"
     before = metrics.read_text() if metrics.exists() else ""
-    process = tiny.spawn("train", config, f"run={run}", *LONG, stdout=subprocess.DEVNULL)
+    process = tiny.spawn("train", config, f"run={run}", *LONG, ENDLESS, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
         # A process that goes on first forgets the lines after its checkpoint, then adds its own.
@@ -257,43 +250,36 @@ def start(config: Path, run: Path) -> subprocess.Popen[str]:
     raise AssertionError(process.communicate())
 
 
-def finish(config: Path, run: Path) -> Config:
-    """Train to the end in this process."""
-    loaded = mtkit.load_config(config, [*LONG, f"run={run}"])
+def finish(config: Path, run: Path, last: int) -> Config:
+    """Train to a step in this process."""
+    loaded = mtkit.load_config(config, [*LONG, f"run={run}", f"training.max_steps={last}"])
     mtkit.train(loaded)
     return loaded
 
 
-def test_killed_three_times_at_random(long_config: Path, long_run: Config, tmp_path: Path) -> None:
-    run, rng = tmp_path / "killed", random.Random(7)
-    for _ in range(3):
-        process = start(long_config, run)
-        time.sleep(rng.uniform(0.0, 0.6))
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-    assert max(tiny.checkpoints(run), default=0) < 300
-    assert_same(finish(long_config, run), long_run, 300)
-
-
-def test_signals_save_and_another_run_is_refused(long_config: Path, long_run: Config, tmp_path: Path) -> None:
-    run = tmp_path / "stopped"
-    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+def test_killed_terminated_and_interrupted(long_config: Path, tmp_path: Path) -> None:
+    """The process is killed at a random time, then stopped by each signal; another run is refused meanwhile."""
+    run, rng = tmp_path / "run", random.Random(7)
+    for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143), (signal.SIGINT, 130)):
         process = start(long_config, run)
         if number == signal.SIGTERM:
             assert_second_run_is_refused(long_config, run, process.pid)
+        time.sleep(rng.uniform(0.0, 0.3))
         process.send_signal(number)
         _, err = process.communicate(timeout=300)
         assert process.returncode == code
+        if number == signal.SIGKILL:
+            continue
         assert tiny.one_line(err) == "stopped after saving: run the same command again to resume"
         newest = tiny.checkpoints(run)[-1]
         verify_checkpoint(tiny.checkpoint(run, newest))
         assert tiny.records(run, "train")[-1]["step"] == newest
-    assert_same(finish(long_config, run), long_run, 300)
+    last = newest + 3
+    assert_same(finish(long_config, run, last), finish(long_config, tmp_path / "whole", last), last)
 
 
 def assert_second_run_is_refused(config: Path, run: Path, pid: int) -> None:
-    code, _, err = tiny.mtkit("train", config, f"run={run}", *LONG)
+    code, _, err = tiny.mtkit("train", config, f"run={run}", *LONG, ENDLESS)
     assert code == 5
     line = tiny.one_line(err)
     assert line.startswith(f"error: {run}: another run, process {pid}, is using this folder")
