@@ -80,7 +80,7 @@ def test_alignments_are_better_with_it(
     config: Path, corpus: Path, tmp_path: Path, aligned: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The share of links of test pairs that are right, of a model with and without it; the truth is known."""
-    options = ["training.max_steps=400", "validation.every_steps=200", "model.positions=rotary", "model.dropout=0.0",
+    options = ["training.max_steps=200", "validation.every_steps=100", "model.positions=rotary", "model.dropout=0.0",
                "training.learning_rate=0.01", "model.decoder_layers=2", "data.test=[]"]  # fmt: skip
     srcs, tgts = (corpus / f"test.{side}" for side in ("src", "tgt"))
     truth = [set(true_links(line)) for line in tiny.read_lines(srcs)]
@@ -94,7 +94,7 @@ def test_alignments_are_better_with_it(
         shares[name] = 2 * right / (sum(map(len, found)) + sum(map(len, truth)))
     with capsys.disabled():
         print(f"F1 of links without guided alignment {shares['without']:.3f}, with {shares['with']:.3f}")
-    assert shares["with"] > max(0.97, shares["without"])
+    assert shares["with"] > shares["without"] + 0.1
 
 
 @pytest.mark.slow
