@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import exported
+import numpy as np
 import pytest
 import tiny
 import torch
 
 from mtkit.errors import ConfigError
 from mtkit.interop.ctranslate2 import TYPES
-from mtkit.interop.ctranslate2_engine import CTranslate2Exporter
+from mtkit.interop.ctranslate2_engine import CTranslate2Exporter, load_line_translator
+from mtkit.interop.exporting import search_of_engines
+from mtkit.translation.translator import Translator
 
 pytest.importorskip("ctranslate2")
 
@@ -79,6 +82,22 @@ def test_every_architecture_translates_the_same(shape: dict[str, Any], tmp_path:
     same, of = int(equal.split()[2]), int(equal.split()[4])
     assert of >= 190 and of - same <= 2  # these were explained by rounding
     assert (tmp_path / "out" / "model.bin").exists()
+
+
+def test_the_head_that_learned_to_align_aligns_there_too(tmp_path: Path) -> None:
+    exported.save_random_model(
+        tmp_path / "model", exported.demo_tokenizers(), decoder_layers=3, alignment_layer=2
+    )
+    export(tmp_path / "model", tmp_path / "out")
+    own = Translator.load(tmp_path / "model", precision="fp32")
+    theirs = load_line_translator(tmp_path / "out", search_of_engines(own.decoding), torch.device("cpu"))
+    encode = own.tokenizers.src.encode
+    pairs = list(zip(encode(exported.demo_lines(5)), encode(exported.demo_lines(10)[5:]), strict=True))
+    found = dict(own.engine.align(pairs))
+    for index, aligned in theirs.engine.align(pairs):
+        head = found[index].head
+        assert head is not None
+        np.testing.assert_allclose(aligned.weights[0], head[:-1, :-1], atol=1e-4)
 
 
 @pytest.mark.parametrize("key", ["residual_scale", "decoder_residual_scale"])
