@@ -114,6 +114,8 @@ def _introduction(config: Config, result: TrainResult) -> Iterator[str]:
     )
     if config.init is not None:
         yield f"Fine-tuned from {config.init}."
+    if config.training.distillation is not None:
+        yield f"It also learned from the predictions of {', '.join(config.training.distillation.teacher)}."
 
 
 def _use(result: TrainResult) -> Iterator[str]:

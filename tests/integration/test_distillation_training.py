@@ -39,6 +39,7 @@ def test_a_student_resumes_bit_for_bit_if_its_teacher_is_the_same(
     shutil.copytree(teacher, moved)
     assert tiny.mtkit("train", config, *options(moved, b, "training.max_steps=6"))[0] == 0
     assert tiny.losses(a) == tiny.losses(b)
+    assert f"learned from the predictions of {teacher}." in (a / "README.md").read_text()
     code, _, err = tiny.mtkit("train", config, *options(a, b, "training.max_steps=8"))
     assert code == 2 and "the weights of the teachers have changed" in tiny.one_line(err)
     code, _, err = tiny.mtkit("train", config, *options(tmp_path / "none", b, "training.max_steps=8"))
