@@ -136,6 +136,9 @@ def load_teachers(config: Config, tokenizers: Tokenizers) -> Teachers | None:
         if model.source_eos != config.model.source_eos:
             what = f"model.source_eos of the teacher {path} is {model.source_eos}, that of this run is not"
             raise ConfigError(what, where=_WHERE, hint="teacher and student read the same tokens")
+        if config.data.reverse and (not theirs.data.reverse or theirs.data.reverse_epochs is not None):
+            what = f"data.reverse needs teachers of both directions, and {path} was trained on one"
+            raise ConfigError(what, where=_WHERE, hint="leave data.reverse out, or train a teacher with it")
         longest = config.data.max_length + 1
         if theirs.model.positions == "learned" and theirs.model.max_positions < longest:
             what = f"the teacher {path} has {theirs.model.max_positions} positions, which are fewer than {longest}"

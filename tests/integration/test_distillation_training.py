@@ -59,6 +59,8 @@ def test_check_tells_the_memory_of_teachers_and_what_does_not_fit(
     assert code == 2 and "the vocabularies of the teacher" in tiny.one_line(err)
     code, _, err = tiny.mtkit("check", config, *options(teacher, tmp_path / "a", "model.source_eos=false"))
     assert code == 2 and "model.source_eos" in tiny.one_line(err)
+    code, _, err = tiny.mtkit("check", config, *options(teacher, tmp_path / "a", "data.reverse=true"))
+    assert code == 2 and "data.reverse needs teachers of both directions" in tiny.one_line(err)
 
 
 @pytest.mark.slow
