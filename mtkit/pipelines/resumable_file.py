@@ -62,6 +62,8 @@ class ResumableFile:
         Raises:
             StorageError: If it cannot be written.
         """
+        if not self._size:
+            self._write_note()  # OUT.part must be known as this job's from its first byte on
         with storage_errors(self.path):
             with open(self._part, "r+b" if self._size else "wb") as file:
                 file.truncate(self._size)  # a piece that the note does not know of

@@ -75,7 +75,7 @@ def test_stdin_is_no_config_of_a_pipeline(tmp_path: Path) -> None:
 def test_a_killed_pipeline_goes_on_where_it_was(config: Path, tmp_path: Path) -> None:
     """Killed in the middle of a training, terminated in the middle of another stage, and finished."""
     run, stages = tmp_path / "diverse", tmp_path / "diverse.stages"
-    steps = ("training.max_steps=400", "training.warmup_steps=10", "training.save_every_steps=20")
+    steps = ("training.max_steps=120", "training.warmup_steps=10", "training.save_every_steps=20")
     command = ("diversify", config, *SMALL[3:], *steps, "--models", 1, "-o", run)
     process = tiny.spawn(*command)
     checkpoint = tiny.checkpoint(stages / "forward-1", 20)
@@ -92,6 +92,6 @@ def test_a_killed_pipeline_goes_on_where_it_was(config: Path, tmp_path: Path) ->
     assert first.returncode == 0, first.stderr
     assert "[1/9] corpora: done before" in first.stderr
     steps_made = [line["step"] for line in tiny.records(stages / "forward-1", "train")]
-    assert steps_made == sorted(set(steps_made)) and steps_made[-1] == 400
+    assert steps_made == sorted(set(steps_made)) and steps_made[-1] == 120
     again = tiny.run_process(*command)
     assert again.returncode == 0 and again.stderr.count("done before") == 9

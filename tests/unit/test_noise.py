@@ -82,6 +82,24 @@ def test_what_is_no_translation_is_left_out_by_reason() -> None:
     assert summary({"kept": 3}) == "3 of 3 pairs kept"
 
 
+def test_a_resumable_file_is_known_from_its_first_byte_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_note, calls = ResumableFile._write_note, []
+
+    def killed(self: ResumableFile, *, finished: bool = False) -> None:
+        calls.append(finished)
+        if len(calls) == 2:  # after the first piece, before its note
+            raise KeyboardInterrupt
+        write_note(self, finished=finished)
+
+    monkeypatch.setattr(ResumableFile, "_write_note", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ResumableFile(tmp_path / "out", {}).append("one\n", 1, {})
+    assert (tmp_path / "out.part").exists()
+    assert ResumableFile(tmp_path / "out", {}).num_lines == 0
+
+
 def test_a_resumable_file_forgets_what_its_note_does_not_know(tmp_path: Path) -> None:
     path, job = tmp_path / "out", {"seed": 1}
     first = ResumableFile(path, job)
