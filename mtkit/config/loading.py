@@ -62,7 +62,7 @@ _OTHER_NAMES = {
 
 AUTO: Final = "auto"
 """The preset that is chosen for the corpus and the machine: see `mtkit.training.preset`."""
-_PRESET_SECTIONS = ("tokenizer", "model", "training", "validation", "decoding")
+_PRESET_SECTIONS = ("augment", "tokenizer", "model", "training", "validation", "decoding")
 """Sections that a preset fills in."""
 _SECTIONS_WITHOUT_AUTO = {"init", "tokenizer", "model", "training"}
 """Keys without which a file has preset auto by default."""

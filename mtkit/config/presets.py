@@ -9,7 +9,7 @@ To tune a preset, change its numbers here and nothing else.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -202,12 +202,18 @@ _FIXED_BATCH_TOKENS = 4096
 _SCARCE_MEMORY = 3e9
 """Bytes of memory below which auto lets memory decide into how many micro-batches a batch is split."""
 
+_SAMPLING = ("tokenizer.sampling_alpha", "tokenizer.bpe_dropout")
 _REPLACES = {
     "training.r_drop": ("training.simcut",),
+    "training.simcut": ("training.r_drop",),
+    "training.compile": ("model.layer_dropout",),
+    "training.guided_alignment": (*_SAMPLING, "augment.*"),
+    "tokenizer.bpe_dropout": _SAMPLING,
+    "tokenizer.sampling_alpha": _SAMPLING,
     "training.update_tokens": ("training.accumulate",),
     "training.accumulate": ("training.update_tokens",),
 }
-"""Keys of which a config has one: setting the first leaves the others at their defaults."""
+"""Keys of which a config has one: setting the first leaves the others at their defaults; `augment.*` is a section."""
 
 
 @dataclass(frozen=True)
@@ -334,8 +340,11 @@ def _fill_in(name: PresetName, values: Values, chosen: Mapping[str, object]) -> 
     values = dict(values)
     for key, others in _REPLACES.items():
         if chosen.get(key) not in (None, 0):
-            for other in others:
-                values.pop(other, None)
+            values = {name: value for name, value in values.items() if not _is_one_of(name, others)}
+    if chosen.get("tokenizer.type") not in (None, values.get("tokenizer.type", "unigram")):
+        values = {
+            name: value for name, value in values.items() if name not in _SAMPLING
+        }  # each suits one type
     if chosen.get("training.schedule") == "noam":
         values.pop("training.learning_rate")  # a factor there
     has_update_size = "training.update_tokens" in values or chosen.get("training.update_tokens")
@@ -344,7 +353,8 @@ def _fill_in(name: PresetName, values: Values, chosen: Mapping[str, object]) -> 
     ):
         values["training.batch_tokens"] = _FIXED_BATCH_TOKENS
     if chosen.get("init") is not None:
-        values = {key: value for key, value in values.items() if key.startswith(("training.", "validation."))}
+        kept = ("augment.", "training.", "validation.")
+        values = {key: value for key, value in values.items() if key.startswith(kept)}
     usual = PRESETS[name].values
     steps = _number(chosen.get("training.max_steps"), _number(values["training.max_steps"], 1))
     num_validations = _number(usual["training.max_steps"], 1) / _number(usual["validation.every_steps"], 1)
@@ -352,6 +362,11 @@ def _fill_in(name: PresetName, values: Values, chosen: Mapping[str, object]) -> 
     values["training.warmup_steps"] = int(warmup)
     values["validation.every_steps"] = max(1, round(steps / num_validations))
     return {key: value for key, value in values.items() if key not in chosen}
+
+
+def _is_one_of(name: str, keys: Sequence[str]) -> bool:
+    """Return whether a dotted name is one of some keys, or in one of some sections."""
+    return name in keys or f"{name.partition('.')[0]}.*" in keys
 
 
 def _updates_per_epoch(size: CorpusSize, values: Mapping[str, object]) -> float:

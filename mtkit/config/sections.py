@@ -654,6 +654,12 @@ class TrainingConfig(Section):
         return self.max_steps
 
     @property
+    def ends_with_time(self) -> bool:
+        """Return whether the schedule ends when the time limit does: it decays, and no number of updates is set."""
+        decays = self.schedule in ("linear", "cosine")
+        return self.time_limit_minutes is not None and decays and "max_steps" not in self.model_fields_set
+
+    @property
     def num_checkpoints_kept(self) -> int:
         """Number of recent checkpoints to keep: enough for both `keep_last` and `average_last`."""
         return max(self.keep_last, self.average_last or 0)

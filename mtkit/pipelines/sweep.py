@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mtkit.config.loading import config_to_dict, dump_config, parse_config
+from mtkit.config.loading import AUTO, config_to_dict, dump_config, parse_config
 from mtkit.config.sections import Config
 from mtkit.errors import ConfigError, StorageError, TrainingError
 from mtkit.evaluation.history import read_object
@@ -226,8 +226,6 @@ def _draw(
     folder: Path, options: SweepOptions, original: Config, load: Callable[[Sequence[str]], Config]
 ) -> dict[str, Any]:
     """Return the trials, their configs and rungs."""
-    from mtkit.training.preset import choose_values, ends_with_time
-
     if not original.data.valid:
         raise ConfigError("a sweep needs validation pairs", where="data.valid", hint="hold out about 1,000")
     trials = draw_trials(
@@ -235,8 +233,12 @@ def _draw(
     )
     configs = []
     for number, overrides in enumerate(trials):
-        config, _ = choose_values(load(overrides))
-        if config.training.step_limit is None or ends_with_time(config):
+        config = load(overrides)
+        if config.preset == AUTO:
+            from mtkit.training.preset import choose_values
+
+            config, _ = choose_values(config)
+        if config.training.step_limit is None or config.training.ends_with_time:
             raise ConfigError(
                 "a sweep needs to know where training ends",
                 where="training.max_steps",

@@ -113,7 +113,8 @@ def _measure_corpus(data: DataConfig) -> CorpusSize:
     if not num_pairs:
         hint = "all pairs are empty or too long" if num_read else "the files are empty"
         raise DataError("no training pairs", where=sources[0].location(1), hint=hint)
-    return CorpusSize(num_pairs, pairs_per_epoch, characters)
+    directions = 2 if data.reverse else 1
+    return CorpusSize(num_pairs, directions * pairs_per_epoch, directions * characters)
 
 
 def _length(text: str) -> float:
@@ -145,16 +146,6 @@ def _num_cores() -> int:
 # --- time limit ---------------------------------------------------------------------------------------------------
 
 
-def ends_with_time(config: Config) -> bool:
-    """Return whether the schedule shall end when the time limit does: it decays, and no number of updates is set."""
-    training = config.training
-    return (
-        training.time_limit_minutes is not None
-        and training.schedule in ("linear", "cosine")
-        and "max_steps" not in training.model_fields_set
-    )
-
-
 def fit_into_time(config: Config, inputs: Inputs, world: World = SINGLE_PROCESS) -> tuple[Config, list[str]]:
     """Set the number of updates to what fits into the time limit, after timing some; all processes must call this.
 
@@ -172,7 +163,7 @@ def fit_into_time(config: Config, inputs: Inputs, world: World = SINGLE_PROCESS)
         ConfigError: If the warm-up alone takes longer.
         TrainingError: If memory runs out.
     """
-    if not ends_with_time(config):
+    if not config.training.ends_with_time:
         return config, []
     minutes, training, validation = config.training.time_limit_minutes, config.training, config.validation
     assert minutes is not None, "the schedule ends with time"

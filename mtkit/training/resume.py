@@ -23,7 +23,6 @@ from mtkit.files import storage_errors, write_text
 from mtkit.formatting import format_count
 from mtkit.training.initial import InitialModel, take_over
 from mtkit.training.inputs import Inputs
-from mtkit.training.preset import ends_with_time
 from mtkit.training.state import TrainState
 from mtkit.training.trainer import Trainer
 from mtkit.training.validation import validation_fingerprint
@@ -125,7 +124,7 @@ def keep_choices(stored: Config, config: Config) -> Config:
     values = all_values(stored)
     if config.preset == AUTO or (config.preset is not None and config.preset == stored.preset):
         return with_values(config, stored.preset, values)
-    if ends_with_time(config) and stored.training.max_steps is not None:
+    if config.training.ends_with_time and stored.training.max_steps is not None:
         keys = ("training.max_steps", "training.warmup_steps")
         return with_values(config, None, all_values(config) | {key: values[key] for key in keys})
     return config

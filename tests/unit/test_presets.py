@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from mtkit.config.loading import config_to_dict, dump_config, load_config, parse_config, set_keys, with_values
+from mtkit.config.loading import (
+    config_to_dict,
+    dump_config,
+    flatten_config,
+    load_config,
+    parse_config,
+    set_keys,
+    with_values,
+)
 from mtkit.config.presets import (
     AUTO,
     PRESETS,
@@ -202,6 +210,32 @@ def test_values_of_the_preset_make_way_for_keys_that_exclude_them(
         section, _, field = key.partition(".")
         assert getattr(getattr(loaded, section), field) == value, key
     assert load(tmp_path, dump_config(loaded)) == loaded
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kept"),
+    [
+        ([], {"tokenizer.sampling_alpha", "augment.title", "model.layer_dropout"}),
+        (["tokenizer.type=bpe"], {"augment.title", "model.layer_dropout"}),
+        (["tokenizer.type=bpe", "tokenizer.bpe_dropout=0.1"], {"augment.title", "model.layer_dropout"}),
+        (["training.compile=true"], {"tokenizer.sampling_alpha", "augment.title"}),
+        (["training.guided_alignment=0.1", "data.train.0.alignments=x"], {"model.layer_dropout"}),
+        (["init=x"], {"augment.title"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_methods_that_exclude_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], kept: set[str]
+) -> None:
+    methods: dict[str, object] = {
+        "tokenizer.sampling_alpha": 0.3,
+        "augment.title": 0.05,
+        "model.layer_dropout": 0.1,
+    }
+    for key, value in methods.items():
+        monkeypatch.setitem(PRESETS["small"].values, key, value)
+    values = flatten_config(load(tmp_path, HEAD + "preset: small\n", *overrides))
+    assert {key for key, value in methods.items() if values[key] == value} == kept
 
 
 def test_a_config_that_is_still_to_be_chosen_stays_so(tmp_path: Path) -> None:
