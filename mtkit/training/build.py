@@ -165,7 +165,7 @@ def describe(trainer: Trainer, say: Callable[[str], None]) -> None:
         epochs = config.data.reverse_epochs
         when = "" if epochs is None else f" in the first {format_count(epochs, 'epoch')}, then one"
         say(f"pairs      in both directions{when}")
-    if trainer.loader.variation is not None:
+    if trainer.loader.variation is not None and trainer.loader.variation.growth != [1.0, 1.0]:
         growth = " and ".join(f"{factor:.2f}" for factor in trainer.loader.variation.growth)
         say(f"sampling   {growth} tokens for each one of the usual segmentation, source and target")
     if trainer.validator is not None and trainer.validator.num_left_out:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,3 +86,32 @@ def test_both_directions_need_one_vocabulary(config: Path) -> None:
     code, _, err = tiny.mtkit("check", config, "data.reverse_epochs=2")
     assert code == 2
     assert "data.reverse" in tiny.one_line(err)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [UNIGRAM, [*BPE, *REVERSE]], ids=["unigram", "bpe-reverse"])
+def test_two_processes_train_on_the_same_samples_as_one(
+    config: Path, tmp_path: Path, options: list[str]
+) -> None:
+    short = [*options, *SHORT, "training.accumulate=4", "training.max_steps=8", "training.precision=fp32"]
+    short += ["training.device=cpu", "training.log_every_steps=1"]
+    assert tiny.mtkit("train", config, f"run={tmp_path / 'one'}", *short)[0] == 0
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "mtkit",
+    ]
+    line = [*launcher, "train", str(config), f"run={tmp_path / 'two'}", *short]
+    done = subprocess.run(line, env=tiny.child_environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    one, two = (tiny.records(tmp_path / name, "train") for name in ("one", "two"))
+    assert [(each["step"], each["target_tokens"]) for each in one] == [
+        (each["step"], each["target_tokens"]) for each in two
+    ]
+    for mine, theirs in zip(one, two, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
