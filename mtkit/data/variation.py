@@ -2,9 +2,9 @@
 
 In: indices of pairs, and how often each was seen before. Out: their token ids in this pass.
 
-Batches are formed before it is known how long their pairs will be, so lengths are planned: the usual number of tokens,
-times the mean growth of a sample of the corpus, plus a margin for its spread. What still exceeds the budget of its
-batch runs in further micro-batches (mtkit/training/updates.py), so that memory stays bounded and every sample is
+Batches are formed before it is known how long their pairs will be, so lengths are planned: the usual number of tokens
+times the mean growth of a sample of the corpus, so that an update has as many tokens as without. What exceeds the
+budget of its batch runs in further micro-batches (mtkit/training/updates.py): memory stays bounded, and every sample is
 trained on. Only a sample longer than `data.max_length` is not: its sentence keeps the usual segmentation.
 Shapes: R rows.
 """
@@ -25,8 +25,6 @@ from mtkit.data.subword_sampling import SubwordSampler
 from mtkit.data.tokenizer import Ids, Tokenizers
 
 _SAMPLE_PAIRS = 2000
-_MARGIN = 2.0
-"""Standard deviations by which planned lengths exceed the mean."""
 
 Sides = tuple[list[Ids], list[Ids]]
 
@@ -57,14 +55,10 @@ class Variation:
         """Tokens of the samples for each token of the usual segmentations, of both sides."""
         self._plans: list[Lengths] = []
         for usual, rows in zip(lengths, sampled, strict=True):
-            before = usual[chosen].astype(np.float64)
-            after = np.array([len(ids) for ids in rows], np.float64)
-            mean = float(after.sum() / before.sum())
-            spread = float(np.sqrt(np.mean((after - mean * before) ** 2 / before)))
+            self.growth.append(sum(map(len, rows)) / int(usual[chosen].sum()))
             possible = np.arange(int(usual.max()) + 1)
-            planned = np.ceil(mean * possible + _MARGIN * spread * np.sqrt(possible) - 1e-9)
-            self.growth.append(mean)
-            self._plans.append(np.maximum(possible, np.minimum(planned, max_length)).astype(np.int32))
+            planned = np.minimum(np.rint(self.growth[-1] * possible), max_length)
+            self._plans.append(np.maximum(possible, planned).astype(np.int32))
 
     def planned_lengths(self) -> tuple[Lengths, Lengths]:
         """Return the numbers of tokens that batches are formed with, of both sides: [pairs] each."""
