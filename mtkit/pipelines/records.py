@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mtkit.config.loading import config_keys
+from mtkit.config.sections import Config, Section, default_value
 from mtkit.config.yaml_document import format_value
 from mtkit.errors import StorageError
 from mtkit.files import storage_errors, write_text
@@ -83,6 +85,21 @@ def _differences(name: str, old: Any, new: Any) -> Iterator[str]:
     """Yield the settings that differ, by dotted name."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in old | new:
-            yield from _differences(f"{name}.{key}" if name else key, old.get(key), new.get(key))
+            full = f"{name}.{key}" if name else key
+            if key in old or not _is_default(full, new[key]):
+                yield from _differences(full, old.get(key), new.get(key))
     elif old != new:
         yield f"{name}: {format_value(old)} -> {format_value(new)}"
+
+
+def _is_default(name: str, value: Any) -> bool:
+    """Return whether a setting is a key of a config at its default: what it was before mtkit had that key."""
+    keys = config_keys() | dict(Config.model_fields)
+    parts = name.split(".")
+    known = [keys[key] for i in range(len(parts)) if (key := ".".join(parts[i:])) in keys]
+    if not known or known[0].is_required():
+        return False
+    default = default_value(known[0])
+    if isinstance(default, Section):
+        default = default.model_dump()
+    return bool(as_json({"": value}) == as_json({"": default}))

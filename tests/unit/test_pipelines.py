@@ -13,6 +13,7 @@ from typing import Any
 import pipeline_stages
 import pytest
 
+from mtkit.config.sections import AugmentConfig
 from mtkit.errors import ConfigError, DataError, MtkitError, StorageError, TrainingError
 from mtkit.pipelines import Effort, Pipeline, Settings, Stage, child, fingerprint, pipeline
 from mtkit.pipelines.stages import Context
@@ -88,6 +89,23 @@ def test_other_settings_and_inputs_are_refused_by_name(folder: Path) -> None:
     (folder / "a").unlink()
     with pytest.raises(DataError, match="no such file"):
         run(folder, stages(folder))
+
+
+def test_a_key_that_is_new_in_mtkit_differs_only_if_it_is_set() -> None:
+    def differences(new: dict[str, Any]) -> str:
+        old = {"config": {"seed": 1, "data": {"src": "en"}}}
+        first, second = (pipeline.Record("work", settings, {}, []) for settings in (old, new))
+        return first.differences(second)
+
+    new = {
+        "seed": 1,
+        "data": {"src": "en", "drop_duplicates": False},
+        "augment": AugmentConfig().model_dump(),
+    }
+    assert differences({"config": new}) == ""
+    new["data"] = {"src": "en", "drop_duplicates": True}
+    assert differences({"config": new}) == "config.data.drop_duplicates: null -> true"
+    assert differences({"config": {"data": {"src": "en"}}}) == "config.seed: 1 -> null"
 
 
 @pytest.mark.usefixtures("in_this_process")
