@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -30,7 +30,7 @@ from mtkit.data.batching import make_batch, split_into_micro_batches
 from mtkit.data.corpus import Corpus
 from mtkit.data.order import Indices
 from mtkit.data.tokenizer import Tokenizer, Tokenizers
-from mtkit.device import dtype_name, out_of_memory_errors, peak_memory, reset_peak_memory
+from mtkit.device import dtype_name, out_of_memory_errors, reset_peak_memory
 from mtkit.errors import ConfigError
 from mtkit.training.build import build_trainer
 from mtkit.training.compiling import check_compiler
@@ -45,7 +45,7 @@ from mtkit.training.updates import Update
 STAGES = ("data", "forward", "loss", "backward", "optimizer")
 _WARM_UP_UPDATES = 3
 _MIN_UPDATES = 3
-_BASELINES = ("torch", "compile", "transformers")
+_BASELINES = ("torch", "compile", "threads", "transformers")
 _SYNTHETIC_BATCHES = 60
 
 Say = Callable[[str], None]
@@ -71,6 +71,7 @@ class TrainBenchmark:
     machine: str
     torch: str
     precision: str
+    num_workers: int
     num_parameters: int
     num_updates: int
     seconds_per_update: float
@@ -81,7 +82,8 @@ class TrainBenchmark:
     shares: dict[str, float]
     """Share of each stage in the time of an update. The gradient of the output projection counts as loss."""
     peak_memory_bytes: int
-    """Peak memory of tensors on a GPU, or of the process, over updates that include the largest batch of the epoch."""
+    """Peak memory of tensors on a GPU, or of the process, over updates that include the largest batch of the epoch.
+    Several workers are included."""
     flops_per_update: int
     """Operations in the matrix products, padding included (see mtkit/benchmark/flops.py)."""
     needed_flops_per_update: int
@@ -116,7 +118,8 @@ class TrainBenchmark:
 
     def _rows(self) -> Iterator[tuple[str, str]]:
         yield "machine", f"{self.machine}, PyTorch {self.torch}"
-        yield "model", f"{self.num_parameters:,} parameters, {self.precision}"
+        workers = f", {self.num_workers} workers" if self.num_workers > 1 else ""
+        yield "model", f"{self.num_parameters:,} parameters, {self.precision}{workers}"
         yield "update", f"{1000 * self.seconds_per_update:,.0f} ms (median of {self.num_updates})"
         yield "target tokens/s", f"{self.tgt_tokens_per_second:,.0f}"
         yield "source tokens/s", f"{self.src_tokens_per_second:,.0f}"
@@ -145,7 +148,7 @@ def benchmark_train(
 
     Args:
         config: Config of the run.
-        against: Baseline loops on the same batches: `torch`, `compile`, `transformers`.
+        against: Baseline loops on the same batches: `torch`, `compile`, `threads`, `transformers`.
         num_updates: Updates to measure for each loop, after a warm-up.
         minutes: Time to measure for, instead of `num_updates`.
         synthetic: Use random tokens with the lengths of news text instead of the config's corpora.
@@ -166,7 +169,7 @@ def benchmark_train(
     device = configure_process(config)
     if "compile" in against:
         check_compiler(device, "`against` compile")
-    with tempfile.TemporaryDirectory(prefix="mtkit-benchmark-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="mtkit-benchmark-") as scratch, ExitStack() as stack:
         config = config.model_copy(update={"run": scratch})
         if not synthetic:
             config, _ = choose_values(config)
@@ -179,12 +182,13 @@ def benchmark_train(
         inputs = synthetic_inputs(config) if synthetic else _real_inputs(config, Path(scratch), say)
         clock = _StageClock(device)
         own = _MtkitLoop(config, inputs, clock)
+        stack.callback(own.trainer.engine.close)
         warm_up = [own.largest_update(), *itertools.islice(own.updates(), _WARM_UP_UPDATES)]
         with out_of_memory_errors(out_of_memory_hint(config.training)):
             say("warming up, largest batch first")
             reset_peak_memory(own.trainer.device)
             _run(own, warm_up)
-            memory = peak_memory(own.trainer.device)
+            memory = own.trainer.engine.peak_memory()
             baselines = [_make_baseline(name, own) for name in against]
             for baseline in baselines:
                 _run(baseline, warm_up)
@@ -283,10 +287,10 @@ def _make_baseline(name: str, own: _MtkitLoop) -> _Loop:
     trainer = own.trainer
     config = trainer.config
     dtype = torch.float32 if trainer.device.type == "cpu" else trainer.dtype
-    if name == "compile":
-        compiled = config.training.model_copy(update={"compile": True})
-        loop = _MtkitLoop(config.model_copy(update={"training": compiled}), trainer.inputs)
-        loop.name = "mtkit, compiled"
+    if name in ("compile", "threads"):
+        other = config.training.model_copy(update={"compile": name == "compile", "workers": 1})
+        loop = _MtkitLoop(config.model_copy(update={"training": other}), trainer.inputs)
+        loop.name = "mtkit, compiled" if name == "compile" else "mtkit, one worker"
         return loop
     tokenizers = trainer.inputs.tokenizers
     shape = config.model, config.training, tokenizers.tgt.vocab_size, tokenizers.src.pad
@@ -380,6 +384,7 @@ def _summarize(
         machine=machine_name(trainer.device),
         torch=torch.__version__,
         precision=own.precision,
+        num_workers=trainer.engine.num_workers,
         num_parameters=trainer.model.num_parameters(),
         num_updates=len(timed),
         seconds_per_update=statistics.median(seconds),

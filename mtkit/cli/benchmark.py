@@ -22,8 +22,9 @@ def benchmark_train(
         list[str] | None,
         typer.Option(
             help="Another training loop, on the same batches and in turn with mtkit: torch (nn.Transformer), compile "
-            "(mtkit with torch.compile) or transformers (Hugging Face's Marian); may be repeated.",
-            autocompletion=completion.one_of("torch", "compile", "transformers"),
+            "(mtkit with torch.compile), threads (mtkit with training.workers 1) or transformers (Hugging Face's "
+            "Marian); may be repeated.",
+            autocompletion=completion.one_of("torch", "compile", "threads", "transformers"),
         ),
     ] = None,
     steps: Annotated[int, typer.Option(min=3, help="Updates to measure, after a warm-up.")] = 20,

@@ -600,6 +600,9 @@ class TrainingConfig(Section):
     """auto (a GPU if there is one), cpu, cuda, or one GPU such as cuda:1."""
     num_threads: Positive | None = None
     """Number of CPU threads; by default PyTorch's choice."""
+    workers: PositiveOrAuto = "auto"
+    """Processes that share the batches of an update on a CPU, each in a single thread; auto is as many as `num_threads`
+    where batches are large enough. A run that is resumed keeps its number. 1 trains with threads alone."""
     compile: bool = False
     """Use torch.compile. Needs a C++ compiler for a CPU, or Triton and a C compiler for a GPU."""
     activation_checkpointing: bool = False

@@ -28,6 +28,7 @@ from mtkit.training.signals import Signals
 from mtkit.training.trainer import Trainer
 from mtkit.training.updates import UpdateLoader
 from mtkit.training.validation import Validator, special_ids
+from mtkit.training.workers import choose_num_workers, with_workers
 
 
 def build_trainer(
@@ -41,13 +42,18 @@ def build_trainer(
     """Return a trainer with initial weights, at step 0.
 
     Args:
-        config: config of the run.
+        config: config of the run; the trainer's has the number of workers in place of `auto`.
         inputs: tokenizers, and encoded training and validation pairs.
         progress: shows and records what happens.
         signals: handlers of signals; by default none are installed.
         world: the processes that train the model, all of which must call this.
         stage: times the stages of an update.
+
+    Raises:
+        ConfigError: If there cannot be as many workers as the config wants.
     """
+    num_workers = choose_num_workers(config.training)
+    config = with_workers(config, num_workers)
     training, signals = config.training, signals or Signals()
     device = choose_device(training.device, local_rank=world.local_rank)
     dtype = choose_dtype(training.precision, device)
@@ -94,20 +100,23 @@ def build_trainer(
         clip_norm=training.clip_norm,
         world=world,
         stage=stage,
+        num_workers=num_workers,
     )
     return Trainer(
         config,
         inputs,
         engine=engine,
         ema=None if training.ema_decay is None else ExponentialMovingAverage(model, training.ema_decay),
-        loader=_make_loader(config, inputs, world, device),
+        loader=_make_loader(config, inputs, world, device, num_workers),
         validator=None if inputs.valid is None else Validator(inputs.valid, inputs.tokenizers, config),
         progress=progress,
         signals=signals,
     )
 
 
-def _make_loader(config: Config, inputs: Inputs, world: World, device: torch.device) -> UpdateLoader:
+def _make_loader(
+    config: Config, inputs: Inputs, world: World, device: torch.device, num_workers: int
+) -> UpdateLoader:
     """Return what loads the updates: in one direction or both, the same in every pass or not."""
     data, tokenizers, corpus = config.data, inputs.tokenizers, inputs.corpus
     pairs: Corpus | BothDirections = corpus
@@ -134,6 +143,7 @@ def _make_loader(config: Config, inputs: Inputs, world: World, device: torch.dev
         data.train_weights,
         variation,
         data.reverse_epochs,
+        num_workers,
     )
 
 
@@ -178,6 +188,8 @@ def describe(trainer: Trainer, say: Callable[[str], None]) -> None:
     if warning is not None:
         say(f"warning    {warning}")
     processes = f", {trainer.world.size} processes" if trainer.world.is_distributed else ""
+    if trainer.engine.num_workers > 1:
+        processes = f", {trainer.engine.num_workers} workers"
     where = f"{dtype_name(trainer.dtype)} on {trainer.device}{processes}"
     model = trainer.model
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

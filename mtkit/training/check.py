@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from mtkit.config.sections import Config, TrainingConfig
 from mtkit.data.tokenizer import Tokenizers
-from mtkit.device import out_of_memory_errors, peak_memory
+from mtkit.device import out_of_memory_errors
 from mtkit.errors import StorageError
 from mtkit.files import storage_errors
 from mtkit.formatting import format_bytes, format_count
@@ -25,7 +26,7 @@ from mtkit.training.footprint import Footprint
 from mtkit.training.forecast import find_problems, forecast, measure_speed, run_size
 from mtkit.training.initial import FindModel, local_model, open_initial_model
 from mtkit.training.inputs import configure_process, load_inputs, open_splits
-from mtkit.training.memory import out_of_memory_hint, try_micro_batch
+from mtkit.training.memory import out_of_memory_hint, try_batch
 from mtkit.training.ownership import check_ownership
 from mtkit.training.preset import choose_values, fit_into_time
 from mtkit.training.progress import Progress
@@ -68,7 +69,7 @@ def check_run(config: Config, console: Console, find_model: FindModel = local_mo
     config, initial = (config, None) if resumed else open_initial_model(config, find_model)
     if initial is not None:
         say("init", f"starts from the weights and tokenizers of {initial.folder}")
-    with tempfile.TemporaryDirectory(prefix="mtkit-check-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="mtkit-check-") as scratch, ExitStack() as stack:
         tokenizer_folder = Path(config.run) if resumed else Path(scratch)
         inputs = load_inputs(
             config,
@@ -92,11 +93,15 @@ def check_run(config: Config, console: Console, find_model: FindModel = local_mo
         progress = Progress(Path(scratch), Console(quiet=True), tensorboard=config.training.tensorboard)
         # in the scratch folder, a divergence finds no checkpoint to roll back to
         trainer = build_trainer(config.model_copy(update={"run": scratch}), inputs, progress)
+        stack.callback(trainer.engine.close)
         describe(trainer, lambda line: say(*line.split(maxsplit=1)))
         if initial is not None:
             start_from(trainer, initial)
-        footprint = Footprint.of(trainer.model, config.training)
-        what = "gradients, optimizer and EMA" if footprint.has_ema else "gradients and optimizer"
+        footprint = Footprint.of(trainer.model, trainer.config.training)
+        gradients = (
+            f"gradients of {footprint.num_workers} workers" if footprint.num_workers > 1 else "gradients"
+        )
+        what = f"{gradients}, optimizer and EMA" if footprint.has_ema else f"{gradients} and optimizer"
         say("memory", f"{format_bytes(footprint.memory)} for weights, {what}")
         if inputs.teachers is not None:
             say("memory", f"{format_bytes(inputs.teachers.num_bytes)} for the weights of the teachers")
@@ -149,12 +154,13 @@ def _check_largest_batch(trainer: Trainer, say: _Say) -> None:
     src, tgt = corpus.src_lengths[batch].max() + 1, corpus.tgt_lengths[batch].max() + 1
     if trainer.loader.variation is not None:  # as long as the pairs may be in any pass
         with out_of_memory_errors(out_of_memory_hint(training)):
-            try_micro_batch(trainer.engine, trainer.loader, batch, trainer.state.slices)
+            try_batch(trainer.engine, trainer.loader, batch, trainer.state.slices)
     start = time.perf_counter()
     with trainer.model.all_layers():
         trainer.train_step(Update([batch] * training.batches_per_update))
     seconds = time.perf_counter() - start
-    memory = format_bytes(peak_memory(trainer.device))
+    memory = format_bytes(trainer.engine.peak_memory())
+    trainer.engine.close()  # the next ones do drop layers
     say("largest", f"batch: {len(batch)} pairs x {src} source and {tgt} target tokens")
     say("update", f"of the largest batch: {seconds:.2f} s, peak memory {memory}")
 

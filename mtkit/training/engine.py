@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from mtkit.data.batching import Batch
+from mtkit.device import peak_memory
 from mtkit.model.transformer import Transformer
 from mtkit.training.compiling import compile_errors
 from mtkit.training.distributed import World
@@ -20,6 +22,7 @@ from mtkit.training.loss import TensorBatch
 from mtkit.training.optimizer import check_loss_scale, make_scaler, set_learning_rate
 from mtkit.training.parallel import Stage, full_tensor, is_sharded, no_gradient_sync
 from mtkit.training.updates import Update
+from mtkit.training.workers import MicroBatches, Workers, single_thread
 
 
 class Engine:
@@ -34,6 +37,7 @@ class Engine:
         clip_norm: norm that gradients are clipped to, or None.
         world: the processes that train the model.
         stage: times the stages of an update.
+        num_workers: processes of this machine that compute gradients, this one included.
     """
 
     def __init__(
@@ -47,23 +51,31 @@ class Engine:
         clip_norm: float | None,
         world: World,
         stage: Stage,
+        num_workers: int = 1,
     ) -> None:
         self.model, self.objective, self.optimizer, self.device = model, objective, optimizer, device
         self.seed, self.clip_norm, self.world, self.stage = seed, clip_norm, world, stage
         self.scaler = make_scaler(device, model.compute_dtype)
+        self.num_workers = num_workers
+        self.workers = Workers(model, num_workers, self._accumulate) if num_workers > 1 else None
 
     def forward_backward(self, update: Update, num_targets: int, step: int) -> list[float]:
-        """Accumulate the gradients of this process's micro-batches, and return the sums of their loss and NLL.
+        """Compute the gradients of this process's micro-batches, and return the sums of their loss and NLL.
 
         Args:
             update: update whose micro-batches are on the device.
             num_targets: target tokens of the whole update.
             step: number of updates made before.
         """
+        accumulate = self._accumulate if self.workers is None else self.workers.run
+        return accumulate(update.micro_batches, num_targets, step)
+
+    def _accumulate(self, micro_batches: MicroBatches, num_targets: int, step: int) -> list[float]:
+        """Accumulate the gradients of micro-batches in this process, and return the sums of their loss and NLL."""
         self.objective.train()
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        last = max(update.micro_batches)
-        for number, batch in update.micro_batches.items():
+        last = max(micro_batches, default=0)
+        for number, batch in micro_batches.items():
             torch.manual_seed(_dropout_seed(self.seed, step, number))
             sums += self._backward(batch, num_targets, local=number != last)
         return sums.tolist()
@@ -102,6 +114,19 @@ class Engine:
             self.scaler.update()
             check_loss_scale(self.scaler)
             self.discard_gradients()
+
+    def threads(self) -> AbstractContextManager[None]:
+        """Return a context manager in which an update is made: beside workers, this process has a single thread."""
+        return nullcontext() if self.workers is None else single_thread()
+
+    def close(self) -> None:
+        """End the workers, if there are any. The next update starts them again."""
+        if self.workers is not None:
+            self.workers.close()
+
+    def peak_memory(self) -> int:
+        """Return the peak memory in bytes: on a CPU that of this process, and what its workers have now."""
+        return peak_memory(self.device) + (0 if self.workers is None else self.workers.private_bytes())
 
     def discard_gradients(self) -> None:
         """Free the gradients."""

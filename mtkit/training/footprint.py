@@ -23,6 +23,7 @@ class Footprint:
         optimizer: state of the optimizer.
         has_ema: whether there is an EMA of the weights.
         has_adapters: whether adapters alone are trained, and saved apart.
+        num_workers: number of workers, each of which has gradients of its own.
     """
 
     weights: int
@@ -30,6 +31,7 @@ class Footprint:
     optimizer: int
     has_ema: bool
     has_adapters: bool
+    num_workers: int = 1
 
     @classmethod
     def of(cls, model: nn.Module, training: TrainingConfig) -> Footprint:
@@ -37,20 +39,21 @@ class Footprint:
 
         Args:
             model: the model, with its frozen parameters and adapters.
-            training: section `training`.
+            training: section `training`, with the number of workers in place of `auto`.
         """
         parameters = list(model.parameters())
         weights = _BYTES * sum(p.numel() for p in parameters)
         trained = _BYTES * sum(p.numel() for p in parameters if p.requires_grad)
         moments = sum(number * p.numel() for p, number in num_moments(model, training).items())
-        return cls(
-            weights, trained, _BYTES * moments, training.ema_decay is not None, training.lora is not None
-        )
+        num_workers = 1 if training.workers == "auto" else training.workers
+        has_ema, has_adapters = training.ema_decay is not None, training.lora is not None
+        return cls(weights, trained, _BYTES * moments, has_ema, has_adapters, num_workers)
 
     @property
     def memory(self) -> int:
         """Weights, gradients, state of the optimizer, and EMA."""
-        return self.weights + self.trained + self.optimizer + (self.weights if self.has_ema else 0)
+        gradients = self.num_workers * self.trained
+        return self.weights + gradients + self.optimizer + (self.weights if self.has_ema else 0)
 
     @property
     def best(self) -> int:

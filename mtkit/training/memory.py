@@ -19,11 +19,12 @@ from mtkit.device import peak_memory, reset_peak_memory
 from mtkit.errors import TrainingError
 from mtkit.torchrun import local_world_size
 from mtkit.training.engine import Engine
+from mtkit.training.loss import TensorBatch
 from mtkit.training.memory_limits import available_bytes
 from mtkit.training.muon import Muon
 from mtkit.training.parallel import num_local_elements
 from mtkit.training.state import TrainState
-from mtkit.training.updates import UpdateLoader
+from mtkit.training.updates import Update, UpdateLoader
 
 _PROBE_POSITIONS = 2048
 """On a CPU, a micro-batch of about this many positions tells how much memory a position takes."""
@@ -41,7 +42,30 @@ def out_of_memory_hint(training: TrainingConfig) -> str:
     )
 
 
-def try_micro_batch(engine: Engine, loader: UpdateLoader, pairs: Indices, num_micro_batches: int) -> None:
+def try_batch(engine: Engine, loader: UpdateLoader, pairs: Indices, num_micro_batches: int) -> None:
+    """Run the forward and backward pass of what runs of such batches at the same time, and discard the gradient.
+
+    Args:
+        engine: computes the gradients.
+        loader: makes the batch, as long as its pairs may be in any pass.
+        pairs: the pairs of the batch.
+        num_micro_batches: into how many micro-batches it is split, at least.
+    """
+    if engine.num_workers == 1:
+        _try_micro_batch(engine, loader, pairs, num_micro_batches)
+        return
+    batch = longest_batch(loader, pairs, loader.num_micro_batches(num_micro_batches))
+    tensors = TensorBatch.from_batch(batch, engine.device)
+    in_each = Update([pairs], micro_batches=dict.fromkeys(range(engine.num_workers), tensors))
+    try:
+        with engine.model.all_layers():
+            engine.forward_backward(in_each, batch.num_targets, step=0)
+    finally:
+        engine.discard_gradients()
+        engine.close()  # the workers of the run do drop layers
+
+
+def _try_micro_batch(engine: Engine, loader: UpdateLoader, pairs: Indices, num_micro_batches: int) -> None:
     """Run the forward and backward pass of a part of a batch, beside as much memory as the optimizer will need.
 
     Args:
@@ -115,7 +139,7 @@ def find_num_micro_batches(engine: Engine, loader: UpdateLoader, state: TrainSta
 def _fits(engine: Engine, loader: UpdateLoader, pairs: Indices, num_micro_batches: int) -> bool:
     """Return whether a micro-batch of a batch fits on this GPU."""
     try:
-        try_micro_batch(engine, loader, pairs, num_micro_batches)
+        _try_micro_batch(engine, loader, pairs, num_micro_batches)
     except torch.OutOfMemoryError:
         return False
     finally:
@@ -135,11 +159,24 @@ def _estimate_num_micro_batches(
     probe = max(1, min(len(largest), positions // _PROBE_POSITIONS))
     reset_peak_memory(engine.device)
     before = peak_memory(engine.device)
-    try_micro_batch(engine, loader, largest, probe)
+    _try_micro_batch(engine, loader, largest, probe)
     needed = probe * max(0, peak_memory(engine.device) - before)
-    available = available_bytes(local_world_size())
+    available = available_bytes(local_world_size()) - _bytes_of_workers(engine)
     num_micro_batches = state.slices
-    if state.step == 0 or needed / num_micro_batches > available:
-        while _SAFETY_MARGIN * needed / num_micro_batches > available and num_micro_batches < len(largest):
+    if state.step == 0 or needed / _num_rounds(num_micro_batches, engine) > available:
+        while num_micro_batches < len(largest):
+            if _SAFETY_MARGIN * needed / _num_rounds(num_micro_batches, engine) <= available:
+                break
             num_micro_batches *= 2
     return int(max(engine.world.all_gather(num_micro_batches)))
+
+
+def _num_rounds(num_micro_batches: int, engine: Engine) -> int:
+    """Return how many micro-batches of a batch each worker runs, one after the other."""
+    return -(-num_micro_batches // engine.num_workers)
+
+
+def _bytes_of_workers(engine: Engine) -> int:
+    """Return the memory that several workers take before they run anything: gradients of their own."""
+    trained = sum(parameter.numel() for parameter in engine.model.parameters() if parameter.requires_grad)
+    return 0 if engine.num_workers == 1 else 4 * engine.num_workers * trained

@@ -26,12 +26,13 @@ from mtkit.training.inputs import Inputs
 from mtkit.training.state import TrainState
 from mtkit.training.trainer import Trainer
 from mtkit.training.validation import validation_fingerprint
+from mtkit.training.workers import keep_workers
 from mtkit.translation.model_folder import read_config
 
 _HARMLESS = (
     "run", "preset", "data.root", "data.cache", "data.train", "data.valid", "data.test",
     "training.max_steps", "training.max_epochs", "training.time_limit_minutes",
-    "training.device", "training.num_threads", "training.log_every_steps",
+    "training.device", "training.num_threads", "training.workers", "training.log_every_steps",
     "training.save_every_steps", "training.keep_last", "training.average_last", "training.tensorboard",
     "training.wandb", "training.report", "training.parallel", "training.activation_checkpointing",
     "training.on_divergence", "training.distillation.teacher",
@@ -86,7 +87,7 @@ def find_resumable(config: Config, say: Callable[[str], None]) -> tuple[Config, 
             config = take_over(config, stored)
         if config.preset == AUTO:
             say("preset auto: the values that the run began with")
-        config = with_old_defaults(stored, keep_choices(stored, config))
+        config = keep_workers(stored, with_old_defaults(stored, keep_choices(stored, config)))
         check_changes(stored, config)
         if stored.data.train != config.data.train:
             _check_sources(checkpoint, config)

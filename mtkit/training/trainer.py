@@ -20,7 +20,7 @@ from pathlib import Path
 from mtkit.checkpoint import Checkpoint
 from mtkit.config.sections import Config
 from mtkit.data.batching import length_quantile
-from mtkit.device import out_of_memory_errors, peak_memory
+from mtkit.device import out_of_memory_errors
 from mtkit.evaluation.history import Sample
 from mtkit.training.checkpointing import Checkpointer
 from mtkit.training.compiling import compile_errors
@@ -28,7 +28,7 @@ from mtkit.training.distributed import peer_failure_errors
 from mtkit.training.divergence import Divergence, Rollback, observe_loss
 from mtkit.training.engine import Engine
 from mtkit.training.inputs import Inputs
-from mtkit.training.memory import find_num_micro_batches, out_of_memory_hint, try_micro_batch
+from mtkit.training.memory import find_num_micro_batches, out_of_memory_hint, try_batch
 from mtkit.training.optimizer import ExponentialMovingAverage
 from mtkit.training.progress import Progress, Stopwatch, estimate_seconds_left
 from mtkit.training.report import ReportWriter
@@ -42,6 +42,7 @@ from mtkit.training.validation import (
     is_better,
     validation_fingerprint,
 )
+from mtkit.training.workers import WorkerLostError
 
 
 class Trainer:
@@ -100,7 +101,7 @@ class Trainer:
                 had never stopped. It is validated and saved there, which changes nothing if it would have been anyway.
 
         Raises:
-            TrainingError: If the loss diverges or memory runs out.
+            TrainingError: If the loss diverges, memory runs out, or a worker is killed; then the run is saved first.
             StorageError: If a checkpoint cannot be written.
             Interrupted: If a signal arrives; the run is saved first.
         """
@@ -111,11 +112,13 @@ class Trainer:
                 reason = self._loop(stop_at)
             if self.signals.pending is not None:  # it arrived during the last validation or save
                 self.signals.raise_interrupted()
-        except Interrupted:
+        except (Interrupted, WorkerLostError):
             self.progress.stop_live()
             with self.signals.deferred(raise_after=False):
                 self.save()
             raise
+        finally:
+            self.engine.close()
         self.progress.stop_live()
         return reason
 
@@ -192,6 +195,10 @@ class Trainer:
 
     def train_step(self, update: Update) -> None:
         """Make an update: fetch, forward and backward, clip, check, step, log."""
+        with self.engine.threads():
+            self._train_step(update)
+
+    def _train_step(self, update: Update) -> None:
         update = self._fetch(update)
         if not update.batches:  # all its pairs are skipped
             self.state.move_past(update.epoch, update.last_batch)
@@ -265,7 +272,7 @@ class Trainer:
             "target_tokens": state.target_tokens,
             "target_tokens_per_second": self.stopwatch.tokens_per_second(),
             "seconds": seconds,
-            "memory": peak_memory(self.device),
+            "memory": self.engine.peak_memory(),
         }
         self.progress.log_training(state.step, numbers, seconds_left)
         state.window = Window()
@@ -288,7 +295,7 @@ class Trainer:
         batches = self.loader.epoch_batches(self.state.epoch)
         with out_of_memory_errors(out_of_memory_hint(self.config.training)):
             for batch in (batches.largest(), batches.smallest()):
-                try_micro_batch(self.engine, self.loader, batch, self.state.slices)
+                try_batch(self.engine, self.loader, batch, self.state.slices)
         self.stopwatch.restart_interval()
 
     def fit_to_memory(self) -> None:

@@ -143,6 +143,7 @@ class UpdateLoader:
         weights: how often an epoch has each source of the corpus; by default once.
         variation: what differs in each pass over the corpus; by default nothing.
         reverse_epochs: number of first epochs that have both directions; by default all, if the corpus has both.
+        num_workers: number of workers of each process, which share its micro-batches.
     """
 
     def __init__(
@@ -156,7 +157,9 @@ class UpdateLoader:
         weights: Sequence[float] = (),
         variation: Variation | None = None,
         reverse_epochs: int | None = None,
+        num_workers: int = 1,
     ) -> None:
+        self.num_shares = world.size * num_workers
         self.corpus, self.special, self.world, self.device = corpus, special, world, device
         self.links = corpus.links if training.guided_alignment and isinstance(corpus, Corpus) else None
         self.variation, self.batch_tokens = variation, training.batch_token_budget
@@ -208,11 +211,11 @@ class UpdateLoader:
 
         Args:
             update: update to fetch.
-            min_micro_batches: least number of micro-batches per batch; the number of processes may require more.
+            min_micro_batches: least number of micro-batches per batch; processes and workers may require more.
         """
         if self.variation is not None:
             return self._fetch_varied(self.variation, update, min_micro_batches)
-        split = split_into_micro_batches(update.batches, self.world.size, min_micro_batches)
+        split = split_into_micro_batches(update.batches, self.num_shares, min_micro_batches)
         micro_batches = {}
         for number in range(self.world.rank, len(split), self.world.size):
             pairs = split[number]
@@ -233,10 +236,10 @@ class UpdateLoader:
         src_lengths, tgt_lengths = (np.fromiter(map(len, rows), np.int32, len(rows)) for rows in (srcs, tgts))
         ends = np.cumsum([len(batch) for batch in update.batches])
         rows = np.split(np.arange(len(pairs)), ends[:-1])
-        slices = split_into_micro_batches(rows, self.world.size, min_micro_batches)
+        slices = split_into_micro_batches(rows, self.num_shares, min_micro_batches)
         widths = np.repeat([self.row_budget(len(batch)) for batch in rows], len(slices) // len(rows)).tolist()
         budgets = [len(each) * width for each, width in zip(slices, widths, strict=True)]
-        parts = split_to_fit(slices, pair_sizes(src_lengths, tgt_lengths), budgets, self.world.size)
+        parts = split_to_fit(slices, pair_sizes(src_lengths, tgt_lengths), budgets, self.num_shares)
         micro_batches = {}
         for number, part in parts.items():
             if number % self.world.size == self.world.rank:
@@ -247,6 +250,12 @@ class UpdateLoader:
                 micro_batches[number] = TensorBatch.from_batch(batch, self.device)
         num_targets = int(tgt_lengths.sum()) + len(tgts)
         return replace(update, micro_batches=micro_batches, num_targets=num_targets)
+
+    def num_micro_batches(self, least: int) -> int:
+        """Return how many micro-batches a batch of a whole update is split into, if it must be at least so many."""
+        return len(split_into_micro_batches([_NONE] * self.batches_per_update, self.num_shares, least)) // (
+            self.batches_per_update
+        )
 
     def row_budget(self, num_rows: int) -> int:
         """Return the positions on its longer side that each row of a batch may take within the budget."""
