@@ -11,6 +11,7 @@ from mtkit.cli.benchmark import benchmark_data, benchmark_train, benchmark_trans
 from mtkit.cli.calibrate import calibrate
 from mtkit.cli.config import schema, show
 from mtkit.cli.diagnose import diagnose
+from mtkit.cli.distill import distill
 from mtkit.cli.diversify import diversify
 from mtkit.cli.evaluate import evaluate
 from mtkit.cli.explain import explain
@@ -92,6 +93,9 @@ app.command(epilog="Example: `mtkit diversify config.yaml --models 3 -o runs/div
 app.command(epilog="Example: `mtkit merge runs/client -o models/client`")(merge)
 app.command(epilog="Example: `mtkit export runs/my-run --to ctranslate2 --type int8 -o my-run-int8`")(export)
 
+app.command(epilog="Example: `mtkit distill runs/teacher --student configs/student.yaml -o runs/student`")(
+    distill
+)
 app.command(epilog="Example: `mtkit shortlist runs/my-run`")(shortlist)
 
 app.add_typer(_config_app, name="config")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 
 from mtkit.data.tokenizer import Tokenizers
@@ -16,17 +16,20 @@ class PairFilter:
     """Checks of a line and its translation.
 
     Attributes:
-        tokenizers: those of the model that translates.
+        tokenizers: those of the model that translates; None for translations from elsewhere, whose characters count.
         max_ratio: largest ratio between the numbers of tokens of the two; None for no limit. Up to three tokens more
             are never too many: short sentences differ for good reasons.
     """
 
-    tokenizers: Tokenizers
+    tokenizers: Tokenizers | None
     max_ratio: float | None = 3.0
 
     def reasons(self, lines: Sequence[str], translations: Sequence[str]) -> list[str]:
         """Return for each line why its translation is left out, or `KEPT`."""
-        src_rows, tgt_rows = self.tokenizers.src.encode(lines), self.tokenizers.tgt.encode(translations)
+        src_rows: Sequence[Sized] = lines
+        tgt_rows: Sequence[Sized] = translations
+        if self.tokenizers is not None:
+            src_rows, tgt_rows = self.tokenizers.src.encode(lines), self.tokenizers.tgt.encode(translations)
         return [
             self._reason(line, text, len(src), len(tgt))
             for line, text, src, tgt in zip(lines, translations, src_rows, tgt_rows, strict=True)

@@ -1,0 +1,460 @@
+"""Work of the stages of a distillation. torch is imported where it is needed, in the processes of the stages."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from mtkit.checkpoint import ADAPTERS_FILE, MODEL_FILE
+from mtkit.config.loading import parse_config
+from mtkit.config.sections import Config, DataConfig
+from mtkit.data.sources import Split, open_sources, read_sides
+from mtkit.errors import ConfigError, DataError, MtkitError
+from mtkit.files import commit_folder, make_folder, read_lines, remove_tree, storage_errors, temporary_folder
+from mtkit.formatting import format_count
+from mtkit.pipelines.pair_filter import KEPT, PairFilter, summary
+from mtkit.pipelines.resumable_file import ResumableFile
+from mtkit.pipelines.stages import Context, Settings
+
+if TYPE_CHECKING:
+    from mtkit.data.tokenizer import Tokenizers
+    from mtkit.interop.exporting import LoadedModel
+    from mtkit.interop.proof import ProofText
+    from mtkit.translation.options import DecodingOverrides
+    from mtkit.translation.segments import Request
+    from mtkit.translation.translator import Translator
+
+_PIECE = 2048
+"""Lines that are translated and written together; a job that is stopped loses at most these."""
+_WARM_UP = 50
+"""Lines that are translated before the clock starts."""
+_PER_TOKEN: DecodingOverrides = {"length_penalty": 1.0, "penalty_kind": "simple", "coverage_penalty": 0.0}
+"""Settings with which a score is the mean log-probability of the tokens."""
+
+_Lines = Iterator[tuple[str, str | None]]
+"""Source lines and their references, if they have any."""
+
+
+# --- translations -------------------------------------------------------------------------------------------------
+
+
+def write_targets(settings: Settings, context: Context) -> dict[str, Any]:
+    """Translate the training sources, filter and score the translations; return the counts of the filter.
+
+    For each corpus a file of source, target and dual cross-entropy is written.
+    """
+    from mtkit.training.display import Display
+
+    say, folder, counts = Display(context.console).say, Path(settings["folder"]), Counter[str]()
+    make_folder(folder)
+    corpora = _Corpora(settings)
+    maker = _TargetMaker(settings, say, corpora.num_lines())
+    for name, tag in settings["tags"].items():
+        output = ResumableFile(folder / f"{name}.tsv", dict(settings) | {"name": name}, fresh=context.fresh)
+        maker.write(output, corpora.lines(name), tag)
+        counts.update(output.counts)
+    maker.check_finished()
+    say(summary(counts))
+    return {"counts": dict(counts)}
+
+
+class _Corpora:
+    """The corpora whose sources are translated.
+
+    Args:
+        settings: see `write_targets`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        data = DataConfig.model_validate(settings["data"])
+        untagged = [entry.model_copy(update={"tag": None}) for entry in data.train]
+        self.sources = open_sources(untagged, data, "train", settings["seed"])
+        self.mono, self.names = settings["mono"], list(settings["tags"])
+
+    def lines(self, name: str) -> _Lines:
+        """Yield the lines of a corpus."""
+        number = self.names.index(name)
+        if number < len(self.sources):
+            return ((pair.src, pair.tgt) for _, pair in self.sources[number].read())
+        return ((line, None) for line in chain.from_iterable(map(read_lines, self.mono)))
+
+    def num_lines(self) -> int:
+        """Return the number of all lines."""
+        return sum(1 for name in self.names for _ in self.lines(name))
+
+
+class _TargetMaker:
+    """Translates lines, or takes their translations from a file, and writes those that pass the filter.
+
+    Args:
+        settings: see `write_targets`.
+        say: prints a line.
+        total: lines of all corpora.
+    """
+
+    def __init__(self, settings: Settings, say: Callable[[str], None], total: int) -> None:
+        import torch
+
+        from mtkit.translation.mbr import make_utility
+        from mtkit.translation.translator import Translator
+
+        if settings["num_threads"] is not None:
+            torch.set_num_threads(settings["num_threads"])
+        teachers, backward, path = settings["teachers"], settings["backward"], settings["translations"]
+        machine: Any = {"device": settings["device"], "precision": settings["precision"]}
+        self.closest, self.closeness = settings["closest"], make_utility("bleu")
+        self.given = None if path is None else iter(read_lines(path))
+        self.path = path
+        self.teacher: Translator | None = None
+        self.forward: Translator | None = None
+        tokenizers: Tokenizers | None = None
+        if teachers:
+            members = {"ensemble": teachers[1:], **machine}
+            self.forward = Translator.load(teachers[0], **members, **_PER_TOKEN)
+            tokenizers = self.forward.tokenizers
+            if path is None:
+                changes = {**settings["decoding"], "n_best": self.closest}
+                self.teacher = Translator.load(teachers[0], **members, **changes)
+        self.backward = None if backward is None else Translator.load(backward, **machine, **_PER_TOKEN)
+        self.pair_filter = PairFilter(tokenizers, settings["max_ratio"])
+        self.num_lines, self.total, self.say = 0, total, say
+
+    def write(self, output: ResumableFile, lines: _Lines, tag: str) -> None:
+        """Write the targets of a corpus; go on where a job was stopped.
+
+        Raises:
+            DataError: If a line of the file of translations is missing.
+        """
+        from mtkit.pipelines.translations import LineProgress
+
+        done = output.num_lines
+        for _ in islice(lines, done):
+            pass
+        if self.given is not None:
+            for _ in islice(self.given, done):
+                pass
+        self.num_lines += done
+        if output.is_finished:
+            return
+        progress = LineProgress(self.say, self.total, self.num_lines)
+        while piece := list(islice(lines, _PIECE)):
+            counts: Counter[str] = Counter()
+            rows = list(self._targets(piece, tag, output.num_lines, counts, progress))
+            text = "".join(f"{_cell(src)}\t{_cell(tgt)}\t{entropy:.4f}\n" for src, tgt, entropy in rows)
+            output.append(text, len(piece), counts)
+            self.num_lines += len(piece)
+        output.finish()
+
+    def check_finished(self) -> None:
+        """Check that the file of translations has no further line.
+
+        Raises:
+            DataError: If it has.
+        """
+        if self.given is not None and next(self.given, None) is not None:
+            self._raise_unequal("more lines than")
+
+    def _raise_unequal(self, how: str) -> NoReturn:
+        """Raise DataError, because the file of translations has another number of lines than there are sources."""
+        what = f"{how} the {self.total:,} of the training corpora and the text without references"
+        raise DataError(what, where=self.path, hint="line n translates line n of them, one after the other")
+
+    def _targets(
+        self,
+        piece: Sequence[tuple[str, str | None]],
+        tag: str,
+        first: int,
+        counts: Counter[str],
+        progress: Callable[[int], None],
+    ) -> Iterator[tuple[str, str, float]]:
+        """Yield the pairs that pass the filter, and their dual cross-entropies."""
+        texts = self._translate(piece, tag, first, progress)
+        lines = [src for src, _ in piece]
+        reasons = self.pair_filter.reasons(lines, [text or "" for text in texts])
+        reasons = [
+            "not translated" if text is None else reason for text, reason in zip(texts, reasons, strict=True)
+        ]
+        kept = [i for i, reason in enumerate(reasons) if reason == KEPT]
+        pairs = [(lines[i], str(texts[i])) for i in kept]
+        for i, (src, tgt), entropy in zip(kept, pairs, self._cross_entropies(pairs, tag), strict=True):
+            if entropy is None:
+                reasons[i] = "too long to score"
+            else:
+                yield src, tgt, entropy
+        counts.update(reasons)
+
+    def _translate(
+        self,
+        piece: Sequence[tuple[str, str | None]],
+        tag: str,
+        first: int,
+        progress: Callable[[int], None],
+    ) -> list[str | None]:
+        """Return the target of each line; None for one that cannot be translated."""
+        from mtkit.translation.options import TranslateOptions
+        from mtkit.translation.segments import Request
+
+        if self.given is not None:
+            texts = list(islice(self.given, len(piece)))
+            if len(texts) < len(piece):
+                self._raise_unequal("fewer lines than")
+            progress(len(piece))
+            return [*texts]
+        assert self.teacher is not None
+        options = TranslateOptions(read_ahead=_PIECE, first_line=first, on_error="skip", on_progress=progress)
+        requests: list[str | Request] = [Request(src, tag=tag) for src, _ in piece]
+        chosen: list[str | None] = []
+        for (_, ref), found in zip(piece, self.teacher.translate_n_best(requests, options), strict=True):
+            hyps = [translation.text for translation in found]
+            best = 0
+            if len(hyps) > 1 and ref:
+                best = int(self.closeness(hyps, [ref])[:, 0].argmax())
+            chosen.append(None if found[0].fault is not None else hyps[best])
+        return chosen
+
+    def _cross_entropies(self, pairs: Sequence[tuple[str, str]], tag: str) -> Iterator[float | None]:
+        """Yield the dual cross-entropy of each pair per token, None if it is too long to be scored.
+
+        With both directions it is |H_f - H_b| + (H_f + H_b) / 2 (Junczys-Dowmunt 2018, "Dual Conditional Cross-Entropy
+        Filtering of Noisy Parallel Corpora", eq. 1), with one direction H alone, without any 0.
+        """
+        swapped = [(tgt, src) for src, tgt in pairs]
+        forward = _entropies(self.forward, pairs, tag)
+        backward = _entropies(self.backward, swapped, "")
+        for f, b in zip(forward, backward, strict=True):
+            if f is None or b is None:
+                yield None
+            elif self.forward is None or self.backward is None:
+                yield f + b
+            else:
+                yield abs(f - b) + (f + b) / 2
+
+
+def _entropies(
+    model: Translator | None, pairs: Sequence[tuple[str, str]], tag: str
+) -> Iterator[float | None]:
+    """Yield the cross-entropy per token of each pair, 0 without a model, None for a pair that is too long."""
+    if model is None:
+        yield from [0.0] * len(pairs)
+        return
+    for _, scored in model.score_stream(pairs, skip_long=True, tag=tag):
+        yield None if scored is None else -scored.score
+
+
+def _cell(text: str) -> str:
+    """Return a text as a cell of tab-separated lines, which have no quoting."""
+    return text.replace("\t", " ").replace("\r", " ").strip()
+
+
+# --- choice -------------------------------------------------------------------------------------------------------
+
+
+def choose_targets(settings: Settings, context: Context) -> dict[str, Any]:
+    """Leave out the pairs with the highest cross-entropy, and write the others as parallel files."""
+    import numpy as np
+
+    from mtkit.training.display import Display
+
+    source, names = Path(settings["translations"]), settings["names"]
+    entropies = np.array([row[2] for name in names for row in _rows(source, name)])
+    if not len(entropies):
+        raise DataError("no translation passed the filter", where=str(source), hint="see the counts above")
+    limit = float(np.quantile(entropies, 1 - settings["drop_worst"])) if settings["drop_worst"] else math.inf
+    pairs: dict[str, int] = {}
+    with temporary_folder(Path(settings["folder"])) as temporary:
+        for name in names:
+            kept = [(src, tgt) for src, tgt, entropy in _rows(source, name) if entropy <= limit]
+            pairs[name] = len(kept)
+            with storage_errors(temporary), ExitStack() as stack:
+                for number, side in enumerate(("src", "tgt")):
+                    file = stack.enter_context(open(temporary / f"{name}.{side}", "wb"))
+                    file.writelines(f"{pair[number]}\n".encode() for pair in kept)
+        commit_folder(temporary, Path(settings["folder"]))
+    left_out = len(entropies) - sum(pairs.values())
+    Display(context.console).say(
+        f"{format_count(sum(pairs.values()), 'pair')} to learn from; {left_out:,} more left out, "
+        f"with a cross-entropy above {limit:.2f} per token"
+        if left_out
+        else f"{format_count(sum(pairs.values()), 'pair')} to learn from"
+    )
+    return {"pairs": pairs, "left_out": left_out, "limit": limit if left_out else None}
+
+
+def _rows(folder: Path, name: str) -> Iterator[tuple[str, str, float]]:
+    """Yield the pairs of a corpus and their cross-entropies."""
+    for line in read_lines(folder / f"{name}.tsv"):
+        src, tgt, entropy = line.split("\t")
+        yield src, tgt, float(entropy)
+
+
+# --- student ------------------------------------------------------------------------------------------------------
+
+
+def list_tokens(settings: Settings, context: Context) -> dict[str, Any]:
+    """Make the shortlist of the student from the pairs that it learned from; return what it covers.
+
+    The teacher aligns them if it has the tokenizers of the student, otherwise the student itself.
+    """
+    import torch
+
+    from mtkit.data.encoding import encode_corpus
+    from mtkit.pipelines.translations import LineProgress
+    from mtkit.training.display import Display
+    from mtkit.translation.loading import load_own_tokenizers
+    from mtkit.translation.model_folder import find_checkpoint
+    from mtkit.translation.shortlist import ShortlistSize, make_shortlist, measure_coverage, save_shortlist
+    from mtkit.translation.translator import Translator
+
+    if settings["num_threads"] is not None:
+        torch.set_num_threads(settings["num_threads"])
+    config, say = parse_config(settings["config"]), Display(context.console).say
+    run, teacher = Path(config.run), settings["teacher"]
+    tokenizers = load_own_tokenizers(find_checkpoint(run))
+    aligner = run
+    if teacher is not None:
+        theirs = load_own_tokenizers(find_checkpoint(Path(teacher)))
+        aligner = Path(teacher) if theirs.fingerprint == tokenizers.fingerprint else run
+    model = Translator.load(aligner, device=settings["device"], shortlist=False)
+    sources = open_sources(config.data.train, config.data, "train", config.seed)
+    corpus = encode_corpus(sources, tokenizers, config.data)
+    size = ShortlistSize(settings["first"], settings["best"])
+    progress = LineProgress(say, len(corpus))
+    found = make_shortlist(model.ensemble, corpus, size, model.decoding.batch_tokens, progress)
+    save_shortlist(run, found, tokenizers)
+    coverage = measure_coverage(found, corpus, tokenizers)
+    say(
+        f"aligned by {aligner}: a sentence may use {coverage.size:,.0f} of {tokenizers.tgt.num_pieces:,} tokens on "
+        f"average, which has {coverage.tokens:.2%} of the target tokens"
+    )
+    return {"aligner": str(aligner), **coverage._asdict()}
+
+
+def export_int8(settings: Settings, context: Context) -> None:
+    """Write the student in 8 bits, in place of what an earlier call wrote."""
+    from mtkit.interop.exporting import export_model
+    from mtkit.interop.own import OwnExporter
+    from mtkit.training.display import Display
+
+    config, folder = parse_config(settings["config"]), Path(settings["folder"])
+    remove_tree(folder)
+
+    def find_text(model: LoadedModel) -> ProofText:
+        from mtkit.interop.proof import ProofText, random_text
+
+        try:
+            name, srcs, refs = _held_out(config)
+        except MtkitError:
+            return random_text(model.tokenizers)
+        return ProofText(name, srcs[:1000], refs[:1000])
+
+    say = Display(context.console).say
+    export_model(Path(config.run), OwnExporter(), folder, find_text, say, type_="int8")
+
+
+def _held_out(config: Config) -> tuple[str, list[str], list[str]]:
+    """Return the name, the sources and the references of the first test set, or else of the first validation set.
+
+    Raises:
+        ConfigError: If there is none.
+        DataError: If it cannot be read.
+    """
+    splits: tuple[Split, ...] = ("test", "valid")
+    for split in splits:
+        for source in open_sources(getattr(config.data, split), config.data, split, config.seed):
+            return (source.name, *read_sides(source))
+    raise ConfigError("no test or validation set", where="data.test", hint="name one")
+
+
+# --- comparison ---------------------------------------------------------------------------------------------------
+
+
+def compare_systems(settings: Settings, context: Context) -> dict[str, Any]:
+    """Translate a test set on the CPU with the teacher and the student, and return scores, speed and size of each."""
+    import torch
+
+    from mtkit.evaluation.significance import compare
+    from mtkit.model.cpu.packing import can_multiply_int8
+    from mtkit.training.display import Display
+    from mtkit.translation.model_folder import find_checkpoint
+    from mtkit.translation.translator import Translator
+
+    if settings["num_threads"] is not None:
+        torch.set_num_threads(settings["num_threads"])
+    config = parse_config(settings["config"])
+    try:
+        name, srcs, refs = _held_out(config)
+    except ConfigError:
+        Display(context.console).say("there is no test or validation set to compare the systems on")
+        return {"systems": []}
+    systems: list[tuple[str, str, dict[str, Any]]] = []
+    if settings["teachers"]:
+        first, *others = settings["teachers"]
+        systems.append(("teacher, beam 5", first, {"ensemble": others, "beam_size": 5}))
+    else:
+        systems.append(
+            ("student, fp32, beam 5", config.run, {"precision": "fp32", "beam_size": 5, "shortlist": False})
+        )
+    precisions = [("fp32", config.run)]
+    if can_multiply_int8():
+        precisions.append(("int8", settings["small"]))
+    for precision, folder in precisions:
+        for shortlist in (False, True):
+            label = f"student, {precision}, greedy{', shortlist' if shortlist else ''}"
+            systems.append((label, folder, {"precision": precision, "beam_size": 1, "shortlist": shortlist}))
+    requests = _requests(srcs, (config.data.test or config.data.valid)[0].tag)
+    found = []
+    for label, folder, options in systems:
+        translator = Translator.load(
+            folder, device="cpu", n_best=1, sample=False, mbr=None, groups=1, **options
+        )
+        list(translator.translate(requests[:_WARM_UP]))
+        start = time.perf_counter()
+        texts = [translation.text for translation in translator.translate(requests)]
+        seconds = time.perf_counter() - start
+        folders = [folder, *options.get("ensemble", ())]
+        size = sum(_weights_size(find_checkpoint(Path(each))) for each in folders)
+        found.append((label, texts, len(srcs) / seconds, size / 1e6))
+    metrics, data = ("bleu", "chrf"), config.data
+    scores = compare(
+        [texts for _, texts, _, _ in found],
+        [refs],
+        metrics,
+        tokenize=config.validation.bleu_tokenizer,
+        tgt=data.tgt,
+    )
+    return {
+        "test set": name,
+        "lines": len(srcs),
+        "threads": torch.get_num_threads(),
+        "signatures": [score.signature for score in scores[0]],
+        "systems": [
+            {
+                "system": label,
+                **{score.name: score.value for score in own},
+                "p": own[0].p_value,
+                "sentences/s": speed,
+                "MB": size,
+            }
+            for (label, _, speed, size), own in zip(found, scores, strict=True)
+        ],
+    }
+
+
+def _weights_size(folder: Path) -> int:
+    """Return the bytes of the weights in a checkpoint."""
+    files = (folder / name for name in (MODEL_FILE, ADAPTERS_FILE))
+    return sum(file.stat().st_size for file in files if file.exists())
+
+
+def _requests(srcs: Sequence[str], tag: str | None) -> list[str | Request]:
+    """Return the lines of a test set, which have their tags already."""
+    from mtkit.translation.segments import Request
+
+    prefix = f"{tag} " if tag else ""
+    return [Request(src.removeprefix(prefix), tag=tag or "") for src in srcs]

@@ -1,0 +1,173 @@
+"""`mtkit distill`: targets from a teacher or a file, their filter and scores, and the student that learns them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from rich.console import Console
+
+from mtkit.config.loading import config_to_dict, load_config
+from mtkit.errors import ConfigError, DataError
+from mtkit.pipelines import Context
+from mtkit.pipelines.distillation import Distillation
+from mtkit.pipelines.distillation_stages import choose_targets, write_targets
+from mtkit.translation.mbr import make_utility
+from mtkit.translation.translator import Translator
+
+QUIET = Context(Console(quiet=True))
+NUM_LINES, NUM_MONO = 12, 5
+
+
+@pytest.fixture
+def settings(tmp_path: Path, trained: Path) -> dict[str, Any]:
+    """Settings of `write_targets`, with a corpus and text without references."""
+    srcs, refs = (list(side) for side in zip(*tiny.pairs(NUM_LINES, 41), strict=True))
+    tiny.write_lines(tmp_path / "t.src", srcs)
+    tiny.write_lines(tmp_path / "t.tgt", refs)
+    mono = tiny.write_lines(tmp_path / "mono", [src for src, _ in tiny.pairs(NUM_MONO, 42)])
+    data = config_to_dict(load_config(trained / "config.yaml"))["data"]
+    data |= {"root": str(tmp_path), "train": [{"src": "t.src", "tgt": "t.tgt"}], "valid": [], "test": []}
+    return {
+        "data": data, "seed": 1, "tags": {"train-0": "", "mono": ""}, "mono": [str(mono)],
+        "teachers": [str(trained)], "decoding": {"beam_size": 3}, "translations": None, "backward": None,
+        "closest": 1, "max_ratio": None, "folder": str(tmp_path / "out"),
+        "device": "cpu", "precision": "fp32", "num_threads": 1,
+    }  # fmt: skip
+
+
+def rows(settings: dict[str, Any], name: str) -> list[list[str]]:
+    return [line.split("\t") for line in tiny.read_lines(Path(settings["folder"]) / f"{name}.tsv")]
+
+
+def test_targets_are_the_best_translations_with_their_cross_entropies(
+    settings: dict[str, Any], trained: Path, tmp_path: Path
+) -> None:
+    counts = write_targets(settings, QUIET)["counts"]
+    assert sum(counts.values()) == NUM_LINES + NUM_MONO
+    teacher = Translator.load(trained, device="cpu", precision="fp32", beam_size=3)
+    scorer = Translator.load(
+        trained, device="cpu", precision="fp32", length_penalty=1.0, penalty_kind="simple"
+    )
+    for name, file in (("train-0", "t.src"), ("mono", "mono")):
+        found = rows(settings, name)
+        srcs = tiny.read_lines(tmp_path / file)
+        wanted = dict(zip(srcs, (each.text for each in teacher.translate(srcs)), strict=True))
+        assert found and all(wanted[src] == tgt for src, tgt, _ in found)
+        scores = scorer.score([row[0] for row in found], [row[1] for row in found])
+        assert [float(row[2]) for row in found] == pytest.approx([-s.score for s in scores], abs=1e-3)
+    assert write_targets(settings, QUIET)["counts"] == counts  # what is done is not done again
+
+
+def test_the_translation_closest_to_the_reference_is_taken(
+    settings: dict[str, Any], trained: Path, tmp_path: Path
+) -> None:
+    write_targets(settings | {"closest": 3}, QUIET)
+    teacher = Translator.load(trained, device="cpu", precision="fp32", beam_size=3, n_best=3)
+    srcs, refs = tiny.read_lines(tmp_path / "t.src"), tiny.read_lines(tmp_path / "t.tgt")
+    wanted, best = {}, {}
+    for src, ref, found in zip(srcs, refs, teacher.translate_n_best(srcs), strict=True):
+        texts = [each.text for each in found]
+        wanted[src] = texts[make_utility("bleu")(texts, [ref])[:, 0].argmax()]
+        best[src] = texts[0]
+    found_rows = rows(settings, "train-0")
+    assert all(wanted[src] == tgt for src, tgt, _ in found_rows)
+    assert any(best[src] != tgt for src, tgt, _ in found_rows)
+
+
+def test_a_file_of_translations_takes_the_place_of_a_teacher(
+    settings: dict[str, Any], trained: Path, tmp_path: Path
+) -> None:
+    given = [f"text {number} of another system" for number in range(NUM_LINES + NUM_MONO)]
+    file = tiny.write_lines(tmp_path / "given", given)
+    own = settings | {"teachers": [], "translations": str(file), "backward": str(trained)}
+    assert write_targets(own, QUIET)["counts"] == {"kept": NUM_LINES + NUM_MONO}
+    found = [*rows(settings, "train-0"), *rows(settings, "mono")]
+    assert [row[1] for row in found] == given
+    scorer = Translator.load(
+        trained, device="cpu", precision="fp32", length_penalty=1.0, penalty_kind="simple"
+    )
+    scores = scorer.score(given, [row[0] for row in found])
+    assert [float(row[2]) for row in found] == pytest.approx([-s.score for s in scores], abs=1e-3)
+    for number, how in ((-1, "fewer lines"), (1, "more lines")):
+        lines = [*given, "one more"][: len(given) + number]
+        own["translations"] = str(tiny.write_lines(tmp_path / f"given{number}", lines))
+        own["folder"] = str(tmp_path / f"out{number}")
+        with pytest.raises(DataError, match=how):
+            write_targets(own, QUIET)
+
+
+def test_the_dual_score_is_that_of_both_directions(settings: dict[str, Any], trained: Path) -> None:
+    write_targets(settings | {"backward": str(trained)}, QUIET)
+    scorer = Translator.load(
+        trained, device="cpu", precision="fp32", length_penalty=1.0, penalty_kind="simple"
+    )
+    for src, tgt, entropy in rows(settings, "mono"):
+        f, b = -scorer.score([src], [tgt])[0].score, -scorer.score([tgt], [src])[0].score
+        assert float(entropy) == pytest.approx(abs(f - b) + (f + b) / 2, abs=1e-3)
+
+
+def test_the_worst_pairs_are_left_out_of_all_corpora_together(tmp_path: Path) -> None:
+    source = tmp_path / "translations"
+    source.mkdir()
+    for name, entropies in (("train-0", [0.1, 3.0, 0.2, 0.3]), ("mono", [2.0, 0.4])):
+        tiny.write_lines(source / f"{name}.tsv", [f"s {e}\tt {e}\t{e:.4f}" for e in entropies])
+    settings = {"translations": str(source), "names": ["train-0", "mono"], "folder": str(tmp_path / "out")}
+    result = choose_targets(settings | {"drop_worst": 0.4}, QUIET)
+    assert (result["pairs"], result["left_out"]) == ({"train-0": 3, "mono": 1}, 2)
+    assert tiny.read_lines(tmp_path / "out" / "train-0.src") == ["s 0.1", "s 0.2", "s 0.3"]
+    assert tiny.read_lines(tmp_path / "out" / "mono.tgt") == ["t 0.4"]
+    result = choose_targets(settings | {"drop_worst": 0.0, "folder": str(tmp_path / "all")}, QUIET)
+    assert (result["pairs"], result["limit"]) == ({"train-0": 4, "mono": 2}, None)
+
+
+def test_what_cannot_be_is_refused(config: Path, tmp_path: Path) -> None:
+    loaded = load_config(config)
+    with pytest.raises(ConfigError, match="no teacher"):
+        Distillation(loaded, (), {}).check()
+    with pytest.raises(ConfigError, match="one translation of each line"):
+        Distillation(loaded, (), {}, translations="x", closest=2).check()
+    plan = Distillation(loaded, ("teacher",), {})
+    plan.small.mkdir(parents=True)
+    with pytest.raises(ConfigError, match="it exists already"):
+        plan.check()
+
+
+def test_the_students_config_names_the_teacher_and_keeps_what_is_validated_on(config: Path) -> None:
+    loaded = load_config(config)
+    plan = Distillation(loaded, ("runs/a", "runs/b"), {"beam_size": 4}, mono=("m",), keep_original=True)
+    student = plan.student_config({"pairs": {"train-0": 7, "mono": 0}})
+    original, targets = student.data.train
+    assert original == loaded.data.train[0]
+    assert targets.synthetic == "7 sentences translated by runs/a + runs/b with beam_size 4 (distillation)"
+    assert targets.src is not None and Path(targets.src).is_absolute()
+    assert (student.data.valid, student.data.test) == (loaded.data.valid, loaded.data.test)
+
+
+@pytest.mark.slow
+def test_a_student_from_the_command_line(trained: Path, config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "student"
+    keys = (
+        "training.max_steps=4",
+        "validation.every_steps=2",
+        "model.decoder_layers=1",
+        "training.warmup_steps=0",
+    )
+    sets = [argument for key in keys for argument in ("--set", key)]
+    arguments = (trained, "--student", config, "-o", run, "--beam-size", 2, "--max-ratio", 0, *sets)
+    code, out, err = tiny.mtkit("distill", *arguments)
+    assert code == 0, err
+    for label in ("teacher, beam 5", "student, fp32, greedy", "student, fp32, greedy, shortlist"):
+        assert label in out
+    assert (run / "shortlist.safetensors").exists() and (tmp_path / "student-int8" / "manifest.json").exists()
+    assert str(trained) in (run / "config.yaml").read_text("utf-8")
+    aligner = json.loads((tmp_path / "student.stages/stages/shortlist.json").read_text())["result"]["aligner"]
+    assert aligner in (str(trained), str(run))
+    code, again, err = tiny.mtkit("distill", *arguments)
+    assert code == 0 and err.count("done before") == 6
+    assert again == out
+    code, _, err = tiny.mtkit("distill", *arguments, "--drop-worst", 0.5)
+    assert code == 2 and "stage targets was begun otherwise: drop_worst: 0.02 -> 0.5" in err
