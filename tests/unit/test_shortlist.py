@@ -200,23 +200,27 @@ def test_selected_rows_compute_what_the_whole_matrix_computes(kind: str, bias: b
 # --- making one ---------------------------------------------------------------------------------------------------
 
 
-def counted(links: list[tuple[int, int]], num_targets: int) -> tuple[Any, Any]:
-    keys, counts = np.unique([s * num_targets + t for s, t in links], return_counts=True)
-    return keys.astype(np.int64), counts.astype(np.int64)
+def counted(links: list[tuple[int, int, float]], num_targets: int) -> tuple[Any, Any]:
+    counts: Counter[int] = Counter()
+    for s, t, weight in links:
+        counts[s * num_targets + t] += weight  # type: ignore[assignment]
+    keys = sorted(counts)
+    return np.array(keys, dtype=np.int64), np.array([counts[key] for key in keys], dtype=np.float64)
 
 
 def test_the_most_probable_tokens_of_each_source_token_are_kept() -> None:
     both = tokenizers(joint=False)
     num_srcs, num_tgts = both.src.vocab_size, both.tgt.vocab_size
     rng = np.random.default_rng(2)
-    links = list(zip(rng.integers(10, 30, 900).tolist(), rng.integers(5, 40, 900).tolist(), strict=True))
+    srcs, tgts = rng.integers(10, 30, 900).tolist(), rng.integers(5, 40, 900).tolist()
+    links = list(zip(srcs, tgts, [1.0] * 900, strict=True))
     frequencies = rng.integers(0, 50, num_tgts)
     found = shortlist_of_counts(counted(links, num_tgts), frequencies, both, ShortlistSize(6, 5))
     by_frequency = sorted(range(num_tgts), key=lambda t: (-frequencies[t], t))
     assert found.first.tolist() == sorted(by_frequency[:6])
     same_piece = {both.tgt.piece(t): t for t in range(both.tgt.num_pieces)}
     for source in range(num_srcs):
-        counts = Counter(t for s, t in links if s == source)
+        counts = Counter(t for s, t, _ in links if s == source)
         best = set(sorted(counts, key=lambda t: (-counts[t], t))[:5])
         if (
             source not in (*both.src.special, both.src.unk)
@@ -249,11 +253,12 @@ def test_links_are_those_of_the_attention(monkeypatch: pytest.MonkeyPatch) -> No
     pairs = list(
         zip(both.src.encode(sentences(9)), both.tgt.encode(sentences(9, ["der", "Mann"])), strict=True)
     )
-    links: list[tuple[int, int]] = []
+    links: list[tuple[int, int, float]] = []
     for index, attention in translator.batched_search.align(pairs):
         src, tgt = pairs[index]
-        sources = attention.source_indices()
-        links += [(int(src[s]), int(t)) for s, t in zip(sources, tgt, strict=True) if s < len(src)]
+        for t, s in np.ndindex(len(tgt), len(src)):
+            if (weight := float(attention.weights[-2:, t, s].mean())) >= 0.01:
+                links.append((int(src[s]), int(tgt[t]), weight))
     monkeypatch.setattr("mtkit.translation.shortlist._PAIRS_AT_ONCE", 4)
     frequencies = np.bincount(np.concatenate([tgt for _, tgt in pairs]), minlength=both.tgt.vocab_size)
     size, done = ShortlistSize(2, 3), []
