@@ -11,10 +11,11 @@ The candidates are drawn from the model without dropout and without gradient. Th
 dropout, so that they are a function of (seed, step, micro-batch, row), and a resumed run draws the same. Their
 probabilities in Q have the dropout of training.
 
-Memory stays what it is without: the candidates run through the model in chunks no larger than the micro-batch, and the
-backward pass computes the activations of each chunk again.
+Memory stays what it is without: the candidates run through the decoder in chunks no larger than the micro-batch, and
+the backward pass computes the activations of each chunk again.
 
-Shapes: B sentences, K candidates of each at most, S source length, T target length, D model width, M real positions.
+Shapes: B sentences, K candidates of each at most, R candidates of a chunk, S source length, D model width, M real
+positions.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mtkit.config.sections import Config, MinimumRiskConfig
-from mtkit.data.batching import collate_tokens
+from mtkit.data.batching import Ids, collate_tokens, split_by_tokens
+from mtkit.data.order import Indices
 from mtkit.data.tokenizer import Tokenizer
 from mtkit.evaluation.metrics import build_metrics
 from mtkit.model.transformer import Transformer
@@ -73,17 +75,13 @@ class MinimumRisk:
         ]
         candidates = self.draw(model, batch.src_BS, refs, torch.initial_seed())
         risks = self.risks(candidates, refs)
-        weights_B = batch.mask_BT.sum(dim=1)
-        longest = max(len(ids) + 1 for own in candidates for ids in own)
         positions = len(refs) * max(batch.src_BS.shape[1], batch.tgt_in_BT.shape[1])
-        size = max(1, positions // (longest * max(map(len, candidates))))
-        total = weights_B.new_zeros((), dtype=torch.float32)
-        for start in range(0, len(refs), size):
-            rows = slice(start, start + size)
-            inputs = model, batch.src_BS[rows], candidates[rows], risks[rows], weights_B[rows]
-            part: Tensor = checkpoint(self._chunk_loss, *inputs, use_reentrant=False)
-            total = total + part
-        return total
+        log_probs_BK = candidate_log_probs(model, batch.src_BS, candidates, self.tokenizer, positions)
+        risks_BK = torch.zeros_like(log_probs_BK)
+        for row, own in zip(risks_BK, risks, strict=True):
+            row[: len(own)] = row.new_tensor(own)
+        weights_B = batch.mask_BT.sum(dim=1)
+        return (expected_risks(log_probs_BK, risks_BK, self.settings.alpha) * weights_B).sum()
 
     def draw(
         self, model: Transformer, src_BS: Tensor, refs: Sequence[list[int]], seed: int
@@ -134,21 +132,6 @@ class MinimumRisk:
             for own, ref in zip(candidates, self.tokenizer.decode(list(refs)), strict=True)
         ]
 
-    def _chunk_loss(
-        self,
-        model: Transformer,
-        src_BS: Tensor,
-        candidates: Sequence[Sequence[list[int]]],
-        risks: Sequence[Sequence[float]],
-        weights_B: Tensor,
-    ) -> Tensor:
-        """Return the weighted expected risks of some sentences, summed."""
-        log_probs_BK = candidate_log_probs(model, src_BS, candidates, self.tokenizer)
-        risks_BK = torch.zeros_like(log_probs_BK)
-        for row, own in zip(risks_BK, risks, strict=True):
-            row[: len(own)] = row.new_tensor(own)
-        return (expected_risks(log_probs_BK, risks_BK, self.settings.alpha) * weights_B).sum()
-
 
 def expected_risks(log_probs_BK: Tensor, risks_BK: Tensor, alpha: float) -> Tensor:
     """Return the expected risk [B] of the candidates of each sentence (Shen et al. 2016, eq. 9 and 10).
@@ -162,7 +145,11 @@ def expected_risks(log_probs_BK: Tensor, risks_BK: Tensor, alpha: float) -> Tens
 
 
 def candidate_log_probs(
-    model: Transformer, src_BS: Tensor, candidates: Sequence[Sequence[list[int]]], tokenizer: Tokenizer
+    model: Transformer,
+    src_BS: Tensor,
+    candidates: Sequence[Sequence[list[int]]],
+    tokenizer: Tokenizer,
+    max_positions: int,
 ) -> Tensor:
     """Return the log-probability [B, K] of each candidate with eos, in float32 or better; -inf where there is none.
 
@@ -171,17 +158,38 @@ def candidate_log_probs(
         src_BS: the sources.
         candidates: tokens of the candidates of each sentence, without eos.
         tokenizer: tokenizer of the target.
+        max_positions: most target positions whose activations exist at the same time, unless a candidate has more.
     """
-    device = src_BS.device
-    counts = torch.tensor([len(own) for own in candidates], device=device)
+    counts = np.array([len(own) for own in candidates])
     rows = [np.array(ids, dtype=np.int32) for own in candidates for ids in own]
+    sentences = np.repeat(np.arange(len(counts)), counts)
+    sizes = np.array([len(ids) + 1 for ids in rows], dtype=np.int32)
+    order = np.argsort(sizes, kind="stable")
+    memory_BSD, mask = model.encode(src_BS), model.source_mask(src_BS)
+
+    def chunk_log_probs(chunk: Indices, memory_BSD: Tensor) -> Tensor:
+        sentence = torch.from_numpy(sentences[chunk]).to(src_BS.device)
+        return _row_log_probs(
+            model, memory_BSD[sentence], mask[sentence], [rows[i] for i in chunk.tolist()], tokenizer
+        )
+
+    chunks = split_by_tokens(sizes, order, max_positions)
+    parts = [checkpoint(chunk_log_probs, chunk, memory_BSD, use_reentrant=False) for chunk in chunks]
+    found = torch.cat(parts)[torch.from_numpy(np.argsort(order, kind="stable")).to(src_BS.device)]
+    is_there = torch.from_numpy(np.arange(counts.max()) < counts[:, None]).to(src_BS.device)
+    return found.new_full(is_there.shape, NEG_INF).masked_scatter(is_there, found)
+
+
+def _row_log_probs(
+    model: Transformer, memory_RSD: Tensor, mask: Tensor, rows: list[Ids], tokenizer: Tokenizer
+) -> Tensor:
+    """Return the log-probability [R] of each row of tokens with eos, given its own memory."""
+    device = memory_RSD.device
     tgt_in = torch.from_numpy(collate_tokens(rows, tokenizer.pad, bos=tokenizer.bos)).to(device)
     tgt_out = torch.from_numpy(collate_tokens(rows, tokenizer.pad, eos=tokenizer.eos)).to(device)
     lengths = torch.tensor([len(ids) + 1 for ids in rows], device=device)
     is_real = torch.arange(tgt_in.shape[1], device=device) < lengths[:, None]
-    sentence = torch.arange(len(counts), device=device).repeat_interleave(counts)
-    memory = model.encode(src_BS)[sentence]
-    hidden_MD = model.decode(tgt_in, memory, model.source_mask(src_BS)[sentence])[is_real]
+    hidden_MD = model.decode(tgt_in, memory_RSD, mask)[is_real]
     parts = zip(hidden_MD.split(CHUNK_POSITIONS), tgt_out[is_real].split(CHUNK_POSITIONS), strict=True)
     log_probs_M = torch.cat(
         [
@@ -190,10 +198,7 @@ def candidate_log_probs(
         ]
     )
     row_of_position = torch.arange(len(rows), device=device).repeat_interleave(lengths)
-    totals = log_probs_M.new_zeros(len(rows)).index_add(0, row_of_position, log_probs_M)
-    log_probs_BK = totals.new_full((len(counts), int(counts.max())), NEG_INF)
-    is_there = torch.arange(log_probs_BK.shape[1], device=device) < counts[:, None]
-    return log_probs_BK.masked_scatter(is_there, totals)
+    return log_probs_M.new_zeros(len(rows)).index_add(0, row_of_position, log_probs_M)
 
 
 def _token_log_probs(model: Transformer, hidden_MD: Tensor, targets_M: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ def test_loss_and_gradient_are_those_of_the_exact_expectation(
 def test_fewer_candidates_than_others_have() -> None:
     model, batch = make_model(), make_batch()
     tokenizer: Any = Letters()
-    found = candidate_log_probs(model, batch.src_BS[:2], [[[4], [], [5, 4]], [[5, 5]]], tokenizer)
+    found = candidate_log_probs(model, batch.src_BS[:2], [[[4], [], [5, 4]], [[5, 5]]], tokenizer, 4)
     assert found[1].tolist() == [
         pytest.approx(log_prob(model, [5, 2], [5, 5]).item()),
         -torch.inf,
@@ -182,7 +182,7 @@ def test_the_expected_risk_falls() -> None:
 
     def expected() -> list[float]:
         with torch.no_grad():
-            log_probs = candidate_log_probs(model, batch.src_BS, [EVERY] * 3, tokenizer)
+            log_probs = candidate_log_probs(model, batch.src_BS, [EVERY] * 3, tokenizer, 100)
             risks = torch.tensor(risk.risks([EVERY] * 3, [[4, 5], [5], []]))
             return expected_risks(log_probs, risks, 1.0)[:2].tolist()
 
