@@ -578,6 +578,7 @@ def test_config_schema_is_a_schema_of_the_sections() -> None:
     sections = [
         "run",
         "seed",
+        "preset",
         "init",
         "data",
         "augment",
