@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,12 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_diversified_run_is_a_usual_run_that_tells_where_its_pairs_come_from(
     config: Path, corpus: Path, tmp_path: Path, in_this_process: list[str]
 ) -> None:
+    few = tmp_path / "few"
+    shutil.copytree(corpus, few)
     for side in ("src", "tgt"):
-        tiny.write_lines(corpus / f"train.{side}", tiny.read_lines(corpus / f"train.{side}")[:60])
+        tiny.write_lines(few / f"train.{side}", tiny.read_lines(corpus / f"train.{side}")[:60])
     run = tmp_path / "diverse"
-    command = ("diversify", config, *SMALL, "--models", 1, "-o", run, "--max-ratio", 0,
+    command = ("diversify", config, *SMALL, f"data.root={few}", "--models", 1, "-o", run, "--max-ratio", 0,
                "--final", "training.max_steps=3", "--helpers", "seed=7")  # fmt: skip
     code, out, err = tiny.mtkit(*command)
     assert code == 0, err
