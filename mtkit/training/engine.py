@@ -119,6 +119,11 @@ class Engine:
         """Return a context manager in which an update is made: beside workers, this process has a single thread."""
         return nullcontext() if self.workers is None else single_thread()
 
+    def start(self) -> None:
+        """Start the workers, if there are to be any. Otherwise the first update does."""
+        if self.workers is not None:
+            self.workers.start()
+
     def close(self) -> None:
         """End the workers, if there are any. The next update starts them again."""
         if self.workers is not None:

@@ -126,6 +126,7 @@ class Trainer:
         self._check_stop()
         if self._end_reason() is None and not self._has_come_to(stop_at):
             self._dry_run()
+        self.engine.start()  # before there is a thread that fetches updates
         state = self.state
         updates = self.loader.updates(state.epoch, state.batch)
         with closing(self.loader.prefetch(updates, state.slices)) as prefetched:

@@ -121,7 +121,7 @@ def with_workers(config: Config, number: int) -> Config:
 
 
 class Workers:
-    """Computes gradients in several processes. They start with the first update and end with `close`.
+    """Computes gradients in several processes. They start with `start` or the first update, and end with `close`.
 
     Args:
         model: the model; its parameters are moved into shared memory when the workers start.
@@ -148,8 +148,7 @@ class Workers:
         Raises:
             TrainingError: If a worker was killed.
         """
-        if not self._children:
-            self._start()
+        self.start()
         try:
             with single_thread():
                 return self._run(micro_batches, num_targets, step)
@@ -207,8 +206,13 @@ class Workers:
 
     # --- start ------------------------------------------------------------------------------------------------
 
-    def _start(self) -> None:
-        """Move parameters and gradients into shared memory, and fork the workers."""
+    def start(self) -> None:
+        """Move parameters and gradients into shared memory, and fork the workers, unless they run already.
+
+        A fork is safest while this process has no other thread, which might hold a lock that no one in the child opens.
+        """
+        if self._children:
+            return
         if self._gradients is None:
             self._share()
         for row in range(1, self.number):
