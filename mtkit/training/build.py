@@ -94,7 +94,7 @@ def build_trainer(
     engine = Engine(
         model,
         wrapped,
-        make_optimizer(model, training, dtype),
+        make_optimizer(model, training, dtype, num_workers),
         device,
         seed=config.seed,
         clip_norm=training.clip_norm,

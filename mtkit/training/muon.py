@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +93,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: decoupled weight decay of the matrices.
         dtype: dtype of the iterations.
         adamw: the optimizer of the other parameters.
+        num_threads: number of threads that share the matrices, each of which computes in a single one.
     """
 
     def __init__(
@@ -100,9 +102,11 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float,
         dtype: torch.dtype,
         adamw: torch.optim.AdamW,
+        num_threads: int = 1,
     ) -> None:
         super().__init__([{"params": list(matrices), "weight_decay": weight_decay, "lr": 0.0}], {})
         self.parts, self.dtype, self.adamw = dict(matrices), dtype, adamw
+        self.num_threads = num_threads
         self.param_groups += adamw.param_groups
         self.state = adamw.state
 
@@ -129,11 +133,21 @@ class Muon(torch.optim.Optimizer):
             for matrix, update in pairs
             for part in zip(matrix.split(self.parts[matrix]), update.split(self.parts[matrix]), strict=True)
         ]
-        for batch in _batches_of_equal_shape(parts):
-            targets, own = zip(*batch, strict=True)
-            orthogonal = orthogonalize(torch.stack(own).to(self.dtype)).to(targets[0].dtype)
-            scale = _RMS * math.sqrt(max(targets[0].shape))
-            torch._foreach_add_(targets, orthogonal.unbind(), alpha=-group["lr"] * scale)
+        batches = list(_batches_of_equal_shape(parts))
+        rates = [group["lr"]] * len(batches)
+        if self.num_threads == 1:
+            list(map(self._apply, batches, rates))
+        else:
+            with ThreadPoolExecutor(self.num_threads, thread_name_prefix="muon") as threads:
+                list(threads.map(self._apply, batches, rates))
+
+    @torch.no_grad()
+    def _apply(self, batch: Sequence[tuple[Tensor, Tensor]], rate: float) -> None:
+        """Make the updates of matrices of equal shape orthogonal, and apply them."""
+        matrices, updates = zip(*batch, strict=True)
+        orthogonal = orthogonalize(torch.stack(updates).to(self.dtype)).to(matrices[0].dtype)
+        scale = _RMS * math.sqrt(max(matrices[0].shape))
+        torch._foreach_add_(matrices, orthogonal.unbind(), alpha=-rate * scale)
 
 
 def _batches_of_equal_shape(parts: Iterable[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:

@@ -15,7 +15,7 @@ _MIN_LOSS_SCALE = 2.0**-14
 
 
 def make_optimizer(
-    model: nn.Module, training: TrainingConfig, dtype: torch.dtype = torch.float32
+    model: nn.Module, training: TrainingConfig, dtype: torch.dtype = torch.float32, num_workers: int = 1
 ) -> torch.optim.Optimizer:
     """Return AdamW (Loshchilov and Hutter 2019) or Muon of the parameters that are not frozen.
 
@@ -25,6 +25,7 @@ def make_optimizer(
         model: the model, sharded or not.
         training: section `training`.
         dtype: dtype of matrix products, in bfloat16 those of Muon too.
+        num_workers: number of workers, which wait during a step, so that Muon has their cores.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     decayed = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
@@ -45,7 +46,7 @@ def make_optimizer(
     if training.optimizer == "adamw":
         return adamw
     own_dtype = dtype if dtype == torch.bfloat16 else torch.float32  # fp16 would overflow
-    return Muon(matrices, training.weight_decay, own_dtype, adamw)
+    return Muon(matrices, training.weight_decay, own_dtype, adamw, num_workers)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

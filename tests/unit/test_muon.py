@@ -74,11 +74,13 @@ def rows(name: str) -> list[int]:
     return {"qkv": [16, 8, 8], "kv": [8, 8], "inner": [24, 24]}.get(name.split(".")[-2], [])
 
 
-@pytest.mark.parametrize("batch_elements", [1, 600, 2**17])
-def test_updates_are_muon_written_out(batch_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("batch_elements", "num_workers"), [(1, 3), (600, 1), (2**17, 2)])
+def test_updates_are_muon_written_out(
+    batch_elements: int, num_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(muon_module._BATCH_ELEMENTS, "cpu", batch_elements)
     model = make()
-    optimizer = make_optimizer(model, MUON)
+    optimizer = make_optimizer(model, MUON, num_workers=num_workers)
     others = copy.deepcopy(model)
     adamw = make_optimizer(others, TrainingConfig(weight_decay=0.1))
     matrices = [name for name, p in model.named_parameters() if p in layer_matrices(model)]
