@@ -61,9 +61,9 @@ PRESETS: dict[PresetName, Preset] = {
             "model.dropout": 0.3,  # the same; Van Biljon et al. 2020
             "training.batch_tokens": 4096,
             "training.max_steps": 4600,
-            "training.learning_rate": 0.004,  # a narrow model takes, and needs, a high rate
+            "training.optimizer": "muon",  # Multi30k, 3,300 updates: 39.5 BLEU; AdamW has 38.5 after 4,600
+            "training.learning_rate": 0.006,  # a narrow model takes, and needs, a high rate
             "training.warmup_steps": 500,
-            "training.simcut": 3.0,  # Gao et al. 2022
             "training.ema_decay": 0.998,  # averages about the last 500 updates
             "validation.every_steps": 230,
         },
@@ -81,9 +81,9 @@ PRESETS: dict[PresetName, Preset] = {
             "model.dropout": 0.2,
             "training.batch_tokens": 4096,
             "training.max_steps": 12_000,
-            "training.learning_rate": 0.002,
+            "training.optimizer": "muon",
+            "training.learning_rate": 0.003,
             "training.warmup_steps": 1000,
-            "training.simcut": 3.0,  # Gao et al. 2022 gain most below 200,000 pairs
             "training.ema_decay": 0.999,
             "validation.every_steps": 600,
         },
@@ -208,6 +208,7 @@ _REPLACES = {
     "training.simcut": ("training.r_drop",),
     "training.compile": ("model.layer_dropout",),
     "training.guided_alignment": (*_SAMPLING, "augment.*"),
+    "training.lora": ("training.optimizer",),
     "tokenizer.bpe_dropout": _SAMPLING,
     "tokenizer.sampling_alpha": _SAMPLING,
     "training.update_tokens": ("training.accumulate",),
@@ -328,7 +329,7 @@ def preset_values(name: PresetName, chosen: Mapping[str, object]) -> Values:
 def _fill_in(name: PresetName, values: Values, chosen: Mapping[str, object]) -> Values:
     """Return the values for the keys that are not set, adapted to those that are.
 
-    - A key that excludes one of the preset switches that one off, as `training.r_drop` does SimCut.
+    - A key that excludes one of the preset switches that one off, as `training.lora` does Muon.
     - With `init`, tokenizer, model and search are those of the initial model.
     - The number of updates decides how often to validate, and the longest warm-up.
 
@@ -345,6 +346,8 @@ def _fill_in(name: PresetName, values: Values, chosen: Mapping[str, object]) -> 
         values = {
             name: value for name, value in values.items() if name not in _SAMPLING
         }  # each suits one type
+    if chosen.get("training.parallel") == "fsdp":
+        values.pop("training.optimizer", None)  # Muon needs whole matrices
     if chosen.get("training.schedule") == "noam":
         values.pop("training.learning_rate")  # a factor there
     has_update_size = "training.update_tokens" in values or chosen.get("training.update_tokens")

@@ -58,7 +58,7 @@ def test_run_and_data_alone_train_and_a_resumed_run_keeps_what_was_chosen(
     assert stored.preset == "tiny"
     assert (stored.training.max_steps, stored.training.warmup_steps) == (16, 2)
     assert stored.model.dropout == expected["model.dropout"]
-    assert stored.training.simcut == expected["training.simcut"]
+    assert stored.training.optimizer == expected["training.optimizer"]
     choices = json.loads(Path("run/facts.json").read_bytes())["choices"]
     assert choices[0].startswith("preset auto: tiny for 400 training pairs")
     assert choices[0] in Path("run/README.md").read_text("utf-8")
@@ -85,7 +85,7 @@ def test_a_preset_that_another_version_changed_does_not_change_a_run(
     monkeypatch.setitem(PRESETS["tiny"].values, "model.dropout", 0.77)
     train(load_config("my.yaml", ["preset=tiny", "training.max_steps=2", *BARE]))
     assert load_stored_config(Path("run/config.yaml")).model.dropout == config.model.dropout
-    with pytest.raises(ConfigError, match=r"training\.simcut"):
+    with pytest.raises(ConfigError, match=r"training\.optimizer"):
         train(load_config("my.yaml", ["preset=base", "training.max_steps=2", *BARE]))
 
 
@@ -93,7 +93,7 @@ def test_a_run_from_before_presets_keeps_the_defaults_it_began_with(here: Path) 
     train(load_config("my.yaml", ["preset=null", "training.max_steps=1", *BARE]))
     train(load_config("my.yaml", ["training.max_steps=2", *BARE]))
     stored = load_stored_config(Path("run/config.yaml"))
-    assert (stored.preset, stored.training.simcut, stored.training.max_steps) == (None, 0.0, 2)
+    assert (stored.preset, stored.training.optimizer, stored.training.max_steps) == (None, "adamw", 2)
 
 
 def test_only_usable_pairs_count(here: Path) -> None:

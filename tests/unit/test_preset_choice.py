@@ -160,7 +160,7 @@ def test_a_file_without_sizes_has_preset_auto_and_one_with_them_the_defaults(tmp
     assert load(tmp_path, HEAD, "preset=null") == config()
     for section in ("model: {dropout: 0.2}", "training:", "tokenizer: {}", "init: x"):
         loaded = load(tmp_path, f"{HEAD}{section}\n")
-        assert (loaded.preset, loaded.model.d_model, loaded.training.simcut) == (None, 256, 0)
+        assert (loaded.preset, loaded.model.d_model, loaded.training.optimizer) == (None, 256, "adamw")
     assert config().preset is None
 
 
@@ -188,8 +188,9 @@ def test_fewer_updates_warm_up_and_validate_accordingly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["training.r_drop=5"], {"training.simcut": 0.0}),
-        (["training.r_drop=0"], {"training.simcut": PRESETS["small"].values["training.simcut"]}),
+        (["training.lora={rank: 4}", "init=x"], {"training.optimizer": "adamw"}),
+        (["training.lora=null"], {"training.optimizer": PRESETS["small"].values["training.optimizer"]}),
+        (["training.parallel=fsdp"], {"training.optimizer": "adamw"}),
         (["training.schedule=noam"], {"training.learning_rate": 2.0}),
         (["training.min_learning_rate=0.0015"], {"training.schedule": "cosine"}),
         (["tokenizer.model=x.model"], {"tokenizer.vocab_size": 8000}),
