@@ -139,7 +139,7 @@ def test_samples_a_budget_and_preset_auto(children: Children) -> None:
     assert 0 < sum(dict(children.calls).values()) <= 60
     plan = json.loads(Path("found/plan.json").read_bytes())
     assert {config["preset"] for config in plan["configs"]} == {"tiny"}
-    assert all(config["training"]["simcut"] == 3 for config in plan["configs"])
+    assert all(config["training"]["optimizer"] == "muon" for config in plan["configs"])
     code, _, err = tiny.mtkit("sweep", "auto.yaml", *values, *few[:2], "--budget", "20", "-o", "other")
     assert code == 2
     assert "error: --budget: 20 updates are not enough for 2 rungs (at least" in tiny.one_line(err)
