@@ -15,7 +15,8 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,13 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "mtkit", *map(str, arguments)]
 
 
+def torchrun(num_processes: int, *arguments: object, restarts: int = 0) -> list[str]:
+    """Return the command line that starts several `mtkit` processes, to be run in `child_environment()`."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += [f"--nproc-per-node={num_processes}", f"--max-restarts={restarts}", "-m", "mtkit"]
+    return [*launcher, *map(str, arguments)]
+
+
 def child_environment() -> dict[str, str]:
     """Return the environment of such a process: this mtkit, and one thread, because tests run in parallel."""
     import mtkit as package
@@ -160,6 +168,21 @@ def losses(run: Path) -> list[dict[str, Any]]:
     """Return what was learned at every logged step: all of metrics.jsonl except times and memory."""
     timed = ("seconds", "target_tokens_per_second", "memory")
     return [{key: line[key] for key in line if key not in timed} for line in records(run)]
+
+
+def last_step(run: Path) -> int:
+    """Return the last step in metrics.jsonl, of a run that may be writing it; 0 if there is none yet."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def wait_for(condition: Callable[[], object], seconds: float) -> None:
+    """Wait until a condition holds; fail after this many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def checkpoints(run: Path) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from mtkit.cli.terminal import ProgressReport, print_stderr
@@ -97,7 +97,7 @@ def find_overlaps(
         DataError: If training data that the user names cannot be read; if that of a model is not there, a line on
             stderr says so.
     """
-    from mtkit.evaluation.overlap import OverlapCounter
+    from mtkit.evaluation.overlap import OverlapCounter, count_overlaps
 
     try:
         sources = _training_sources(options)
@@ -105,19 +105,23 @@ def find_overlaps(
             OverlapCounter(test.src_texts, test.refs, [hyps[number] for hyps in hyps_of.values()])
             for number, test in enumerate(sets)
         ]
-        report = None if quiet else ProgressReport()
-        for source in sources:
-            for _, (src, tgt) in source.read():
-                for counter in counters:
-                    counter.add(src, tgt)
-                if report is not None:
-                    report(1)
+        overlaps = count_overlaps(counters, _read_pairs(sources, quiet=quiet))
     except MtkitError as error:
         if options.training:
             raise
         print_stderr(f"the analysis goes without the model's training data: {error}")
         return [None for _ in sets]
-    return [counter.result() for counter in counters] if sources else [None for _ in sets]
+    return [*overlaps] if sources else [None for _ in sets]
+
+
+def _read_pairs(sources: Sequence[Source], *, quiet: bool) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of the training data, and report on stderr how many they are."""
+    report = None if quiet else ProgressReport()
+    for source in sources:
+        for _, pair in source.read():
+            yield pair
+            if report is not None:
+                report(1)
 
 
 def _training_sources(options: Analyzed) -> list[Source]:

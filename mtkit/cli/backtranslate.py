@@ -65,10 +65,7 @@ def backtranslate(
         str | None,
         typer.Option(help="What stands for a replaced word with --method noise; default `<blank>`."),
     ] = None,
-    max_ratio: Annotated[
-        float,
-        typer.Option(min=0, help="Leave out pairs whose token counts have a larger ratio; 0 for no limit."),
-    ] = 3.0,
+    max_ratio: options.MaxRatio = 3.0,
     column: Annotated[
         int | None, typer.Option(min=1, help="Column of tab-separated lines to translate, from 1.")
     ] = None,
@@ -84,9 +81,7 @@ def backtranslate(
         str | None,
         typer.Option(help="Target-language tag that MODEL needs before each line, e.g. `>>eng<<`."),
     ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over, in place of what an earlier command wrote.")
-    ] = False,
+    fresh: options.Fresh = False,
     beam_size: options.BeamSize = None,
     batch_tokens: options.BatchTokens = None,
     device: options.Device = "auto",

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mtkit.cli import completion, options
-from mtkit.cli.terminal import invocation, make_console, print_stderr, print_stdout
+from mtkit.cli.terminal import check_not_stdin, invocation, make_console, print_stderr, print_stdout
 from mtkit.config.choices import METRICS
 from mtkit.errors import ConfigError
 
@@ -78,10 +78,7 @@ def distill(
             metavar="MODEL", help="Model of the opposite direction, which scores the translations too."
         ),
     ] = None,
-    max_ratio: Annotated[
-        float,
-        typer.Option(min=0, help="Leave out pairs whose token counts have a larger ratio; 0 for no limit."),
-    ] = 3.0,
+    max_ratio: options.MaxRatio = 3.0,
     drop_worst: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of the pairs with the worst scores to leave out.")
     ] = 0.02,
@@ -94,9 +91,7 @@ def distill(
     best: Annotated[
         int, typer.Option(min=1, help="Shortlist: most probable target tokens of each source token.")
     ] = 100,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over: delete what an earlier command wrote.")
-    ] = False,
+    fresh: options.Fresh = False,
 ) -> None:
     """Train a student on the translations of a teacher, for translating on CPUs without a beam (Kim and Rush 2016).
 
@@ -104,10 +99,7 @@ def distill(
     counted. The student is trained, gets a shortlist, and is written in 8 bits; a table compares score, speed and size.
     The same command goes on where it was stopped.
     """
-    if student == "-":
-        raise ConfigError(
-            "stdin is not read again when the command goes on", where="--student", hint="name a file"
-        )
+    check_not_stdin(student, "--student")
     if teacher_search not in _SEARCHES:
         what = f"unknown search {teacher_search!r}"
         raise ConfigError(what, where="--teacher-search", hint=f"one of {', '.join(_SEARCHES)}")

@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from mtkit.cli import options
-from mtkit.cli.terminal import invocation, print_stderr, print_stdout
-from mtkit.errors import ConfigError
+from mtkit.cli.terminal import check_not_stdin, invocation, print_stderr, print_stdout
 
 
 def diversify(
@@ -39,25 +38,15 @@ def diversify(
             help="Another key for the final model, e.g. `training.max_steps=9000`; repeat for more.",
         ),
     ] = None,
-    max_ratio: Annotated[
-        float,
-        typer.Option(
-            min=0, help="Leave out translations whose token counts have a larger ratio; 0 for no limit."
-        ),
-    ] = 3.0,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over: delete what an earlier command wrote.")
-    ] = False,
+    max_ratio: options.MaxRatio = 3.0,
+    fresh: options.Fresh = False,
 ) -> None:
     """Train on the corpus and on its translations by several models of both directions (Nguyen et al. 2020).
 
     K forward models translate the sources, K backward models the targets; the final model learns from the corpus and
     all that is new in these translations. The same command goes on where it was stopped.
     """
-    if config == "-":
-        raise ConfigError(
-            "stdin is not read again when the command goes on", where="CONFIG", hint="name a file"
-        )
+    check_not_stdin(config, "CONFIG")
     from mtkit.config.loading import load_config
     from mtkit.config.yaml_document import format_value
     from mtkit.pipelines.diversification import Diversification

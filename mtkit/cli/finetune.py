@@ -59,9 +59,7 @@ def finetune(
         typer.Option(help="Token before each source line of --keep. Default: that of --tag; '' for none."),
     ] = None,
     output: Annotated[str, typer.Option("--output", "-o", help="Run folder; the config becomes RUN.yaml.")],
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over: delete what an earlier run wrote to the run folder.")
-    ] = False,
+    fresh: options.Fresh = False,
 ) -> None:
     """Fine-tune a model on a translation memory or other pairs: write a config for that, and train.
 

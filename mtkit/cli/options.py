@@ -86,6 +86,13 @@ Shortlist = Annotated[
         rich_help_panel=SEARCH,
     ),
 ]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Start over: delete what an earlier run of this command wrote.")
+]
+MaxRatio = Annotated[
+    float,
+    typer.Option(min=0, help="Leave out pairs whose token counts have a larger ratio; 0 for no limit."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 # --- translate: input and output ----------------------------------------------------------------------------------

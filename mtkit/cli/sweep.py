@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mtkit.cli import completion, options
-from mtkit.cli.terminal import invocation, print_stderr, print_stdout
+from mtkit.cli.terminal import check_not_stdin, invocation, print_stderr, print_stdout
 from mtkit.errors import ConfigError
 from mtkit.formatting import format_count, format_duration
 
@@ -43,7 +43,7 @@ def sweep(
         int | None, typer.Option(min=1, help="Number of random trials; by default the whole grid.")
     ] = None,
     reduction: Annotated[
-        int, typer.Option(min=2, help="One of so many trials goes on from each rung to the next.")
+        int, typer.Option(min=2, help="One in N trials goes on from each rung to the next.")
     ] = 3,
     rungs: Annotated[
         int | None,
@@ -61,14 +61,13 @@ def sweep(
             min=0, help="Begin with this trial, as one of many processes (a job array) of this sweep."
         ),
     ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over: delete what an earlier sweep left in the folder.")
-    ] = False,
+    fresh: options.Fresh = False,
 ) -> None:
     """Find good values of some keys: train many trials a little, and the best ones on to the end.
 
     Trials are compared by their validation score. Each is a run folder that goes on where it stopped.
     """
+    check_not_stdin(config, "CONFIG")
     from mtkit.config.loading import load_config
 
     if trial is not None and (fresh or jobs > 1):
@@ -81,8 +80,6 @@ def sweep(
     from mtkit.pipelines.sweep import BEST, PAGE, SweepOptions, make_plan, write_outcome
     from mtkit.pipelines.sweep import work as do_work
 
-    if config == "-" and jobs > 1:
-        raise ConfigError("stdin can be read by one process only", where="--jobs", hint="name a file")
     dimensions = [Dimension.parse(text) for text in values]
     fixed = [f"{each.key}={each.values[0]}" for each in dimensions if len(each.values) == 1]
     varied = [each for each in dimensions if len(each.values) > 1]

@@ -177,6 +177,17 @@ def check_not_overwriting(output: str | None, others: Sequence[str], option: str
             raise ConfigError(what, where=option, hint="write to another file")
 
 
+def check_not_stdin(config: str, option: str) -> None:
+    """Check that a config is a file: a command that goes on where it stopped reads it again.
+
+    Raises:
+        ConfigError: If it is stdin; at the option.
+    """
+    if config == "-":
+        what = "stdin is not read again when the command goes on"
+        raise ConfigError(what, where=option, hint="name a file")
+
+
 def check_not_compressed(output: str | None, option: str = "--output") -> None:
     """Check that the name of an output, which is plain text, is not that of a compressed file.
 

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 def train(
     config: options.ConfigPath,
     overrides: options.Overrides = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over: delete what an earlier run wrote to the run folder.")
-    ] = False,
+    fresh: options.Fresh = False,
 ) -> None:
     """Train a model, or resume its training; then translate and score the test sets."""
     from mtkit.config.loading import load_config

@@ -274,7 +274,7 @@ def num_epochs_of(order: BatchOrder | MixedOrder | PhasedOrder, num_batches: flo
 
 
 def num_batches_of(order: BatchOrder | MixedOrder | PhasedOrder, num_epochs: int) -> int:
-    """Return how many batches so many epochs have."""
+    """Return the number of batches in the first `num_epochs` epochs."""
     if not isinstance(order, PhasedOrder):
         return num_epochs * len(order)
     num_first = min(num_epochs, order.num_first_epochs)

@@ -390,7 +390,7 @@ class _MergeGraph(_Graph):
         return self._tokens.values[np.repeat(self._first_tokens.values[last], counts) + within], counts
 
     def _after_detours(self, nodes: _Int64s, left_out: _Int64s) -> _Int64s:
-        """Return the node behind the best merge of those that are left when so many have been left out."""
+        """Return, for each node, the one behind its best merge after the `left_out` best ones."""
         keys = ((nodes << 32) + left_out).tolist()
         found = list(map(self._detours.get, keys))
         for number, node in enumerate(found):

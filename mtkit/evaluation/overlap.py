@@ -6,7 +6,7 @@ training: hashes of the lines and n-grams of the test set, and the counts of its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -112,6 +112,14 @@ class OverlapCounter:
             self._target_ngrams.share(),
             self._counts,
         )
+
+
+def count_overlaps(counters: Sequence[OverlapCounter], pairs: Iterable[tuple[str, str]]) -> list[Overlap]:
+    """Read training data once, and return its overlap with each test set."""
+    for src, tgt in pairs:
+        for counter in counters:
+            counter.add(src, tgt)
+    return [counter.result() for counter in counters]
 
 
 class _Ngrams:

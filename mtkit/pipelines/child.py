@@ -119,11 +119,11 @@ def _result(name: str, code: int, outcome: dict[str, Any], signals: Signals) -> 
         error = _ERRORS[outcome["error"]]
         raise error(outcome["what"], where=outcome["where"], hint=outcome["hint"])
     if "signal" in outcome:
-        raise Interrupted(outcome["signal"], outcome["saved"])
+        raise Interrupted(outcome["signal"], outcome["saved"], name)
     if outcome == BROKEN_PIPE:
         raise BrokenPipeError
     if signals.pending is not None:  # stopped before it could handle signals
-        raise Interrupted(signals.pending)
+        raise Interrupted(signals.pending, stage=name)
     if code < 0:
         killed = signal.Signals(-code).name if -code in {*signal.Signals} else f"signal {-code}"
         hint = "the same command goes on from there; if memory ran out, the system log says so"

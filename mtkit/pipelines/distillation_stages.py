@@ -20,7 +20,7 @@ from mtkit.files import commit_folder, make_folder, read_lines, remove_tree, sto
 from mtkit.formatting import format_count
 from mtkit.pipelines.pair_filter import KEPT, PairFilter, summary
 from mtkit.pipelines.resumable_file import ResumableFile
-from mtkit.pipelines.stages import Context, Settings
+from mtkit.pipelines.stages import Context, Settings, use_threads
 
 if TYPE_CHECKING:
     from mtkit.data.tokenizer import Tokenizers
@@ -99,13 +99,10 @@ class _TargetMaker:
     """
 
     def __init__(self, settings: Settings, say: Callable[[str], None], total: int) -> None:
-        import torch
-
         from mtkit.translation.mbr import make_utility
         from mtkit.translation.translator import Translator
 
-        if settings["num_threads"] is not None:
-            torch.set_num_threads(settings["num_threads"])
+        use_threads(settings)
         teachers, backward, path = settings["teachers"], settings["backward"], settings["translations"]
         machine: Any = {"device": settings["device"], "precision": settings["precision"]}
         self.closest, self.closeness = settings["closest"], make_utility("bleu")
@@ -301,8 +298,6 @@ def list_tokens(settings: Settings, context: Context) -> dict[str, Any]:
 
     The teacher aligns them if it has the tokenizers of the student, otherwise the student itself.
     """
-    import torch
-
     from mtkit.data.encoding import encode_corpus
     from mtkit.pipelines.translations import LineProgress
     from mtkit.training.display import Display
@@ -311,8 +306,7 @@ def list_tokens(settings: Settings, context: Context) -> dict[str, Any]:
     from mtkit.translation.shortlist import ShortlistSize, make_shortlist, measure_coverage, save_shortlist
     from mtkit.translation.translator import Translator
 
-    if settings["num_threads"] is not None:
-        torch.set_num_threads(settings["num_threads"])
+    use_threads(settings)
     config, say = parse_config(settings["config"]), Display(context.console).say
     run, teacher = Path(config.run), settings["teacher"]
     tokenizers = load_own_tokenizers(find_checkpoint(run))
@@ -384,8 +378,7 @@ def compare_systems(settings: Settings, context: Context) -> dict[str, Any]:
     from mtkit.translation.model_folder import find_checkpoint
     from mtkit.translation.translator import Translator
 
-    if settings["num_threads"] is not None:
-        torch.set_num_threads(settings["num_threads"])
+    use_threads(settings)
     config = parse_config(settings["config"])
     try:
         name, srcs, refs = _held_out(config)

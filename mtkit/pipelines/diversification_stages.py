@@ -18,7 +18,7 @@ from mtkit.files import commit_folder, make_folder, temporary_folder
 from mtkit.pipelines.corpora import NewPairs, read_corpus, write_corpora
 from mtkit.pipelines.pair_filter import PairFilter, summary
 from mtkit.pipelines.resumable_file import ResumableFile
-from mtkit.pipelines.stages import Context, Settings
+from mtkit.pipelines.stages import Context, Settings, use_threads
 
 
 def copy_corpora(settings: Settings, context: Context) -> dict[str, Any]:
@@ -95,15 +95,12 @@ def estimate(settings: Settings, context: Context) -> dict[str, float]:
 
 def translate_corpora(settings: Settings, context: Context) -> dict[str, Any]:
     """Translate one side of the copied corpora; return the counts of the filter."""
-    import torch
-
     from mtkit.pipelines.translations import LineProgress, write_pairs
     from mtkit.training.display import Display
     from mtkit.translation.segments import Request
     from mtkit.translation.translator import Translator
 
-    if settings["num_threads"] is not None:
-        torch.set_num_threads(settings["num_threads"])
+    use_threads(settings)
     translator = Translator.load(
         settings["model"], device=settings["device"], precision=settings["precision"], n_best=1
     )

@@ -41,7 +41,7 @@ class Halving:
 
     Attributes:
         steps: update of each rung, for each trial.
-        reduction: one of so many trials is promoted.
+        reduction: one in `reduction` trials is promoted to the next rung.
         budget: cost of all tasks together; None if it does not matter.
         unit: what the budget counts.
     """

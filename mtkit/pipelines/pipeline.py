@@ -49,6 +49,7 @@ class Pipeline:
         self._fingerprints: dict[tuple[str, int, int], str] = {}
         self._stack = ExitStack()
         self._signals = Signals()
+        self._signals.training_started = True  # there is something to resume
 
     def __enter__(self) -> Pipeline:
         if read_ranks().world_size > 1:

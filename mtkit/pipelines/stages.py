@@ -43,6 +43,14 @@ Work = Callable[[Settings, Context], Mapping[str, Any] | None]
 """What a stage does: a function at the top level of a module. It returns what later stages, or people, want to know."""
 
 
+def use_threads(settings: Settings) -> None:
+    """Let torch compute with as many threads as `num_threads` says; None for its default."""
+    import torch
+
+    if settings["num_threads"] is not None:
+        torch.set_num_threads(settings["num_threads"])
+
+
 @dataclass(frozen=True)
 class Stage:
     """A stage of a pipeline.

@@ -52,7 +52,7 @@ class SweepOptions:
         dimensions: keys and their values.
         num_samples: number of random trials; None for the whole grid.
         num_rungs: number of rungs; None for as many as leave one trial at the last.
-        reduction: one of so many trials is promoted.
+        reduction: one in `reduction` trials is promoted to the next rung.
         budget: cost of the whole sweep; None for any.
         unit: what the budget counts.
         seed: random seed of the samples.

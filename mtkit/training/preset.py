@@ -182,11 +182,12 @@ def fit_into_time(config: Config, inputs: Inputs, world: World = SINGLE_PROCESS)
         every_steps = validation.every_steps
         steps = seconds / (speed.update_seconds + speed.validation_seconds / every_steps)
     steps = max(1, int(min(steps, most)))
+    limit = f"{minutes:g} minute{'' if minutes == 1 else 's'}"
     warmup = training.warmup_steps
     if "warmup_steps" not in training.model_fields_set:
         warmup = min(warmup, int(steps * WARMUP_SHARE))
     if warmup >= steps:
-        what = f"{warmup:,} updates of warm-up, but only {steps:,} fit into {minutes:g} minutes"
+        what = f"{warmup:,} updates of warm-up, but in {limit} there is time for only {steps:,}"
         hint = "lower it, or raise training.time_limit_minutes"
         raise ConfigError(what, where="training.warmup_steps", hint=hint)
     values = {
@@ -198,9 +199,10 @@ def fit_into_time(config: Config, inputs: Inputs, world: World = SINGLE_PROCESS)
     each = f"{speed.update_seconds:.2g} s each"
     if speed.validation_seconds:
         each += f", and validations of {speed.validation_seconds:.2g} s"
+    updates = format_count(steps, "update")
     if steps == most:
-        return config, [f"{steps:,} updates take less than {minutes:g} minutes: {each}"]
-    return config, [f"{format_count(steps, 'update')} fit into {minutes:g} minutes: {each}"]
+        return config, [f"in {limit} there is more than enough time for {updates}: {each}"]
+    return config, [f"in {limit} there is time for {updates}: {each}"]
 
 
 def _most_updates(config: Config, inputs: Inputs) -> float:

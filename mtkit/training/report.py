@@ -20,7 +20,7 @@ from mtkit.errors import ConfigError, DataError, MtkitError, StorageError
 from mtkit.evaluation import metrics
 from mtkit.evaluation.history import History, is_number, read_history, read_object
 from mtkit.evaluation.metrics import Score
-from mtkit.evaluation.overlap import Overlap, OverlapCounter
+from mtkit.evaluation.overlap import Overlap, OverlapCounter, count_overlaps
 from mtkit.evaluation.report.bundle import vega_bundle
 from mtkit.evaluation.report.content import RunReport, TestAnalysis, TestSet, shared_tests
 from mtkit.evaluation.report.page import render_report
@@ -197,11 +197,8 @@ def _overlaps(folder: Path, tests: Sequence[Sequence[TestSet]]) -> list[Overlap]
     counters = [
         OverlapCounter(of_runs[0].srcs, [of_runs[0].refs], [own.hyps for own in of_runs]) for of_runs in tests
     ]
-    for source in open_sources(data.train, data, "train"):
-        for _, pair in source.read():
-            for counter in counters:
-                counter.add(*pair)
-    return [counter.result() for counter in counters]
+    sources = open_sources(data.train, data, "train")
+    return count_overlaps(counters, (pair for source in sources for _, pair in source.read()))
 
 
 def _analyze(runs: Sequence[RunReport], tests: Sequence[TestSet], overlap: Overlap | None) -> TestAnalysis:

@@ -17,12 +17,14 @@ class Interrupted(BaseException):
     Attributes:
         exit_code: exit code of the process.
         saved: whether training had started, so that there was something to save.
+        stage: name of the stage of a pipeline that was running, if there was one.
     """
 
-    def __init__(self, number: int, saved: bool = True) -> None:
+    def __init__(self, number: int, saved: bool = True, stage: str | None = None) -> None:
         super().__init__(number)
         self.exit_code = _EXIT_CODES[signal.Signals(number)]
         self.saved = saved
+        self.stage = stage
 
 
 class Signals:

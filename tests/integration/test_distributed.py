@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
@@ -25,16 +21,9 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-def torchrun(num_processes: int, *arguments: object, restarts: int = 0) -> list[str]:
-    """Return the command line that starts several `mtkit` processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += [f"--nproc-per-node={num_processes}", f"--max-restarts={restarts}", "-m", "mtkit"]
-    return [*launcher, *map(str, arguments)]
-
-
 def train_distributed(num_processes: int, config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     """Run `mtkit train` in several processes until it ends."""
-    line = torchrun(num_processes, "train", config, *OPTIONS, *overrides)
+    line = tiny.torchrun(num_processes, "train", config, *OPTIONS, *overrides)
     return subprocess.run(line, env=tiny.child_environment(), capture_output=True, text=True, timeout=200)
 
 
@@ -132,21 +121,6 @@ def test_a_config_error_stops_all_processes_with_the_message_of_rank_0(config: P
 # --- faults -------------------------------------------------------------------------------------------------------
 
 
-def wait_for(what: Any, seconds: float = 200) -> None:
-    """Wait until the condition holds; fail after this many seconds."""
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def last_step(run: Path) -> int:
-    """Return the last step in metrics.jsonl."""
-    path = run / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return int(json.loads(lines[-1])["step"]) if lines else 0
-
-
 def workers(launcher: subprocess.Popen[str]) -> list[int]:
     """Return the process ids of a launcher's workers, in the order they were started."""
     path = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
@@ -160,16 +134,16 @@ def test_a_killed_process_is_replaced_and_sigterm_to_the_launcher_saves_the_run(
 ) -> None:
     run = tmp_path / "run"
     endless = ["training.save_every_steps=2", "validation.every_steps=1000", "training.max_steps=100000"]
-    line = torchrun(2, "train", config, *OPTIONS, *endless, restarts=2)
+    line = tiny.torchrun(2, "train", config, *OPTIONS, *endless, restarts=2)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     launcher = subprocess.Popen(line, env=tiny.child_environment(), **pipes)  # type: ignore[call-overload]
     try:
-        wait_for(lambda: last_step(run) >= 4)
+        tiny.wait_for(lambda: tiny.last_step(run) >= 4, 200)
         killed = workers(launcher)
         os.kill(killed[rank], signal.SIGKILL)
-        wait_for(lambda: len(workers(launcher)) == 2 and not set(workers(launcher)) & set(killed))
-        before = last_step(run)
-        wait_for(lambda: last_step(run) > max(before, STEPS))
+        tiny.wait_for(lambda: len(workers(launcher)) == 2 and not set(workers(launcher)) & set(killed), 200)
+        before = tiny.last_step(run)
+        tiny.wait_for(lambda: tiny.last_step(run) > max(before, STEPS), 200)
         launcher.send_signal(signal.SIGTERM)
         output, _ = launcher.communicate(timeout=60)
     finally:
@@ -178,7 +152,7 @@ def test_a_killed_process_is_replaced_and_sigterm_to_the_launcher_saves_the_run(
     saved = tiny.checkpoints(run)[-1]
     assert saved >= STEPS, output
     verify_checkpoint(tiny.checkpoint(run, saved))
-    assert saved == last_step(run)
+    assert saved == tiny.last_step(run)
     same = [
         (step, pytest.approx(loss, abs=1e-5), pytest.approx(norm, rel=1e-3))
         for step, loss, norm in losses(single)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rich.console import Console
 from mtkit import load_config
 from mtkit.pipelines import Context, diversification_stages, pipeline, trainings
 from mtkit.pipelines.records import Record, as_json
+from mtkit.training.signals import Interrupted
 
 SMALL = ("training.max_steps=2", "training.warmup_steps=0", "validation.every_steps=2", "validation.metrics=[]",
          "validation.best=loss", "decoding.max_length_ratio=1.1", "decoding.max_length_extra=0",
@@ -70,8 +72,25 @@ def test_a_diversified_run_is_a_usual_run_that_tells_where_its_pairs_come_from(
 
 
 def test_stdin_is_no_config_of_a_pipeline(tmp_path: Path) -> None:
-    code, _, err = tiny.mtkit("diversify", "-", "-o", tmp_path / "run")
-    assert code == 2 and "name a file" in tiny.one_line(err)
+    for command in (
+        ["diversify", "-"],
+        ["distill", "--student", "-"],
+        ["sweep", "-", "model.dropout=0.1,0.2"],
+    ):
+        code, _, err = tiny.mtkit(*command, "-o", tmp_path / "run")
+        assert code == 2 and "name a file" in tiny.one_line(err)
+
+
+def test_a_signal_names_the_stage_that_it_stopped(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_child(name: str, *_: object, **options: object) -> None:
+        raise Interrupted(signal.SIGTERM, saved=False, stage=name)
+
+    monkeypatch.setattr(pipeline, "run_child", run_child)
+    code, _, err = tiny.mtkit("diversify", config, "-o", tmp_path / "run")
+    last = err.splitlines()[-1]
+    assert (code, last) == (143, "stopped in stage corpora: run the same command again to go on")
 
 
 @pytest.mark.slow

@@ -595,21 +595,12 @@ def test_several_processes_start_from_the_same_model(
 ) -> None:
     """Two processes learn what one does, up to the order of sums, with frozen parameters and adapters too."""
     import subprocess
-    import sys
 
     settings = ["training.freeze=['encoder.*']"] if method == "freeze" else [*LORA]
     common = [*SHORT, *settings, "training.precision=fp32", "model.dropout=0.0"]
     assert tiny.mtkit("train", finetuning, *common, f"run={tmp_path / 'one'}")[0] == 0
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "mtkit",
-    ]
-    command += ["train", str(finetuning), *common, f"run={tmp_path / 'two'}", f"training.parallel={parallel}"]
+    overrides = [*common, f"run={tmp_path / 'two'}", f"training.parallel={parallel}"]
+    command = tiny.torchrun(2, "train", finetuning, *overrides)
     done = subprocess.run(command, env=tiny.child_environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     one, two = (load_weights(tiny.checkpoint(tmp_path / run, 6)) for run in ("one", "two"))

@@ -165,7 +165,7 @@ def test_a_schedule_ends_with_the_time_limit(here: Path, monkeypatch: pytest.Mon
     rates = [record["lr"] for record in map(json.loads, filter(None, lines)) if record["kind"] == "train"]
     assert len(rates) == 27 and rates[-1] == pytest.approx(0, abs=1e-12) and max(rates) == rates[9]
     choices = json.loads(Path("run/facts.json").read_bytes())["choices"]
-    assert choices == ["27 updates fit into 1 minutes: 2 s each, and validations of 1 s"]
+    assert choices == ["in 1 minute there is time for 27 updates: 2 s each, and validations of 1 s"]
 
     monkeypatch.setattr(choosing, "measure_speed", lambda trainer: Speed(1.0, 5, 1.0))
     result = train(load_config("timed.yaml", limit))
@@ -185,7 +185,7 @@ def test_a_warm_up_that_is_not_set_becomes_shorter_and_one_that_is_set_is_refuse
             )
         )
     assert str(caught.value) == (
-        "training.warmup_steps: 50 updates of warm-up, but only 29 fit into 1 minutes "
+        "training.warmup_steps: 50 updates of warm-up, but in 1 minute there is time for only 29 "
         "(lower it, or raise training.time_limit_minutes)"
     )
     assert not Path("run/checkpoints").exists()
@@ -215,4 +215,4 @@ def test_with_a_preset_the_time_limit_shortens_training(
     config, [sentence] = choosing.fit_into_time(config, None)  # type: ignore[arg-type]
     assert (config.training.max_steps, config.validation.every_steps) == (steps, every)
     assert config.training.warmup_steps == min(125, steps // 8)
-    assert ("take less than" in sentence) == (steps == 1000)
+    assert ("more than enough" in sentence) == (steps == 1000)

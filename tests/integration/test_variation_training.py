@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -96,16 +95,7 @@ def test_two_processes_train_on_the_same_samples_as_one(
     short = [*options, *SHORT, "training.accumulate=4", "training.max_steps=8", "training.precision=fp32"]
     short += ["training.device=cpu", "training.log_every_steps=1"]
     assert tiny.mtkit("train", config, f"run={tmp_path / 'one'}", *short)[0] == 0
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "mtkit",
-    ]
-    line = [*launcher, "train", str(config), f"run={tmp_path / 'two'}", *short]
+    line = tiny.torchrun(2, "train", config, f"run={tmp_path / 'two'}", *short)
     done = subprocess.run(line, env=tiny.child_environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     one, two = (tiny.records(tmp_path / name, "train") for name in ("one", "two"))

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,21 +45,6 @@ def is_alive(process: int) -> bool:
     """Return whether a process runs; one that has ended may wait for its parent to notice."""
     status = Path(f"/proc/{process}/stat")
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
-def wait_for(what: Callable[[], object], seconds: float = 60) -> None:
-    """Wait until the condition holds; fail after this many seconds."""
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def last_step(run: Path) -> int:
-    """Return the last step in metrics.jsonl."""
-    path = run / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
 def assert_same_losses(run: Path, other: Path, tolerance: float = 1e-5) -> None:
@@ -127,7 +111,7 @@ def test_a_resumed_run_keeps_its_workers_and_its_losses_bit_for_bit(corpus: Path
     assert tiny.losses(run) == tiny.losses(Path(whole.run))
     assert tiny.tensors(tiny.checkpoint(run, STEPS)) == tiny.tensors(tiny.checkpoint(Path(whole.run), STEPS))
     mtkit.train(load(tmp_path / "stopped", corpus, "training.workers=1", "training.max_steps=7"))
-    assert last_step(run) == 7
+    assert tiny.last_step(run) == 7
 
 
 def test_auto_is_stored_as_a_number(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +145,7 @@ def test_a_run_rolls_back_with_workers(corpus: Path, tmp_path: Path, monkeypatch
     mtkit.train(config)
     [record] = tiny.records(Path(config.run), "rollback")
     assert (record["step"], record["diverged_step"]) == (3, 5)
-    assert last_step(Path(config.run)) == STEPS
+    assert tiny.last_step(Path(config.run)) == STEPS
 
 
 # --- the parts ----------------------------------------------------------------------------------------------------
@@ -255,7 +239,7 @@ def test_workers_end_with_a_main_process_that_is_killed() -> None:
     assert len(workers) == 2 and all(map(is_alive, workers))
     os.kill(main, signal.SIGKILL)
     os.waitpid(main, 0)
-    wait_for(lambda: not any(map(is_alive, workers)), 10)
+    tiny.wait_for(lambda: not any(map(is_alive, workers)), 10)
 
 
 def test_micro_batches_are_dealt_by_their_size() -> None:
@@ -327,7 +311,7 @@ def start(config: Path, run: Path) -> subprocess.Popen[str]:
     """Start a long run and wait for its first updates."""
     process = tiny.spawn("train", config, f"run={run}", *OPTIONS, *LONG, start_new_session=True)
     try:
-        wait_for(lambda: last_step(run) >= 3 or process.poll() is not None)
+        tiny.wait_for(lambda: tiny.last_step(run) >= 3 or process.poll() is not None, 60)
         assert process.poll() is None, process.communicate()
     except BaseException:
         process.kill()
@@ -343,7 +327,7 @@ def test_a_killed_worker_stops_the_run_and_loses_nothing(config: Path, tmp_path:
     out, err = process.communicate(timeout=60)
     assert process.returncode == TrainingError.exit_code, out
     assert tiny.one_line(err).startswith(f"error: worker 2, process {killed}, was killed by SIGKILL (")
-    step = last_step(run)
+    step = tiny.last_step(run)
     assert tiny.checkpoints(run)[-1] == step >= 3
     mtkit.train(mtkit.load_config(config, [f"run={run}", *OPTIONS, *LONG, f"training.max_steps={step + 2}"]))
     mtkit.train(
@@ -365,5 +349,5 @@ def test_a_signal_to_all_processes_saves_the_run(
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err
     assert tiny.one_line(err) == "stopped after saving: run the same command again to resume"
-    assert tiny.checkpoints(tmp_path / "run")[-1] == last_step(tmp_path / "run")
+    assert tiny.checkpoints(tmp_path / "run")[-1] == tiny.last_step(tmp_path / "run")
     assert not any(map(is_alive, workers))

@@ -172,7 +172,7 @@ def test_signals_reach_the_stage_and_stop_the_pipeline(folder: Path) -> None:
     with pytest.raises(Interrupted) as stopped:
         run(folder, [stage])
     thread.join()
-    assert stopped.value.exit_code == 143
+    assert (stopped.value.exit_code, stopped.value.stage) == (143, "long")
     with pytest.raises(ProcessLookupError):
         os.kill(int(waits.read_text()), 0)
     record = pipeline.Record.read(folder / "p" / "stages" / "long.json")
