@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from mtkit.config.presets import AUTO_UNTIL_MEASURED, PRESETS, PresetName, preset_values
+from mtkit.config.presets import PRESETS, PresetName, preset_values, values_until_measured
 from mtkit.config.rules import ineffective_keys, ineffective_settings
 from mtkit.config.sections import Config, Section, SourceConfig, default_value
 from mtkit.config.yaml_document import (
@@ -81,7 +81,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: If the file or an override is invalid; it names file:line or the override. For several errors,
             `what` is a line with their number and then a line for each.
     """
-    file = load_yaml(path)
+    return resolve_config(load_yaml(path), overrides)
+
+
+def resolve_config(file: YamlDocument, overrides: Sequence[str] = ()) -> Config:
+    """Return the config of a file that has been read, and `key=value` overrides: see `load_config`.
+
+    Raises:
+        ConfigError: As `load_config`.
+    """
     document = apply_overrides(file, overrides)
     data = document.data
     if "preset" not in data and not file.data.keys() & _SECTIONS_WITHOUT_AUTO:
@@ -212,8 +220,10 @@ def _validate_with_preset(data: Mapping[str, object], document: YamlDocument | N
         section = data.get(name)
         if isinstance(section, Mapping):
             chosen |= {f"{name}.{key}": value for key, value in section.items()}
-    known = AUTO_UNTIL_MEASURED if preset == AUTO else cast(PresetName, preset)
-    return _fill_in(data, preset_values(known, chosen), document)
+    values = (
+        values_until_measured(chosen) if preset == AUTO else preset_values(cast(PresetName, preset), chosen)
+    )
+    return _fill_in(data, values, document)
 
 
 def _fill_in(

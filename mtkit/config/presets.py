@@ -49,7 +49,7 @@ _SHARED: Values = {
 
 PRESETS: dict[PresetName, Preset] = {
     "tiny": Preset(
-        "up to about 50,000 pairs; some twenty minutes on two CPU cores",
+        "up to about 60,000 pairs; some twenty minutes on two CPU cores",
         2.1,
         {
             "tokenizer.vocab_size": 6000,  # Gowda and May 2020: as many pieces as are still seen often
@@ -191,10 +191,15 @@ AUTO = (
 )
 """What auto chooses, by ascending size of the corpus."""
 
-AUTO_UNTIL_MEASURED: PresetName = "tiny"
-"""Preset whose values stand in a config with `preset: auto` until the corpus has been counted."""
 _MIN_STEPS, _MAX_STEPS = 1000, 100_000
 """Bounds of the number of updates that auto chooses."""
+_UNTIL_MEASURED: Values = PRESETS["tiny"].values | {
+    "model.encoder_layers": 6,
+    "model.decoder_layers": 6,
+    "training.max_steps": _MAX_STEPS,
+}
+"""Values that stand in a config with `preset: auto` until the corpus has been counted. Those that bound other keys,
+such as the warm-up, are as large as auto may choose them."""
 WARMUP_SHARE = 1 / 8
 """Largest share of the updates over which a preset warms up."""
 _FIXED_BATCH_TOKENS = 4096
@@ -324,6 +329,15 @@ def preset_values(name: PresetName, chosen: Mapping[str, object]) -> Values:
         chosen: the keys that are set, with their values.
     """
     return _fill_in(name, _SHARED | PRESETS[name].values, chosen)
+
+
+def values_until_measured(chosen: Mapping[str, object]) -> Values:
+    """Return values that stand for those that auto chooses once the corpus has been counted.
+
+    Args:
+        chosen: the keys that are set, with their values.
+    """
+    return _fill_in("tiny", _SHARED | _UNTIL_MEASURED, chosen)
 
 
 def _fill_in(name: PresetName, values: Values, chosen: Mapping[str, object]) -> Values:

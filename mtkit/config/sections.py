@@ -573,8 +573,8 @@ class TrainingConfig(Section):
     min_learning_rate: Annotated[float, Field(ge=0.0)] = 0.0
     """Final learning rate of the linear and cosine schedules."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """AdamW, or Muon (Jordan et al. 2024) for the matrices of the layers and AdamW for the
-    rest, with the learning rate of AdamW (Liu et al. 2025). Its update costs as much time at any size of batch."""
+    """AdamW, or Muon (Jordan et al. 2024) for the matrices of the layers and AdamW for the rest, with the learning rate
+    of AdamW (Liu et al. 2025). Muon's update costs as much time at any size of batch."""
     betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.98), strict=False)
     """Decay rates beta1 and beta2 of AdamW (Loshchilov and Hutter 2019)."""
     eps: Rate = 1e-8

@@ -51,11 +51,12 @@ _VALIDATION_SHARE = 0.25
 """Largest share of a time limit that validations take, if a preset says how often they are."""
 
 
-def choose_values(config: Config) -> tuple[Config, list[str]]:
+def choose_values(config: Config, size: CorpusSize | None = None) -> tuple[Config, list[str]]:
     """Choose the values of preset auto for the corpus and this machine.
 
     Args:
         config: config of the run.
+        size: size of its corpus, if it has been measured already.
 
     Returns:
         The config with the name of the preset and all values; and sentences, without a period, that say what was
@@ -70,7 +71,7 @@ def choose_values(config: Config) -> tuple[Config, list[str]]:
     set_by_user = set_keys(config)
     reasons = [f"preset {config.preset}"]
     if config.preset == AUTO:
-        choice = choose_for(config)
+        choice = choose_for(config, size)
         config = with_values(config, choice.preset, choice.values)
         first, *others = choice.reasons
         reasons = [f"preset auto: {first}", *others]
@@ -86,12 +87,12 @@ def choose_values(config: Config) -> tuple[Config, list[str]]:
     return config, reasons
 
 
-def choose_for(config: Config) -> Choice:
+def choose_for(config: Config, size: CorpusSize | None = None) -> Choice:
     """Return what auto chooses for a corpus and this machine; see `choose_values`."""
-    return choose(_measure_corpus(config.data), _this_machine(config), set_keys(config))
+    return choose(size or measure_corpus(config.data), _this_machine(config), set_keys(config))
 
 
-def _measure_corpus(data: DataConfig) -> CorpusSize:
+def measure_corpus(data: DataConfig) -> CorpusSize:
     """Count the training pairs that are neither empty, nor far too long, nor duplicates that the config drops.
 
     Only tokens would tell exactly which pairs are too long, and the tokenizer is one of the things to be chosen.
@@ -149,7 +150,7 @@ def _num_cores() -> int:
 def fit_into_time(config: Config, inputs: Inputs, world: World = SINGLE_PROCESS) -> tuple[Config, list[str]]:
     """Set the number of updates to what fits into the time limit, after timing some; all processes must call this.
 
-    With a preset, it is at most that of the preset; its validations and warm-up keep their share.
+    With a preset, it is at most that of the preset; validations and warm-up that are not set keep their share.
 
     Args:
         config: config of a new run.
@@ -167,10 +168,12 @@ def fit_into_time(config: Config, inputs: Inputs, world: World = SINGLE_PROCESS)
         return config, []
     minutes, training, validation = config.training.time_limit_minutes, config.training, config.validation
     assert minutes is not None, "the schedule ends with time"
+    limit = f"{minutes:g} {'minute' if minutes == 1 else 'minutes'}"
     most = _most_updates(config, inputs)
     speed = _measure(config, inputs, world)
     seconds = 60 * minutes * _TIME_FOR_TRAINING
-    if config.preset is not None and training.max_steps is not None:
+    sets_interval = "every_steps" in validation.model_fields_set
+    if config.preset is not None and training.max_steps is not None and not sets_interval:
         num_validations = max(1, round(training.max_steps / validation.every_steps))
         if speed.validation_seconds:
             num_validations = min(

@@ -216,3 +216,13 @@ def test_with_a_preset_the_time_limit_shortens_training(
     assert (config.training.max_steps, config.validation.every_steps) == (steps, every)
     assert config.training.warmup_steps == min(125, steps // 8)
     assert ("more than enough" in sentence) == (steps == 1000)
+
+
+def test_with_a_preset_validations_that_are_set_take_their_time_too(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "_measure", lambda *_: Speed(1.0, 5, 10.0))
+    limited = load_config("my.yaml", ["training.time_limit_minutes=10", "validation.every_steps=5"])
+    config, _ = choosing.fit_into_time(choose_values(limited)[0], None)  # type: ignore[arg-type]
+    assert config.validation.every_steps == 5
+    assert config.training.max_steps == int(0.97 * 600 / (1 + 10 / 5))
