@@ -20,6 +20,7 @@ from mtkit.errors import ConfigError
 from mtkit.formatting import format_count, format_duration
 
 if TYPE_CHECKING:
+    from mtkit.config.sections import Config
     from mtkit.pipelines.sweep import Plan, Trial
 
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)(min|h)?")
@@ -85,11 +86,15 @@ def sweep(
     varied = [each for each in dimensions if len(each.values) > 1]
     if not varied:
         raise ConfigError("nothing to try", where=f"command line: {values[0]}", hint="key=value,value")
-    folder = Path(output or f"{load_config(config, fixed).run.rstrip('/')}.sweep")
+
+    def load(overrides: Sequence[str]) -> Config:
+        return load_config(config, [*fixed, *overrides])
+
+    folder = Path(output or f"{load([]).run.rstrip('/')}.sweep")
     plan = make_plan(
         folder,
         SweepOptions(varied, samples, rungs, reduction, amount, unit, sample_seed),
-        lambda overrides: load_config(config, [*fixed, *overrides]),
+        load,
         fresh=fresh,
     )
     print_stderr(f"{format_count(len(plan.trials), 'trial')}, rungs at {_rungs(plan)}, in {folder}")
@@ -175,8 +180,10 @@ def _workers(number: int, command: Sequence[str], folder: Path) -> Iterator[None
 
 def _table(plan: Plan, trials: Sequence[Trial]) -> Iterator[str]:
     """Yield the lines of the table of the trials, best first: values are aligned left, numbers right."""
+    from mtkit.evaluation.report.sweep_page import short_keys
+
     digits = 4 if plan.metric == "loss" else 2
-    keys = [value.partition("=")[0].rpartition(".")[2] for value in plan.trials[0]]
+    keys = short_keys([value.partition("=")[0] for value in plan.trials[0]])
     rungs = range(plan.halving.num_rungs)
     rows = [["trial", *keys, *(f"rung {rung + 1}" for rung in rungs), "updates", "time"]]
     for trial in trials:

@@ -81,15 +81,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: If the file or an override is invalid; it names file:line or the override. For several errors,
             `what` is a line with their number and then a line for each.
     """
-    return resolve_config(load_yaml(path), overrides)
-
-
-def resolve_config(file: YamlDocument, overrides: Sequence[str] = ()) -> Config:
-    """Return the config of a file that has been read, and `key=value` overrides: see `load_config`.
-
-    Raises:
-        ConfigError: As `load_config`.
-    """
+    file = load_yaml(path)
     document = apply_overrides(file, overrides)
     data = document.data
     if "preset" not in data and not file.data.keys() & _SECTIONS_WITHOUT_AUTO:

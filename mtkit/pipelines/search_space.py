@@ -51,7 +51,7 @@ class Dimension:
                 raise ConfigError("an empty or repeated value", where=where, hint="put commas in quotes")
             return cls(key, tuple(values))
         ends, log, _ = given.partition(":log")
-        low, high = ends.split("..")
+        low, _, high = ends.partition("..")
         try:
             numbers = float(low), float(high)
         except ValueError:

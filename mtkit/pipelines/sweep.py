@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mtkit.config.loading import AUTO, config_to_dict, dump_config, parse_config
-from mtkit.config.sections import Config
+from mtkit.config.presets import CorpusSize
+from mtkit.config.sections import Config, DataConfig
 from mtkit.errors import ConfigError, StorageError, TrainingError
 from mtkit.evaluation.history import read_object
 from mtkit.files import FolderLock, make_folder, remove_tree, write_text
@@ -228,16 +229,26 @@ def _draw(
     """Return the trials, their configs and rungs."""
     if not original.data.valid:
         raise ConfigError("a sweep needs validation pairs", where="data.valid", hint="hold out about 1,000")
+    for dimension in options.dimensions:
+        if dimension.key == "run" or f"{dimension.key}.".startswith("data.test."):
+            hint = (
+                "each trial has a run folder of its own"
+                if dimension.key == "run"
+                else "no trial reads test sets"
+            )
+            raise ConfigError("cannot be tried", where=f"command line: {dimension.key}", hint=hint)
     trials = draw_trials(
         options.dimensions, options.num_samples, options.seed, shuffle=options.budget is not None
     )
-    configs = []
+    configs, sizes = [], dict[DataConfig, CorpusSize]()
     for number, overrides in enumerate(trials):
         config = load(overrides)
         if config.preset == AUTO:
-            from mtkit.training.preset import choose_values
+            from mtkit.training.preset import choose_values, measure_corpus
 
-            config, _ = choose_values(config)
+            if config.data not in sizes:
+                sizes[config.data] = measure_corpus(config.data)
+            config, _ = choose_values(config, sizes[config.data])
         if config.training.step_limit is None or config.training.ends_with_time:
             raise ConfigError(
                 "a sweep needs to know where training ends",
@@ -424,7 +435,9 @@ def write_outcome(plan: Plan) -> list[Trial]:
     if trials[0].failure is not None:
         hint = "sweep.json has the reason of each"
         raise TrainingError("all trials failed", where=str(plan.folder), hint=hint)
-    best = plan.configs[trials[0].number].model_copy(update={"data": plan.original.data})
+    best = plan.configs[trials[0].number]
+    data = best.data.model_copy(update={"test": plan.original.data.test})
+    best = best.model_copy(update={"data": data})
     chosen = " ".join(trials[0].values)
     write_text(plan.folder / BEST, f"# Best trial of a sweep: {chosen}\n{dump_config(best)}")
     return trials

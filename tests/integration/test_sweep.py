@@ -145,6 +145,27 @@ def test_samples_a_budget_and_preset_auto(children: Children) -> None:
     assert "error: --budget: 20 updates are not enough for 2 rungs (at least" in tiny.one_line(err)
 
 
+def test_the_best_config_has_the_data_keys_that_were_tried(children: Children) -> None:
+    """Two of them end alike."""
+    keys = [
+        "data.max_length=20,30",
+        "data.train.0.license=A,B",
+        "data.valid.0.license=C,D",
+        "model.dropout=0.1,0.2",
+    ]
+    code, out, err = tiny.mtkit("sweep", "my.yaml", *keys, *STEPS, "--rungs", "1")
+    assert code == 0, err
+    assert "data.train.0.license  data.valid.0.license" in out
+    folder = Path("runs/x.sweep")
+    values = json.loads((folder / "sweep.json").read_bytes())["trials"][0]["values"]
+    found = load_config(folder / "best.yaml").data
+    assert values["data.max_length"] == str(found.max_length)
+    assert (values["data.train.0.license"], values["data.valid.0.license"]) == (
+        found.train[0].license, found.valid[0].license
+    )  # fmt: skip
+    assert found.test == load_config("my.yaml").data.test
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -157,6 +178,8 @@ def test_samples_a_budget_and_preset_auto(children: Children) -> None:
         (["model.dropout=0.1,0.2", "--trial", "1", "--fresh"], "--trial excludes --fresh"),
         (["model.dropout=0.1,0.2", "training.max_steps=null", "training.max_epochs=3"],
          "training.max_steps: a sweep needs to know where training ends"),
+        (["run=a,b"], "command line: run: cannot be tried (each trial has a run folder of its own)"),
+        (["data.test.0.src=a,b"], "command line: data.test.0.src: cannot be tried (no trial reads test sets)"),
         (["validation.best=bleu,loss"], "validation.best: trials with different metrics cannot be compared"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

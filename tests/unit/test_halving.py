@@ -42,6 +42,7 @@ def test_values_are_parsed(text: str, expected: Dimension) -> None:
         ("a.b=2..1", "not the ends of a range"),
         ("a.b=0..1:log", "not the ends of a range"),
         ("a.b=x..y", "the ends of a range are numbers"),
+        ("a.b=0.1..0.2..0.3", "the ends of a range are numbers"),
     ],
 )
 def test_values_that_cannot_be_parsed(text: str, what: str) -> None:

@@ -78,8 +78,15 @@ def render_sweep(
 
 
 def _values(row: Mapping[str, Any]) -> str:
-    """Return the values of a trial, each with the last part of its key."""
-    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in row["values"].items())
+    """Return the values of a trial, each with its short key."""
+    keys = short_keys(list(row["values"]))
+    return ", ".join(f"{key} {value}" for key, value in zip(keys, row["values"].values(), strict=True))
+
+
+def short_keys(keys: Sequence[str]) -> list[str]:
+    """Return the last part of each dotted key, or the whole keys if two have the same one."""
+    short = [key.rpartition(".")[2] for key in keys]
+    return short if len(set(short)) == len(short) else list(keys)
 
 
 def _score(score: float | None, digits: int) -> str:
