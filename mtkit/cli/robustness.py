@@ -160,4 +160,8 @@ def _notes(of_set: _SetResult) -> list[str]:
     from mtkit.evaluation.robustness_table import NOTE
 
     notes = [f"{score.name}|{score.signature}" for score in of_set.copies[0][0].scores]
-    return [*notes, NOTE, *(f"Left out: {kind}, for {reason}." for kind, reason in of_set.left_out.items())]
+    return [
+        *notes,
+        NOTE,
+        *(f"Left out: {kind}, because {reason}." for kind, reason in of_set.left_out.items()),
+    ]

@@ -306,7 +306,7 @@ def _robustness(result: TrainResult) -> Iterator[str]:
     for copy in copies:
         yield f"| {' | '.join([copy['copy'], *robustness_cells(copy, clean)])} |"
     yield from ("", NOTE)
-    yield from (f"Left out: {kind}, for {reason}." for kind, reason in found.left_out.items())
+    yield from (f"Left out: {kind}, because {reason}." for kind, reason in found.left_out.items())
 
 
 def _limits(config: Config, facts: dict[str, Any]) -> Iterator[str]:

@@ -136,7 +136,7 @@ def test_robustness_is_told(tmp_path: Path) -> None:
     assert section[4].startswith("| clean | 2 | ")
     assert section[5].endswith(f" | {after:.2f} | {after - before:+.2f} | 1 | 0 | 0 | 0 | – |")
     assert section[6] == "| single words | 3 | – | – | – | – | 0 | 0 | 0 | 0 | – |"
-    assert section[-1] == "Left out: typos, for there is nothing to change."
+    assert section[-1] == "Left out: typos, because there is nothing to change."
 
 
 def test_what_is_not_known_is_said_too(tmp_path: Path) -> None:
