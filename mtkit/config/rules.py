@@ -53,6 +53,7 @@ NEEDS = (
          ("relative",)),
     Rule(("validation.beam_size", "validation.max_sentences"), "validation.metrics",
          "nothing is translated without metrics"),
+    Rule(("training.cutoff",), "training.simcut", "only SimCut cuts off tokens"),
     Rule(("data.reverse_epochs",), "data.reverse", "otherwise all epochs have one direction"),
     Rule(("validation.patience",), "data.valid", "early stopping needs a validation set"),
 )  # fmt: skip

@@ -193,6 +193,11 @@ def find_problems(config: Config, size: RunSize, speed: Speed) -> Iterator[str]:
             f"the run ends before the learning rate is warmed up "
             f"(training.warmup_steps is {training.warmup_steps:,} of {size.num_updates:,} updates)"
         )
+    if training.minimum_risk is not None and config.init is None:
+        yield (
+            "minimum-risk training of random weights learns from translations that mean nothing "
+            "(train without it first, and name that run in init)"
+        )
     if not size.num_valid_pairs:
         yield "no validation pairs: the last checkpoint counts as the best, however it translates (set data.valid)"
         return

@@ -160,10 +160,13 @@ def check_changes(old: Config, new: Config) -> None:
         weights = " -> ".join(format_value(list(weights)) for weights in mixes)
         changes.append(f"weights in data.train: {weights}")
     if changes:
+        hint = "undo it, choose another run folder, or start anew with `fresh`"
+        if old.preset is not None and new.preset is None:
+            hint = f"the run began with preset {old.preset}: write `preset: auto` into the config to keep it"
         raise ConfigError(
             f"the config has changed since the last checkpoint: {'; '.join(changes)}",
             where=new.run,
-            hint="undo it, choose another run folder, or start anew with `fresh`",
+            hint=hint,
         )
 
 

@@ -75,6 +75,10 @@ def test_run_and_data_alone_train_and_a_resumed_run_keeps_what_was_chosen(
     code, _, err = tiny.mtkit("train", "my.yaml", "model.dropout=0.5", *SMALL)
     assert code == 2
     assert "model.dropout" in tiny.one_line(err) and "has changed since the last checkpoint" in err
+    Path("my.yaml").write_text(DATA + "model: {norm: rmsnorm}\n", encoding="utf-8")
+    code, _, err = tiny.mtkit("train", "my.yaml", *SMALL)
+    assert code == 2
+    assert "the run began with preset tiny: write `preset: auto` into the config" in tiny.one_line(err)
 
 
 def test_a_preset_that_another_version_changed_does_not_change_a_run(

@@ -624,6 +624,7 @@ ON = {
     "decoding.groups": ["decoding.groups=5"],
     "training.schedule": ["training.schedule=cosine", "training.max_steps=2000"],
     "validation.metrics": [],
+    "training.simcut": ["training.simcut=3"],
     "data.valid": ["data.valid=[{path: v.tsv}]"],
     "tokenizer.model": ["tokenizer.model=x.model"],
     "tokenizer.src_model": ["tokenizer.src_model=x.model", "tokenizer.tgt_model=y.model"],
@@ -638,7 +639,7 @@ OTHER_VALUES = {
     "validation.beam_size": 5, "validation.max_sentences": 5, "validation.patience": 5, "tokenizer.type": "bpe",
     "tokenizer.vocab_size": 555, "tokenizer.character_coverage": 0.95, "tokenizer.byte_fallback": "false",
     "tokenizer.normalization": "nfkc", "tokenizer.user_symbols": "[x]", "tokenizer.training_lines": 5,
-    "tokenizer.joint": "false", "data.reverse_epochs": 5,
+    "tokenizer.joint": "false", "data.reverse_epochs": 5, "training.cutoff": 0.1,
 }  # fmt: skip
 
 

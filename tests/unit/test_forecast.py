@@ -55,6 +55,7 @@ def test_a_good_config_has_no_problems() -> None:
         (RunSize(29_000, 24, 200, 4000), {}, ["scores of 24 validation pairs are mostly noise"]),
         (RunSize(29_000, 1014, 200, 1000), {"training": {"warmup_steps": 10}}, ["only the last update is validated"]),
         (RunSize(29_000, 1014, 200, 900), {"validation": {"every_steps": 100}}, ["ends before the learning rate is"]),
+        (GOOD, {"training": {"minimum_risk": {}}}, ["minimum-risk training of random weights"]),
         (GOOD, {"validation": {"every_steps": 7}}, ["validations take longer than the updates between them"]),
     ],
 )  # fmt: skip
