@@ -13,6 +13,7 @@ from mtkit.cli import completion, options
 from mtkit.cli.terminal import check_not_stdin, invocation, make_console, print_stderr, print_stdout
 from mtkit.config.choices import METRICS
 from mtkit.errors import ConfigError
+from mtkit.formatting import format_count
 
 _SEARCHES = ("beam", *(f"mbr:{metric}" for metric in METRICS))
 
@@ -132,8 +133,8 @@ def _print_table(result: dict[str, Any]) -> None:
     """Print the comparison of the systems."""
     from rich.table import Table
 
-    lines, threads = result["lines"], result["threads"]
-    print_stdout(f"\n{result['test set']}, {lines:,} lines, on the CPU with {threads} threads\n")
+    lines, threads = format_count(result["lines"], "line"), format_count(result["threads"], "thread")
+    print_stdout(f"\n{result['test set']}, {lines}, on the CPU with {threads}\n")
     table = Table(box=None)
     names = list(result["systems"][0])
     for name in names:

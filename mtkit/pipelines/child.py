@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from mtkit.errors import ConfigError, DataError, MtkitError, StorageError, TrainingError
-from mtkit.files import storage_errors, write_text
+from mtkit.files import storage_errors
 from mtkit.training.signals import Interrupted, Signals
 
 _ERRORS = {each.__name__: each for each in (MtkitError, ConfigError, DataError, TrainingError, StorageError)}
+
+_ROOM = 1 << 16
+"""Bytes that are kept free for an outcome, so that a stage can tell that the disk is full."""
 
 BROKEN_PIPE = {"broken_pipe": True}
 """Outcome of a process whose stdout was closed by its reader."""
@@ -44,12 +47,13 @@ def stopped(number: int, saved: bool) -> dict[str, Any]:
 
 
 def write_outcome(path: Path, outcome: dict[str, Any]) -> None:
-    """Write an outcome.
+    """Write an outcome over the spaces that keep its room.
 
     Raises:
         StorageError: If it cannot be written.
     """
-    write_text(path, json.dumps(outcome, ensure_ascii=False) + "\n")
+    with storage_errors(path), open(path, "r+b") as file:
+        file.write(json.dumps(outcome).encode())
 
 
 def run_child(name: str, record: Path, outcome: Path, lock: int, *, fresh: bool, signals: Signals) -> Any:
@@ -69,7 +73,7 @@ def run_child(name: str, record: Path, outcome: Path, lock: int, *, fresh: bool,
         BrokenPipeError: If its output is no longer read.
     """
     with storage_errors(outcome):
-        outcome.unlink(missing_ok=True)
+        outcome.write_bytes(b" " * _ROOM)
     # -P: a file in the current folder must not take the place of a module, as it does not for `mtkit` either.
     command = [sys.executable, "-P", "-m", "mtkit.pipelines.worker", str(record), str(outcome)]
     process = None
@@ -105,7 +109,7 @@ def _pass_on(number: int, process: subprocess.Popen[bytes], signals: Signals) ->
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return an outcome; empty if there is none."""
+    """Return an outcome; empty if the process wrote none, or was killed meanwhile."""
     with suppress(OSError, ValueError):
         return dict(json.loads(path.read_bytes()))
     return {}

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtkit.checkpoint import MANIFEST_FILE
 from mtkit.config.loading import config_to_dict, parse_config
 from mtkit.config.sections import Config
 from mtkit.data.sources import open_sources
@@ -29,9 +30,11 @@ from mtkit.pipelines.distillation_stages import (
 )
 from mtkit.pipelines.pipeline import Pipeline
 from mtkit.pipelines.stages import Effort, Stage
-from mtkit.pipelines.trainings import training, training_effort
+from mtkit.pipelines.trainings import training
+from mtkit.translation.model_folder import SHORTLIST_FILE, override_decoding, read_decoding
 
-_ONCE = Effort("preparations", 1)
+_ALONE = Effort("stages", 0)
+"""Effort of a stage unlike any other, whose time nothing tells."""
 _MONO = "mono"
 """Name of the text without references among the corpora."""
 
@@ -79,7 +82,7 @@ class Distillation:
         return Path(f"{self.config.run.rstrip('/')}-int8")
 
     def check(self) -> None:
-        """Check that there is a teacher or a file of translations, and that nothing foreign would be overwritten.
+        """Check that there is something to learn from and a place to write to.
 
         Raises:
             ConfigError: If not.
@@ -89,8 +92,13 @@ class Distillation:
         if self.translations is not None and self.closest > 1:
             what = "a file has one translation of each line"
             raise ConfigError(what, where="`closest`", hint="leave it out")
-        if self.small.exists() and not (self.folder / "stages" / "int8.json").exists():
-            what = "it exists already, and the student in 8 bits would be written there"
+        if self.config.training.guided_alignment and not self.keep_original:
+            hint = "set it to 0, or add the original pairs with `keep_original`"
+            raise ConfigError(
+                "machine translations have no alignments", where="training.guided_alignment", hint=hint
+            )
+        if self.small.exists() and not (self.small / MANIFEST_FILE).exists():
+            what = "it is not a model, and the student in 8 bits would be written there"
             raise ConfigError(what, where=str(self.small), hint="choose another run folder, or delete it")
 
     def run(self, say: Callable[[str], None], *, fresh: bool = False) -> dict[str, Any]:
@@ -101,8 +109,9 @@ class Distillation:
             Interrupted: If a signal stops it; the same call goes on.
         """
         self.check()
-        efforts = [Effort("translations", 1), _ONCE, training_effort(self.config), _ONCE, _ONCE, _ONCE]
-        with Pipeline(self.folder, efforts, say, fresh=fresh) as pipeline:
+        with Pipeline(self.folder, [_ALONE] * 6, say, fresh=fresh) as pipeline:
+            pipeline.check_free("student", Path(self.config.run))
+            pipeline.check_free("int8", self.small)
             pipeline.run(self._translate())
             targets = pipeline.run(self._choose())
             student = self.student_config(targets)
@@ -134,19 +143,19 @@ class Distillation:
     @property
     def teacher(self) -> str:
         """Description of the teacher and its search."""
-        name = " + ".join(self.teachers) or str(self.translations)
         if self.translations is not None:
-            return str(self.translations)
-        changes = ", ".join(f"{key} {value}" for key, value in self.decoding.items() if value is not None)
+            return self.translations
+        search = override_decoding(read_decoding(Path(self.teachers[0])), self.decoding).label
         closest = f", of {self.closest} the closest to the reference" if self.closest > 1 else ""
-        return name + (f" with {changes}" if changes else "") + closest
+        return f"{' + '.join(self.teachers)} with {search}{closest}"
 
     def _corpora(self) -> Iterator[tuple[str, str | None, float | None]]:
         """Yield the name, the tag and the weight of each corpus of targets."""
         for number, source in enumerate(self.config.data.train):
             yield f"train-{number}", source.tag, source.weight
         if self.mono:
-            yield _MONO, None, None
+            tags = {source.tag for source in self.config.data.train}
+            yield _MONO, tags.pop() if len(tags) == 1 else None, None
 
     def _machine(self) -> dict[str, Any]:
         """Return the settings of the machine, which are those of the student's training."""
@@ -179,8 +188,8 @@ class Distillation:
             **self._machine(),
         }
         inputs = tuple(dict.fromkeys([*sources, *map(Path, others)]))
-        effort, folder = Effort("translations", 1), self.folder / "translations"
-        return Stage("translations", write_targets, settings, effort, inputs, (folder,))
+        folder = self.folder / "translations"
+        return Stage("translations", write_targets, settings, _ALONE, inputs, (folder,))
 
     def _choose(self) -> Stage:
         """Return the stage that leaves out the worst pairs."""
@@ -191,7 +200,7 @@ class Distillation:
             "drop_worst": self.drop_worst,
             "folder": str(folder),
         }
-        return Stage("targets", choose_targets, settings, _ONCE, (source,), (folder,))
+        return Stage("targets", choose_targets, settings, _ALONE, (source,), (folder,))
 
     def _list_tokens(self, student: Config) -> Stage:
         """Return the stage that makes the shortlist of the student."""
@@ -202,13 +211,14 @@ class Distillation:
             "best": self.best,
             **self._machine(),
         }
-        return Stage("shortlist", list_tokens, settings, _ONCE, (Path(student.run),))
+        run = Path(student.run)
+        return Stage("shortlist", list_tokens, settings, _ALONE, (run,), (run / SHORTLIST_FILE,))
 
     def _export(self) -> Stage:
         """Return the stage that writes the student in 8 bits."""
         settings = {"config": config_to_dict(self.config), "folder": str(self.small)}
-        run, stage = Path(self.config.run), self.folder / "stages" / "shortlist.json"
-        return Stage("int8", export_int8, settings, _ONCE, (run, stage), (self.small,))
+        run = Path(self.config.run)
+        return Stage("int8", export_int8, settings, _ALONE, (run, run / SHORTLIST_FILE), (self.small,))
 
     def _compare(self, student: Config) -> Stage:
         """Return the stage that scores and times the systems."""
@@ -219,4 +229,4 @@ class Distillation:
             "num_threads": self.config.training.num_threads,
         }
         inputs = (Path(student.run), self.small, *map(Path, self.teachers))
-        return Stage("comparison", compare_systems, settings, _ONCE, inputs)
+        return Stage("comparison", compare_systems, settings, _ALONE, inputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
@@ -56,7 +56,7 @@ def write_targets(settings: Settings, context: Context) -> dict[str, Any]:
     corpora = _Corpora(settings)
     maker = _TargetMaker(settings, say, corpora.num_lines())
     for name, tag in settings["tags"].items():
-        output = ResumableFile(folder / f"{name}.tsv", dict(settings) | {"name": name}, fresh=context.fresh)
+        output = ResumableFile(folder / f"{name}.tsv", dict(settings) | {"name": name})
         maker.write(output, corpora.lines(name), tag)
         counts.update(output.counts)
     maker.check_finished()
@@ -115,6 +115,7 @@ class _TargetMaker:
             members = {"ensemble": teachers[1:], **machine}
             self.forward = Translator.load(teachers[0], **members, **_PER_TOKEN)
             tokenizers = self.forward.tokenizers
+            _check_tags(filter(None, settings["tags"].values()), tokenizers)
             if path is None:
                 changes = {**settings["decoding"], "n_best": self.closest}
                 self.teacher = Translator.load(teachers[0], **members, **changes)
@@ -128,7 +129,7 @@ class _TargetMaker:
         Raises:
             DataError: If a line of the file of translations is missing.
         """
-        from mtkit.pipelines.translations import LineProgress
+        from mtkit.pipelines.translations import LineProgress, as_cell
 
         done = output.num_lines
         for _ in islice(lines, done):
@@ -143,7 +144,7 @@ class _TargetMaker:
         while piece := list(islice(lines, _PIECE)):
             counts: Counter[str] = Counter()
             rows = list(self._targets(piece, tag, output.num_lines, counts, progress))
-            text = "".join(f"{_cell(src)}\t{_cell(tgt)}\t{entropy:.4f}\n" for src, tgt, entropy in rows)
+            text = "".join(f"{as_cell(src)}\t{as_cell(tgt)}\t{entropy:.4f}\n" for src, tgt, entropy in rows)
             output.append(text, len(piece), counts)
             self.num_lines += len(piece)
         output.finish()
@@ -244,9 +245,16 @@ def _entropies(
         yield None if scored is None else -scored.score
 
 
-def _cell(text: str) -> str:
-    """Return a text as a cell of tab-separated lines, which have no quoting."""
-    return text.replace("\t", " ").replace("\r", " ").strip()
+def _check_tags(tags: Iterable[str], tokenizers: Tokenizers) -> None:
+    """Check that a teacher knows the tags of the corpora, of which it would otherwise translate the letters.
+
+    Raises:
+        ConfigError: If it does not.
+    """
+    for tag in tags:
+        if not tokenizers.src.is_single_piece(tag):
+            what = f"the teacher does not know the tag {tag!r}"
+            raise ConfigError(what, where="data.train", hint="leave this corpus out, or its tag")
 
 
 # --- choice -------------------------------------------------------------------------------------------------------

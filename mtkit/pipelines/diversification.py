@@ -105,6 +105,7 @@ class Diversification:
         """
         self.check()
         with Pipeline(self.folder, self.efforts, say, fresh=fresh) as pipeline:
+            pipeline.check_free("final", Path(self.config.run))
             pairs = pipeline.run(self._copy())
             prepared = pipeline.run(self._tokenizers())
             for reason in prepared["choices"]:

@@ -14,8 +14,8 @@ from mtkit.config.loading import config_to_dict, parse_config
 from mtkit.config.sections import DataConfig
 from mtkit.data.readers import Columns, Pair, read_tsv
 from mtkit.data.sources import Source, Split, open_sources
-from mtkit.files import commit_folder, make_folder, temporary_folder
-from mtkit.pipelines.corpora import NewPairs, read_corpus, write_corpora
+from mtkit.files import commit_folder, count_lines, make_folder, temporary_folder
+from mtkit.pipelines.corpora import NewPairs, read_corpus, sides, write_corpora
 from mtkit.pipelines.pair_filter import PairFilter, summary
 from mtkit.pipelines.resumable_file import ResumableFile
 from mtkit.pipelines.stages import Context, Settings, use_threads
@@ -105,17 +105,18 @@ def translate_corpora(settings: Settings, context: Context) -> dict[str, Any]:
         settings["model"], device=settings["device"], precision=settings["precision"], n_best=1
     )
     pair_filter = PairFilter(translator.tokenizers, settings["max_ratio"])
-    folder, machine_side = Path(settings["folder"]), settings["machine_side"]
+    corpora, folder = Path(settings["corpora"]), Path(settings["folder"])
+    machine_side = settings["machine_side"]
     make_folder(folder)
     counts: Counter[str] = Counter()
     say = Display(context.console).say
+    total = sum(count_lines(sides(corpora, name)[0]) for name in settings["names"])
     for name, tag in settings["names"].items():
-        output = ResumableFile(folder / f"{name}.tsv", settings, fresh=context.fresh)
+        output = ResumableFile(folder / f"{name}.tsv", settings)
         if not output.is_finished:
             side = 0 if machine_side == "tgt" else 1
-            texts = (pair[side] for pair in read_corpus(Path(settings["corpora"]), name))
-            requests = (Request(text, tag=tag) for text in texts)
-            progress = LineProgress(say, done=output.num_lines)
+            requests = (Request(pair[side], tag=tag) for pair in read_corpus(corpora, name))
+            progress = LineProgress(say, total, counts.total() + output.num_lines)
             write_pairs(output, requests, translator, pair_filter, machine_side, on_progress=progress)
         counts.update(output.counts)
     say(summary(counts))

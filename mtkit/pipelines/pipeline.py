@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mtkit.errors import ConfigError, DataError
-from mtkit.files import FolderLock, make_folder, remove_tree, storage_errors
+from mtkit.errors import ConfigError, DataError, StorageError
+from mtkit.files import FolderLock, make_folder, remove_tree, storage_errors, write_text
 from mtkit.formatting import format_duration
 from mtkit.pipelines.child import run_child
 from mtkit.pipelines.fingerprints import fingerprint
@@ -19,9 +19,12 @@ from mtkit.pipelines.records import Record, as_json
 from mtkit.pipelines.stages import Effort, Stage
 from mtkit.torchrun import read_ranks
 from mtkit.training.signals import Interrupted, Signals
+from mtkit.translation.model_folder import find_checkpoint
 
 _RECORDS = "stages"
 """Folder of the records in that of the pipeline."""
+_FRESH = "fresh"
+"""Empty file beside the records of a pipeline that was started over: stages without a record begin anew."""
 
 
 class Pipeline:
@@ -32,7 +35,8 @@ class Pipeline:
         efforts: effort of each stage, in the order in which they will be run.
         say: prints a line for the user.
         fresh: start over: records of earlier stages are removed, and their outputs in the folder of the pipeline.
-            Outputs elsewhere are left to the stages, which are told so in `Context.fresh`.
+            Outputs elsewhere are left to the stages, which are told so in `Context.fresh`, by a later call as well if
+            this one is stopped before.
 
     Raises:
         ConfigError: If torchrun started several processes (on entering).
@@ -60,12 +64,27 @@ class Pipeline:
             make_folder(self.folder / _RECORDS)
             if self.fresh:
                 self._remove_earlier()
+            self.fresh = (self.folder / _RECORDS / _FRESH).exists()
             stack.enter_context(self._signals.installed())
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
+
+    def check_free(self, name: str, folder: Path) -> None:
+        """Check that there is no model where a stage is to write one, unless that stage wrote it or may delete it.
+
+        Raises:
+            ConfigError: If there is.
+        """
+        if self.fresh or self._record(name).exists():
+            return
+        with suppress(StorageError):
+            find_checkpoint(folder)
+            what = "there is a model already where this command is to write one"
+            hint = "choose another run folder, move the model away, or start over with `fresh`"
+            raise ConfigError(what, where=str(folder), hint=hint)
 
     def run(self, stage: Stage) -> dict[str, Any]:
         """Run a stage, or go on with it, unless it is done; return what its function returned.
@@ -76,7 +95,7 @@ class Pipeline:
             MtkitError: If the stage raises it, or its process crashes.
             Interrupted: If a signal stops it; it goes on when it is run again.
         """
-        path = self.folder / _RECORDS / f"{stage.name}.json"
+        path = self._record(stage.name)
         wanted, record = self._wanted(stage), Record.read(path)
         if record is not None and (differences := record.differences(wanted)):
             what = f"stage {stage.name} was begun otherwise: {differences}"
@@ -84,7 +103,7 @@ class Pipeline:
             raise ConfigError(what, where=str(self.folder), hint=hint)
         self._number += 1
         place = f"[{self._number}/{len(self.efforts)}] {stage.name}"
-        if record is not None and record.done and all(map(_exists, stage.outputs)):
+        if record is not None and record.done and all(map(Path.exists, stage.outputs)):
             self._count(stage, record.seconds)
             self.say(f"{place}: done before, in {format_duration(record.seconds)}")
             return record.result
@@ -98,6 +117,10 @@ class Pipeline:
         if self._signals.pending is not None:
             self._signals.raise_interrupted()
         return done.result
+
+    def _record(self, name: str) -> Path:
+        """Return the file of the record of a stage."""
+        return self.folder / _RECORDS / f"{name}.json"
 
     def _wanted(self, stage: Stage) -> Record:
         """Return the record with which a stage begins."""
@@ -156,7 +179,7 @@ class Pipeline:
         return f" ({least}{format_duration(seconds)} left)"
 
     def _remove_earlier(self) -> None:
-        """Remove the records of earlier stages, and their outputs in the folder."""
+        """Remove the records of earlier stages, and their outputs in the folder; note that it was started over."""
         for path in sorted((self.folder / _RECORDS).glob("*.json")):
             record = Record.read(path)
             for output in map(Path, record.outputs if record else ()):
@@ -164,7 +187,4 @@ class Pipeline:
                     remove_tree(output)
             with storage_errors(path):
                 path.unlink()
-
-
-def _exists(path: Path) -> bool:
-    return path.exists()
+        write_text(self.folder / _RECORDS / _FRESH, "")

@@ -72,12 +72,12 @@ def write_pairs(
             if reason == KEPT:
                 text = noise.apply(translation.text, number) if noise is not None else translation.text
                 src, tgt = (text, line) if machine_side == "src" else (line, text)
-                written.append(f"{_one_cell(src)}\t{_one_cell(tgt)}\n")
+                written.append(f"{as_cell(src)}\t{as_cell(tgt)}\n")
         output.append("".join(written), len(piece), counts)
     output.finish()
 
 
-def _one_cell(text: str) -> str:
+def as_cell(text: str) -> str:
     """Return a text as a cell of tab-separated lines, which have no quoting."""
     return text.replace("\t", " ").replace("\r", " ").strip()
 

@@ -10,7 +10,7 @@ import pytest
 import tiny
 from rich.console import Console
 
-from mtkit.config.loading import config_to_dict, load_config
+from mtkit.config.loading import config_to_dict, load_config, parse_config
 from mtkit.errors import ConfigError, DataError
 from mtkit.pipelines import Context
 from mtkit.pipelines.distillation import Distillation
@@ -132,17 +132,33 @@ def test_what_cannot_be_is_refused(config: Path, tmp_path: Path) -> None:
         Distillation(loaded, (), {}, translations="x", closest=2).check()
     plan = Distillation(loaded, ("teacher",), {})
     plan.small.mkdir(parents=True)
-    with pytest.raises(ConfigError, match="it exists already"):
+    with pytest.raises(ConfigError, match="it is not a model"):
         plan.check()
+    plan.small.rmdir()
+    links = {"train": [{**loaded.data.train[0].model_dump(exclude_none=True), "alignments": "links"}]}
+    values = config_to_dict(loaded)
+    values["data"] |= links
+    values["training"]["guided_alignment"] = 1.0
+    with pytest.raises(ConfigError, match="machine translations have no alignments"):
+        Distillation(parse_config(values), ("teacher",), {}).check()
 
 
-def test_the_students_config_names_the_teacher_and_keeps_what_is_validated_on(config: Path) -> None:
+def test_a_tag_that_the_teacher_does_not_know_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="the teacher does not know the tag '<bt>'"):
+        write_targets(settings | {"tags": {"train-0": "<bt>", "mono": ""}}, QUIET)
+
+
+def test_the_students_config_names_the_teacher_and_keeps_what_is_validated_on(
+    config: Path, trained: Path
+) -> None:
     loaded = load_config(config)
-    plan = Distillation(loaded, ("runs/a", "runs/b"), {"beam_size": 4}, mono=("m",), keep_original=True)
+    search = {"mbr": "chrf", "mbr_candidates": 4}
+    plan = Distillation(loaded, (str(trained), "runs/b"), search, mono=("m",), keep_original=True)
     student = plan.student_config({"pairs": {"train-0": 7, "mono": 0}})
     original, targets = student.data.train
     assert original == loaded.data.train[0]
-    assert targets.synthetic == "7 sentences translated by runs/a + runs/b with beam_size 4 (distillation)"
+    how = f"{trained} + runs/b with mbr chrf of 4 hypotheses (distillation)"
+    assert targets.synthetic == f"7 sentences translated by {how}"
     assert targets.src is not None and Path(targets.src).is_absolute()
     assert (student.data.valid, student.data.test) == (loaded.data.valid, loaded.data.test)
 

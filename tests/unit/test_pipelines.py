@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 import pipeline_stages
 import pytest
 
+from mtkit.checkpoint import MANIFEST_FILE
 from mtkit.config.sections import AugmentConfig
 from mtkit.errors import ConfigError, DataError, MtkitError, StorageError, TrainingError
 from mtkit.pipelines import Effort, Pipeline, Settings, Stage, child, fingerprint, pipeline
@@ -127,6 +129,30 @@ def test_fresh_starts_over(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("in_this_process")
+def test_a_pipeline_that_was_started_over_and_stopped_remembers_it(folder: Path) -> None:
+    run(folder, stages(folder))
+    with Pipeline(folder / "p", [], print, fresh=True) as opened:
+        opened.run(stages(folder, "z")[0])
+    run(folder, stages(folder, "z"))
+    log = (folder / "log").read_text().splitlines()
+    assert [line.split()[1] for line in log] == ["False", "False", "True", "True"]
+
+
+def test_a_model_of_another_command_is_noticed_before_the_first_stage(folder: Path) -> None:
+    model = folder / "model"
+    with Pipeline(folder / "p", [], print) as opened:
+        opened.check_free("first", model)
+        model.mkdir()
+        (model / MANIFEST_FILE).touch()
+        with pytest.raises(ConfigError, match="model: there is a model already"):
+            opened.check_free("first", model)
+        (folder / "p" / "stages" / "first.json").touch()  # the stage has begun, and wrote it
+        opened.check_free("first", model)
+    with Pipeline(folder / "q", [], print, fresh=True) as opened:
+        opened.check_free("first", model)
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_an_error_names_itself_and_the_corrected_command_goes_on(folder: Path) -> None:
     (folder / "forbidden").touch()
     with pytest.raises(DataError, match=r"forbidden.*remove it"):
@@ -192,6 +218,14 @@ def test_damaged_records_are_refused(folder: Path) -> None:
     (records / "first.json").write_text("{", encoding="utf-8")
     with pytest.raises(StorageError, match=r"first\.json: damaged"):
         run(folder, stages(folder))
+
+
+def test_an_outcome_needs_no_room_on_a_full_disk(tmp_path: Path) -> None:
+    outcome = tmp_path / "outcome"
+    outcome.write_bytes(b" " * 1000)
+    child.write_outcome(outcome, child.raised(StorageError("no space left", where="x", hint="free some")))
+    assert outcome.stat().st_size == 1000
+    assert json.loads(outcome.read_bytes())["what"] == "no space left"
 
 
 def test_errors_keep_their_class() -> None:
