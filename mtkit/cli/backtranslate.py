@@ -56,8 +56,8 @@ def backtranslate(
         typer.Option(help="Tag of these pairs for the config that is printed at the end, e.g. `<bt>`."),
     ] = None,
     sample_seed: Annotated[
-        int, typer.Option("--sample-seed", min=0, help="Random seed of samples and noise.")
-    ] = 1,
+        int | None, typer.Option(min=0, help="Random seed of samples and noise; default 1.")
+    ] = None,
     top_k: Annotated[
         int | None, typer.Option(min=0, help="Sample from the k most probable tokens; by default from all.")
     ] = None,
@@ -94,20 +94,21 @@ def backtranslate(
     is whole; the same command goes on with a job that was stopped, and the bytes are the same.
     """
     _check_options(method, sample_seed, top_k, filler, beam_size)
+    seed = 1 if sample_seed is None else sample_seed
     check_not_compressed(output)
     check_not_overwriting(output, files)
     decoding = resolve_decoding(model, {
-        "sample": method == "sample", "mbr": "none", "groups": 1, "top_k": top_k, "sample_seed": sample_seed,
+        "sample": method == "sample", "mbr": "none", "groups": 1, "top_k": top_k, "sample_seed": seed,
         "beam_size": beam_size, "batch_tokens": batch_tokens,
     })  # fmt: skip
     from mtkit.pipelines.fingerprints import fingerprint
     from mtkit.pipelines.noise import Noise
-    from mtkit.pipelines.pair_filter import PairFilter, summary
     from mtkit.pipelines.resumable_file import ResumableFile
+    from mtkit.pipelines.translation_filter import TranslationFilter, summary
     from mtkit.training.signals import Signals
     from mtkit.translation.model_folder import read_languages
 
-    noise = Noise(filler or "<blank>", seed=sample_seed) if method == "noise" else None
+    noise = Noise(filler or "<blank>", seed=seed) if method == "noise" else None
     text_language, other_language = read_languages(Path(model))
     read_document = texts_of((columns or (text_language, ""))[0])
     total = count_all_lines(files, partial(count_input_lines, read_document=read_document))
@@ -117,7 +118,7 @@ def backtranslate(
         "decoding": decoding.model_dump(mode="json", exclude={"batch_tokens"}),
         "options": [
             method,
-            sample_seed,
+            seed,
             noise and noise.filler,
             max_ratio,
             column,
@@ -141,9 +142,9 @@ def backtranslate(
             progress = ignore_progress if quiet else LineProgress(print_stderr, total, file.num_lines)
             if file.num_lines and not quiet:
                 print_stderr(f"{output}: {file.num_lines:,} lines are done, going on from there")
-            pair_filter = PairFilter(translator.tokenizers, max_ratio or None)
+            translation_filter = TranslationFilter(translator.tokenizers, max_ratio or None)
             requests = _requests(reader, column, model_tag or "")
-            write_pairs(file, requests, translator, pair_filter, "src", noise, progress)
+            write_pairs(file, requests, translator, translation_filter, "src", noise, progress)
     print_stdout(f"{output}: {summary(file.counts)}\n")
     if not quiet:
         how = _describe(method, decoding)
@@ -153,7 +154,7 @@ def backtranslate(
 
 
 def _check_options(
-    method: str, seed: int, top_k: int | None, filler: str | None, beam_size: int | None
+    method: str, seed: int | None, top_k: int | None, filler: str | None, beam_size: int | None
 ) -> None:
     """Check options that go with one method.
 
@@ -162,7 +163,8 @@ def _check_options(
     """
     if method not in _METHODS:
         raise ConfigError(f"unknown method {method!r}", where="--method", hint=", ".join(_METHODS))
-    for option, value, wanted in (("--top-k", top_k, ("sample",)), ("--filler", filler, ("noise",)),
+    for option, value, wanted in (("--sample-seed", seed, ("sample", "noise")), ("--top-k", top_k, ("sample",)),
+                                  ("--filler", filler, ("noise",)),
                                   ("--beam-size", beam_size, ("beam", "noise"))):  # fmt: skip
         if value is not None and method not in wanted:
             raise ConfigError(f"{option} needs --method {' or '.join(wanted)}", hint="leave it out")

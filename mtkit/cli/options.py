@@ -14,6 +14,14 @@ INPUT, SEARCH, SAMPLING = "Input and output", "Search", "Sampling"
 CONSTRAINTS, TEXT, MACHINE = "Constraints", "Text handling", "Machine"
 """Panels of options in `mtkit translate --help`."""
 
+
+def _check_ratio(value: float) -> float:
+    """Refuse a ratio of the larger to the smaller number that none can have."""
+    if 0 < value < 1:
+        raise typer.BadParameter("the ratio of the larger to the smaller number is 1 or more; 0 for no limit")
+    return value
+
+
 # --- several commands ---------------------------------------------------------------------------------------------
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file; `-` is stdin.")]
@@ -91,7 +99,11 @@ Fresh = Annotated[
 ]
 MaxRatio = Annotated[
     float,
-    typer.Option(min=0, help="Leave out pairs whose token counts have a larger ratio; 0 for no limit."),
+    typer.Option(
+        min=0,
+        callback=_check_ratio,
+        help="Leave out pairs whose token counts have a larger ratio; 0 for no limit.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

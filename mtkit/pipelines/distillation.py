@@ -21,6 +21,7 @@ from mtkit.config.loading import config_to_dict, parse_config
 from mtkit.config.sections import Config
 from mtkit.data.sources import open_sources
 from mtkit.errors import ConfigError
+from mtkit.pipelines.corpora import sides
 from mtkit.pipelines.distillation_stages import (
     choose_targets,
     compare_systems,
@@ -52,7 +53,7 @@ class Distillation:
         backward: model of the opposite direction, for the dual score.
         closest: of this many best translations of a training source, the one closest to the reference by sentence BLEU
             is taken (Kim and Rush 2016, section 3.3); 1 takes the best.
-        max_ratio: see `PairFilter`.
+        max_ratio: see `TranslationFilter`.
         drop_worst: share of the pairs with the worst score that are left out.
         keep_original: train on the original pairs too.
         first, best: see `ShortlistSize`.
@@ -130,9 +131,7 @@ class Distillation:
         entries = list(values["data"]["train"]) if self.keep_original else []
         for name, tag, weight in self._corpora():
             if pairs := targets["pairs"][name]:
-                src, tgt = (
-                    os.path.abspath(self.folder / "targets" / f"{name}.{side}") for side in ("src", "tgt")
-                )
+                src, tgt = map(os.path.abspath, sides(self.folder / "targets", name))
                 entry = {"src": src, "tgt": tgt, "tag": tag, "weight": weight}
                 how = f"{pairs:,} sentences translated by {self.teacher} (distillation)"
                 kept = {key: value for key, value in entry.items() if value is not None}

@@ -6,7 +6,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -14,13 +13,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mtkit.checkpoint import ADAPTERS_FILE, MODEL_FILE
 from mtkit.config.loading import parse_config
 from mtkit.config.sections import Config, DataConfig
+from mtkit.data.readers import Pair
 from mtkit.data.sources import Split, open_sources, read_sides
 from mtkit.errors import ConfigError, DataError, MtkitError
-from mtkit.files import commit_folder, make_folder, read_lines, remove_tree, storage_errors, temporary_folder
+from mtkit.files import make_folder, read_lines, remove_tree
 from mtkit.formatting import format_count
-from mtkit.pipelines.pair_filter import KEPT, PairFilter, summary
+from mtkit.pipelines.corpora import write_corpora
 from mtkit.pipelines.resumable_file import ResumableFile
 from mtkit.pipelines.stages import Context, Settings, use_threads
+from mtkit.pipelines.translation_filter import KEPT, TranslationFilter, summary
 
 if TYPE_CHECKING:
     from mtkit.data.tokenizer import Tokenizers
@@ -120,7 +121,7 @@ class _TargetMaker:
                 changes = {**settings["decoding"], "n_best": self.closest}
                 self.teacher = Translator.load(teachers[0], **members, **changes)
         self.backward = None if backward is None else Translator.load(backward, **machine, **_PER_TOKEN)
-        self.pair_filter = PairFilter(tokenizers, settings["max_ratio"])
+        self.translation_filter = TranslationFilter(tokenizers, settings["max_ratio"])
         self.num_lines, self.total, self.say = 0, total, say
 
     def write(self, output: ResumableFile, lines: _Lines, tag: str) -> None:
@@ -174,7 +175,7 @@ class _TargetMaker:
         """Yield the pairs that pass the filter, and their dual cross-entropies."""
         texts = self._translate(piece, tag, first, progress)
         lines = [src for src, _ in piece]
-        reasons = self.pair_filter.reasons(lines, [text or "" for text in texts])
+        reasons = self.translation_filter.reasons(lines, [text or "" for text in texts])
         reasons = [
             "not translated" if text is None else reason for text, reason in zip(texts, reasons, strict=True)
         ]
@@ -271,16 +272,10 @@ def choose_targets(settings: Settings, context: Context) -> dict[str, Any]:
     if not len(entropies):
         raise DataError("no translation passed the filter", where=str(source), hint="see the counts above")
     limit = float(np.quantile(entropies, 1 - settings["drop_worst"])) if settings["drop_worst"] else math.inf
-    pairs: dict[str, int] = {}
-    with temporary_folder(Path(settings["folder"])) as temporary:
-        for name in names:
-            kept = [(src, tgt) for src, tgt, entropy in _rows(source, name) if entropy <= limit]
-            pairs[name] = len(kept)
-            with storage_errors(temporary), ExitStack() as stack:
-                for number, side in enumerate(("src", "tgt")):
-                    file = stack.enter_context(open(temporary / f"{name}.{side}", "wb"))
-                    file.writelines(f"{pair[number]}\n".encode() for pair in kept)
-        commit_folder(temporary, Path(settings["folder"]))
+    kept = (
+        (Pair(src, tgt) for src, tgt, entropy in _rows(source, name) if entropy <= limit) for name in names
+    )
+    pairs = write_corpora(Path(settings["folder"]), zip(names, kept, strict=True))
     left_out = len(entropies) - sum(pairs.values())
     Display(context.console).say(
         f"{format_count(sum(pairs.values()), 'pair')} to learn from; {left_out:,} more left out, "

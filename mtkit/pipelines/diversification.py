@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,10 +40,10 @@ DIRECTIONS: tuple[Direction, Direction] = ("forward", "backward")
 _ONCE = Effort("preparations", 0)
 _TRANSLATION = Effort("translations of the corpus", 1)
 
-_NOT_BACKWARD = {
-    ("init",): "a model to start from translates in one direction only",
-    ("training", "distillation"): "a teacher translates in one direction only",
-    ("training", "guided_alignment"): "machine translations have no alignments",
+_REFUSED = {
+    "init": "a model to start from translates in one direction only",
+    "training.distillation": "a teacher translates in one direction only",
+    "training.guided_alignment": "machine translations have no alignments",
 }
 """Keys of a config that cannot be diversified, and the reason."""
 
@@ -56,7 +57,7 @@ class Diversification:
         helpers: config of the models that translate; its run folder does not count.
         num_models: models of each direction in each round.
         num_rounds: rounds.
-        max_ratio: see `PairFilter`.
+        max_ratio: see `TranslationFilter`.
     """
 
     config: Config
@@ -77,17 +78,9 @@ class Diversification:
             ConfigError: If it cannot.
         """
         for config in (self.config, self.helpers):
-            values = config_to_dict(config)
-            for keys, reason in _NOT_BACKWARD.items():
-                value: Any = values
-                for key in keys:
-                    value = value.get(key)
-                    if value is None:
-                        break
-                if value:
-                    raise ConfigError(
-                        "cannot be used with diversification", where=".".join(keys), hint=reason
-                    )
+            for key, reason in _REFUSED.items():
+                if attrgetter(key)(config):
+                    raise ConfigError("cannot be used with diversification", where=key, hint=reason)
 
     @property
     def efforts(self) -> list[Effort]:
@@ -112,6 +105,7 @@ class Diversification:
                 say(reason)
             config, helpers = parse_config(prepared["config"]), parse_config(prepared["helpers"])
             chosen = replace(self, config=config, helpers=helpers)
+            pipeline.efforts = chosen.efforts  # a preset may have changed the number of updates
             return chosen._train_and_translate(pipeline, pairs)
 
     def _train_and_translate(self, pipeline: Pipeline, pairs: dict[str, Any]) -> dict[str, Any]:
@@ -168,19 +162,14 @@ class Diversification:
         """
         values = config_to_dict(self.config)
         values["tokenizer"] = self._tokenizer(self.config, "forward")
+        how = f"{self.num_models} forward and {self.num_models} backward models"
+        if self.num_rounds > 1:
+            how += f" in {self.num_rounds} rounds"
         for name, source in self._train():
-            added, how = (
-                united["pairs"][name],
-                f"{self.num_models} forward and {self.num_models} backward models",
-            )
-            rounds = f" in {self.num_rounds} rounds" if self.num_rounds > 1 else ""
-            entry = self._entry(
-                f"union-{self.num_rounds}", name, "forward", tag=source.tag, weight=source.weight
-            )
-            entry["synthetic"] = (
-                f"{format_count(added, 'pair')} translated by {how}{rounds} (diversification)"
-            )
-            if added:
+            if added := united["pairs"][name]:
+                union = f"union-{self.num_rounds}"
+                entry = self._entry(union, name, "forward", tag=source.tag, weight=source.weight)
+                entry["synthetic"] = f"{format_count(added, 'pair')} translated by {how} (diversification)"
                 values["data"]["train"].append(entry)
         return parse_config(values)
 

@@ -16,9 +16,9 @@ from mtkit.data.readers import Columns, Pair, read_tsv
 from mtkit.data.sources import Source, Split, open_sources
 from mtkit.files import commit_folder, count_lines, make_folder, temporary_folder
 from mtkit.pipelines.corpora import NewPairs, read_corpus, sides, write_corpora
-from mtkit.pipelines.pair_filter import PairFilter, summary
 from mtkit.pipelines.resumable_file import ResumableFile
 from mtkit.pipelines.stages import Context, Settings, use_threads
+from mtkit.pipelines.translation_filter import TranslationFilter, summary
 
 
 def copy_corpora(settings: Settings, context: Context) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def translate_corpora(settings: Settings, context: Context) -> dict[str, Any]:
     translator = Translator.load(
         settings["model"], device=settings["device"], precision=settings["precision"], n_best=1
     )
-    pair_filter = PairFilter(translator.tokenizers, settings["max_ratio"])
+    translation_filter = TranslationFilter(translator.tokenizers, settings["max_ratio"])
     corpora, folder = Path(settings["corpora"]), Path(settings["folder"])
     machine_side = settings["machine_side"]
     make_folder(folder)
@@ -117,7 +117,7 @@ def translate_corpora(settings: Settings, context: Context) -> dict[str, Any]:
             side = 0 if machine_side == "tgt" else 1
             requests = (Request(pair[side], tag=tag) for pair in read_corpus(corpora, name))
             progress = LineProgress(say, total, counts.total() + output.num_lines)
-            write_pairs(output, requests, translator, pair_filter, machine_side, on_progress=progress)
+            write_pairs(output, requests, translator, translation_filter, machine_side, on_progress=progress)
         counts.update(output.counts)
     say(summary(counts))
     return dict(counts)

@@ -14,8 +14,8 @@ from typing import Literal
 
 from mtkit.formatting import format_duration
 from mtkit.pipelines.noise import Noise
-from mtkit.pipelines.pair_filter import KEPT, PairFilter
 from mtkit.pipelines.resumable_file import ResumableFile
+from mtkit.pipelines.translation_filter import KEPT, TranslationFilter
 from mtkit.translation.line_translator import LineTranslator
 from mtkit.translation.options import TranslateOptions
 from mtkit.translation.segments import Request
@@ -32,7 +32,7 @@ def write_pairs(
     output: ResumableFile,
     requests: Iterator[Request],
     translator: LineTranslator,
-    pair_filter: PairFilter,
+    translation_filter: TranslationFilter,
     machine_side: Side,
     noise: Noise | None = None,
     on_progress: Callable[[int], None] = lambda num_lines: None,
@@ -45,7 +45,7 @@ def write_pairs(
         output: the file, whose lines that are done are skipped.
         requests: all lines of the input, from the first.
         translator: translates them.
-        pair_filter: chooses the pairs to keep.
+        translation_filter: chooses the pairs to keep.
         machine_side: side of the translation in a pair.
         noise: noise on the translations, after the filter.
         on_progress: called with the number of further lines that are translated.
@@ -63,7 +63,7 @@ def write_pairs(
         )
         found = list(translator.translate(piece, options))
         lines, texts = [request.text for request in piece], [translation.text for translation in found]
-        reasons = pair_filter.reasons(lines, texts)
+        reasons = translation_filter.reasons(lines, texts)
         counts: Counter[str] = Counter()
         written = []
         for number, (line, translation, reason) in enumerate(zip(lines, found, reasons, strict=True), first):

@@ -25,6 +25,7 @@ from mtkit.config.presets import (
     preset_values,
     round_to_two_digits,
 )
+from mtkit.config.rules import ineffective_keys
 from mtkit.config.sections import Config, DataConfig
 from mtkit.config.yaml_document import format_value
 from mtkit.data.filters import KEPT, PairFilter
@@ -76,11 +77,11 @@ def choose_values(config: Config, size: CorpusSize | None = None) -> tuple[Confi
         first, *others = choice.reasons
         reasons = [f"preset auto: {first}", *others]
     assert config.preset is not None and config.preset != AUTO
-    usual = preset_values(config.preset, {})
+    usual, idle = preset_values(config.preset, {}), ineffective_keys(config)
     changes = [
         f"{key} {format_value(set_by_user[key])}"
         for key in usual
-        if key in set_by_user and set_by_user[key] != usual[key]
+        if key in set_by_user and set_by_user[key] != usual[key] and key not in idle
     ]
     if changes:
         reasons.append(f"as the config says, {', '.join(changes)}")

@@ -106,6 +106,8 @@ def test_columns_compression_and_lines_that_are_no_text(trained: Path, mono: Pat
     [
         (["--method", "beams"], "unknown method 'beams'"),
         (["--top-k", "5"], "--top-k needs --method sample"),
+        (["--sample-seed", "2"], "--sample-seed needs --method sample or noise"),
+        (["--max-ratio", "0.5"], "the ratio of the larger to the smaller number is 1 or more"),
         (["--filler", "x"], "--filler needs --method noise"),
         (["--method", "noise", "--filler", "x y"], "--filler: 'x y' is blank or has a space"),
         (["--model-tag", "<2xx>"], "is not a single token of the source vocabulary"),

@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 import mtkit.training.preset as choosing
-from mtkit.config.loading import load_config, load_stored_config
+from mtkit.config.loading import config_to_dict, load_config, load_stored_config, parse_config
 from mtkit.config.presets import AUTO, PRESETS, Choice
 from mtkit.errors import ConfigError
 from mtkit.training.distributed import World
@@ -136,6 +136,12 @@ def test_config_show_and_check_tell_the_choice(here: Path) -> None:
     assert not Path("run").exists()
     code, _, err = tiny.mtkit("config", "show", "my.yaml", "data.train.0.src=none")
     assert (code, "no such file" in tiny.one_line(err)) == (3, True)
+
+
+def test_a_key_without_effect_is_no_choice_of_the_config(here: Path) -> None:
+    values = {"preset": "tiny", "tokenizer": {"model": "x", "vocab_size": 8000}, "training": {"max_steps": 5}}
+    config = parse_config({**config_to_dict(load_config("my.yaml")), **values})
+    assert choose_values(config)[1] == ["preset tiny", "as the config says, training.max_steps 5"]
 
 
 def test_other_processes_take_what_the_main_one_chose(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from mtkit.errors import ConfigError
 from mtkit.pipelines.noise import Noise
-from mtkit.pipelines.pair_filter import PairFilter, summary
 from mtkit.pipelines.resumable_file import ResumableFile
+from mtkit.pipelines.translation_filter import TranslationFilter, summary
 
 
 def test_noise_deletes_replaces_and_moves_as_often_as_it_should() -> None:
@@ -61,7 +61,7 @@ class _Words:
 
 
 def test_what_is_no_translation_is_left_out_by_reason() -> None:
-    pair_filter = PairFilter(_Words(), max_ratio=2.0)  # type: ignore[arg-type]
+    translation_filter = TranslationFilter(_Words(), max_ratio=2.0)  # type: ignore[arg-type]
     loop = "a b a b a b a b a b"
     pairs = {
         ("ein Hund", "a dog"): "kept",
@@ -74,9 +74,9 @@ def test_what_is_no_translation_is_left_out_by_reason() -> None:
         ("eins zwei drei vier fünf sechs", loop): "repeating themselves",
         (loop, loop.replace("a", "c")): "kept",
     }
-    reasons = pair_filter.reasons(*map(list, zip(*pairs, strict=True)))
+    reasons = translation_filter.reasons(*map(list, zip(*pairs, strict=True)))
     assert reasons == list(pairs.values())
-    unlimited = PairFilter(_Words(), max_ratio=None)  # type: ignore[arg-type]
+    unlimited = TranslationFilter(_Words(), max_ratio=None)  # type: ignore[arg-type]
     assert unlimited.reasons(["eins"], ["1 2 3 4 5 6 7 8 9"]) == ["kept"]
     assert summary(Counter(reasons)).startswith("4 of 9 pairs kept; left out: 2 empty, 1 copied")
     assert summary({"kept": 3}) == "3 of 3 pairs kept"

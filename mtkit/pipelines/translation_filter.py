@@ -1,4 +1,4 @@
-"""Filter of machine translations before they become training pairs: what is no translation is left out, and counted."""
+"""Filter of machine translations that are to be training pairs: what is no translation is left out, and counted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KEPT = "kept"
 
 
 @dataclass(frozen=True)
-class PairFilter:
+class TranslationFilter:
     """Checks of a line and its translation.
 
     Attributes:
