@@ -11,6 +11,8 @@ A sample is a function of (seed, pass, sentence), whatever else is in a batch.
 
 No piece crosses the border between two pieces of the usual segmentation if no piece contains the two characters at
 that border next to each other. So a sentence is cut there into stretches, mostly words, that are sampled independently.
+What a BPE model may merge in a stretch grows with the square of its length, so a long one, as in text without spaces,
+is cut between usual pieces all the same.
 Special pieces, symbols of the user, bytes and unknown characters are stretches of their own and stay as they are.
 
 How a stretch is sampled is a walk through a graph: from each node, a random edge leads to the next. The graphs of all
@@ -35,8 +37,10 @@ from mtkit.data.segmentation import Piece, read_pieces
 from mtkit.data.tokenizer import Ids, Tokenizer, VocabularyTokenizer
 from mtkit.errors import ConfigError
 
-_MAX_SIZE = 1 << 22
-"""Once the graphs have more edges than this, they are forgotten, and built again as they are needed."""
+_MAX_SIZE = 1 << 23
+"""Once the graphs have more numbers than this, they are forgotten, and built again as they are needed."""
+_MAX_MERGED = 50
+"""Characters of a stretch of a BPE model behind which it is cut at the next border between usual pieces."""
 _END = -1
 """Mark in place of a node: the walk ends."""
 _TWO_32 = 1 << 32
@@ -70,6 +74,7 @@ class SubwordSampler:
         pieces = _usable_pieces(tokenizer, method)
         graph = _SegmentationGraph if method == "unigram" else _MergeGraph
         self._graph: _Graph = graph(pieces, strength)
+        self._max_stretch = _MAX_MERGED if method == "bpe" else None
         self._key = key
         self._starts: dict[int, int] = {}
         self._set_borders(pieces, tokenizer.num_pieces)
@@ -79,8 +84,10 @@ class SubwordSampler:
         texts = {index: piece.text for index, piece in pieces.items()}
         numbers = {character: number for number, character in enumerate(sorted(set("".join(texts.values()))))}
         self._first, self._last = np.full(num_ids, -1, np.int64), np.full(num_ids, -1, np.int64)
+        self._lengths = np.ones(num_ids, np.int64)
         for index, text in texts.items():
             self._first[index], self._last[index] = numbers[text[0]], numbers[text[-1]]
+            self._lengths[index] = len(text)
         self._num_characters = len(numbers)
         inside = {
             numbers[one] * len(numbers) + numbers[other]
@@ -121,7 +128,13 @@ class SubwordSampler:
         places = np.minimum(np.searchsorted(self._inside, codes), len(self._inside) - 1)
         joined = (self._inside[places] == codes) if len(self._inside) else np.zeros(len(codes), np.bool_)
         joined &= (before >= 0) & (after >= 0) & (row_of_token[1:] == row_of_token[:-1])
-        return np.flatnonzero(np.concatenate([np.ones(min(1, len(ids)), np.bool_), ~joined]))
+        firsts = np.flatnonzero(np.concatenate([np.ones(min(1, len(ids)), np.bool_), ~joined]))
+        if self._max_stretch is None or not len(ids):
+            return firsts
+        ends = np.cumsum(self._lengths[ids])
+        places = ends - self._lengths[ids]  # of each token in all rows
+        parts = (places - np.repeat(places[firsts], np.diff(firsts, append=len(ids)))) // self._max_stretch
+        return np.union1d(firsts, np.flatnonzero(np.diff(parts) > 0) + 1)
 
     def _start_nodes(self, ids: Ids, firsts: _Int64s) -> _Int64s:
         """Return the node at which the walk of each stretch starts: [W]. Graphs of new stretches are built."""
@@ -174,7 +187,7 @@ class _Graph(ABC):
     @property
     @abstractmethod
     def size(self) -> int:
-        """Number of edges."""
+        """About how many numbers they consist of."""
 
     @abstractmethod
     def clear(self) -> None:
@@ -303,7 +316,7 @@ class _MergeGraph(_Graph):
     @property
     def size(self) -> int:
         """See `_Graph.size`."""
-        return len(self._paths) + len(self._detours)
+        return len(self._tokens) + len(self._paths) + len(self._detours)
 
     def clear(self) -> None:
         """See `_Graph.clear`."""

@@ -210,6 +210,19 @@ def test_a_sample_does_not_depend_on_its_batch(
     assert sampler.sample([], np.zeros(0, np.int64), np.zeros(0, np.int64)) == []
 
 
+def test_bpe_dropout_of_a_long_word_takes_little_memory(bpe: Tokenizer) -> None:
+    """Uncut, it takes more than a million numbers in three passes."""
+    sampler = SubwordSampler(bpe, "bpe", 0.5, KEY)
+    lines, found = ["er" * 450, " ".join(["Kinderwagen"] * 20)], set()
+    rows = bpe.encode(lines)
+    for number in range(3):
+        sampled = sampler.sample(rows, np.arange(2), np.full(2, number))
+        assert bpe.decode(sampled) == lines
+        found.add(tuple(sampled[0].tolist()))
+    assert len(found) == 3
+    assert sampler._graph.size < 100_000
+
+
 def test_a_restricted_vocabulary_is_kept(unigram: Tokenizer) -> None:
     pieces = [piece.text for piece in read_pieces(unigram.model)[1] if piece.is_normal]
     kept = [text for number, text in enumerate(pieces) if len(text) == 1 or number % 2]
