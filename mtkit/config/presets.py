@@ -204,9 +204,13 @@ WARMUP_SHARE = 1 / 8
 """Largest share of the updates over which a preset warms up."""
 _FIXED_BATCH_TOKENS = 4096
 """`training.batch_tokens` in place of auto where that is not possible."""
+_FIXED_PIECES = 260
+"""Pieces of every vocabulary: bytes and special ones."""
 _SCARCE_MEMORY = 3e9
 """Bytes of memory below which auto lets memory decide into how many micro-batches a batch is split."""
 
+_TOKENIZER_KEYS = {"tokenizer.vocab_size", "tokenizer.model", "tokenizer.src_model"}
+"""Keys that say which vocabulary to use, or how large it is."""
 _SAMPLING = ("tokenizer.sampling_alpha", "tokenizer.bpe_dropout")
 _REPLACES = {
     "training.r_drop": ("training.simcut",),
@@ -230,11 +234,13 @@ class CorpusSize:
         pairs: number of pairs that training may use.
         pairs_per_epoch: the same, each times the weight of its corpus.
         characters: characters of the longer sides of these; of scripts without letters, such as Chinese, times 2.5.
+        alphabet: number of different characters that nearly all of the text consists of.
     """
 
     pairs: int
     pairs_per_epoch: float
     characters: float
+    alphabet: int = 0
 
     def num_tokens(self, vocab_size: int) -> float:
         """Return about how many tokens an epoch has.
@@ -307,6 +313,11 @@ def choose(size: CorpusSize, machine: Machine, chosen: Mapping[str, object]) -> 
         reasons.append(
             f"batches are split into micro-batches: only {machine.memory / 1e9:.1f} GB of memory are free"
         )
+    least = round_to_two_digits(2 * (size.alphabet + _FIXED_PIECES))  # as many pieces of several characters
+    is_free = chosen.get("init") is None and not _TOKENIZER_KEYS & chosen.keys()
+    if is_free and _number(values["tokenizer.vocab_size"], 0) < least:
+        values["tokenizer.vocab_size"] = least
+        reasons.append(f"a vocabulary of {least:,} for {size.alphabet:,} different characters")
     if "training.max_steps" not in chosen:
         epochs = _number(chosen.get("training.max_epochs"), row.epochs)
         per_epoch = _updates_per_epoch(size, {**values, **chosen})

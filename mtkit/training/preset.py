@@ -9,9 +9,11 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -46,6 +48,10 @@ _LETTERLESS = "\u2e80"
 """First character of the scripts of East Asia, a token of which has few characters."""
 _LETTERLESS_WEIGHT = 2.5
 """Characters of other scripts that stand for one of these."""
+_COUNTED_PAIRS = 50_000
+"""Pairs whose characters are counted; larger corpora have vocabularies that are large enough for any script."""
+_COVERAGE = 0.9995
+"""Share of the text that the pieces of a vocabulary cover: the default of `tokenizer.character_coverage`."""
 _TIME_FOR_TRAINING = 0.97
 """Share of a time limit that updates and validations may take, by estimate; checkpoints need some too."""
 _VALIDATION_SHARE = 0.25
@@ -103,12 +109,17 @@ def measure_corpus(data: DataConfig) -> CorpusSize:
     """
     sources, pair_filter = open_sources(data.train, data, "train"), PairFilter(data)
     num_read, num_pairs, pairs_per_epoch, characters = 0, 0, 0.0, 0.0
+    counts = Counter[str]()
     for source, weight in zip(sources, data.train_weights, strict=True):
         pairs = (pair for _, pair in source.read())
         while block := list(islice(pairs, _BLOCK)):
             srcs, tgts = [pair.src.strip() for pair in block], [pair.tgt.strip() for pair in block]
             reasons = pair_filter.filter_texts(srcs, tgts)
             kept = [i for i in range(len(block)) if reasons[i] == KEPT]
+            if num_pairs < _COUNTED_PAIRS:
+                for i in kept:
+                    counts.update(srcs[i])
+                    counts.update(tgts[i])
             num_read, num_pairs = num_read + len(block), num_pairs + len(kept)
             pairs_per_epoch += weight * len(kept)
             characters += weight * sum(max(_length(srcs[i]), _length(tgts[i])) for i in kept)
@@ -116,7 +127,13 @@ def measure_corpus(data: DataConfig) -> CorpusSize:
         hint = "all pairs are empty or too long" if num_read else "the files are empty"
         raise DataError("no training pairs", where=sources[0].location(1), hint=hint)
     directions = 2 if data.reverse else 1
-    return CorpusSize(num_pairs, directions * pairs_per_epoch, directions * characters)
+    return CorpusSize(num_pairs, directions * pairs_per_epoch, directions * characters, _alphabet(counts))
+
+
+def _alphabet(counts: Counter[str]) -> int:
+    """Return how many characters, the most frequent first, make up nearly all of the text."""
+    totals = np.cumsum(sorted(counts.values(), reverse=True))
+    return int(np.searchsorted(totals, _COVERAGE * totals[-1])) + 1
 
 
 def _length(text: str) -> float:

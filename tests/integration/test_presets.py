@@ -12,6 +12,7 @@ import tiny
 import mtkit.training.preset as choosing
 from mtkit.config.loading import config_to_dict, load_config, load_stored_config, parse_config
 from mtkit.config.presets import AUTO, PRESETS, Choice
+from mtkit.data.sentencepiece_training import train_sentencepiece
 from mtkit.errors import ConfigError
 from mtkit.training.distributed import World
 from mtkit.training.forecast import Speed
@@ -119,6 +120,19 @@ def test_a_letterless_script_has_more_tokens(here: Path) -> None:
         assert config.training.max_steps is not None
         lengths.append(config.training.max_steps)
     assert lengths[1] > 1.8 * lengths[0]
+
+
+def test_the_vocabulary_is_large_enough_for_the_characters(here: Path) -> None:
+    characters = [chr(code) for code in range(0x4E00, 0x4E00 + 1400)]
+    lines = ["".join(characters[first::100]) for first in range(100)] * 3
+    for side in ("src", "tgt"):
+        tiny.write_lines(here / f"train.{side}", lines)
+    config, reasons = choose_values(load_config("my.yaml"))
+    assert config.tokenizer.vocab_size == 3300
+    assert "a vocabulary of 3,300 for 1,400 different characters" in reasons
+    train_sentencepiece(lines, config.tokenizer)
+    with pytest.raises(ConfigError, match="too few for the characters"):
+        train_sentencepiece(lines, config.tokenizer.model_copy(update={"vocab_size": 1000}))
 
 
 def test_config_show_and_check_tell_the_choice(here: Path) -> None:

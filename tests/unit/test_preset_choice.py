@@ -130,6 +130,18 @@ def test_scarce_memory_splits_batches_and_changes_nothing_else() -> None:
     assert scarce.values == usual.values | changed
 
 
+def test_a_script_of_many_characters_gets_a_larger_vocabulary() -> None:
+    size = replace(corpus(4_000), alphabet=2_000)
+    usual, choice = choose(corpus(4_000), LAPTOP, {}), choose(size, LAPTOP, {})
+    assert usual.values["tokenizer.vocab_size"] == 1000
+    assert choice.values["tokenizer.vocab_size"] == 4500
+    assert "a vocabulary of 4,500 for 2,000 different characters" in choice.reasons
+    for key, value in (("init", "x"), ("tokenizer.model", "x.model"), ("tokenizer.vocab_size", 3000)):
+        assert not any(
+            "different characters" in reason for reason in choose(size, LAPTOP, {key: value}).reasons
+        )
+
+
 def test_the_number_of_updates_follows_from_what_is_set() -> None:
     def steps(**chosen: object) -> Any:
         chosen = {f"training.{key}": value for key, value in chosen.items()}
