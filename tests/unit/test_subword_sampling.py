@@ -123,8 +123,8 @@ def test_unigram_samples_are_distributed_as_those_of_sentencepiece(unigram: Toke
         tuple(processor.encode(text, enable_sampling=True, alpha=0.3, nbest_size=-1)) for _ in range(4000)
     )
     for way, number in own.most_common(8):
-        share = number / own.total()
-        deviation = math.sqrt(share / own.total() + share / found.total())  # of the difference; own has no seed
+        share = number / own.total()  # of samples without a seed
+        deviation = math.sqrt(share / own.total() + share / found.total())
         assert found[way] / found.total() == pytest.approx(share, abs=5 * deviation)
 
 
