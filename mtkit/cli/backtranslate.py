@@ -182,7 +182,7 @@ def _requests(lines: Iterator[str], column: int | None, tag: str) -> Iterator[Re
 
     for number, line in enumerate(lines, 1):
         fault, text = getattr(line, "fault", None), line
-        if column is not None:
+        if column is not None and fault is None:
             cells = line.split("\t")
             if len(cells) < column:
                 what = f"{len(cells)} of {column} columns in line {number:,}"

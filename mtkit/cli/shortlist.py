@@ -68,8 +68,7 @@ def shortlist(
     file = save_shortlist(Path(model), found, tokenizers)
     coverage = measure_coverage(found, corpus, tokenizers)
     print_stdout(
-        f"{format_count(len(corpus), 'pair')}: a sentence may use {coverage.size:,.0f} of "
-        f"{tokenizers.tgt.num_pieces:,} tokens on average, which has {coverage.tokens:.2%} of the target tokens\n"
+        f"{format_count(len(corpus), 'pair')}: {coverage.describe(tokenizers.tgt.num_pieces)}\n"
         f"written to {file}\n"
     )
 

@@ -32,7 +32,7 @@ from mtkit.pipelines.distillation_stages import (
 from mtkit.pipelines.pipeline import Pipeline
 from mtkit.pipelines.stages import Effort, Stage
 from mtkit.pipelines.trainings import training
-from mtkit.translation.model_folder import SHORTLIST_FILE, override_decoding, read_decoding
+from mtkit.translation.model_folder import SHORTLIST_FILE, override_decoding, read_decoding, read_languages
 
 _ALONE = Effort("stages", 0)
 """Effort of a stage unlike any other, whose time nothing tells."""
@@ -101,6 +101,14 @@ class Distillation:
         if self.small.exists() and not (self.small / MANIFEST_FILE).exists():
             what = "it is not a model, and the student in 8 bits would be written there"
             raise ConfigError(what, where=str(self.small), hint="choose another run folder, or delete it")
+        there = self.config.data.src, self.config.data.tgt
+        back = there[1], there[0]
+        models = [*((path, there, back) for path in self.teachers)]
+        models += [(self.backward, back, there)] if self.backward is not None else []
+        for path, wanted, opposite in models:
+            if wanted != opposite == read_languages(Path(path)):
+                what = f"it translates from {opposite[0]} to {wanted[0]}, not from {wanted[0]} to {wanted[1]}"
+                raise ConfigError(what, where=path, hint="name a model of the other direction")
 
     def run(self, say: Callable[[str], None], *, fresh: bool = False) -> dict[str, Any]:
         """Run all stages and return the result of the last, the comparison of the systems.

@@ -325,10 +325,7 @@ def list_tokens(settings: Settings, context: Context) -> dict[str, Any]:
     found = make_shortlist(model.ensemble, corpus, size, model.decoding.batch_tokens, progress)
     save_shortlist(run, found, tokenizers)
     coverage = measure_coverage(found, corpus, tokenizers)
-    say(
-        f"aligned by {aligner}: a sentence may use {coverage.size:,.0f} of {tokenizers.tgt.num_pieces:,} tokens on "
-        f"average, which has {coverage.tokens:.2%} of the target tokens"
-    )
+    say(f"aligned by {aligner}: {coverage.describe(tokenizers.tgt.num_pieces)}")
     return {"aligner": str(aligner), **coverage._asdict()}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mtkit.errors import ConfigError
-from mtkit.files import fsync_folder, storage_errors, write_text
+from mtkit.files import fsync_folder, make_folder, storage_errors, write_text
 
 
 class ResumableFile:
@@ -63,6 +63,7 @@ class ResumableFile:
             StorageError: If it cannot be written.
         """
         if not self._size:
+            make_folder(self.path.parent)
             self._write_note()  # OUT.part must be known as this job's from its first byte on
         with storage_errors(self.path):
             with open(self._part, "r+b" if self._size else "wb") as file:

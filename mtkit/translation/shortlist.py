@@ -73,6 +73,13 @@ class Coverage(NamedTuple):
     lines: float
     size: float
 
+    def describe(self, num_tokens: int) -> str:
+        """Describe it in words; `num_tokens` is the size of the target vocabulary."""
+        return (
+            f"a sentence may use {self.size:,.0f} of {num_tokens:,} tokens on average, "
+            f"with {self.tokens:.2%} of the target tokens among them"
+        )
+
 
 def _shortlist_file(path: Path) -> Path:
     """Return where the shortlist of a run or model folder is kept, whether it has one or not.

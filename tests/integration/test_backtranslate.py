@@ -101,6 +101,16 @@ def test_columns_compression_and_lines_that_are_no_text(trained: Path, mono: Pat
     assert out.startswith(f"{output}: 30 of 32 pairs kept; left out: 1 not translated, 1 empty")
 
 
+def test_a_folder_is_made_and_a_line_that_is_no_text_needs_no_column(trained: Path, tmp_path: Path) -> None:
+    source, output = tmp_path / "mono.tsv", tmp_path / "new" / "bt.tsv"
+    source.write_bytes(b"x\tle chien voit un chat .\n\xff\n")
+    code, out, err = tiny.mtkit(
+        "backtranslate", trained, source, "-o", output, "--column", 2, "--max-ratio", 0
+    )
+    assert code == 0, err
+    assert "1 not translated" in out and output.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

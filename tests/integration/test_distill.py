@@ -143,6 +143,16 @@ def test_what_cannot_be_is_refused(config: Path, tmp_path: Path) -> None:
         Distillation(parse_config(values), ("teacher",), {}).check()
 
 
+def test_a_model_of_the_wrong_direction_is_refused(config: Path, trained: Path) -> None:
+    values = config_to_dict(load_config(config))
+    data = values["data"]
+    backward = parse_config(values | {"data": data | {"src": data["tgt"], "tgt": data["src"]}})
+    with pytest.raises(ConfigError, match="translates from en to fr, not from fr to en"):
+        Distillation(backward, (str(trained),), {}).check()
+    with pytest.raises(ConfigError, match="translates from en to fr, not from fr to en"):
+        Distillation(load_config(config), (), {}, translations="x", backward=str(trained)).check()
+
+
 def test_a_tag_that_the_teacher_does_not_know_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="the teacher does not know the tag '<bt>'"):
         write_targets(settings | {"tags": {"train-0": "<bt>", "mono": ""}}, QUIET)
