@@ -258,6 +258,8 @@ def _training(
         f"{training.batch_token_budget * training.batches_per_update:,} tokens, dropout {model.dropout:g}, label "
         f"smoothing {training.label_smoothing:g}, random seed {config.seed}"
     )
+    if methods := _methods(config):
+        yield f"- {', '.join(methods)}"
     if training.lora is not None:
         yield f"- LoRA adapters of rank {training.lora.rank} (Hu et al. 2021)"
     epochs = [] if history is None else history.train_curve("epoch")
@@ -268,6 +270,24 @@ def _training(
         precision = f", {facts['precision']}" if "precision" in facts else ""
         yield f"- {format_duration(seconds)}{of_epochs}{where}{precision}, validations included"
     yield "- every key: [config.yaml](config.yaml); every record of training: [metrics.jsonl](metrics.jsonl)"
+
+
+def _methods(config: Config) -> list[str]:
+    """Return the training methods that are on."""
+    model, training, tokenizer = config.model, config.training, config.tokenizer
+    strengths = {
+        "SimCut": training.simcut,
+        "R-Drop": training.r_drop,
+        "subword sampling": tokenizer.sampling_alpha,
+        "BPE-dropout": tokenizer.bpe_dropout,
+        "token dropout": model.token_dropout,
+        "layer dropout": model.layer_dropout,
+        "guided alignment": training.guided_alignment,
+    }
+    methods = [f"{name} {strength:g}" for name, strength in strengths.items() if strength]
+    methods += ["augmented pairs"] if config.augment.is_on else []
+    methods += ["pairs in both directions"] if config.data.reverse else []
+    return methods + (["minimum-risk training"] if training.minimum_risk is not None else [])
 
 
 def _speed(
@@ -287,7 +307,7 @@ def _speed(
 
 def _robustness(result: TrainResult) -> Iterator[str]:
     """Yield what became of changed lines of the first test set."""
-    command = "`mtkit evaluate` (robustness)"
+    command = "the option `robustness` of `mtkit evaluate`"
     found = result.tests[0].robustness if result.tests else None
     if found is None or not found.copies:
         reason = "there is no test set" if found is None else found.reason
@@ -296,8 +316,8 @@ def _robustness(result: TrainResult) -> Iterator[str]:
     copies = found.as_dict()["copies"]
     clean = copies[0]
     yield (
-        f"{format_count(clean['lines'], 'line')} of {result.tests[0].name}, changed; {command} changes whole test sets "
-        "in more ways."
+        f"{format_count(clean['lines'], 'line')} of {result.tests[0].name}, changed; {command} changes whole "
+        "test sets in more ways."
     )
     yield ""
     header = ["copy", *robustness_header(clean)]

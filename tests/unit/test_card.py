@@ -104,7 +104,7 @@ def test_what_is_known_is_said(tmp_path: Path) -> None:
         "| training | `{src: train.src, tgt: train.tgt}` | CC BY 2.0 | train.src: `" + digest,
         "| validation | `{src: valid.src, tgt: valid.tgt}` | not given |", "390 of 400 training pairs were used",
         "8.9 M parameters", "4,000 pieces", "training: 4,321 target tokens/s on Some CPU", "2 min 30 s, 6.0 epochs",
-        "translating: 60.0 sentences/s, beam 5, bf16 on cpu", "Not measured, because it was slow; `mtkit evaluate",
+        "translating: 60.0 sentences/s, beam 5, bf16 on cpu", "because it was slow; the option `robustness` of",
         "the best validation: bleu 41.50 at update 280", "tok:13a", "bs:1000\\|seed:12345", "| news\\|2024 | BLEU |",
     ):  # fmt: skip
         assert expected in body, expected
@@ -115,6 +115,15 @@ def test_what_is_known_is_said(tmp_path: Path) -> None:
     assert own.mean is not None and own.confidence is not None
     assert (low, high) == (round(own.mean - own.confidence, 2), round(own.mean + own.confidence, 2))
     assert low < float(row.split(" | ")[2]) < high
+
+
+def test_methods_are_told(tmp_path: Path) -> None:
+    _, body = make_card(make_config(tmp_path))
+    assert "SimCut" not in body
+    keys = ["training.simcut=3", "tokenizer.bpe_dropout=0.2", "augment.upper=0.1", "data.reverse=true"]
+    _, body = make_card(make_config(tmp_path, *keys, "training.minimum_risk={}"))
+    methods = "SimCut 3, BPE-dropout 0.2, augmented pairs, pairs in both directions, minimum-risk training"
+    assert f"\n- {methods}\n" in body
 
 
 def test_robustness_is_told(tmp_path: Path) -> None:
@@ -128,7 +137,7 @@ def test_robustness_is_told(tmp_path: Path) -> None:
     section = body.partition("## Robustness\n\n")[2].partition("\n\n## ")[0].split("\n")
     (_, before), (_, after) = (([score.value for score in result.scores]) for result in found[:2])
     assert section[0].startswith(
-        "2 lines of news|2024, changed; `mtkit evaluate` (robustness) changes whole test sets"
+        "2 lines of news|2024, changed; the option `robustness` of `mtkit evaluate` changes whole test"
     )
     assert (
         section[2] == "| copy | lines | BLEU | Δ | chrF2 | Δ | loops | copies | too long | too short | lost |"
