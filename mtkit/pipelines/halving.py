@@ -76,6 +76,26 @@ class Halving:
             members = members[: max(1, len(tasks) // self.reduction)]
         return []
 
+    def updates_left(self, outcomes: dict[Task, Outcome]) -> int:
+        """Return about how many updates the tasks take that are not done.
+
+        Which trials will come to a later rung is not known: theirs are counted as those of the first trials.
+
+        Args:
+            outcomes: outcomes of the tasks that are done.
+        """
+        members, left, is_known = list(range(len(self.steps))), 0, True
+        for rung in range(self.num_rungs):
+            tasks = [Task(trial, rung) for trial in members]
+            if is_known:
+                tasks = self._affordable(tasks, outcomes)
+            missing = [task for task in tasks if task not in outcomes]
+            left += sum(map(self.updates, missing))
+            is_known = is_known and not missing
+            members = [task.trial for task in (self.ranked(tasks, outcomes) if is_known else tasks)]
+            members = members[: max(1, len(tasks) // self.reduction)]
+        return left
+
     def ranked(self, tasks: Sequence[Task], outcomes: dict[Task, Outcome]) -> list[Task]:
         """Return those of the tasks that did not fail, the best first; of equal ones that of the first trial."""
         scores = {task: outcomes[task].score for task in tasks}

@@ -29,7 +29,7 @@ from mtkit.errors import ConfigError, StorageError, TrainingError
 from mtkit.evaluation.history import read_object
 from mtkit.files import FolderLock, make_folder, remove_tree, write_text
 from mtkit.files.folders import is_locked
-from mtkit.formatting import format_count
+from mtkit.formatting import format_count, format_duration
 from mtkit.pipelines.halving import Halving, Outcome, Task, default_num_rungs, rung_steps
 from mtkit.pipelines.pipeline import Pipeline
 from mtkit.pipelines.records import Record
@@ -118,6 +118,17 @@ class Plan:
             )
             for task, record in self.records().items()
         }
+
+    def seconds_left(self) -> float | None:
+        """Return about how long the rest of the training takes, or None before anything is known."""
+        outcomes = self.outcomes()
+        seconds = sum(outcome.seconds for outcome in outcomes.values())
+        left = (
+            seconds / max(1, sum(map(self.halving.updates, outcomes))) * self.halving.updates_left(outcomes)
+        )
+        if self.halving.budget is not None and self.halving.unit == "seconds":
+            left = min(left, max(0.0, self.halving.budget - seconds))
+        return left if outcomes else None
 
 
 @dataclass(frozen=True)
@@ -319,8 +330,10 @@ def _try_task(plan: Plan, task: Task, say: Say) -> bool:
             if is_locked(folder):
                 return False
             raise
-        name = f"trial {task.trial} of {len(plan.trials)}, rung {task.rung + 1} of {plan.halving.num_rungs}"
-        say(f"{name}: to update {steps[task.rung]:,} with {' '.join(plan.trials[task.trial])}")
+        name = f"rung {task.rung + 1} of {plan.halving.num_rungs}, trial {task.trial}"
+        left = plan.seconds_left()
+        rest = "" if left is None else f"; about {format_duration(left)} of training left in all"
+        say(f"{name}: to update {steps[task.rung]:,} with {' '.join(plan.trials[task.trial])}{rest}")
         settings = {"config": config_to_dict(plan.configs[task.trial]), "stop_at": steps[task.rung]}
         result = pipeline.run(
             Stage(

@@ -71,8 +71,9 @@ def test_a_sweep_promotes_the_best_and_writes_a_table_a_page_and_the_best_config
     code, out, err = tiny.mtkit(*SWEEP, *STEPS)
     assert code == 0, err
     assert "9 trials, rungs at 10, 30, 90 updates, in runs/x.sweep" in err
-    assert "trial 8 of 9, rung 3 of 3: to update 90 with model.dropout=0.3 training.learning_rate=0.03" in err
-    assert "trial 0 of 9, rung 1 of 3: failed: the loss is not finite" in err
+    assert "rung 3 of 3, trial 8: to update 90 with model.dropout=0.3 training.learning_rate=0.03" in err
+    assert "rung 1 of 3, trial 0: failed: the loss is not finite" in err
+    assert err.count("of training left in all") == len(children.calls) - 1
     first = [(f"trial-{trial:03}", 10) for trial in range(9)]
     assert children.calls == [
         *first, ("trial-005", 30), ("trial-007", 30), ("trial-008", 30), ("trial-008", 90)
@@ -251,7 +252,7 @@ def test_two_processes_share_a_sweep_and_one_that_is_killed_is_continued(here: P
     found = json.loads((stages / "sweep.json").read_bytes())
     assert [len(trial["scores"]) for trial in found["trials"]] == [2, 1, 1]
     log = (stages / "worker-1.log").read_text("utf-8")
-    assert "trial 1 of 3" in log or "trial 2 of 3" in log
+    assert "rung 1 of 2, trial 1" in log or "rung 1 of 2, trial 2" in log
     best = found["trials"][0]["run"]
     config = load_config(stages / "best.yaml").model_copy(update={"run": "alone"})
     assert train(config).step == 90

@@ -115,6 +115,18 @@ def test_failed_trials_are_not_promoted() -> None:
     assert sweep(halving, scores)[9:] == [Task(5, 1), Task(5, 2)]
 
 
+def test_the_updates_that_are_left() -> None:
+    halving = Halving([[10, 30, 90]] * 9)
+    outcomes: dict[Task, Outcome] = {}
+    assert halving.updates_left(outcomes) == 9 * 10 + 3 * 20 + 60
+    while tasks := halving.open_tasks(outcomes):
+        before = halving.updates_left(outcomes)
+        outcomes[tasks[0]] = Outcome(float(tasks[0].trial))
+        assert halving.updates_left(outcomes) == before - halving.updates(tasks[0])
+    assert halving.updates_left(outcomes) == 0
+    assert halving.updates_left({Task(trial, 0): Outcome(None) for trial in range(9)}) == 0
+
+
 @pytest.mark.parametrize("reduction", [2, 3, 4])
 @pytest.mark.parametrize("num_trials", range(1, 30))
 def test_with_the_usual_number_of_rungs_one_trial_reaches_the_end(num_trials: int, reduction: int) -> None:
