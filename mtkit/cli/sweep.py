@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mtkit.config.sections import Config
     from mtkit.pipelines.sweep import Plan, Trial
 
+_STOPPED = 128
+"""Exit codes above this are those of a process that was told to stop, or that another one takes over from."""
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)(min|h)?")
 
 
@@ -174,7 +176,7 @@ def _workers(number: int, command: Sequence[str], folder: Path) -> Iterator[None
         raise
     finally:
         for worker, process in enumerate(workers, 1):
-            if process.wait() > 0:
+            if 0 < process.wait() < _STOPPED:
                 print_stderr(f"worker {worker} failed: see {folder / f'worker-{worker}.log'}")
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mtkit.config.loading import config_keys
+from mtkit.config.loading import AUTO, config_keys
 from mtkit.config.sections import Config, Section, default_value
 from mtkit.config.yaml_document import format_value
 from mtkit.errors import StorageError
@@ -72,8 +72,18 @@ class Record:
             if self.inputs.get(path) != other.inputs.get(path):
                 found.append(f"{path} has another content" if path in other.inputs and path in self.inputs
                              else f"{path} is {'no longer' if path in self.inputs else 'now'} read")  # fmt: skip
-        more = f" and {len(found) - _SHOWN_DIFFERENCES} more" if len(found) > _SHOWN_DIFFERENCES else ""
-        return "; ".join(found[:_SHOWN_DIFFERENCES]) + more
+        return _join(found)
+
+
+def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Describe how settings, as JSON reads them back, differ from earlier ones; empty if they do not."""
+    return _join(list(_differences("", old, new)))
+
+
+def _join(differences: Sequence[str]) -> str:
+    """Return the first differences and how many more there are."""
+    more = len(differences) - _SHOWN_DIFFERENCES
+    return "; ".join(differences[:_SHOWN_DIFFERENCES]) + (f" and {more} more" if more > 0 else "")
 
 
 def as_json(value: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -81,13 +91,22 @@ def as_json(value: Mapping[str, Any] | None) -> dict[str, Any]:
     return dict(json.loads(json.dumps(value or {})))
 
 
-def _differences(name: str, old: Any, new: Any) -> Iterator[str]:
-    """Yield the settings that differ, by dotted name."""
+def _differences(name: str, old: Any, new: Any, *, only_set: bool = False) -> Iterator[str]:
+    """Yield the settings that differ, by dotted name.
+
+    Args:
+        name: name of the settings; empty for all.
+        old: how they were.
+        new: how they are.
+        only_set: whether sections of a config have the keys that were set only, as with preset auto, so that one at its
+            default is a difference too.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
+        is_auto = AUTO in (old.get("preset"), new.get("preset"))
         for key in old | new:
             full = f"{name}.{key}" if name else key
-            if key in old or not _is_default(full, new[key]):
-                yield from _differences(full, old.get(key), new.get(key))
+            if key in old or only_set or not _is_default(full, new[key]):
+                yield from _differences(full, old.get(key), new.get(key), only_set=only_set or is_auto)
     elif old != new:
         yield f"{name}: {format_value(old)} -> {format_value(new)}"
 

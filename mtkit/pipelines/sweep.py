@@ -32,7 +32,7 @@ from mtkit.files.folders import is_locked
 from mtkit.formatting import format_count, format_duration
 from mtkit.pipelines.halving import Halving, Outcome, Task, default_num_rungs, rung_steps
 from mtkit.pipelines.pipeline import Pipeline
-from mtkit.pipelines.records import Record
+from mtkit.pipelines.records import Record, describe_differences
 from mtkit.pipelines.search_space import Dimension, draw_trials
 from mtkit.pipelines.stages import Context, Effort, Settings, Stage
 
@@ -184,11 +184,9 @@ def make_plan(
         if not stored:
             stored = {"request": request, **_draw(folder, options, original, load)}
             write_text(folder / _PLAN, json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
-    if stored.get("request") != request:
+    if differences := describe_differences(stored.get("request", {}), request):
         hint = "repeat the command with which it was begun, choose another folder, or start over with `fresh`"
-        raise ConfigError(
-            "the folder has a sweep of another config or other values", where=str(folder), hint=hint
-        )
+        raise ConfigError(f"the folder has another sweep: {differences}", where=str(folder), hint=hint)
     halving = Halving(stored["steps"], options.reduction, options.budget, options.unit)
     configs = [parse_config(values) for values in stored["configs"]]
     return Plan(folder, stored["trials"], configs, halving, original)

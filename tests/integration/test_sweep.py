@@ -15,6 +15,7 @@ import pytest
 import tiny
 
 from mtkit.checkpoint import list_checkpoints
+from mtkit.cli.sweep import _workers
 from mtkit.config.loading import load_config, parse_config
 from mtkit.errors import TrainingError
 from mtkit.files import FolderLock, sha256_file
@@ -105,7 +106,7 @@ def test_a_sweep_promotes_the_best_and_writes_a_table_a_page_and_the_best_config
     assert (code, again, len(children.calls)) == (0, out, calls)
     code, _, err = tiny.mtkit(*SWEEP, "training.max_steps=99", "validation.every_steps=10")
     assert code == 2
-    assert "runs/x.sweep: the folder has a sweep of another config or other values" in tiny.one_line(err)
+    assert "another sweep: config.training.max_steps: 90 -> 99" in tiny.one_line(err)
     assert tiny.mtkit(*SWEEP, "training.max_steps=45", "validation.every_steps=10", "--fresh")[0] == 0
     assert len(children.calls) == 2 * calls
     assert children.calls[-1] == ("trial-008", 45)
@@ -144,6 +145,28 @@ def test_samples_a_budget_and_preset_auto(children: Children) -> None:
     code, _, err = tiny.mtkit("sweep", "auto.yaml", *values, *few[:2], "--budget", "20", "-o", "other")
     assert code == 2
     assert "error: --budget: 20 updates are not enough for 2 rungs (at least" in tiny.one_line(err)
+
+
+@pytest.mark.parametrize(("code", "is_told"), [(1, True), (143, False), (-9, False)])
+def test_a_worker_that_fails_is_named_and_one_that_is_stopped_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    code: int,
+    is_told: bool,
+) -> None:
+    class Worker:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def wait(self) -> int:
+            return code
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr("mtkit.cli.sweep.subprocess.Popen", Worker)
+    with _workers(1, ["my.yaml"], tmp_path):
+        pass
+    assert ("worker 1 failed" in capsys.readouterr().err) == is_told
 
 
 def test_the_best_config_has_the_data_keys_that_were_tried(children: Children) -> None:

@@ -18,6 +18,7 @@ from mtkit.checkpoint import MANIFEST_FILE
 from mtkit.config.sections import AugmentConfig
 from mtkit.errors import ConfigError, DataError, MtkitError, StorageError, TrainingError
 from mtkit.pipelines import Effort, Pipeline, Settings, Stage, child, fingerprint, pipeline
+from mtkit.pipelines.records import describe_differences
 from mtkit.pipelines.stages import Context
 from mtkit.training.signals import Interrupted
 
@@ -108,6 +109,12 @@ def test_a_key_that_is_new_in_mtkit_differs_only_if_it_is_set() -> None:
     new["data"] = {"src": "en", "drop_duplicates": True}
     assert differences({"config": new}) == "config.data.drop_duplicates: null -> true"
     assert differences({"config": {"data": {"src": "en"}}}) == "config.seed: 1 -> null"
+
+
+def test_a_key_set_to_its_default_differs_from_what_preset_auto_would_choose() -> None:
+    old = {"config": {"preset": "auto", "model": {}}}
+    new = {"config": {"preset": "auto", "model": {"dropout": 0.1}}}
+    assert describe_differences(old, new) == "config.model.dropout: null -> 0.1"
 
 
 @pytest.mark.usefixtures("in_this_process")
