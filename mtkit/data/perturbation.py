@@ -28,6 +28,9 @@ _AROUND_WORDS = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~«»„“”‚‘’‹›�
 _WORD = re.compile(r"\S+")
 _FIRST_LETTER = re.compile(r"(?<!\S)[^\w\s]*\w")
 
+_GEORGIAN = {ord(chr(code).upper()): code for code in range(0x10D0, 0x1100) if chr(code).isalpha()}
+"""Small Georgian letters by their capitals."""
+
 _KEYBOARDS = (
     ("qwertyuiop", "asdfghjkl", "zxcvbnm"),
     ("йцукенгшщзхъ", "фывапролджэ", "ячсмитьбю"),
@@ -47,12 +50,12 @@ _ALPHABETS = (
 def has_case(text: str) -> bool:
     """Return whether most letters of a text have an upper and a lower case."""
     letters = [character for character in text if character.isalpha()]
-    return 2 * sum(letter.lower() != letter.upper() for letter in letters) > len(letters)
+    return 2 * sum(letter.lower() != upper(letter) for letter in letters) > len(letters)
 
 
 def upper(text: str) -> str:
-    """Return the text in capitals."""
-    return text.upper()
+    """Return the text in capitals. Georgian stays: its capitals are in Unicode, but nobody types them."""
+    return text.upper().translate(_GEORGIAN)
 
 
 def title(text: str) -> str:
@@ -73,7 +76,7 @@ def without_final_punctuation(text: str) -> str:
 def add_typos(text: str, rng: random.Random, share: float = _TYPO_SHARE) -> str:
     """Return the text with typing mistakes: letters swapped, left out, doubled, or hit on the next key.
 
-    Only words of at least three letters, without digits and symbols inside, get one.
+    Only words of at least three letters and marks, without digits and symbols inside, get one.
 
     Args:
         text: a line.
@@ -85,7 +88,7 @@ def add_typos(text: str, rng: random.Random, share: float = _TYPO_SHARE) -> str:
         (start + len(word) - len(word.lstrip(_AROUND_WORDS)), word.strip(_AROUND_WORDS))
         for start, word in words
     ]
-    chosen = [(start, stem) for start, stem in stems if len(stem) >= _MIN_TYPO_LETTERS and stem.isalpha()]
+    chosen = [(start, stem) for start, stem in stems if len(stem) >= _MIN_TYPO_LETTERS and _is_spelled(stem)]
     if not chosen:
         return text
     certain = _index(rng, len(chosen))
@@ -93,6 +96,11 @@ def add_typos(text: str, rng: random.Random, share: float = _TYPO_SHARE) -> str:
         if rng.random() < share or number == certain:
             text = text[:start] + mistype(stem, rng) + text[start + len(stem) :]
     return text
+
+
+def _is_spelled(word: str) -> bool:
+    """Return whether a word has only letters and marks, such as the vowels of Devanagari and Thai."""
+    return all(letter.isalpha() or unicodedata.category(letter).startswith("M") for letter in word)
 
 
 def mistype(word: str, rng: random.Random) -> str:

@@ -29,6 +29,7 @@ from mtkit.data.perturbation import (
         ("我", False),
         ("", False),
         ("नमस्ते", False),
+        ("გამარჯობა", False),
     ],
 )
 def test_has_case_asks_most_letters(text: str, expected: bool) -> None:
@@ -37,8 +38,9 @@ def test_has_case_asks_most_letters(text: str, expected: bool) -> None:
 
 def test_capitals_and_title_case() -> None:
     assert upper("Straße in «Köln»") == "STRASSE IN «KÖLN»"
+    assert upper("Tbilisi, თბილისი") == "TBILISI, თბილისი"
     assert title("he said: «don't go to o'hare», iPad 3d") == "He Said: «Don't Go To O'hare», IPad 3d"
-    assert title("我 ein  haus") == "我 Ein  Haus"
+    assert title("我 ein  haus, თბილისი") == "我 Ein  Haus, თბილისი"
 
 
 @pytest.mark.parametrize(
@@ -86,6 +88,11 @@ def test_typos_leave_numbers_short_words_and_addresses() -> None:
         assert changed[0].startswith("„")
         assert changed[0].endswith("“")
         assert changed[2].endswith(",")
+
+
+@pytest.mark.parametrize("line", ["नमस्ते दुनिया", "สวัสดีชาวโลก", "வணக்கம் உலகம்"])
+def test_words_with_marks_get_typos(line: str) -> None:
+    assert add_typos(line, random.Random(1)) != line
 
 
 def test_share_of_words_with_a_typo_is_at_least_one() -> None:
