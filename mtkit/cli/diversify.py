@@ -13,7 +13,7 @@ from mtkit.cli.terminal import check_not_stdin, invocation, print_stderr, print_
 
 
 def diversify(
-    config: options.ConfigPath,
+    config: options.ConfigFile,
     overrides: options.Overrides = None,
     *,
     output: Annotated[

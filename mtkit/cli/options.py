@@ -25,6 +25,7 @@ def _check_ratio(value: float) -> float:
 # --- several commands ---------------------------------------------------------------------------------------------
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file; `-` is stdin.")]
+ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, which is read more than once.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(

@@ -29,7 +29,7 @@ _BUDGET = re.compile(r"(\d+(?:\.\d+)?)(min|h)?")
 
 
 def sweep(
-    config: options.ConfigPath,
+    config: options.ConfigFile,
     values: Annotated[
         list[str],
         typer.Argument(
