@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from mtkit.checkpoint import ADAPTERS_FILE, MODEL_FILE
 from mtkit.config.loading import parse_config
@@ -16,7 +16,7 @@ from mtkit.config.sections import Config, DataConfig
 from mtkit.data.readers import Pair
 from mtkit.data.sources import Split, open_sources, read_sides
 from mtkit.errors import ConfigError, DataError, MtkitError
-from mtkit.files import make_folder, read_lines, remove_tree
+from mtkit.files import count_lines, make_folder, read_lines, remove_tree
 from mtkit.formatting import format_count
 from mtkit.pipelines.corpora import write_corpora
 from mtkit.pipelines.resumable_file import ResumableFile
@@ -49,20 +49,33 @@ def write_targets(settings: Settings, context: Context) -> dict[str, Any]:
     """Translate the training sources, filter and score the translations; return the counts of the filter.
 
     For each corpus a file of source, target and dual cross-entropy is written.
+
+    Raises:
+        DataError: If the file of translations has another number of lines than there are sources.
     """
     from mtkit.training.display import Display
 
     say, folder, counts = Display(context.console).say, Path(settings["folder"]), Counter[str]()
     make_folder(folder)
     corpora = _Corpora(settings)
-    maker = _TargetMaker(settings, say, corpora.num_lines())
+    total = corpora.num_lines()
+    if settings["translations"] is not None:
+        _check_length(settings["translations"], total)
+    maker = _TargetMaker(settings, say, total)
     for name, tag in settings["tags"].items():
         output = ResumableFile(folder / f"{name}.tsv", dict(settings) | {"name": name})
         maker.write(output, corpora.lines(name), tag)
         counts.update(output.counts)
-    maker.check_finished()
     say(summary(counts))
     return {"counts": dict(counts)}
+
+
+def _check_length(path: str, total: int) -> None:
+    """Check that a file has as many translations as there are lines to translate."""
+    if (found := count_lines(path)) != total:
+        what = f"{format_count(found, 'line')}, but the training corpora and `mono` have {total:,}"
+        hint = "line n translates line n of them, one after the other"
+        raise DataError(what, where=path, hint=hint)
 
 
 class _Corpora:
@@ -108,7 +121,6 @@ class _TargetMaker:
         machine: Any = {"device": settings["device"], "precision": settings["precision"]}
         self.closest, self.closeness = settings["closest"], make_utility("bleu")
         self.given = None if path is None else iter(read_lines(path))
-        self.path = path
         self.teacher: Translator | None = None
         self.forward: Translator | None = None
         tokenizers: Tokenizers | None = None
@@ -125,11 +137,7 @@ class _TargetMaker:
         self.num_lines, self.total, self.say = 0, total, say
 
     def write(self, output: ResumableFile, lines: _Lines, tag: str) -> None:
-        """Write the targets of a corpus; go on where a job was stopped.
-
-        Raises:
-            DataError: If a line of the file of translations is missing.
-        """
+        """Write the targets of a corpus; go on where a job was stopped."""
         from mtkit.pipelines.translations import LineProgress, as_cell
 
         done = output.num_lines
@@ -149,20 +157,6 @@ class _TargetMaker:
             output.append(text, len(piece), counts)
             self.num_lines += len(piece)
         output.finish()
-
-    def check_finished(self) -> None:
-        """Check that the file of translations has no further line.
-
-        Raises:
-            DataError: If it has.
-        """
-        if self.given is not None and next(self.given, None) is not None:
-            self._raise_unequal("more lines than")
-
-    def _raise_unequal(self, how: str) -> NoReturn:
-        """Raise DataError, because the file of translations has another number of lines than there are sources."""
-        what = f"{how} the {self.total:,} of the training corpora and the text without references"
-        raise DataError(what, where=self.path, hint="line n translates line n of them, one after the other")
 
     def _targets(
         self,
@@ -200,11 +194,8 @@ class _TargetMaker:
         from mtkit.translation.segments import Request
 
         if self.given is not None:
-            texts = list(islice(self.given, len(piece)))
-            if len(texts) < len(piece):
-                self._raise_unequal("fewer lines than")
             progress(len(piece))
-            return [*texts]
+            return [*islice(self.given, len(piece))]
         assert self.teacher is not None
         options = TranslateOptions(read_ahead=_PIECE, first_line=first, on_error="skip", on_progress=progress)
         requests: list[str | Request] = [Request(src, tag=tag) for src, _ in piece]

@@ -92,11 +92,12 @@ def test_a_file_of_translations_takes_the_place_of_a_teacher(
     )
     scores = scorer.score(given, [row[0] for row in found])
     assert [float(row[2]) for row in found] == pytest.approx([-s.score for s in scores], abs=1e-3)
-    for number, how in ((-1, "fewer lines"), (1, "more lines")):
+    for number in (-1, 1):
         lines = [*given, "one more"][: len(given) + number]
         own["translations"] = str(tiny.write_lines(tmp_path / f"given{number}", lines))
         own["folder"] = str(tmp_path / f"out{number}")
-        with pytest.raises(DataError, match=how):
+        wrong = NUM_LINES + NUM_MONO + number
+        with pytest.raises(DataError, match=f"{wrong} lines, but the training corpora and `mono` have 17"):
             write_targets(own, QUIET)
 
 
