@@ -232,9 +232,7 @@ def _fill_in(
             merged[name] = {key.partition(".")[2]: value for key, value in others.items()} | dict(section)
     config = _validate(merged, document)
     idle = {key for key in ineffective_keys(config) if key in values and not _is_in(key, names)}
-    if (
-        idle
-    ):  # as the size of a vocabulary with a given tokenizer: another value than the default would be an error
+    if idle:  # such as the size of a vocabulary with a given tokenizer: only its default is no error
         return _fill_in(data, {key: value for key, value in values.items() if key not in idle}, document)
     sections = {}
     for name, chosen in names.items():

@@ -1,4 +1,4 @@
-"""Presets: what a config leaves out, chosen for a size of corpus. All their numbers are in `PRESETS` and `AUTO`.
+"""Presets: what a config leaves out, chosen for a size of corpus. All their numbers are in `PRESETS` and `AUTO_RANGES`.
 
 A preset stands between the defaults and the YAML: defaults < preset < YAML < key=value. Only keys that are not set take
 its values, and some of these follow from keys that are: see `_fill_in`.
@@ -25,14 +25,12 @@ class Preset:
     """Values of a preset.
 
     Attributes:
-        summary: what it is for.
         parameters: parameters of its model in millions, with a vocabulary of its size.
         values: the value of each key that it sets.
         min_cores: CPU cores without which auto chooses `instead`, unless there is a GPU; infinite if there must be one.
         instead: the preset that auto chooses then.
     """
 
-    summary: str
     parameters: float
     values: Values
     min_cores: float = 0
@@ -48,8 +46,8 @@ _SHARED: Values = {
 """Values of all presets, unless they have their own."""
 
 PRESETS: dict[PresetName, Preset] = {
+    # Up to about 60,000 pairs; some twenty minutes on two CPU cores.
     "tiny": Preset(
-        "up to about 60,000 pairs; some twenty minutes on two CPU cores",
         2.1,
         {
             "tokenizer.vocab_size": 6000,  # Gowda and May 2020: as many pieces as are still seen often
@@ -68,8 +66,8 @@ PRESETS: dict[PresetName, Preset] = {
             "validation.every_steps": 230,
         },
     ),
+    # Up to about half a million pairs; hours on a CPU, or longer ones for many more pairs without a GPU.
     "small": Preset(
-        "up to about half a million pairs; hours on a CPU, or longer ones for many more pairs without a GPU",
         9.9,
         {
             "tokenizer.vocab_size": 10_000,
@@ -88,8 +86,8 @@ PRESETS: dict[PresetName, Preset] = {
             "validation.every_steps": 600,
         },
     ),
+    # A million pairs and more, on a GPU.
     "base": Preset(
-        "a million pairs and more, on a GPU",
         63.0,
         {
             "tokenizer.vocab_size": 37_000,  # sizes of Vaswani et al. 2017, table 3, base
@@ -112,8 +110,8 @@ PRESETS: dict[PresetName, Preset] = {
         min_cores=16,  # slow there too, but a matter of days
         instead="small",
     ),
+    # Ten million pairs and more, on a GPU.
     "big": Preset(
-        "ten million pairs and more, on a GPU",
         214.1,
         {
             "tokenizer.vocab_size": 37_000,  # sizes of Vaswani et al. 2017, table 3, big
@@ -136,8 +134,8 @@ PRESETS: dict[PresetName, Preset] = {
         min_cores=math.inf,
         instead="base",
     ),
+    # For the translations of a larger model: a deep encoder and a shallow decoder, fast without a beam.
     "student": Preset(
-        "for the translations of a larger model: a deep encoder and a shallow decoder, fast without a beam",
         7.8,
         {
             "tokenizer.vocab_size": 8000,
@@ -177,7 +175,7 @@ class _CorpusRange:
     changes: Values = field(default_factory=dict)
 
 
-AUTO = (
+AUTO_RANGES = (
     # The fewer the pairs, the fewer pieces are seen often enough (Gowda and May 2020), and the more dropout pays off.
     _CorpusRange(5_000, "tiny", 60, {"tokenizer.vocab_size": 1000, "model.dropout": 0.4}),
     _CorpusRange(10_000, "tiny", 60, {"tokenizer.vocab_size": 2000, "model.dropout": 0.35}),
@@ -299,7 +297,7 @@ def choose(size: CorpusSize, machine: Machine, chosen: Mapping[str, object]) -> 
         machine: the machine that will train.
         chosen: the keys that are set, with their values.
     """
-    row = next(row for row in AUTO if size.pairs <= row.max_pairs)
+    row = next(row for row in AUTO_RANGES if size.pairs <= row.max_pairs)
     name, changes, reasons = row.preset, row.changes, []
     while (instead := PRESETS[name].instead) and not machine.gpu and machine.cores < PRESETS[name].min_cores:
         cores = PRESETS[name].min_cores

@@ -98,9 +98,8 @@ def split_to_fit(
         else [rows]
         for rows, budget in zip(micro_batches, budgets, strict=True)
     ]
-    most = [
-        max(map(len, parts[first : first + world_size])) for first in range(0, len(parts), world_size)
-    ]  # of the micro-batches that run at the same time
+    rounds = range(0, len(parts), world_size)  # of micro-batches that run at the same time
+    most = [max(map(len, parts[first : first + world_size])) for first in rounds]
     return {
         level * len(parts) + number: of_slice[level] if level < len(of_slice) else rows[:0]
         for level in range(max(most))

@@ -241,9 +241,8 @@ class _SegmentationGraph(_Graph):
             (index,) = ids
             return self._add_node([(1.0, index, _END)])
         text = "".join(map(self._texts.__getitem__, ids))
-        rest = [-math.inf] * len(text) + [
-            0.0
-        ]  # log of the sum over all segmentations from a place to the end
+        # from each place to the end, the log of the sum over all segmentations
+        rest = [-math.inf] * len(text) + [0.0]
         nodes = [_END] * (len(text) + 1)
         for start in reversed(range(len(text))):
             edges = []
@@ -322,17 +321,13 @@ class _MergeGraph(_Graph):
         """See `_Graph.clear`."""
         self._nodes: dict[tuple[int, ...], int] = {}
         self._states: list[tuple[int, ...]] = []
-        self._detours: dict[
-            int, int
-        ] = {}  # (node, number of merges left out) -> the node after the next merge
+        self._detours: dict[int, int] = {}
+        """The node after a merge, by the node before it and the number of merges that were left out there."""
         self._num_merges = _Column(np.int64)  # of each node
         self._path_starts, self._path_steps = _Column(np.int64), _Column(np.int64)  # of each node
         self._paths = _Column(np.int64)  # nodes
-        self._tokens, self._first_tokens, self._num_tokens = (
-            _Column(np.int32),
-            _Column(np.int64),
-            _Column(np.int64),
-        )
+        self._tokens = _Column(np.int32)
+        self._first_tokens, self._num_tokens = _Column(np.int64), _Column(np.int64)  # of each node
 
     def add(self, ids: tuple[int, ...]) -> int:
         """See `_Graph.add`. A stretch with a character that is no piece stays as it is."""

@@ -11,7 +11,7 @@ import tiny
 
 import mtkit.training.preset as choosing
 from mtkit.config.loading import config_to_dict, load_config, load_stored_config, parse_config
-from mtkit.config.presets import AUTO, PRESETS, Choice
+from mtkit.config.presets import AUTO_RANGES, PRESETS, Choice
 from mtkit.data.sentencepiece_training import train_sentencepiece
 from mtkit.errors import ConfigError
 from mtkit.training.distributed import World
@@ -55,7 +55,7 @@ def test_run_and_data_alone_train_and_a_resumed_run_keeps_what_was_chosen(
     assert "choice     preset auto: tiny for 400 training pairs on 1 CPU core" in out
     assert "model.d_model 16" in out and "step 16 is the last" in out
     stored = load_stored_config(Path("run/config.yaml"))
-    expected = PRESETS["tiny"].values | AUTO[0].changes
+    expected = PRESETS["tiny"].values | AUTO_RANGES[0].changes
     assert stored.preset == "tiny"
     assert (stored.training.max_steps, stored.training.warmup_steps) == (16, 2)
     assert stored.model.dropout == expected["model.dropout"]

@@ -20,7 +20,7 @@ from mtkit.config.loading import (
     with_values,
 )
 from mtkit.config.presets import (
-    AUTO,
+    AUTO_RANGES,
     PRESETS,
     CorpusSize,
     Machine,
@@ -77,8 +77,8 @@ def test_every_preset_sets_what_scaling_needs_and_ranges_ascend() -> None:
               "training.learning_rate", "validation.every_steps"}  # fmt: skip
     for preset in PRESETS.values():
         assert needed <= preset.values.keys()
-    assert [row.max_pairs for row in AUTO] == sorted({row.max_pairs for row in AUTO})
-    assert AUTO[-1].max_pairs == math.inf
+    assert [row.max_pairs for row in AUTO_RANGES] == sorted({row.max_pairs for row in AUTO_RANGES})
+    assert AUTO_RANGES[-1].max_pairs == math.inf
 
 
 @pytest.mark.parametrize(
