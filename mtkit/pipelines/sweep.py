@@ -177,12 +177,17 @@ def make_plan(
     """
     original = load([])
     request = _request(original, options)
+    drawn: dict[str, Any] = {}
+    if fresh or not read_object(
+        folder / _PLAN
+    ):  # a mistake must neither cost an earlier sweep nor leave a folder
+        drawn = _draw(folder, options, original, load)
     with _lock(folder):
         if fresh:
             _remove_earlier(folder)
         stored = read_object(folder / _PLAN)
         if not stored:
-            stored = {"request": request, **_draw(folder, options, original, load)}
+            stored = {"request": request, **(drawn or _draw(folder, options, original, load))}
             write_text(folder / _PLAN, json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
     if differences := describe_differences(stored.get("request", {}), request):
         hint = "repeat the command with which it was begun, choose another folder, or start over with `fresh`"
