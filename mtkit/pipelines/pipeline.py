@@ -34,9 +34,9 @@ class Pipeline:
         folder: its folder, made if it is missing, in which no other process may run a pipeline at the same time.
         efforts: effort of each stage, in the order in which they will be run.
         say: prints a line for the user.
-        fresh: start over: records of earlier stages are removed, and their outputs in the folder of the pipeline.
-            Outputs elsewhere are left to the stages, which are told so in `Context.fresh`, by a later call as well if
-            this one is stopped before.
+        fresh: start over: when the first stage begins, records of earlier ones are removed, and their outputs in the
+            folder of the pipeline. Outputs elsewhere are left to the stages, which are told so in `Context.fresh`, by a
+            later call as well if this one is stopped before.
 
     Raises:
         ConfigError: If torchrun started several processes (on entering).
@@ -46,7 +46,8 @@ class Pipeline:
     def __init__(
         self, folder: Path, efforts: Sequence[Effort], say: Callable[[str], None], *, fresh: bool = False
     ) -> None:
-        self.folder, self.efforts, self.say, self.fresh = folder, list(efforts), say, fresh
+        self.folder, self.efforts, self.say = folder, list(efforts), say
+        self.fresh = self._must_remove = fresh
         self._number = 0
         self._seconds: dict[str, float] = defaultdict(float)
         self._numbers: dict[str, float] = defaultdict(float)
@@ -62,9 +63,7 @@ class Pipeline:
         with ExitStack() as stack:
             self._lock = stack.enter_context(FolderLock(self.folder))
             make_folder(self.folder / _RECORDS)
-            if self.fresh:
-                self._remove_earlier()
-            self.fresh = (self.folder / _RECORDS / _FRESH).exists()
+            self.fresh |= (self.folder / _RECORDS / _FRESH).exists()
             stack.enter_context(self._signals.installed())
             self._stack = stack.pop_all()
         return self
@@ -96,7 +95,10 @@ class Pipeline:
             Interrupted: If a signal stops it; it goes on when it is run again.
         """
         path = self._record(stage.name)
-        wanted, record = self._wanted(stage), Record.read(path)
+        wanted = self._wanted(stage)
+        if self._must_remove:  # only now: a mistake in the inputs must not cost what is there
+            self._remove_earlier()
+        record = Record.read(path)
         if record is not None and (differences := record.differences(wanted)):
             what = f"stage {stage.name} was begun otherwise: {differences}"
             hint = "repeat the command with which it was begun, choose another folder, or start over with `fresh`"
@@ -180,6 +182,7 @@ class Pipeline:
 
     def _remove_earlier(self) -> None:
         """Remove the records of earlier stages, and their outputs in the folder; note that it was started over."""
+        write_text(self.folder / _RECORDS / _FRESH, "")
         for path in sorted((self.folder / _RECORDS).glob("*.json")):
             record = Record.read(path)
             for output in map(Path, record.outputs if record else ()):
@@ -187,4 +190,4 @@ class Pipeline:
                     remove_tree(output)
             with storage_errors(path):
                 path.unlink()
-        write_text(self.folder / _RECORDS / _FRESH, "")
+        self._must_remove = False

@@ -145,6 +145,16 @@ def test_a_pipeline_that_was_started_over_and_stopped_remembers_it(folder: Path)
     assert [line.split()[1] for line in log] == ["False", "False", "True", "True"]
 
 
+@pytest.mark.usefixtures("in_this_process")
+def test_a_missing_input_does_not_cost_what_is_to_be_replaced(folder: Path) -> None:
+    run(folder, stages(folder))
+    before = {path: path.read_bytes() for path in (folder / "p" / "stages").iterdir()}
+    (folder / "a").rename(folder / "elsewhere")
+    with pytest.raises(DataError, match="no such file"):
+        run(folder, stages(folder), fresh=True)
+    assert before == {path: path.read_bytes() for path in (folder / "p" / "stages").iterdir()}
+
+
 def test_a_model_of_another_command_is_noticed_before_the_first_stage(folder: Path) -> None:
     model = folder / "model"
     with Pipeline(folder / "p", [], print) as opened:
