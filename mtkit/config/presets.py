@@ -323,9 +323,11 @@ def choose(size: CorpusSize, machine: Machine, chosen: Mapping[str, object]) -> 
         if "training.max_epochs" not in chosen:
             steps = min(_MAX_STEPS, max(_MIN_STEPS, steps))
         values["training.max_steps"] = round_to_two_digits(steps)
+        epochs = steps / per_epoch
+        shown = f"{epochs:.2g}" if epochs < 10 else f"{epochs:,.0f}"
+        of_epoch = format_count(round_to_two_digits(per_epoch), "update")
         reasons.append(
-            f"{values['training.max_steps']:,} updates, about {steps / per_epoch:.3g} epochs of an estimated "
-            f"{round_to_two_digits(per_epoch):,} updates"
+            f"{values['training.max_steps']:,} updates, about {shown} epochs of an estimated {of_epoch}"
         )
     return Choice(name, size.pairs, _fill_in(name, values, chosen), reasons)
 

@@ -156,6 +156,11 @@ def test_the_number_of_updates_follows_from_what_is_set() -> None:
     assert choose(larger, LAPTOP, {}).values["training.max_steps"] == pytest.approx(3 * usual, rel=0.05)
 
 
+def test_the_length_of_training_is_told() -> None:
+    told = choose(corpus(3), GPU, {}).reasons[-1]
+    assert told == "1,000 updates, about 1,000 epochs of an estimated 1 update"
+
+
 def test_numbers_are_rounded_to_two_digits() -> None:
     assert [round_to_two_digits(number) for number in (0.2, 7, 12.4, 99.6, 128, 38_512, 32_000)] == [
         1, 7, 12, 100, 130, 39_000, 32_000,
