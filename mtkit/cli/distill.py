@@ -43,7 +43,7 @@ def distill(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Another key for the student, e.g. `training.max_steps=2000`; repeat.",
+            help="Override a key of the student's config, e.g. `training.max_steps=2000`; repeat for more.",
         ),
     ] = None,
     mono: Annotated[
@@ -59,8 +59,12 @@ def distill(
             autocompletion=completion.one_of(*_SEARCHES),
         ),
     ] = "beam",
-    beam_size: options.BeamSize = None,
-    mbr_candidates: options.MbrCandidates = None,
+    beam_size: Annotated[
+        int | None, typer.Option(min=1, help="Beam size of the teacher; by default that of its config.")
+    ] = None,
+    mbr_candidates: Annotated[
+        int | None, typer.Option(min=2, help="Candidates for --teacher-search mbr:METRIC.")
+    ] = None,
     closest: Annotated[
         int,
         typer.Option(min=1, help="Of this many best translations, take the one closest to the reference."),

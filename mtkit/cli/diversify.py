@@ -28,14 +28,14 @@ def diversify(
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="Another key for the models that translate, e.g. `training.max_steps=2000`; repeat for more.",
+            help="Override a key for the models that translate, e.g. `training.max_steps=2000`; repeat for more.",
         ),
     ] = None,
     final: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="Another key for the final model, e.g. `training.max_steps=9000`; repeat for more.",
+            help="Override a key for the final model, e.g. `training.max_steps=9000`; repeat for more.",
         ),
     ] = None,
     max_ratio: options.MaxRatio = 3.0,
