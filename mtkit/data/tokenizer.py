@@ -597,6 +597,9 @@ def _train_tokenizer(
 
 def _report_uncovered(tokenizer: Tokenizer, lines: Sequence[str], config: TokenizerConfig) -> str | None:
     """Return how many characters, and which share of the text, no piece covers; None if all are covered."""
+    if config.user_symbols:
+        symbols = re.compile("|".join(map(re.escape, config.user_symbols)))
+        lines = [symbols.sub("", line) for line in lines]
     counts = tokenizer.count_characters(lines)
     pieces = {tokenizer.piece(i) for i in range(tokenizer.num_pieces)}
     uncovered = {character: count for character, count in counts.items() if character not in pieces}

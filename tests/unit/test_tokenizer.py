@@ -184,6 +184,15 @@ def test_rare_characters_take_no_pieces_and_are_counted(keys: dict[str, Any], to
     assert (tokenizer.unk in ids.tolist()) == ("byte_fallback" in keys and told is not None)
 
 
+def test_the_characters_of_symbols_are_not_counted() -> None:
+    said: list[str] = []
+    tagged = [Pair(f"<2de> {src}", tgt) for src, tgt in PAIRS]
+    tokenizer = make_tokenizers(
+        small(user_symbols=["<2de>"], character_coverage=1.0), tagged, say=said.append
+    )
+    assert "<2de>" in tokenizer.src.pieces(tagged[0].src) and said == []
+
+
 def test_a_vocabulary_that_is_too_small() -> None:
     with pytest.raises(
         ConfigError, match=r"^tokenizer\.vocab_size: 16 is too few .*\(set it to at least (\d+)"
