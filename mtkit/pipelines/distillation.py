@@ -31,7 +31,7 @@ from mtkit.pipelines.distillation_stages import (
 )
 from mtkit.pipelines.pipeline import Pipeline
 from mtkit.pipelines.stages import Effort, Stage
-from mtkit.pipelines.trainings import training
+from mtkit.pipelines.trainings import check_files, training
 from mtkit.translation.model_folder import SHORTLIST_FILE, override_decoding, read_decoding, read_languages
 
 _ALONE = Effort("stages", 0)
@@ -87,6 +87,7 @@ class Distillation:
 
         Raises:
             ConfigError: If not.
+            DataError: If a file that the student's training reads is missing.
         """
         if not self.teachers and self.translations is None:
             raise ConfigError("no teacher", hint="name a model, or a file with `translations`")
@@ -101,6 +102,7 @@ class Distillation:
         if self.small.exists() and not (self.small / MANIFEST_FILE).exists():
             what = "it is not a model, and the student in 8 bits would be written there"
             raise ConfigError(what, where=str(self.small), hint="choose another run folder, or delete it")
+        check_files(self.config)
         there = self.config.data.src, self.config.data.tgt
         back = there[1], there[0]
         models = [*((path, there, back) for path in self.teachers)]
@@ -181,7 +183,7 @@ class Distillation:
         ]
         others = [*self.teachers, *self.mono, *filter(None, (self.translations, self.backward))]
         settings = {
-            "data": config_to_dict(self.config)["data"],
+            "data": {**config_to_dict(self.config)["data"], "valid": [], "test": []},
             "seed": self.config.seed,
             "tags": {name: tag or "" for name, tag, _ in self._corpora()},
             "mono": list(self.mono),

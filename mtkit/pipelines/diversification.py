@@ -32,7 +32,7 @@ from mtkit.pipelines.diversification_stages import (
 )
 from mtkit.pipelines.pipeline import Pipeline
 from mtkit.pipelines.stages import Effort, Stage
-from mtkit.pipelines.trainings import training, training_effort
+from mtkit.pipelines.trainings import check_files, training, training_effort
 
 Direction = Literal["forward", "backward"]
 DIRECTIONS: tuple[Direction, Direction] = ("forward", "backward")
@@ -76,11 +76,13 @@ class Diversification:
 
         Raises:
             ConfigError: If it cannot.
+            DataError: If a file that training reads is missing.
         """
         for config in (self.config, self.helpers):
             for key, reason in _REFUSED.items():
                 if attrgetter(key)(config):
                     raise ConfigError("cannot be used with diversification", where=key, hint=reason)
+            check_files(config)
 
     @property
     def efforts(self) -> list[Effort]:
@@ -214,7 +216,7 @@ class Diversification:
             for source in open_sources(getattr(data, split), data, split)
             for path in source.paths
         ]
-        settings = {"data": config_to_dict(self.config)["data"], "folder": str(folder)}
+        settings = {"data": {**config_to_dict(self.config)["data"], "test": []}, "folder": str(folder)}
         return Stage("corpora", copy_corpora, settings, _ONCE, tuple(dict.fromkeys(paths)), (folder,))
 
     def _tokenizers(self) -> Stage:

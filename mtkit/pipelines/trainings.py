@@ -7,6 +7,8 @@ from typing import Any
 
 from mtkit.config.loading import config_to_dict, parse_config
 from mtkit.config.sections import Config
+from mtkit.data.sources import Split, open_sources
+from mtkit.errors import DataError
 from mtkit.pipelines.stages import Context, Effort, Settings, Stage
 
 
@@ -22,6 +24,24 @@ def training(name: str, config: Config, inputs: tuple[Path, ...] = ()) -> Stage:
     """
     settings = {"config": config_to_dict(config)}
     return Stage(name, train, settings, training_effort(config), inputs, (Path(config.run),))
+
+
+def check_files(config: Config) -> None:
+    """Check that the files are there that a training reads beside its pairs, before hours are spent on making these.
+
+    Raises:
+        ConfigError: If a source needs a package that is not installed.
+        DataError: If a file is missing.
+    """
+    splits: tuple[Split, ...] = ("valid", "test")
+    for split in splits:
+        open_sources(getattr(config.data, split), config.data, split, config.seed)
+    tokenizer = config.tokenizer
+    for path in filter(None, (tokenizer.model, tokenizer.src_model, tokenizer.tgt_model)):
+        if not Path(path).expanduser().is_file():
+            raise DataError(
+                "no such file", where=path, hint="the config names it as a tokenizer: check the path"
+            )
 
 
 def training_effort(config: Config) -> Effort:

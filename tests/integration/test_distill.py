@@ -144,6 +144,12 @@ def test_what_cannot_be_is_refused(config: Path, tmp_path: Path) -> None:
         Distillation(parse_config(values), ("teacher",), {}).check()
 
 
+@pytest.mark.parametrize("key", ["data.test.0.src=nowhere", "tokenizer={model: nowhere}"])
+def test_a_file_that_only_the_student_reads_is_missed_at_once(config: Path, trained: Path, key: str) -> None:
+    with pytest.raises(DataError, match=r"nowhere.*no such file"):
+        Distillation(load_config(config, [key]), (str(trained),), {}).check()
+
+
 def test_a_model_of_the_wrong_direction_is_refused(config: Path, trained: Path) -> None:
     values = config_to_dict(load_config(config))
     data = values["data"]
