@@ -9,7 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def benchmark_translate(
         num_sentences=len(lines),
         search=translator.decoding.label,
         num_threads=torch.get_num_threads(),
-        device=str(translator.device),
+        device=f"{translator.device} ({translator.backend})",
         speeds=[
             _speed(name, timing, translator.tokenizers.tgt, bleu(timing.output.hyps), first)
             for name, timing in timings.items()
@@ -212,15 +212,19 @@ def _translate_all(translator: Translator, lines: Sequence[str]) -> Output:
 def _time_shares(translator: Translator, lines: Sequence[str]) -> dict[str, float]:
     """Return the share of each stage in the time, measured with one worker so that the shares add up to 1."""
     clock = _MethodClock(translator.device)
-    model, tokenizers = translator.model, translator.tokenizers
-    with clock.timing(model, "encode"), clock.timing(model, "step"):
-        with clock.timing(model, "logits"), clock.timing(tokenizers.tgt, "decode"):
+    native, tokenizers = translator.ensemble.native, translator.tokenizers
+    model = native[0] if native else translator.model
+    outputs = ("logits", "best_tokens") if native else ("logits",)
+    with ExitStack() as timed:
+        for name in ("encode", "step", *outputs):
+            timed.enter_context(clock.timing(model, name))
+        with clock.timing(tokenizers.tgt, "decode"):
             start = time.perf_counter()
             list(translator.translate(lines, TranslateOptions(num_workers=1)))
             total = time.perf_counter() - start
     stages = {
         "encode": clock.seconds["encode"],
-        "step": clock.seconds["step"] + clock.seconds["logits"],
+        "step": sum(clock.seconds[name] for name in ("step", *outputs)),
         "detokenise": clock.seconds["decode"],
     }
     stages["search and the rest"] = total - sum(stages.values())

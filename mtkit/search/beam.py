@@ -29,11 +29,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtkit.errors import TrainingError
 from mtkit.search.constraints import Constraint, ConstraintTracker
+from mtkit.search.greedy import greedy_search
+from mtkit.search.scores import final_scores, length_penalty, not_numbers
 from mtkit.search.state import (
     NEG_INF,
     Beam,
+    BestTokensStepper,
     Candidates,
     Hypothesis,
     SearchOptions,
@@ -74,12 +76,23 @@ def search(
     results: list[list[Hypothesis]] = [[] for _ in max_lengths]
     beam = init_beam(max_lengths, options, device, prefixes or [()] * len(max_lengths))
     tracker = ConstraintTracker(constraints, options) if constraints and any(constraints) else None
+    plain = tracker is None and _is_plain(beam, options)
+    if (
+        plain
+        and options.beam_size == 1
+        and options.stop != "certain"
+        and isinstance(stepper, BestTokensStepper)
+    ):
+        return greedy_search(stepper, beam.max_lengths_B, options)
     while len(beam.sentences_B):
         _check_max_lengths(beam)
         hidden_BKD = stepper.step(beam.tokens_BKT[:, :, -1])
         if options.coverage_penalty:
             beam.coverage_BKS = beam.coverage_BKS + stepper.attention()
-        candidates = _all_candidates(stepper, hidden_BKD, beam, options, tracker)
+        if plain and isinstance(stepper, BestTokensStepper):
+            candidates = _plain_candidates(stepper, hidden_BKD, beam, options)
+        else:
+            candidates = _all_candidates(stepper, hidden_BKD, beam, options, tracker)
         _add_finished(beam, candidates, options)
         parents_BK = _advance_live(beam, candidates, options)
         if tracker is not None:
@@ -101,10 +114,31 @@ def search(
 def _check_max_lengths(beam: Beam) -> None:
     """Raise TrainingError if a sentence is not done at its `max_length`, which happens only if scores are NaN."""
     if (beam.length >= beam.max_lengths_B).any():
-        hint = (
-            "if this is fp16, use bf16 or fp32; otherwise the weights are damaged: use an earlier checkpoint"
-        )
-        raise TrainingError("the model's scores are not numbers", hint=hint)
+        raise not_numbers()
+
+
+def _is_plain(beam: Beam, options: SearchOptions) -> bool:
+    """Return whether the candidates depend on the most probable tokens of each hypothesis alone."""
+    rules = options.min_length or options.no_repeat_ngram or options.groups > 1 or options.renormalize
+    return not rules and not beam.prefixes_BP.shape[1] and options.eos not in options.suppressed
+
+
+def _plain_candidates(
+    stepper: BestTokensStepper, hidden_BKD: Tensor, beam: Beam, options: SearchOptions
+) -> Candidates:
+    """Return the candidates of a plain search: among the 2K best tokens of each hypothesis are the 2K best of all."""
+    C = 2 * options.beam_size
+    best = stepper.best_tokens(hidden_BKD, C, options.suppressed, options.eos)
+    log_probs_BKC, tokens_BKC = best.log_probs_BKC + beam.log_probs_BK[:, :, None], best.tokens_BKC
+    last_B = beam.max_lengths_B == beam.length + 1
+    if last_B.any():
+        log_probs_BKC[last_B] += NEG_INF  # what is not a number stays so, and is an error at the end
+        log_probs_BKC[last_B, :, 0] = (best.eos_log_probs_BK + beam.log_probs_BK)[last_B]
+        tokens_BKC[last_B, :, 0] = options.eos
+    log_probs_BC, indices_BC = log_probs_BKC.flatten(1).topk(C, dim=1)
+    tokens_B1C = tokens_BKC.flatten(1).gather(1, indices_BC)[:, None]
+    parents_B1C = (indices_BC // C)[:, None]
+    return Candidates(log_probs_BC[:, None], parents_B1C, tokens_B1C, tokens_B1C == options.eos)
 
 
 def _all_candidates(
@@ -290,33 +324,6 @@ def _max_scores(beam: Beam, log_probs_B: Tensor, options: SearchOptions) -> Tens
     grows = options.length_penalty > 0
     lengths_B = longest_B if grows else torch.full_like(longest_B, beam.length + 1)
     return log_probs_B / length_penalty(lengths_B, options)
-
-
-def final_scores(
-    log_probs: Tensor, lengths: Tensor | int, options: SearchOptions, coverage_S: Tensor | None = None
-) -> Tensor:
-    """Return the scores that hypotheses are ranked by: log-probability / length penalty + coverage penalty.
-
-    The coverage penalty is beta x sum of log(min(coverage, 1)) over the source tokens (Wu et al. 2016, eq. 14).
-
-    Args:
-        log_probs: [...], sums over the tokens and eos.
-        lengths: lengths of the hypotheses, eos included.
-        coverage_S: [..., S], attention that each source token received in all steps, 1 at padding.
-    """
-    scores = log_probs / length_penalty(lengths, options).to(log_probs)
-    if coverage_S is not None:
-        covered = coverage_S.clamp(min=1e-9, max=1.0).log().sum(-1)
-        scores = scores + options.coverage_penalty * covered.to(scores)
-    return scores
-
-
-def length_penalty(lengths: Tensor | int, options: SearchOptions) -> Tensor:
-    """Return ((5 + length) / 6) ** alpha (gnmt: Wu et al. 2016, eq. 14) or length ** alpha (simple); eos counts."""
-    lengths = torch.as_tensor(lengths)
-    if options.penalty_kind == "gnmt":
-        return ((5.0 + lengths) / 6.0) ** options.length_penalty
-    return lengths.float() ** options.length_penalty
 
 
 def _write_results(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtkit.search.beam import final_scores
+from mtkit.search.scores import final_scores
 from mtkit.search.state import (
     NEG_INF,
     Hypothesis,

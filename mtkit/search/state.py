@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -38,6 +38,23 @@ class Stepper(Protocol):
 
     def attention(self) -> Tensor:
         """Return the attention [B, K, S] of the last step, 1 at padding. Needed for the coverage penalty only."""
+
+
+@dataclass(frozen=True)
+class BestTokens:
+    """The most probable tokens after each hypothesis."""
+
+    log_probs_BKC: Tensor  # best first; -inf where there are fewer
+    tokens_BKC: Tensor
+    eos_log_probs_BK: Tensor
+
+
+@runtime_checkable
+class BestTokensStepper(Stepper, Protocol):
+    """A stepper that finds the most probable tokens faster than by all logits."""
+
+    def best_tokens(self, hidden_BKD: Tensor, number: int, forbidden: Sequence[int], eos: int) -> BestTokens:
+        """Return the most probable tokens that are not forbidden, and the log-probability of eos."""
 
 
 @dataclass(frozen=True)

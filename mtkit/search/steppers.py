@@ -9,12 +9,13 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mtkit.model.cpu.native.model import NativeModel
 from mtkit.model.cpu.packing import select_rows
 from mtkit.model.transformer import Transformer
 from mtkit.search.shortlist import ReducedVocabulary
-from mtkit.search.state import NEG_INF
+from mtkit.search.state import NEG_INF, BestTokens, Stepper
 
 
 class ModelStepper:
@@ -54,47 +55,93 @@ class ModelStepper:
         return weights_BKS.masked_fill(~self.state.memory_mask[:, 0], 1.0)
 
 
-class ShortlistStepper(ModelStepper):
-    """A Transformer that predicts the tokens of a shortlist only.
+class NativeStepper:
+    """A Transformer in the compiled library, which does not know the attention of a step.
 
     Args:
-        model: the model, in evaluation mode.
+        model: the model.
         src_BS: the sentences, padded.
+    """
+
+    def __init__(self, model: NativeModel, src_BS: Tensor) -> None:
+        self.model, self.state, self.vocab_size = model, model.encode(src_BS), model.vocab_size
+        self.num_hypotheses = 1
+
+    def step(self, tokens_BK: Tensor) -> Tensor:
+        """Append the newest tokens and return the hidden states [B, K, D]."""
+        self.num_hypotheses = tokens_BK.shape[1]
+        return self.model.step(tokens_BK.flatten(), self.state).unflatten(0, tokens_BK.shape)
+
+    def logits(self, hidden_BKD: Tensor, first: int = 0) -> Tensor:
+        """Return the logits [B, K, V] of the next token."""
+        return self.model.logits(hidden_BKD.flatten(0, 1)).unflatten(0, hidden_BKD.shape[:2])
+
+    def best_tokens(self, hidden_BKD: Tensor, number: int, forbidden: Sequence[int], eos: int) -> BestTokens:
+        """Return the most probable tokens that are not forbidden, and the log-probability of eos."""
+        shape = hidden_BKD.shape[:2]
+        found = self.model.best_tokens(hidden_BKD.flatten(0, 1), number, forbidden, eos)
+        return BestTokens(*(each.unflatten(0, shape) for each in found))
+
+    def reorder(self, parents_BK: Tensor) -> None:
+        """Continue with hypotheses `parents_BK` of each sentence."""
+        firsts_B1 = self.num_hypotheses * torch.arange(len(parents_BK))[:, None]
+        self.state.select((firsts_B1 + parents_BK).flatten())
+        self.num_hypotheses = parents_BK.shape[1]
+
+    def keep_rows(self, rows_B: Tensor) -> None:
+        """Continue with sentences `rows_B` only."""
+        hypotheses_K = torch.arange(self.num_hypotheses)
+        self.state.select((self.num_hypotheses * rows_B[:, None] + hypotheses_K).flatten())
+
+    def attention(self) -> Tensor:
+        """Raise: the coverage penalty needs another stepper."""
+        raise NotImplementedError
+
+
+class ShortlistStepper:
+    """A stepper that predicts the tokens of a shortlist only.
+
+    Args:
+        stepper: predicts all tokens.
+        output: the output matrix of its model.
         vocabulary: the tokens that the sentences may use, and their numbers in the search.
-        keep_attention: remember the attention of each step, for `attention`.
     """
 
     def __init__(
-        self,
-        model: Transformer,
-        src_BS: Tensor,
-        vocabulary: ReducedVocabulary,
-        keep_attention: bool = False,
+        self, stepper: ModelStepper | NativeStepper, output: nn.Module, vocabulary: ReducedVocabulary
     ) -> None:
-        super().__init__(model, src_BS, keep_attention)
+        self.stepper = stepper
         self.tokens_U, self.forbidden_B1U = vocabulary.tokens_U, vocabulary.forbidden_B1U
-        self.output = select_rows(model.output, self.tokens_U)
+        self.output = select_rows(output, self.tokens_U)
         self.vocab_size = len(self.tokens_U)
 
     def step(self, tokens_BK: Tensor) -> Tensor:
         """Append the newest tokens, by their numbers, and return the hidden states [B, K, D]."""
-        return super().step(self.tokens_U[tokens_BK])
+        return self.stepper.step(self.tokens_U[tokens_BK])
 
     def logits(self, hidden_BKD: Tensor, first: int = 0) -> Tensor:
         """Return the logits [B, K, U] of the next token, -inf for those that are not in the list of a sentence."""
         logits_BKU: Tensor = self.output(hidden_BKD)
         return logits_BKU.masked_fill_(self.forbidden_B1U[first : first + len(logits_BKU)], NEG_INF)
 
+    def reorder(self, parents_BK: Tensor) -> None:
+        """Continue with hypotheses `parents_BK` of each sentence."""
+        self.stepper.reorder(parents_BK)
+
     def keep_rows(self, rows_B: Tensor) -> None:
         """Continue with sentences `rows_B` only."""
-        super().keep_rows(rows_B)
+        self.stepper.keep_rows(rows_B)
         self.forbidden_B1U = self.forbidden_B1U[rows_B]
+
+    def attention(self) -> Tensor:
+        """Return the attention of the last step."""
+        return self.stepper.attention()
 
 
 class EnsembleStepper:
     """Several models that share their vocabularies, with their probabilities averaged at each step."""
 
-    def __init__(self, steppers: Sequence[ModelStepper]) -> None:
+    def __init__(self, steppers: Sequence[Stepper]) -> None:
         self.steppers = steppers
         self.vocab_size = steppers[0].vocab_size
         self.widths: list[int] = []

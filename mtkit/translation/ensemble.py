@@ -13,10 +13,17 @@ from torch import Tensor
 
 from mtkit.data.batching import Ids, collate_sources, collate_tokens
 from mtkit.data.tokenizer import Tokenizers
+from mtkit.model.cpu.native.model import NativeModel
 from mtkit.model.transformer import Transformer
 from mtkit.search.shortlist import ReducedVocabulary
 from mtkit.search.state import Stepper
-from mtkit.search.steppers import EnsembleStepper, ModelStepper, ShortlistStepper, mean_log_probs
+from mtkit.search.steppers import (
+    EnsembleStepper,
+    ModelStepper,
+    NativeStepper,
+    ShortlistStepper,
+    mean_log_probs,
+)
 
 
 class Ensemble:
@@ -25,10 +32,13 @@ class Ensemble:
     Args:
         models: at least one; the first one aligns.
         tokenizers: the tokenizers of both sides.
+        native: the same models in the compiled library, for the search; none if it cannot run them.
     """
 
-    def __init__(self, models: Sequence[Transformer], tokenizers: Tokenizers) -> None:
-        self.models, self.tokenizers = tuple(models), tokenizers
+    def __init__(
+        self, models: Sequence[Transformer], tokenizers: Tokenizers, native: Sequence[NativeModel] = ()
+    ) -> None:
+        self.models, self.tokenizers, self.native = tuple(models), tokenizers, tuple(native)
         self.device = next(self.models[0].parameters()).device
 
     def sources(self, sentences: Sequence[Ids]) -> Tensor:
@@ -50,12 +60,15 @@ class Ensemble:
         self, src_BS: Tensor, keep_attention: bool = False, vocabulary: ReducedVocabulary | None = None
     ) -> Stepper:
         """Return a step function for these sources, on the tokens of a shortlist if there is one."""
-        steppers = [
-            ModelStepper(model, src_BS, keep_attention)
-            if vocabulary is None
-            else ShortlistStepper(model, src_BS, vocabulary, keep_attention)
-            for model in self.models
-        ]
+        steppers: list[Stepper] = []
+        for index, model in enumerate(self.models):
+            stepper: ModelStepper | NativeStepper
+            if self.native and not keep_attention:
+                stepper = NativeStepper(self.native[index], src_BS)
+            else:
+                stepper = ModelStepper(model, src_BS, keep_attention)
+            shortened = None if vocabulary is None else ShortlistStepper(stepper, model.output, vocabulary)
+            steppers.append(shortened or stepper)
         return steppers[0] if len(steppers) == 1 else EnsembleStepper(steppers)
 
     def hidden(self, src_BS: Tensor, tgt_in_BT: Tensor) -> list[Tensor]:

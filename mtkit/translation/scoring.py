@@ -18,7 +18,8 @@ from mtkit.data.alignments import WordLinks
 from mtkit.data.batching import Ids, split_by_tokens
 from mtkit.device import out_of_memory_errors
 from mtkit.errors import DataError
-from mtkit.search.beam import LOGITS_CHUNK, final_scores
+from mtkit.search.beam import LOGITS_CHUNK
+from mtkit.search.scores import final_scores
 from mtkit.search.state import SearchOptions
 from mtkit.translation.alignment import Link, align, word_links
 from mtkit.translation.assembly import Translation

@@ -16,6 +16,8 @@ from mtkit.data.batching import Ids
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.device import choose_device, choose_dtype, configure_malloc, dtype_name, limit_kernel_caches
 from mtkit.errors import ConfigError, DataError
+from mtkit.model.cpu.native.library import instructions_name
+from mtkit.model.cpu.native.model import NativeModel, supports, uses_native
 from mtkit.model.cpu.packing import Int8, choose_int8, pack, takes_stored_int8
 from mtkit.model.quantized import dequantize, is_quantized
 from mtkit.model.transformer import Transformer
@@ -55,6 +57,7 @@ class Translator(LineTranslator):
         usual_src_tokens: lines of several sentences that are longer than this are translated sentence by sentence;
             None for `max_source_tokens`.
         shortlist: the tokens that a translation may consist of; None for the whole vocabulary.
+        native: all models in the compiled library; none if it cannot run them.
     """
 
     def __init__(
@@ -67,9 +70,10 @@ class Translator(LineTranslator):
         int8: Int8 = "none",
         usual_src_tokens: int | None = None,
         shortlist: Shortlist | None = None,
+        native: Sequence[NativeModel] = (),
     ) -> None:
         self.model, self.int8 = model, int8
-        self.ensemble = Ensemble((model, *others), tokenizers)
+        self.ensemble = Ensemble((model, *others), tokenizers, native)
         self.device = self.ensemble.device
         self.batched_search = BatchedSearch(self.ensemble, decoding, shortlist)
         super().__init__(self.batched_search, tokenizers, decoding, max_source_tokens, usual_src_tokens)
@@ -80,6 +84,12 @@ class Translator(LineTranslator):
         """Precision of the computations: fp32, bf16, fp16, int8, or one of these with an int8 output matrix."""
         dtype = dtype_name(self.model.compute_dtype)
         return {"all": "int8", "output": f"{dtype} + int8 output", "none": dtype}[self.int8]
+
+    @property
+    def backend(self) -> str:
+        """What searches: PyTorch, or the compiled library with the instructions that it uses."""
+        native = self.ensemble.native
+        return f"compiled, {instructions_name(native[0].instructions)}" if native else "PyTorch"
 
     @classmethod
     def load(
@@ -144,18 +154,29 @@ class Translator(LineTranslator):
             limit_kernel_caches()
             configure_malloc()
         models = (model, *others)
-        int8 = choose_int8(precision, device, stored=all(map(is_quantized, models)))
+        runs_native = uses_native(precision, device) and all(map(supports, models))
+        int8 = choose_int8(precision, device, stored=all(map(is_quantized, models)) or runs_native)
         dtype = choose_dtype("fp32" if int8 == "all" else precision, device)
         for each in models:
             if int8 != "all" or not takes_stored_int8():
                 dequantize(each)
             each.compute_dtype = dtype
             each.to(device=device, dtype=dtype).eval()
+        native = [NativeModel(each, int8 == "all") for each in models] if runs_native else []
+        for each in models:
             if device.type == "cpu":
                 pack(each, int8, keep_output_rows=shortlist is not None)
         decoding = decoding or config.decoding
         return cls(
-            model, tokenizers, decoding, config.data.max_length, others, int8, usual_src_tokens, shortlist
+            model,
+            tokenizers,
+            decoding,
+            config.data.max_length,
+            others,
+            int8,
+            usual_src_tokens,
+            shortlist,
+            native,
         )
 
     def alternatives(

@@ -154,7 +154,9 @@ def test_of_the_package_itself_only_the_version_is_imported() -> None:
 def test_files_that_are_no_code_are_installed() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = project["tool"]["setuptools"]["package-data"]
-    others = [path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    others = [
+        path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc", ".so")
+    ]
     assert others
     for path in others:
         package = ".".join(path.parent.relative_to(PACKAGE.parent).parts)

@@ -1,0 +1,52 @@
+/* Vectors of 8 floats, for CPUs with AVX2 and FMA. Products of 16 bits are added in pairs. */
+
+#define LANES 8
+#define MAX_ROWS 6 /* rows of a tile: 12 sums, 2 vectors of the matrix and 1 of the input fit into 16 registers */
+#define V __m256
+#define VI __m256i
+
+#define vload(p) _mm256_loadu_ps(p)
+#define vstore(p, x) _mm256_storeu_ps(p, x)
+#define vset(x) _mm256_set1_ps(x)
+#define vadd(x, y) _mm256_add_ps(x, y)
+#define vsub(x, y) _mm256_sub_ps(x, y)
+#define vmul(x, y) _mm256_mul_ps(x, y)
+#define vdiv(x, y) _mm256_div_ps(x, y)
+#define vmax(x, y) _mm256_max_ps(x, y)
+#define vfma(x, y, z) _mm256_fmadd_ps(x, y, z)
+#define vabs(x) _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x)
+#define vround(x) _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#define vsum(x) sum_avx2(x)
+#define vmax_of(x) max_avx2(x)
+#define vgreater(x, y) ((unsigned)_mm256_movemask_ps(_mm256_cmp_ps(x, y, _CMP_GT_OQ)))
+#define vscale2(x, n) \
+    _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)))
+
+#define viload(p) _mm256_loadu_si256((const __m256i *)(p))
+#define vifloat(x) _mm256_cvtepi32_ps(x)
+
+#define GROUP 2
+#define INPUT int16_t
+#define INPUT_LEVELS 2047
+#define viweights(p) _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(p)))
+#define vidot(sums, x, w) sums = _mm256_add_epi32(sums, _mm256_madd_epi16(x, w))
+#define viinput(p) _mm256_set1_epi32(*(const int32_t *)(p))
+#define vistore_rounded(p, x) store_rounded_avx2(p, x)
+
+static inline float sum_avx2(__m256 x) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+static inline float max_avx2(__m256 x) {
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+
+static inline void store_rounded_avx2(int16_t *p, __m256 x) {
+    __m256i integers = _mm256_cvtps_epi32(x);
+    _mm_storeu_si128((__m128i *)p,
+                     _mm_packs_epi32(_mm256_castsi256_si128(integers), _mm256_extracti128_si256(integers, 1)));
+}
