@@ -1,0 +1,245 @@
+"""Measures the systems of a recipe, and keeps a row of each in its results.jsonl.
+
+    python recipes/measure.py recipes/ablation --data ../multi30k/data/task1/raw --jobs 2
+    python recipes/measure.py recipes/ablation --table
+
+The recipe's systems.yaml has a command of mtkit for each system. It runs with every seed, in one thread if there are
+several jobs, and its translations of the test set are scored. A command that was stopped goes on where it was. What has
+a row already does not run again, unless its command has changed, or with --again the commit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product, repeat
+from pathlib import Path
+from string import Template
+from threading import Lock
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+MTKIT = [sys.executable, "-m", "mtkit"]
+SAME_COST = 0.03  # a system whose CPU time differs so little from the baseline's is not trained again at equal minutes
+
+Row = dict[str, Any]
+writing = Lock()
+
+
+def main() -> None:
+    """Measure what is missing, and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", type=Path, help="folder with systems.yaml")
+    parser.add_argument("--data", type=Path, help="folder of the corpus, $data in the commands")
+    parser.add_argument(
+        "--runs", type=Path, help="folder for the run folders; by default runs/ and the recipe's name"
+    )
+    parser.add_argument("--systems", nargs="+", help="names; by default all")
+    parser.add_argument("--seeds", type=int, nargs="+", help="by default those of systems.yaml")
+    parser.add_argument("--jobs", type=int, default=1, help="systems at a time, of one thread each")
+    parser.add_argument("--again", action="store_true", help="run again what another commit has run")
+    parser.add_argument("--table", action="store_true", help="only print the table")
+    arguments = parser.parse_args()
+    recipe = Recipe(arguments)
+    if not arguments.table:
+        if arguments.data is None:
+            parser.error("--data is missing")
+        recipe.measure_missing(arguments.jobs)
+    print("\n".join(table(recipe.newest_rows())))
+
+
+class Recipe:
+    """A folder with systems.yaml and results.jsonl.
+
+    systems.yaml has:
+
+    - seeds: what $seed stands for.
+    - steps: what $steps stands for; $every is a tenth of it.
+    - equal_minutes_to: name of a system. Each other one runs twice: with $steps as it is, and with as many as take the
+      CPU time of this one.
+    - command: what all systems have in common.
+    - systems: for each name the rest of its command, or a list of whole commands. $run is its run folder, $data the
+      folder of the corpus, $recipe that of the recipe, $NAME the run folder of another system with the same seed.
+    - references: file of the test set's references in $data; its translations are those that the run folder has.
+    - metrics: for `mtkit evaluate`.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.folder = arguments.recipe.resolve()
+        self.results = self.folder / "results.jsonl"
+        spec = yaml.safe_load((self.folder / "systems.yaml").read_text(encoding="utf-8"))
+        self.spec: Row = {"steps": 0, "equal_minutes_to": None, "metrics": ["bleu", "chrf"], **spec}
+        self.names: list[str] = arguments.systems or list(self.spec["systems"])
+        self.seeds: list[int] = arguments.seeds or self.spec["seeds"]
+        self.runs: Path = (arguments.runs or ROOT / "runs" / self.folder.name).resolve()
+        self.data = arguments.data and arguments.data.resolve()
+        self.again: bool = arguments.again
+        self.is_shared = arguments.jobs > 1
+        self.commit = git("rev-parse", "HEAD") if not git("status", "--porcelain", "mtkit") else "changed"
+
+    def measure_missing(self, jobs: int) -> None:
+        """Measure every system that has no row: those first that others begin with."""
+        self.runs.mkdir(parents=True, exist_ok=True)
+        equals = ["updates", "minutes"] if self.spec["equal_minutes_to"] else ["updates"]
+        used = {name for name in self.names if self._is_used(name)}
+        for seed, is_used, equal in product(self.seeds, (True, False), equals):
+            names = [name for name in self.names if (name in used) == is_used]
+            with ThreadPoolExecutor(jobs) as pool:
+                list(pool.map(self.measure, names, repeat(seed), repeat(equal)))
+
+    def measure(self, name: str, seed: int, equal: str) -> None:
+        """Run the commands of a system and append its row, unless it has one."""
+        steps = self.spec["steps"]
+        if equal == "minutes":
+            ratio = self._relative_cost(name)
+            if abs(ratio - 1) < SAME_COST:
+                return
+            steps = round(steps / ratio)
+        commands = self._commands(name, seed, steps)
+        row = {"system": name, "seed": seed, "equal": equal, "steps": steps, "commands": commands}
+        known = [old for old in self.rows() if all(old[key] == value for key, value in row.items())]
+        if any(not self.again or old["commit"] == self.commit for old in known):
+            return
+        run = self._run(name, seed, equal)
+        folders = {other.replace(" ", "_"): self._run(other, seed) for other in self.spec["systems"]}
+        folders |= {"run": run, "data": self.data, "recipe": self.folder}
+        start, cpu = time.time(), 0.0
+        for command in commands:
+            cpu += self._run_mtkit(Template(command).substitute(folders), run.with_suffix(".log"))
+        results = json.loads((run / "results.json").read_text())
+        row |= {
+            "commit": self.commit, "minutes": round((time.time() - start) / 60, 1), "cpu_minutes": round(cpu / 60, 2),
+            "jobs_share_machine": self.is_shared, "machine": f"{os.cpu_count()} x {cpu_name()}",
+            "validation": results["best"], "best_step": results["best_step"], "scores": self._score(run),
+        }  # fmt: skip
+        with writing, self.results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _commands(self, name: str, seed: int, steps: int) -> list[str]:
+        """Return the commands of a system, the names of folders not filled in."""
+        spec = self.spec["systems"][name]
+        lines = spec if isinstance(spec, list) else [f"{self.spec['command']} {spec}"]
+        values = {"seed": seed, "steps": steps, "every": max(1, steps // 10)}
+        return [Template(line).safe_substitute(values).strip() for line in lines]
+
+    def _is_used(self, name: str) -> bool:
+        """Return whether another system begins with this one, or is compared with its cost."""
+        place = "$" + name.replace(" ", "_")
+        return name == self.spec["equal_minutes_to"] or any(
+            place in str(spec) for spec in self.spec["systems"].values()
+        )
+
+    def _relative_cost(self, name: str) -> float:
+        """Return the CPU time of a system as a multiple of the baseline's, with the first seed that both have."""
+        costs = {
+            (row["system"], row["seed"]): row["cpu_minutes"]
+            for row in self.newest_rows()
+            if row["equal"] == "updates"
+        }
+        baseline = self.spec["equal_minutes_to"]
+        seed = next(seed for seed in self.seeds if (name, seed) in costs and (baseline, seed) in costs)
+        return float(costs[name, seed] / costs[baseline, seed])
+
+    def _run(self, name: str, seed: int, equal: str = "updates") -> Path:
+        """Return the run folder of a system."""
+        return self.runs / "-".join(
+            [name.replace(" ", "-"), *(["minutes"] if equal == "minutes" else []), str(seed)]
+        )
+
+    def _run_mtkit(self, command: str, log: Path) -> float:
+        """Run a command of mtkit, and return its CPU time in seconds, that of its processes included."""
+        words = shlex.split(command)
+        path = Path(words[words.index(">") + 1]) if ">" in words else log
+        words = words[: words.index(">")] if ">" in words else words
+        environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if self.is_shared else {})}
+        with log.open("a", encoding="utf-8") as errors, path.open("a" if path == log else "w") as output:
+            process = subprocess.Popen(
+                [*MTKIT, *words], stdout=output, stderr=errors, env=environment, cwd=ROOT
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            sys.exit(f"mtkit {command}\nexited with {process.returncode}: see {log}")
+        return usage.ru_utime + usage.ru_stime
+
+    def _score(self, run: Path) -> list[Row]:
+        """Return the scores of the translations of the test set, with intervals and signatures."""
+        hyps = next((run / "test").glob("*.hyps.txt"))
+        metrics = [word for metric in self.spec["metrics"] for word in ("--metric", metric)]
+        words = ["evaluate", str(hyps), "--ref", str(self.data / self.spec["references"]), *metrics, "--json"]
+        words += ["--langs", self.spec["langs"]]
+        printed = subprocess.run([*MTKIT, *words], check=True, stdout=subprocess.PIPE, cwd=ROOT).stdout
+        scores: list[Row] = json.loads(printed)[0]["scores"]
+        return scores
+
+    def rows(self) -> list[Row]:
+        """Return the rows of results.jsonl."""
+        with writing:
+            return (
+                [json.loads(line) for line in self.results.open(encoding="utf-8")]
+                if self.results.exists()
+                else []
+            )
+
+    def newest_rows(self) -> list[Row]:
+        """Return the newest row of each system, seed and kind of comparison."""
+        return list({(row["system"], row["seed"], row["equal"]): row for row in self.rows()}.values())
+
+
+def git(*words: str) -> str:
+    """Return what a git command prints about mtkit."""
+    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
+
+
+def cpu_name() -> str:
+    """Return the name of the processor."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
+    )
+
+
+def table(rows: list[Row]) -> list[str]:
+    """Return a Markdown table: for each system the mean and standard deviation of its scores over the seeds."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["system"], row["equal"]), []).append(row)
+    names = [score["name"] for score in rows[0]["scores"]] if rows else []
+    lines = [
+        f"| system | updates | CPU minutes | validation, greedy | {' | '.join(names)} | seeds |",
+        "|---" * (len(names) + 5) + "|",
+    ]
+    for (system, equal), group in groups.items():
+        scores = zip(*(row["scores"] for row in group), strict=True)
+        cells = [
+            system + (", equal minutes" if equal == "minutes" else ""),
+            f"{group[0]['best_step']:,}",
+            f"{statistics.mean(row['cpu_minutes'] for row in group):.1f}",
+            mean_and_deviation([row["validation"] for row in group]),
+            *(mean_and_deviation([score["score"] for score in each]) for each in scores),
+            str(len(group)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def mean_and_deviation(values: list[float]) -> str:
+    """Return the mean of values, and their standard deviation if there are several."""
+    mean = f"{statistics.mean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+if __name__ == "__main__":
+    main()
