@@ -51,11 +51,11 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="run again what another commit has run")
     parser.add_argument("--table", action="store_true", help="only print the table")
     arguments = parser.parse_args()
-    recipe = Recipe(arguments)
+    recipe = Recipe(arguments.recipe)
     if not arguments.table:
         if arguments.data is None:
             parser.error("--data is missing")
-        recipe.measure_missing(arguments.jobs)
+        measure_missing(recipe, arguments)
     print("\n".join(table(recipe.newest_rows())))
 
 
@@ -75,126 +75,136 @@ class Recipe:
     - metrics: for `mtkit evaluate`.
     """
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.folder = arguments.recipe.resolve()
-        self.results = self.folder / "results.jsonl"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
         spec = yaml.safe_load((self.folder / "systems.yaml").read_text(encoding="utf-8"))
-        self.spec: Row = {"steps": 0, "equal_minutes_to": None, "metrics": ["bleu", "chrf"], **spec}
-        self.names: list[str] = arguments.systems or list(self.spec["systems"])
-        self.seeds: list[int] = arguments.seeds or self.spec["seeds"]
-        self.runs: Path = (arguments.runs or ROOT / "runs" / self.folder.name).resolve()
-        self.data = arguments.data and arguments.data.resolve()
-        self.again: bool = arguments.again
-        self.is_shared = arguments.jobs > 1
-        self.commit = git("rev-parse", "HEAD") if not git("status", "--porcelain", "mtkit") else "changed"
+        self.seeds: list[int] = spec["seeds"]
+        self.steps: int = spec.get("steps", 0)
+        self.baseline: str | None = spec.get("equal_minutes_to")
+        self.command: str = spec.get("command", "")
+        self.systems: dict[str, str | list[str]] = spec["systems"]
+        self.references: str = spec["references"]
+        self.langs: str = spec["langs"]
+        self.metrics: list[str] = spec.get("metrics", ["bleu", "chrf"])
 
-    def measure_missing(self, jobs: int) -> None:
-        """Measure every system that has no row: those first that others begin with."""
-        self.runs.mkdir(parents=True, exist_ok=True)
-        equals = ["updates", "minutes"] if self.spec["equal_minutes_to"] else ["updates"]
-        used = {name for name in self.names if self._is_used(name)}
-        for seed, is_used, equal in product(self.seeds, (True, False), equals):
-            names = [name for name in self.names if (name in used) == is_used]
-            with ThreadPoolExecutor(jobs) as pool:
-                list(pool.map(self.measure, names, repeat(seed), repeat(equal)))
-
-    def measure(self, name: str, seed: int, equal: str) -> None:
-        """Run the commands of a system and append its row, unless it has one."""
-        steps = self.spec["steps"]
-        if equal == "minutes":
-            ratio = self._relative_cost(name)
-            if abs(ratio - 1) < SAME_COST:
-                return
-            steps = round(steps / ratio)
-        commands = self._commands(name, seed, steps)
-        row = {"system": name, "seed": seed, "equal": equal, "steps": steps, "commands": commands}
-        known = [old for old in self.rows() if all(old[key] == value for key, value in row.items())]
-        if any(not self.again or old["commit"] == self.commit for old in known):
-            return
-        run = self._run(name, seed, equal)
-        folders = {other.replace(" ", "_"): self._run(other, seed) for other in self.spec["systems"]}
-        folders |= {"run": run, "data": self.data, "recipe": self.folder}
-        start, cpu = time.time(), 0.0
-        for command in commands:
-            cpu += self._run_mtkit(Template(command).substitute(folders), run.with_suffix(".log"))
-        results = json.loads((run / "results.json").read_text())
-        row |= {
-            "commit": self.commit, "minutes": round((time.time() - start) / 60, 1), "cpu_minutes": round(cpu / 60, 2),
-            "jobs_share_machine": self.is_shared, "machine": f"{os.cpu_count()} x {cpu_name()}",
-            "validation": results["best"], "best_step": results["best_step"], "scores": self._score(run),
-        }  # fmt: skip
-        with writing, self.results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def _commands(self, name: str, seed: int, steps: int) -> list[str]:
-        """Return the commands of a system, the names of folders not filled in."""
-        spec = self.spec["systems"][name]
-        lines = spec if isinstance(spec, list) else [f"{self.spec['command']} {spec}"]
+    def commands(self, system: str, seed: int, steps: int) -> list[str]:
+        """Return the commands of a system, in which the names of folders are not filled in."""
+        spec = self.systems[system]
+        lines = spec if isinstance(spec, list) else [f"{self.command} {spec}"]
         values = {"seed": seed, "steps": steps, "every": max(1, steps // 10)}
         return [Template(line).safe_substitute(values).strip() for line in lines]
 
-    def _is_used(self, name: str) -> bool:
-        """Return whether another system begins with this one, or is compared with its cost."""
-        place = "$" + name.replace(" ", "_")
-        return name == self.spec["equal_minutes_to"] or any(
-            place in str(spec) for spec in self.spec["systems"].values()
-        )
+    def folders(self, run: Path, data: Path, seed: int) -> dict[str, str]:
+        """Return what the names of folders in the commands of a run stand for."""
+        others = {_placeholder(system): str(run_folder(run.parent, system, seed)) for system in self.systems}
+        return {**others, "run": str(run), "data": str(data), "recipe": str(self.folder)}
 
-    def _relative_cost(self, name: str) -> float:
+    def is_used(self, system: str) -> bool:
+        """Return whether another system begins with this one, or is compared with its cost."""
+        name = "$" + _placeholder(system)
+        return system == self.baseline or any(name in str(spec) for spec in self.systems.values())
+
+    def relative_cost(self, system: str) -> float:
         """Return the CPU time of a system as a multiple of the baseline's, with the first seed that both have."""
         costs = {
             (row["system"], row["seed"]): row["cpu_minutes"]
             for row in self.newest_rows()
             if row["equal"] == "updates"
         }
-        baseline = self.spec["equal_minutes_to"]
-        seed = next(seed for seed in self.seeds if (name, seed) in costs and (baseline, seed) in costs)
-        return float(costs[name, seed] / costs[baseline, seed])
-
-    def _run(self, name: str, seed: int, equal: str = "updates") -> Path:
-        """Return the run folder of a system."""
-        return self.runs / "-".join(
-            [name.replace(" ", "-"), *(["minutes"] if equal == "minutes" else []), str(seed)]
-        )
-
-    def _run_mtkit(self, command: str, log: Path) -> float:
-        """Run a command of mtkit, and return its CPU time in seconds, that of its processes included."""
-        words = shlex.split(command)
-        path = Path(words[words.index(">") + 1]) if ">" in words else log
-        words = words[: words.index(">")] if ">" in words else words
-        environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if self.is_shared else {})}
-        with log.open("a", encoding="utf-8") as errors, path.open("a" if path == log else "w") as output:
-            process = subprocess.Popen(
-                [*MTKIT, *words], stdout=output, stderr=errors, env=environment, cwd=ROOT
-            )
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            sys.exit(f"mtkit {command}\nexited with {process.returncode}: see {log}")
-        return usage.ru_utime + usage.ru_stime
-
-    def _score(self, run: Path) -> list[Row]:
-        """Return the scores of the translations of the test set, with intervals and signatures."""
-        hyps = next((run / "test").glob("*.hyps.txt"))
-        metrics = [word for metric in self.spec["metrics"] for word in ("--metric", metric)]
-        words = ["evaluate", str(hyps), "--ref", str(self.data / self.spec["references"]), *metrics, "--json"]
-        words += ["--langs", self.spec["langs"]]
-        printed = subprocess.run([*MTKIT, *words], check=True, stdout=subprocess.PIPE, cwd=ROOT).stdout
-        scores: list[Row] = json.loads(printed)[0]["scores"]
-        return scores
+        both = [(costs[name, seed], costs[self.baseline, seed]) for name, seed in costs if name == system]
+        return float(both[0][0] / both[0][1])
 
     def rows(self) -> list[Row]:
         """Return the rows of results.jsonl."""
-        with writing:
-            return (
-                [json.loads(line) for line in self.results.open(encoding="utf-8")]
-                if self.results.exists()
-                else []
-            )
+        path = self.folder / "results.jsonl"
+        return [json.loads(line) for line in path.open(encoding="utf-8")] if path.exists() else []
 
     def newest_rows(self) -> list[Row]:
         """Return the newest row of each system, seed and kind of comparison."""
         return list({(row["system"], row["seed"], row["equal"]): row for row in self.rows()}.values())
+
+    def add(self, row: Row) -> None:
+        """Append a row to results.jsonl."""
+        with writing, (self.folder / "results.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _placeholder(system: str) -> str:
+    """Return the name of a system in commands."""
+    return system.replace(" ", "_")
+
+
+def run_folder(runs: Path, system: str, seed: int, equal: str = "updates") -> Path:
+    """Return the run folder of a system."""
+    return runs / "-".join(
+        [system.replace(" ", "-"), *(["minutes"] if equal == "minutes" else []), str(seed)]
+    )
+
+
+def measure_missing(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """Measure every system that has no row: those first that others begin with."""
+    names = arguments.systems or list(recipe.systems)
+    equals = ["updates", "minutes"] if recipe.baseline else ["updates"]
+    for seed, is_used, equal in product(arguments.seeds or recipe.seeds, (True, False), equals):
+        chosen = [name for name in names if recipe.is_used(name) == is_used]
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            list(pool.map(measure, repeat(recipe), repeat(arguments), chosen, repeat(seed), repeat(equal)))
+
+
+def measure(recipe: Recipe, arguments: argparse.Namespace, system: str, seed: int, equal: str) -> None:
+    """Run the commands of a system and add its row, unless it has one."""
+    steps = recipe.steps
+    if equal == "minutes":
+        ratio = recipe.relative_cost(system)
+        if abs(ratio - 1) < SAME_COST:
+            return
+        steps = round(steps / ratio)
+    commands = recipe.commands(system, seed, steps)
+    commit = git("rev-parse", "HEAD") if not git("status", "--porcelain", "mtkit") else "changed"
+    row = {"system": system, "seed": seed, "equal": equal, "steps": steps, "commands": commands}
+    known = [old for old in recipe.rows() if all(old[key] == value for key, value in row.items())]
+    if any(not arguments.again or old["commit"] == commit for old in known):
+        return
+    runs = (arguments.runs or ROOT / "runs" / recipe.folder.name).resolve()
+    runs.mkdir(parents=True, exist_ok=True)
+    run, data = run_folder(runs, system, seed, equal), arguments.data.resolve()
+    environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if arguments.jobs > 1 else {})}
+    start, cpu = time.time(), 0.0
+    for command in commands:
+        filled = Template(command).substitute(recipe.folders(run, data, seed))
+        cpu += run_mtkit(filled, run.with_suffix(".log"), environment)
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    hyps = next((run / "test").glob("*.hyps.txt"))
+    row |= {
+        "commit": commit, "minutes": round((time.time() - start) / 60, 1), "cpu_minutes": round(cpu / 60, 2),
+        "jobs": arguments.jobs, "machine": f"{os.cpu_count()} x {cpu_name()}",
+        "validation": results["best"], "best_step": results["best_step"],
+        "scores": score(hyps, data / recipe.references, recipe),
+    }  # fmt: skip
+    recipe.add(row)
+
+
+def run_mtkit(command: str, log: Path, environment: dict[str, str]) -> float:
+    """Run a command of mtkit, and return its CPU time in seconds, that of its processes included."""
+    words = shlex.split(command)
+    path = Path(words[words.index(">") + 1]) if ">" in words else log
+    words = words[: words.index(">")] if ">" in words else words
+    with log.open("a", encoding="utf-8") as errors, path.open("a" if path == log else "w") as output:
+        process = subprocess.Popen([*MTKIT, *words], stdout=output, stderr=errors, env=environment, cwd=ROOT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"mtkit {command}\nexited with {process.returncode}: see {log}")
+    return usage.ru_utime + usage.ru_stime
+
+
+def score(hyps: Path, references: Path, recipe: Recipe) -> list[Row]:
+    """Return the scores of translations, with intervals and signatures."""
+    metrics = [word for metric in recipe.metrics for word in ("--metric", metric)]
+    words = ["evaluate", str(hyps), "--ref", str(references), *metrics, "--langs", recipe.langs, "--json"]
+    printed = subprocess.run([*MTKIT, *words], check=True, stdout=subprocess.PIPE, cwd=ROOT).stdout
+    scores: list[Row] = json.loads(printed)[0]["scores"]
+    return scores
 
 
 def git(*words: str) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import shlex
 from pathlib import Path
+from string import Template
 
 import pytest
 import torch
@@ -13,7 +16,8 @@ from mtkit.config.sections import Config
 from mtkit.model.transformer import Transformer
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("recipes/*/*.yaml")])
+SYSTEMS = sorted(ROOT.glob("recipes/*/systems.yaml"))
+CONFIGS = sorted({*ROOT.glob("configs/*.yaml"), *ROOT.glob("recipes/*/*.yaml")} - {*SYSTEMS})
 RECIPES = sorted(path for path in ROOT.glob("recipes/*") if path.is_dir())
 MAX_LINES = 60
 
@@ -84,6 +88,26 @@ def test_a_recipe_is_listed_and_its_configs_read_the_data_that_it_names(folder: 
         sources = (*data.train, *data.valid, *data.test)
         files = [name for source in sources for name in (source.path, source.src, source.tgt) if name]
         assert [line.split("  ")[1] for line in sums] == files
+
+
+@pytest.mark.parametrize("path", SYSTEMS, ids=lambda path: path.parent.name)
+def test_the_trainings_of_a_recipe_have_valid_keys(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(ROOT / "recipes")
+    measure = importlib.import_module("measure")
+    recipe = measure.Recipe(path.parent)
+    folders = recipe.folders(tmp_path / "run", tmp_path, seed=1)
+    commands = [
+        Template(line).substitute(folders)
+        for name in recipe.systems
+        for line in recipe.commands(name, 1, recipe.steps)
+    ]
+    trainings = [shlex.split(line)[1:] for line in commands if line.startswith("train ")]
+    assert len(trainings) >= len(recipe.systems) - 1
+    for config, *overrides in trainings:
+        assert load_config(config, overrides).seed == 1
 
 
 WITHOUT_A_SCORE = ("several-machines",)
