@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -150,6 +151,40 @@ def spawn(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     """Start `mtkit` in a process of its own, with its output in pipes."""
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command(*arguments), env=child_environment(), **(pipes | options))
+
+
+def fork(
+    *arguments: object, before: Callable[[], object] = lambda: None, **options: Any
+) -> subprocess.Popen[str]:
+    """Start `mtkit` like `spawn`, but as a copy of this process, which has spent the seconds of importing torch.
+
+    Args:
+        arguments: its arguments.
+        before: called in the copy first, for example to patch something there.
+        options: those of `Popen`.
+    """
+    from mtkit.cli import main
+
+    def run() -> None:
+        code = 1
+        try:
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # one of these tells Popen that the process has begun
+            streams = (os.fdopen(n, mode, encoding="utf-8") for n, mode in enumerate("rww"))
+            sys.stdin, sys.stdout, sys.stderr = streams
+            before()
+            main(list(map(str, arguments)))
+        except SystemExit as end:
+            code = int(end.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError):
+                    stream.flush()
+            os._exit(code)  # it never comes to `exec`
+
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable], preexec_fn=run, restore_signals=False, **(pipes | options))
 
 
 def run_process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:

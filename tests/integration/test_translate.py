@@ -202,7 +202,7 @@ def test_a_killed_job_resumes_where_it_stopped(
     assert tiny.mtkit(*job, whole)[0] == 0
     output = tmp_path / "out.txt"
     for lines in moments:
-        process = tiny.spawn(*job, output, "--resume")
+        process = tiny.fork(*job, output, "--resume")
         deadline = time.monotonic() + 120
         while not output.exists() or output.read_bytes().count(b"\n") < lines:
             assert process.poll() is None, process.communicate()

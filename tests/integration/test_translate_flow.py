@@ -16,7 +16,7 @@ LINES = ["the small dog sees a cat .", "my bird hears this king ."]
 
 def test_output_flows_through_pipes(trained: Path) -> None:
     """The second line is sent only after the translation of the first has been read."""
-    process = tiny.spawn("translate", trained, "-q", "--precision", "fp32", stdin=subprocess.PIPE)
+    process = tiny.fork("translate", trained, "-q", "--precision", "fp32", stdin=subprocess.PIPE)
     assert process.stdin is not None and process.stdout is not None
     found = []
     for line in LINES:

@@ -309,7 +309,7 @@ LONG = ["training.max_steps=100000", "validation.every_steps=100000", "training.
 
 def start(config: Path, run: Path) -> subprocess.Popen[str]:
     """Start a long run and wait for its first updates."""
-    process = tiny.spawn("train", config, f"run={run}", *OPTIONS, *LONG, start_new_session=True)
+    process = tiny.fork("train", config, f"run={run}", *OPTIONS, *LONG, start_new_session=True)
     try:
         tiny.wait_for(lambda: tiny.last_step(run) >= 3 or process.poll() is not None, 60)
         assert process.poll() is None, process.communicate()

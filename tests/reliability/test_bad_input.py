@@ -776,7 +776,7 @@ def test_an_endless_line_is_translated(trained: Path, text: str) -> None:
 
 def test_a_full_disk_under_stdout(trained: Path, corpus: Path) -> None:
     with open("/dev/full", "w") as full:
-        process = tiny.spawn("translate", trained, corpus / "test.src", "-q", stdout=full)
+        process = tiny.fork("translate", trained, corpus / "test.src", "-q", stdout=full)
         _, err = process.communicate(timeout=300)
     assert process.returncode == STORAGE
     assert tiny.one_line(err).startswith("error: stdout: no space left on device (free some space")
@@ -834,16 +834,14 @@ def test_an_output_that_is_the_input(trained: Path, data: Path) -> None:
 
 def test_a_reader_that_goes_away(trained: Path, corpus: Path) -> None:
     """`mtkit translate … | head -1` with more output than a pipe holds."""
-    line = " ".join(
-        tiny.command("translate", trained, corpus / "train.src", "-q", "--n-best", 12, "--beam-size", 12)
-    )
-    script = f"{line} | head -n 1; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(
-        ["bash", "-c", script], env=tiny.child_environment(), capture_output=True, text=True, timeout=300
-    )
-    first, status, end = done.stdout.split("\n")
-    assert (first.startswith("1 ||| "), status, end) == (True, str(PIPE), "")
-    assert "the reader closed the pipe" in tiny.one_line(done.stderr)
+    wide = ["-q", "--n-best", 12, "--beam-size", 12]
+    process = tiny.fork("translate", trained, corpus / "train.src", *wide)
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline().startswith("1 ||| ")
+    process.stdout.close()
+    assert process.wait(300) == PIPE
+    with process.stderr:
+        assert "the reader closed the pipe" in tiny.one_line(process.stderr.read())
 
 
 NO_UTF8 = {"LANG": "C", "LC_ALL": "POSIX", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
@@ -885,7 +883,7 @@ def test_a_closed_stdin(trained: Path) -> None:
 
 def test_ctrl_c_while_translating(trained: Path, tmp_path: Path) -> None:
     """The signal is sent after the first lines, while more input is awaited."""
-    process = tiny.spawn("translate", trained, "-q", "--beam-size", 1, stdin=subprocess.PIPE)
+    process = tiny.fork("translate", trained, "-q", "--beam-size", 1, stdin=subprocess.PIPE)
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None
     process.stdin.write("a dog .\n" * 4097)
     process.stdin.flush()

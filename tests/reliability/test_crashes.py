@@ -278,14 +278,20 @@ def test_fresh_forgets_what_a_crash_left_beside_best(tmp_path: Path) -> None:
 LARGE = ["model.d_model=128", "data.test=[]", "training.max_steps=6", "validation.every_steps=3"]
 
 
-def limited(config: Path, run: Path, limit: int) -> subprocess.CompletedProcess[str]:
-    """Train in a process whose files may not grow beyond a limit, which simulates a full disk."""
+def limited(config: Path, run: Path, limit: int) -> tuple[int, str, str]:
+    """Train in a process whose files may not grow beyond a limit, which simulates a full disk.
+
+    Returns:
+        Its exit code, stdout and stderr.
+    """
     import resource
 
-    return tiny.run_process(
+    process = tiny.fork(
         "train", config, f"run={run}", *LARGE,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )  # fmt: skip
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
 
 
 @pytest.mark.parametrize(
@@ -299,13 +305,13 @@ def test_a_file_that_cannot_grow(config: Path, tmp_path: Path, largest: str, ste
     assert tiny.mtkit("train", config, f"run={whole}", *LARGE)[0] == 0
     limit = (tiny.checkpoint(whole, 3) / largest).stat().st_size - 1
     assert (whole / "tokenizer.model").stat().st_size < limit
-    done = limited(config, run, limit)
-    line = tiny.one_line(done.stderr)
-    assert done.returncode == 5
+    code, out, err = limited(config, run, limit)
+    line = tiny.one_line(err)
+    assert code == 5
     assert f"{run}/checkpoints/step-" in line
     assert "file too large (the limit of file sizes is reached" in line
     assert tiny.checkpoints(run) == steps
-    assert ("loss" in done.stdout) == bool(steps)
+    assert ("loss" in out) == bool(steps)
     assert not list(run.rglob("*.tmp"))
     assert tiny.mtkit("train", config, f"run={run}", *LARGE)[0] == 0
     assert tiny.tensors(tiny.checkpoint(run, 6)) == tiny.tensors(tiny.checkpoint(whole, 6))

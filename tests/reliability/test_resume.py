@@ -52,6 +52,16 @@ def make(tmp_path: Path, corpus: Path) -> Callable[..., Config]:
     return configure
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Config:
+    """The config of a run that nothing has stopped; read-only."""
+    folder = tmp_path_factory.mktemp("whole")
+    path = tiny.write_config(folder / "whole.yaml", run=folder / "whole", root=corpus)
+    config = mtkit.load_config(path, OPTIONS)
+    mtkit.train(config)
+    return config
+
+
 def train_and_interrupt(config: Config, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Train until SIGTERM arrives in the middle of an update."""
     original = Trainer.train_step
@@ -159,11 +169,10 @@ def test_stopped_while_validating(make: Callable[..., Config], monkeypatch: pyte
 
 
 def test_killed_after_a_validation_that_a_signal_had_broken(
-    make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Config], whole: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The checkpoint saved on the signal knows nothing of the validation, which is repeated and logged once."""
-    whole, stopped = make("whole"), make("stopped")
-    mtkit.train(whole)
+    stopped = make("stopped")
     with monkeypatch.context() as patch:
         patch.setattr(Validator, "loss", lambda *_: signal.raise_signal(signal.SIGTERM))
         with pytest.raises(Interrupted):
@@ -193,10 +202,9 @@ def killed_at(step: int) -> Callable[[Trainer, Any], None]:
 
 
 def test_a_signal_while_saving_waits_for_the_checkpoint(
-    make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Config], whole: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, stopped = make("whole"), make("stopped")
-    mtkit.train(whole)
+    stopped = make("stopped")
     original = checkpointing.save_checkpoint
 
     def save_checkpoint(folder: Path, checkpoint: Any) -> None:
@@ -214,9 +222,8 @@ def test_a_signal_while_saving_waits_for_the_checkpoint(
     assert_same(stopped, whole)
 
 
-def test_a_finished_run_goes_on_when_given_more_steps(make: Callable[..., Config]) -> None:
-    whole, longer = make("whole"), make("longer", "training.max_steps=12")
-    mtkit.train(whole)
+def test_a_finished_run_goes_on_when_given_more_steps(make: Callable[..., Config], whole: Config) -> None:
+    longer = make("longer", "training.max_steps=12")
     mtkit.train(longer)
     mtkit.train(make("longer"))
     assert_same(longer, whole)
@@ -239,7 +246,7 @@ def start(config: Path, run: Path) -> subprocess.Popen[str]:
     """Start a training process and wait until it has made an update."""
     metrics = run / "metrics.jsonl"
     before = metrics.read_text() if metrics.exists() else ""
-    process = tiny.spawn("train", config, f"run={run}", *LONG, ENDLESS, stdout=subprocess.DEVNULL)
+    process = tiny.fork("train", config, f"run={run}", *LONG, ENDLESS, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
         # A process that goes on first forgets the lines after its checkpoint, then adds its own.

@@ -6,10 +6,11 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -29,33 +30,30 @@ OPTIONS = [
 AFTER_SAVING = "stopped after saving: run the same command again to resume"
 BEFORE_TRAINING = "stopped before training began: run the same command again"
 
-SLOWED = """
-import signal, sys, time
-from importlib import import_module
-from pathlib import Path
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, the tests' children would inherit that it is ignored
-place, where, skip, mark, *arguments = sys.argv[1:]
-module, _, name = where.rpartition(".")
-try:
-    owner = import_module(module)
-except ImportError:
-    owner = getattr(import_module(module.rpartition(".")[0]), module.rpartition(".")[2])
-original, calls = getattr(owner, name), []
+def slow_down(where: str, skip: int, mark: Path) -> None:
+    """Make one call of a function slow: after some others, it leaves a mark and waits until that is removed."""
+    signal.signal(
+        signal.SIGHUP, signal.SIG_DFL
+    )  # under nohup, the tests' children inherit that it is ignored
+    module, _, name = where.rpartition(".")
+    try:
+        owner: Any = import_module(module)
+    except ImportError:
+        owner = getattr(import_module(module.rpartition(".")[0]), module.rpartition(".")[2])
+    original, calls = getattr(owner, name), []
 
-def slowed(*args, **options):
-    calls.append(1)
-    if len(calls) > int(skip):
-        Path(mark).touch()
-        for _ in range(300):
-            time.sleep(0.01)
-    return original(*args, **options)
+    def slowed(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == skip + 1:
+            mark.touch()
+            end = time.monotonic() + 60
+            while mark.exists() and time.monotonic() < end:
+                time.sleep(0.01)
+        return original(*arguments, **options)
 
-setattr(owner, name, slowed)
-from mtkit.cli import main
-main(arguments)
-"""
-"""`mtkit` with one function slowed down: after some quick calls it takes three seconds and prints when it starts."""
+    setattr(owner, name, slowed)
+
 
 PLACES = {
     "encoding": ("mtkit.data.encoding._next_texts", 0, BEFORE_TRAINING),
@@ -73,22 +71,12 @@ HUNG_UP = {"validation", "first-save"}
 def start_slowed(place: str, config: Path, run: Path, mark: Path) -> subprocess.Popen[str]:
     """Start a run and wait until it reaches the slow function."""
     where, skip, _ = PLACES[place]
-    cache = tiny.child_environment() | {"MTKIT_CACHE": str(run.parent / "cache")}
-    words = [
-        sys.executable,
-        "-c",
-        SLOWED,
-        place,
-        where,
-        str(skip),
-        str(mark),
-        "train",
-        str(config),
-        f"run={run}",
-    ]
-    process = subprocess.Popen(
-        [*words, *OPTIONS], env=cache, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+
+    def before() -> None:
+        os.environ["MTKIT_CACHE"] = str(run.parent / "cache")
+        slow_down(where, skip, mark)
+
+    process = tiny.fork("train", config, f"run={run}", *OPTIONS, before=before)
     deadline = time.monotonic() + 300
     while not mark.exists():
         if process.poll() is not None or time.monotonic() > deadline:
@@ -123,10 +111,13 @@ def assert_resumes_to_the_same_end(config: Path, run: Path, whole: Path) -> None
 def test_a_signal_anywhere(place: str, config: Path, tmp_path: Path, whole: Path) -> None:
     """Real processes are stopped in the middle of the slow function."""
     run = tmp_path / "run"
-    process = start_slowed(place, config, run, tmp_path / "mark")
+    mark = tmp_path / "mark"
+    process = start_slowed(place, config, run, mark)
     start = time.monotonic()
     number, code = (signal.SIGHUP, 129) if place in HUNG_UP else (signal.SIGTERM, 143)
     process.send_signal(number)
+    time.sleep(0.2)
+    mark.unlink()  # what may not be torn apart comes to its end
     _, err = process.communicate(timeout=60)
     assert time.monotonic() - start < 30  # seconds of a busy machine
     assert (process.returncode, tiny.one_line(err)) == (code, PLACES[place][2])
