@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mtkit.training.run import train
     from mtkit.translation.assembly import Translation
     from mtkit.translation.confidence import Confidence
-    from mtkit.translation.options import TranslateOptions
+    from mtkit.translation.options import Parallelism, TranslateOptions
     from mtkit.translation.segments import Request
     from mtkit.translation.translator import Translator
 
@@ -33,6 +33,7 @@ __all__ = [
     "Config",
     "DecodingConfig",
     "MtkitError",
+    "Parallelism",
     "Request",
     "Score",
     "TrainResult",
@@ -53,6 +54,7 @@ _EXPORTS = {
     "Request": ("mtkit.translation.segments", "Request"),
     "Score": ("mtkit.evaluation.metrics", "Score"),
     "TrainResult": ("mtkit.training.results", "TrainResult"),
+    "Parallelism": ("mtkit.translation.options", "Parallelism"),
     "TranslateOptions": ("mtkit.translation.options", "TranslateOptions"),
     "Translation": ("mtkit.translation.assembly", "Translation"),
     "Translator": ("mtkit.translation.translator", "Translator"),

@@ -30,7 +30,7 @@ from mtkit.data.tokenizer import Tokenizer
 from mtkit.device import peak_memory
 from mtkit.errors import ConfigError
 from mtkit.evaluation import metrics
-from mtkit.translation.options import TranslateOptions
+from mtkit.translation.options import SERIAL, TranslateOptions
 from mtkit.translation.translator import Translator
 
 _WARM_UP_LINES = 64
@@ -220,7 +220,7 @@ def _time_shares(translator: Translator, lines: Sequence[str]) -> dict[str, floa
             timed.enter_context(clock.timing(model, name))
         with clock.timing(tokenizers.tgt, "decode"):
             start = time.perf_counter()
-            list(translator.translate(lines, TranslateOptions(num_workers=1)))
+            list(translator.translate(lines, TranslateOptions(parallelism=SERIAL)))
             total = time.perf_counter() - start
     stages = {
         "encode": clock.seconds["encode"],

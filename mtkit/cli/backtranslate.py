@@ -14,7 +14,7 @@ from mtkit.cli import completion, options
 from mtkit.cli.inputs import count_input_lines, open_inputs, texts_of
 from mtkit.cli.jobs import count_all_lines
 from mtkit.cli.terminal import check_not_compressed, check_not_overwriting, print_stderr, print_stdout
-from mtkit.cli.translators import check_tag, load_translator, resolve_decoding
+from mtkit.cli.translators import check_tag, choose_parallelism, load_translator, resolve_decoding
 from mtkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ def backtranslate(
     batch_tokens: options.BatchTokens = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    workers: options.Workers = "auto",
+    threads: options.Threads = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Make training pairs from text in the target language: a model translates it back to the source language.
@@ -94,6 +96,7 @@ def backtranslate(
     is whole; the same command goes on with a job that was stopped, and the bytes are the same.
     """
     _check_options(method, sample_seed, top_k, filler, beam_size)
+    parallelism = choose_parallelism(workers, threads)
     seed = 1 if sample_seed is None else sample_seed
     check_not_compressed(output)
     check_not_overwriting(output, files)
@@ -144,7 +147,7 @@ def backtranslate(
                 print_stderr(f"{output}: {file.num_lines:,} lines are done, going on from there")
             translation_filter = TranslationFilter(translator.tokenizers, max_ratio or None)
             requests = _requests(reader, column, model_tag or "")
-            write_pairs(file, requests, translator, translation_filter, "src", noise, progress)
+            write_pairs(file, requests, translator, translation_filter, "src", noise, progress, parallelism)
     print_stdout(f"{output}: {summary(file.counts)}\n")
     if not quiet:
         how = _describe(method, decoding)

@@ -11,6 +11,7 @@ import typer
 
 from mtkit.cli import completion, options
 from mtkit.cli.terminal import check_not_stdin, invocation, make_console, print_stderr, print_stdout
+from mtkit.cli.translators import choose_parallelism
 from mtkit.config.choices import METRICS
 from mtkit.errors import ConfigError
 from mtkit.formatting import format_count
@@ -97,6 +98,8 @@ def distill(
         int, typer.Option(min=1, help="Shortlist: most probable target tokens of each source token.")
     ] = 100,
     fresh: options.Fresh = False,
+    workers: options.Workers = "auto",
+    threads: options.Threads = None,
 ) -> None:
     """Train a student on the translations of a teacher, for translating on CPUs without a beam (Kim and Rush 2016).
 
@@ -126,7 +129,7 @@ def distill(
         config, tuple(teachers or ()), decoding, tuple(mono or ()), translations, backward, closest,
         max_ratio or None, drop_worst, keep_original, first, best,
     )  # fmt: skip
-    result = plan.run(print_stderr, fresh=fresh)
+    result = plan.run(print_stderr, fresh=fresh, parallelism=choose_parallelism(workers, threads))
     if result["systems"]:
         _print_table(result)
     print_stdout(f"\nThe student is in {Path(output)}, and in 8 bits in {plan.small}. Next:\n")

@@ -10,6 +10,7 @@ import typer
 
 from mtkit.cli import options
 from mtkit.cli.terminal import check_not_stdin, invocation, print_stderr, print_stdout
+from mtkit.cli.translators import choose_parallelism
 
 
 def diversify(
@@ -40,6 +41,8 @@ def diversify(
     ] = None,
     max_ratio: options.MaxRatio = 3.0,
     fresh: options.Fresh = False,
+    workers: options.Workers = "auto",
+    threads: options.Threads = None,
 ) -> None:
     """Train on the corpus and on its translations by several models of both directions (Nguyen et al. 2020).
 
@@ -56,7 +59,7 @@ def diversify(
         load_config(config, [*(overrides or ()), *(changes or ()), run]) for changes in (final, helpers)
     )
     plan = Diversification(final_config, helper_config, models, rounds, max_ratio or None)
-    result = plan.run(print_stderr, fresh=fresh)
+    result = plan.run(print_stderr, fresh=fresh, parallelism=choose_parallelism(workers, threads))
     best = "" if result["best"] is None else f", best {final_config.validation.best} {result['best']:.2f}"
     print_stdout(f"\nThe model is in {Path(output)}{best}. Next:\n")
     print_stdout(f"    {invocation()} translate {shlex.quote(output)} < input.txt\n")

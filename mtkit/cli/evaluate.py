@@ -37,7 +37,7 @@ from mtkit.cli.terminal import (
     print_stdout,
 )
 from mtkit.cli.test_sets import TestSet, load_test_sets, read_hyps
-from mtkit.cli.translators import resolve_decoding
+from mtkit.cli.translators import choose_parallelism, resolve_decoding
 from mtkit.config.choices import DEFAULT_METRICS, METRICS
 from mtkit.data.readers import Columns
 from mtkit.errors import ConfigError, MtkitError
@@ -211,6 +211,8 @@ def evaluate(
     beam_size: options.BeamSize = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    workers: options.Workers = "auto",
+    threads: options.Threads = None,
 ) -> None:
     """Score translations against references: those in files, and those of models. Several systems are compared.
 
@@ -251,19 +253,24 @@ def evaluate(
     warning = metrics.bleu_warning(names, tgt, tokenize=tokenize)
     if warning is not None and not quiet:
         print_stderr(warning.replace("validation.bleu_tokenizer", "--tokenize"))
+    parallelism = choose_parallelism(workers, threads)
     sets = load_test_sets(src, ref or [], test or [], test_set or [], sides, langs, tag, data)
 
     scoring = Scoring(names, tokenize, lowercase, tgt, paired, resamples, trials, resample_seed)
     if robustness:
         is_silent = quiet or output_format != "text"
-        evaluate_robustness(decodings, sets, tag, scoring, device, precision, output_format, quiet=is_silent)
+        evaluate_robustness(
+            decodings, sets, tag, scoring, device, precision, parallelism, output_format, quiet=is_silent
+        )
         return
     hyps_of = {system.name: read_hyps(system.name, sides, sets) for system in systems if not system.is_model}
     fault = None
     for name, decoding in decodings.items():
         try:
             is_silent = quiet or output_format != "text"
-            hyps_of[name] = translate_sets(name, decoding, sets, tag, device, precision, quiet=is_silent)
+            hyps_of[name] = translate_sets(
+                name, decoding, sets, tag, device, precision, parallelism, quiet=is_silent
+            )
         except MtkitError as error:
             if not hyps_of:
                 raise

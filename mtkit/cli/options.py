@@ -66,6 +66,24 @@ Engine = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+Workers = Annotated[
+    str,
+    typer.Option(
+        metavar="N|auto",
+        help="Processes that translate on a CPU, with the weights in memory once; auto: one a core, if there is enough "
+        "to do.",
+        autocompletion=completion.one_of("auto", "1"),
+        rich_help_panel=MACHINE,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Threads of each worker on a CPU; by default the cores divided by --workers, or 1.",
+        rich_help_panel=MACHINE,
+    ),
+]
 BatchTokens = Annotated[
     int | None,
     typer.Option(min=1, help="Batch size: source tokens x beam size.", rich_help_panel=MACHINE),

@@ -21,6 +21,7 @@ from mtkit.cli.test_sets import TestSet
 if TYPE_CHECKING:
     from mtkit.cli.evaluation_scores import Scoring
     from mtkit.config.sections import DecodingConfig
+    from mtkit.translation.options import Parallelism
     from mtkit.translation.robustness import Copy, CopyResult
 
 
@@ -47,6 +48,7 @@ def evaluate_robustness(
     scoring: Scoring,
     device: str,
     precision: str,
+    parallelism: Parallelism,
     output_format: str,
     *,
     quiet: bool,
@@ -77,7 +79,7 @@ def evaluate_robustness(
         print_stderr(f"{len(flat)} copies, {num_lines:,} lines, for each model")
     found: list[list[CopyResult]] = [[] for _ in flat]
     for name, decoding in decodings.items():
-        hyps = translate_sets(name, decoding, changed, tag, device, precision, quiet=quiet)
+        hyps = translate_sets(name, decoding, changed, tag, device, precision, parallelism, quiet=quiet)
         for results, (_, copy), of_copy in zip(found, flat, hyps, strict=True):
             results.append(
                 measure(copy, of_copy, scoring.metrics, tokenize=scoring.tokenize,

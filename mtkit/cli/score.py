@@ -13,7 +13,7 @@ import typer
 from mtkit.cli import options
 from mtkit.cli.lines import MATCH_HINT, prefetch_first, zip_lines
 from mtkit.cli.terminal import open_output, open_stdout, print_stderr
-from mtkit.cli.translators import check_tag, load_translator, resolve_decoding
+from mtkit.cli.translators import check_tag, choose_parallelism, load_translator, resolve_decoding
 from mtkit.errors import ConfigError, DataError
 from mtkit.formatting import format_count
 
@@ -47,6 +47,8 @@ def score(
     batch_tokens: options.BatchTokens = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    workers: options.Workers = "auto",
+    threads: options.Threads = None,
 ) -> None:
     """Score given translations: print for each the score that `translate --scores` would print.
 
@@ -71,6 +73,7 @@ def score(
         )
     if alignment is not None and minimum is not None:
         raise ConfigError("--alignment cannot be combined with --minimum", hint="filter first, then align")
+    parallelism = choose_parallelism(workers, threads)
     open_stdout()  # if it is closed, fail before the model is loaded
     decoding = resolve_decoding(model, {
         "length_penalty": length_penalty, "penalty_kind": penalty_kind, "coverage_penalty": coverage_penalty,
@@ -81,10 +84,12 @@ def score(
     check_tag(tag, translator)
     pairs = zip_lines([iter(read_lines(src)), iter(read_lines(tgt))], [src, tgt])
     if alignment is not None:
-        _write_alignments(prefetch_first(translator.align(pairs, tag=tag or "")))
+        _write_alignments(prefetch_first(translator.align(pairs, tag=tag or "", parallelism=parallelism)))
         return
     skip_long = minimum is not None
-    scored = translator.score_stream(pairs, skip_long, tag=tag or "", split_sentences=split_sentences)
+    scored = translator.score_stream(
+        pairs, skip_long, tag=tag or "", split_sentences=split_sentences, parallelism=parallelism
+    )
     if minimum is None:
         _write_scores(result.score for _, result in prefetch_first(scored) if result is not None)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,6 +14,7 @@ from mtkit.cli.test_sets import TestSet, has_hyps
 from mtkit.cli.translators import check_tag, load_translator
 from mtkit.errors import ConfigError
 from mtkit.languages import short_code
+from mtkit.translation.options import Parallelism, TranslateOptions, ignore_progress
 
 if TYPE_CHECKING:
     from mtkit.config.sections import Config, DecodingConfig
@@ -68,6 +70,7 @@ def translate_sets(
     tag: str | None,
     device: str,
     precision: str,
+    parallelism: Parallelism,
     *,
     quiet: bool,
 ) -> list[list[str]]:
@@ -77,15 +80,15 @@ def translate_sets(
         ConfigError: If the device, precision or tag is not available.
         StorageError: If the model is missing or damaged.
     """
-    from mtkit.translation.options import DEFAULT_OPTIONS, TranslateOptions
-
     translator = load_translator(model, decoding, device, precision)
     check_tag(tag, translator)
-    translate_options = DEFAULT_OPTIONS if quiet else TranslateOptions(on_progress=ProgressReport())
-    return [
-        [translation.text for translation in translator.translate(test.srcs or [], translate_options)]
-        for test in sets
-    ]
+    progress = ignore_progress if quiet else ProgressReport()
+    translate_options = TranslateOptions(on_progress=progress, parallelism=parallelism)
+    with closing(translator):
+        return [
+            [translation.text for translation in translator.translate(test.srcs or [], translate_options)]
+            for test in sets
+        ]
 
 
 def warn_about_languages(models: Sequence[str]) -> None:

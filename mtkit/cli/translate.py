@@ -30,6 +30,7 @@ from mtkit.cli.terminal import (
 from mtkit.cli.translators import (
     check_shortlist,
     check_tag,
+    choose_parallelism,
     load_exported,
     load_translator,
     resolve_decoding,
@@ -95,6 +96,8 @@ def translate(
     engine: options.Engine = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    workers: options.Workers = "auto",
+    threads: options.Threads = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Translate text: one line in, one line out, in order; an empty line stays empty.
@@ -106,6 +109,7 @@ def translate(
     decoding = resolve_decoding(model, context.params)  # options named like keys of `decoding` override them
     check_options(context, TRANSLATE, decoding)
     action = _check_values(alignment, on_error, alternatives)
+    parallelism = choose_parallelism(workers, threads)
     if shortlist:
         check_shortlist(model)
     line_format = LineFormat(
@@ -145,7 +149,7 @@ def translate(
     if engine is None:
         translator = load_translator(model, decoding, device, precision, ensemble or ())
     else:
-        translator = load_exported(model, engine, decoding, device, precision)
+        translator = load_exported(model, engine, decoding, device, precision, parallelism)
     check_tag(tag, translator)
     reader = open_inputs(plan.job.files, read_document, keep_bad=on_error != "stop")
     report = FaultReport("copied" if on_error == "copy" else "left empty", context.command)
@@ -153,7 +157,7 @@ def translate(
         split_sentences=split_sentences, max_line_tokens=max_line_tokens, keep_links=alignment is not None,
         keep_attention=attention is not None, keep_log_probs=confidence, read_ahead=read_ahead,
         is_ready=reader.is_ready, first_line=plan.job.first, on_error=action, on_fault=report,
-        on_progress=_progress(plan, quiet),
+        on_progress=_progress(plan, quiet), parallelism=parallelism,
     )  # fmt: skip
     requests = _read_requests(plan, reader, tag, on_error, quiet)
     with document.temporary_lines() if document is not None else nullcontext():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from mtkit.cli.terminal import print_stderr
 from mtkit.errors import ConfigError, StorageError
 from mtkit.torchrun import read_ranks
-from mtkit.translation.options import DecodingOverrides, check_precision
+from mtkit.translation.options import DecodingOverrides, Parallelism, check_precision
 
 if TYPE_CHECKING:
     from mtkit.config.sections import Config, DecodingConfig
@@ -88,7 +89,7 @@ def load_translator_and_config(
 
 
 def load_exported(
-    path: str, engine: str, decoding: DecodingConfig, device: str, precision: str
+    path: str, engine: str, decoding: DecodingConfig, device: str, precision: str, parallelism: Parallelism
 ) -> LineTranslator:
     """Load a translator from a folder that `mtkit export` wrote.
 
@@ -98,6 +99,7 @@ def load_exported(
         decoding: how to search.
         device: as for --device.
         precision: as for --precision.
+        parallelism: workers and threads, which are those of the engine.
 
     Raises:
         ConfigError: If the engine, device or precision is unknown or not available, or the engine cannot search so.
@@ -110,7 +112,19 @@ def load_exported(
     from mtkit.interop.ctranslate2_engine import load_line_translator
 
     chosen = choose_device(device, "--device", read_ranks().local_rank)
-    return load_line_translator(Path(path), decoding, chosen, precision)
+    return load_line_translator(Path(path), decoding, chosen, precision, parallelism)
+
+
+def choose_parallelism(workers: str, threads: int | None) -> Parallelism:
+    """Return the parallelism that --workers and --threads ask for; a worker that is killed is named on stderr.
+
+    Raises:
+        ConfigError: If the number of workers is none.
+    """
+    if workers != "auto" and not (workers.isdecimal() and int(workers)):
+        raise ConfigError(f"{workers!r} is not a number from 1", where="--workers", hint="a number, or auto")
+    number: int | Literal["auto"] = "auto" if workers == "auto" else int(workers)
+    return Parallelism(number, threads, print_stderr)
 
 
 def check_shortlist(model: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from mtkit.interop.exporting import LoadedModel, search_of_engines, write_self_c
 from mtkit.search.state import Hypothesis
 from mtkit.translation.alignment import SegmentAttention
 from mtkit.translation.batched_search import search_options
-from mtkit.translation.engine import Engine, search_in_batches
+from mtkit.translation.engine import Engine, Search, search_in_batches
 from mtkit.translation.line_translator import LineTranslator
 from mtkit.translation.loading import usual_src_tokens
 from mtkit.translation.model_folder import read_config
-from mtkit.translation.options import MAX_WORKERS
+from mtkit.translation.options import PARALLEL, Parallelism
 from mtkit.translation.segments import Segment
+from mtkit.translation.workers import Workers
 
 _ENGINE = "ctranslate2"
 """Its name in options and in the manifest of an export."""
@@ -85,13 +87,17 @@ class _CTranslate2Engine:
         other: CTranslate2's translator.
         tokenizers: tokenizers of both sides.
         decoding: how to search.
+        num_workers: batches that it is given at the same time.
 
     Raises:
         ConfigError: If CTranslate2 cannot search this way.
     """
 
-    def __init__(self, other: Any, tokenizers: Tokenizers, decoding: DecodingConfig) -> None:
+    def __init__(
+        self, other: Any, tokenizers: Tokenizers, decoding: DecodingConfig, num_workers: int = 1
+    ) -> None:
         _check_search(decoding)
+        self.num_workers = num_workers
         self.other, self.decoding = other, decoding
         self.options = search_options(decoding, tokenizers.tgt)
         src, tgt = tokenizers.src, tokenizers.tgt
@@ -100,18 +106,20 @@ class _CTranslate2Engine:
         self._tgt_pieces = [tgt.piece(i) for i in range(tgt.vocab_size)]
         self._tgt_ids = {piece: index for index, piece in enumerate(self._tgt_pieces)}
 
-    def search_segments(
+    def start_search(
         self,
         segments: Sequence[Segment],
         on_batch: Callable[[list[Segment]], None] | None = None,
-        num_workers: int = MAX_WORKERS,
-    ) -> list[list[Hypothesis]]:
-        """See `Engine.search_segments`. CTranslate2 uses its own threads, not `num_workers`.
+        parallelism: Parallelism = PARALLEL,
+    ) -> Search:
+        """See `Engine.start_search`. CTranslate2 has workers of its own, as many as it was loaded with.
 
         The limit of the length is that of the longest segment of a batch; longer hypotheses of the others are cut.
         """
         budget = max(1, self.decoding.batch_tokens // self.decoding.beam_size)
-        return search_in_batches(segments, budget, self._search_batch, on_batch)
+        return Search(
+            partial(search_in_batches, segments, budget, self._search_batch, on_batch, self.num_workers)
+        )
 
     def _search_batch(self, segments: list[Segment]) -> list[list[Hypothesis]]:
         """Return the hypotheses of each segment of a batch."""
@@ -143,7 +151,9 @@ class _CTranslate2Engine:
         log_prob = score * (len(pieces) + 1) ** self.decoding.length_penalty
         return Hypothesis([self._tgt_ids[piece] for piece in pieces[: max_length - 1]], score, log_prob)
 
-    def align(self, pairs: Sequence[tuple[Ids, Ids]]) -> Iterator[tuple[int, SegmentAttention]]:
+    def align(
+        self, pairs: Sequence[tuple[Ids, Ids]], parallelism: Parallelism = PARALLEL
+    ) -> Iterator[tuple[int, SegmentAttention]]:
         """See `Engine.align`. The attention is that of the last layer, without eos on either side."""
         sizes = np.array([len(src) + len(tgt) + 2 for src, tgt in pairs], dtype=np.int32)
         order = np.argsort(-sizes, kind="stable")
@@ -184,7 +194,12 @@ def _check_search(decoding: DecodingConfig) -> None:
 
 
 def load_ctranslate2(
-    folder: Path, compute_type: str, device: torch.device, where: str = "`compute_types`"
+    folder: Path,
+    compute_type: str,
+    device: torch.device,
+    where: str = "`compute_types`",
+    num_workers: int = 1,
+    num_threads: int | None = None,
 ) -> Any:
     """Load CTranslate2's translator.
 
@@ -193,6 +208,8 @@ def load_ctranslate2(
         compute_type: type to compute in, or default for that of the model.
         device: where to run.
         where: parameter that the type is from.
+        num_workers: batches that it translates at the same time.
+        num_threads: threads of each worker; by default those of PyTorch.
 
     Raises:
         ConfigError: If this machine does not support the type.
@@ -209,7 +226,8 @@ def load_ctranslate2(
             device=device.type,
             device_index=device.index or 0,
             compute_type=compute_type,
-            intra_threads=torch.get_num_threads(),
+            inter_threads=num_workers,
+            intra_threads=num_threads or torch.get_num_threads(),
         )
     except (RuntimeError, ValueError) as error:
         what = f"CTranslate2 cannot load it: {' '.join(str(error).split())}"
@@ -227,7 +245,11 @@ _COMPUTE_TYPES = {
 
 
 def load_line_translator(
-    path: Path, decoding: DecodingConfig, device: torch.device, precision: str = "auto"
+    path: Path,
+    decoding: DecodingConfig,
+    device: torch.device,
+    precision: str = "auto",
+    parallelism: Parallelism = PARALLEL,
 ) -> LineTranslator:
     """Load a model that was exported to CTranslate2.
 
@@ -236,6 +258,7 @@ def load_line_translator(
         decoding: how to search.
         device: where to run.
         precision: auto (the type of the export), fp32, bf16, fp16 or int8.
+        parallelism: workers, which are threads that share the weights, and threads of each.
 
     Raises:
         ConfigError: If CTranslate2 is not installed, cannot search this way, or lacks the precision on this machine.
@@ -251,7 +274,8 @@ def load_line_translator(
     verify_files(path, {"model.bin"})
     config = read_config(path, "export the model again", to_translate=True)
     tokenizers = load_tokenizers(path)
-    engine = _CTranslate2Engine(
-        load_ctranslate2(path, _COMPUTE_TYPES[precision], device, "`precision`"), tokenizers, decoding
-    )
+    number, num_threads = Workers(device).numbers(parallelism)
+    type_ = _COMPUTE_TYPES[precision]
+    other = load_ctranslate2(path, type_, device, "`precision`", number, num_threads)
+    engine = _CTranslate2Engine(other, tokenizers, decoding, number)
     return LineTranslator(engine, tokenizers, decoding, config.data.max_length, usual_src_tokens(path))

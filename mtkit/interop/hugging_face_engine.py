@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from mtkit.model.transformer import Transformer
 from mtkit.search.state import Hypothesis
 from mtkit.translation.alignment import SegmentAttention
 from mtkit.translation.batched_search import search_options
-from mtkit.translation.engine import Engine, search_in_batches
-from mtkit.translation.options import MAX_WORKERS
+from mtkit.translation.engine import Engine, Search, search_in_batches
+from mtkit.translation.options import PARALLEL, Parallelism
 from mtkit.translation.segments import Segment
 
 _BATCH_TOKENS = 4096
@@ -171,14 +172,14 @@ class _HuggingFaceEngine:
         self.hf_model, self.tokenizers, self.decoding = hf_model, tokenizers, decoding
         self.options = search_options(decoding, tokenizers.tgt)
 
-    def search_segments(
+    def start_search(
         self,
         segments: Sequence[Segment],
         on_batch: Callable[[list[Segment]], None] | None = None,
-        num_workers: int = MAX_WORKERS,
-    ) -> list[list[Hypothesis]]:
-        """See `Engine.search_segments`. There is one hypothesis without a score, cut to its length limit."""
-        return search_in_batches(segments, _BATCH_TOKENS, self._search_batch, on_batch)
+        parallelism: Parallelism = PARALLEL,
+    ) -> Search:
+        """See `Engine.start_search`. There is one hypothesis without a score, cut to its length limit."""
+        return Search(partial(search_in_batches, segments, _BATCH_TOKENS, self._search_batch, on_batch))
 
     def _search_batch(self, segments: list[Segment]) -> list[list[Hypothesis]]:
         """Return the hypothesis of each segment of a batch."""
@@ -201,7 +202,9 @@ class _HuggingFaceEngine:
         return found
 
     @torch.inference_mode()
-    def align(self, pairs: Sequence[tuple[Ids, Ids]]) -> Iterator[tuple[int, SegmentAttention]]:
+    def align(
+        self, pairs: Sequence[tuple[Ids, Ids]], parallelism: Parallelism = PARALLEL
+    ) -> Iterator[tuple[int, SegmentAttention]]:
         """See `Engine.align`."""
         src, tgt = self.tokenizers.src, self.tokenizers.tgt
         for index, (src_ids, tgt_ids) in enumerate(pairs):

@@ -25,6 +25,7 @@ from mtkit.translation.alignment import SegmentAttention
 from mtkit.translation.batched_search import BatchedSearch
 from mtkit.translation.engine import Engine
 from mtkit.translation.ensemble import Ensemble
+from mtkit.translation.options import PARALLEL, Parallelism
 
 Array = npt.NDArray[Any]
 
@@ -186,7 +187,9 @@ class _OnnxEngine(BatchedSearch):
         super().__init__(ensemble, decoding)
         self.graphs = ensemble.graphs
 
-    def align(self, pairs: Sequence[tuple[Ids, Ids]]) -> Iterator[tuple[int, SegmentAttention]]:
+    def align(
+        self, pairs: Sequence[tuple[Ids, Ids]], parallelism: Parallelism = PARALLEL
+    ) -> Iterator[tuple[int, SegmentAttention]]:
         """See `Engine.align`."""
         tokenizers = self.ensemble.tokenizers
         for index, (src_ids, tgt_ids) in enumerate(pairs):

@@ -103,8 +103,8 @@ def prove_equal(
     translator = Translator.of(config, tokenizers, network, decoding, torch.device("cpu"), "fp32")
     lines = translator.segmenter.segment_lines([Request(line) for line in _proof_lines(tokenizers, text)])
     segments = [segment for line in lines for segment in line.segments]
-    ours = [hyps[0].ids for hyps in translator.engine.search_segments(segments)]
-    theirs = [hyps[0].ids for hyps in make_engine(decoding).search_segments(segments)]
+    ours = [hyps[0].ids for hyps in translator.engine.start_search(segments).finish()]
+    theirs = [hyps[0].ids for hyps in make_engine(decoding).start_search(segments).finish()]
     gaps = [
         (_gap(translator.ensemble, segment, own, their), segment.line_number)
         for segment, own, their in zip(segments, ours, theirs, strict=True)

@@ -20,6 +20,7 @@ from typing import Any
 from mtkit.errors import ConfigError, DataError, MtkitError, StorageError, TrainingError
 from mtkit.files import storage_errors
 from mtkit.training.signals import Interrupted, Signals
+from mtkit.translation.options import Parallelism
 
 _ERRORS = {each.__name__: each for each in (MtkitError, ConfigError, DataError, TrainingError, StorageError)}
 
@@ -56,7 +57,16 @@ def write_outcome(path: Path, outcome: dict[str, Any]) -> None:
         file.write(json.dumps(outcome).encode())
 
 
-def run_child(name: str, record: Path, outcome: Path, lock: int, *, fresh: bool, signals: Signals) -> Any:
+def run_child(
+    name: str,
+    record: Path,
+    outcome: Path,
+    lock: int,
+    *,
+    fresh: bool,
+    parallelism: Parallelism,
+    signals: Signals,
+) -> Any:
     """Run a stage in a process, and return what it returned.
 
     Args:
@@ -65,6 +75,7 @@ def run_child(name: str, record: Path, outcome: Path, lock: int, *, fresh: bool,
         outcome: file for its outcome.
         lock: descriptor of the lock on the pipeline's folder, which the process holds too.
         fresh: see `Context`.
+        parallelism: see `Context`.
         signals: the installed signal handlers of the pipeline.
 
     Raises:
@@ -76,6 +87,7 @@ def run_child(name: str, record: Path, outcome: Path, lock: int, *, fresh: bool,
         outcome.write_bytes(b" " * _ROOM)
     # -P: a file in the current folder must not take the place of a module, as it does not for `mtkit` either.
     command = [sys.executable, "-P", "-m", "mtkit.pipelines.worker", str(record), str(outcome)]
+    command += [str(parallelism.num_workers), str(parallelism.num_threads or "")]
     process = None
     try:
         with signals.deferred():

@@ -33,6 +33,7 @@ from mtkit.pipelines.pipeline import Pipeline
 from mtkit.pipelines.stages import Effort, Stage
 from mtkit.pipelines.trainings import check_files, training
 from mtkit.translation.model_folder import SHORTLIST_FILE, override_decoding, read_decoding, read_languages
+from mtkit.translation.options import PARALLEL, Parallelism
 
 _ALONE = Effort("stages", 0)
 """Effort of a stage unlike any other, whose time nothing tells."""
@@ -112,7 +113,9 @@ class Distillation:
                 what = f"it translates from {opposite[0]} to {wanted[0]}, not from {wanted[0]} to {wanted[1]}"
                 raise ConfigError(what, where=path, hint="name a model of the other direction")
 
-    def run(self, say: Callable[[str], None], *, fresh: bool = False) -> dict[str, Any]:
+    def run(
+        self, say: Callable[[str], None], *, fresh: bool = False, parallelism: Parallelism = PARALLEL
+    ) -> dict[str, Any]:
         """Run all stages and return the result of the last, the comparison of the systems.
 
         Raises:
@@ -120,7 +123,7 @@ class Distillation:
             Interrupted: If a signal stops it; the same call goes on.
         """
         self.check()
-        with Pipeline(self.folder, [_ALONE] * 6, say, fresh=fresh) as pipeline:
+        with Pipeline(self.folder, [_ALONE] * 6, say, fresh=fresh, parallelism=parallelism) as pipeline:
             pipeline.check_free("student", Path(self.config.run))
             pipeline.check_free("int8", self.small)
             pipeline.run(self._translate())

@@ -27,14 +27,12 @@ if TYPE_CHECKING:
     from mtkit.data.tokenizer import Tokenizers
     from mtkit.interop.exporting import LoadedModel
     from mtkit.interop.proof import ProofText
-    from mtkit.translation.options import DecodingOverrides
+    from mtkit.translation.options import DecodingOverrides, Parallelism
     from mtkit.translation.segments import Request
     from mtkit.translation.translator import Translator
 
 _PIECE = 2048
 """Lines that are translated and written together; a job that is stopped loses at most these."""
-_WARM_UP = 50
-"""Lines that are translated before the clock starts."""
 _PER_TOKEN: DecodingOverrides = {"length_penalty": 1.0, "penalty_kind": "simple", "coverage_penalty": 0.0}
 """Settings with which a score is the mean log-probability of the tokens."""
 
@@ -61,7 +59,7 @@ def write_targets(settings: Settings, context: Context) -> dict[str, Any]:
     total = corpora.num_lines()
     if settings["translations"] is not None:
         _check_length(settings["translations"], total)
-    maker = _TargetMaker(settings, say, total)
+    maker = _TargetMaker(settings, say, total, context.parallelism)
     for name, tag in settings["tags"].items():
         output = ResumableFile(folder / f"{name}.tsv", dict(settings) | {"name": name})
         maker.write(output, corpora.lines(name), tag)
@@ -110,9 +108,12 @@ class _TargetMaker:
         settings: see `write_targets`.
         say: prints a line.
         total: lines of all corpora.
+        parallelism: workers and threads of translations.
     """
 
-    def __init__(self, settings: Settings, say: Callable[[str], None], total: int) -> None:
+    def __init__(
+        self, settings: Settings, say: Callable[[str], None], total: int, parallelism: Parallelism
+    ) -> None:
         from mtkit.translation.mbr import make_utility
         from mtkit.translation.translator import Translator
 
@@ -135,6 +136,7 @@ class _TargetMaker:
         self.backward = None if backward is None else Translator.load(backward, **machine, **_PER_TOKEN)
         self.translation_filter = TranslationFilter(tokenizers, settings["max_ratio"])
         self.num_lines, self.total, self.say = 0, total, say
+        self.parallelism = parallelism
 
     def write(self, output: ResumableFile, lines: _Lines, tag: str) -> None:
         """Write the targets of a corpus; go on where a job was stopped."""
@@ -197,7 +199,13 @@ class _TargetMaker:
             progress(len(piece))
             return [*islice(self.given, len(piece))]
         assert self.teacher is not None
-        options = TranslateOptions(read_ahead=_PIECE, first_line=first, on_error="skip", on_progress=progress)
+        options = TranslateOptions(
+            read_ahead=_PIECE,
+            first_line=first,
+            on_error="skip",
+            on_progress=progress,
+            parallelism=self.parallelism,
+        )
         requests: list[str | Request] = [Request(src, tag=tag) for src, _ in piece]
         chosen: list[str | None] = []
         for (_, ref), found in zip(piece, self.teacher.translate_n_best(requests, options), strict=True):
@@ -215,8 +223,8 @@ class _TargetMaker:
         Filtering of Noisy Parallel Corpora", eq. 1), with one direction H alone, without any 0.
         """
         swapped = [(tgt, src) for src, tgt in pairs]
-        forward = _entropies(self.forward, pairs, tag)
-        backward = _entropies(self.backward, swapped, "")
+        forward = _entropies(self.forward, pairs, tag, self.parallelism)
+        backward = _entropies(self.backward, swapped, "", self.parallelism)
         for f, b in zip(forward, backward, strict=True):
             if f is None or b is None:
                 yield None
@@ -227,13 +235,13 @@ class _TargetMaker:
 
 
 def _entropies(
-    model: Translator | None, pairs: Sequence[tuple[str, str]], tag: str
+    model: Translator | None, pairs: Sequence[tuple[str, str]], tag: str, parallelism: Parallelism
 ) -> Iterator[float | None]:
     """Yield the cross-entropy per token of each pair, 0 without a model, None for a pair that is too long."""
     if model is None:
         yield from [0.0] * len(pairs)
         return
-    for _, scored in model.score_stream(pairs, skip_long=True, tag=tag):
+    for _, scored in model.score_stream(pairs, skip_long=True, tag=tag, parallelism=parallelism):
         yield None if scored is None else -scored.score
 
 
@@ -367,6 +375,7 @@ def compare_systems(settings: Settings, context: Context) -> dict[str, Any]:
     from mtkit.model.cpu.packing import can_multiply_int8
     from mtkit.training.display import Display
     from mtkit.translation.model_folder import find_checkpoint
+    from mtkit.translation.options import TranslateOptions
     from mtkit.translation.translator import Translator
 
     use_threads(settings)
@@ -397,10 +406,12 @@ def compare_systems(settings: Settings, context: Context) -> dict[str, Any]:
         translator = Translator.load(
             folder, device="cpu", n_best=1, sample=False, mbr=None, groups=1, **options
         )
-        list(translator.translate(requests[:_WARM_UP]))
+        parallel = TranslateOptions(parallelism=context.parallelism)
+        list(translator.translate(requests, parallel))  # starts the workers
         start = time.perf_counter()
-        texts = [translation.text for translation in translator.translate(requests)]
+        texts = [translation.text for translation in translator.translate(requests, parallel)]
         seconds = time.perf_counter() - start
+        translator.close()
         folders = [folder, *options.get("ensemble", ())]
         size = sum(_weights_size(find_checkpoint(Path(each))) for each in folders)
         found.append((label, texts, len(srcs) / seconds, size / 1e6))

@@ -33,6 +33,7 @@ from mtkit.pipelines.diversification_stages import (
 from mtkit.pipelines.pipeline import Pipeline
 from mtkit.pipelines.stages import Effort, Stage
 from mtkit.pipelines.trainings import check_files, training, training_effort
+from mtkit.translation.options import PARALLEL, Parallelism
 
 Direction = Literal["forward", "backward"]
 DIRECTIONS: tuple[Direction, Direction] = ("forward", "backward")
@@ -91,7 +92,9 @@ class Diversification:
         rounds = [*each, _ONCE] * self.num_rounds
         return [_ONCE, _ONCE, _ONCE, *rounds, training_effort(self.config)]
 
-    def run(self, say: Callable[[str], None], *, fresh: bool = False) -> dict[str, Any]:
+    def run(
+        self, say: Callable[[str], None], *, fresh: bool = False, parallelism: Parallelism = PARALLEL
+    ) -> dict[str, Any]:
         """Run all stages and return the result of the final training.
 
         Raises:
@@ -99,7 +102,7 @@ class Diversification:
             Interrupted: If a signal stops it; the same call goes on.
         """
         self.check()
-        with Pipeline(self.folder, self.efforts, say, fresh=fresh) as pipeline:
+        with Pipeline(self.folder, self.efforts, say, fresh=fresh, parallelism=parallelism) as pipeline:
             pipeline.check_free("final", Path(self.config.run))
             pairs = pipeline.run(self._copy())
             prepared = pipeline.run(self._tokenizers())

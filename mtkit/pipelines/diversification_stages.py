@@ -117,7 +117,15 @@ def translate_corpora(settings: Settings, context: Context) -> dict[str, Any]:
             side = 0 if machine_side == "tgt" else 1
             requests = (Request(pair[side], tag=tag) for pair in read_corpus(corpora, name))
             progress = LineProgress(say, total, counts.total() + output.num_lines)
-            write_pairs(output, requests, translator, translation_filter, machine_side, on_progress=progress)
+            write_pairs(
+                output,
+                requests,
+                translator,
+                translation_filter,
+                machine_side,
+                on_progress=progress,
+                parallelism=context.parallelism,
+            )
         counts.update(output.counts)
     say(summary(counts))
     return dict(counts)

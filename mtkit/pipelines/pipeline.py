@@ -20,6 +20,7 @@ from mtkit.pipelines.stages import Effort, Stage
 from mtkit.torchrun import read_ranks
 from mtkit.training.signals import Interrupted, Signals
 from mtkit.translation.model_folder import find_checkpoint
+from mtkit.translation.options import PARALLEL, Parallelism
 
 _RECORDS = "stages"
 """Folder of the records in that of the pipeline."""
@@ -37,6 +38,7 @@ class Pipeline:
         fresh: start over: when the first stage begins, records of earlier ones are removed, and their outputs in the
             folder of the pipeline. Outputs elsewhere are left to the stages, which are told so in `Context.fresh`, by a
             later call as well if this one is stopped before.
+        parallelism: workers and threads of translations; they do not change the result of a stage.
 
     Raises:
         ConfigError: If torchrun started several processes (on entering).
@@ -44,10 +46,17 @@ class Pipeline:
     """
 
     def __init__(
-        self, folder: Path, efforts: Sequence[Effort], say: Callable[[str], None], *, fresh: bool = False
+        self,
+        folder: Path,
+        efforts: Sequence[Effort],
+        say: Callable[[str], None],
+        *,
+        fresh: bool = False,
+        parallelism: Parallelism = PARALLEL,
     ) -> None:
         self.folder, self.efforts, self.say = folder, list(efforts), say
         self.fresh = self._must_remove = fresh
+        self.parallelism = parallelism
         self._number = 0
         self._seconds: dict[str, float] = defaultdict(float)
         self._numbers: dict[str, float] = defaultdict(float)
@@ -152,7 +161,13 @@ class Pipeline:
         fresh = self.fresh and is_new
         try:
             result = run_child(
-                stage.name, path, outcome, self._lock.fileno(), fresh=fresh, signals=self._signals
+                stage.name,
+                path,
+                outcome,
+                self._lock.fileno(),
+                fresh=fresh,
+                parallelism=self.parallelism,
+                signals=self._signals,
             )
         except (ConfigError, DataError):
             if is_new:  # otherwise the corrected command would be refused

@@ -9,6 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
+from mtkit.translation.options import PARALLEL, Parallelism
+
 Settings = Mapping[str, Any]
 """Settings of a stage: what JSON has, with strings for keys."""
 
@@ -20,10 +22,12 @@ class Context:
     Attributes:
         console: console to show progress on.
         fresh: whether to delete what an earlier pipeline left in the outputs.
+        parallelism: workers and threads of translations on a CPU.
     """
 
     console: Console
     fresh: bool = False
+    parallelism: Parallelism = PARALLEL
 
 
 @dataclass(frozen=True)

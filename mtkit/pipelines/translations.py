@@ -7,7 +7,7 @@ not. Noise and samples depend on the number of the line, not on what was transla
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Literal
@@ -17,7 +17,7 @@ from mtkit.pipelines.noise import Noise
 from mtkit.pipelines.resumable_file import ResumableFile
 from mtkit.pipelines.translation_filter import KEPT, TranslationFilter
 from mtkit.translation.line_translator import LineTranslator
-from mtkit.translation.options import TranslateOptions
+from mtkit.translation.options import PARALLEL, Parallelism, TranslateOptions
 from mtkit.translation.segments import Request
 
 _PIECE = 2048
@@ -36,6 +36,7 @@ def write_pairs(
     machine_side: Side,
     noise: Noise | None = None,
     on_progress: Callable[[int], None] = lambda num_lines: None,
+    parallelism: Parallelism = PARALLEL,
 ) -> None:
     """Translate lines and write them with their translations as source, tab, target; go on where a job was stopped.
 
@@ -49,6 +50,7 @@ def write_pairs(
         machine_side: side of the translation in a pair.
         noise: noise on the translations, after the filter.
         on_progress: called with the number of further lines that are translated.
+        parallelism: see `TranslateOptions`.
 
     Raises:
         DataError: If the input cannot be read; what was translated before is kept.
@@ -56,12 +58,24 @@ def write_pairs(
     """
     for _ in islice(requests, output.num_lines):
         pass
-    while piece := list(islice(requests, _PIECE)):
+    read: deque[Request] = deque()
+
+    def noted() -> Iterator[Request]:
+        for request in requests:
+            read.append(request)
+            yield request
+
+    options = TranslateOptions(
+        read_ahead=_PIECE,
+        first_line=output.num_lines,
+        on_error="skip",
+        on_progress=on_progress,
+        parallelism=parallelism,
+    )
+    translations = translator.translate(noted(), options)
+    while found := list(islice(translations, _PIECE)):
         first = output.num_lines
-        options = TranslateOptions(
-            read_ahead=_PIECE, first_line=first, on_error="skip", on_progress=on_progress
-        )
-        found = list(translator.translate(piece, options))
+        piece = [read.popleft() for _ in found]
         lines, texts = [request.text for request in piece], [translation.text for translation in found]
         reasons = translation_filter.reasons(lines, texts)
         counts: Counter[str] = Counter()

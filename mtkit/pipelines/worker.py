@@ -1,4 +1,4 @@
-"""The process of a stage: `python -m mtkit.pipelines.worker RECORD OUTCOME [fresh]`. See `child`.
+"""The process of a stage: `python -m mtkit.pipelines.worker RECORD OUTCOME WORKERS THREADS [fresh]`. See `child`.
 
 It ends normally whatever becomes of the stage, of which the outcome tells; a bug in mtkit ends it with a traceback.
 """
@@ -20,6 +20,7 @@ from mtkit.pipelines.child import BROKEN_PIPE, raised, returned, stopped, write_
 from mtkit.pipelines.records import Record, as_json
 from mtkit.pipelines.stages import Context
 from mtkit.training.signals import Interrupted, Signals
+from mtkit.translation.options import Parallelism
 
 
 class _PipeConsole(Console):
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> None:
     """Run a stage and write its outcome."""
     record, outcome = Path(arguments[0]), Path(arguments[1])
     threading.Thread(target=_stop_with_pipeline, daemon=True).start()
-    write_outcome(outcome, _run(record, fresh="fresh" in arguments[2:]))
+    write_outcome(outcome, _run(record, _parallelism(*arguments[2:4]), fresh="fresh" in arguments[4:]))
 
 
 def _stop_with_pipeline() -> None:
@@ -43,7 +44,17 @@ def _stop_with_pipeline() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _run(path: Path, *, fresh: bool) -> dict[str, Any]:
+def _parallelism(workers: str, threads: str) -> Parallelism:
+    """Return the parallelism that the command line names. The thread that waits for the end of stdin holds no lock."""
+    return Parallelism(
+        "auto" if workers == "auto" else int(workers),
+        int(threads) if threads else None,
+        lambda message: print(message, file=sys.stderr, flush=True),
+        beside_threads=True,
+    )
+
+
+def _run(path: Path, parallelism: Parallelism, *, fresh: bool) -> dict[str, Any]:
     """Run the function of a record and return its outcome."""
     try:
         record = Record.read(path)
@@ -53,7 +64,7 @@ def _run(path: Path, *, fresh: bool) -> dict[str, Any]:
                 module, _, name = record.work.partition(":")
                 work = getattr(import_module(module), name)
             console = _PipeConsole(file=sys.stdout, quiet=sys.stdout is None)
-            result = as_json(work(record.settings, Context(console, fresh)))
+            result = as_json(work(record.settings, Context(console, fresh, parallelism)))
             if sys.stdout is not None:
                 sys.stdout.flush()
             return returned(result)

@@ -15,20 +15,16 @@ nothing of them. They ignore the signals of a terminal, and end with the main pr
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
-import multiprocessing
-import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from mmap import mmap
 from multiprocessing.connection import Connection
-from typing import Any, NoReturn
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -37,6 +33,7 @@ from torch import Tensor, nn
 from mtkit.config.sections import Config, TrainingConfig
 from mtkit.device import choose_device
 from mtkit.errors import ConfigError, TrainingError
+from mtkit.forking import Child, fork_child
 from mtkit.torchrun import read_ranks
 from mtkit.training.loss import TensorBatch
 
@@ -46,7 +43,6 @@ _ALIGNMENT = 16
 """Tensors in shared memory start at multiples of so many float32: a cache line."""
 _CHUNK = 1 << 16
 """Gradients that are added up at a time, so that they stay in the cache."""
-_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 MicroBatches = Mapping[int, TensorBatch]
 """Micro-batches of an update by their number."""
@@ -135,7 +131,7 @@ class Workers:
         self._gradients: Tensor | None = None
         self._rows: list[list[Tensor]] = []
         """Gradients of each worker, by parameter; the first row is that of the main process."""
-        self._children: list[_Child] = []
+        self._children: list[_Worker] = []
 
     def run(self, micro_batches: MicroBatches, num_targets: int, step: int) -> list[float]:
         """Accumulate the gradients of micro-batches in all workers, and return sums of their losses.
@@ -197,12 +193,12 @@ class Workers:
 
     def private_bytes(self) -> int:
         """Return the memory that the workers take beside that of the main process."""
-        return sum(map(_private_bytes, (child.process for child in self._children)))
+        return sum(worker.child.private_bytes() for worker in self._children)
 
     def close(self) -> None:
         """End the workers. They have nothing that would be lost."""
         while self._children:
-            self._children.pop().kill()
+            self._children.pop().child.kill()
 
     # --- start ------------------------------------------------------------------------------------------------
 
@@ -216,13 +212,7 @@ class Workers:
         if self._gradients is None:
             self._share()
         for row in range(1, self.number):
-            ours, theirs = multiprocessing.Pipe()
-            parent = os.getpid()
-            process = os.fork()
-            if process == 0:
-                self._serve(row, theirs, parent)
-            theirs.close()
-            self._children.append(_Child(row, process, ours))
+            self._children.append(_Worker(fork_child(row, partial(self._serve, row))))
 
     def _share(self) -> None:
         """Move the parameters into shared memory, and make room for the gradients there."""
@@ -235,19 +225,19 @@ class Workers:
         self._gradients = _shared_zeros(self.number * size).view(self.number, size)
         self._rows = [_views(row, self._trained) for row in self._gradients]
 
-    def _serve(self, row: int, connection: Connection, parent: int) -> NoReturn:
+    def _serve(self, row: int, connection: Connection) -> None:
         """Serve the main process until it ends. This is the whole life of a worker."""
-        try:
-            _settle_in(connection.fileno(), parent)
-            while True:
-                connection.send_bytes(json.dumps(self._answer(row, connection)).encode())
-        except (EOFError, OSError):  # the main process is gone
-            os._exit(0)
-        except BaseException as error:
-            text = "".join(traceback.format_exception(error))
-            with suppress(OSError):
+        torch.set_num_threads(1)
+        while True:
+            try:
+                answer = self._answer(row, connection)
+            except (EOFError, OSError):  # the main process is gone
+                raise
+            except BaseException as error:
+                text = "".join(traceback.format_exception(error))
                 connection.send_bytes(json.dumps({"error": text}).encode())
-            os._exit(1)
+                raise
+            connection.send_bytes(json.dumps(answer).encode())
 
     def _answer(self, row: int, connection: Connection) -> dict[str, Any]:
         """Receive what to do, do it, and return the answer."""
@@ -302,18 +292,14 @@ def single_thread() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Child:
+class _Worker:
     """A worker, as the main process sees it.
 
     Attributes:
-        number: its number, from 1.
-        process: its process id.
-        connection: for messages to it and from it.
+        child: its process.
     """
 
-    number: int
-    process: int
-    connection: Connection
+    child: Child
 
     def send(self, message: bytes) -> None:
         """Send a message.
@@ -322,7 +308,7 @@ class _Child:
             TrainingError: If the worker has ended.
         """
         try:
-            self.connection.send_bytes(message)
+            self.child.connection.send_bytes(message)
         except OSError as error:
             raise self._loss() from error
 
@@ -334,7 +320,7 @@ class _Child:
             RuntimeError: If an error ended it: a bug, or a lack of memory.
         """
         try:
-            message = self.connection.recv_bytes()
+            message = self.child.connection.recv_bytes()
         except (EOFError, OSError) as error:
             raise self._loss() from error
         if message.startswith(b'{"error"'):
@@ -343,48 +329,8 @@ class _Child:
 
     def _loss(self) -> WorkerLostError:
         """Return the error that says how the worker ended."""
-        code = os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         hint = "run the same command again to resume; a system that is out of memory kills processes"
-        return WorkerLostError(f"worker {self.number}, process {self.process}, {how}", hint=hint)
-
-    def kill(self) -> None:
-        """End the worker, if it has not ended yet."""
-        self.connection.close()
-        with suppress(OSError):  # it has been waited for
-            os.kill(self.process, signal.SIGKILL)
-            os.waitpid(self.process, 0)
-
-
-def _private_bytes(process: int) -> int:
-    """Return the memory that no other process shares with this one; 0 if the system does not say."""
-    with suppress(OSError), open(f"/proc/{process}/smaps_rollup", encoding="ascii") as file:
-        rows = [line.split() for line in file if line.startswith("Private_")]
-        return sum(1024 * int(row[1]) for row in rows)
-    return 0
-
-
-# --- a worker ---------------------------------------------------------------------------------------------------------
-
-
-def _settle_in(connection: int, parent: int) -> None:
-    """Make a forked process a worker: it ends with its parent, ignores signals, and has one thread and one file.
-
-    Args:
-        connection: the descriptor of its connection; all others but the standard ones are closed.
-        parent: process id of the parent.
-    """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it has ended already
-        os._exit(0)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    for descriptor in map(int, os.listdir("/proc/self/fd")):
-        if descriptor > 2 and descriptor != connection:
-            with suppress(OSError):
-                os.close(descriptor)
-    gc.freeze()  # a collection would touch, and so copy, the pages of all objects
-    torch.set_num_threads(1)
+        return WorkerLostError(self.child.describe_end(), hint=hint)
 
 
 # --- memory and messages ----------------------------------------------------------------------------------------------

@@ -71,6 +71,31 @@ def word_links(links: Iterable[Link], src: str, tgt: str) -> WordLinks:
     return tuple(sorted(found))
 
 
+def alignment_batches(pairs: Sequence[tuple[Ids, Ids]], batch_tokens: int) -> list[list[int]]:
+    """Return the indices of the pairs of each batch, of similar length.
+
+    Args:
+        pairs: source and target tokens.
+        batch_tokens: tokens of a batch, both sides, padding included.
+    """
+    sizes = np.array([len(s) + len(t) + 2 for s, t in pairs], dtype=np.int32)
+    order = np.argsort(-sizes, kind="stable")
+    return [batch.tolist() for batch in split_by_tokens(sizes, order, batch_tokens)]
+
+
+def align_batch(ensemble: Ensemble, pairs: Sequence[tuple[Ids, Ids]]) -> list[SegmentAttention]:
+    """Return the attention of the first model between the source and target tokens of each pair of a batch."""
+    src, tgt = ensemble.tokenizers.src, ensemble.tokenizers.tgt
+    src_BS, tgt_in_BT = ensemble.sources([s for s, _ in pairs]), ensemble.targets_in([t for _, t in pairs])
+    lengths = [(len(t) + 1, len(s) + 1) for s, t in pairs]
+    with out_of_memory_errors("lower decoding.batch_tokens"):
+        weights = _cross_attention(ensemble.models[0], src_BS, tgt_in_BT, lengths)
+    return [
+        SegmentAttention(tuple(map(src.piece, s.tolist())), tuple(map(tgt.piece, t.tolist())), *own)
+        for (s, t), own in zip(pairs, weights, strict=True)
+    ]
+
+
 def align(
     ensemble: Ensemble, pairs: Sequence[tuple[Ids, Ids]], batch_tokens: int
 ) -> Iterator[tuple[int, SegmentAttention]]:
@@ -78,24 +103,9 @@ def align(
 
     Pairs of similar length are batched, so the order is another than that of `pairs`. Only the matrices of one batch,
     which are large, are in memory at a time.
-
-    Args:
-        ensemble: the models.
-        pairs: source and target tokens.
-        batch_tokens: tokens of a batch, both sides, padding included.
     """
-    src, tgt = ensemble.tokenizers.src, ensemble.tokenizers.tgt
-    sizes = np.array([len(s) + len(t) + 2 for s, t in pairs], dtype=np.int32)
-    for batch in split_by_tokens(sizes, np.argsort(-sizes, kind="stable"), batch_tokens):
-        rows = [pairs[i] for i in batch.tolist()]
-        src_BS, tgt_in_BT = ensemble.sources([s for s, _ in rows]), ensemble.targets_in([t for _, t in rows])
-        lengths = [(len(t) + 1, len(s) + 1) for s, t in rows]
-        with out_of_memory_errors("lower decoding.batch_tokens"):
-            weights = _cross_attention(ensemble.models[0], src_BS, tgt_in_BT, lengths)
-        for i, (s, t), own in zip(batch.tolist(), rows, weights, strict=True):
-            src_pieces, tgt_pieces = tuple(map(src.piece, s.tolist())), tuple(map(tgt.piece, t.tolist()))
-            yield i, SegmentAttention(src_pieces, tgt_pieces, *own)
-        del own, weights
+    for batch in alignment_batches(pairs, batch_tokens):
+        yield from zip(batch, align_batch(ensemble, [pairs[i] for i in batch]), strict=True)
 
 
 @torch.inference_mode()

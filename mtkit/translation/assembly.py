@@ -194,7 +194,7 @@ class Assembler:
                     for segment, hyp in zip(line.segments, hyps, strict=True)
                 ]
         found: list[_Alignment] = [([], None)] * len(pairs)
-        for i, attention in self.engine.align(pairs):
+        for i, attention in self.engine.align(pairs, options.parallelism):
             is_kept = options.keep_attention and keys[i][1] == 0
             found[i] = attention.source_indices(), attention if is_kept else None
         alignments = defaultdict[tuple[int, int], list[_Alignment]](list)

@@ -1,4 +1,4 @@
-"""Searches segments in batches of similar length, on a CPU several batches at a time.
+"""Searches segments in batches of similar length, on a CPU several batches at a time (see `workers`).
 
 Shapes: B sentences, S source length.
 """
@@ -6,7 +6,6 @@ Shapes: B sentences, S source length.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 
@@ -22,16 +21,26 @@ from mtkit.search.constraints import Constraint
 from mtkit.search.sampling import SamplingOptions, sample
 from mtkit.search.shortlist import ReducedVocabulary, Shortlist
 from mtkit.search.state import Hypothesis, SearchOptions
-from mtkit.translation.alignment import SegmentAttention, align
+from mtkit.translation.alignment import SegmentAttention, align_batch, alignment_batches
+from mtkit.translation.engine import Search
 from mtkit.translation.ensemble import Ensemble
 from mtkit.translation.mbr import make_utility, minimum_risk
 from mtkit.translation.numbers import has_number, number_variants
-from mtkit.translation.options import MAX_WORKERS
+from mtkit.translation.options import PARALLEL, Parallelism
 from mtkit.translation.segments import Segment
 from mtkit.translation.word_boundaries import tokens_after_number
+from mtkit.translation.workers import Workers
 
 _MAX_BATCH_TOKENS_ON_CPU = 8192
 """Source tokens of a batch on a CPU. Larger batches are no faster, and lengths that differ more need more padding."""
+_NUM_BATCHES_ON_CPU = 8
+"""Batches on a CPU, at least, so that workers have something to do. No number of workers changes a batch, because
+different batches may differ in rounding."""
+_ALIGNED_AHEAD = 2
+"""Batches for each worker whose attention may be in memory."""
+_MIN_BATCH_TOKENS_ON_CPU = 4096
+"""Batches on a CPU do not get smaller than that for it: a step takes some time whatever the number of sentences. As in
+`decoding.batch_tokens`, source tokens times hypotheses."""
 
 
 class BatchedSearch:
@@ -41,26 +50,45 @@ class BatchedSearch:
         ensemble: the models.
         decoding: beam, penalties, batch size.
         shortlist: the tokens that a translation may consist of; None for the whole vocabulary.
+        workers: compute batches at the same time; made by default, as threads.
 
     Attributes:
         options: options of the beam search.
     """
 
     def __init__(
-        self, ensemble: Ensemble, decoding: DecodingConfig, shortlist: Shortlist | None = None
+        self,
+        ensemble: Ensemble,
+        decoding: DecodingConfig,
+        shortlist: Shortlist | None = None,
+        workers: Workers | None = None,
     ) -> None:
         self.ensemble, self.decoding, self.shortlist = ensemble, decoding, shortlist
         self.options = search_options(decoding, ensemble.tokenizers.tgt)
         self.sampling = _sampling_options(decoding)
         self.utility = None if decoding.mbr is None else make_utility(decoding.mbr)
+        self.workers = workers or Workers(ensemble.device)
+        self.workers.add(self._search_batch, self._align_batch)
 
     def search_segments(
         self,
         segments: Sequence[Segment],
         on_batch: Callable[[list[Segment]], None] | None = None,
-        num_workers: int = MAX_WORKERS,
+        parallelism: Parallelism = PARALLEL,
     ) -> list[list[Hypothesis]]:
         """Return the hypotheses of each segment, best first; samples in the order they were drawn.
+
+        See `start_search`.
+        """
+        return self.start_search(segments, on_batch, parallelism).finish()
+
+    def start_search(
+        self,
+        segments: Sequence[Segment],
+        on_batch: Callable[[list[Segment]], None] | None = None,
+        parallelism: Parallelism = PARALLEL,
+    ) -> Search:
+        """Start the search for the hypotheses of each segment. Workers begin, if there are several.
 
         With minimum Bayes risk these are the `n_best` of least risk. A segment whose best hypothesis lacks one of its
         required numbers is searched a second time, with the numbers as constraints: most models copy numbers by
@@ -69,26 +97,28 @@ class BatchedSearch:
         Args:
             segments: the segments.
             on_batch: called with the segments of each batch when it is done.
-            num_workers: batches that may be searched at the same time on a CPU.
+            parallelism: how many batches are searched at the same time.
         """
-        on_cpu = self.ensemble.device.type == "cpu"
-        num_workers = min(torch.get_num_threads(), num_workers) if on_cpu else 1
         sizes = np.array([len(segment.ids) + 1 for segment in segments], dtype=np.int32)
-        indices = self._split_into_batches(sizes, num_workers)
+        indices = self._split_into_batches(sizes)
         batches = [[segments[i] for i in batch] for batch in indices]
-        found: list[list[Hypothesis]] = [[] for _ in segments]
-        results = self._search_batches(batches, num_workers)
-        for own, batch, hyps in zip(indices, batches, results, strict=True):
-            for i, best in zip(own, hyps, strict=True):
-                found[i] = best
-            if on_batch is not None:
-                on_batch(batch)
-        if again := self._lacking_numbers(segments, found):
-            constrained = [self.with_number_constraints(segments[i]) for i in again]
-            second = self.search_segments(constrained, num_workers=num_workers)
-            for i, best in zip(again, second, strict=True):
-                found[i] = best or found[i]
-        return found
+        results = self.workers.run(self._search_batch, batches, parallelism)
+
+        def finish() -> list[list[Hypothesis]]:
+            found: list[list[Hypothesis]] = [[] for _ in segments]
+            for own, batch, hyps in zip(indices, batches, results, strict=True):
+                for i, best in zip(own, hyps, strict=True):
+                    found[i] = best
+                if on_batch is not None:
+                    on_batch(batch)
+            if again := self._lacking_numbers(segments, found):
+                constrained = [self.with_number_constraints(segments[i]) for i in again]
+                second = self.search_segments(constrained, parallelism=parallelism)
+                for i, best in zip(again, second, strict=True):
+                    found[i] = best or found[i]
+            return found
+
+        return Search(finish, results.wants_more)
 
     def with_number_constraints(self, segment: Segment) -> Segment:
         """Return the segment with its required numbers as constraints, as far as they can be written."""
@@ -105,9 +135,25 @@ class BatchedSearch:
     def _tokens_after_number(self) -> frozenset[int]:
         return tokens_after_number(self.ensemble.tokenizers.tgt)
 
-    def align(self, pairs: Sequence[tuple[Ids, Ids]]) -> Iterator[tuple[int, SegmentAttention]]:
-        """Yield the index of each pair of source and target tokens, and the attention between its sides."""
-        return align(self.ensemble, pairs, self.decoding.batch_tokens)
+    def align(
+        self, pairs: Sequence[tuple[Ids, Ids]], parallelism: Parallelism = PARALLEL
+    ) -> Iterator[tuple[int, SegmentAttention]]:
+        """Yield the index of each pair of source and target tokens, and the attention between its sides.
+
+        Pairs of similar length are batched, so the order is another than that of `pairs`. Only the matrices of a few
+        batches, which are large, are in memory at a time.
+        """
+        indices = alignment_batches(pairs, self.decoding.batch_tokens)
+        batches = [[pairs[i] for i in batch] for batch in indices]
+        found = self.workers.run(self._align_batch, batches, parallelism, window=_ALIGNED_AHEAD)
+        for own in indices:
+            attention = next(found)
+            yield from zip(own, attention, strict=True)
+            del attention
+
+    def _align_batch(self, pairs: list[tuple[Ids, Ids]]) -> list[SegmentAttention]:
+        """Return the attention of each pair of a batch."""
+        return align_batch(self.ensemble, pairs)
 
     def _lacking_numbers(self, segments: Sequence[Segment], found: Sequence[list[Hypothesis]]) -> list[int]:
         """Return the indices of the segments whose best hypothesis lacks a required number."""
@@ -121,44 +167,16 @@ class BatchedSearch:
             if not all(has_number(text, number) for number in segments[i].required_numbers)
         ]
 
-    def _split_into_batches(self, sizes: Ids, num_workers: int) -> list[list[int]]:
-        """Return the indices of the segments of each batch, the longest segments first.
-
-        If there are several batches, every worker gets about as many: otherwise one would be left with the last batch
-        while the others wait.
-        """
+    def _split_into_batches(self, sizes: Ids) -> list[list[int]]:
+        """Return the indices of the segments of each batch, the longest segments first."""
         order = np.argsort(-sizes, kind="stable")
-        budget = max(1, self.decoding.batch_tokens // self.decoding.num_hypotheses)
+        num_hypotheses = self.decoding.num_hypotheses
+        budget = max(1, self.decoding.batch_tokens // num_hypotheses)
         if self.ensemble.device.type == "cpu":
-            budget = min(budget, _MAX_BATCH_TOKENS_ON_CPU)
-        batches = split_by_tokens(sizes, order, budget)
-        wanted = -(-len(batches) // num_workers) * num_workers
-        while 1 < len(batches) < min(wanted, len(order)):
-            budget = max(1, budget * len(batches) // wanted)
-            batches = split_by_tokens(sizes, order, budget)
-        return [batch.tolist() for batch in batches]
-
-    def _search_batches(
-        self, batches: list[list[Segment]], num_workers: int
-    ) -> Iterator[list[list[Hypothesis]]]:
-        """Yield the hypotheses of each batch. Workers share the threads evenly."""
-        num_threads = torch.get_num_threads()
-        num_workers = min(num_workers, len(batches))
-        if num_workers < 2:
-            yield from map(self._search_batch, batches)
-            return
-
-        def search_in_worker(batch: list[Segment]) -> list[list[Hypothesis]]:
-            # This holds for this worker, and for threads that are yet to start.
-            torch.set_num_threads(max(1, num_threads // num_workers))
-            return self._search_batch(batch)
-
-        pool = ThreadPoolExecutor(num_workers)
-        try:
-            yield from pool.map(search_in_worker, batches)
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(num_threads)
+            share = int(sizes.sum()) // _NUM_BATCHES_ON_CPU
+            share = max(share, _MIN_BATCH_TOKENS_ON_CPU // num_hypotheses, 1)
+            budget = min(budget, _MAX_BATCH_TOKENS_ON_CPU, share)
+        return [batch.tolist() for batch in split_by_tokens(sizes, order, budget)]
 
     @torch.inference_mode()
     def _search_batch(self, segments: list[Segment]) -> list[list[Hypothesis]]:

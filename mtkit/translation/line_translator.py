@@ -13,7 +13,7 @@ from dataclasses import replace
 from mtkit.config.sections import DecodingConfig
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.translation.assembly import Assembler, Translation
-from mtkit.translation.engine import Engine
+from mtkit.translation.engine import Engine, Search
 from mtkit.translation.options import DEFAULT_OPTIONS, TranslateOptions, reject_single_text
 from mtkit.translation.placeholders import ProtectedLine, protect, restore_placeholders, unknown_spans
 from mtkit.translation.reading import read_chunks
@@ -84,15 +84,36 @@ class LineTranslator:
     def _translate_chunks(
         self, lines: Iterable[str | Request], options: TranslateOptions
     ) -> Iterator[list[Translation]]:
-        """Translate the lines that are read ahead together, chunk by chunk."""
+        """Translate the lines that are read ahead together, chunk by chunk.
+
+        Further chunks are read while workers search the first, if their lines need not be waited for.
+        """
         first = options.first_line
-        for chunk in read_chunks(lines, options.read_ahead, options.is_ready):
-            segmented = self.segmenter.segment_lines(list(map(Request.of, chunk)), first, options)
-            segments = [segment for line in segmented for segment in line.segments]
-            progress = _LineCounter(segmented, options.on_progress)
-            hyps = self.engine.search_segments(segments, progress, options.num_workers)
-            yield from self.assembler.assemble(segmented, hyps, options)
-            first += len(chunk)
+        chunks = read_chunks(lines, options.read_ahead, options.is_ready)
+        searches: deque[tuple[list[SegmentedLine], Search]] = deque()
+        fault: Exception | None = None
+        while True:
+            try:
+                chunk = next(chunks, None)
+            except Exception as error:  # after what was read before
+                chunk, fault = None, error
+            if chunk is not None:
+                segmented = self.segmenter.segment_lines(list(map(Request.of, chunk)), first, options)
+                segments = [segment for line in segmented for segment in line.segments]
+                progress = _LineCounter(segmented, options.on_progress)
+                search = self.engine.start_search(segments, progress, options.parallelism)
+                searches.append((segmented, search))
+                first += len(chunk)
+            is_full = chunk is not None and len(chunk) == options.read_ahead
+            while searches:
+                if is_full and searches[0][1].wants_more() and options.is_ready(0.0):
+                    break
+                segmented, search = searches.popleft()
+                yield from self.assembler.assemble(segmented, search.finish(), options)
+            if chunk is None:
+                break
+        if fault is not None:
+            raise fault
 
     def translate_protected(
         self, lines: Iterable[str | Request], options: TranslateOptions = DEFAULT_OPTIONS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict, get_args
@@ -13,12 +14,52 @@ from mtkit.translation.reading import always_ready
 LINES_AT_ONCE = 4096
 """Lines that are read before the first batch is made. They are sorted by length and finished together."""
 
-MAX_WORKERS = 4
-"""Batches that are searched at the same time on a CPU: small operations of one use the idle time of the others."""
-
 OnError = Literal["stop", "skip", "copy"]
 """What happens to a line that cannot be translated."""
 ON_ERROR: tuple[OnError, ...] = get_args(OnError)
+
+
+def _warn_of_loss(message: str) -> None:
+    """Warn that a worker has ended."""
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+@dataclass(frozen=True)
+class Parallelism:
+    """How many batches are computed at the same time on a CPU, each with how many threads.
+
+    Several workers are processes, which share the weights; they start when there is enough for them to do. On systems
+    without fork, in a process that has other threads, and for models of other engines, they are threads.
+
+    Attributes:
+        num_workers: workers; "auto" is as many as there are threads that PyTorch may use, divided by `num_threads`.
+        num_threads: threads of each worker; by default, workers share those that PyTorch may use evenly.
+        on_loss: called with a message for each worker that was killed. What it did is done again by another.
+        beside_threads: whether workers are processes even if this process has other threads, because it is known that
+            these do not hold a lock when one is started. That is also assumed if a number is given.
+    """
+
+    num_workers: int | Literal["auto"] = "auto"
+    num_threads: int | None = None
+    on_loss: Callable[[str], None] = _warn_of_loss
+    beside_threads: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ConfigError: If one is less than 1.
+        """
+        for name in ("num_workers", "num_threads"):
+            value = getattr(self, name)
+            if value not in ("auto", None) and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{value!r} is not a number from 1", where=name, hint="leave it out")
+
+
+PARALLEL = Parallelism()
+"""As many workers as PyTorch may use threads."""
+SERIAL = Parallelism(num_workers=1)
+"""One batch after the other."""
 
 
 def _ignore_fault(number: int, fault: DataError) -> None:
@@ -43,7 +84,8 @@ class TranslateOptions:
         keep_attention: whether the best translation of each line gets its attention.
         keep_log_probs: whether translations get the log-probabilities of their tokens (see `confidence`); samples, and
             those of exported models, have none.
-        read_ahead: lines that are read and translated together.
+        read_ahead: lines that are read and translated together; several times as many are read if there is enough input
+            to keep all workers busy.
         is_ready: called after each line with a number of seconds; returns whether the next line, or the end, can be
             read within that time. If not, the lines read so far are translated.
         first_line: number of the first line, from 0; messages and samples depend on it.
@@ -51,7 +93,7 @@ class TranslateOptions:
             translation, "copy" gives the line itself.
         on_fault: called with the number of such a line, from 0, and its fault, unless the fault is raised.
         on_progress: called after each batch with the number of further lines that are translated.
-        num_workers: batches that may be searched at the same time on a CPU.
+        parallelism: workers and threads on a CPU.
     """
 
     split_sentences: bool | None = None
@@ -65,7 +107,7 @@ class TranslateOptions:
     on_error: OnError = "stop"
     on_fault: Callable[[int, DataError], None] = _ignore_fault
     on_progress: Callable[[int], None] = ignore_progress
-    num_workers: int = MAX_WORKERS
+    parallelism: Parallelism = PARALLEL
 
 
 DEFAULT_OPTIONS = TranslateOptions()

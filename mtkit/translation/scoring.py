@@ -13,18 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtkit.config.sections import DecodingConfig
 from mtkit.data.alignments import WordLinks
 from mtkit.data.batching import Ids, split_by_tokens
 from mtkit.device import out_of_memory_errors
 from mtkit.errors import DataError
 from mtkit.search.beam import LOGITS_CHUNK
 from mtkit.search.scores import final_scores
-from mtkit.search.state import SearchOptions
-from mtkit.translation.alignment import Link, align, word_links
+from mtkit.translation.alignment import Link, word_links
 from mtkit.translation.assembly import Translation
-from mtkit.translation.ensemble import Ensemble
-from mtkit.translation.options import LINES_AT_ONCE, TranslateOptions
+from mtkit.translation.batched_search import BatchedSearch
+from mtkit.translation.options import LINES_AT_ONCE, PARALLEL, Parallelism, TranslateOptions
 from mtkit.translation.reading import read_chunks
 from mtkit.translation.segments import Request, Segmenter
 from mtkit.translation.sentence_splitting import split_sentences as split_into_sentences
@@ -54,18 +52,16 @@ class Scorer:
     """Scores pairs of a line and its translation.
 
     Args:
-        ensemble: the models.
-        decoding: batch size, and how long a translation may be.
-        options: the penalties.
+        engine: the models, the penalties, the batch size, and how long a translation may be.
         segmenter: splits the lines, and tells how long a segment may be; a target may have as many tokens as the
             longest translation of such a segment.
     """
 
-    def __init__(
-        self, ensemble: Ensemble, decoding: DecodingConfig, options: SearchOptions, segmenter: Segmenter
-    ) -> None:
-        self.ensemble, self.decoding, self.options = ensemble, decoding, options
-        self.segmenter = segmenter
+    def __init__(self, engine: BatchedSearch, segmenter: Segmenter) -> None:
+        self.engine, self.segmenter = engine, segmenter
+        self.ensemble, self.decoding, self.options = engine.ensemble, engine.decoding, engine.options
+        self.workers = engine.workers
+        self.workers.add(self._score_batch)
 
     def stream(
         self,
@@ -73,6 +69,7 @@ class Scorer:
         skip_long: bool = False,
         tag: str = "",
         split_sentences: bool | None = None,
+        parallelism: Parallelism = PARALLEL,
     ) -> Iterator[tuple[str, Translation | None]]:
         """Yield the source and the score of each pair (see `Translator.score_stream`)."""
         first = 1
@@ -82,7 +79,9 @@ class Scorer:
             faults = self._too_long(segmented, first)
             end = len(chunk) if skip_long else min(faults, default=len(chunk))
             order = [i for i in range(end) if i not in faults]
-            scores = dict(zip(order, self._score_pairs([segmented[i] for i in order]), strict=True))
+            scores = dict(
+                zip(order, self._score_pairs([segmented[i] for i in order], parallelism), strict=True)
+            )
             for i in range(end):
                 yield srcs[i], Translation(tgts[i], scores[i]) if i in scores else None
             if end < len(chunk):
@@ -90,7 +89,12 @@ class Scorer:
             first += len(chunk)
 
     def score(
-        self, srcs: Sequence[str], tgts: Sequence[str], tag: str = "", split_sentences: bool | None = None
+        self,
+        srcs: Sequence[str],
+        tgts: Sequence[str],
+        tag: str = "",
+        split_sentences: bool | None = None,
+        parallelism: Parallelism = PARALLEL,
     ) -> list[Translation]:
         """Return the translations with their scores (see `Translator.score`)."""
         if len(srcs) != len(tgts):
@@ -100,10 +104,12 @@ class Scorer:
         segmented = self._segment_pairs(srcs, tgts, tag, split_sentences)
         for fault in self._too_long(segmented, 1).values():
             raise fault
-        scores = self._score_pairs(segmented)
+        scores = self._score_pairs(segmented, parallelism)
         return [Translation(text, score) for text, score in zip(tgts, scores, strict=True)]
 
-    def align(self, pairs: Iterable[Sequence[str]], tag: str = "") -> Iterator[WordLinks]:
+    def align(
+        self, pairs: Iterable[Sequence[str]], tag: str = "", parallelism: Parallelism = PARALLEL
+    ) -> Iterator[WordLinks]:
         """Yield the word alignment of each pair (see `Translator.align`)."""
         src, tgt = self.ensemble.tokenizers.src, self.ensemble.tokenizers.tgt
         [tag_ids] = src.encode([tag])
@@ -115,7 +121,7 @@ class Scorer:
             aligned = [i for i, (s, t) in enumerate(ids) if 0 < len(s) <= limit and 0 < len(t) <= max_target]
             links: dict[int, WordLinks] = {}
             tokens = [(np.concatenate([tag_ids, ids[i][0]]), ids[i][1]) for i in aligned]
-            for number, attention in align(self.ensemble, tokens, self.decoding.batch_tokens):
+            for number, attention in self.engine.align(tokens, parallelism):
                 i = aligned[number]
                 spans = src.spans(srcs[i]), tgt.spans(tgts[i])
                 found = [
@@ -167,7 +173,7 @@ class Scorer:
                     faults[i] = DataError(what, where=f"{side} line {first + i}", hint="split the line")
         return faults
 
-    def _score_pairs(self, pairs: Sequence[_SegmentedPair]) -> list[float]:
+    def _score_pairs(self, pairs: Sequence[_SegmentedPair], parallelism: Parallelism) -> list[float]:
         """Return the mean score of the segments of each pair. Segments of similar length are batched."""
         src_ids = [ids for pair in pairs for ids in pair.src_segments]
         tgt_ids = [ids for pair in pairs for ids in pair.tgt_segments]
@@ -176,11 +182,18 @@ class Scorer:
         scores = np.zeros(len(sizes))
         order = np.argsort(-sizes, kind="stable")
         order = order[sizes[order] > 1]  # an empty line that stays empty has the score 0, as in `translate`
-        for batch in split_by_tokens(sizes, order, self.decoding.batch_tokens):
-            with out_of_memory_errors("lower decoding.batch_tokens"):
-                scores[batch] = self.score_ids([src_ids[i] for i in batch], [tgt_ids[i] for i in batch])
+        indices = split_by_tokens(sizes, order, self.decoding.batch_tokens)
+        batches = [([src_ids[i] for i in batch], [tgt_ids[i] for i in batch]) for batch in indices]
+        found = self.workers.run(self._score_batch, batches, parallelism)
+        for batch, own in zip(indices, found, strict=True):
+            scores[batch] = own
         rest = iter(scores.tolist())
         return [sum(islice(rest, len(pair.src_segments))) / len(pair.src_segments) for pair in pairs]
+
+    def _score_batch(self, batch: tuple[Sequence[Ids], Sequence[Ids]]) -> list[float]:
+        """Return the score of each pair of token ids in a batch."""
+        with out_of_memory_errors("lower decoding.batch_tokens"):
+            return self.score_ids(*batch)
 
     @torch.inference_mode()
     def score_ids(self, src_ids: Sequence[Ids], tgt_ids: Sequence[Ids]) -> list[float]:

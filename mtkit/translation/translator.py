@@ -32,7 +32,9 @@ from mtkit.translation.model_folder import override_decoding, read_decoding
 from mtkit.translation.next_words import Alternative, best_next_words
 from mtkit.translation.options import (
     DEFAULT_OPTIONS,
+    PARALLEL,
     DecodingOverrides,
+    Parallelism,
     TranslateOptions,
     check_precision,
     reject_single_text,
@@ -41,6 +43,7 @@ from mtkit.translation.scoring import Scorer
 from mtkit.translation.segments import Request, Segment
 from mtkit.translation.shortlist import load_shortlist
 from mtkit.translation.word_boundaries import tokens_after_word
+from mtkit.translation.workers import Workers
 
 
 class Translator(LineTranslator):
@@ -58,6 +61,7 @@ class Translator(LineTranslator):
             None for `max_source_tokens`.
         shortlist: the tokens that a translation may consist of; None for the whole vocabulary.
         native: all models in the compiled library; none if it cannot run them.
+        forks: whether workers may be processes, which do not see later changes of the model.
     """
 
     def __init__(
@@ -71,13 +75,16 @@ class Translator(LineTranslator):
         usual_src_tokens: int | None = None,
         shortlist: Shortlist | None = None,
         native: Sequence[NativeModel] = (),
+        *,
+        forks: bool = False,
     ) -> None:
         self.model, self.int8 = model, int8
         self.ensemble = Ensemble((model, *others), tokenizers, native)
         self.device = self.ensemble.device
-        self.batched_search = BatchedSearch(self.ensemble, decoding, shortlist)
+        self.workers = Workers(self.device, forks=forks)
+        self.batched_search = BatchedSearch(self.ensemble, decoding, shortlist, self.workers)
         super().__init__(self.batched_search, tokenizers, decoding, max_source_tokens, usual_src_tokens)
-        self.scorer = Scorer(self.ensemble, decoding, self.search_options, self.segmenter)
+        self.scorer = Scorer(self.batched_search, self.segmenter)
 
     @property
     def precision(self) -> str:
@@ -167,17 +174,23 @@ class Translator(LineTranslator):
             if device.type == "cpu":
                 pack(each, int8, keep_output_rows=shortlist is not None)
         decoding = decoding or config.decoding
+        longest = config.data.max_length
         return cls(
             model,
             tokenizers,
             decoding,
-            config.data.max_length,
+            longest,
             others,
             int8,
             usual_src_tokens,
             shortlist,
             native,
+            forks=True,
         )
+
+    def close(self) -> None:
+        """End the workers, which otherwise wait for further lines until the translator is deleted."""
+        self.workers.close()
 
     def alternatives(
         self, lines: Iterable[str | Request], number: int, options: TranslateOptions = DEFAULT_OPTIONS
@@ -229,6 +242,7 @@ class Translator(LineTranslator):
         *,
         tag: str = "",
         split_sentences: bool | None = None,
+        parallelism: Parallelism = PARALLEL,
     ) -> Iterator[tuple[str, Translation | None]]:
         """Yield the source and the `score` of each pair, in constant memory.
 
@@ -237,14 +251,17 @@ class Translator(LineTranslator):
             skip_long: yield None instead of a score for a pair that is too long.
             tag: see `Request`.
             split_sentences: see `TranslateOptions`.
+            parallelism: see `TranslateOptions`.
 
         Raises:
             DataError: If a pair is too long and `skip_long` is false, or the pairs cannot be read; after the pairs
                 before it.
         """
-        return self.scorer.stream(pairs, skip_long, tag, split_sentences)
+        return self.scorer.stream(pairs, skip_long, tag, split_sentences, parallelism)
 
-    def align(self, pairs: Iterable[Sequence[str]], *, tag: str = "") -> Iterator[WordLinks]:
+    def align(
+        self, pairs: Iterable[Sequence[str]], *, tag: str = "", parallelism: Parallelism = PARALLEL
+    ) -> Iterator[WordLinks]:
         """Yield the linked words of each pair, by the attention of the model to the source, in constant memory.
 
         A line is one segment. One that is too long for the model has no links.
@@ -252,11 +269,12 @@ class Translator(LineTranslator):
         Args:
             pairs: source and translation.
             tag: see `Request`.
+            parallelism: see `TranslateOptions`.
 
         Raises:
             DataError: If the pairs cannot be read.
         """
-        return self.scorer.align(pairs, tag)
+        return self.scorer.align(pairs, tag, parallelism)
 
     def score(
         self,
@@ -265,6 +283,7 @@ class Translator(LineTranslator):
         *,
         tag: str = "",
         split_sentences: bool | None = None,
+        parallelism: Parallelism = PARALLEL,
     ) -> list[Translation]:
         """Return given translations with the scores that `translate` would give them.
 
@@ -277,13 +296,14 @@ class Translator(LineTranslator):
             tgts: a translation of each.
             tag: see `Request`.
             split_sentences: see `TranslateOptions`.
+            parallelism: see `TranslateOptions`.
 
         Raises:
             DataError: If the numbers of sources and targets differ, or a line is too long.
         """
         reject_single_text(srcs, "srcs")
         reject_single_text(tgts, "tgts")
-        return self.scorer.score(srcs, tgts, tag, split_sentences)
+        return self.scorer.score(srcs, tgts, tag, split_sentences, parallelism)
 
     def search_ids(self, sentences: Sequence[Ids]) -> list[list[Hypothesis]]:
         """Return the hypotheses of tokenized sentences, in order."""

@@ -28,7 +28,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Run the stages in this process, which has imported torch already; returns the names of those that ran."""
     ran: list[str] = []
 
-    def run_here(name: str, record: Path, outcome: Path, lock: int, *, fresh: bool, signals: Any) -> Any:
+    def run_here(name: str, record: Path, outcome: Path, lock: int, *, fresh: bool, **_: Any) -> Any:
         found = Record.read(record)
         assert found is not None
         module, _, function = found.work.partition(":")

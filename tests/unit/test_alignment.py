@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -43,19 +42,18 @@ def test_attention_of_earlier_lines_is_released() -> None:
 
 
 def test_links_hold_the_matrices_of_one_batch_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    align = batched_search.align
+    align_batch = batched_search.align_batch
     matrices: list[weakref.ref[Any]] = []
     most = 0
 
-    def watching(*arguments: Any) -> Iterator[Any]:
+    def watching(*arguments: Any) -> list[Any]:
         nonlocal most
-        for number, aligned in align(*arguments):
-            matrices.append(weakref.ref(aligned.weights))
-            most = max(most, num_alive(matrices))
-            yield number, aligned
-            del aligned
+        batch = align_batch(*arguments)
+        matrices.extend(weakref.ref(aligned.weights) for aligned in batch)
+        most = max(most, num_alive(matrices))
+        return batch
 
-    monkeypatch.setattr(batched_search, "align", watching)
+    monkeypatch.setattr(batched_search, "align_batch", watching)
     translator = make(beam_size=2, n_best=2, batch_tokens=60)
     found = list(translator.translate_n_best(LINES, TranslateOptions(keep_links=True)))
     assert len(matrices) == 2 * len(LINES)

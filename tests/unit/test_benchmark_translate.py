@@ -102,13 +102,12 @@ def test_memory_is_measured_after_all_lines_were_translated_with_all_workers(
     translate = translator.translate
 
     def recording(given: Any, options: Any = DEFAULT_OPTIONS) -> Any:
-        events.append((len(given), options.num_workers))
+        events.append((len(given), options.parallelism.num_workers))
         return translate(given, options)
 
     translator.translate = recording  # type: ignore[method-assign]
     monkeypatch.setattr(benchmark_module, "peak_memory", lambda device: events.append("memory") or 2**20)
     config: Any = SimpleNamespace(data=SimpleNamespace(tgt="de"))
     report = benchmark_translate("model", lines, None, lambda: (translator, config), rounds=1)
-    assert (520, DEFAULT_OPTIONS.num_workers) in events[: events.index("memory")]
+    assert (520, "auto") in events[: events.index("memory")]
     assert report.peak_memory_mb == 1.0
-    assert DEFAULT_OPTIONS.num_workers > 1

@@ -21,7 +21,7 @@ LAYERS = [
     ["errors"],
     ["files", "formatting", "languages", "torchrun"],
     ["config"],
-    ["checkpoint", "device"],
+    ["checkpoint", "device", "forking"],
     ["demo"],
     ["data"],
     ["model"],
@@ -171,7 +171,7 @@ def test_no_circles() -> None:
 
 def test_only_the_command_line_ends_the_process() -> None:
     for name, path in MODULES.items():
-        if top(name) in ("cli", "__main__") or name == "training.workers":  # a forked worker ends itself
+        if top(name) in ("cli", "__main__") or name == "forking":  # a forked process ends itself
             continue
         text = path.read_text(encoding="utf-8")
         assert not any(call in text for call in ("sys.exit(", "os._exit(", "raise SystemExit")), name

@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run stages in this process: starting one is not what these tests are about."""
 
-    def run_here(name: str, record: Path, outcome: Path, lock: int, *, fresh: bool, signals: Any) -> Any:
+    def run_here(name: str, record: Path, outcome: Path, lock: int, *, fresh: bool, **_: Any) -> Any:
         found = pipeline.Record.read(record)
         assert found is not None
         settings: Settings = found.settings

@@ -48,14 +48,14 @@ def test_only_lines_with_placeholders_are_aligned(monkeypatch: pytest.MonkeyPatc
     from mtkit.translation import batched_search as module
 
     translator, num_aligned = make(), 0
-    align = module.align
+    align_batch = module.align_batch
 
-    def counting(ensemble: Any, pairs: Any, batch_tokens: int) -> Any:
+    def counting(ensemble: Any, pairs: Any) -> Any:
         nonlocal num_aligned
         num_aligned += len(pairs)
-        return align(ensemble, pairs, batch_tokens)
+        return align_batch(ensemble, pairs)
 
-    monkeypatch.setattr(module, "align", counting)
+    monkeypatch.setattr(module, "align_batch", counting)
     assert len(list(translator.translate_protected(LINES))) == 3
     assert num_aligned == 2
     found = list(translator.translate([Request(LINES[1], links=True), LINES[1]]))

@@ -33,9 +33,10 @@ from mtkit.search.beam import search
 from mtkit.search.state import Hypothesis, SearchOptions
 from mtkit.translation import batched_search
 from mtkit.translation.assembly import Translation
+from mtkit.translation.engine import Search
 from mtkit.translation.loading import find_checkpoint, load_model
 from mtkit.translation.mbr import Utility, minimum_risk
-from mtkit.translation.options import DecodingOverrides, TranslateOptions
+from mtkit.translation.options import SERIAL, DecodingOverrides, TranslateOptions
 from mtkit.translation.reading import PATIENCE_SECONDS, read_chunks
 from mtkit.translation.segments import Request, Segment
 from mtkit.translation.sentence_splitting import split_point
@@ -393,7 +394,9 @@ def test_minimum_risk_is_computed_as_soon_as_a_batch_is_searched(monkeypatch: py
 
     monkeypatch.setattr(batched_search, "minimum_risk", noted)
     translator = make(mbr="chrf", mbr_candidates=4, batch_tokens=1)
-    found = translator.translate(sentences(3), TranslateOptions(on_progress=events.append, num_workers=1))
+    found = translator.translate(
+        sentences(3), TranslateOptions(on_progress=events.append, parallelism=SERIAL)
+    )
     assert len(list(found)) == 3
     assert events == ["chosen", 1] * 3
 
@@ -407,11 +410,11 @@ class Recorder(Translator):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.segments: list[list[int]] = []
-        self.batched_search.search_segments = self.note  # type: ignore[method-assign]
+        self.batched_search.start_search = self.note  # type: ignore[method-assign]
 
-    def note(self, segments: Sequence[Segment], *_: Any) -> list[list[Hypothesis]]:
+    def note(self, segments: Sequence[Segment], *_: Any) -> Search:
         self.segments = [segment.ids.tolist() for segment in segments]
-        return [[Hypothesis([5], -1.0, -1.0)] for _ in segments]
+        return Search(lambda: [[Hypothesis([5], -1.0, -1.0)] for _ in segments])
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 20, 256])
@@ -541,10 +544,10 @@ def test_lines_with_faults_are_skipped_or_copied(on_error: Any, read_ahead: int)
     translator.translate_one(bad[2], options)
     assert len(told) == 1
 
-    def nothing(segments: Sequence[Segment], *_: Any, **__: Any) -> list[list[Hypothesis]]:
-        return [[] for _ in segments]
+    def nothing(segments: Sequence[Segment], *_: Any, **__: Any) -> Search:
+        return Search(lambda: [[] for _ in segments])
 
-    translator.batched_search.search_segments = nothing  # type: ignore[method-assign]
+    translator.batched_search.start_search = nothing  # type: ignore[method-assign]
     [translation] = translator.translate(["a bird"], options)
     assert (translation.text, told[-1][0]) == ("a bird" if on_error == "copy" else "", 10)
     with pytest.raises(DataError, match="no translation has a score"):
