@@ -94,7 +94,7 @@ class Translator(LineTranslator):
 
     @property
     def backend(self) -> str:
-        """What searches: PyTorch, or the compiled library with the instructions that it uses."""
+        """Name of what searches: PyTorch, or the compiled library with the instructions that it uses."""
         native = self.ensemble.native
         return f"compiled, {instructions_name(native[0].instructions)}" if native else "PyTorch"
 
@@ -162,7 +162,7 @@ class Translator(LineTranslator):
             configure_malloc()
         models = (model, *others)
         runs_native = uses_native(precision, device) and all(map(supports, models))
-        int8 = choose_int8(precision, device, stored=all(map(is_quantized, models)) or runs_native)
+        int8 = choose_int8(precision, device, all(map(is_quantized, models)) or runs_native)
         dtype = choose_dtype("fp32" if int8 == "all" else precision, device)
         for each in models:
             if int8 != "all" or not takes_stored_int8():

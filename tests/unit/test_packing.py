@@ -123,6 +123,7 @@ def test_choose_int8(monkeypatch: pytest.MonkeyPatch) -> None:
             "none",
             "none",
         ]
+    assert choose_int8("auto", cpu, auto_means_all=True) == "all"
     assert choose_int8("auto", gpu) == "none"
     monkeypatch.setattr("mtkit.model.cpu.packing.int8_quant_max", lambda: 0)
     assert choose_int8("auto", cpu) == "none"

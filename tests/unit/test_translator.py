@@ -28,6 +28,7 @@ from mtkit.data.readers import Pair
 from mtkit.data.tokenizer import Tokenizers, make_tokenizers
 from mtkit.errors import ConfigError, DataError, StorageError
 from mtkit.model.build import copy_weights, make_model
+from mtkit.model.cpu.native.library import instructions
 from mtkit.model.transformer import Transformer
 from mtkit.search.beam import search
 from mtkit.search.state import Hypothesis, SearchOptions
@@ -607,10 +608,16 @@ def save(folder: Path, seed: int = 0, joint: bool = True, **state: Any) -> tuple
     return config, model
 
 
-@pytest.mark.parametrize("joint", [True, False])
-def test_a_loaded_translator_equals_the_model_in_memory(tmp_path: Path, joint: bool) -> None:
+@pytest.mark.parametrize(("joint", "compiled"), [(True, True), (False, True), (True, False)])
+def test_a_loaded_translator_equals_the_model_in_memory(
+    tmp_path: Path, joint: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the compiled library, where there is one, and without."""
+    if not compiled:
+        monkeypatch.setattr("mtkit.model.cpu.native.library._load", lambda: None)
     config, model = save(tmp_path / "run", joint=joint)
     loaded = Translator.load(tmp_path / "run", device="cpu", precision="fp32")
+    assert (loaded.backend == "PyTorch") == (instructions() == 0)
     in_memory = Translator(model, tokenizers(joint), config.decoding, 17)
     lines = sentences(10, longest=30)
     ours, theirs = list(loaded.translate(lines)), list(in_memory.translate(lines))

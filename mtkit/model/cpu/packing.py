@@ -195,16 +195,17 @@ def can_multiply_int8() -> bool:
     return can_pack(torch.float32) and int8_quant_max() > 0
 
 
-def choose_int8(precision: str, device: torch.device, stored: bool = False) -> Int8:
+def choose_int8(precision: str, device: torch.device, auto_means_all: bool = False) -> Int8:
     """Return which matrices to multiply in 8-bit integers.
 
     `auto` is what was fastest: on a CPU without bfloat16 all large matrices (twice as fast as float32), on a CPU with
-    bfloat16 only the output matrix. If all are stored in 8 bits, `auto` multiplies them as they are.
+    bfloat16 only the output matrix.
 
     Args:
         precision: auto, fp32, bf16, fp16 or int8.
         device: where the model runs.
-        stored: whether its matrices are stored in 8 bits.
+        auto_means_all: whether `auto` means all matrices in any case: they are stored in 8 bits, or multiplied by the
+            compiled library, which is fastest with integers.
 
     Raises:
         ConfigError: If `precision` is int8 and this device does not support it.
@@ -217,7 +218,7 @@ def choose_int8(precision: str, device: torch.device, stored: bool = False) -> I
         return "all"
     if precision != "auto" or not possible:
         return "none"
-    return "output" if choose_dtype("auto", device) == torch.bfloat16 and not stored else "all"
+    return "output" if choose_dtype("auto", device) == torch.bfloat16 and not auto_means_all else "all"
 
 
 def takes_stored_int8() -> bool:
