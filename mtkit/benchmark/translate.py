@@ -1,11 +1,13 @@
 """`mtkit benchmark translate`: speed, time per stage and memory of translation, compared with other systems.
 
-The systems translate all lines in turn, so that a machine whose speed drifts is equally fast for all of them.
+Other systems are measured in their fastest setting, which a short round finds; mtkit is measured as it is by default.
+All go from text to text, and translate all lines in turn, so that a machine whose speed drifts is equally fast for all.
 """
 
 from __future__ import annotations
 
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,22 +21,26 @@ import torch
 from mtkit.benchmark.machine import synchronize
 from mtkit.benchmark.peers import (
     PEERS,
-    Output,
-    System,
     check_comparable,
-    ctranslate2_systems,
-    hugging_face_systems,
+    ctranslate2_candidate,
+    export_to_ctranslate2,
+    hugging_face_candidate,
 )
+from mtkit.benchmark.settings import Candidate, Output, Setting, System, fastest_setting, layouts
 from mtkit.config.sections import Config
 from mtkit.data.tokenizer import Tokenizer
 from mtkit.device import peak_memory
 from mtkit.errors import ConfigError
 from mtkit.evaluation import metrics
-from mtkit.translation.options import SERIAL, TranslateOptions
+from mtkit.translation.options import PARALLEL, SERIAL, TranslateOptions
 from mtkit.translation.translator import Translator
 
 _WARM_UP_LINES = 64
 _PROFILED_LINES = 512
+_SINGLE_LINES = 20
+"""Lines that are translated one by one, for the latency."""
+_STARTS = 3
+"""Processes that are started, for the time to the first translation."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,8 @@ class Speed:
     """Speed of one system: medians over the rounds."""
 
     system: str
+    setting: str
+    """Workers, threads and batches."""
     sentences_per_second: float
     output_tokens_per_second: float
     """Tokens of the translations in mtkit's tokenization, eos included."""
@@ -50,6 +58,8 @@ class Speed:
     bleu: float | None
     same_as_first: float
     """Share of the lines with the same translation as the first system's."""
+    milliseconds_per_line: float
+    """Time to translate a single line, at the fastest number of threads."""
     num_over_limit: int = 0
     """Lines with a translation longer than mtkit allows; the others have one length limit for all lines of a call."""
 
@@ -59,8 +69,10 @@ class Speed:
         over = f"  {self.num_over_limit:,} over mtkit's length limit" if self.num_over_limit else ""
         slowest, fastest = min(self.rounds), max(self.rounds)
         return (
-            f"{self.system:24} {self.sentences_per_second:8.1f} sentences/s ({slowest:.1f} to {fastest:.1f})"
-            f"  {self.output_tokens_per_second:8.0f} tokens/s{bleu}  same text {100 * self.same_as_first:.1f} %{over}"
+            f"{f'{self.system}, {self.setting}':60} {self.sentences_per_second:8.1f} sentences/s"
+            f" ({slowest:.1f} to {fastest:.1f})"
+            f"  {self.output_tokens_per_second:8.0f} tokens/s{bleu}  same text {100 * self.same_as_first:.1f} %"
+            f"  one line {self.milliseconds_per_line:.1f} ms{over}"
         )
 
 
@@ -76,7 +88,12 @@ class TranslateBenchmark:
     shares: dict[str, float]
     """Share of each stage in the time of translating batch by batch with one worker."""
     peak_memory_mb: float
-    """Peak memory (in units of 2^20 bytes) before other systems are loaded: of the process, or of tensors on a GPU."""
+    """Peak memory (in units of 2^20 bytes) before other systems are loaded: of the process and what its workers have of
+    their own, or of tensors on a GPU."""
+    workers_memory_mb: float
+    """Memory of the workers in it, after they translated all lines."""
+    seconds_to_first: float | None = None
+    """From the start of `mtkit translate` to the first translation."""
 
     def lines(self) -> Iterator[str]:
         """Yield the result as lines of text."""
@@ -89,7 +106,10 @@ class TranslateBenchmark:
             yield f"{first.system} is {ratio:.2f} times as fast as {other.system}"
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in self.shares.items())
         yield f"time: {shares}"
-        yield f"peak memory: {self.peak_memory_mb:,.0f} MB"
+        workers = f", {self.workers_memory_mb:,.0f} MB of it of workers" if self.workers_memory_mb else ""
+        yield f"peak memory: {self.peak_memory_mb:,.0f} MB{workers}"
+        if self.seconds_to_first is not None:
+            yield f"from the start of the command to the first translation: {self.seconds_to_first:.2f} s"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result for JSON."""
@@ -105,6 +125,7 @@ def benchmark_translate(
     against: Sequence[str] = (),
     compute_types: Sequence[str] = ("float32", "int8"),
     rounds: int = 3,
+    command: Sequence[str] | None = None,
 ) -> TranslateBenchmark:
     """Translate the lines several times, the systems in turn.
 
@@ -116,6 +137,8 @@ def benchmark_translate(
         against: Other systems, from `PEERS`.
         compute_types: CTranslate2's types.
         rounds: How often each system translates all lines, after a warm-up.
+        command: Starts `mtkit translate` with this model and these settings, to measure the time to the first
+            translation of a line on its stdin; None not to.
 
     Raises:
         ConfigError: If another system is unknown, not installed, or does not support the model or the search.
@@ -127,16 +150,28 @@ def benchmark_translate(
     translator, config = load()
     if against:
         check_comparable(translator)
-    shares, memory_mb = _profile(translator, lines)
+    on_cpu, num_cores = translator.device.type == "cpu", torch.get_num_threads()
+    shares = _profile(translator, lines)
+    memory_mb, workers_mb = (size / 2**20 for size in _memory(translator, lines))
+    own = Setting(*translator.workers.numbers(PARALLEL))
+    systems: dict[str, tuple[Setting, System]] = {f"mtkit {translator.precision}": (own, _Own(translator))}
     with tempfile.TemporaryDirectory() as folder:
-        systems: dict[str, System] = {
-            f"mtkit {translator.precision}": lambda lines: _translate_all(translator, lines)
-        }
+        candidates: list[Candidate] = []
         if "ctranslate2" in against:
-            systems |= ctranslate2_systems(model, translator, compute_types, Path(folder) / "model")
+            export_to_ctranslate2(model, Path(folder) / "model")
+            candidates += [
+                ctranslate2_candidate(Path(folder) / "model", translator, kind) for kind in compute_types
+            ]
         if "transformers" in against:
-            systems |= hugging_face_systems(model, translator)
-        timings = _run_in_turn(systems, lines, rounds)
+            candidates.append(hugging_face_candidate(model, translator))
+        latencies = {next(iter(systems)): _milliseconds(_Own(translator), lines)}
+        for candidate in candidates:
+            setting = fastest_setting(candidate, lines, num_cores if on_cpu else 1)
+            latencies[candidate.name] = _least_milliseconds(candidate, lines, num_cores if on_cpu else 1)
+            systems[candidate.name] = (setting, candidate.make(setting))
+        timings = _run_in_turn({name: system for name, (_, system) in systems.items()}, lines, rounds)
+        for _, system in systems.values():
+            system.close()
 
     def bleu(hyps: Sequence[str]) -> float | None:
         if refs is None:
@@ -148,23 +183,92 @@ def benchmark_translate(
     return TranslateBenchmark(
         num_sentences=len(lines),
         search=translator.decoding.label,
-        num_threads=torch.get_num_threads(),
+        num_threads=num_cores,
         device=f"{translator.device} ({translator.backend})",
         speeds=[
-            _speed(name, timing, translator.tokenizers.tgt, bleu(timing.output.hyps), first)
+            _speed(
+                name,
+                str(systems[name][0]),
+                timing,
+                translator.tokenizers.tgt,
+                bleu(timing.output.hyps),
+                first,
+                latencies[name],
+            )
             for name, timing in timings.items()
         ],
         shares=shares,
         peak_memory_mb=memory_mb,
+        workers_memory_mb=workers_mb,
+        seconds_to_first=None if command is None else _seconds_to_first(command, lines),
     )
 
 
-def _profile(translator: Translator, lines: Sequence[str]) -> tuple[dict[str, float], float]:
-    """Return the share of each stage in the time, and the peak memory in MB, after a warm-up."""
-    _translate_all(translator, lines[:_WARM_UP_LINES])
-    shares = _time_shares(translator, lines[:_PROFILED_LINES])
-    _translate_all(translator, lines)  # with all workers, as in a round, for the memory
-    return shares, peak_memory(translator.device) / 2**20
+class _Own:
+    """mtkit as it is by default; see `System`."""
+
+    def __init__(self, translator: Translator) -> None:
+        self.translator = translator
+
+    def translate(self, lines: Sequence[str]) -> Output:
+        """See `System.translate`."""
+        return Output([translation.text for translation in self.translator.translate(lines)])
+
+    def close(self) -> None:
+        """See `System.close`."""
+        self.translator.close()
+
+
+def _profile(translator: Translator, lines: Sequence[str]) -> dict[str, float]:
+    """Return the share of each stage in the time, after a warm-up."""
+    _Own(translator).translate(lines[:_WARM_UP_LINES])
+    return _time_shares(translator, lines[:_PROFILED_LINES])
+
+
+def _memory(translator: Translator, lines: Sequence[str]) -> tuple[float, float]:
+    """Return the peak memory in bytes of translating all lines, as in a round, and what of it workers have."""
+    _Own(translator).translate(lines)
+    of_workers = translator.workers.private_bytes()
+    return peak_memory(translator.device) + of_workers, of_workers
+
+
+def _milliseconds(system: System, lines: Sequence[str]) -> float:
+    """Return the median time to translate a single line, after each was translated once."""
+    singles, found = [line for line in lines if line.strip()][:_SINGLE_LINES], []
+    for times in (0, 1):
+        for line in singles:
+            start = time.perf_counter()
+            system.translate([line])
+            if times:
+                found.append(1000 * (time.perf_counter() - start))
+    return statistics.median(found) if found else 0.0
+
+
+def _least_milliseconds(candidate: Candidate, lines: Sequence[str], num_cores: int) -> float:
+    """Return the time to translate a single line with as many threads as are fastest for it."""
+    found = []
+    for num_threads in sorted({1, *(threads for _, threads in layouts(num_cores))}):
+        system = candidate.make(Setting(1, num_threads, 1))
+        found.append(_milliseconds(system, lines))
+        system.close()
+    return min(found)
+
+
+def _seconds_to_first(command: Sequence[str], lines: Sequence[str]) -> float:
+    """Return the median time from the start of a command to its first line, given one line on stdin."""
+    line, found = next((line for line in lines if line.strip()), "a"), []
+    for _ in range(_STARTS):
+        start = time.perf_counter()
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as process:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(f"{line}\n".encode())
+            process.stdin.flush()
+            process.stdout.readline()
+            found.append(time.perf_counter() - start)
+            process.stdin.close()
+    return statistics.median(found)
 
 
 @dataclass(frozen=True)
@@ -179,34 +283,39 @@ class _Timing:
 def _run_in_turn(systems: Mapping[str, System], lines: Sequence[str], rounds: int) -> dict[str, _Timing]:
     """Let the systems translate all lines in turn, after a short warm-up of each; returns their timings by name."""
     for system in systems.values():
-        system(lines[:_WARM_UP_LINES])
+        system.translate(lines[:_WARM_UP_LINES])
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     outputs: dict[str, Output] = {}
     for _ in range(rounds):
         for name, system in systems.items():
             start = time.perf_counter()
-            outputs[name] = system(lines)
+            outputs[name] = system.translate(lines)
             seconds[name].append(time.perf_counter() - start)
     return {name: _Timing(seconds[name], outputs[name]) for name in systems}
 
 
-def _speed(name: str, timing: _Timing, tgt: Tokenizer, bleu: float | None, first: Sequence[str]) -> Speed:
+def _speed(
+    name: str,
+    setting: str,
+    timing: _Timing,
+    tgt: Tokenizer,
+    bleu: float | None,
+    first: Sequence[str],
+    milliseconds: float,
+) -> Speed:
     """Return the speed of one system; `first` are the translations of the first one."""
     hyps, median = timing.output.hyps, statistics.median(timing.seconds)
     return Speed(
         system=name,
+        setting=setting,
         sentences_per_second=len(hyps) / median,
         output_tokens_per_second=sum(len(ids) + 1 for ids in tgt.encode(hyps)) / median,
         rounds=[len(hyps) / seconds for seconds in timing.seconds],
         bleu=bleu,
         same_as_first=sum(a == b for a, b in zip(hyps, first, strict=True)) / len(first),
+        milliseconds_per_line=milliseconds,
         num_over_limit=timing.output.num_over_limit,
     )
-
-
-def _translate_all(translator: Translator, lines: Sequence[str]) -> Output:
-    """Translate lines with mtkit."""
-    return Output([translation.text for translation in translator.translate(lines)])
 
 
 def _time_shares(translator: Translator, lines: Sequence[str]) -> dict[str, float]:

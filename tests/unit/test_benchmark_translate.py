@@ -12,6 +12,7 @@ from test_translator import make, sentences
 
 from mtkit.benchmark import translate as benchmark_module
 from mtkit.benchmark.peers import check_comparable, ctranslate2_system
+from mtkit.benchmark.settings import Candidate, Output, Setting, fastest_setting, layouts
 from mtkit.benchmark.translate import benchmark_translate
 from mtkit.errors import ConfigError
 from mtkit.interop.ctranslate2_engine import load_ctranslate2
@@ -25,6 +26,9 @@ class Recorder:
     def __init__(self, piece: str, times: int) -> None:
         self.hypothesis = [piece] * times
 
+    def unload_model(self) -> None:
+        """Do nothing."""
+
     def translate_batch(self, sources: list[list[str]], **options: Any) -> list[Any]:
         self.sources, self.options = sources, options
         return [SimpleNamespace(hypotheses=[self.hypothesis]) for _ in sources]
@@ -37,7 +41,7 @@ def test_it_gets_the_same_segments_of_long_lines() -> None:
     tgt = translator.tokenizers.tgt
     piece = tgt.piece(int(tgt.encode(["Vogel"])[0][-1]))
     other = Recorder(piece, 3)
-    output = ctranslate2_system(other, translator)(lines)
+    output = ctranslate2_system(other, translator, Setting(2, 1, 512, "tokens")).translate(lines)
     segmented = translator.segmenter.segment_lines([Request(line) for line in lines])
     src = translator.tokenizers.src
     assert other.sources == [
@@ -46,7 +50,8 @@ def test_it_gets_the_same_segments_of_long_lines() -> None:
     assert len(other.sources) > 3 and max(map(len, other.sources)) <= 6
     [one] = tgt.decode([tgt.encode(["Vogel"])[0][-1:].tolist() * 3])
     assert output.hyps == [one, "", " ".join([one] * len(segmented[2].segments))]
-    wanted = {"coverage_penalty": 0.2, "no_repeat_ngram_size": 3, "min_decoding_length": 2}
+    wanted: dict[str, Any] = {"coverage_penalty": 0.2, "no_repeat_ngram_size": 3, "min_decoding_length": 2}
+    wanted |= {"max_batch_size": 512, "batch_type": "tokens"}
     assert wanted.items() <= other.options.items()
     assert other.options["max_decoding_length"] == translator.decoding.max_length(
         max(map(len, other.sources))
@@ -60,7 +65,12 @@ def test_translations_over_the_length_limit_are_counted() -> None:
     piece = tgt.piece(int(tgt.encode(["Vogel"])[0][-1]))
     longest = len(translator.tokenizers.src.encode(["a bird"])[0])
     for times, expected in ((longest, 0), (longest + 1, 2), (10**4, 3)):
-        assert ctranslate2_system(Recorder(piece, times), translator)(lines).num_over_limit == expected
+        assert (
+            ctranslate2_system(Recorder(piece, times), translator, Setting(1, 1, 8))
+            .translate(lines)
+            .num_over_limit
+            == expected
+        )
 
 
 @pytest.mark.parametrize(
@@ -111,3 +121,37 @@ def test_memory_is_measured_after_all_lines_were_translated_with_all_workers(
     report = benchmark_translate("model", lines, None, lambda: (translator, config), rounds=1)
     assert (520, "auto") in events[: events.index("memory")]
     assert report.peak_memory_mb == 1.0
+
+
+def test_the_fastest_setting_is_found_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers first, then batches; every system that was made is closed again."""
+    now, alive, tried = [0.0], set[Setting](), list[Setting]()
+    monkeypatch.setattr("mtkit.benchmark.settings.time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    class Fake:
+        def __init__(self, setting: Setting) -> None:
+            self.setting = setting
+            alive.add(setting)
+            tried.append(setting)
+
+        def translate(self, lines: Any) -> Output:
+            setting = self.setting
+            is_best = (setting.batch_size, setting.batch_type) == (1024, "tokens")
+            now[0] += (
+                8 / setting.num_workers + abs((setting.batch_size or 0) - 64) / 64 * (not is_best) - is_best
+            )
+            return Output(list(lines))
+
+        def close(self) -> None:
+            alive.remove(self.setting)
+
+    assert list(layouts(1)) == [(1, 1)]
+    assert list(layouts(8)) == [(1, 8), (4, 2), (8, 1)]
+    lines = sentences(300)
+    best = fastest_setting(Candidate("CTranslate2 int8", Fake), lines, 4)
+    assert (best, alive) == (Setting(4, 1, 64), set())
+    assert {(setting.num_workers, setting.num_threads) for setting in tried} == {(1, 4), (2, 2), (4, 1)}
+    assert str(best) == "4 workers x 1 thread, batches of 64 sentences"
+    best = fastest_setting(Candidate("CTranslate2 int8", Fake, (512, 1024)), lines, 1)
+    assert str(best) == "1 worker x 1 thread, batches of 1,024 tokens"
+    assert str(Setting(2, 1)) == "2 workers x 1 thread"
