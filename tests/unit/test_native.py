@@ -18,7 +18,14 @@ from torch import Tensor
 from mtkit.config.sections import ModelConfig
 from mtkit.errors import ConfigError, TrainingError
 from mtkit.model.attention import Linear
-from mtkit.model.cpu.native.library import INSTRUCTIONS, NativeLinear, instructions, library, padded
+from mtkit.model.cpu.native.library import (
+    INSTRUCTIONS,
+    MAX_INPUTS,
+    NativeLinear,
+    instructions,
+    library,
+    padded,
+)
 from mtkit.model.cpu.native.model import NativeModel, supports, uses_native
 from mtkit.model.quantized import quantize, quantize_matrix
 from mtkit.model.transformer import Transformer
@@ -133,7 +140,9 @@ def test_equally_probable_tokens_are_in_ascending_order(kind: str) -> None:
 
 
 @each_instructions
-@pytest.mark.parametrize(("inputs", "outputs", "rows"), [(16, 1, 1), (37, 33, 13), (130, 97, 7), (2, 64, 25)])
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "rows"), [(16, 1, 1), (37, 33, 13), (130, 97, 7), (2, 64, 25), (MAX_INPUTS, 3, 2)]
+)
 @pytest.mark.parametrize("largest", [False, True])
 def test_products_of_integers_are_exact(
     inputs: int, outputs: int, rows: int, largest: bool, kind: str
@@ -262,6 +271,7 @@ def test_scores_that_are_not_numbers_are_an_error(beam_size: int) -> None:
 def test_what_the_library_does_not_support_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert supports(make())
     assert not supports(make(positions="relative"))
+    assert not supports(make(d_ff=MAX_INPUTS + 1, encoder_layers=1, decoder_layers=1))
     cpu = torch.device("cpu")
     assert [uses_native(name, cpu) for name in ("auto", "fp32", "int8", "bf16")] == [True, True, True, False]
     assert not uses_native("auto", torch.device("cuda"))

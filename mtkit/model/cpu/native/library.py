@@ -31,7 +31,8 @@ _INPUTS_IN_LANE = {1: 2, 2: 2, 3: 4}  # neighboring inputs whose products are ad
 _ZERO_POINT = {1: 0, 2: 0, 3: 128}  # added to rounded inputs, which have no sign with VNNI
 _INPUT_LEVELS = {1: 2047, 2: 2047, 3: 127}
 """Largest magnitude of rounded inputs: of 8 bits with VNNI. In 16 bits there is room for finer steps."""
-_MAX_INPUTS = 8192  # with which sums of 2047 x 127 fit into 32 bits
+MAX_INPUTS = 8192
+"""Inputs of a linear layer, at most: with more, sums of 2047 x 127 might not fit into 32 bits."""
 
 
 class _CLinear(Structure):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mtkit.model.attention import Linear, MultiHeadAttention, dequantize_matrix
 from mtkit.model.cpu.native.library import (
+    MAX_INPUTS,
     CLayer,
     CModel,
     CNorm,
@@ -50,9 +51,10 @@ def uses_native(precision: str, device: torch.device) -> bool:
 
 
 def supports(model: Transformer) -> bool:
-    """Return whether the library can run a model: everything but relative positions and adapters."""
+    """Return whether the library can run a model: all but relative positions, adapters and very wide layers."""
     modules = list(model.modules())
-    plain = all(type(module) is Linear for module in modules if isinstance(module, nn.Linear))
+    linears = [module for module in modules if isinstance(module, nn.Linear)]
+    plain = all(type(linear) is Linear and linear.in_features <= MAX_INPUTS for linear in linears)
     relative = any(
         isinstance(module, MultiHeadAttention) and module.relative is not None for module in modules
     )
