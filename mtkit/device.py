@@ -124,6 +124,16 @@ def configure_malloc(*, one_arena: bool = False) -> None:
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
+def use_deterministic_algorithms() -> None:
+    """Let this process use only algorithms of a GPU that give the same result each time.
+
+    The library of matrix products reads the variable when it is first used; a value set by the user is kept.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # all is written first
+
+
 @contextmanager
 def out_of_memory_errors(hint: str) -> Iterator[None]:
     """Turn an out-of-memory error of PyTorch into a `TrainingError` with a hint which setting to change.
@@ -137,6 +147,12 @@ def out_of_memory_errors(hint: str) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise TrainingError("out of memory", hint=hint) from error
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has finished its queued work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def reset_peak_memory(device: torch.device) -> None:

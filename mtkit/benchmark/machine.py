@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import torch
 
-from mtkit.device import DTYPES
+from mtkit.device import DTYPES, synchronize
 
 _CPU_SIZES, _GPU_SIZES = (256, 1024, 2048), (4096, 8192)
 PEAK_SECONDS = 0.5
@@ -24,12 +24,6 @@ def machine_name(device: torch.device) -> str:
         name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
     threads = torch.get_num_threads()
     return f"{name}, {threads} {'thread' if threads == 1 else 'threads'}"
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has finished its queued work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def matmul_peaks(device: torch.device) -> dict[str, float]:

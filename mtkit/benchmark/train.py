@@ -22,7 +22,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from mtkit.benchmark.flops import Positions, training_flops
-from mtkit.benchmark.machine import machine_name, matmul_peaks, synchronize
+from mtkit.benchmark.machine import machine_name, matmul_peaks
 from mtkit.benchmark.reference import MarianLoop, ReferenceLoop
 from mtkit.benchmark.synthetic import MEDIAN_SRC_TOKENS, SyntheticCorpus, SyntheticTokenizer
 from mtkit.config.sections import AugmentConfig, Config
@@ -30,7 +30,7 @@ from mtkit.data.batching import make_batch, split_into_micro_batches
 from mtkit.data.corpus import Corpus
 from mtkit.data.order import Indices
 from mtkit.data.tokenizer import Tokenizer, Tokenizers
-from mtkit.device import dtype_name, out_of_memory_errors, reset_peak_memory
+from mtkit.device import dtype_name, out_of_memory_errors, reset_peak_memory, synchronize
 from mtkit.errors import ConfigError
 from mtkit.training.build import build_trainer
 from mtkit.training.compiling import check_compiler

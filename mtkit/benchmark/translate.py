@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from mtkit.benchmark.machine import synchronize
 from mtkit.benchmark.peers import (
     PEERS,
     check_comparable,
@@ -29,7 +28,7 @@ from mtkit.benchmark.peers import (
 from mtkit.benchmark.settings import Candidate, Output, Setting, System, fastest_setting, layouts
 from mtkit.config.sections import Config
 from mtkit.data.tokenizer import Tokenizer
-from mtkit.device import peak_memory
+from mtkit.device import peak_memory, synchronize
 from mtkit.errors import ConfigError
 from mtkit.evaluation import metrics
 from mtkit.translation.options import PARALLEL, SERIAL, TranslateOptions

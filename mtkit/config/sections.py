@@ -605,6 +605,9 @@ class TrainingConfig(Section):
     where batches are large enough. A run that is resumed keeps its number. 1 trains with threads alone."""
     compile: bool = False
     """Use torch.compile. Needs a C++ compiler for a CPU, or Triton and a C compiler for a GPU."""
+    deterministic: bool = False
+    """On a GPU, use only algorithms that give the same result each time, bit for bit, as a CPU does anyway; some are
+    slower."""
     activation_checkpointing: bool = False
     """Recompute the inside of each layer in the backward pass (Chen et al. 2016): less memory, about a third more
     time."""
@@ -703,6 +706,10 @@ class TrainingConfig(Section):
         if self.parallel == "fsdp" and self.minimum_risk is not None:
             raise ValueError(
                 "minimum_risk needs parallel ddp: with fsdp no rank has a whole model to sample from"
+            )
+        if self.deterministic and self.minimum_risk is not None:
+            raise ValueError(
+                "minimum_risk cannot be deterministic: a GPU has no such algorithm to draw its samples with"
             )
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(

@@ -87,7 +87,8 @@ def drop_layer(
         return run(x_BTD)
     if not any(kept):
         return with_zero_gradients(x_BTD, *layer.parameters())
-    rows_B = torch.tensor(kept, device=x_BTD.device).repeat_interleave(len(x_BTD) // len(kept))
+    size, like_B = len(x_BTD) // len(kept), x_BTD[:, 0, 0]
+    rows_B = torch.cat([torch.full_like(like_B[:size], own, dtype=torch.bool) for own in kept])
     return torch.where(rows_B[:, None, None], run(x_BTD), x_BTD)
 
 

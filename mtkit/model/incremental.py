@@ -174,7 +174,7 @@ def begin_step(state: DecoderState, num_hypotheses: int, num_heads: int) -> Step
         bias_BKL = torch.zeros(B, K, L, dtype=state.self_kv[0].dtype, device=visible.device)
         bias_BKL.masked_fill_(~visible, float("-inf"))
         bias_NKL = bias_BKL[:, None].expand(B, num_heads, K, L).reshape(-1, K, L)
-    position = torch.tensor([state.length], device=visible.device)
+    position = torch.full((1,), state.length, device=visible.device)
     relative = None if state.positions_L is None else (position.expand(K), state.positions_L)
     return StepMasks(new, position, relative, visible[:, None], bias_NKL)
 

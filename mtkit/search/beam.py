@@ -40,9 +40,13 @@ from mtkit.search.state import (
     Hypothesis,
     SearchOptions,
     Stepper,
+    any_or_unknown,
     init_beam,
+    is_time_to_look,
     keep_rows,
+    read_columns,
     remaining_rows,
+    rows_on,
 )
 from mtkit.search.token_rules import apply_token_rules
 from mtkit.search.topk import topk_continuations
@@ -84,8 +88,8 @@ def search(
         and isinstance(stepper, BestTokensStepper)
     ):
         return greedy_search(stepper, beam.max_lengths_B, options)
+    longest = max(max_lengths, default=0)
     while len(beam.sentences_B):
-        _check_max_lengths(beam)
         hidden_BKD = stepper.step(beam.tokens_BKT[:, :, -1])
         if options.coverage_penalty:
             beam.coverage_BKS = beam.coverage_BKS + stepper.attention()
@@ -98,9 +102,13 @@ def search(
         if tracker is not None:
             tracker.advance(parents_BK, beam.tokens_BKT[:, :, -1])
         done_B = _is_done(beam, options)
-        if done_B.any():
-            _write_results(beam, done_B, results, options)
-            kept_B = remaining_rows(done_B)
+        if not is_time_to_look(beam.length, longest, done_B.device):
+            # A sentence that is done stays so, with what it has found.
+            beam.log_probs_BK.masked_fill_(done_B[:, None], NEG_INF)
+        elif any(done := _look(beam, done_B)):
+            rows = [row for row, is_done in enumerate(done) if is_done]
+            _write_results(beam, rows_on(done_B.device, rows), results, options)
+            kept_B = rows_on(done_B.device, remaining_rows(done))
             parents_BK = parents_BK[kept_B]
             keep_rows(beam, kept_B)
             stepper.keep_rows(kept_B)
@@ -109,12 +117,6 @@ def search(
         if options.beam_size > 1:
             stepper.reorder(parents_BK)
     return results
-
-
-def _check_max_lengths(beam: Beam) -> None:
-    """Raise TrainingError if a sentence is not done at its `max_length`, which happens only if scores are NaN."""
-    if (beam.length >= beam.max_lengths_B).any():
-        raise not_numbers()
 
 
 def _is_plain(beam: Beam, options: SearchOptions) -> bool:
@@ -139,6 +141,19 @@ def _plain_candidates(
     tokens_B1C = tokens_BKC.flatten(1).gather(1, indices_BC)[:, None]
     parents_B1C = (indices_BC // C)[:, None]
     return Candidates(log_probs_BC[:, None], parents_B1C, tokens_B1C, tokens_B1C == options.eos)
+
+
+def _look(beam: Beam, done_B: Tensor) -> list[bool]:
+    """Return which sentences are done.
+
+    Raises:
+        TrainingError: If one is not done at its `max_length`, which happens only if scores are NaN.
+    """
+    too_long_B = ~done_B & (beam.length >= beam.max_lengths_B)
+    done, too_long = torch.stack([done_B, too_long_B]).tolist()
+    if any(too_long):
+        raise not_numbers()
+    return done
 
 
 def _all_candidates(
@@ -230,7 +245,7 @@ def _add_finished(beam: Beam, candidates: Candidates, options: SearchOptions) ->
     K, size = options.beam_size, options.beam_size // options.groups
     log_probs_BK = candidates.log_probs_BGC[:, :, :size].flatten(1)  # fewer than K if the vocabulary is small
     ends_BK = candidates.ends_BGC[:, :, :size].flatten(1) & (log_probs_BK > NEG_INF)
-    if not ends_BK.any():
+    if not any_or_unknown(ends_BK):
         return
     parents_BK = candidates.parents_BGC[:, :, :size].flatten(1)
     log_probs_BK = log_probs_BK.masked_fill(~ends_BK, NEG_INF)
@@ -327,17 +342,18 @@ def _max_scores(beam: Beam, log_probs_B: Tensor, options: SearchOptions) -> Tens
 
 
 def _write_results(
-    beam: Beam, done_B: Tensor, results: list[list[Hypothesis]], options: SearchOptions
+    beam: Beam, rows_B: Tensor, results: list[list[Hypothesis]], options: SearchOptions
 ) -> None:
-    """Write the `n_best` finished hypotheses of the sentences that are done into `results`."""
-    rows = done_B.nonzero()[:, 0]
+    """Write the `n_best` finished hypotheses of these sentences into `results`."""
+    columns = (
+        beam.sentences_B,
+        beam.finished_scores_BK,
+        beam.finished_log_probs_BK,
+        beam.finished_sums_BKT,
+        beam.finished_tokens_BKT,
+    )
     for sentence, scores, log_probs, sums, tokens in zip(
-        beam.sentences_B[rows].tolist(),
-        beam.finished_scores_BK[rows].tolist(),
-        beam.finished_log_probs_BK[rows].tolist(),
-        beam.finished_sums_BKT[rows].tolist(),
-        beam.finished_tokens_BKT[rows].tolist(),
-        strict=True,
+        *read_columns([column[rows_B] for column in columns]), strict=True
     ):
         hyps = [
             _hypothesis(ids, score, log_prob, to_each, options.eos)

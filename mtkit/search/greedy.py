@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mtkit.search.scores import final_scores, not_numbers
-from mtkit.search.state import NEG_INF, BestTokensStepper, Hypothesis, SearchOptions, remaining_rows
+from mtkit.search.state import NEG_INF, BestTokensStepper, Hypothesis, SearchOptions, remaining_rows, rows_on
 
 
 def greedy_search(
@@ -44,7 +44,7 @@ def greedy_search(
         sums_N[sentences_B] += log_probs_B
         done_B = (newest_B == options.eos) | (log_probs_B == NEG_INF)
         if done_B.any():
-            kept_B = remaining_rows(done_B)
+            kept_B = rows_on(done_B.device, remaining_rows(done_B.tolist()))
             if not len(kept_B):
                 break
             sentences_B, max_lengths_B, newest_B = (

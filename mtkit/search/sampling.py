@@ -21,9 +21,12 @@ from mtkit.search.state import (
     Hypothesis,
     SearchOptions,
     Stepper,
+    is_time_to_look,
     keep_rows,
     pad_prefixes,
+    read_columns,
     remaining_rows,
+    rows_on,
 )
 from mtkit.search.token_rules import apply_token_rules
 
@@ -92,6 +95,7 @@ def sample(
     rng_keys = [(i,) for i in range(len(max_lengths))] if rng_keys is None else rng_keys
     samples = init_samples(max_lengths, options, sampling, device, prefixes, rng_keys)
     results: list[list[Hypothesis]] = [[] for _ in max_lengths]
+    longest = max(max_lengths, default=0)
     while len(samples.sentences_B):
         logits_BKV = stepper.logits(stepper.step(samples.tokens_BKT[:, :, -1]))
         log_probs_BKV = logits_BKV.log_softmax(dim=-1, dtype=torch.float32)
@@ -101,10 +105,11 @@ def sample(
             _expand(samples, sampling.num_samples)
             log_probs_BKV = log_probs_BKV.expand(-1, sampling.num_samples, -1)
         _draw(samples, log_probs_BKV, options, sampling)
-        done_B = samples.ended_BK.all(dim=1)
-        if done_B.any():
-            _write_results(samples, done_B, results, options)
-            kept_B = remaining_rows(done_B)
+        is_looked_at = is_time_to_look(samples.length, longest, samples.ended_BK.device)
+        if is_looked_at and any(done := samples.ended_BK.all(dim=1).tolist()):
+            rows = [row for row, is_done in enumerate(done) if is_done]
+            _write_results(samples, rows_on(samples.ended_BK.device, rows), results, options)
+            kept_B = rows_on(samples.ended_BK.device, remaining_rows(done))
             keep_rows(samples, kept_B)
             stepper.keep_rows(kept_B)
         if expanded:
@@ -182,18 +187,15 @@ def truncated_probabilities(log_probs_BKV: Tensor, sampling: SamplingOptions) ->
 
 
 def _write_results(
-    samples: Samples, done_B: Tensor, results: list[list[Hypothesis]], options: SearchOptions
+    samples: Samples, rows_B: Tensor, results: list[list[Hypothesis]], options: SearchOptions
 ) -> None:
-    """Write the samples of the sentences that are done into `results`."""
-    tokens_BKT = samples.tokens_BKT[done_B, :, 1:]
+    """Write the samples of these sentences into `results`."""
+    tokens_BKT = samples.tokens_BKT[rows_B, :, 1:]
     lengths_BK = (tokens_BKT != options.eos).sum(dim=2)
-    log_probs_BK = samples.log_probs_BK[done_B]
+    log_probs_BK = samples.log_probs_BK[rows_B]
     scores_BK = final_scores(log_probs_BK, lengths_BK + 1, options)
-    rows = zip(
-        samples.sentences_B[done_B].tolist(), tokens_BKT.tolist(), lengths_BK.tolist(),
-        scores_BK.tolist(), log_probs_BK.tolist(), strict=True,
-    )  # fmt: skip
-    for sentence, tokens, lengths, scores, log_probs in rows:
+    columns = samples.sentences_B[rows_B], tokens_BKT, lengths_BK, scores_BK, log_probs_BK
+    for sentence, tokens, lengths, scores, log_probs in zip(*read_columns(columns), strict=True):
         results[sentence] = [
             Hypothesis(ids[:length], score, log_prob)
             for ids, length, score, log_prob in zip(tokens, lengths, scores, log_probs, strict=True)

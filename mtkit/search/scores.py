@@ -24,7 +24,7 @@ def final_scores(
         lengths: lengths of the hypotheses, eos included.
         coverage_S: [..., S], attention that each source token received in all steps, 1 at padding.
     """
-    scores = log_probs / length_penalty(lengths, options).to(log_probs)
+    scores = log_probs / length_penalty(lengths, options).to(log_probs.dtype)
     if coverage_S is not None:
         covered = coverage_S.clamp(min=1e-9, max=1.0).log().sum(-1)
         scores = scores + options.coverage_penalty * covered.to(scores)

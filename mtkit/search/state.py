@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -97,6 +99,18 @@ class SearchOptions:
     renormalize: bool = False
     keep_log_probs: bool = False
 
+    @cached_property
+    def suppressed_ranges(self) -> list[tuple[int, int]]:
+        """First and last + 1 of each run of suppressed tokens: slices are filled without an index on the device."""
+        tokens = sorted({*self.suppressed})
+        ends = [i for i, (token, other) in enumerate(pairwise(tokens), 1) if other != token + 1]
+        starts = [0, *ends]
+        return [
+            (tokens[i], tokens[j - 1] + 1)
+            for i, j in zip(starts, [*ends, len(tokens)], strict=True)
+            if tokens
+        ]
+
 
 @dataclass(frozen=True)
 class Hypothesis:
@@ -176,17 +190,46 @@ def pad_prefixes(prefixes: Sequence[Sequence[int]], device: torch.device | str) 
     return torch.tensor(padded, dtype=torch.long, device=device).view(len(prefixes), P)
 
 
-def remaining_rows(done_B: Tensor) -> Tensor:
+_LOOK_EVERY = 8
+"""Steps after which a search on a GPU looks which sentences are done: to look at a value is to wait for the GPU."""
+
+
+def is_time_to_look(length: int, longest: int, device: torch.device) -> bool:
+    """Return whether a search that has made `length` of at most `longest` steps looks which sentences are done."""
+    return device.type == "cpu" or length % _LOOK_EVERY == 0 or length >= longest
+
+
+def any_or_unknown(condition: Tensor) -> bool:
+    """Return whether any element is true; on a GPU, which would have to be waited for, always True."""
+    return condition.device.type != "cpu" or bool(condition.any())
+
+
+def remaining_rows(done: Sequence[bool]) -> list[int]:
     """Return the rows of the sentences that are not done, in an order that moves as few as possible.
 
     A row keeps its place, except that the last rows fill the gaps of those that are done: caches are large, and with
     this order only a filled gap has to be copied.
     """
-    num_kept = len(done_B) - int(done_B.sum())
-    rows_B = torch.arange(len(done_B), device=done_B.device)
-    kept_B, last_B = rows_B[:num_kept], rows_B[num_kept:]
-    kept_B[done_B[:num_kept]] = last_B[~done_B[num_kept:]]
-    return kept_B
+    num_kept = len(done) - sum(done)
+    last = (row for row in range(num_kept, len(done)) if not done[row])
+    return [next(last) if done[row] else row for row in range(num_kept)]
+
+
+def rows_on(device: torch.device, rows: Sequence[int]) -> Tensor:
+    """Return numbers of rows as a tensor on a device, without waiting for it."""
+    rows_B = torch.tensor(rows, dtype=torch.long)
+    return rows_B if device.type == "cpu" else rows_B.pin_memory().to(device, non_blocking=True)
+
+
+def read_columns(columns: Sequence[Tensor]) -> list[list[Any]]:
+    """Return tensors with a row for each sentence as lists; from a GPU in one copy, because each one would wait."""
+    if columns[0].device.type == "cpu":
+        return [column.tolist() for column in columns]
+    numbers = torch.cat(
+        [column.double().flatten() for column in columns]
+    ).cpu()  # exact for float32 and tokens
+    parts = numbers.split([column.numel() for column in columns])
+    return [part.view(c.shape).to(c.dtype).tolist() for part, c in zip(parts, columns, strict=True)]
 
 
 def keep_rows(state: object, rows_B: Tensor) -> None:

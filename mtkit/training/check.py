@@ -17,7 +17,7 @@ from rich.console import Console
 
 from mtkit.config.sections import Config, TrainingConfig
 from mtkit.data.tokenizer import Tokenizers
-from mtkit.device import out_of_memory_errors
+from mtkit.device import out_of_memory_errors, synchronize
 from mtkit.errors import StorageError
 from mtkit.files import storage_errors
 from mtkit.formatting import format_bytes, format_count
@@ -158,6 +158,7 @@ def _check_largest_batch(trainer: Trainer, say: _Say) -> None:
     start = time.perf_counter()
     with trainer.model.all_layers():
         trainer.train_step(Update([batch] * training.batches_per_update))
+        synchronize(trainer.device)
     seconds = time.perf_counter() - start
     memory = format_bytes(trainer.engine.peak_memory())
     trainer.engine.close()  # the next ones do drop layers

@@ -11,7 +11,7 @@ teacher, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -109,9 +109,9 @@ class Teachers:
             model.compute_dtype = dtype
 
     @torch.no_grad()
-    def read(self, src_BS: Tensor, tgt_in_BT: Tensor, mask_BT: Tensor) -> Distillation:
-        """Run the teachers on a batch; `mask_BT` is true at its real target positions."""
-        hidden = [model(src_BS, tgt_in_BT)[mask_BT] for model in self.models]
+    def read(self, src_BS: Tensor, tgt_in_BT: Tensor, at_targets: Callable[[Tensor], Tensor]) -> Distillation:
+        """Run the teachers on a batch; `at_targets` selects its real target positions (see `TensorBatch`)."""
+        hidden = [at_targets(model(src_BS, tgt_in_BT))[0] for model in self.models]
         return Distillation(self.models, hidden, self.weight, self.temperature)
 
 

@@ -57,28 +57,33 @@ class Engine:
         self.seed, self.clip_norm, self.world, self.stage = seed, clip_norm, world, stage
         self.scaler = make_scaler(device, model.compute_dtype)
         self.num_workers = num_workers
-        self.workers = Workers(model, num_workers, self._accumulate) if num_workers > 1 else None
+        self.workers = Workers(model, num_workers, self._accumulate_in_worker) if num_workers > 1 else None
 
-    def forward_backward(self, update: Update, num_targets: int, step: int) -> list[float]:
-        """Compute the gradients of this process's micro-batches, and return the sums of their loss and NLL.
+    def forward_backward(self, update: Update, num_targets: int, step: int) -> torch.Tensor:
+        """Compute the gradients of this process's micro-batches, and return the sums of their loss and NLL: [2].
 
         Args:
             update: update whose micro-batches are on the device.
             num_targets: target tokens of the whole update.
             step: number of updates made before.
         """
-        accumulate = self._accumulate if self.workers is None else self.workers.run
-        return accumulate(update.micro_batches, num_targets, step)
+        if self.workers is None:
+            return self._accumulate(update.micro_batches, num_targets, step)
+        return torch.tensor(self.workers.run(update.micro_batches, num_targets, step), dtype=torch.float64)
 
-    def _accumulate(self, micro_batches: MicroBatches, num_targets: int, step: int) -> list[float]:
-        """Accumulate the gradients of micro-batches in this process, and return the sums of their loss and NLL."""
+    def _accumulate(self, micro_batches: MicroBatches, num_targets: int, step: int) -> torch.Tensor:
+        """Accumulate the gradients of micro-batches in this process, and return the sums of loss and NLL: [2]."""
         self.objective.train()
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         last = max(micro_batches, default=0)
         for number, batch in micro_batches.items():
             torch.manual_seed(_dropout_seed(self.seed, step, number))
             sums += self._backward(batch, num_targets, local=number != last)
-        return sums.tolist()
+        return sums
+
+    def _accumulate_in_worker(self, micro_batches: MicroBatches, num_targets: int, step: int) -> list[float]:
+        """Do the work of `_accumulate`, and return the sums as numbers."""
+        return self._accumulate(micro_batches, num_targets, step).tolist()
 
     def _backward(self, batch: Batch | TensorBatch, num_targets: int, *, local: bool) -> torch.Tensor:
         """Accumulate the gradient of a micro-batch's loss sum over `num_targets`. Returns loss and NLL sums: [2].
@@ -95,25 +100,28 @@ class Engine:
                 self.scaler.scale(loss * (self.world.size / num_targets)).backward()
         return torch.stack([loss.detach(), nll]).double()
 
-    def clip_gradients(self) -> float:
-        """Scale large gradients down to `clip_norm`, and return the norm before."""
+    def clip_gradients(self) -> torch.Tensor:
+        """Scale large gradients down to `clip_norm`, and return the norm before, a scalar on the device."""
         with self.stage("optimizer"):
             self.scaler.unscale_(self.optimizer)
             limit = self.clip_norm or math.inf
-            return float(full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
+            return full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
 
     def step(self, rate: float) -> None:
-        """Apply the gradients with this learning rate.
-
-        Raises:
-            TrainingError: If fp16 gradients overflow at every loss scale.
-        """
+        """Apply the gradients with this learning rate."""
         with self.stage("optimizer"):
             set_learning_rate(self.optimizer, rate)
             self.scaler.step(self.optimizer)  # fp16: skipped if a gradient overflowed
             self.scaler.update()
-            check_loss_scale(self.scaler)
             self.discard_gradients()
+
+    def check_loss_scale(self) -> None:
+        """Check that fp16 training makes progress. A GPU must be waited for.
+
+        Raises:
+            TrainingError: If fp16 gradients overflow at every loss scale.
+        """
+        check_loss_scale(self.scaler)
 
     def threads(self) -> AbstractContextManager[None]:
         """Return a context manager in which an update is made: beside workers, this process has a single thread."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from mtkit.config.sections import Config
 from mtkit.data.order import num_batches_of, num_epochs_of
+from mtkit.device import synchronize
 from mtkit.formatting import format_count, format_duration
 from mtkit.training.trainer import Trainer
 from mtkit.training.updates import Update
@@ -88,6 +89,7 @@ def measure_speed(trainer: Trainer) -> Speed:
         update = Update(list(islice(batches, size)))
         start = time.perf_counter()
         trainer.train_step(update)
+        synchronize(trainer.device)
         if number:  # the first is slower: its shapes are new
             seconds.append(time.perf_counter() - start)
     return Speed(statistics.median(seconds), len(seconds), _validation_seconds(trainer))

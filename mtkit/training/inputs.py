@@ -18,7 +18,12 @@ from mtkit.data.corpus import Corpus
 from mtkit.data.encoding import encode_corpus
 from mtkit.data.sources import Source, Split, open_sources, read_sides
 from mtkit.data.tokenizer import Tokenizers, load_tokenizers, make_tokenizers
-from mtkit.device import choose_device, configure_malloc, limit_kernel_caches
+from mtkit.device import (
+    choose_device,
+    configure_malloc,
+    limit_kernel_caches,
+    use_deterministic_algorithms,
+)
 from mtkit.errors import ConfigError, StorageError
 from mtkit.evaluation import metrics
 from mtkit.files import publish_folder, temporary_folder
@@ -91,6 +96,8 @@ def configure_process(config: Config) -> torch.device:
     names = (*config.validation.metrics, *TEST_METRICS)
     metrics.check_metrics(names, tokenize=config.validation.bleu_tokenizer, tgt=config.data.tgt)
     device = choose_device(config.training.device, local_rank=read_ranks(communicates=True).local_rank)
+    if config.training.deterministic and device.type == "cuda":
+        use_deterministic_algorithms()
     if config.training.compile:
         check_compiler(device)
     if config.training.wandb:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -248,16 +249,26 @@ class TensorBatch:
     tgt_out_BT: Tensor
     mask_BT: Tensor
     links: Tensor | None = None
+    positions_M: Tensor | None = None
+    """Positions of the real target tokens among all B x T; only on a GPU, which must be waited for to find them."""
 
     @classmethod
     def from_batch(cls, batch: Batch, device: torch.device) -> TensorBatch:
         """Wrap the arrays of a batch without a copy, or copy them to a GPU asynchronously, through pinned memory."""
-        links = () if batch.links is None else (batch.links,)
-        arrays = batch.src, batch.tgt_in, batch.tgt_out, batch.tgt_mask, *links
-        tensors = [torch.from_numpy(array) for array in arrays]
+        arrays = batch.src, batch.tgt_in, batch.tgt_out, batch.tgt_mask, batch.links
+        tensors = [None if array is None else torch.from_numpy(array) for array in arrays]
         if device.type == "cuda":
-            tensors = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
-        return cls(*tensors)
+            tensors.append(torch.from_numpy(np.flatnonzero(batch.tgt_mask)))
+            tensors = [x if x is None else x.pin_memory().to(device, non_blocking=True) for x in tensors]
+        return cls(*tensors)  # type: ignore[arg-type]  # links may be None
+
+    def at_targets(self, x_NBT: Tensor) -> Tensor:
+        """Return the real target positions of N streams, a tensor [N x B, T, ...]: [N, M, ...]."""
+        N = len(x_NBT) // len(self.mask_BT)
+        if self.positions_M is not None:
+            return x_NBT.unflatten(0, (N, -1)).flatten(1, 2).index_select(1, self.positions_M)
+        found = x_NBT[self.mask_BT if N == 1 else self.mask_BT.repeat(N, 1)]  # [N x M, ...]
+        return found.view(N, len(found) // N, *found.shape[1:])
 
 
 def hidden_at_targets(
@@ -273,17 +284,17 @@ def hidden_at_targets(
     """
     if isinstance(batch, Batch):
         batch = TensorBatch.from_batch(batch, model.output.weight.device)
-    mask_BT, targets_M = batch.mask_BT, batch.tgt_out_BT[batch.mask_BT]
+    [targets_M] = batch.at_targets(batch.tgt_out_BT)
     if consistency is None:
-        return model(batch.src_BS, batch.tgt_in_BT, alignment=alignment)[mask_BT], targets_M
-    src, tgt, mask = (torch.cat([side, side]) for side in (batch.src_BS, batch.tgt_in_BT, mask_BT))
+        [hidden_MD] = batch.at_targets(model(batch.src_BS, batch.tgt_in_BT, alignment=alignment))
+        return hidden_MD, targets_M
+    src, tgt = (torch.cat([side, side]) for side in (batch.src_BS, batch.tgt_in_BT))
     kept = (
         [_cut_off_second(ids, consistency.cutoff) for ids in (src, tgt)]
         if consistency.cutoff
         else [None, None]
     )
-    hidden: Tensor = model(src, tgt, *kept, num_streams=2, alignment=alignment)[mask]
-    return hidden.view(2, len(targets_M), -1), targets_M
+    return batch.at_targets(model(src, tgt, *kept, num_streams=2, alignment=alignment)), targets_M
 
 
 def _cut_off_second(ids: Tensor, probability: float) -> Tensor:

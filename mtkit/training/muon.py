@@ -107,6 +107,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__([{"params": list(matrices), "weight_decay": weight_decay, "lr": 0.0}], {})
         self.parts, self.dtype, self.adamw = dict(matrices), dtype, adamw
         self.num_threads = num_threads
+        self._step_supports_amp_scaling = True
+        """Whether a `GradScaler` tells `step` if fp16 overflowed, in `found_inf`, instead of reading that itself."""
         self.param_groups += adamw.param_groups
         self.state = adamw.state
 
@@ -114,6 +116,8 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update all parameters that have gradients."""
         assert closure is None, "gradients are computed before"
+        overflowed: Tensor | None = getattr(self, "found_inf", None)
+        self.adamw.grad_scale, self.adamw.found_inf = None, overflowed  # type: ignore[attr-defined]
         self.adamw.step()
         group = self.param_groups[0]
         matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
@@ -124,6 +128,7 @@ class Muon(torch.optim.Optimizer):
             if not self.state[matrix]:
                 self.state[matrix]["momentum"] = torch.zeros_like(matrix)
         momenta = [self.state[matrix]["momentum"] for matrix in matrices]
+        before = [] if overflowed is None else [tensor.clone() for tensor in (*matrices, *momenta)]
         torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
         updates = torch._foreach_lerp(gradients, momenta, _MOMENTUM)  # Nesterov's
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
@@ -140,6 +145,9 @@ class Muon(torch.optim.Optimizer):
         else:
             with ThreadPoolExecutor(self.num_threads, thread_name_prefix="muon") as threads:
                 list(threads.map(self._apply, batches, rates))
+        if overflowed is not None:
+            for tensor, old in zip((*matrices, *momenta), before, strict=True):
+                tensor.copy_(torch.where(overflowed > 0, old, tensor))
 
     @torch.no_grad()
     def _apply(self, batch: Sequence[tuple[Tensor, Tensor]], rate: float) -> None:

@@ -59,7 +59,7 @@ class Objective(nn.Module):
         with self.stage("forward"):
             distillation = None
             if self.teachers is not None:
-                distillation = self.teachers.read(batch.src_BS, batch.tgt_in_BT, batch.mask_BT)
+                distillation = self.teachers.read(batch.src_BS, batch.tgt_in_BT, batch.at_targets)
             alignment: list[Tensor] | None = [] if self.guided_alignment else None
             hidden, targets_M = hidden_at_targets(self.model, batch, self.consistency, alignment)
         with self.stage("loss"):

@@ -14,8 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from mtkit.checkpoint import Checkpoint
 from mtkit.config.sections import Config
@@ -43,6 +48,20 @@ from mtkit.training.validation import (
     validation_fingerprint,
 )
 from mtkit.training.workers import WorkerLostError
+
+_MOST_UNREAD = 1000
+"""Updates of a GPU whose losses wait to be read, at most."""
+
+
+class _Unread(NamedTuple):
+    """An update whose losses have not been read yet."""
+
+    step: int
+    update: Update  # without its micro-batches
+    numbers_3: Tensor
+    """Sums of this process's loss and NLL, and the gradient norm."""
+    num_targets: int
+    rate: float
 
 
 class Trainer:
@@ -88,6 +107,12 @@ class Trainer:
         self.report = ReportWriter(self.run_folder, progress.say, is_wanted=is_wanted)
         self.stopwatch = Stopwatch(0.0)
         self._time_is_over = self._is_interrupted = False
+        self._reads_late = self.device.type != "cpu"
+        """Whether losses are read only when they are needed: reading waits until a GPU has done all that it was given.
+        A divergence is then noticed later, but what is learned is the same."""
+        self._unread: list[_Unread] = []
+        self._is_rewound = False
+        """Whether a rollback went back before updates that were made already."""
         self._saved: tuple[int, int, bool] | None = None
         """Step, validated step and whether time was over, of the newest checkpoint."""
 
@@ -127,23 +152,30 @@ class Trainer:
         if self._end_reason() is None and not self._has_come_to(stop_at):
             self._dry_run()
         self.engine.start()  # before there is a thread that fetches updates
-        state = self.state
-        updates = self.loader.updates(state.epoch, state.batch)
-        with closing(self.loader.prefetch(updates, state.slices)) as prefetched:
-            while True:
-                self._validate_and_save(last=False)
-                reason = self._end_reason()
-                is_stop = reason is None and self._has_come_to(stop_at)
-                update = None if reason or is_stop else self._next(prefetched)
-                if update is None:
-                    self._validate_and_save(last=True)
-                    self._check_stop()  # a signal may have reached only some processes meanwhile
-                    if is_stop:
-                        return None
-                    return reason or f"epoch {self.config.training.max_epochs} was the last"
-                with self.signals.deferred():
-                    self.train_step(update)
-                    self._raise_if_interrupted()
+        while True:
+            self._is_rewound = False
+            updates = self.loader.updates(self.state.epoch, self.state.batch)
+            with closing(self.loader.prefetch(updates, self.state.slices)) as prefetched:
+                reason = self._make_updates(prefetched, stop_at)
+            if not self._is_rewound:
+                return reason
+
+    def _make_updates(self, prefetched: Iterator[Update], stop_at: int | None) -> str | None:
+        """Make updates until a limit is reached, and return which; None at `stop_at`, or if training was rewound."""
+        while True:
+            self._validate_and_save(last=False)
+            reason = self._end_reason()
+            is_stop = reason is None and self._has_come_to(stop_at)
+            update = None if self._is_rewound or reason or is_stop else self._next(prefetched)
+            if update is None:
+                self._validate_and_save(last=not self._is_rewound)
+                self._check_stop()  # a signal may have reached only some processes meanwhile
+                if is_stop or self._is_rewound:
+                    return None
+                return reason or f"epoch {self.config.training.max_epochs} was the last"
+            with self.signals.deferred():
+                self.train_step(update)
+                self._raise_if_interrupted()
 
     def _has_come_to(self, stop_at: int | None) -> bool:
         """Return whether training has come to the update at which it is to stop."""
@@ -208,26 +240,60 @@ class Trainer:
         with out_of_memory_errors(out_of_memory_hint(self.config.training)), peer_failure_errors():
             sums = self.engine.forward_backward(update, num_targets, self.state.step)
             norm = self.engine.clip_gradients()
-        loss, nll = (total / num_targets for total in self._all_reduce(sums))
-        reason = observe_loss(
-            self.state.watch,
-            self.state.step + 1,
-            loss,
-            norm,
-            num_targets,
-            handles_overflow=self.engine.scaler.is_enabled(),
-            handles_spikes=self.config.training.on_divergence == "rollback",
-        )
-        if reason is not None:
-            self._recover(reason, update)
+        step = self.state.step + 1
+        rate = learning_rate(step, self.config.training, self.config.model.d_model)
+        numbers_3 = torch.cat([sums, norm.to(sums)[None]])
+        self._unread.append(_Unread(step, replace(update, micro_batches={}), numbers_3, num_targets, rate))
+        if not self._reads_late and not self._read_updates():
             return
-        rate = learning_rate(self.state.step + 1, self.config.training, self.config.model.d_model)
         self.engine.step(rate)
-        self.state.step += 1
+        self.state.step = step
         self.state.move_past(update.epoch, update.last_batch)
         if self.ema is not None:
-            self.ema.update(self.model, self.state.step)
-        self._log(loss, nll, norm, rate, num_targets, update.num_epochs)
+            self.ema.update(self.model, step)
+        self.state.target_tokens += num_targets
+        self.stopwatch.tokens += num_targets
+        if not self._reads_late:
+            self.engine.check_loss_scale()
+        elif not (self._is_logged or len(self._unread) >= _MOST_UNREAD):
+            self._all_reduce([])
+        elif not self._read_updates():
+            return
+        self._log(update.num_epochs)
+
+    def _read_updates(self) -> bool:
+        """Read the losses of the updates since the last time, and return whether training may go on from them.
+
+        Returns:
+            False after a rollback.
+
+        Raises:
+            TrainingError: If the loss diverged and there is no way to continue, or fp16 overflows at every loss scale.
+        """
+        unread, self._unread = self._unread, []
+        if not unread:
+            return True
+        rows = torch.stack([each.numbers_3 for each in unread]).tolist()
+        sums = iter(self._all_reduce([number for loss, nll, _ in rows for number in (loss, nll)]))
+        for each, (*_, norm) in zip(unread, rows, strict=True):
+            loss, nll = next(sums) / each.num_targets, next(sums) / each.num_targets
+            reason = observe_loss(
+                self.state.watch,
+                each.step,
+                loss,
+                norm,
+                each.num_targets,
+                handles_overflow=self.engine.scaler.is_enabled(),
+                handles_spikes=self.config.training.on_divergence == "rollback",
+            )
+            if reason is not None:
+                self._recover(reason, each)
+                return False
+            finite_norm = norm if math.isfinite(norm) else 0.0
+            self.state.window.add(loss, nll, finite_norm, each.rate, each.num_targets)
+        if self._reads_late:
+            self.engine.check_loss_scale()
+        return True
 
     def _fetch(self, update: Update) -> Update:
         """Return the update without skipped pairs, its micro-batches on the device."""
@@ -236,36 +302,36 @@ class Trainer:
             is_ready = update.micro_batches or not update.batches
             return update if is_ready else self.loader.fetch(update, self.state.slices)
 
-    def _recover(self, reason: str, update: Update) -> None:
-        """Roll back after an update that diverged.
+    def _recover(self, reason: str, diverged: _Unread) -> None:
+        """Roll back after an update that diverged; the updates made since then are made again.
 
         Raises:
             TrainingError: If the config says to stop instead, or there is no way to continue.
         """
-        sentences = [self.loader.corpus.location(index) for index in update.pairs()]
-        divergence = Divergence(self.state.step + 1, reason, sentences)
+        self._is_rewound = self._reads_late
+        sentences = [self.loader.corpus.location(index) for index in diverged.update.pairs()]
+        divergence = Divergence(diverged.step, reason, sentences)
         self.progress.record("diverged", divergence.step, divergence.as_dict())
         self.engine.discard_gradients()
-        self._continue_from(self.rollback.recover(divergence, update, self.state))
+        self._continue_from(self.rollback.recover(divergence, diverged.update, self.state))
         self.save()  # a run that is stopped now continues from here
         step = self.state.step
         self.progress.record("rollback", step, divergence.as_dict())
         self.progress.log_rollback(step, f"{divergence}; rolling back to step {step} and skipping them")
 
-    def _log(
-        self, loss: float, nll: float, norm: float, rate: float, num_targets: int, epochs: float
-    ) -> None:
-        """Count an update, and report the updates since the last report every `training.log_every_steps`."""
+    @property
+    def _is_logged(self) -> bool:
+        """Return whether a line is logged at this step."""
+        return self.state.step % self.config.training.log_every_steps == 0 or self.state.step == 1
+
+    def _log(self, epochs: float) -> None:
+        """Report the updates since the last report every `training.log_every_steps`."""
         state, training = self.state, self.config.training
-        state.target_tokens += num_targets
-        self.stopwatch.tokens += num_targets
-        state.window.add(loss, nll, norm if math.isfinite(norm) else 0.0, rate, num_targets)
-        is_logged = state.step % training.log_every_steps == 0 or state.step == 1
-        if not is_logged and not self.progress.is_due:
+        if not self._is_logged and not self.progress.is_due:
             return
         seconds = self.stopwatch.total_seconds()
         seconds_left = estimate_seconds_left(training, state.step, epochs, seconds)
-        if not is_logged:
+        if not self._is_logged:
             self.progress.show_step(state.step, epochs, seconds, seconds_left)
             return
         numbers = state.window.means() | {
@@ -314,11 +380,13 @@ class Trainer:
         """Validate and save if it is time to, or if this is the end."""
         step, training = self.state.step, self.config.training
         every = self.config.validation.every_steps
-        is_due = step > 0 and (last or step % every == 0) and self.state.validated_step != step
-        report = self._validate(self.validator) if is_due and self.validator is not None else None
-        is_due = last or step % (training.save_every_steps or every) == 0
+        is_validated = step > 0 and (last or step % every == 0) and self.state.validated_step != step
+        is_saved = last or step % (training.save_every_steps or every) == 0
+        if (is_validated or is_saved) and not self._read_updates():
+            return
+        report = self._validate(self.validator) if is_validated and self.validator is not None else None
         with self.signals.deferred():
-            if is_due and self._saved != (step, self.state.validated_step, self._time_is_over):
+            if is_saved and self._saved != (step, self.state.validated_step, self._time_is_over):
                 self.save()
             if last and self.validator is None:
                 self.checkpointer.save_best(self._current_state())
@@ -351,6 +419,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint from which training can continue, and delete the oldest ones."""
+        self._read_updates()
         self.checkpointer.save(self._current_state())
         self._saved = self.state.step, self.state.validated_step, self._time_is_over
 

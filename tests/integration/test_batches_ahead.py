@@ -104,7 +104,13 @@ def test_a_batch_goes_to_a_gpu_through_pinned_memory(monkeypatch: pytest.MonkeyP
     }
     batch = Batch(**arrays, tgt_mask=arrays["tgt_out"] > 0, indices=arrays["src"][:, 0])
     there = TensorBatch.from_batch(batch, torch.device("cuda", 1))
-    shapes = [(2, 3), (2, 4), (2, 5), (2, 5)]
+    shapes = [
+        (2, 3),
+        (2, 4),
+        (2, 5),
+        (2, 5),
+        (0,),
+    ]  # the last: positions of real targets, of which there are none
     assert calls == [
         call for shape in shapes for call in (("pin", shape), ("copy", shape, torch.device("cuda", 1), True))
     ]

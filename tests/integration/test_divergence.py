@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from torch import Tensor
 
 import mtkit
 from mtkit.errors import TrainingError
@@ -33,14 +34,14 @@ def spoil(monkeypatch: pytest.MonkeyPatch, spoiled: Callable[[int, int], bool], 
     """Change the loss and the gradient of the updates with these (epoch, batch)."""
     original = Engine.forward_backward
 
-    def forward_backward(self: Engine, update: Update, num_targets: int, step: int) -> list[float]:
+    def forward_backward(self: Engine, update: Update, num_targets: int, step: int) -> Tensor:
         sums = original(self, update, num_targets, step)
         if not spoiled(update.epoch, update.last_batch):
             return sums
         for parameter in self.model.parameters():
             assert parameter.grad is not None
             parameter.grad.fill_(value)
-        return [value * num_targets, value * num_targets]
+        return torch.full_like(sums, value * num_targets)
 
     monkeypatch.setattr(Engine, "forward_backward", forward_backward)
 
@@ -49,9 +50,9 @@ def poison(monkeypatch: pytest.MonkeyPatch, *poisonous: int) -> None:
     """Make the loss of every update that contains one of these pairs NaN."""
     original = Engine.forward_backward
 
-    def forward_backward(self: Engine, update: Update, num_targets: int, step: int) -> list[float]:
+    def forward_backward(self: Engine, update: Update, num_targets: int, step: int) -> Tensor:
         sums = original(self, update, num_targets, step)
-        return [math.nan, math.nan] if np.isin(update.pairs(), poisonous).any() else sums
+        return sums * math.nan if np.isin(update.pairs(), poisonous).any() else sums
 
     monkeypatch.setattr(Engine, "forward_backward", forward_backward)
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import tiny
+import torch
 import typer.main
 from rich.console import Console
 
@@ -266,7 +267,7 @@ def test_check_of_a_run_that_diverges_leaves_the_run_as_it_was(
     config = shutil.copy(first.folder / "config.yaml", tmp_path)
     run = shutil.copytree(first.run, tmp_path / "run")
     before = tiny.tree(run)
-    monkeypatch.setattr(Engine, "forward_backward", lambda *_: [math.nan, math.nan])
+    monkeypatch.setattr(Engine, "forward_backward", lambda *_: torch.full((2,), math.nan))
     code, _, err = tiny.mtkit("check", config, f"run={run}", f"training.on_divergence={then}")
     assert code == 4
     assert tiny.one_line(err).startswith("error: the loss of step 1 is not finite; its sentences: ")

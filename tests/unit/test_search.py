@@ -358,6 +358,6 @@ def test_nan_scores_end_the_search_with_an_error() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_remaining_sentences_keep_their_rows_or_fill_gaps(seed: int) -> None:
     done = torch.rand(9, generator=torch.Generator().manual_seed(seed)) < 0.1 * (seed % 11)
-    kept = remaining_rows(done).tolist()
+    kept = remaining_rows(done.tolist())
     assert sorted(kept) == (~done).nonzero()[:, 0].tolist()
     assert all(old == new or old >= len(kept) for new, old in enumerate(kept))
