@@ -18,7 +18,7 @@ _FIRST_BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class Setting:
-    """How a system shares its work.
+    """Workers, threads and batches of a system.
 
     Attributes:
         num_workers: batches that are translated at the same time.

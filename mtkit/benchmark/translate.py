@@ -92,7 +92,7 @@ class TranslateBenchmark:
     workers_memory_mb: float
     """Memory of the workers in it, after they translated all lines."""
     seconds_to_first: float | None = None
-    """From the start of `mtkit translate` to the first translation."""
+    """Time from the start of `mtkit translate` to the first translation."""
 
     def lines(self) -> Iterator[str]:
         """Yield the result as lines of text."""

@@ -26,7 +26,7 @@ def _warn_of_loss(message: str) -> None:
 
 @dataclass(frozen=True)
 class Parallelism:
-    """How many batches are computed at the same time on a CPU, each with how many threads.
+    """Number of batches that are computed at the same time on a CPU, and of threads for each.
 
     Several workers are processes, which share the weights; they start when there is enough for them to do. On systems
     without fork, in a process that has other threads, and for models of other engines, they are threads.
@@ -57,7 +57,7 @@ class Parallelism:
 
 
 PARALLEL = Parallelism()
-"""As many workers as PyTorch may use threads."""
+"""Workers, as many as PyTorch may use threads."""
 SERIAL = Parallelism(num_workers=1)
 """One batch after the other."""
 

@@ -217,11 +217,7 @@ class Workers:
             self._dealers.append(_Dealers(number))
 
     def _ask(self, index: int, argument: Any, num_threads: int, on_loss: Callable[[str], None]) -> Any:
-        """Let an idle worker compute a result; called in a thread for each worker.
-
-        Raises:
-            _NoWorkerLeftError: If all were killed.
-        """
+        """Let an idle worker compute a result; called in a thread for each worker. Raises an error if all are gone."""
         message = pickle.dumps((index, argument, num_threads), pickle.HIGHEST_PROTOCOL)
         idle = self._idle
         while (child := idle.get()) is not None:
