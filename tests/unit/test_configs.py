@@ -110,5 +110,5 @@ def test_the_trainings_of_a_recipe_have_valid_keys(
         assert load_config(config, overrides).seed == 1
 
 
-WITHOUT_A_SCORE = ("several-machines",)
+WITHOUT_A_SCORE = ("gpu", "several-machines")
 """Recipes that describe how to do something and promise no score."""

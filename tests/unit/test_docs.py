@@ -40,9 +40,9 @@ FOREIGN_OPTIONS = {
     "-c", "-e", "-m", "-a", "-dc", "-n",
     "--standalone", "--nproc-per-node", "--nnodes", "--max-restarts", "--rdzv-backend", "--rdzv-id", "--rdzv-endpoint",
     "--signal",
-    "-l", "--paired-bs", "--paired-ar", "--sentence-level",
+    "-l", "--paired-bs", "--paired-ar", "--sentence-level", "--again", "--only", "--tiny", "--work",
 }  # fmt: skip
-"""Options of python, pip, torchrun, SLURM, sacreBLEU and others."""
+"""Options of python, pip, torchrun, SLURM, sacreBLEU, scripts of recipes and others."""
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=page_name)
 each_command = pytest.mark.parametrize(
