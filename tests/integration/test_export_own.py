@@ -124,10 +124,11 @@ def test_it_translates_as_the_full_model_does_in_int8(
     monkeypatch.setattr(packing, "INT8_MIN_SIZE", 0)
     save(tmp_path / "model", **shape)
     folder = write(tmp_path / "model", tmp_path / "int8")
-    full = Translator.load(tmp_path / "model", device="cpu", precision="int8")
+    config, tokenizers, model = load_stored_model(tmp_path / "model")
     rounded = load_model(folder)[2]
     for name in ("src_embedding", "tgt_embedding"):
-        full.model.get_submodule(name).weight = rounded.get_submodule(name).weight
+        model.get_submodule(name).weight = rounded.get_submodule(name).weight
+    full = Translator.of(config, tokenizers, model, None, torch.device("cpu"), "int8")
     smaller = Translator.load(folder, device="cpu", precision="int8")
     assert smaller.model.src_embedding.weight.dtype == torch.int8
     found = texts_and_scores(smaller)
@@ -155,8 +156,9 @@ def test_integers_are_packed_as_they_are(int8: Path, model: Path, monkeypatch: p
 @pytest.mark.parametrize("folder", ["model", "int8"])
 def test_loading_draws_no_weights_that_it_replaces(folder: str, request: pytest.FixtureRequest) -> None:
     """That would take longer than reading them."""
+    path = request.getfixturevalue(folder)
     before = torch.get_rng_state()
-    load_stored_model(request.getfixturevalue(folder))
+    load_stored_model(path)
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -413,10 +413,16 @@ UNSAFE_CALLS = {
 }  # fmt: skip
 
 
-def test_the_package_has_no_pickle_in_it() -> None:
+def test_the_package_reads_no_pickle() -> None:
     package = Path(mtkit.__file__).parent
+    exceptions = (
+        package / "interop" / "pickles.py",  # see the next test
+        package
+        / "translation"
+        / "workers.py",  # what a process and its own forks send each other through a pipe
+    )
     for path in package.rglob("*.py"):
-        if path == package / "interop" / "pickles.py":  # see the next test
+        if path in exceptions:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
