@@ -82,9 +82,9 @@ tokenizer: {{type: bpe, vocab_size: 96, byte_fallback: false}}
 model: {{d_model: 32, encoder_layers: 1, decoder_layers: 1, num_heads: 2}}
 training:
   {{batch_tokens: 400, max_steps: 40, learning_rate: 0.005, warmup_steps: 10, log_every_steps: 1, num_threads: 1,
-   report: false}}
+   report: false, precision: fp32}}
 validation: {{every_steps: 20, metrics: [bleu]}}
-decoding: {{beam_size: 3}}
+decoding: {{beam_size: 3, max_length_ratio: 1.5, max_length_extra: 4}}
 """
 
 

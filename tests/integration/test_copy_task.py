@@ -19,7 +19,7 @@ tokenizer: {{vocab_size: 32, byte_fallback: false}}
 model: {{d_model: 64, encoder_layers: 1, decoder_layers: 1, num_heads: 4, norm_position: post, dropout: 0.0}}
 training:
   {{batch_tokens: 512, max_steps: 550, learning_rate: 0.005, schedule: cosine, warmup_steps: 50, num_threads: 1,
-   report: false}}
+   report: false, precision: fp32}}
 """
 
 

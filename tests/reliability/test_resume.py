@@ -99,7 +99,9 @@ def assert_same(stopped: Config, whole: Config, last: int = LAST) -> None:
     [
         pytest.param([], id="plain"),
         pytest.param(["training.accumulate=2"], id="accumulate", marks=pytest.mark.slow),
-        pytest.param(["training.accumulate=3", "training.ema_decay=0.9"], id="ema"),
+        pytest.param(
+            ["training.accumulate=3", "training.ema_decay=0.9", "training.precision=bf16"], id="ema-bf16"
+        ),
         pytest.param(
             ["training.log_every_steps=7", "training.schedule=cosine"],
             id="seldom-logged",
