@@ -82,7 +82,7 @@ def seconds_to_bleu(run: Path, target: float) -> Callable[[str], dict[str, Any]]
         speeds = [line["target_tokens_per_second"] for line in lines if line["kind"] == "train"]
         return {
             "target": target, "seconds_to_target": reached, "best_bleu": max(line["bleu"] for line in valid),
-            "steps": valid[-1]["step"], "seconds": valid[-1]["seconds"], "tests": tests,
+            "steps": valid[-1]["step"], "training_seconds": valid[-1]["seconds"], "tests": tests,
             "target_tokens_per_second": sorted(speeds)[len(speeds) // 2],
         }  # fmt: skip
 
@@ -125,7 +125,7 @@ def steps(args: argparse.Namespace, work: Path) -> Iterator[Step]:
     data = Path(args.data)
     if not data.is_dir():
         return
-    few = ("training.max_steps=4", "validation.every_steps=2", "validation.max_sentences=8",
+    few = ("training.max_steps=4", "training.warmup_steps=2", "validation.every_steps=2", "validation.max_sentences=8",
            "training.batch_tokens=512", *small) if tiny else ()  # fmt: skip
     for name, config, more, seconds in (
         ("multi30k", "multi30k-en-de", (), 420),
