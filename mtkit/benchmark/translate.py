@@ -207,10 +207,11 @@ class _Own:
     """mtkit as it is by default; see `System`."""
 
     def __init__(self, translator: Translator) -> None:
-        self.translator = translator
+        self.translator, self.num_threads = translator, torch.get_num_threads()
 
     def translate(self, lines: Sequence[str]) -> Output:
         """See `System.translate`."""
+        torch.set_num_threads(self.num_threads)  # loading CTranslate2 changes them for the whole process
         return Output([translation.text for translation in self.translator.translate(lines)])
 
     def close(self) -> None:
