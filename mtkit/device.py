@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import resource
 import sys
 from collections.abc import Iterator
@@ -80,6 +81,16 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
 def dtype_name(dtype: torch.dtype) -> str:
     """Return the name of a dtype in the config."""
     return next(name for name, known in DTYPES.items() if known == dtype)
+
+
+def processor_name(device: torch.device) -> str:
+    """Return the name of the GPU, or of the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        name = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), name)
+    return name
 
 
 def cpu_has_bf16() -> bool:

@@ -174,10 +174,11 @@ def measure(recipe: Recipe, arguments: argparse.Namespace, system: str, seed: in
         filled = Template(command).substitute(recipe.folders(run, data, seed))
         cpu += run_mtkit(filled, run.with_suffix(".log"), environment)
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    facts = json.loads((run / "facts.json").read_text(encoding="utf-8"))
     hyps = next((run / "test").glob("*.hyps.txt"))
     row |= {
         "commit": commit, "minutes": round((time.time() - start) / 60, 1), "cpu_minutes": round(cpu / 60, 2),
-        "jobs": arguments.jobs, "machine": f"{os.cpu_count()} x {cpu_name()}",
+        "jobs": arguments.jobs, "machine": f"{os.cpu_count()} x {facts['processor']}",
         "validation": results["best"], "best_step": results["best_step"],
         "scores": score(hyps, data / recipe.references, recipe),
     }  # fmt: skip
@@ -210,15 +211,6 @@ def score(hyps: Path, references: Path, recipe: Recipe) -> list[Row]:
 def git(*words: str) -> str:
     """Return what a git command prints about mtkit."""
     return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
-
-
-def cpu_name() -> str:
-    """Return the name of the processor."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
-    )
 
 
 def table(rows: list[Row]) -> list[str]:

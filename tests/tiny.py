@@ -291,3 +291,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(tmp_path: Path, corpus: Path) -> Path:
     """The config of a run in `tmp_path / "run"`."""
     return write_config(tmp_path / "config.yaml", run=tmp_path / "run", root=corpus)
+
+
+def children(process: int) -> list[int]:
+    """Return the process ids of a process's children."""
+    path = Path(f"/proc/{process}/task/{process}/children")
+    return list(map(int, path.read_text().split())) if path.exists() else []
+
+
+def is_alive(process: int) -> bool:
+    """Return whether a process runs; one that has ended may wait for its parent to notice."""
+    status = Path(f"/proc/{process}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 import time
-from contextlib import suppress
 
 import torch
 
-from mtkit.device import DTYPES, synchronize
+from mtkit.device import DTYPES, processor_name, synchronize
+from mtkit.formatting import format_count
 
 _CPU_SIZES, _GPU_SIZES = (256, 1024, 2048), (4096, 8192)
 PEAK_SECONDS = 0.5
@@ -17,13 +16,8 @@ PEAK_SECONDS = 0.5
 
 def machine_name(device: torch.device) -> str:
     """Return the name of the GPU, or of the CPU with the number of threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-        name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
-    threads = torch.get_num_threads()
-    return f"{name}, {threads} {'thread' if threads == 1 else 'threads'}"
+    name = processor_name(device)
+    return name if device.type == "cuda" else f"{name}, {format_count(torch.get_num_threads(), 'thread')}"
 
 
 def matmul_peaks(device: torch.device) -> dict[str, float]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from mtkit import __version__
-from mtkit.device import dtype_name
+from mtkit.device import dtype_name, processor_name
 from mtkit.evaluation.history import read_object
 from mtkit.evaluation.run_files import FACTS_FILE
 from mtkit.files import write_text
@@ -37,7 +36,7 @@ def write_facts(trainer: Trainer, choices: Sequence[str] | None = ()) -> None:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": str(device),
-        "processor": _processor_name(device),
+        "processor": processor_name(device),
         "device_memory": torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None,
         "precision": dtype_name(trainer.dtype),
         "processes": trainer.world.size,
@@ -53,13 +52,3 @@ def write_facts(trainer: Trainer, choices: Sequence[str] | None = ()) -> None:
     path = trainer.run_folder / FACTS_FILE
     facts["choices"] = read_object(path).get("choices", []) if choices is None else list(choices)
     write_text(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-
-
-def _processor_name(device: torch.device) -> str:
-    """Return the name of the GPU, or of the processor."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    with suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-        line = next(line for line in file if line.startswith("model name"))
-        return line.partition(":")[2].strip()
-    return platform.processor()

@@ -30,7 +30,7 @@ _RMS = 0.2
 """Root mean square of an update over the learning rate, about that of AdamW (Liu et al. 2025, section 2.2)."""
 _MIN_NORM = 1e-7
 _BATCH_ELEMENTS = {"cpu": 2**17, "cuda": 2**24}
-"""Elements of the matrices that are orthogonalized together: on a CPU, so many that they stay in its cache."""
+"""Elements of the matrices that are orthogonalized together: on a CPU, few enough to stay in its cache."""
 
 
 def layer_matrices(model: nn.Module) -> dict[Tensor, list[int]]:

@@ -203,7 +203,6 @@ def fit_into_time(config: Config, inputs: Inputs, world: World = SINGLE_PROCESS)
         every_steps = validation.every_steps
         steps = seconds / (speed.update_seconds + speed.validation_seconds / every_steps)
     steps = max(1, int(min(steps, most)))
-    limit = f"{minutes:g} minute{'' if minutes == 1 else 's'}"
     warmup = training.warmup_steps
     if "warmup_steps" not in training.model_fields_set:
         warmup = min(warmup, int(steps * WARMUP_SHARE))

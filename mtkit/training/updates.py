@@ -252,7 +252,7 @@ class UpdateLoader:
         return replace(update, micro_batches=micro_batches, num_targets=num_targets)
 
     def num_micro_batches(self, least: int) -> int:
-        """Return how many micro-batches a batch of a whole update is split into, if it must be at least so many."""
+        """Return how many micro-batches a batch of a whole update is split into, at least `least`."""
         return len(split_into_micro_batches([_NONE] * self.batches_per_update, self.num_shares, least)) // (
             self.batches_per_update
         )

@@ -38,9 +38,9 @@ from mtkit.torchrun import read_ranks
 from mtkit.training.loss import TensorBatch
 
 _MIN_TOKENS = 256
-"""`auto` starts no more workers than give each of them so many tokens of an update."""
+"""Tokens of an update for each worker, at least, if their number is `auto`."""
 _ALIGNMENT = 16
-"""Tensors in shared memory start at multiples of so many float32: a cache line."""
+"""Tensors in shared memory start at multiples of this number of float32, a cache line."""
 _CHUNK = 1 << 16
 """Gradients that are added up at a time, so that they stay in the cache."""
 

@@ -35,18 +35,6 @@ def load(folder: Path, corpus: Path, *overrides: str) -> Config:
     return mtkit.load_config(path, [*OPTIONS, *overrides])
 
 
-def children(process: int) -> list[int]:
-    """Return the process ids of a process's children."""
-    path = Path(f"/proc/{process}/task/{process}/children")
-    return list(map(int, path.read_text().split())) if path.exists() else []
-
-
-def is_alive(process: int) -> bool:
-    """Return whether a process runs; one that has ended may wait for its parent to notice."""
-    status = Path(f"/proc/{process}/stat")
-    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
 def assert_same_losses(run: Path, other: Path, tolerance: float = 1e-5) -> None:
     """Check that two runs learned the same, up to rounding."""
     mine, theirs = (tiny.records(each, "train") for each in (run, other))
@@ -81,7 +69,7 @@ def test_two_workers_learn_what_one_process_does(
         mtkit.train(config)
         runs.append(Path(config.run))
     assert_same_losses(*runs, tolerance)
-    assert not children(os.getpid()), "no worker is left"
+    assert not tiny.children(os.getpid()), "no worker is left"
     mine, theirs = (load_checkpoint(run / "best").weights for run in runs)
     assert all((mine[name] - weight).abs().max() < 100 * tolerance for name, weight in theirs.items())
 
@@ -190,7 +178,7 @@ def test_gradients_are_those_of_all_micro_batches() -> None:
         )
     finally:
         workers.close()
-    assert not children(os.getpid())
+    assert not tiny.children(os.getpid())
 
 
 def test_an_error_in_a_worker_is_raised_with_its_traceback() -> None:
@@ -204,7 +192,7 @@ def test_an_error_in_a_worker_is_raised_with_its_traceback() -> None:
     workers = Workers(nn.Linear(2, 2), 2, accumulate)
     with pytest.raises(RuntimeError, match=r"(?s)Traceback.*accumulate.*can't allocate memory"):
         workers.run({}, 1, 0)
-    assert not children(os.getpid())
+    assert not tiny.children(os.getpid())
 
 
 def test_a_killed_worker_is_named() -> None:
@@ -217,12 +205,12 @@ def test_a_killed_worker_is_named() -> None:
 
     workers = Workers(nn.Linear(2, 2), 2, accumulate)
     workers.run({}, 1, 0)
-    [process] = children(main)
+    [process] = tiny.children(main)
     with pytest.raises(
         WorkerLostError, match=rf"^worker 1, process {process}, was killed by SIGKILL \(run the same"
     ):
         workers.run({}, 1, 1)
-    assert not children(main)
+    assert not tiny.children(main)
 
 
 def test_workers_end_with_a_main_process_that_is_killed() -> None:
@@ -231,15 +219,15 @@ def test_workers_end_with_a_main_process_that_is_killed() -> None:
     if main == 0:
         try:
             Workers(nn.Linear(2, 2), 3, lambda *_: [0.0, 0.0]).run({}, 1, 0)
-            os.write(writer, json.dumps(children(os.getpid())).encode())
+            os.write(writer, json.dumps(tiny.children(os.getpid())).encode())
             time.sleep(60)
         finally:
             os._exit(1)
     workers = json.loads(os.read(reader, 100))
-    assert len(workers) == 2 and all(map(is_alive, workers))
+    assert len(workers) == 2 and all(map(tiny.is_alive, workers))
     os.kill(main, signal.SIGKILL)
     os.waitpid(main, 0)
-    tiny.wait_for(lambda: not any(map(is_alive, workers)), 10)
+    tiny.wait_for(lambda: not any(map(tiny.is_alive, workers)), 10)
 
 
 def test_micro_batches_are_dealt_by_their_size() -> None:
@@ -299,7 +287,7 @@ def test_check_and_benchmark_count_the_memory_of_workers(corpus: Path, tmp_path:
     assert code == 0
     result = json.loads(out)
     assert (result["num_workers"], result["against"][0]["name"]) == (2, "mtkit, one worker")
-    assert not children(os.getpid())
+    assert not tiny.children(os.getpid())
 
 
 # --- real processes -----------------------------------------------------------------------------------------------
@@ -322,7 +310,7 @@ def start(config: Path, run: Path) -> subprocess.Popen[str]:
 def test_a_killed_worker_stops_the_run_and_loses_nothing(config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start(config, run)
-    killed = children(process.pid)[1]
+    killed = tiny.children(process.pid)[1]
     os.kill(killed, signal.SIGKILL)
     out, err = process.communicate(timeout=60)
     assert process.returncode == TrainingError.exit_code, out
@@ -344,10 +332,10 @@ def test_a_signal_to_all_processes_saves_the_run(
 ) -> None:
     """A terminal sends Ctrl-C to all processes of a group, and schedulers do so with SIGTERM."""
     process = start(config, tmp_path / "run")
-    workers = children(process.pid)
+    workers = tiny.children(process.pid)
     os.killpg(process.pid, number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err
     assert tiny.one_line(err) == "stopped after saving: run the same command again to resume"
     assert tiny.checkpoints(tmp_path / "run")[-1] == tiny.last_step(tmp_path / "run")
-    assert not any(map(is_alive, workers))
+    assert not any(map(tiny.is_alive, workers))

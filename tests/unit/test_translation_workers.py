@@ -295,17 +295,6 @@ def test_options_of_workers_are_checked(tmp_path: Path) -> None:
     assert tiny.mtkit("translate", tmp_path / "run", "--threads", 0, stdin="a\n")[0] == 2
 
 
-def children(process: int) -> list[int]:
-    """Return the process ids of a process's children."""
-    path = Path(f"/proc/{process}/task/{process}/children")
-    return list(map(int, path.read_text().split())) if path.exists() else []
-
-
-def is_alive(process: int) -> bool:
-    status = Path(f"/proc/{process}/stat")
-    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)]
@@ -315,7 +304,7 @@ def test_a_signal_ends_the_command_and_its_workers_at_once(tmp_path: Path, numbe
     source = tiny.write_lines(tmp_path / "in", sentences(4000))
     process = tiny.spawn("translate", tmp_path / "run", source, "-o", tmp_path / "out", "--workers", 2,
                          "--read-ahead", 500)  # fmt: skip
-    while len(found := children(process.pid)) < 2 or not (tmp_path / "out").exists():
+    while len(found := tiny.children(process.pid)) < 2 or not (tmp_path / "out").exists():
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(number)
@@ -323,10 +312,10 @@ def test_a_signal_ends_the_command_and_its_workers_at_once(tmp_path: Path, numbe
     assert process.returncode == code, err
     assert err.strip().split("\n")[-1] == "interrupted" if number == signal.SIGINT else "Traceback" not in err
     for _ in range(500):
-        if not any(map(is_alive, found)):
+        if not any(map(tiny.is_alive, found)):
             break
         time.sleep(0.02)
-    assert not any(map(is_alive, found))
+    assert not any(map(tiny.is_alive, found))
 
 
 @pytest.mark.slow
@@ -340,7 +329,7 @@ def test_a_killed_worker_is_named_on_stderr(tmp_path: Path) -> None:
     process = tiny.spawn(
         "translate", tmp_path / "run", source, "-o", tmp_path / "out", "--workers", 2, "--quiet"
     )
-    while len(found := children(process.pid)) < 2:
+    while len(found := tiny.children(process.pid)) < 2:
         assert process.poll() is None
         time.sleep(0.02)
     os.kill(found[1], signal.SIGKILL)

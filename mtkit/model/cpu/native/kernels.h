@@ -185,9 +185,9 @@ static inline __attribute__((always_inline)) V NAME(gelu)(V x) {
 
 static inline __attribute__((always_inline)) V NAME(silu)(V x) {
     V e = NAME(vexp)(vmul(vabs(x), vset(-1))); /* never overflows */
-    V small = vdiv(vset(1), vadd(vset(1), e)), is_negative = vmax(x, vset(0));
+    V small = vdiv(vset(1), vadd(vset(1), e)), positive = vmax(x, vset(0));
     /* sigmoid(|x|) = 1 / (1 + e), sigmoid(-|x|) = e / (1 + e); x sigmoid(x) = max(x, 0) - |x| e / (1 + e) */
-    return vsub(is_negative, vmul(vabs(x), vmul(e, small)));
+    return vsub(positive, vmul(vabs(x), vmul(e, small)));
 }
 
 /* Activate rows [rows][inner outputs]: in place, or with a gate into rows [rows][feed_width]. */
