@@ -58,7 +58,7 @@ static inline __attribute__((always_inline)) void NAME(float_tile)(const int R, 
 #undef SUM
 }
 
-static inline __attribute__((always_inline)) void NAME(int8_tile)(const int R, const INPUT *x, const float *x_scales,
+static inline __attribute__((always_inline)) void NAME(int8_tile)(const int R, const uint8_t *x, const float *x_scales,
                                                                   int64_t inputs, const int8_t *w, const float *scales,
                                                                   const int32_t *starts, const float *bias, int mode,
                                                                   float keep, float *out, int64_t stride) {
@@ -79,7 +79,7 @@ static inline __attribute__((always_inline)) void NAME(int8_tile)(const int R, c
     }
     EACH_ROW(START)
     for (int64_t i = 0; i < inputs; i += GROUP, w += NAME(PANEL) * GROUP) {
-        VI w0 = viweights(w), w1 = viweights(w + LANES * GROUP);
+        VI w0 = viload(w), w1 = viload(w + LANES * GROUP);
         EACH_ROW(SUM)
     }
     const V s0 = vload(scales), s1 = vload(scales + LANES);
@@ -92,13 +92,13 @@ static inline __attribute__((always_inline)) void NAME(int8_tile)(const int R, c
 #undef FINISH
 #undef EACH_ROW
 
-/* Round rows to integers, each with a scale of its own: its largest magnitude becomes INPUT_LEVELS. */
-static void NAME(round_rows)(const float *x, int64_t rows, int64_t inputs, INPUT *rounded, float *scales) {
+/* Round rows to bytes, each with a scale of its own: from 1 to 2 INPUT_ZERO - 1, where INPUT_ZERO stands for 0. */
+static void NAME(round_rows)(const float *x, int64_t rows, int64_t inputs, uint8_t *rounded, float *scales) {
     for (int64_t r = 0; r < rows; r++, x += inputs, rounded += inputs) {
         V most = vset(0);
         for (int64_t i = 0; i < inputs; i += LANES) most = vmax(most, vabs(vload(x + i)));
         float scale = vmax_of(most);
-        scale = (scale > 1e-12f ? scale : 1e-12f) * (1.0f / INPUT_LEVELS);
+        scale = (scale > 1e-12f ? scale : 1e-12f) * (1.0f / (INPUT_ZERO - 1));
         V inverse = vset(1.0f / scale);
         for (int64_t i = 0; i < inputs; i += LANES) vistore_rounded(rounded + i, vmul(vload(x + i), inverse));
         scales[r] = scale;
@@ -107,7 +107,7 @@ static void NAME(round_rows)(const float *x, int64_t rows, int64_t inputs, INPUT
 
 /* Multiply rows by the outputs [first, last) of a linear layer; `out` begins with output `first`.
  *
- * x: [rows][inputs], rounded to INPUT with `x_scales` if the layer is one of integers.
+ * x: [rows][inputs], rounded to bytes with `x_scales` if the layer is one of integers.
  */
 static void NAME(multiply)(const Linear *layer, const void *x, const float *x_scales, int64_t rows, int64_t first,
                            int64_t last, float *out, int64_t stride, int mode, float keep) {
@@ -119,7 +119,7 @@ static void NAME(multiply)(const Linear *layer, const void *x, const float *x_sc
 #define TILES(R)                                                                                                        \
     for (; r + R <= rows; r += R) {                                                                                     \
         if (layer->scales)                                                                                              \
-            NAME(int8_tile)(R, (const INPUT *)x + r * inputs, x_scales + r, inputs,                                     \
+            NAME(int8_tile)(R, (const uint8_t *)x + r * inputs, x_scales + r, inputs,                                   \
                             (const int8_t *)layer->weight + panel * inputs, layer->scales + panel,                      \
                             layer->starts + panel, bias, mode, keep, to + r * stride, stride);                          \
         else                                                                                                            \
@@ -138,7 +138,7 @@ static void NAME(multiply)(const Linear *layer, const void *x, const float *x_sc
 static void NAME(linear)(const Linear *layer, const float *x, int64_t rows, float *out, int mode, float keep, float *rounded) {
     const void *input = x;
     if (layer->scales) {
-        NAME(round_rows)(x, rows, layer->inputs, (INPUT *)(rounded + PADDED(rows)), rounded);
+        NAME(round_rows)(x, rows, layer->inputs, (uint8_t *)(rounded + PADDED(rows)), rounded);
         input = rounded + PADDED(rows);
     }
     NAME(multiply)(layer, input, rounded, rows, 0, layer->outputs, out, layer->outputs, mode, keep);
@@ -446,10 +446,10 @@ static void NAME(best)(const Linear *output, const float *x, int64_t rows, const
     float *rounded = logits + MAX_ROWS * columns;
     const void *input = x;
     if (output->scales) {
-        NAME(round_rows)(x, rows, inputs, (INPUT *)rounded, scales);
+        NAME(round_rows)(x, rows, inputs, (uint8_t *)rounded, scales);
         input = rounded;
     }
-    const size_t row_size = (size_t)inputs * (output->scales ? sizeof(INPUT) : sizeof(float));
+    const size_t row_size = (size_t)inputs * (output->scales ? 1 : sizeof(float));
     for (int64_t r = 0; r < rows; r++) {
         reference[r] = -INFINITY, sums[r] = 0;
         for (int64_t c = 0; c < count; c++) values[r * count + c] = -INFINITY, tokens[r * count + c] = 0;
@@ -520,10 +520,7 @@ static const Kernels NAME(kernels) = {NAME(encode), NAME(step), NAME(best), NAME
 #undef vscale2
 #undef viload
 #undef vifloat
-#undef GROUP
-#undef INPUT
-#undef INPUT_LEVELS
-#undef viweights
+#undef INPUT_ZERO
 #undef vidot
 #undef viinput
 #undef vistore_rounded

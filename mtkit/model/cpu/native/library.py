@@ -27,12 +27,14 @@ INSTRUCTIONS = {"none": 0, "avx2": 1, "avx512": 2, "vnni": 3}
 """Values of the variable MTKIT_NATIVE, which limits the instructions that are used; `none` uses PyTorch alone."""
 
 _LANES = {1: 8, 2: 16, 3: 16}  # floats in a vector
-_INPUTS_IN_LANE = {1: 2, 2: 2, 3: 4}  # neighboring inputs whose products are added in one instruction
-_ZERO_POINT = {1: 0, 2: 0, 3: 128}  # added to rounded inputs, which have no sign with VNNI
-_INPUT_LEVELS = {1: 2047, 2: 2047, 3: 127}
-"""Largest magnitude of rounded inputs: of 8 bits with VNNI. In 16 bits there is room for finer steps."""
-MAX_INPUTS = 8192
-"""Inputs of a linear layer, at most: with more, sums of 2047 x 127 might not fit into 32 bits."""
+_INPUTS_IN_LANE = 4  # neighboring inputs, of 8 bits, whose products are added at once
+_INPUT_ZERO = {1: 64, 2: 64, 3: 128}
+"""What stands for 0 in rounded inputs, which are bytes without a sign: their magnitude is less.
+
+They have 8 bits with VNNI. Without it, two products are added in 16 bits, so there are 7.
+"""
+MAX_INPUTS = 2**16
+"""Inputs of a linear layer, at most: with more, sums of 255 x 127 might not fit into 32 bits."""
 
 
 class _CLinear(Structure):
@@ -211,15 +213,15 @@ class NativeLinear:
         elif padding_bias and extra:
             self.bias = F.pad(torch.zeros(O - extra), (0, extra), value=padding_bias)
         self.scales = self.starts = None
-        self.input_levels = _INPUT_LEVELS[number]
+        self.input_levels = _INPUT_ZERO[number] - 1
         panel = 2 * _LANES[number]
         if scales is None:
             weight_PND = weight_OD.float().unflatten(0, (-1, panel))
             self.weight = weight_PND.transpose(1, 2).contiguous()  # [P, D, N]
         else:
             self.scales = F.pad(_pad_blocks(scales.detach().float(), 0, *outputs), (0, extra)).contiguous()
-            self.starts = -_ZERO_POINT[number] * weight_OD.sum(dim=1, dtype=torch.int32)
-            weight_PNDM = weight_OD.unflatten(0, (-1, panel)).unflatten(2, (-1, _INPUTS_IN_LANE[number]))
+            self.starts = -_INPUT_ZERO[number] * weight_OD.sum(dim=1, dtype=torch.int32)
+            weight_PNDM = weight_OD.unflatten(0, (-1, panel)).unflatten(2, (-1, _INPUTS_IN_LANE))
             self.weight = weight_PNDM.transpose(1, 2).contiguous()  # [P, D / M, N, M]
         self.structure = _CLinear(
             self.outputs,

@@ -6,6 +6,8 @@
 
 #include <stdint.h>
 
+#define GROUP 4 /* neighboring inputs in one lane: their products with a matrix of bytes are added at once */
+
 typedef struct {         /* a linear layer: out = x W^T + bias */
     int64_t outputs;     /* a multiple of 32 */
     int64_t inputs;      /* a multiple of 16 */

@@ -1,4 +1,4 @@
-/* Vectors of 16 floats. With VNNI, products of bytes are added four at a time; without, products of 16 bits in pairs. */
+/* Vectors of 16 floats. Products of bytes are added four at a time: with VNNI at once, without it as in AVX2. */
 
 #define LANES 16
 #define MAX_ROWS 12 /* rows of a tile: 24 sums, 2 vectors of the matrix and 1 of the input fit into 32 registers */
@@ -25,22 +25,15 @@
 #define vifloat(x) _mm512_cvtepi32_ps(x)
 
 #ifdef WITH_VNNI
-#define GROUP 4 /* neighboring inputs in one lane */
-#define INPUT uint8_t
-#define INPUT_LEVELS 127
-#define viweights(p) _mm512_loadu_si512((const void *)(p))
+#define INPUT_ZERO 128
 /* With the intrinsic, GCC 12 copies and stores every sum at every step. */
 #define vidot(sums, x, w) __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(w))
-#define viinput(p) _mm512_set1_epi32(*(const int32_t *)(p))
-#define vistore_rounded(p, x) \
-    _mm_storeu_si128((__m128i *)(p), _mm_xor_si128(_mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)), _mm_set1_epi8(-128)))
 #else
-#define GROUP 2
-#define INPUT int16_t
-#define INPUT_LEVELS 2047
-#define viweights(p) _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(p)))
-#define vidot(sums, x, w) sums = _mm512_add_epi32(sums, _mm512_madd_epi16(x, w))
-#define viinput(p) _mm512_set1_epi32(*(const int32_t *)(p))
-#define vistore_rounded(p, x) \
-    _mm256_storeu_si256((__m256i *)(p), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(x)))
+#define INPUT_ZERO 64
+#define vidot(sums, x, w) \
+    sums = _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_maddubs_epi16(x, w), _mm512_set1_epi16(1)))
 #endif
+#define viinput(p) _mm512_set1_epi32(*(const int32_t *)(p))
+#define vistore_rounded(p, x)                                                       \
+    _mm_storeu_si128((__m128i *)(p), _mm_add_epi8(_mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)), \
+                                                  _mm_set1_epi8((char)INPUT_ZERO)))
