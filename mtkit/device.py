@@ -17,6 +17,9 @@ from mtkit.errors import ConfigError, TrainingError
 _KERNELS_KEPT = 64
 """Compiled kernels per cache: a batch has about ten matrices, and few batches run at a time."""
 
+_FLOAT8_CAPABILITY = (8, 9)
+"""CUDA compute capability from which GPUs multiply matrices in FP8."""
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -67,7 +70,12 @@ def _choose_gpu(device: torch.device, where: str, local_rank: int | None) -> tor
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of activations and matrix products; `auto` is bfloat16 if the device supports it natively."""
+    """Return the dtype of activations and matrix products; `auto` is bfloat16 if the device supports it natively.
+
+    With `fp8` it is bfloat16, for everything but the products in FP8.
+    """
+    if precision == "fp8":
+        return torch.bfloat16
     if precision != "auto":
         return DTYPES[precision]
     if device.type == "cuda":
@@ -76,6 +84,22 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
                 torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
             )
     return torch.bfloat16 if cpu_has_bf16() else torch.float32
+
+
+def check_float8(device: torch.device, where: str = "training.precision fp8") -> None:
+    """Check that a device multiplies matrices in FP8.
+
+    Args:
+        device: the device.
+        where: the config key or parameter for the error message.
+
+    Raises:
+        ConfigError: If it does not.
+    """
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FLOAT8_CAPABILITY:
+        return
+    what = f"{processor_name(device)} does not multiply matrices in FP8"
+    raise ConfigError(what, where=where, hint="bf16; NVIDIA GPUs have FP8 since Ada and Hopper")
 
 
 def dtype_name(dtype: torch.dtype) -> str:

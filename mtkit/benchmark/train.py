@@ -241,7 +241,7 @@ class _MtkitLoop:
     def __init__(self, config: Config, inputs: Inputs, stage: Stage = untimed) -> None:
         progress = Progress(Path(config.run), Console(quiet=True), writes_metrics=False)
         self.trainer = build_trainer(config, inputs, progress, stage=stage)
-        self.precision = dtype_name(self.trainer.dtype)
+        self.precision = self.trainer.precision
         self.trainer.fit_to_memory()
 
     def step(self, update: Update) -> None:

@@ -10,7 +10,8 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 DEFAULT_METRICS: tuple[Metric, ...] = ("bleu", "chrf++", "ter")
 """Metrics that `mtkit evaluate` and `mtkit.evaluate` report by default."""
 
-TrainPrecision = Literal["auto", "fp32", "bf16", "fp16"]
-Precision = Literal[TrainPrecision, "int8"]
+_FloatPrecision = Literal["auto", "fp32", "bf16", "fp16"]
+TrainPrecision = Literal[_FloatPrecision, "fp8"]
+Precision = Literal[_FloatPrecision, "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-"""Precisions in which a model can translate; in all but int8 it can be trained."""
+"""Precisions in which a model can translate."""

@@ -213,7 +213,6 @@ _SAMPLING = ("tokenizer.sampling_alpha", "tokenizer.bpe_dropout")
 _REPLACES = {
     "training.r_drop": ("training.simcut",),
     "training.simcut": ("training.r_drop",),
-    "training.compile": ("model.layer_dropout",),
     "training.guided_alignment": (*_SAMPLING, "augment.*"),
     "training.lora": ("training.optimizer",),
     "tokenizer.bpe_dropout": _SAMPLING,

@@ -595,7 +595,8 @@ class TrainingConfig(Section):
     """Train LoRA adapters instead of the weights, for example `{rank: 8, targets: [q, v]}`; requires `init`."""
     precision: choices.TrainPrecision = "auto"
     """Precision of activations and matrix products; auto is bf16 on devices that compute in it natively, else fp32.
-    Weights stay in fp32."""
+    fp8 is bf16 with the layers' matrix products in 8-bit floating point (Micikevicius et al. 2022), on GPUs that have
+    it. Weights stay in fp32."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, or one GPU such as cuda:1."""
     num_threads: Positive | None = None
@@ -604,7 +605,8 @@ class TrainingConfig(Section):
     """Processes that share the batches of an update on a CPU, each in a single thread; auto is as many as `num_threads`
     where batches are large enough. A run that is resumed keeps its number. 1 trains with threads alone."""
     compile: bool = False
-    """Use torch.compile. Needs a C++ compiler for a CPU, or Triton and a C compiler for a GPU."""
+    """Compile each kind of layer and the loss with torch.compile, once for batches of all lengths. Needs a C++ compiler
+    for a CPU, or Triton and a C compiler for a GPU."""
     deterministic: bool = False
     """On a GPU, use only algorithms that give the same result each time, bit for bit, as a CPU does anyway; some are
     slower."""
@@ -632,6 +634,11 @@ class TrainingConfig(Section):
     Requires `pip install mtkit[wandb]`."""
     report: bool = True
     """Write `report.html`, a page with curves, scores and samples, after validations and at the end."""
+
+    @property
+    def translation_precision(self) -> choices.Precision:
+        """Precision in which the trained model translates: FP8 is for training only."""
+        return "bf16" if self.precision == "fp8" else self.precision
 
     @property
     def batch_token_budget(self) -> int:
@@ -698,6 +705,10 @@ class TrainingConfig(Section):
         if self.parallel == "fsdp" and self.precision == "fp16":
             raise ValueError(
                 "parallel fsdp needs precision bf16 or fp32: with fp16 each rank would scale its loss differently"
+            )
+        if self.parallel == "fsdp" and self.precision == "fp8":
+            raise ValueError(
+                "parallel fsdp needs precision bf16 or fp32: FP8 matrices are cast from whole ones"
             )
         if self.parallel == "fsdp" and self.batch_tokens == "auto":
             raise ValueError(
@@ -883,14 +894,6 @@ class Config(Section):
         if self.model.positions == "learned" and self.model.max_positions < needed:
             have = self.model.max_positions
             raise ValueError(f"model.max_positions {have} is less than data.max_length + 1 = {needed}")
-        return self
-
-    @model_validator(mode="after")
-    def _layer_dropout(self) -> Config:
-        if self.model.layer_dropout and self.training.compile:
-            raise ValueError(
-                "training.compile needs model.layer_dropout 0: it would compile each choice of layers anew"
-            )
         return self
 
     @model_validator(mode="after")

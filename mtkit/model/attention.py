@@ -11,15 +11,18 @@ from torch import Tensor, nn
 from mtkit.model.cpu.attention import cpu_attention
 from mtkit.model.dropout import dropout
 from mtkit.model.positions import RelativePositions, rotate
+from mtkit.model.working_weights import CastWeight, Float8Weight
 
 
 class Linear(nn.Linear):
     """`nn.Linear` that keeps its parameters in float32 and runs the product in the dtype of its input.
 
-    If there is a `weight_scale`, the matrix consists of 8-bit integers, and each row has a scale (see `quantized`).
+    If there is a `weight_scale`, the matrix consists of 8-bit integers, and each row has a scale (see `quantized`). In
+    an update of training, `working` is what products take of the matrix (see `working_weights`).
     """
 
     weight_scale: Tensor | None
+    working: CastWeight | Float8Weight | None = None
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, device: str | None = None
@@ -29,10 +32,12 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in_features] to [..., out_features], in the dtype of `x`."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if self.working is not None and self.training:
+            return self.working.product(x, self.weight, bias)
         weight = (
             self.weight if self.weight_scale is None else dequantize_matrix(self.weight, self.weight_scale)
         )
-        bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, weight.to(x.dtype), bias)
 
 

@@ -17,7 +17,7 @@ def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
     """Zero entries of `x` (any shape) with this probability and scale up the rest. Seeded by `torch.manual_seed`."""
     if not training or probability == 0.0:
         return x
-    if x.device.type != "cpu":
+    if draws_with_pytorch(x):
         return F.dropout(x, probability)
     return x * scaled_keep_mask(x, probability)
 
@@ -26,14 +26,21 @@ def add_dropped(residual: Tensor, x: Tensor, probability: float, training: bool)
     """Return `residual + dropout(x)`, on CPUs in one pass. Both have the same shape, which may be any."""
     if not training or probability == 0.0:
         return residual + x
-    if x.device.type != "cpu":
+    if draws_with_pytorch(x):
         return residual + F.dropout(x, probability)
     threshold = drop_threshold(probability)
     return torch.addcmul(residual, x, keep_mask(x, threshold), value=256 / (256 - threshold))
 
 
+def draws_with_pytorch(x: Tensor) -> bool:
+    """Return whether PyTorch's dropout is used: on GPUs, and in compiled code, which draws masks on the way."""
+    return x.device.type != "cpu" or torch.compiler.is_compiling()
+
+
 def scaled_keep_mask(like: Tensor, probability: float) -> Tensor:
     """Return the factors of dropout for `like` (any shape, on a CPU): 0, or the scale of kept entries."""
+    if draws_with_pytorch(like):
+        return F.dropout(torch.ones_like(like), probability)
     threshold = drop_threshold(probability)
     return keep_mask(like, threshold).mul_(256 / (256 - threshold))
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mtkit.config.sections import ModelConfig
 from mtkit.model.attention import Linear, MultiHeadAttention
+from mtkit.model.compiled import compiled
 from mtkit.model.dropout import add_dropped, drop_layer, dropout
 
 
@@ -120,20 +121,21 @@ class EncoderLayer(nn.Module):
         positions_S: Tensor,
         dtype: torch.dtype,
         kept: Sequence[bool] = (True,),
+        compiles: bool = False,
     ) -> Tensor:
         """Map [B, S, D] to the same shape and dtype; matrix products run in `dtype`.
 
-        `kept` says which streams of a batch keep the layer (see `drop_layer`).
+        `kept` says which streams of a batch keep the layer (see `drop_layer`), `compiles` whether it runs compiled.
         """
+        run = compiled(EncoderLayer._run) if compiles else EncoderLayer._run
+        return drop_layer(self, lambda x: run(self, x, mask, positions_S, dtype), x_BSD, kept)
 
+    def _run(self, x_BSD: Tensor, mask: Tensor, positions_S: Tensor, dtype: torch.dtype) -> Tensor:
         def attention(x: Tensor) -> Tensor:
             return self.attention.attend_self(x, mask, positions_S)
 
-        def run(x_BSD: Tensor) -> Tensor:
-            x_BSD = self.attention_residual(x_BSD, attention, dtype)
-            return self.feed_forward_residual(x_BSD, self.feed_forward, dtype)
-
-        return drop_layer(self, run, x_BSD, kept)
+        x_BSD = self.attention_residual(x_BSD, attention, dtype)
+        return self.feed_forward_residual(x_BSD, self.feed_forward, dtype)
 
 
 class DecoderLayer(nn.Module):
@@ -152,16 +154,24 @@ class DecoderLayer(nn.Module):
         cross_attention: Callable[[MultiHeadAttention, Tensor], Tensor],
         dtype: torch.dtype,
         kept: Sequence[bool] = (True,),
+        compiles: bool = False,
     ) -> Tensor:
         """Map [B, T, D] to the same shape and dtype; matrix products run in `dtype`.
 
         The caller passes how each attention is computed, so that training on whole sequences and decoding step by step
-        from a cache share this code. `kept` says which streams of a batch keep the layer (see `drop_layer`).
+        from a cache share this code. `kept` says which streams of a batch keep the layer (see `drop_layer`), `compiles`
+        whether it runs compiled.
         """
+        run = compiled(DecoderLayer._run) if compiles else DecoderLayer._run
+        return drop_layer(self, lambda x: run(self, x, self_attention, cross_attention, dtype), x_BTD, kept)
 
-        def run(x_BTD: Tensor) -> Tensor:
-            x_BTD = self.attention_residual(x_BTD, lambda x: self_attention(self.attention, x), dtype)
-            x_BTD = self.cross_residual(x_BTD, lambda x: cross_attention(self.cross, x), dtype)
-            return self.feed_forward_residual(x_BTD, self.feed_forward, dtype)
-
-        return drop_layer(self, run, x_BTD, kept)
+    def _run(
+        self,
+        x_BTD: Tensor,
+        self_attention: Callable[[MultiHeadAttention, Tensor], Tensor],
+        cross_attention: Callable[[MultiHeadAttention, Tensor], Tensor],
+        dtype: torch.dtype,
+    ) -> Tensor:
+        x_BTD = self.attention_residual(x_BTD, lambda x: self_attention(self.attention, x), dtype)
+        x_BTD = self.cross_residual(x_BTD, lambda x: cross_attention(self.cross, x), dtype)
+        return self.feed_forward_residual(x_BTD, self.feed_forward, dtype)

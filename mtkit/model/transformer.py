@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mtkit.config.sections import ModelConfig
 from mtkit.model.attention import Linear, MultiHeadAttention, causal_mask
+from mtkit.model.compiled import can_compile, mark_lengths
 from mtkit.model.dropout import draw_kept_layer, drop_tokens, dropout, with_zero_gradients
 from mtkit.model.incremental import (
     DecoderState,
@@ -29,6 +30,7 @@ from mtkit.model.incremental import (
 )
 from mtkit.model.layers import DecoderLayer, EncoderLayer, make_norm
 from mtkit.model.positions import LearnedPositions, SinusoidalPositions
+from mtkit.model.working_weights import CastWeight, Float8Weight, suits_float8
 
 
 class Embedding(nn.Embedding):
@@ -95,8 +97,12 @@ class Transformer(nn.Module):
         self.decoder_heads = config.decoder.heads
         self.compute_dtype = torch.float32
         """Dtype of matrix products, of the memory and of the hidden states."""
+        self.uses_float8 = False
+        """Whether training multiplies the matrices of the layers in FP8, where their sizes allow it."""
         self.recompute = False
         """Whether training recomputes the activations of a layer in the backward pass (activation checkpointing)."""
+        self.compiles = False
+        """Whether layers run compiled in training (see `compiled`)."""
         self.layer_dropout = config.layer_dropout
         tied = config.tie_embeddings or tie_embeddings
         if tied == "three-way" and src_vocab != tgt_vocab:
@@ -166,8 +172,13 @@ class Transformer(nn.Module):
         mask = self.source_mask(src_BS)
         positions_S = torch.arange(src_BS.shape[1], device=src_BS.device)
         x_BSD = self.src_embedding.embed(src_BS, positions_S, self.residual_dtype, kept_BS)
+        compiles = self._compiles(src_BS)
+        if compiles:
+            mark_lengths(mask, positions_S)
         for layer in self.encoder_stack():
-            x_BSD = self._run_layer(num_streams, layer, x_BSD, mask, positions_S, self.compute_dtype)
+            x_BSD = self._run_layer(
+                num_streams, compiles, layer, x_BSD, mask, positions_S, self.compute_dtype
+            )
         memory_BSD: Tensor = self.encoder_norm(x_BSD).to(self.compute_dtype)
         return memory_BSD
 
@@ -210,16 +221,31 @@ class Transformer(nn.Module):
         if self.training and self.layer_dropout:  # if all layers are dropped, nothing depends on the memory
             x_BTD = with_zero_gradients(x_BTD, memory_BSD)
         aligning = None if alignment is None else self.alignment_layer
+        compiles = self._compiles(tgt_BT, memory_BSD)
+        if compiles:
+            mark_lengths(mask_TT, positions_T, memory_BSD, memory_mask)
         for index, layer in enumerate(self.decoder_stack()):
             attend = aligning_attention if index == aligning else cross_attention
-            x_BTD = self._run_layer(num_streams, layer, x_BTD, self_attention, attend, self.compute_dtype)
+            x_BTD = self._run_layer(
+                num_streams, compiles, layer, x_BTD, self_attention, attend, self.compute_dtype
+            )
         hidden_BTD: Tensor = self.decoder_norm(x_BTD).to(self.compute_dtype)
         return hidden_BTD
 
-    def _run_layer(self, num_streams: int, layer: nn.Module, *inputs: Any) -> Tensor:
+    def _compiles(self, *tensors: Tensor) -> bool:
+        """Return whether layers run compiled for a batch with tensors of these sizes."""
+        return self.compiles and self.training and can_compile(*tensors)
+
+    def _run_layer(
+        self, num_streams: int, compiles: bool, layer: nn.Module, x_BTD: Tensor, *more: Any
+    ) -> Tensor:
         """Return the output of a layer, in training with `layer_dropout` and `recompute` if they are set."""
+        kept = [True] * num_streams
         if self.training and self.layer_dropout:
-            inputs = *inputs, draw_kept_layer(num_streams, self.layer_dropout)
+            kept = draw_kept_layer(num_streams, self.layer_dropout)
+        if compiles:
+            mark_lengths(x_BTD)
+        inputs = x_BTD, *more, kept, compiles
         if self.recompute and self.training and torch.is_grad_enabled():
             recomputed: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
             return recomputed
@@ -234,6 +260,21 @@ class Transformer(nn.Module):
             yield
         finally:
             self.layer_dropout = probability
+
+    @contextmanager
+    def weights_cast_once(self) -> Iterator[None]:
+        """Cast the matrices of the layers now, for all products of training inside the block; they must not change."""
+        linears = [m for m in (*self.encoder.modules(), *self.decoder.modules()) if isinstance(m, Linear)]
+        for linear in linears:
+            if self.uses_float8 and suits_float8(linear.weight):
+                linear.working = Float8Weight(linear.weight)
+            elif self.compute_dtype != linear.weight.dtype:
+                linear.working = CastWeight(linear.weight, self.compute_dtype)
+        try:
+            yield
+        finally:
+            for linear in linears:
+                linear.working = None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Project hidden states [..., D] to logits [..., V]."""

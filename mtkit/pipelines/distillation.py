@@ -172,7 +172,7 @@ class Distillation:
     def _machine(self) -> dict[str, Any]:
         """Return the settings of the machine, which are those of the student's training."""
         own = self.config.training
-        return {"device": own.device, "precision": own.precision, "num_threads": own.num_threads}
+        return {"device": own.device, "precision": own.translation_precision, "num_threads": own.num_threads}
 
     # --- stages ----------------------------------------------------------------------------------------------------
 

@@ -272,7 +272,7 @@ class Diversification:
             "folder": str(folder),
             "max_ratio": self.max_ratio,
             "device": config.training.device,
-            "precision": config.training.precision,
+            "precision": config.training.translation_precision,
             "num_threads": config.training.num_threads,
         }
         inputs = (Path(config.run), self.folder / "corpora")

@@ -10,7 +10,7 @@ from mtkit.config.sections import Config, TrainingConfig
 from mtkit.data.corpus import Corpus
 from mtkit.data.directions import BothDirections
 from mtkit.data.variation import make_variation
-from mtkit.device import choose_device, choose_dtype, dtype_name
+from mtkit.device import choose_device, choose_dtype
 from mtkit.evaluation import metrics
 from mtkit.formatting import format_count
 from mtkit.training.distributed import SINGLE_PROCESS, World, peer_failure_errors
@@ -64,9 +64,8 @@ def build_trainer(
         model = make_training_model(config, inputs.tokenizers, dtype)
     if not is_sharded:
         model = model.to(device)
-    model.recompute = training.activation_checkpointing
-    if training.compile:
-        model.compile(dynamic=True)
+    model.recompute, model.compiles = training.activation_checkpointing, training.compile
+    model.uses_float8 = training.precision == "fp8"
 
     if inputs.teachers is not None:
         inputs.teachers.to(device, dtype)
@@ -190,7 +189,7 @@ def describe(trainer: Trainer, say: Callable[[str], None]) -> None:
     processes = f", {trainer.world.size} processes" if trainer.world.is_distributed else ""
     if trainer.engine.num_workers > 1:
         processes = f", {trainer.engine.num_workers} workers"
-    where = f"{dtype_name(trainer.dtype)} on {trainer.device}{processes}"
+    where = f"{trainer.precision} on {trainer.device}{processes}"
     model = trainer.model
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     trained = "" if num_trained == model.num_parameters() else f" ({num_trained:,} of them trained)"

@@ -76,10 +76,15 @@ class Engine:
         self.objective.train()
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         last = max(micro_batches, default=0)
-        for number, batch in micro_batches.items():
-            torch.manual_seed(_dropout_seed(self.seed, step, number))
-            sums += self._backward(batch, num_targets, local=number != last)
+        with self._weights_cast_once():
+            for number, batch in micro_batches.items():
+                torch.manual_seed(_dropout_seed(self.seed, step, number))
+                sums += self._backward(batch, num_targets, local=number != last)
         return sums
+
+    def _weights_cast_once(self) -> AbstractContextManager[None]:
+        """Return a context manager in which micro-batches share the cast weights. FSDP2 casts shards itself."""
+        return nullcontext() if is_sharded(self.model.parameters()) else self.model.weights_cast_once()
 
     def _accumulate_in_worker(self, micro_batches: MicroBatches, num_targets: int, step: int) -> list[float]:
         """Do the work of `_accumulate`, and return the sums as numbers."""
@@ -150,7 +155,7 @@ class Engine:
         self.objective.train()
         local = not is_sharded(self.model.parameters())  # FSDP2 would keep unreduced gradients
         try:
-            with self.model.all_layers():
+            with self.model.all_layers(), self._weights_cast_once():
                 self._backward(batch, batch.num_targets, local=local)
         finally:
             self.discard_gradients()

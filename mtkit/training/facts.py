@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mtkit import __version__
-from mtkit.device import dtype_name, processor_name
+from mtkit.device import processor_name
 from mtkit.evaluation.history import read_object
 from mtkit.evaluation.run_files import FACTS_FILE
 from mtkit.files import write_text
@@ -38,7 +38,7 @@ def write_facts(trainer: Trainer, choices: Sequence[str] | None = ()) -> None:
         "device": str(device),
         "processor": processor_name(device),
         "device_memory": torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None,
-        "precision": dtype_name(trainer.dtype),
+        "precision": trainer.precision,
         "processes": trainer.world.size,
         "threads": torch.get_num_threads(),
         "parameters": model.num_parameters(),

@@ -19,6 +19,7 @@ from mtkit.data.encoding import encode_corpus
 from mtkit.data.sources import Source, Split, open_sources, read_sides
 from mtkit.data.tokenizer import Tokenizers, load_tokenizers, make_tokenizers
 from mtkit.device import (
+    check_float8,
     choose_device,
     configure_malloc,
     limit_kernel_caches,
@@ -100,6 +101,8 @@ def configure_process(config: Config) -> torch.device:
         use_deterministic_algorithms()
     if config.training.compile:
         check_compiler(device)
+    if config.training.precision == "fp8":
+        check_float8(device)
     if config.training.wandb:
         import_wandb()
     return device

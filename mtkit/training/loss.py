@@ -17,11 +17,14 @@ import torch
 from torch import Tensor
 
 from mtkit.data.batching import Batch
+from mtkit.model.compiled import compiled, mark_size
 from mtkit.model.transformer import Transformer
 from mtkit.training.distillation import Distillation
 
 CHUNK_POSITIONS = 1024
 """Target positions whose logits exist at the same time."""
+_COMPILED_CHUNK_POSITIONS = 4096
+"""The same for a compiled loss, which keeps no other tensor of their size."""
 _ROWS_IN_CACHE = 128
 """Positions that a CPU processes at a time, so that their logits stay in its cache."""
 
@@ -77,6 +80,7 @@ class _ChunkedLoss(torch.autograd.Function):
         smoothing: float,
         consistency: Consistency | None,
         distillation: Distillation | None,
+        compiles: bool,
     ) -> tuple[Tensor, Tensor]:
         """Return the sums of loss and nll, in float32 or better."""
         weight = weight_VD.to(hidden_NMD.dtype)
@@ -87,7 +91,8 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden_NMD) if needs_grad else None
         weight_grad = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None  # it may be frozen
         bias_grad = torch.zeros_like(bias_V) if ctx.needs_input_grad[2] and bias_V is not None else None
-        size = CHUNK_POSITIONS // (len(hidden_NMD) + (distillation is not None))
+        chunk = _COMPILED_CHUNK_POSITIONS if compiles else CHUNK_POSITIONS
+        size = chunk // (len(hidden_NMD) + (distillation is not None))
         for start in range(0, hidden_NMD.shape[1], size):
             positions = slice(start, start + size)
             hidden = hidden_NMD[:, positions]
@@ -96,10 +101,17 @@ class _ChunkedLoss(torch.autograd.Function):
             if bias is not None:
                 logits += bias
             teachers = None if distillation is None else distillation.probabilities(positions, sum_dtype)
-            chunk_loss, chunk_nll = _replace_by_gradient(
-                logits.view(*hidden.shape[:2], -1), targets_M[positions, None], smoothing, consistency, sum_dtype,
-                distillation, teachers,
-            )  # fmt: skip
+            logits_NCV, targets_C1 = logits.view(*hidden.shape[:2], -1), targets_M[positions, None]
+            replace_by_gradient = _replace_by_gradient
+            if compiles and len(targets_C1) > 1:
+                replace_by_gradient = compiled(_replace_by_gradient)
+                mark_size(logits_NCV, 1)
+                mark_size(targets_C1, 0)
+                if teachers is not None:
+                    mark_size(teachers, 0)
+            chunk_loss, chunk_nll = replace_by_gradient(
+                logits_NCV, targets_C1, smoothing, consistency, sum_dtype, distillation, teachers
+            )
             loss, nll = loss + chunk_loss, nll + chunk_nll
             if hidden_grad is not None:
                 hidden_grad[:, positions] = (logits @ weight).view_as(hidden)
@@ -117,7 +129,7 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden_grad, weight_grad, bias_grad = ctx.saved_tensors
         scale = grads[0]
         of_parameters = [None if grad is None else grad * scale for grad in (weight_grad, bias_grad)]
-        return hidden_grad * scale.to(hidden_grad.dtype), *of_parameters, None, None, None, None
+        return hidden_grad * scale.to(hidden_grad.dtype), *of_parameters, None, None, None, None, None
 
 
 def _replace_by_gradient(
@@ -134,7 +146,9 @@ def _replace_by_gradient(
     A CPU processes few rows at a time, so that they stay in its cache from one operation to the next.
     """
     loss, nll = logits_NCV.new_zeros(2, dtype=sum_dtype)
-    num_rows = _ROWS_IN_CACHE // len(logits_NCV) if logits_NCV.device.type == "cpu" else len(targets_C1)
+    num_rows = len(targets_C1)
+    if logits_NCV.device.type == "cpu" and not torch.compiler.is_compiling():
+        num_rows = _ROWS_IN_CACHE // len(logits_NCV)
     blocks = zip(logits_NCV.split(num_rows, dim=1), targets_C1.split(num_rows), strict=True)
     for number, (rows, targets) in enumerate(blocks):
         streams = [_smoothed_cross_entropy(stream.to(sum_dtype), targets, smoothing) for stream in rows]
@@ -169,7 +183,11 @@ def _smoothed_cross_entropy(
     nll = (z - logits.gather(1, targets_M1)).sum()
     uniform = (z - logits.mean(dim=1, keepdim=True)).sum()
     gradient = probabilities.sub_(smoothing / logits.shape[1])
-    gradient.scatter_add_(1, targets_M1, torch.full_like(targets_M1, smoothing - 1, dtype=logits.dtype))
+    if torch.compiler.is_compiling():  # a comparison becomes part of the pass that writes the gradient
+        is_target = torch.arange(logits.shape[1], device=logits.device) == targets_M1
+        gradient = torch.where(is_target, gradient + (smoothing - 1), gradient)
+    else:
+        gradient.scatter_add_(1, targets_M1, torch.full_like(targets_M1, smoothing - 1, dtype=logits.dtype))
     return (1 - smoothing) * nll + smoothing * uniform, nll, gradient
 
 
@@ -218,6 +236,8 @@ def loss_sums(
     output_bias_V: Tensor | None = None,
     consistency: Consistency | None = None,
     distillation: Distillation | None = None,
+    *,
+    compiles: bool = False,
 ) -> LossSums:
     """Return the loss at the real target positions, summed.
 
@@ -229,13 +249,14 @@ def loss_sums(
         output_bias_V: bias of the logits, if there is one.
         consistency: terms of the loss over two streams.
         distillation: predictions of teachers, from which each stream learns.
+        compiles: whether the loss of a chunk, from its logits to their gradient, runs compiled.
     """
     hidden_NMD = hidden[None] if consistency is None else hidden
     weight_VD, bias_V = output_weight_VD, output_bias_V
     if not torch.is_grad_enabled():  # otherwise their gradients would still be computed
         weight_VD, bias_V = weight_VD.detach(), None if bias_V is None else bias_V.detach()
     loss, nll = _ChunkedLoss.apply(
-        hidden_NMD, weight_VD, bias_V, targets_M, smoothing, consistency, distillation
+        hidden_NMD, weight_VD, bias_V, targets_M, smoothing, consistency, distillation, compiles
     )
     return LossSums(loss, nll)
 

@@ -72,6 +72,7 @@ class Objective(nn.Module):
                 output.bias,
                 self.consistency,
                 distillation,
+                compiles=self.model.compiles,
             )
             loss = sums.loss
             if alignment and batch.links is not None:

@@ -131,7 +131,7 @@ def score_tests(
     if not tests:
         return []
     run, tokenizer = Path(config.run), config.validation.bleu_tokenizer
-    device, precision = config.training.device, config.training.precision
+    device, precision = config.training.device, config.training.translation_precision
     translator = Translator.load(run, decoding=config.decoding, device=device, precision=precision)
     results = []
     with storage_errors(run):

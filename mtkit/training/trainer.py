@@ -25,7 +25,7 @@ from torch import Tensor
 from mtkit.checkpoint import Checkpoint
 from mtkit.config.sections import Config
 from mtkit.data.batching import length_quantile
-from mtkit.device import out_of_memory_errors
+from mtkit.device import dtype_name, out_of_memory_errors
 from mtkit.evaluation.history import Sample
 from mtkit.training.checkpointing import Checkpointer
 from mtkit.training.compiling import compile_errors
@@ -93,6 +93,7 @@ class Trainer:
         self.config, self.inputs, self.run_folder = config, inputs, Path(config.run)
         self.engine, self.model, self.ema, self.world = engine, engine.model, ema, engine.world
         self.device, self.dtype = engine.device, engine.model.compute_dtype
+        self.precision = "fp8" if engine.model.uses_float8 else dtype_name(self.dtype)
         self.loader, self.validator, self.progress, self.signals = loader, validator, progress, signals
         self.checkpointer = Checkpointer(config, self.model, engine.optimizer, ema, signals, self.world)
         self.rollback = Rollback(config, loader.corpus, self.checkpointer, progress, self.world)

@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtkit.config.loading import parse_config
 from mtkit.config.sections import ModelConfig
-from mtkit.errors import ConfigError
 from mtkit.model import attention as attention_module
 from mtkit.model import transformer as transformer_module
 from mtkit.model.attention import MultiHeadAttention, causal_mask
@@ -155,14 +153,6 @@ def test_layers_are_dropped_in_training_alone_and_never_while_memory_is_measured
     torch.manual_seed(0)
     assert not torch.allclose(model(SRC, TGT), expected)
     assert torch.equal(model.eval()(SRC, TGT), expected)
-
-
-def test_layer_dropout_and_compiling_exclude_each_other() -> None:
-    data = {"src": "en", "tgt": "de", "train": [{"path": "x.tsv"}]}
-    with pytest.raises(ConfigError, match=r"training\.compile needs model\.layer_dropout 0"):
-        parse_config({
-            "run": "r", "data": data, "model": {"layer_dropout": 0.1}, "training": {"compile": True},
-        })  # fmt: skip
 
 
 # --- attention ---------------------------------------------------------------------------------------------------

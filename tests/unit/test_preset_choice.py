@@ -236,7 +236,7 @@ def test_values_of_the_preset_make_way_for_keys_that_exclude_them(
         ([], {"tokenizer.sampling_alpha", "augment.title", "model.layer_dropout"}),
         (["tokenizer.type=bpe"], {"augment.title", "model.layer_dropout"}),
         (["tokenizer.type=bpe", "tokenizer.bpe_dropout=0.1"], {"augment.title", "model.layer_dropout"}),
-        (["training.compile=true"], {"tokenizer.sampling_alpha", "augment.title"}),
+        (["training.compile=true"], {"tokenizer.sampling_alpha", "augment.title", "model.layer_dropout"}),
         (["training.guided_alignment=0.1", "data.train.0.alignments=x"], {"model.layer_dropout"}),
         (["init=x"], {"augment.title"}),
     ],
