@@ -169,7 +169,11 @@ class _OnnxEnsemble(Ensemble):
         self.graphs = graphs
 
     def stepper(
-        self, src_BS: Tensor, keep_attention: bool = False, vocabulary: ReducedVocabulary | None = None
+        self,
+        src_BS: Tensor,
+        num_hypotheses: int,
+        keep_attention: bool = False,
+        vocabulary: ReducedVocabulary | None = None,
     ) -> Stepper:
         """See `Ensemble.stepper`; attention is always kept, and there are no shortlists."""
         return _OnnxStepper(self.graphs, src_BS, self.tokenizers.tgt.vocab_size)

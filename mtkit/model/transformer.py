@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,13 @@ class Embedding(nn.Embedding):
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(positions_T)
         return dropout(self.norm(x_BTD).to(dtype), self.dropout, self.training)
+
+
+class Attend(Protocol):
+    """Attention of the newest tokens over the cache of a layer."""
+
+    def __call__(self, attention: MultiHeadAttention, x: Tensor, /, layer: int) -> Tensor:
+        """Return the output [B, K, D], given the input of a sublayer and the number of its layer."""
 
 
 class Transformer(nn.Module):
@@ -303,17 +311,25 @@ class Transformer(nn.Module):
         """Append the newest tokens [B, K] to the state and return their hidden states [B, K, D], for `logits`."""
         masks = begin_step(state, tokens_BK.shape[1], self.decoder_heads)
         state.weights_BKS = []
-        x_BKD = self.tgt_embedding.embed(tokens_BK, masks.position, self.residual_dtype)
-        for index, layer in enumerate(self.decoder_stack()):
 
-            def self_attention(attention: MultiHeadAttention, x: Tensor, index: int = index) -> Tensor:
-                return cached_self_attention(attention, x, state, index, masks)
+        def self_attention(attention: MultiHeadAttention, x: Tensor, layer: int) -> Tensor:
+            return cached_self_attention(attention, x, state, layer, masks)
 
-            def cross_attention(attention: MultiHeadAttention, x: Tensor, index: int = index) -> Tensor:
-                return cached_cross_attention(attention, x, state, index)
+        def cross_attention(attention: MultiHeadAttention, x: Tensor, layer: int) -> Tensor:
+            return cached_cross_attention(attention, x, state, layer)
 
-            x_BKD = layer(x_BKD, self_attention, cross_attention, self.compute_dtype)
+        hidden_BKD = self.step_with(tokens_BK, masks.position, self_attention, cross_attention)
         state.length += 1
+        return hidden_BKD
+
+    def step_with(
+        self, tokens_BK: Tensor, position_1: Tensor, self_attention: Attend, cross_attention: Attend
+    ) -> Tensor:
+        """Return the hidden states [B, K, D] of the newest tokens at one position, given attentions over a cache."""
+        x_BKD = self.tgt_embedding.embed(tokens_BK, position_1, self.residual_dtype)
+        for index, layer in enumerate(self.decoder_stack()):
+            own, cross = partial(self_attention, layer=index), partial(cross_attention, layer=index)
+            x_BKD = layer(x_BKD, own, cross, self.compute_dtype)
         hidden_BKD: Tensor = self.decoder_norm(x_BKD).to(self.compute_dtype)
         return hidden_BKD
 

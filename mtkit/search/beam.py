@@ -6,7 +6,7 @@ Every step appends one token to each live hypothesis:
 2. the 2K most probable continuations of a sentence are its candidates (`best_candidates`);
 3. of the K best candidates, those that end with eos join the finished hypotheses (`_add_finished`);
 4. the K best candidates that do not end become the live hypotheses (`_advance_live`);
-5. sentences that are done leave the batch (`_is_done`).
+5. sentences that are done leave the batch (`is_done`).
 
 A hypothesis has at most `max_length` tokens, eos included; at the last position only eos is allowed. Its score is its
 log-probability divided by a length penalty, plus a coverage penalty (`final_scores`). Forbidden tokens do not change
@@ -38,6 +38,7 @@ from mtkit.search.state import (
     BestTokensStepper,
     Candidates,
     Hypothesis,
+    Progress,
     SearchOptions,
     Stepper,
     any_or_unknown,
@@ -101,7 +102,7 @@ def search(
         parents_BK = _advance_live(beam, candidates, options)
         if tracker is not None:
             tracker.advance(parents_BK, beam.tokens_BKT[:, :, -1])
-        done_B = _is_done(beam, options)
+        done_B = is_done(beam, options)
         if not is_time_to_look(beam.length, longest, done_B.device):
             # A sentence that is done stays so, with what it has found.
             beam.log_probs_BK.masked_fill_(done_B[:, None], NEG_INF)
@@ -223,13 +224,13 @@ def best_candidates(log_probs_BKV: Tensor, beam: Beam, options: SearchOptions) -
         )
         found.append((log_probs_BC, parents_BC + first, tokens_BC))
         if options.groups > 1:
-            chosen_tokens = tokens_BC.gather(1, _first_live(tokens_BC == options.eos, size))
+            chosen_tokens = tokens_BC.gather(1, first_live(tokens_BC == options.eos, size))
             counts_BV.scatter_add_(1, chosen_tokens, torch.ones_like(chosen_tokens, dtype=torch.float32))
     log_probs, parents, tokens = (torch.stack(groups, dim=1) for groups in zip(*found, strict=True))
     return Candidates(log_probs, parents, tokens, tokens == options.eos)
 
 
-def _first_live(ends_C: Tensor, k: int) -> Tensor:
+def first_live(ends_C: Tensor, k: int) -> Tensor:
     """Return the indices of the first k candidates [..., C] that do not end, then of those that do if k is not reached.
 
     Returns:
@@ -272,7 +273,7 @@ def _advance_live(beam: Beam, candidates: Candidates, options: SearchOptions) ->
         The previous hypothesis that each one continues: [B, K].
     """
     size = options.beam_size // options.groups
-    order_BGK = _first_live(candidates.ends_BGC, size)
+    order_BGK = first_live(candidates.ends_BGC, size)
     log_probs_BGC = candidates.log_probs_BGC.masked_fill(candidates.ends_BGC, NEG_INF)
     chosen = [x.gather(2, order_BGK) for x in (log_probs_BGC, candidates.parents_BGC, candidates.tokens_BGC)]
     if (missing := size - order_BGK.shape[2]) > 0:  # the vocabulary is smaller than the beam
@@ -295,7 +296,7 @@ def _gather_beams(values_BKT: Tensor, beams_BK: Tensor) -> Tensor:
     return values_BKT.gather(1, beams_BK[:, :, None].expand(-1, -1, values_BKT.shape[2]))
 
 
-def _is_done(beam: Beam, options: SearchOptions) -> Tensor:
+def is_done(beam: Progress, options: SearchOptions) -> Tensor:
     """Return which sentences need no further step: [B].
 
     A sentence is done if it has no live hypothesis, or if none can still beat the `n_best` finished ones (the upper
@@ -328,17 +329,16 @@ def _is_done(beam: Beam, options: SearchOptions) -> Tensor:
     return done_B | enough_B
 
 
-def _max_scores(beam: Beam, log_probs_B: Tensor, options: SearchOptions) -> Tensor:
+def _max_scores(beam: Progress, log_probs_B: Tensor, options: SearchOptions) -> Tensor:
     """Return the highest scores that live hypotheses with these log-probabilities can still reach: [B].
 
     Log-probabilities only fall and coverage penalties are never positive, so the bound is the current log-probability,
     divided by the mildest length penalty still possible: that of the greatest length if the penalty grows with the
     length, otherwise that of ending now.
     """
-    longest_B = beam.max_lengths_B.clamp(min=beam.length + 1)
-    grows = options.length_penalty > 0
-    lengths_B = longest_B if grows else torch.full_like(longest_B, beam.length + 1)
-    return log_probs_B / length_penalty(lengths_B, options)
+    shortest = beam.length + 1
+    lengths = beam.max_lengths_B.clamp(min=shortest) if options.length_penalty > 0 else shortest
+    return log_probs_B / length_penalty(lengths, options)
 
 
 def _write_results(

@@ -12,6 +12,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -72,7 +73,7 @@ class SearchOptions:
         suppressed: tokens that never appear.
         penalty_kind: gnmt is ((5 + length) / 6) ** alpha (Wu et al. 2016, eq. 14), simple is length ** alpha.
         coverage_penalty: beta of Wu et al. 2016, eq. 14; 0 is off.
-        stop: when a sentence is done, see `beam._is_done`.
+        stop: when a sentence is done, see `beam.is_done`.
         min_length: tokens before eos, at least.
         no_repeat_ngram: no n-gram of this size appears twice; 0 is off.
         groups: G, groups of diverse beam search (Vijayakumar et al. 2018); divides `beam_size`.
@@ -149,6 +150,19 @@ class Beam:
         return self.tokens_BKT.shape[2] - 1
 
 
+class Progress(Protocol):
+    """What it depends on whether the sentences of a beam are done."""
+
+    max_lengths_B: Tensor
+    log_probs_BK: Tensor
+    finished_scores_BK: Tensor
+    num_finished_B: Tensor
+
+    @property
+    def length(self) -> int | Tensor:
+        """Tokens in the live hypotheses, not counting bos."""
+
+
 @dataclass
 class Candidates:
     """The most probable continuations in each group, best first. Only the first K/G of a group may finish."""
@@ -190,13 +204,13 @@ def pad_prefixes(prefixes: Sequence[Sequence[int]], device: torch.device | str) 
     return torch.tensor(padded, dtype=torch.long, device=device).view(len(prefixes), P)
 
 
-_LOOK_EVERY = 8
+LOOK_EVERY = 8
 """Steps after which a search on a GPU looks which sentences are done: to look at a value is to wait for the GPU."""
 
 
 def is_time_to_look(length: int, longest: int, device: torch.device) -> bool:
     """Return whether a search that has made `length` of at most `longest` steps looks which sentences are done."""
-    return device.type == "cpu" or length % _LOOK_EVERY == 0 or length >= longest
+    return device.type == "cpu" or length % LOOK_EVERY == 0 or length >= longest
 
 
 def any_or_unknown(condition: Tensor) -> bool:
@@ -223,13 +237,18 @@ def rows_on(device: torch.device, rows: Sequence[int]) -> Tensor:
 
 def read_columns(columns: Sequence[Tensor]) -> list[list[Any]]:
     """Return tensors with a row for each sentence as lists; from a GPU in one copy, because each one would wait."""
-    if columns[0].device.type == "cpu":
-        return [column.tolist() for column in columns]
+    return [array.tolist() for array in read_arrays(columns)]
+
+
+def read_arrays(tensors: Sequence[Tensor]) -> list[npt.NDArray[Any]]:
+    """Return tensors as arrays; from a GPU in one copy, because each one would wait."""
+    if tensors[0].device.type == "cpu":
+        return [tensor.numpy() for tensor in tensors]
     numbers = torch.cat(
-        [column.double().flatten() for column in columns]
+        [tensor.double().flatten() for tensor in tensors]
     ).cpu()  # exact for float32 and tokens
-    parts = numbers.split([column.numel() for column in columns])
-    return [part.view(c.shape).to(c.dtype).tolist() for part, c in zip(parts, columns, strict=True)]
+    parts = numbers.split([tensor.numel() for tensor in tensors])
+    return [part.view(t.shape).to(t.dtype).numpy() for part, t in zip(parts, tensors, strict=True)]
 
 
 def keep_rows(state: object, rows_B: Tensor) -> None:

@@ -107,9 +107,7 @@ class ShortlistStepper:
         vocabulary: the tokens that the sentences may use, and their numbers in the search.
     """
 
-    def __init__(
-        self, stepper: ModelStepper | NativeStepper, output: nn.Module, vocabulary: ReducedVocabulary
-    ) -> None:
+    def __init__(self, stepper: Stepper, output: nn.Module, vocabulary: ReducedVocabulary) -> None:
         self.stepper = stepper
         self.tokens_U, self.forbidden_B1U = vocabulary.tokens_U, vocabulary.forbidden_B1U
         self.output = select_rows(output, self.tokens_U)

@@ -21,6 +21,7 @@ from mtkit.search.constraints import Constraint
 from mtkit.search.sampling import SamplingOptions, sample
 from mtkit.search.shortlist import ReducedVocabulary, Shortlist
 from mtkit.search.state import Hypothesis, SearchOptions
+from mtkit.search.static_search import is_supported, static_search
 from mtkit.translation.alignment import SegmentAttention, align_batch, alignment_batches
 from mtkit.translation.engine import Search
 from mtkit.translation.ensemble import Ensemble
@@ -178,9 +179,19 @@ class BatchedSearch:
             budget = min(budget, _MAX_BATCH_TOKENS_ON_CPU, share)
         return [batch.tolist() for batch in split_by_tokens(sizes, order, budget)]
 
-    @torch.inference_mode()
     def _search_batch(self, segments: list[Segment]) -> list[list[Hypothesis]]:
-        """Return the hypotheses of each segment of a batch."""
+        """Return the hypotheses of each segment of a batch; in parts, if they would not fit into buckets at once."""
+        size, buckets = len(segments), self.ensemble.buckets
+        if buckets is not None:
+            longest = max(len(segment.ids) for segment in segments) + 1
+            size = buckets.max_sentences(longest, self.decoding.num_hypotheses)
+        with self.ensemble.exclusive():
+            parts = [segments[first : first + size] for first in range(0, len(segments), size)]
+            return [hyps for part in parts for hyps in self._search_part(part)]
+
+    @torch.inference_mode()
+    def _search_part(self, segments: list[Segment]) -> list[list[Hypothesis]]:
+        """Return the hypotheses of segments that are searched together."""
         src_BS = self.ensemble.sources([segment.ids for segment in segments])
         max_lengths = [segment.max_length for segment in segments]
         prefixes = [segment.prefix for segment in segments]
@@ -190,16 +201,22 @@ class BatchedSearch:
         if vocabulary is not None:
             options, prefixes = vocabulary.options(options), vocabulary.prefixes(prefixes)
             constraints = vocabulary.constraints(constraints)
-        device, keep_attention = self.ensemble.device, options.coverage_penalty > 0
+        is_plain = vocabulary is None and not any(constraints) and is_supported(options)
+        device, buckets = self.ensemble.device, self.ensemble.buckets
         with out_of_memory_errors("lower decoding.batch_tokens or the beam"):
-            stepper = self.ensemble.stepper(src_BS, keep_attention, vocabulary)
+            if buckets is not None and is_plain and not self.decoding.sample:
+                return self._chosen(static_search(buckets, src_BS, max_lengths, options, prefixes))
+            num_hypotheses, keep_attention = self.decoding.num_hypotheses, options.coverage_penalty > 0
+            stepper = self.ensemble.stepper(src_BS, num_hypotheses, keep_attention, vocabulary)
             if self.decoding.sample:
                 keys = [segment.sample_key for segment in segments]
                 found = sample(stepper, max_lengths, options, self.sampling, device, prefixes, keys)
             else:
                 found = search(stepper, max_lengths, options, device, prefixes, constraints)
-        if vocabulary is not None:
-            found = vocabulary.restore(found)
+        return self._chosen(found if vocabulary is None else vocabulary.restore(found))
+
+    def _chosen(self, found: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
+        """Return all hypotheses of each segment; with minimum Bayes risk, the `n_best` of least risk."""
         return found if self.utility is None else list(map(self._least_risk, found))
 
     def _reduced_vocabulary(self, segments: Sequence[Segment]) -> ReducedVocabulary | None:

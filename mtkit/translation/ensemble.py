@@ -6,6 +6,7 @@ Shapes: B sentences, S source length, T target length, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from mtkit.data.batching import Ids, collate_sources, collate_tokens
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.model.cpu.native.model import NativeModel
 from mtkit.model.transformer import Transformer
+from mtkit.search.buckets import Buckets, StaticStepper
 from mtkit.search.shortlist import ReducedVocabulary
 from mtkit.search.state import Stepper
 from mtkit.search.steppers import (
@@ -33,13 +35,23 @@ class Ensemble:
         models: at least one; the first one aligns.
         tokenizers: the tokenizers of both sides.
         native: the same models in the compiled library, for the search; none if it cannot run them.
+        buckets: the same models in fixed shapes, for the search on a GPU; None if caches grow with each step.
     """
 
     def __init__(
-        self, models: Sequence[Transformer], tokenizers: Tokenizers, native: Sequence[NativeModel] = ()
+        self,
+        models: Sequence[Transformer],
+        tokenizers: Tokenizers,
+        native: Sequence[NativeModel] = (),
+        buckets: Buckets | None = None,
     ) -> None:
         self.models, self.tokenizers, self.native = tuple(models), tokenizers, tuple(native)
+        self.buckets = buckets
         self.device = next(self.models[0].parameters()).device
+
+    def exclusive(self) -> AbstractContextManager[object]:
+        """Return what a search holds while it lasts: buckets are for one at a time."""
+        return nullcontext() if self.buckets is None else self.buckets.lock
 
     def sources(self, sentences: Sequence[Ids]) -> Tensor:
         """Return sources as the models expect them, padded: [B, S]."""
@@ -57,14 +69,27 @@ class Ensemble:
         return self._tensor(collate_tokens(list(sentences), tgt.pad, eos=tgt.eos))
 
     def stepper(
-        self, src_BS: Tensor, keep_attention: bool = False, vocabulary: ReducedVocabulary | None = None
+        self,
+        src_BS: Tensor,
+        num_hypotheses: int,
+        keep_attention: bool = False,
+        vocabulary: ReducedVocabulary | None = None,
     ) -> Stepper:
-        """Return a step function for these sources, on the tokens of a shortlist if there is one."""
+        """Return a step function for these sources.
+
+        Args:
+            src_BS: the sources.
+            num_hypotheses: hypotheses of each, from the second step on.
+            keep_attention: whether the attention of each step is needed.
+            vocabulary: the tokens of a shortlist; None for all.
+        """
         steppers: list[Stepper] = []
         for index, model in enumerate(self.models):
-            stepper: ModelStepper | NativeStepper
+            stepper: ModelStepper | NativeStepper | StaticStepper
             if self.native and not keep_attention:
                 stepper = NativeStepper(self.native[index], src_BS)
+            elif self.buckets is not None and not keep_attention:
+                stepper = StaticStepper(self.buckets, index, src_BS, num_hypotheses)
             else:
                 stepper = ModelStepper(model, src_BS, keep_attention)
             shortened = None if vocabulary is None else ShortlistStepper(stepper, model.output, vocabulary)

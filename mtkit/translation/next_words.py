@@ -97,9 +97,10 @@ def best_next_words(
         for beginning, (_, word) in zip(prefixes, chosen, strict=True)
     ]
     src_NS = ensemble.sources([segment.ids] * len(chosen))
-    stepper = ensemble.stepper(src_NS, keep_attention=options.coverage_penalty > 0)
     options = replace(options, n_best=1, after_prefix=tuple(sorted({*after_word, tgt.eos})))
-    found = search(stepper, limits, options, device, prefixes)
+    with ensemble.exclusive():
+        stepper = ensemble.stepper(src_NS, options.beam_size, keep_attention=options.coverage_penalty > 0)
+        found = search(stepper, limits, options, device, prefixes)
     return [
         Alternative(text, math.exp(word.log_prob), segment.decode(tgt, best.ids), best.score)
         for (text, word), (best, *_) in zip(chosen, found, strict=True)

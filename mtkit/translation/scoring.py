@@ -224,7 +224,7 @@ class Scorer:
 
     def _coverage(self, src_BS: Tensor, tgt_in_BT: Tensor, real_BT: Tensor) -> Tensor:
         """Return the attention that each source token gets from the real target tokens, 1 at padding: [B, S]."""
-        stepper = self.ensemble.stepper(src_BS, keep_attention=True)
+        stepper = self.ensemble.stepper(src_BS, 1, keep_attention=True)
         total_BS = torch.zeros(src_BS.shape, device=self.ensemble.device)
         for position in range(tgt_in_BT.shape[1]):
             stepper.step(tgt_in_BT[:, position : position + 1])

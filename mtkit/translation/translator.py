@@ -19,8 +19,10 @@ from mtkit.errors import ConfigError, DataError
 from mtkit.model.cpu.native.library import instructions_name
 from mtkit.model.cpu.native.model import NativeModel, supports, uses_native
 from mtkit.model.cpu.packing import Int8, choose_int8, pack, takes_stored_int8
+from mtkit.model.cuda_graphs import are_wanted
 from mtkit.model.quantized import dequantize, is_quantized
 from mtkit.model.transformer import Transformer
+from mtkit.search.buckets import Buckets
 from mtkit.search.shortlist import Shortlist
 from mtkit.search.state import Hypothesis
 from mtkit.translation.assembly import Translation
@@ -62,6 +64,7 @@ class Translator(LineTranslator):
         shortlist: the tokens that a translation may consist of; None for the whole vocabulary.
         native: all models in the compiled library; none if it cannot run them.
         forks: whether workers may be processes, which do not see later changes of the model.
+        buckets: all models in fixed shapes, for CUDA graphs; None if caches grow with each step.
     """
 
     def __init__(
@@ -77,9 +80,10 @@ class Translator(LineTranslator):
         native: Sequence[NativeModel] = (),
         *,
         forks: bool = False,
+        buckets: Buckets | None = None,
     ) -> None:
         self.model, self.int8 = model, int8
-        self.ensemble = Ensemble((model, *others), tokenizers, native)
+        self.ensemble = Ensemble((model, *others), tokenizers, native, buckets)
         self.device = self.ensemble.device
         self.workers = Workers(self.device, forks=forks)
         self.batched_search = BatchedSearch(self.ensemble, decoding, shortlist, self.workers)
@@ -94,9 +98,10 @@ class Translator(LineTranslator):
 
     @property
     def backend(self) -> str:
-        """Name of what searches: PyTorch, or the compiled library with the instructions that it uses."""
-        native = self.ensemble.native
-        return f"compiled, {instructions_name(native[0].instructions)}" if native else "PyTorch"
+        """Name of what searches: PyTorch, with CUDA graphs or without, or the compiled library and its instructions."""
+        if native := self.ensemble.native:
+            return f"compiled, {instructions_name(native[0].instructions)}"
+        return "PyTorch" if self.ensemble.buckets is None else "PyTorch, CUDA graphs"
 
     @classmethod
     def load(
@@ -186,6 +191,7 @@ class Translator(LineTranslator):
             shortlist,
             native,
             forks=True,
+            buckets=Buckets(models) if are_wanted(device) else None,
         )
 
     def close(self) -> None:

@@ -1,0 +1,77 @@
+"""CUDA graphs: a sequence of operations on a GPU that is recorded once and then started with a single call.
+
+Python and PyTorch need longer to start the few hundred operations of a step than a GPU needs to run them.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from contextlib import suppress
+
+import torch
+
+Call = Callable[[], None]
+"""A function that works in place, each time on the same tensors, and whose operations do not depend on their values."""
+Capture = Callable[[Call], Call]
+"""Returns a call that does what the given one does; the given one may be run, but its operations have no effect."""
+
+
+def are_wanted(device: torch.device) -> bool:
+    """Return whether to use graphs: on a GPU, unless MTKIT_CUDA_GRAPHS is "none"."""
+    return device.type == "cuda" and os.environ.get("MTKIT_CUDA_GRAPHS") != "none"
+
+
+def without_graphs(call: Call) -> Call:
+    """Return the call itself: the `Capture` of a device that has no graphs."""
+    return call
+
+
+def cuda_graphs(device: torch.device) -> Capture:
+    """Return what captures calls on a GPU. Its graphs share the memory of their temporary tensors."""
+    pool = torch.cuda.graph_pool_handle()
+
+    def capture(call: Call) -> Call:
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        collects = gc.isenabled()
+        gc.disable()  # to free the tensors or graphs of others would disturb the recording
+        try:
+            with torch.cuda.stream(stream):
+                graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+                try:
+                    call()
+                except BaseException:
+                    with suppress(RuntimeError):
+                        graph.capture_end()
+                    raise
+                graph.capture_end()
+        finally:
+            if collects:
+                gc.enable()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        replay: Call = graph.replay
+        return replay
+
+    return capture
+
+
+class ReplayedCall:
+    """A call that is run the first time, when libraries prepare what they need, then captured and replayed.
+
+    Args:
+        call: the call.
+        capture: captures it.
+    """
+
+    def __init__(self, call: Call, capture: Capture) -> None:
+        self._call, self._capture = call, capture
+        self._is_prepared = self.is_captured = False
+
+    def __call__(self) -> None:
+        """Run or replay it."""
+        if self._is_prepared and not self.is_captured:
+            self._call, self.is_captured = self._capture(self._call), True
+        self._call()
+        self._is_prepared = True
