@@ -9,6 +9,8 @@ depends on values runs as it would. But it says that its device is cuda:0, so th
   `tolist`, `bool`), operations whose result has a shape that depends on values (`nonzero`, boolean indices), and copies
   in either direction, unless they are asynchronous and from pinned memory.
 
+A CUDA graph is a recording of operations (see `taped_calls`), in which nothing may wait.
+
 Which storages are on the GPU is an attribute of theirs. Function modes see calls of Python (devices are arguments and
 properties there); dispatch modes see every operation below, those of the backward pass included.
 """
@@ -26,10 +28,13 @@ from unittest import mock
 
 import torch
 import torch.utils.checkpoint
+from taped_calls import tape
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
+
+from mtkit.search import buckets
 
 GPU = torch.device("cuda", 0)
 CPU = torch.device("cpu")
@@ -310,6 +315,19 @@ def _patches(gpu: PretendedGPU) -> Iterator[tuple[Any, str, Any]]:
         with _Functions(gpu):  # PyTorch leaves the mode for the call that led here, but Python runs in it
             return real_engine(*args, **kwargs)
 
+    def capture(call: Callable[[], None]) -> Callable[[], None]:
+        with gpu.counted() as waits:
+            repeat = tape(call)
+        if waits:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {waits}")
+
+        def replay() -> None:
+            with gpu.making("gpu", "gpu"):
+                repeat()
+
+        return replay
+
+    yield buckets, "cuda_graphs", lambda device: capture
     yield ThreadPoolExecutor, "submit", submit
     yield torch.autograd, "_engine_run_backward", run_backward
     yield torch._C, "_group_tensors_by_device_and_dtype", group

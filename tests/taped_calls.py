@@ -77,7 +77,8 @@ class Recorder(TorchDispatchMode):
     def replay(self) -> None:
         """Do the operations again."""
         for func, args, kwargs, outputs in self._operations:
-            again = tree_flatten(func(*args, **kwargs))[0]
+            with torch._C.DisableTorchFunction():  # modes of functions have seen the call already
+                again = tree_flatten(func(*args, **kwargs))[0]
             for out, new in zip(outputs, (x for x in again if isinstance(x, Tensor)), strict=True):
                 if new is not out:
                     out.copy_(new)

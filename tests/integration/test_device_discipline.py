@@ -24,8 +24,10 @@ from torch import Tensor
 from mtkit import load_config, train
 from mtkit.config.sections import Config, DecodingConfig
 from mtkit.model.build import make_model
+from mtkit.model.cuda_graphs import ReplayedCall
 from mtkit.model.transformer import Transformer
-from mtkit.search.state import Hypothesis
+from mtkit.search.buckets import Buckets
+from mtkit.search.state import LOOK_EVERY, Hypothesis
 from mtkit.training.build import build_trainer
 from mtkit.training.distillation import Teachers
 from mtkit.training.engine import Engine
@@ -246,10 +248,12 @@ SEARCHES: dict[str, dict[str, object]] = {
 }
 
 
-def search_all(models: list[Transformer], inputs: Inputs, decoding: DecodingConfig) -> list[list[Hypothesis]]:
+def search_all(
+    models: list[Transformer], inputs: Inputs, decoding: DecodingConfig, buckets: Buckets | None = None
+) -> list[list[Hypothesis]]:
     """Search for translations of sentences of many lengths."""
     model, *others = models
-    translator = Translator(model, inputs.tokenizers, decoding, 64, others)
+    translator = Translator(model, inputs.tokenizers, decoding, 64, others, buckets=buckets)
     sources = inputs.tokenizers.src.encode([line * (1 + i % 3) for i, line in enumerate(tiny_sources())])
     segments = [Segment(ids, 5 + 6 * (n % 6), n) for n, ids in enumerate(sources)]
     return translator.batched_search.search_segments(segments)
@@ -285,3 +289,29 @@ def test_searches_find_what_the_cpu_finds(
     steps //= len(used)
     assert steps > 20
     assert waits.total() < steps, waits
+
+
+@pytest.mark.parametrize("name", ["beam", "groups", "samples"])
+def test_searches_in_buckets_wait_once_in_several_steps(
+    name: str, models: list[Transformer], inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the whole step is not a graph; in a graph nothing waits (`PretendedGPU` would refuse to capture)."""
+    decoding = DecodingConfig.model_validate(SEARCHES[name])
+    expected = search_all([copy.deepcopy(models[0]).eval()], inputs, decoding)
+    with PretendedGPU() as gpu:
+        on_gpu = [copy.deepcopy(models[0]).eval().to("cuda")]
+        buckets, steps, original = Buckets(on_gpu), 0, ReplayedCall.__call__
+
+        def call(self: ReplayedCall) -> None:
+            nonlocal steps
+            steps += 1
+            original(self)
+
+        monkeypatch.setattr(ReplayedCall, "__call__", call)
+        with gpu.counted() as waits:
+            found = search_all(on_gpu, inputs, decoding, buckets)
+    assert [[hyp.ids for hyp in hyps] for hyps in found] == [[hyp.ids for hyp in hyps] for hyps in expected]
+    assert buckets.num_graphs and steps > 20
+    assert waits.total() <= 2 * steps / LOOK_EVERY + 6, (
+        waits
+    )  # to look, to read what is done, and once a batch

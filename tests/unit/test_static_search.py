@@ -15,7 +15,7 @@ from taped_calls import Recorder, tape
 from test_translator import make, sentences
 from torch import Tensor
 
-from mtkit.config.sections import DecodingConfig, ModelConfig
+from mtkit.config.sections import ModelConfig
 from mtkit.errors import TrainingError
 from mtkit.model.cuda_graphs import without_graphs
 from mtkit.model.static import Size, round_up, round_up_slots, size_of
