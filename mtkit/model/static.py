@@ -26,7 +26,7 @@ _NEG_INF = float("-inf")
 
 
 class Size(NamedTuple):
-    """What the shapes of a state depend on, besides the model."""
+    """Numbers that the shapes of a state depend on, besides the model."""
 
     sentences: int
     source: int

@@ -151,7 +151,7 @@ class Beam:
 
 
 class Progress(Protocol):
-    """What it depends on whether the sentences of a beam are done."""
+    """Numbers that decide which sentences of a beam are done."""
 
     max_lengths_B: Tensor
     log_probs_BK: Tensor

@@ -1,4 +1,4 @@
-"""The beam of a search whose tensors keep their shapes, so that a step of it can be captured (see `static_search`).
+"""The beam of a search in fixed shapes, of which a step can be captured (see `static_search`).
 
 It chooses as `beam` does, and shares its formulas. Instead of growing sequences, it has a row for each step: the token
 and the parent of every hypothesis. A finished hypothesis is remembered by where it ended, and is read back from there
@@ -49,13 +49,13 @@ class StaticBeam:
         self.tokens_BK = numbers(B, K)
         """The newest token of each live hypothesis."""
         self.log_probs_BK = torch.zeros(B, K, device=device)
-        """Of live hypotheses; -inf where there are fewer than K, and in sentences that are done."""
+        """Log-probabilities of live hypotheses; -inf where there are fewer than K, and in sentences that are done."""
         self.done_B = torch.zeros(B, dtype=torch.bool, device=device)
         self.finished_scores_BK, self.finished_log_probs_BK = (
             torch.zeros_like(self.log_probs_BK) for _ in range(2)
         )
         self.finished_ends_BK = numbers(B, K)
-        """Of finished hypotheses, best first: K x its length without eos, plus the live hypothesis that ended."""
+        """Ends of finished hypotheses, best first: K x length without eos, plus the live hypothesis that ended."""
         self.num_finished_B = numbers(B)
         self.all_tokens_TBK, self.all_parents_TBK = numbers(T, B, K), numbers(T, B, K)
         """The newest token of each live hypothesis after each step, and the one that it continued."""

@@ -68,7 +68,7 @@ def static_search(
 
 
 class _Batch:
-    """What is left of a batch, in the bucket where it is searched.
+    """Sentences of a batch that are left, in the bucket where they are searched.
 
     Args:
         buckets: the models.
@@ -98,7 +98,7 @@ class _Batch:
 
     @property
     def beam(self) -> StaticBeam:
-        """Its beam."""
+        """Beam of the bucket."""
         return self.bucket.beam(self.options)
 
     def step(self) -> None:
