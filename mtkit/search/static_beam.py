@@ -1,4 +1,4 @@
-"""The beam of a search in fixed shapes, of which a step can be captured (see `static_search`).
+"""Beam of a search in fixed shapes (see `static_search`), whose steps can be captured.
 
 It chooses as `beam` does, and shares its formulas. Instead of growing sequences, it has a row for each step: the token
 and the parent of every hypothesis. A finished hypothesis is remembered by where it ended, and is read back from there
