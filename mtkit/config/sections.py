@@ -607,6 +607,9 @@ class TrainingConfig(Section):
     compile: bool = False
     """Compile each kind of layer and the loss with torch.compile, once for batches of all lengths. Needs a C++ compiler
     for a CPU, or Triton and a C compiler for a GPU."""
+    pack: bool = False
+    """On a GPU in half precision, put the sentences of a micro-batch end to end instead of padding them; attention runs
+    in a kernel for variable lengths."""
     deterministic: bool = False
     """On a GPU, use only algorithms that give the same result each time, bit for bit, as a CPU does anyway; some are
     slower."""
@@ -894,6 +897,22 @@ class Config(Section):
         if self.model.positions == "learned" and self.model.max_positions < needed:
             have = self.model.max_positions
             raise ValueError(f"model.max_positions {have} is less than data.max_length + 1 = {needed}")
+        return self
+
+    @model_validator(mode="after")
+    def _packing(self) -> Config:
+        """Check that nothing needs padded sentences."""
+        training, model = self.training, self.model
+        reasons = {
+            "model.positions relative": model.positions == "relative",
+            "model.num_kv_heads": model.kv_heads != model.heads,
+            "training.guided_alignment": training.guided_alignment,
+            "training.distillation": training.distillation,
+            "training.minimum_risk": training.minimum_risk,
+        }
+        for reason in (reason for reason, needs_padding in reasons.items() if needs_padding):
+            if training.pack:
+                raise ValueError(f"{reason} needs padded sentences: leave it or training.pack out")
         return self
 
     @model_validator(mode="after")

@@ -1,7 +1,8 @@
 """Attention: scaled dot-product attention (plain and fused), and the multi-head layer around it.
 
 Shapes: B batch, T queries, S keys, D model width, H query heads, G key/value heads (G divides H), E head width.
-A mask is boolean and broadcasts to [B, H, T, S]; True means that the query may attend to the key.
+A mask is boolean and broadcasts to [B, H, T, S]; True means that the query may attend to the key. Packed sentences
+have a `PackedMask` instead.
 """
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from mtkit.model.cpu.attention import cpu_attention
 from mtkit.model.dropout import dropout
+from mtkit.model.packed import PackedMask, block_mask, has_packed_kernel, packed_attention
 from mtkit.model.positions import RelativePositions, rotate
 from mtkit.model.working_weights import CastWeight, Float8Weight
 
@@ -104,12 +106,28 @@ def plain_attention(
 
 
 def fused_attention(
-    q_BHTE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, mask: Tensor | None, dropout_probability: float = 0.0
+    q_BHTE: Tensor,
+    k_BGSE: Tensor,
+    v_BGSE: Tensor,
+    mask: Tensor | None,
+    dropout_probability: float = 0.0,
+    *,
+    causal: bool = False,
 ) -> Tensor:
-    """Compute the same with PyTorch's fused kernel, which never stores the weights: [B, H, T, E]."""
+    """Compute the same with PyTorch's fused kernel, which never stores the weights: [B, H, T, E].
+
+    Args:
+        causal: whether the mask is the causal one; the fastest kernel takes no other, and knows this one by name.
+    """
     grouped = q_BHTE.shape[1] != k_BGSE.shape[1]
     return F.scaled_dot_product_attention(
-        q_BHTE, k_BGSE, v_BGSE, attn_mask=mask, dropout_p=dropout_probability, enable_gqa=grouped
+        q_BHTE,
+        k_BGSE,
+        v_BGSE,
+        attn_mask=None if causal else mask,
+        dropout_p=dropout_probability,
+        is_causal=causal,
+        enable_gqa=grouped,
     )
 
 
@@ -121,6 +139,10 @@ def fused_is_faster(x: Tensor) -> bool:
 def uses_cpu_training_kernel(x: Tensor) -> bool:
     """Return whether attention runs on a CPU with gradients, the case that `cpu_attention` is written for."""
     return x.device.type == "cpu" and torch.is_grad_enabled()
+
+
+Mask = Tensor | PackedMask | None
+"""What hides keys; None hides nothing."""
 
 
 class MultiHeadAttention(nn.Module):
@@ -189,31 +211,41 @@ class MultiHeadAttention(nn.Module):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        mask: Tensor | None,
+        mask: Mask,
         positions: tuple[Tensor, Tensor] | None = None,
+        *,
+        causal: bool = False,
     ) -> Tensor:
         """Attend with all heads and apply the output projection: [B, T, D].
 
         Args:
             positions: positions of the queries [T] and of the keys [S]; only relative positions need them.
+            causal: whether the mask is the causal one.
         """
         probability = self.dropout if self.training else 0.0
+        if isinstance(mask, PackedMask):
+            if has_packed_kernel(q):
+                out = packed_attention(q, k, v, mask, probability)
+            else:
+                out, _ = plain_attention(q, k, v, block_mask(mask), probability)
+            return self.out(out.transpose(1, 2).flatten(2))
         if self.relative is not None:
             assert positions is not None
             relative = (self.relative, self.relative.buckets(*positions))
             out, _ = plain_attention(q, k, v, mask, probability, relative)
         elif fused_is_faster(q):
-            out = fused_attention(q, k, v, mask, probability)
+            out = fused_attention(q, k, v, mask, probability, causal=causal)
         else:
             out, _ = plain_attention(q, k, v, mask, probability)
         return self.out(out.transpose(1, 2).flatten(2))  # [B, H, T, E] -> [B, T, D]
 
-    def attend_self(self, x_BTD: Tensor, mask: Tensor | None, positions_T: Tensor) -> Tensor:
-        """Attend from a sequence to itself: [B, T, D]."""
-        if uses_cpu_training_kernel(x_BTD) and self.relative is None and not self.rotary:
+    def attend_self(self, x_BTD: Tensor, mask: Mask, positions_T: Tensor, *, causal: bool = False) -> Tensor:
+        """Attend from a sequence to itself: [B, T, D]. `causal` says whether the mask is the causal one."""
+        is_plain = self.relative is None and not self.rotary
+        if uses_cpu_training_kernel(x_BTD) and is_plain and not isinstance(mask, PackedMask):
             return self._attend_on_cpu(self.qkv(x_BTD), None, mask)
         q, k, v = self.project_qkv(x_BTD, positions_T)
-        return self.attend(q, k, v, mask, (positions_T, positions_T))
+        return self.attend(q, k, v, mask, (positions_T, positions_T), causal=causal)
 
     def attend_memory_kv(
         self, x_BTD: Tensor, memory_kv: tuple[Tensor, Tensor], mask: Tensor | None
@@ -221,7 +253,7 @@ class MultiHeadAttention(nn.Module):
         """Attend to a memory whose keys and values are projected already: [B, T, D]."""
         return self.attend(self.split_heads(self.q(x_BTD)), *memory_kv, mask)
 
-    def attend_memory(self, x_BTD: Tensor, memory_BSD: Tensor, mask: Tensor | None) -> Tensor:
+    def attend_memory(self, x_BTD: Tensor, memory_BSD: Tensor, mask: Mask) -> Tensor:
         """Attend to a memory: [B, T, D]."""
         return self._attend_projected(self.q(x_BTD), self.kv(memory_BSD), mask)
 
@@ -239,9 +271,9 @@ class MultiHeadAttention(nn.Module):
         log_weights_BTS = scores_BTS.masked_fill(~mask[:, 0], float("-inf")).log_softmax(dim=-1)
         return self._attend_projected(q_BTD, kv, mask), log_weights_BTS
 
-    def _attend_projected(self, q_BTD: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend_projected(self, q_BTD: Tensor, kv: Tensor, mask: Mask) -> Tensor:
         """Attend to a memory whose projection `kv` is not split into heads: [B, T, D]."""
-        if uses_cpu_training_kernel(q_BTD):
+        if uses_cpu_training_kernel(q_BTD) and not isinstance(mask, PackedMask):
             return self._attend_on_cpu(q_BTD, kv, mask)
         k, v = self.split_heads(kv).chunk(2, dim=1)
         return self.attend(self.split_heads(q_BTD), k, v, mask)

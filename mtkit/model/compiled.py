@@ -8,7 +8,7 @@ needs another one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -40,6 +40,6 @@ def mark_lengths(*tensors: Tensor | None) -> None:
                 mark_size(tensor, dim)
 
 
-def can_compile(*tensors: Tensor) -> bool:
-    """Return whether the graph for all sizes is right for tensors [B, T, ...]: a size of 1 would need another one."""
-    return all(size > 1 for tensor in tensors for size in tensor.shape[:2])
+def can_compile(sizes: Sequence[int]) -> bool:
+    """Return whether the graph for all sizes is right for these: a size of 1 would need another one."""
+    return min(sizes) > 1

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtkit.config.sections import ModelConfig
-from mtkit.model.attention import Linear, MultiHeadAttention
+from mtkit.model.attention import Linear, Mask, MultiHeadAttention
 from mtkit.model.compiled import compiled
 from mtkit.model.dropout import add_dropped, drop_layer, dropout
 
@@ -117,7 +117,7 @@ class EncoderLayer(nn.Module):
     def forward(
         self,
         x_BSD: Tensor,
-        mask: Tensor,
+        mask: Mask,
         positions_S: Tensor,
         dtype: torch.dtype,
         kept: Sequence[bool] = (True,),
@@ -130,7 +130,7 @@ class EncoderLayer(nn.Module):
         run = compiled(EncoderLayer._run) if compiles else EncoderLayer._run
         return drop_layer(self, lambda x: run(self, x, mask, positions_S, dtype), x_BSD, kept)
 
-    def _run(self, x_BSD: Tensor, mask: Tensor, positions_S: Tensor, dtype: torch.dtype) -> Tensor:
+    def _run(self, x_BSD: Tensor, mask: Mask, positions_S: Tensor, dtype: torch.dtype) -> Tensor:
         def attention(x: Tensor) -> Tensor:
             return self.attention.attend_self(x, mask, positions_S)
 

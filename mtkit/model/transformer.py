@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mtkit.config.sections import ModelConfig
-from mtkit.model.attention import Linear, MultiHeadAttention, causal_mask
+from mtkit.model.attention import Linear, Mask, MultiHeadAttention, causal_mask
 from mtkit.model.compiled import can_compile, mark_lengths
 from mtkit.model.dropout import draw_kept_layer, drop_tokens, dropout, with_zero_gradients
 from mtkit.model.incremental import (
@@ -30,6 +30,7 @@ from mtkit.model.incremental import (
     init_state,
 )
 from mtkit.model.layers import DecoderLayer, EncoderLayer, make_norm
+from mtkit.model.packed import PackedMask, Packing, mask_tensors
 from mtkit.model.positions import LearnedPositions, SinusoidalPositions
 from mtkit.model.working_weights import CastWeight, Float8Weight, suits_float8
 
@@ -169,20 +170,30 @@ class Transformer(nn.Module):
         """Return [B, 1, 1, S]: True at real tokens, False at padding."""
         return (src_BS != self.src_pad)[:, None, None, :]
 
-    def encode(self, src_BS: Tensor, kept_BS: Tensor | None = None, num_streams: int = 1) -> Tensor:
+    def encode(
+        self,
+        src_BS: Tensor,
+        kept_BS: Tensor | None = None,
+        num_streams: int = 1,
+        packing: Packing | None = None,
+    ) -> Tensor:
         """Encode source tokens [B, S], padded with `src_pad`, into the memory [B, S, D].
 
         Args:
             src_BS: the tokens.
             kept_BS: whether a token keeps its embedding (see `Consistency`); by default all do.
             num_streams: number of equal parts of the batch, each of which drops layers of its own.
+            packing: the sentences of a row, if they are packed: a row is then a stream.
         """
-        mask = self.source_mask(src_BS)
-        positions_S = torch.arange(src_BS.shape[1], device=src_BS.device)
+        if packing is None:
+            mask: Mask = self.source_mask(src_BS)
+            positions_S = torch.arange(src_BS.shape[1], device=src_BS.device)
+        else:
+            mask, positions_S = PackedMask(packing, packing), packing.positions
         x_BSD = self.src_embedding.embed(src_BS, positions_S, self.residual_dtype, kept_BS)
-        compiles = self._compiles(src_BS)
+        compiles = self._compiles(packing is not None, src_BS)
         if compiles:
-            mark_lengths(mask, positions_S)
+            mark_lengths(*mask_tensors(mask), positions_S)
         for layer in self.encoder_stack():
             x_BSD = self._run_layer(
                 num_streams, compiles, layer, x_BSD, mask, positions_S, self.compute_dtype
@@ -194,26 +205,32 @@ class Transformer(nn.Module):
         self,
         tgt_BT: Tensor,
         memory_BSD: Tensor,
-        memory_mask: Tensor,
+        memory_mask: Mask,
         kept_BT: Tensor | None = None,
         num_streams: int = 1,
         alignment: list[Tensor] | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         """Decode target tokens [B, T], bos first, into hidden states [B, T, D]; each position sees no later one.
 
         Args:
             tgt_BT: the tokens.
             memory_BSD: output of `encode`.
-            memory_mask: output of `source_mask`.
+            memory_mask: output of `source_mask`, or what packed sentences see of the memory.
             kept_BT: whether a token keeps its embedding; by default all do.
             num_streams: number of equal parts of the batch, each of which drops layers of its own.
             alignment: gets the logs of the weights [B, T, S] of the head that aligns; None if they are not needed.
+                Sentences must not be packed.
+            packing: the sentences of a row, if they are packed.
         """
-        positions_T = torch.arange(tgt_BT.shape[1], device=tgt_BT.device)
-        mask_TT = causal_mask(tgt_BT.shape[1], tgt_BT.device)
+        if packing is None:
+            positions_T = torch.arange(tgt_BT.shape[1], device=tgt_BT.device)
+            mask: Mask = causal_mask(tgt_BT.shape[1], tgt_BT.device)
+        else:
+            mask, positions_T = PackedMask(packing, packing, causal=True), packing.positions
 
         def self_attention(attention: MultiHeadAttention, x: Tensor) -> Tensor:
-            return attention.attend_self(x, mask_TT, positions_T)
+            return attention.attend_self(x, mask, positions_T, causal=True)
 
         def cross_attention(attention: MultiHeadAttention, x: Tensor) -> Tensor:
             return attention.attend_memory(x, memory_BSD, memory_mask)
@@ -221,6 +238,7 @@ class Transformer(nn.Module):
         x_BTD = self.tgt_embedding.embed(tgt_BT, positions_T, self.residual_dtype, kept_BT)
 
         def aligning_attention(attention: MultiHeadAttention, x: Tensor) -> Tensor:
+            assert isinstance(memory_mask, Tensor)
             out_BTD, log_weights_BTS = attention.attend_memory_and_align(x, memory_BSD, memory_mask)
             if alignment is not None and not alignment:  # a layer that is recomputed comes here twice
                 alignment.append(log_weights_BTS)
@@ -229,20 +247,22 @@ class Transformer(nn.Module):
         if self.training and self.layer_dropout:  # if all layers are dropped, nothing depends on the memory
             x_BTD = with_zero_gradients(x_BTD, memory_BSD)
         aligning = None if alignment is None else self.alignment_layer
-        compiles = self._compiles(tgt_BT, memory_BSD)
+        compiles = self._compiles(packing is not None, tgt_BT, memory_BSD)
         if compiles:
-            mark_lengths(mask_TT, positions_T, memory_BSD, memory_mask)
+            mark_lengths(*mask_tensors(mask), positions_T, memory_BSD, *mask_tensors(memory_mask))
         for index, layer in enumerate(self.decoder_stack()):
             attend = aligning_attention if index == aligning else cross_attention
+            compiles_layer = compiles and index != aligning  # this one adds to a list, recomputed or not
             x_BTD = self._run_layer(
-                num_streams, compiles, layer, x_BTD, self_attention, attend, self.compute_dtype
+                num_streams, compiles_layer, layer, x_BTD, self_attention, attend, self.compute_dtype
             )
         hidden_BTD: Tensor = self.decoder_norm(x_BTD).to(self.compute_dtype)
         return hidden_BTD
 
-    def _compiles(self, *tensors: Tensor) -> bool:
-        """Return whether layers run compiled for a batch with tensors of these sizes."""
-        return self.compiles and self.training and can_compile(*tensors)
+    def _compiles(self, is_packed: bool, *tensors: Tensor) -> bool:
+        """Return whether layers run compiled for a batch with tensors of these sizes, [B, T, ...]."""
+        sizes = [size for tensor in tensors for size in tensor.shape[is_packed:2]]
+        return self.compiles and self.training and can_compile(sizes)
 
     def _run_layer(
         self, num_streams: int, compiles: bool, layer: nn.Module, x_BTD: Tensor, *more: Any
@@ -297,10 +317,21 @@ class Transformer(nn.Module):
         tgt_kept_BT: Tensor | None = None,
         num_streams: int = 1,
         alignment: list[Tensor] | None = None,
+        packings: tuple[Packing, Packing] | None = None,
     ) -> Tensor:
-        """Return the hidden states [B, T, D] of the decoder, given both sides; the loss projects them to logits."""
-        memory_BSD, mask = self.encode(src_BS, src_kept_BS, num_streams), self.source_mask(src_BS)
-        return self.decode(tgt_BT, memory_BSD, mask, tgt_kept_BT, num_streams, alignment)
+        """Return the hidden states [B, T, D] of the decoder, given both sides; the loss projects them to logits.
+
+        `packings` are the sentences of both sides if they are packed; the other arguments are those of `encode` and
+        `decode`.
+        """
+        if packings is None:
+            memory_BSD = self.encode(src_BS, src_kept_BS, num_streams)
+            return self.decode(
+                tgt_BT, memory_BSD, self.source_mask(src_BS), tgt_kept_BT, num_streams, alignment
+            )
+        src, tgt = packings
+        memory_BSD = self.encode(src_BS, src_kept_BS, num_streams, src)
+        return self.decode(tgt_BT, memory_BSD, PackedMask(tgt, src), tgt_kept_BT, num_streams, packing=tgt)
 
     def init_state(self, memory_BSD: Tensor, memory_mask: Tensor) -> DecoderState:
         """Return the state before the first step, with one hypothesis for each sentence."""

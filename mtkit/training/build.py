@@ -80,6 +80,7 @@ def build_trainer(
         inputs.teachers,
         training.guided_alignment,
         minimum_risk,
+        inputs.tokenizers.src.pad if training.pack else None,
     )
     with peer_failure_errors():
         if is_sharded:
@@ -143,6 +144,7 @@ def _make_loader(
         variation,
         data.reverse_epochs,
         num_workers,
+        config.training.pack,
     )
 
 

@@ -21,13 +21,16 @@ from mtkit.data.tokenizer import Tokenizers, load_tokenizers, make_tokenizers
 from mtkit.device import (
     check_float8,
     choose_device,
+    choose_dtype,
     configure_malloc,
+    dtype_name,
     limit_kernel_caches,
     use_deterministic_algorithms,
 )
 from mtkit.errors import ConfigError, StorageError
 from mtkit.evaluation import metrics
 from mtkit.files import publish_folder, temporary_folder
+from mtkit.model.packed import suits_packed_kernel
 from mtkit.torchrun import read_ranks
 from mtkit.training.compiling import check_compiler
 from mtkit.training.distillation import Teachers, load_teachers
@@ -103,9 +106,30 @@ def configure_process(config: Config) -> torch.device:
         check_compiler(device)
     if config.training.precision == "fp8":
         check_float8(device)
+    if config.training.pack:
+        _check_packing(config, device)
     if config.training.wandb:
         import_wandb()
     return device
+
+
+def _check_packing(config: Config, device: torch.device) -> None:
+    """Check that attention between packed sentences has a kernel.
+
+    Raises:
+        ConfigError: If it has none.
+    """
+    dtype = choose_dtype(config.training.precision, device)
+    hint = "set it to false"
+    if device.type != "cuda" or dtype == torch.float32:
+        what = f"packed sentences need a GPU and half precision, not {dtype_name(dtype)} on {device}"
+    elif not all(
+        suits_packed_kernel(own.d_model // own.heads) for own in (config.model, config.model.decoder)
+    ):
+        what = "packed sentences need heads of at most 256 columns, in a multiple of 8"
+    else:
+        return
+    raise ConfigError(what, where="training.pack", hint=hint)
 
 
 def load_inputs(

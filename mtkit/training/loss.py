@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from mtkit.data.batching import Batch
 from mtkit.model.compiled import compiled, mark_size
+from mtkit.model.packed import Packing
 from mtkit.model.transformer import Transformer
 from mtkit.training.distillation import Distillation
 
@@ -272,24 +274,59 @@ class TensorBatch:
     links: Tensor | None = None
     positions_M: Tensor | None = None
     """Positions of the real target tokens among all B x T; only on a GPU, which must be waited for to find them."""
+    packings: tuple[Packing, Packing] | None = None
+    """The sentences of both sides, if they are packed: B is then 1, and no token is padding."""
 
     @classmethod
-    def from_batch(cls, batch: Batch, device: torch.device) -> TensorBatch:
-        """Wrap the arrays of a batch without a copy, or copy them to a GPU asynchronously, through pinned memory."""
+    def from_batch(cls, batch: Batch, device: torch.device, packed_pad: int | None = None) -> TensorBatch:
+        """Wrap the arrays of a batch without a copy, or copy them to a GPU asynchronously, through pinned memory.
+
+        Args:
+            batch: the batch.
+            device: where the tensors are to be.
+            packed_pad: the token that pads sources, if sentences are to be packed. A batch without targets never is.
+        """
+        if packed_pad is not None and batch.tgt_mask.any():
+            return cls._packed(batch, batch.src != packed_pad, device)
         arrays = batch.src, batch.tgt_in, batch.tgt_out, batch.tgt_mask, batch.links
         tensors = [None if array is None else torch.from_numpy(array) for array in arrays]
         if device.type == "cuda":
             tensors.append(torch.from_numpy(np.flatnonzero(batch.tgt_mask)))
-            tensors = [x if x is None else x.pin_memory().to(device, non_blocking=True) for x in tensors]
+            tensors = [x if x is None else _to_gpu(x, device) for x in tensors]
         return cls(*tensors)  # type: ignore[arg-type]  # links may be None
+
+    @classmethod
+    def _packed(cls, batch: Batch, src_mask: npt.NDArray[np.bool_], device: torch.device) -> TensorBatch:
+        """Return the real tokens of a batch, packed in a row."""
+
+        def tensor(array: npt.NDArray[Any]) -> Tensor:
+            own = torch.from_numpy(array)
+            return _to_gpu(own, device) if device.type == "cuda" else own
+
+        def packing(mask: npt.NDArray[np.bool_]) -> Packing:
+            lengths = mask.sum(axis=1)
+            starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+            return Packing(tensor(starts), tensor(np.nonzero(mask)[1]), int(lengths.max()))
+
+        sides = (batch.src, src_mask), (batch.tgt_in, batch.tgt_mask), (batch.tgt_out, batch.tgt_mask)
+        src, tgt_in, tgt_out = (tensor(tokens[mask][None]) for tokens, mask in sides)
+        packings = packing(src_mask), packing(batch.tgt_mask)
+        return cls(src, tgt_in, tgt_out, torch.ones_like(tgt_out, dtype=torch.bool), packings=packings)
 
     def at_targets(self, x_NBT: Tensor) -> Tensor:
         """Return the real target positions of N streams, a tensor [N x B, T, ...]: [N, M, ...]."""
+        if self.packings is not None:
+            return x_NBT
         N = len(x_NBT) // len(self.mask_BT)
         if self.positions_M is not None:
             return x_NBT.unflatten(0, (N, -1)).flatten(1, 2).index_select(1, self.positions_M)
         found = x_NBT[self.mask_BT if N == 1 else self.mask_BT.repeat(N, 1)]  # [N x M, ...]
         return found.view(N, len(found) // N, *found.shape[1:])
+
+
+def _to_gpu(x: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a GPU without waiting for it."""
+    return x.pin_memory().to(device, non_blocking=True)
 
 
 def hidden_at_targets(
@@ -306,8 +343,10 @@ def hidden_at_targets(
     if isinstance(batch, Batch):
         batch = TensorBatch.from_batch(batch, model.output.weight.device)
     [targets_M] = batch.at_targets(batch.tgt_out_BT)
+    packings = batch.packings
     if consistency is None:
-        [hidden_MD] = batch.at_targets(model(batch.src_BS, batch.tgt_in_BT, alignment=alignment))
+        hidden_BTD = model(batch.src_BS, batch.tgt_in_BT, alignment=alignment, packings=packings)
+        [hidden_MD] = batch.at_targets(hidden_BTD)
         return hidden_MD, targets_M
     src, tgt = (torch.cat([side, side]) for side in (batch.src_BS, batch.tgt_in_BT))
     kept = (
@@ -315,7 +354,8 @@ def hidden_at_targets(
         if consistency.cutoff
         else [None, None]
     )
-    return batch.at_targets(model(src, tgt, *kept, num_streams=2, alignment=alignment)), targets_M
+    hidden_BTD = model(src, tgt, *kept, num_streams=2, alignment=alignment, packings=packings)
+    return batch.at_targets(hidden_BTD), targets_M
 
 
 def _cut_off_second(ids: Tensor, probability: float) -> Tensor:

@@ -46,16 +46,17 @@ class Objective(nn.Module):
         teachers: Teachers | None = None,
         guided_alignment: float = 0.0,
         minimum_risk: MinimumRisk | None = None,
+        packed_pad: int | None = None,
     ) -> None:
         super().__init__()
         self.model, self.label_smoothing, self.stage = model, label_smoothing, stage
         self.consistency, self.teachers, self.guided_alignment = consistency, teachers, guided_alignment
-        self.minimum_risk = minimum_risk
+        self.minimum_risk, self.packed_pad = minimum_risk, packed_pad
 
     def forward(self, batch: Batch | TensorBatch) -> tuple[Tensor, Tensor]:
         """Return the loss and negative log-likelihood of a batch, summed over its real target tokens."""
         if isinstance(batch, Batch):
-            batch = TensorBatch.from_batch(batch, self.model.output.weight.device)
+            batch = TensorBatch.from_batch(batch, self.model.output.weight.device, self.packed_pad)
         with self.stage("forward"):
             distillation = None
             if self.teachers is not None:

@@ -144,6 +144,7 @@ class UpdateLoader:
         variation: what differs in each pass over the corpus; by default nothing.
         reverse_epochs: number of first epochs that have both directions; by default all, if the corpus has both.
         num_workers: number of workers of each process, which share its micro-batches.
+        packs: whether the sentences of a micro-batch are packed.
     """
 
     def __init__(
@@ -158,7 +159,9 @@ class UpdateLoader:
         variation: Variation | None = None,
         reverse_epochs: int | None = None,
         num_workers: int = 1,
+        packs: bool = False,
     ) -> None:
+        self.packed_pad = special.src_pad if packs else None
         self.num_shares = world.size * num_workers
         self.corpus, self.special, self.world, self.device = corpus, special, world, device
         self.links = corpus.links if training.guided_alignment and isinstance(corpus, Corpus) else None
@@ -222,7 +225,7 @@ class UpdateLoader:
             chosen = pairs if len(pairs) else update.batches[0][:1]
             batch = make_batch(self.corpus, chosen, self.special, self.links)
             batch = batch if len(pairs) else without_targets(batch)
-            micro_batches[number] = TensorBatch.from_batch(batch, self.device)
+            micro_batches[number] = TensorBatch.from_batch(batch, self.device, self.packed_pad)
         return replace(update, micro_batches=micro_batches)
 
     def _fetch_varied(self, variation: Variation, update: Update, min_micro_batches: int) -> Update:
@@ -247,7 +250,7 @@ class UpdateLoader:
                 sides = [srcs[row] for row in chosen], [tgts[row] for row in chosen]
                 batch = collate_pairs(*sides, pairs[chosen], self.special)
                 batch = batch if len(part) else without_targets(batch)
-                micro_batches[number] = TensorBatch.from_batch(batch, self.device)
+                micro_batches[number] = TensorBatch.from_batch(batch, self.device, self.packed_pad)
         num_targets = int(tgt_lengths.sum()) + len(tgts)
         return replace(update, micro_batches=micro_batches, num_targets=num_targets)
 

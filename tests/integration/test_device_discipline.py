@@ -137,6 +137,8 @@ OPTIONS = {
     "r_drop": ["training.r_drop=5", "model.attention_dropout=0.1", "model.positions=relative"],
     "gated": ["model.activation=swiglu", "model.norm=rmsnorm", "model.positions=rotary", "model.num_kv_heads=1"],
     "guided": ["training.guided_alignment=0.3", "model.decoder_layers=2", *EXACT],
+    "packed": ["training.pack=true", "training.r_drop=5", *EXACT],
+    "fp8": ["training.precision=fp8"],
     "taught": ["model.norm_position=post", *EXACT],
 }  # fmt: skip
 

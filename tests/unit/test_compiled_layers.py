@@ -97,7 +97,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     ),
     "dropout": (DROPPING, {}, 3),
     "simcut": (DROPPING | {"token_dropout": 0.1}, {"consistency": Consistency.simcut(3.0, 0.1)}, 3),
-    "guided alignment": ({"alignment_layer": 2}, {"guided_alignment": 0.5}, 4),
+    "guided alignment": ({"alignment_layer": 2}, {"guided_alignment": 0.5}, 3),
 }  # fmt: skip
 
 
