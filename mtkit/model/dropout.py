@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtkit.model.cpu.native import training as native
+
 
 def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
     """Zero entries of `x` (any shape) with this probability and scale up the rest. Seeded by `torch.manual_seed`."""
@@ -19,6 +21,9 @@ def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
         return x
     if draws_with_pytorch(x):
         return F.dropout(x, probability)
+    if _drops_natively(x):
+        threshold = drop_threshold(probability)
+        return native.add_dropped(None, x, random_bytes(x.numel()), threshold)
     return x * scaled_keep_mask(x, probability)
 
 
@@ -29,12 +34,19 @@ def add_dropped(residual: Tensor, x: Tensor, probability: float, training: bool)
     if draws_with_pytorch(x):
         return residual + F.dropout(x, probability)
     threshold = drop_threshold(probability)
+    if _drops_natively(x, residual):
+        return native.add_dropped(residual, x, random_bytes(x.numel()), threshold)
     return torch.addcmul(residual, x, keep_mask(x, threshold), value=256 / (256 - threshold))
 
 
 def draws_with_pytorch(x: Tensor) -> bool:
     """Return whether PyTorch's dropout is used: on GPUs, and in compiled code, which draws masks on the way."""
     return x.device.type != "cpu" or torch.compiler.is_compiling()
+
+
+def _drops_natively(x: Tensor, residual: Tensor | None = None) -> bool:
+    """Return whether dropout with gradients runs in the compiled library."""
+    return torch.is_grad_enabled() and native.trains_natively(x) and native.supports_dropout(x, residual)
 
 
 def scaled_keep_mask(like: Tensor, probability: float) -> Tensor:
@@ -52,10 +64,17 @@ def drop_threshold(probability: float) -> int:
 
 def keep_mask(like: Tensor, threshold: int) -> Tensor:
     """Return a random mask with the shape and dtype of `like`: 1 where an entry is kept, 0 where it is dropped."""
-    words = torch.empty(-(-like.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-    random_bytes = words.view(torch.uint8)[: like.numel()].view(like.shape)
+    drawn = random_bytes(like.numel())[: like.numel()].view(like.shape)
     out = torch.empty_like(like, requires_grad=False)
-    return torch.ge(random_bytes, threshold, out=out)  # into `out`: one pass, without a boolean tensor
+    return torch.ge(drawn, threshold, out=out)  # into `out`: one pass, without a boolean tensor
+
+
+def random_bytes(number: int) -> Tensor:
+    """Return random bytes, which are drawn eight at a time, and `PADDING_BYTES` that the compiled library may read."""
+    num_words = -(-number // 8)
+    words = torch.empty(num_words + native.PADDING_BYTES // 8, dtype=torch.int64)
+    words[:num_words].random_(-(2**63), None)
+    return words.view(torch.uint8)
 
 
 def drop_tokens(x_BTD: Tensor, probability: float, training: bool) -> Tensor:

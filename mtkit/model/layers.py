@@ -14,25 +14,34 @@ from torch import Tensor, nn
 from mtkit.config.sections import ModelConfig
 from mtkit.model.attention import Linear, Mask, MultiHeadAttention
 from mtkit.model.compiled import compiled
+from mtkit.model.cpu.native import training as native
 from mtkit.model.dropout import add_dropped, drop_layer, dropout
 
 
 class LayerNorm(nn.LayerNorm):
     """Layer normalization (Ba et al. 2016) in the dtype of its input."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize the last dimension of [..., D]."""
-        return F.layer_norm(
-            x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps
-        )
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Normalize the last dimension of [..., D], and return the result in `dtype`, by default that of `x`."""
+        if _is_native_norm(x, self.weight, self.bias):
+            return native.norm(x, self.weight, self.bias, self.eps, dtype or x.dtype)
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).to(dtype or x.dtype)
 
 
 class RMSNorm(nn.RMSNorm):
     """Root mean square layer normalization (Zhang and Sennrich 2019) in the dtype of its input."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize the last dimension of [..., D]."""
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Normalize the last dimension of [..., D], and return the result in `dtype`, by default that of `x`."""
+        if self.eps is not None and _is_native_norm(x, self.weight):
+            return native.norm(x, self.weight, None, self.eps, dtype or x.dtype)
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps).to(dtype or x.dtype)
+
+
+def _is_native_norm(x: Tensor, *parameters: Tensor) -> bool:
+    """Return whether a norm with gradients runs in the compiled library."""
+    return torch.is_grad_enabled() and native.trains_natively(x) and native.supports_norm(x, *parameters)
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
@@ -85,7 +94,7 @@ class _Residual(nn.Module):
         """Map [B, T, D] to the same shape and dtype; the sublayer's matrix products run in `dtype`."""
         residual = x if self.scale == 1 else self.scale * x
         if self.pre:
-            return add_dropped(residual, sublayer(self.norm(x).to(dtype)), self.dropout, self.training)
+            return add_dropped(residual, sublayer(self.norm(x, dtype)), self.dropout, self.training)
         normed: Tensor = self.norm(add_dropped(residual, sublayer(x.to(dtype)), self.dropout, self.training))
         return normed
 

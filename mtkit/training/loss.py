@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mtkit.data.batching import Batch
 from mtkit.model.compiled import compiled, mark_size
+from mtkit.model.cpu.native import training as native
 from mtkit.model.packed import Packing
 from mtkit.model.transformer import Transformer
 from mtkit.training.distillation import Distillation
@@ -93,6 +94,7 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden_NMD) if needs_grad else None
         weight_grad = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None  # it may be frozen
         bias_grad = torch.zeros_like(bias_V) if ctx.needs_input_grad[2] and bias_V is not None else None
+        is_plain = needs_grad and consistency is None and distillation is None and not compiles
         chunk = _COMPILED_CHUNK_POSITIONS if compiles else CHUNK_POSITIONS
         size = chunk // (len(hidden_NMD) + (distillation is not None))
         for start in range(0, hidden_NMD.shape[1], size):
@@ -102,18 +104,22 @@ class _ChunkedLoss(torch.autograd.Function):
             logits = rows @ weight.T  # [N x chunk, V]
             if bias is not None:
                 logits += bias
-            teachers = None if distillation is None else distillation.probabilities(positions, sum_dtype)
-            logits_NCV, targets_C1 = logits.view(*hidden.shape[:2], -1), targets_M[positions, None]
-            replace_by_gradient = _replace_by_gradient
-            if compiles and len(targets_C1) > 1:
-                replace_by_gradient = compiled(_replace_by_gradient)
-                mark_size(logits_NCV, 1)
-                mark_size(targets_C1, 0)
-                if teachers is not None:
-                    mark_size(teachers, 0)
-            chunk_loss, chunk_nll = replace_by_gradient(
-                logits_NCV, targets_C1, smoothing, consistency, sum_dtype, distillation, teachers
-            )
+            if is_plain and native.trains_natively(logits):
+                sums = native.replace_by_gradient(logits, targets_M[positions], smoothing)
+                chunk_loss, chunk_nll = logits.new_tensor(sums, dtype=sum_dtype)
+            else:
+                teachers = None if distillation is None else distillation.probabilities(positions, sum_dtype)
+                logits_NCV, targets_C1 = logits.view(*hidden.shape[:2], -1), targets_M[positions, None]
+                replace_by_gradient = _replace_by_gradient
+                if compiles and len(targets_C1) > 1:
+                    replace_by_gradient = compiled(_replace_by_gradient)
+                    mark_size(logits_NCV, 1)
+                    mark_size(targets_C1, 0)
+                    if teachers is not None:
+                        mark_size(teachers, 0)
+                chunk_loss, chunk_nll = replace_by_gradient(
+                    logits_NCV, targets_C1, smoothing, consistency, sum_dtype, distillation, teachers
+                )
             loss, nll = loss + chunk_loss, nll + chunk_nll
             if hidden_grad is not None:
                 hidden_grad[:, positions] = (logits @ weight).view_as(hidden)

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtkit.model.dropout import scaled_keep_mask
+from mtkit.model.cpu.native import training as native
+from mtkit.model.dropout import drop_threshold, random_bytes, scaled_keep_mask
 
 
 def cpu_attention(
@@ -29,6 +30,12 @@ def cpu_attention(
         heads: H.
         dropout_probability: dropout probability of the attention weights.
     """
+    if native.trains_natively(q_or_qkv) and native.supports_attention(q_or_qkv, mask):
+        kv = q_or_qkv if memory_kv is None else memory_kv
+        B, T, S = *q_or_qkv.shape[:2], kv.shape[1]
+        drawn = random_bytes(B * heads * T * S) if dropout_probability > 0 else None
+        threshold = drop_threshold(dropout_probability)
+        return native.attention(q_or_qkv, memory_kv, mask, heads, drawn, threshold)
     return _Attention.apply(q_or_qkv, memory_kv, mask, heads, dropout_probability)
 
 

@@ -3,21 +3,7 @@
  * No result of a row depends on other rows: each sum has its own fixed order, whatever the tile it is computed in.
  */
 
-/* exp(x) for x <= 0 or small, relative error 2e-7 (the polynomial is that of Cephes); about 0 below -87. */
-static inline __attribute__((always_inline)) V NAME(vexp)(V x) {
-    x = vmax(vset(-87.0f), x); /* in this order NaN stays NaN */
-    V n = vround(vmul(x, vset(1.44269504f)));
-    x = vfma(n, vset(-0.693359375f), x);
-    x = vfma(n, vset(2.12194440e-4f), x);
-    V p = vset(1.9875691500e-4f);
-    p = vfma(p, x, vset(1.3981999507e-3f));
-    p = vfma(p, x, vset(8.3334519073e-3f));
-    p = vfma(p, x, vset(4.1665795894e-2f));
-    p = vfma(p, x, vset(1.6666665459e-1f));
-    p = vfma(p, x, vset(5.0000001201e-1f));
-    p = vfma(p, vmul(x, x), vadd(x, vset(1.0f)));
-    return vscale2(p, n);
-}
+#include "exponential.h"
 
 /* ---- matrix products ---- */
 
@@ -499,29 +485,4 @@ static void NAME(best)(const Linear *output, const float *x, int64_t rows, const
 
 static const Kernels NAME(kernels) = {NAME(encode), NAME(step), NAME(best), NAME(linear)};
 
-#undef LANES
-#undef MAX_ROWS
-#undef V
-#undef VI
-#undef vload
-#undef vstore
-#undef vset
-#undef vadd
-#undef vsub
-#undef vmul
-#undef vdiv
-#undef vmax
-#undef vfma
-#undef vabs
-#undef vround
-#undef vsum
-#undef vmax_of
-#undef vgreater
-#undef vscale2
-#undef viload
-#undef vifloat
-#undef INPUT_ZERO
-#undef vidot
-#undef viinput
-#undef vistore_rounded
-#undef NAME
+#include "simd_end.h"

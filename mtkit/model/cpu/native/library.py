@@ -1,7 +1,4 @@
-"""The compiled library: where it is, the structures it takes, and matrices in the layout of its kernels.
-
-`native.c` is built with mtkit where there is a C compiler, and used on x86-64 CPUs with AVX2. It is called through
-ctypes, without PyTorch's or Python's headers, so that one build suits every version of both.
+"""The compiled library of translation: the structures it takes, and matrices in the layout of its kernels.
 
 Shapes: O output features, D input features, both padded; N outputs in a panel, P panels, M inputs in a lane.
 """
@@ -9,22 +6,16 @@ Shapes: O output features, D input features, both padded; N outputs in a panel, 
 from __future__ import annotations
 
 import ctypes
-import os
 from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtkit.errors import ConfigError
 from mtkit.model.attention import Linear
+from mtkit.model.cpu.native.loading import INSTRUCTIONS, instruction_limit, load_library
 from mtkit.model.quantized import quantize_matrix
-
-INSTRUCTIONS = {"none": 0, "avx2": 1, "avx512": 2, "vnni": 3}
-"""Values of the variable MTKIT_NATIVE, which limits the instructions that are used; `none` uses PyTorch alone."""
 
 _LANES = {1: 8, 2: 16, 3: 16}  # floats in a vector
 _INPUTS_IN_LANE = 4  # neighboring inputs, of 8 bits, whose products are added at once
@@ -107,16 +98,10 @@ class CModel(Structure):
 @cache
 def _load() -> ctypes.CDLL | None:
     """Return the library, or None if it was not built."""
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_native{suffix}")
-        if path.exists():
-            try:
-                library = ctypes.CDLL(str(path))
-            except OSError:  # built for another system
-                return None
-            _declare(library)
-            return library
-    return None
+    found = load_library("_native")
+    if found is not None:
+        _declare(found)
+    return found
 
 
 def _declare(library: ctypes.CDLL) -> None:
@@ -148,15 +133,10 @@ def instructions() -> int:
     """Return the instructions to use, see `INSTRUCTIONS`; 0 without the library, or on a CPU that it does not suit.
 
     Raises:
-        ConfigError: If the variable MTKIT_NATIVE has another value.
+        ConfigError: If the variable MTKIT_NATIVE has an unknown value.
     """
-    found, limit = _load(), os.environ.get("MTKIT_NATIVE", "vnni")
-    if limit not in INSTRUCTIONS:
-        raise ConfigError(
-            f"unknown instructions {limit!r}", where="MTKIT_NATIVE", hint=" or ".join(INSTRUCTIONS)
-        )
-    available = 0 if found is None else found.mtkit_instructions()
-    return min(available, INSTRUCTIONS[limit])
+    found = _load()
+    return 0 if found is None else min(found.mtkit_instructions(), instruction_limit())
 
 
 def instructions_name(number: int) -> str:

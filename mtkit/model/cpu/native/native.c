@@ -6,18 +6,12 @@
 
 #include "native.h"
 
+#include "cpu.h"
+
 #include <math.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-
-#if defined(_WIN32)
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT __attribute__((visibility("default")))
-#endif
-
-#define PADDED(n) (((n) + 15) / 16 * 16)
 
 enum { STORE, RECTIFY, ADD }; /* what happens to the output of a linear layer: out = y, max(y, 0), keep * out + y */
 
@@ -43,8 +37,7 @@ static int64_t best_columns(const Linear *output) {
     return columns < 64 ? 64 : columns > 1024 ? 1024 : columns;
 }
 
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#define HAS_KERNELS
+#ifdef HAS_KERNELS
 #include <immintrin.h>
 
 #if defined(__clang__)
@@ -90,19 +83,8 @@ static const Kernels *const KERNELS[] = {NULL, &kernels_avx2, &kernels_avx512, &
 static const Kernels *const KERNELS[] = {NULL, NULL, NULL, NULL};
 #endif
 
-/* Return the best instructions that this CPU has: 0 none of them, 1 AVX2, 2 AVX-512, 3 AVX-512 with VNNI. */
-EXPORT int64_t mtkit_instructions(void) {
-#ifdef HAS_KERNELS
-    __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
-    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-        !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
-        return 1;
-    return __builtin_cpu_supports("avx512vnni") ? 3 : 2;
-#else
-    return 0;
-#endif
-}
+/* See `best_instructions`. */
+EXPORT int64_t mtkit_instructions(void) { return best_instructions(); }
 
 static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
 

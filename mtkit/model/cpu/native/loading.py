@@ -1,0 +1,49 @@
+"""Loading of the compiled libraries, and the instructions that they may use.
+
+They are built with mtkit where there is a C compiler, used on x86-64 CPUs with AVX2, and called through ctypes, without
+PyTorch's or Python's headers, so that one build suits every version of both.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+from mtkit.errors import ConfigError
+
+INSTRUCTIONS = {"none": 0, "avx2": 1, "avx512": 2, "vnni": 3}
+"""Values of the variable MTKIT_NATIVE, which limits the instructions that are used; `none` uses PyTorch alone."""
+
+
+@cache
+def load_library(name: str) -> ctypes.CDLL | None:
+    """Return a library, or None if it was not built.
+
+    Args:
+        name: its name, such as `_native`.
+    """
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(f"{name}{suffix}")
+        if path.exists():
+            try:
+                return ctypes.CDLL(str(path))
+            except OSError:  # built for another system
+                return None
+    return None
+
+
+def instruction_limit() -> int:
+    """Return the best instructions that may be used, see `INSTRUCTIONS`.
+
+    Raises:
+        ConfigError: If the variable MTKIT_NATIVE has another value.
+    """
+    limit = os.environ.get("MTKIT_NATIVE", "vnni")
+    if limit not in INSTRUCTIONS:
+        raise ConfigError(
+            f"unknown instructions {limit!r}", where="MTKIT_NATIVE", hint=" or ".join(INSTRUCTIONS)
+        )
+    return INSTRUCTIONS[limit]
