@@ -127,7 +127,7 @@ class StaticBeam:
         only_BK = prefix_B.masked_fill(prefix_B < 0, eos)[:, None].expand(-1, K)
         only_log_probs_BK = log_probs_BKV.gather(2, only_BK[:, :, None])[:, :, 0] + self.log_probs_BK
         for first, end in self.options.suppressed_ranges:
-            log_probs_BKV[:, :, first:end] = NEG_INF
+            log_probs_BKV[:, :, first:end].fill_(NEG_INF)
         if self.options.min_length:
             early_1 = self.length < self.options.min_length
             log_probs_BKV[:, :, eos].masked_fill_(early_1, NEG_INF)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Unpack
 
 import torch
+from torch import Tensor, nn
 
 from mtkit.config.rules import ineffective_decoding_settings
 from mtkit.config.sections import Config, DecodingConfig
@@ -173,7 +174,13 @@ class Translator(LineTranslator):
             if int8 != "all" or not takes_stored_int8():
                 dequantize(each)
             each.compute_dtype = dtype
+            norms = _norm_weights(each) if device.type == "cuda" else {}
             each.to(device=device, dtype=dtype).eval()
+            for (
+                parameter,
+                weight,
+            ) in norms.items():  # norms compute in float32, so that steps need not convert them
+                parameter.data = weight.to(device)
         native = [NativeModel(each, int8 == "all") for each in models] if runs_native else []
         for each in models:
             if device.type == "cpu":
@@ -317,3 +324,9 @@ class Translator(LineTranslator):
         return self.batched_search.search_segments(
             [Segment(ids, limit(len(ids)), number) for number, ids in enumerate(sentences)]
         )
+
+
+def _norm_weights(model: Transformer) -> dict[nn.Parameter, Tensor]:
+    """Return the weights and biases of all norms."""
+    norms = (module for module in model.modules() if isinstance(module, nn.LayerNorm | nn.RMSNorm))
+    return {parameter: parameter.data for norm in norms for parameter in norm.parameters()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -123,6 +124,11 @@ def main() -> None:
     batches = [[sources[i] for i in row] for row in rows]
     left_out: dict[str, str] = {}
     searches = {f"mtkit {translator.precision}": mtkit_search(translator)}
+    buckets = translator.ensemble.buckets
+    if buckets is not None:
+        os.environ["MTKIT_CUDA_GRAPHS"] = "none"
+        plain = Translator.load(args.model, device=args.device, **settings)
+        searches[f"mtkit {plain.precision} without graphs"] = mtkit_search(plain)
     with tempfile.TemporaryDirectory() as folder:
         for name, make in (
             ("CTranslate2", lambda: ctranslate2_search(args.model, translator, Path(folder) / "model")),
@@ -152,7 +158,9 @@ def main() -> None:
             "rounds": len(own),
         }
     print(json.dumps({"beam_size": args.beam_size, "batch_size": args.batch_size, "lines": len(lines),
-                      "systems": systems, "left_out": left_out}))  # fmt: skip
+                      "systems": systems, "left_out": left_out,
+                      "graphs": buckets and buckets.num_graphs,
+                      "memory_bytes": torch.cuda.max_memory_allocated() if buckets else None}))  # fmt: skip
 
 
 if __name__ == "__main__":

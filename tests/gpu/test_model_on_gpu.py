@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 
 from mtkit.config.sections import DecodingConfig, ModelConfig
+from mtkit.model.cuda_graphs import without_graphs
+from mtkit.model.static import size_of
 from mtkit.model.transformer import Transformer
+from mtkit.search.buckets import Buckets
 from mtkit.training.loss import TensorBatch, hidden_at_targets, loss_sums
+from mtkit.translation.loading import load_model
 from mtkit.translation.translator import Translator
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -122,6 +126,47 @@ def test_a_search_finds_the_hypotheses_of_a_cpu(name: str, trained: Path, device
     for own, other in zip(found[str(device)], found["cpu"], strict=True):
         assert own.text == other.text
         assert own.score == pytest.approx(other.score, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["greedy", "beam", "certain", "groups", "samples"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_graphs_repeat_what_plain_steps_do(
+    name: str, precision: str, trained: Path, device: torch.device
+) -> None:
+    """In batches of many sizes, with graphs that later batches of the same sizes use again."""
+    _, tokenizers, model = load_model(trained)
+    model.compute_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    model.to(device, model.compute_dtype).eval()
+    decoding = DecodingConfig.model_validate(SEARCHES[name])
+    graphs, plain = Buckets([model]), Buckets([model], without_graphs)
+    srcs = [src for src, _ in tiny.pairs(70, 13)]
+
+    def translate(lines: list[str], buckets: Buckets | None) -> list[tuple[str, float]]:
+        translator = Translator(model, tokenizers, decoding, buckets=buckets)
+        return [(each.text, each.score) for each in translator.translate(lines)]
+
+    for lines in (srcs, srcs[:9], srcs[:1], srcs, srcs[5:14], srcs[1:2]):
+        found = translate(lines, graphs)
+        for own, other in zip(found, translate(lines, plain), strict=True):
+            assert own == (other[0], pytest.approx(other[1], abs=1e-3))
+        if precision == "fp32":
+            assert [text for text, _ in found] == [text for text, _ in translate(lines, None)]
+    assert 0 < graphs.num_graphs < 40 and graphs.sizes == plain.sizes
+
+
+def test_dropped_graphs_give_their_memory_back(trained: Path, device: torch.device) -> None:
+    _, tokenizers, model = load_model(trained)
+    model.to(device).eval()
+    srcs = [src for src, _ in tiny.pairs(40, 14)]
+    buckets = Buckets([model], max_bytes=Buckets([model]).num_bytes(size_of(8, 16, 5)))
+    translator = Translator(model, tokenizers, DecodingConfig(), buckets=buckets)
+    used = []
+    for _ in range(6):
+        for count in (1, 2, 3, 5, 8, 13, 40):
+            list(translator.translate(srcs[:count]))
+            assert sum(map(buckets.num_bytes, buckets.sizes)) <= buckets.max_bytes
+        used.append(torch.cuda.memory_allocated(device) if device.type == "cuda" else 0)
+    assert used[-1] <= 1.1 * used[1] + (1 << 20)
 
 
 def test_half_precision_translates_about_the_same(trained: Path, device: torch.device) -> None:

@@ -317,3 +317,23 @@ def test_searches_in_buckets_wait_once_in_several_steps(
     assert waits.total() <= 2 * steps / LOOK_EVERY + 6, (
         waits
     )  # to look, to read what is done, and once a batch
+
+
+def test_a_translator_for_a_gpu_uses_graphs(
+    base: Path, models: list[Transformer], inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the variable says otherwise. Its matrices are converted, its norms compute in float32."""
+    config, words = load_config(base), ["dog", "the dog"]
+    with PretendedGPU():
+        translators = []
+        for value in ("", "none"):
+            monkeypatch.setenv("MTKIT_CUDA_GRAPHS", value)
+            copied = copy.deepcopy(models[0])
+            translators.append(Translator.of(config, inputs.tokenizers, copied, None, GPU, "bf16"))
+        assert [each.backend for each in translators] == ["PyTorch, CUDA graphs", "PyTorch"]
+        found, plain = ([each.text for each in translator.translate(words)] for translator in translators)
+        assert found == plain
+        model = translators[0].model
+        assert all(map(is_on_gpu, model.parameters()))
+        assert model.decoder_norm.weight.dtype == torch.float32
+        assert model.output.weight.dtype == torch.bfloat16
