@@ -13,7 +13,7 @@ changed text has an unknown token.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +30,7 @@ from mtkit.data.perturbation import (
     upper,
     without_final_punctuation,
 )
+from mtkit.data.readers import Pair
 from mtkit.data.segmentation import read_pieces
 from mtkit.data.tokenizer import Ids, Tokenizer, Tokenizers, VocabularyTokenizer
 
@@ -127,6 +128,32 @@ class Augmentation:
         if not len(src) or not len(tgt) or tokenizers.src.unk in src or tokenizers.tgt.unk in tgt:
             return None
         return np.concatenate([tag_src, src]), np.concatenate([tag_tgt, tgt])
+
+
+def change_case(
+    pairs: Iterable[Pair], rates: AugmentConfig, seed: int, symbols: Sequence[str] = ()
+) -> Iterator[Pair]:
+    """Change the case of pairs at the rates of augmentation, for the training of a tokenizer.
+
+    Otherwise words in capitals would be spelled letter by letter: two or three times as many tokens.
+
+    Args:
+        pairs: the pairs.
+        rates: `upper` and `title`.
+        seed: random seed.
+        symbols: symbols of the user; a pair that has one stays as it is.
+    """
+    rng = random.Random(seed)
+    for pair in pairs:
+        draw = rng.random()
+        if (
+            draw < rates.upper + rates.title
+            and has_case(pair.src)
+            and not any(map("".join(pair).count, symbols))
+        ):
+            change = upper if draw < rates.upper else title
+            pair = Pair(change(pair.src), change(pair.tgt))
+        yield pair
 
 
 def insert_words(src: str, tgt: str, words: Sequence[str], rng: random.Random) -> tuple[str, str]:

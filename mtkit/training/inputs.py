@@ -13,6 +13,7 @@ import sentencepiece
 import torch
 
 from mtkit.config.sections import Config, DataConfig, SourceConfig
+from mtkit.data.augmentation import change_case
 from mtkit.data.cache import cache_errors, open_cache
 from mtkit.data.corpus import Corpus
 from mtkit.data.encoding import encode_corpus
@@ -207,14 +208,16 @@ def cached_tokenizers(config: Config, sources: Sequence[Source], say: Say) -> To
         DataError: If a source is malformed or empty.
         StorageError: If a tokenizer is damaged or the cache cannot be written.
     """
-    pairs = (pair for source in sources for _, pair in source.read())
-    settings = config.tokenizer
+    settings, rates = config.tokenizer, config.augment
+    pairs = change_case(
+        (pair for source in sources for _, pair in source.read()), rates, config.seed, settings.user_symbols
+    )
     if settings.model is not None or settings.src_model is not None:
         return make_tokenizers(settings, pairs, config.seed)
     cache, hashes = open_cache(config.data, "tokenizers")
     texts = [source.fingerprint(hashes) for source in sources]
     trained = settings.model_dump(exclude={"sampling_alpha", "bpe_dropout", "sampling_sides"})
-    key = json.dumps([sentencepiece.__version__, trained, config.seed, texts])
+    key = json.dumps([sentencepiece.__version__, trained, config.seed, texts, rates.upper, rates.title])
     folder = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
     with suppress(StorageError):
         return load_tokenizers(folder)

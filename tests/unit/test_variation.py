@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mtkit.config.sections import AugmentConfig, TokenizerConfig, TrainingConfig
-from mtkit.data.augmentation import Augmentation, insert_words, prefix_length, tag_prefixes
+from mtkit.data.augmentation import Augmentation, change_case, insert_words, prefix_length, tag_prefixes
 from mtkit.data.batching import SpecialIds, split_to_fit
 from mtkit.data.order import MixedOrder
 from mtkit.data.readers import Pair
@@ -210,6 +210,28 @@ def rows_of(update: Update) -> list[tuple[list[int], list[int]]]:
             if mask.any():
                 found.append((src[src != 0].tolist(), tgt[mask].tolist()))
     return sorted(found)
+
+
+def test_a_tokenizer_trained_on_changed_case_knows_words_in_capitals() -> None:
+    config = TokenizerConfig(vocab_size=330, user_symbols=("<legal>",), character_coverage=1.0)
+    pairs = TEXTS * 5 + [Pair("<legal> Hello.", "<legal> Hallo.")]
+    changed = list(change_case(pairs, AugmentConfig(upper=0.2, title=0.1), 1, config.user_symbols))
+    assert changed == list(change_case(pairs, AugmentConfig(upper=0.2, title=0.1), 1, config.user_symbols))
+    assert changed[-1] == pairs[-1] and list(change_case(pairs, OFF, 1)) == pairs
+    capitals = [pair for pair, old in zip(changed, pairs, strict=True) if pair == Pair(*map(str.upper, old))]
+    titles = [
+        pair for pair, old in zip(changed, pairs, strict=True) if pair.src == old.src.title() != old.src
+    ]
+    assert 0.12 < len(capitals) / len(pairs) < 0.28 and 0.04 < len(titles) / len(pairs) < 0.18
+    lengths = {}
+    for name, texts in (("plain", pairs), ("changed", changed)):
+        tokenizer = make_tokenizers(config, texts).src
+        lengths[name] = [
+            sum(map(len, tokenizer.encode([change(pair.src) for pair in TEXTS])))
+            for change in (str, str.upper)
+        ]
+    assert lengths["plain"][1] > 1.7 * lengths["plain"][0]
+    assert lengths["changed"][1] < 1.2 * lengths["changed"][0]
 
 
 AUGMENT = AugmentConfig(upper=0.3, typos=0.2, no_final_punctuation=0.2)
