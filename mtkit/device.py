@@ -86,6 +86,11 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if cpu_has_bf16() else torch.float32
 
 
+def has_float8(device: torch.device) -> bool:
+    """Return whether a device multiplies matrices in FP8."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FLOAT8_CAPABILITY
+
+
 def check_float8(device: torch.device, where: str = "training.precision fp8") -> None:
     """Check that a device multiplies matrices in FP8.
 
@@ -96,7 +101,7 @@ def check_float8(device: torch.device, where: str = "training.precision fp8") ->
     Raises:
         ConfigError: If it does not.
     """
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FLOAT8_CAPABILITY:
+    if has_float8(device):
         return
     what = f"{processor_name(device)} does not multiply matrices in FP8"
     raise ConfigError(what, where=where, hint="bf16; NVIDIA GPUs have FP8 since Ada and Hopper")

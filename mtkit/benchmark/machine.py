@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from mtkit.device import DTYPES, processor_name, synchronize
+from mtkit.device import DTYPES, has_float8, processor_name, synchronize
 from mtkit.formatting import format_count
 
 _CPU_SIZES, _GPU_SIZES = (256, 1024, 2048), (4096, 8192)
@@ -21,10 +21,15 @@ def machine_name(device: torch.device) -> str:
 
 
 def matmul_peaks(device: torch.device) -> dict[str, float]:
-    """Return the FLOP/s of the fastest square matrix product by precision; fp16 only if it is faster than fp32."""
+    """Return the FLOP/s of the fastest square matrix product by precision; fp16 only if it is faster than fp32.
+
+    Where the device has FP8, so has the result.
+    """
     peaks = {name: _matmul_peak(device, dtype) for name, dtype in DTYPES.items()}
     if peaks["fp16"] <= peaks["fp32"]:
         del peaks["fp16"]
+    if has_float8(device):
+        peaks["fp8"] = _matmul_peak(device, torch.float8_e4m3fn)
     return peaks
 
 
@@ -35,10 +40,16 @@ def _matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
         if best and 2 * size**3 / best > PEAK_SECONDS:
             break
         left, right = torch.randn(2, size, size, device=device).to(dtype)
+        one = torch.ones((), device=device)
         deadline = time.perf_counter() + PEAK_SECONDS
         while time.perf_counter() < deadline:
             start = time.perf_counter()
-            torch.mm(left, right)
+            if dtype.itemsize == 1:
+                torch._scaled_mm(
+                    left, right.T, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True
+                )
+            else:
+                torch.mm(left, right)
             synchronize(device)
             best = max(best, 2 * size**3 / (time.perf_counter() - start))
     return best

@@ -1,7 +1,8 @@
 """`mtkit benchmark train`: training speed of a config on this machine, and of baseline loops on the same batches.
 
 All loops run in one process and make the same updates in turn, so that a machine whose speed drifts is equally fast
-for all of them. Speedups are medians over the updates.
+for all of them. On a GPU, which is not waited for within a span of several updates, spans take turns. Speedups are
+medians over the spans.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -45,8 +46,10 @@ from mtkit.training.updates import Update
 STAGES = ("data", "forward", "loss", "backward", "optimizer")
 _WARM_UP_UPDATES = 3
 _MIN_UPDATES = 3
+_MIN_SPANS = 3
 _BASELINES = ("torch", "compile", "threads", "transformers")
 _SYNTHETIC_BATCHES = 60
+_UPDATES_IN_GPU_SPAN = 4
 
 Say = Callable[[str], None]
 
@@ -60,13 +63,13 @@ class BaselineSpeed:
     tgt_tokens_per_second: float
     """Median over the updates."""
     ratio: float
-    """Speedup of mtkit over this loop: the median over the updates."""
+    """Speedup of mtkit over this loop: the median over the spans."""
     ratio_quartiles: tuple[float, float]
 
 
 @dataclass(frozen=True)
 class TrainBenchmark:
-    """Result of `benchmark_train`. Tokens are real ones, eos included; medians are over updates."""
+    """Result of `benchmark_train`. Tokens are real ones, eos included; medians are over spans (on a CPU, updates)."""
 
     machine: str
     torch: str
@@ -187,14 +190,15 @@ def benchmark_train(
         with out_of_memory_errors(out_of_memory_hint(config.training)):
             say("warming up, largest batch first")
             reset_peak_memory(own.trainer.device)
-            _run(own, warm_up)
+            _seconds(own, warm_up, device)
             memory = own.trainer.engine.peak_memory()
             baselines = [_make_baseline(name, own) for name in against]
             for baseline in baselines:
-                _run(baseline, warm_up)
+                _seconds(baseline, warm_up, device)
             say("measuring")
-            timed = _run_in_turn([own, *baselines], own.updates(), num_updates, minutes)
-            shares = _time_shares(own, clock, max(_MIN_UPDATES, len(timed) // 3))
+            timed = _run_in_turn([own, *baselines], own.updates(), num_updates, minutes, device)
+            num_timed = sum(len(span.updates) for span in timed)
+            shares = _time_shares(own, clock, max(_MIN_UPDATES, num_timed // 3))
         say("measuring the matmul peak")
         return _summarize(own, baselines, timed, shares, memory)
 
@@ -225,12 +229,17 @@ class _Loop(Protocol):
     precision: str
 
     def step(self, update: Update) -> None:
-        """Make one update, and wait until the device has finished it."""
+        """Make one update, and do not wait for a GPU."""
 
 
-def _run(loop: _Loop, updates: Iterable[Update]) -> None:
+def _seconds(loop: _Loop, updates: Iterable[Update], device: torch.device) -> float:
+    """Return the seconds that some updates take, until the device has made the last one."""
+    synchronize(device)
+    start = time.perf_counter()
     for update in updates:
         loop.step(update)
+    synchronize(device)
+    return time.perf_counter() - start
 
 
 class _MtkitLoop:
@@ -247,7 +256,6 @@ class _MtkitLoop:
     def step(self, update: Update) -> None:
         """Make one update; see `_Loop.step`."""
         self.trainer.train_step(update)
-        synchronize(self.trainer.device)
 
     def updates(self) -> Iterator[Update]:
         """Yield updates without end, epoch after epoch."""
@@ -276,7 +284,6 @@ class _TorchLoop:
         """Make one update; see `_Loop.step`."""
         corpus, special = self.own.inputs.corpus, self.own.loader.special
         self.loop.step([make_batch(corpus, pairs, special) for pairs in _micro_batches(self.own, update)])
-        synchronize(self.loop.device)
 
 
 def _make_baseline(name: str, own: _MtkitLoop) -> _Loop:
@@ -303,78 +310,87 @@ def _make_baseline(name: str, own: _MtkitLoop) -> _Loop:
 
 
 @dataclass(frozen=True)
-class _TimedUpdate:
-    """An update and the seconds that each loop took for it, mtkit first."""
+class _Span:
+    """Updates that follow each other, and the seconds that each loop took for them, mtkit first."""
 
-    update: Update
+    updates: list[Update]
     seconds: list[float]
 
 
 def _run_in_turn(
-    loops: list[_Loop], updates: Iterator[Update], num_updates: int, minutes: float | None
-) -> list[_TimedUpdate]:
-    """Let the loops make each update in turn, until the number of updates or the time is reached."""
-    timed: list[_TimedUpdate] = []
+    loops: list[_Loop],
+    updates: Iterator[Update],
+    num_updates: int,
+    minutes: float | None,
+    device: torch.device,
+) -> list[_Span]:
+    """Let the loops make each span of updates in turn, until the number of updates or the time is reached."""
+    length = 1 if device.type == "cpu" else _UPDATES_IN_GPU_SPAN
+    timed: list[_Span] = []
     deadline = time.perf_counter() + 60 * (minutes or 0.0)
-    for update in updates:
-        seconds = []
-        for loop in loops:
-            start = time.perf_counter()
-            loop.step(update)
-            seconds.append(time.perf_counter() - start)
-        timed.append(_TimedUpdate(update, seconds))
-        enough = len(timed) >= num_updates if minutes is None else time.perf_counter() >= deadline
-        if enough and len(timed) >= _MIN_UPDATES:
-            break
-    return timed
+    while True:
+        span = list(itertools.islice(updates, length))
+        timed.append(_Span(span, [_seconds(loop, span, device) for loop in loops]))
+        enough = length * len(timed) >= num_updates if minutes is None else time.perf_counter() >= deadline
+        if enough and len(timed) >= _MIN_SPANS:
+            return timed
 
 
 class _StageClock:
-    """Adds up the seconds of each stage while it runs.
-
-    It waits for a GPU at both ends of a stage, which slows updates down a little.
-    """
+    """Adds up the seconds of each stage while it runs: on a GPU those between two events, which nothing waits for."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds = device, dict.fromkeys(STAGES, 0.0)
+        self.device = device
         self.is_running = False
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._seconds = dict.fromkeys(STAGES, 0.0)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Time a stage."""
         if not self.is_running:
             yield
-            return
-        synchronize(self.device)
-        start = time.perf_counter()
-        yield
-        synchronize(self.device)
-        self.seconds[name] += time.perf_counter() - start
+        elif self.device.type == "cpu":
+            start = time.perf_counter()
+            yield
+            self._seconds[name] += time.perf_counter() - start
+        else:
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record()
+            yield
+            last.record()
+            self._events.append((name, first, last))
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of each stage, once the device has finished."""
+        for name, first, last in self._events:
+            self._seconds[name] += first.elapsed_time(last) / 1000
+        self._events = []
+        return self._seconds
 
 
 def _time_shares(own: _MtkitLoop, clock: _StageClock, num_updates: int) -> dict[str, float]:
     """Measure the share of each stage in the time of some updates, and that of everything else."""
     clock.is_running = True
-    start = time.perf_counter()
-    _run(own, itertools.islice(own.updates(), num_updates))
-    total = time.perf_counter() - start
-    shares = {name: seconds / total for name, seconds in clock.seconds.items()}
+    total = _seconds(own, itertools.islice(own.updates(), num_updates), own.trainer.device)
+    shares = {name: seconds / total for name, seconds in clock.seconds().items()}
     return shares | {"other": 1 - sum(shares.values())}
 
 
 def _summarize(
     own: _MtkitLoop,
     baselines: list[_Loop],
-    timed: list[_TimedUpdate],
+    timed: list[_Span],
     shares: dict[str, float],
     memory: int,
 ) -> TrainBenchmark:
     """Compute medians and rates."""
     trainer = own.trainer
     padded, needed = (
-        [_count_positions(trainer, t.update, padded=padded) for t in timed] for padded in (True, False)
+        [_count_positions(trainer, span.updates, padded=padded) for span in timed]
+        for padded in (not trainer.config.training.pack, False)
     )
-    seconds = [t.seconds[0] for t in timed]
+    seconds = [span.seconds[0] for span in timed]
     config, vocab_size = trainer.config.model, trainer.inputs.tokenizers.tgt.vocab_size
     flops, needed_flops = ([training_flops(config, vocab_size, p) for p in ps] for ps in (padded, needed))
     peaks = matmul_peaks(trainer.device)
@@ -386,28 +402,28 @@ def _summarize(
         precision=own.precision,
         num_workers=trainer.engine.num_workers,
         num_parameters=trainer.model.num_parameters(),
-        num_updates=len(timed),
-        seconds_per_update=statistics.median(seconds),
+        num_updates=sum(len(span.updates) for span in timed),
+        seconds_per_update=_median_per_update(seconds, timed),
         src_tokens_per_second=_median_rate([p.src for p in needed], seconds),
         tgt_tokens_per_second=_median_rate([p.tgt for p in needed], seconds),
         padding_share=1 - sum(p.src + p.tgt for p in needed) / computed,
         shares=shares,
         peak_memory_bytes=memory,
-        flops_per_update=round(statistics.median(flops)),
-        needed_flops_per_update=round(statistics.median(needed_flops)),
+        flops_per_update=round(_median_per_update(flops, timed)),
+        needed_flops_per_update=round(_median_per_update(needed_flops, timed)),
         flops_per_second=speed,
         needed_flops_per_second=_median_rate(needed_flops, seconds),
         matmul_peaks=peaks,
         utilization=speed / peaks.get(own.precision, peaks["fp32"]),
         against=tuple(
-            _compare(baseline, [t.seconds[number] for t in timed], seconds, [p.tgt for p in needed])
+            _compare(baseline, [span.seconds[number] for span in timed], seconds, [p.tgt for p in needed])
             for number, baseline in enumerate(baselines, 1)
         ),
     )
 
 
 def _compare(baseline: _Loop, theirs: list[float], own: list[float], num_targets: list[int]) -> BaselineSpeed:
-    """Return a baseline's speed and the speedup over it, from the seconds and target tokens of each update."""
+    """Return a baseline's speed and the speedup over it, from the seconds and target tokens of each span."""
     ratios = [their / our for their, our in zip(theirs, own, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4)
     return BaselineSpeed(
@@ -420,14 +436,23 @@ def _compare(baseline: _Loop, theirs: list[float], own: list[float], num_targets
 
 
 def _median_rate(amounts: list[int], seconds: list[float]) -> float:
-    """Return the median over updates of an amount per second."""
+    """Return the median over spans of an amount per second."""
     return statistics.median(amount / s for amount, s in zip(amounts, seconds, strict=True))
 
 
-def _count_positions(trainer: Trainer, update: Update, *, padded: bool) -> Positions:
-    """Count the positions of an update's micro-batches, with padding or without."""
+def _median_per_update(amounts: Sequence[float], timed: list[_Span]) -> float:
+    """Return the median over spans of an amount per update."""
+    return statistics.median(amount / len(span.updates) for amount, span in zip(amounts, timed, strict=True))
+
+
+def _count_positions(trainer: Trainer, updates: list[Update], *, padded: bool) -> Positions:
+    """Count the positions of the micro-batches of some updates, with padding or without."""
     lengths = trainer.inputs.corpus.src_lengths, trainer.inputs.corpus.tgt_lengths
-    each = (Positions.of_batch(*lengths, pairs, padded=padded) for pairs in _micro_batches(trainer, update))
+    each = (
+        Positions.of_batch(*lengths, pairs, padded=padded)
+        for update in updates
+        for pairs in _micro_batches(trainer, update)
+    )
     return sum(each, Positions())
 
 
