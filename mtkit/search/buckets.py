@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from threading import Lock
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +26,18 @@ from mtkit.search.steppers import mean_log_probs
 
 _SHARE_OF_MEMORY = 0.4
 _MOST_BUCKETS = 96
+
+
+class BucketSearch(NamedTuple):
+    """Searches with the same options in a bucket.
+
+    Attributes:
+        beam: their beam.
+        step: makes a whole step, of all models and of the beam.
+    """
+
+    beam: StaticBeam
+    step: ReplayedCall
 
 
 class Bucket:
@@ -48,39 +61,33 @@ class Bucket:
         ]
         """The hidden states [B, K, D] of each model after a `step`."""
         self._steps = [ReplayedCall(self._step_of(index), capture) for index in range(len(models))]
-        self._beams: dict[SearchOptions, tuple[StaticBeam, ReplayedCall]] = {}
+        self._searches: dict[SearchOptions, BucketSearch] = {}
 
     @property
     def num_graphs(self) -> int:
         """Graphs that were captured."""
-        return sum(call.is_captured for call in (*self._steps, *(call for _, call in self._beams.values())))
+        calls = (*self._steps, *(search.step for search in self._searches.values()))
+        return sum(call.is_captured for call in calls)
 
     def step(self, index: int) -> None:
         """Make a step of one model: from `tokens_BK` to `hidden[index]`."""
         self._steps[index]()
 
-    def beam(self, options: SearchOptions) -> StaticBeam:
-        """Return the beam of searches with these options."""
-        return self._beam(options)[0]
-
-    def search_step(self, options: SearchOptions) -> None:
-        """Make a whole step of a search: of all models and of the beam."""
-        self._beam(options)[1]()
-
-    def _beam(self, options: SearchOptions) -> tuple[StaticBeam, ReplayedCall]:
+    def search(self, options: SearchOptions) -> BucketSearch:
+        """Return the beam of searches with these options, and their step."""
         options = replace(options, keep_log_probs=False)  # a beam always does
-        if options not in self._beams:
+        if options not in self._searches:
             beam = StaticBeam(self.size.sentences, self.size.slots, options, self.states[0].device)
 
-            def search_step() -> None:
+            def step() -> None:
                 hidden = [state.step(beam.tokens_BK) for state in self.states]
                 logits = [model.logits(h) for model, h in zip(self.models, hidden, strict=True)]
                 parents_BK = beam.advance(mean_log_probs(logits))
                 for state in self.states:
                     state.reorder(parents_BK)
 
-            self._beams[options] = beam, ReplayedCall(search_step, self._capture)
-        return self._beams[options]
+            self._searches[options] = BucketSearch(beam, ReplayedCall(step, self._capture))
+        return self._searches[options]
 
     def _step_of(self, index: int) -> Callable[[], None]:
         def step() -> None:

@@ -19,7 +19,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mtkit.search.state import NEG_INF, Beam, Candidates, SearchOptions
+from mtkit.search.state import (
+    NEG_INF,
+    Beam,
+    Candidates,
+    SearchOptions,
+    read_columns,
+    rows_on,
+    to_device,
+)
 
 _MET, _PENDING = -1, -2
 """Progress of a constraint that is met, and of one that is met if the next token may follow the phrase."""
@@ -105,6 +113,17 @@ Candidate = tuple[float, int, int]
 """Log-probability of the hypothesis with its new token, the hypothesis it continues, the token."""
 
 
+@dataclass(frozen=True)
+class _Found:
+    """Numbers of a sentence that the allocation depends on."""
+
+    best: list[list[tuple[int, int]]]  # (hypothesis, token) of the best candidates of each group
+    own_best: list[tuple[int, int]]  # each hypothesis with its most probable token
+    log_probs: dict[tuple[int, int], float]  # of each (hypothesis, token) that may be allocated
+    previous: list[float]  # log-probability of each hypothesis so far
+    tokens_left: int  # after the next one, eos included
+
+
 class ConstraintTracker:
     """The state of every live hypothesis, and the candidates that follow from it.
 
@@ -137,10 +156,12 @@ class ConstraintTracker:
             log_probs_BKV: log-probabilities of consecutive sentences.
             first: index of the first of them.
         """
-        for row in range(len(log_probs_BKV)):
-            for k, state in enumerate(self.states[first + row]):
-                if self.num_missing(first + row, state):
-                    log_probs_BKV[row, k, self.eos] = NEG_INF
+        early = [
+            [self.num_missing(sentence, state) > 0 for state in self.states[sentence]]
+            for sentence in range(first, first + len(log_probs_BKV))
+        ]
+        early_BK = to_device(torch.tensor(early), log_probs_BKV.device)
+        log_probs_BKV[:, :, self.eos].masked_fill_(early_BK, NEG_INF)
 
     def allocate(self, candidates: Candidates, log_probs_BKV: Tensor, beam: Beam, first: int = 0) -> None:
         """Replace, in place, the candidates of sentences with constraints by those of dynamic beam allocation.
@@ -154,53 +175,91 @@ class ConstraintTracker:
             beam: the beam of these sentences.
             first: index of the first of them.
         """
+        rows = [row for row in range(len(log_probs_BKV)) if self.constraints[first + row]]
+        if not rows:
+            return
         C, K = candidates.log_probs_BGC.shape[2], log_probs_BKV.shape[1]
         size = self.options.beam_size // self.options.groups
-        for row in range(len(log_probs_BKV)):
+        new: list[list[list[Candidate]]] = []
+        for row, found in zip(rows, self._read(rows, candidates, log_probs_BKV, beam, first), strict=True):
             chosen: Counter[int] = Counter()
-            for group in range(self.options.groups if self.constraints[first + row] else 0):
+            new.append([])
+            for group, best in enumerate(found.best):
                 own = range(group * size, (group + 1) * size) if K > 1 else range(1)
-                pool = candidates.parents_BGC[row, group], candidates.tokens_BGC[row, group]
-                best = set(zip(*(column.tolist() for column in pool), strict=True))
-                ranked = self._allocate_group(first + row, row, own, best, log_probs_BKV[row], beam, chosen)
-                padded = [*ranked, *[(NEG_INF, own[0], 0)] * C][:C]
-                _replace_candidates(candidates, row, group, padded, self.eos)
+                ranked = self._allocate_group(first + row, own, {*best}, found, chosen)
+                new[-1].append([*ranked, *[(NEG_INF, own[0], 0)] * C][:C])
                 live = [token for _, _, token in ranked[:C] if token != self.eos]
                 chosen.update(live[:size])
+        _replace_candidates(candidates, rows, new, self.eos)
+
+    def _read(
+        self, rows: list[int], candidates: Candidates, log_probs_BKV: Tensor, beam: Beam, first: int
+    ) -> list[_Found]:
+        """Return what the allocation of these rows depends on; from a GPU it is read in one copy."""
+        K, V = log_probs_BKV.shape[1:]
+        known = [
+            sorted({*((k, self.eos) for k in range(K)), *self._advancing(first + row, range(K))})
+            for row in rows
+        ]
+        places = [(row * K + k) * V + token for row, own in zip(rows, known, strict=True) for k, token in own]
+        device = log_probs_BKV.device
+        rows_R, places_N = rows_on(device, rows), rows_on(device, places)
+        most_probable_RK = log_probs_BKV.argmax(dim=-1)[rows_R]
+        parents_RGC, tokens_RGC = candidates.parents_BGC[rows_R], candidates.tokens_BGC[rows_R]
+        best_RN = (parents_RGC * V + tokens_RGC).flatten(1)
+        own_best_RK = torch.arange(K, device=device) * V + most_probable_RK
+        of_rows_RN = torch.cat([best_RN, own_best_RK], dim=1) + rows_R[:, None] * (K * V)
+        flat = log_probs_BKV.flatten()
+        parents, tokens, most_probable, previous, max_lengths, log_probs, known_log_probs = read_columns(
+            [
+                parents_RGC,
+                tokens_RGC,
+                most_probable_RK,
+                beam.log_probs_BK[rows_R],
+                beam.max_lengths_B[rows_R],
+                flat[of_rows_RN],
+                flat[places_N],
+            ]
+        )
+        found, start = [], 0
+        for index, own in enumerate(known):
+            best = [
+                list(zip(*group, strict=True)) for group in zip(parents[index], tokens[index], strict=True)
+            ]
+            own_best = list(enumerate(most_probable[index]))
+            pairs = [*(pair for group in best for pair in group), *own_best, *own]
+            values = [*log_probs[index], *known_log_probs[start : start + len(own)]]
+            start += len(own)
+            tokens_left = max_lengths[index] - beam.length - 1  # after this one, eos included
+            by_pair = dict(zip(pairs, values, strict=True))
+            found.append(_Found(best, own_best, by_pair, previous[index], tokens_left))
+        return found
 
     def _allocate_group(
         self,
         sentence: int,
-        row: int,
         own: range,
         best: set[tuple[int, int]],
-        log_probs_KV: Tensor,
-        beam: Beam,
+        found: _Found,
         chosen: Counter[int],
     ) -> list[Candidate]:
         """Return the candidates of a group in the order in which the beam is filled.
 
         Args:
             sentence: index of the sentence among all.
-            row: index of the sentence in `beam`.
             own: hypotheses of the group.
             best: (hypothesis, token) of its most probable candidates.
-            log_probs_KV: log-probabilities of the sentence.
+            found: what was read for the sentence.
             chosen: how many hypotheses of the earlier groups chose each token.
         """
-        tokens_left = int(beam.max_lengths_B[row]) - beam.length - 1  # after this one, eos included
-        previous = beam.log_probs_BK[row].tolist()
-        most_probable = log_probs_KV.argmax(dim=-1).tolist()
-        own_best = ((k, most_probable[k]) for k in own)  # so that every hypothesis can continue
+        own_best = (found.own_best[k] for k in own)  # so that every hypothesis can continue
         ends = ((k, self.eos) for k in own)
-        pool = sorted({*best, *own_best, *ends, *self._advancing(sentence, own)})
-        log_probs = log_probs_KV[[k for k, _ in pool], [token for _, token in pool]].tolist()
         banks: dict[int, list[Candidate]] = {}
-        for (k, token), log_prob in zip(pool, log_probs, strict=True):
-            total = previous[k] + log_prob
+        for k, token in sorted({*best, *own_best, *ends, *self._advancing(sentence, own)}):
+            total = found.previous[k] + found.log_probs[k, token]
             state = self.next_state(sentence, self.states[sentence][k], token)
             missing = self.num_missing(sentence, state)
-            if total > NEG_INF and missing < max(tokens_left, 1):  # room for the missing tokens and eos
+            if total > NEG_INF and missing < max(found.tokens_left, 1):  # room for missing tokens and eos
                 banks.setdefault(missing, []).append((total, k, token))
 
         def rank(candidate: Candidate) -> Candidate:
@@ -220,12 +279,13 @@ class ConstraintTracker:
 
     def advance(self, parents_BK: Tensor, tokens_BK: Tensor) -> None:
         """Continue with the new live hypotheses: the previous one of each, and its new token."""
+        columns = zip(*read_columns([parents_BK, tokens_BK]), strict=True)
         self.states = [
             [
                 self.next_state(row, self.states[row][k], token)
                 for k, token in zip(parents, tokens, strict=True)
             ]
-            for row, (parents, tokens) in enumerate(zip(parents_BK.tolist(), tokens_BK.tolist(), strict=True))
+            for row, (parents, tokens) in enumerate(columns)
         ]
 
     def keep_rows(self, rows_B: Tensor) -> None:
@@ -236,15 +296,16 @@ class ConstraintTracker:
 
 
 def _replace_candidates(
-    candidates: Candidates, row: int, group: int, new: Sequence[Candidate], eos: int
+    candidates: Candidates, rows: list[int], new: Sequence[Sequence[Sequence[Candidate]]], eos: int
 ) -> None:
-    """Replace the candidates of a group in place."""
-    log_probs, parents, tokens = zip(*new, strict=True)
+    """Replace the candidates of these sentences in place."""
     device = candidates.log_probs_BGC.device
-    candidates.log_probs_BGC[row, group] = torch.tensor(log_probs, device=device)
-    candidates.parents_BGC[row, group] = torch.tensor(parents, device=device)
-    candidates.tokens_BGC[row, group] = torch.tensor(tokens, device=device)
-    candidates.ends_BGC[row, group] = candidates.tokens_BGC[row, group] == eos
+    rows_R, numbers_RGC3 = rows_on(device, rows), to_device(torch.tensor(new, dtype=torch.float64), device)
+    log_probs_RGC, parents_RGC, tokens_RGC = numbers_RGC3.unbind(dim=-1)
+    candidates.log_probs_BGC[rows_R] = log_probs_RGC.to(candidates.log_probs_BGC.dtype)
+    candidates.parents_BGC[rows_R] = parents_RGC.long()
+    candidates.tokens_BGC[rows_R] = tokens_RGC.long()
+    candidates.ends_BGC[rows_R] = tokens_RGC == eos
 
 
 def _round_robin(banks: list[list[Candidate]]) -> list[Candidate]:

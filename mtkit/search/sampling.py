@@ -27,6 +27,7 @@ from mtkit.search.state import (
     read_columns,
     remaining_rows,
     rows_on,
+    to_device,
 )
 from mtkit.search.token_rules import apply_token_rules
 
@@ -137,11 +138,13 @@ def init_samples(
     ]
     return Samples(
         sentences_B=torch.arange(B, device=device),
-        max_lengths_B=torch.tensor(max_lengths, dtype=torch.long, device=device),
+        max_lengths_B=to_device(torch.tensor(max_lengths, dtype=torch.long), device),
         prefixes_BP=pad_prefixes(prefixes or [()] * B, device),
         tokens_BKT=torch.full((B, 1, 1), options.bos, device=device),
         log_probs_BK=torch.zeros(B, 1, device=device),
-        uniforms_BKT=torch.from_numpy(np.array(uniforms).reshape(B, sampling.num_samples, T)).to(device),
+        uniforms_BKT=to_device(
+            torch.from_numpy(np.array(uniforms).reshape(B, sampling.num_samples, T)), device
+        ),
         ended_BK=torch.zeros(B, 1, dtype=torch.bool, device=device),
     )
 

@@ -183,7 +183,7 @@ def init_beam(
     B, K = len(max_lengths), options.beam_size
     return Beam(
         sentences_B=torch.arange(B, device=device),
-        max_lengths_B=torch.tensor(max_lengths, dtype=torch.long, device=device),
+        max_lengths_B=to_device(torch.tensor(max_lengths, dtype=torch.long), device),
         prefixes_BP=pad_prefixes(prefixes, device),
         tokens_BKT=torch.full((B, 1, 1), options.bos, device=device),
         log_probs_BK=torch.zeros(B, 1, device=device),
@@ -201,7 +201,7 @@ def pad_prefixes(prefixes: Sequence[Sequence[int]], device: torch.device | str) 
     """Return the prefixes as one tensor [B, P], padded with -1."""
     P = max(map(len, prefixes), default=0)
     padded = [[*prefix, *[-1] * (P - len(prefix))] for prefix in prefixes]
-    return torch.tensor(padded, dtype=torch.long, device=device).view(len(prefixes), P)
+    return to_device(torch.tensor(padded, dtype=torch.long).view(len(prefixes), P), device)
 
 
 LOOK_EVERY = 8
@@ -231,8 +231,14 @@ def remaining_rows(done: Sequence[bool]) -> list[int]:
 
 def rows_on(device: torch.device, rows: Sequence[int]) -> Tensor:
     """Return numbers of rows as a tensor on a device, without waiting for it."""
-    rows_B = torch.tensor(rows, dtype=torch.long)
-    return rows_B if device.type == "cpu" else rows_B.pin_memory().to(device, non_blocking=True)
+    return to_device(torch.tensor(rows, dtype=torch.long), device)
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Return a tensor of the CPU on a device, without waiting for it."""
+    if torch.device(device).type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def read_columns(columns: Sequence[Tensor]) -> list[list[Any]]:

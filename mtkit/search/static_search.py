@@ -18,7 +18,6 @@ from mtkit.model.static import size_of
 from mtkit.search.buckets import Bucket, Buckets
 from mtkit.search.scores import not_numbers
 from mtkit.search.state import LOOK_EVERY, Hypothesis, SearchOptions, remaining_rows, rows_on
-from mtkit.search.static_beam import StaticBeam
 
 
 def is_supported(options: SearchOptions) -> bool:
@@ -94,12 +93,8 @@ class _Batch:
         self.bucket = buckets.bucket(size)
         for state in self.bucket.states:
             state.load(src_BS)
+        self.beam, self._search_step = self.bucket.search(options)
         self.beam.start(max_lengths, prefixes)
-
-    @property
-    def beam(self) -> StaticBeam:
-        """Beam of the bucket."""
-        return self.bucket.beam(self.options)
 
     def step(self) -> None:
         """Append a token to each hypothesis."""
@@ -109,7 +104,7 @@ class _Batch:
             slots_Rn = self.bucket.states[0].used_slots(num_rows, self.num_filled)
             rows_R = torch.arange(num_rows, device=slots_Rn.device)
             self._move_to(self.buckets.enlarged(size, slots_Rn.shape[1]), rows_R, slots_Rn)
-        self.bucket.search_step(self.options)
+        self._search_step()
         self.num_filled += size.hypotheses
         self.length += 1
 
@@ -130,5 +125,6 @@ class _Batch:
         for own, new in zip(self.bucket.states, target.states, strict=True):
             own.move_to(new, rows_R, slots_Bn)
         if target is not self.bucket:
-            self.beam.move_to(target.beam(self.options), rows_R)
+            before, (self.beam, self._search_step) = self.beam, target.search(self.options)
+            before.move_to(self.beam, rows_R)
         self.bucket, self.num_filled = target, slots_Bn.shape[1]

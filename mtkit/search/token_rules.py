@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mtkit.search.state import NEG_INF, SearchOptions, any_or_unknown
+from mtkit.search.state import NEG_INF, SearchOptions, any_or_unknown, to_device
 
 
 class Hypotheses(Protocol):
@@ -78,8 +78,9 @@ def _restrict_after_prefix(log_probs_BKV: Tensor, hyps: Hypotheses, allowed: tup
     if t < prefixes_BP.shape[1]:
         ends_B = ends_B & (prefixes_BP[:, t] < 0)
     if any_or_unknown(ends_B):
-        forbidden_V = torch.ones(log_probs_BKV.shape[2], dtype=torch.bool, device=log_probs_BKV.device)
+        forbidden_V = torch.ones(log_probs_BKV.shape[2], dtype=torch.bool)
         forbidden_V[list(allowed)] = False
+        forbidden_V = to_device(forbidden_V, log_probs_BKV.device)
         log_probs_BKV.masked_fill_(ends_B[:, None, None] & forbidden_V, NEG_INF)
 
 

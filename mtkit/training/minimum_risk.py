@@ -34,7 +34,7 @@ from mtkit.data.tokenizer import Tokenizer
 from mtkit.evaluation.metrics import build_metrics
 from mtkit.model.transformer import Transformer
 from mtkit.search.sampling import SamplingOptions, sample
-from mtkit.search.state import NEG_INF
+from mtkit.search.state import NEG_INF, read_arrays, to_device
 from mtkit.search.steppers import ModelStepper
 from mtkit.training.loss import CHUNK_POSITIONS, TensorBatch
 from mtkit.translation.batched_search import search_options
@@ -69,17 +69,14 @@ class MinimumRisk:
             model: the model, in training mode.
             batch: the batch.
         """
-        refs = [
-            ids[is_real][:-1].tolist()
-            for ids, is_real in zip(batch.tgt_out_BT.cpu(), batch.mask_BT.cpu(), strict=True)
-        ]
+        arrays = read_arrays([batch.tgt_out_BT, batch.mask_BT])
+        refs = [ids[is_real][:-1].tolist() for ids, is_real in zip(*arrays, strict=True)]
         candidates = self.draw(model, batch.src_BS, refs, torch.initial_seed())
         risks = self.risks(candidates, refs)
         positions = len(refs) * max(batch.src_BS.shape[1], batch.tgt_in_BT.shape[1])
         log_probs_BK = candidate_log_probs(model, batch.src_BS, candidates, self.tokenizer, positions)
-        risks_BK = torch.zeros_like(log_probs_BK)
-        for row, own in zip(risks_BK, risks, strict=True):
-            row[: len(own)] = row.new_tensor(own)
+        padded = [[*own, *[0.0] * (log_probs_BK.shape[1] - len(own))] for own in risks]
+        risks_BK = to_device(torch.tensor(padded, dtype=log_probs_BK.dtype), log_probs_BK.device)
         weights_B = batch.mask_BT.sum(dim=1)
         return (expected_risks(log_probs_BK, risks_BK, self.settings.alpha) * weights_B).sum()
 
@@ -168,15 +165,15 @@ def candidate_log_probs(
     memory_BSD, mask = model.encode(src_BS), model.source_mask(src_BS)
 
     def chunk_log_probs(chunk: Indices, memory_BSD: Tensor) -> Tensor:
-        sentence = torch.from_numpy(sentences[chunk]).to(src_BS.device)
+        sentence = to_device(torch.from_numpy(sentences[chunk]), src_BS.device)
         return _row_log_probs(
             model, memory_BSD[sentence], mask[sentence], [rows[i] for i in chunk.tolist()], tokenizer
         )
 
     chunks = split_by_tokens(sizes, order, max_positions)
     parts = [checkpoint(chunk_log_probs, chunk, memory_BSD, use_reentrant=False) for chunk in chunks]
-    found = torch.cat(parts)[torch.from_numpy(np.argsort(order, kind="stable")).to(src_BS.device)]
-    is_there = torch.from_numpy(np.arange(counts.max()) < counts[:, None]).to(src_BS.device)
+    found = torch.cat(parts)[to_device(torch.from_numpy(np.argsort(order, kind="stable")), src_BS.device)]
+    is_there = to_device(torch.from_numpy(np.arange(counts.max()) < counts[:, None]), src_BS.device)
     return found.new_full(is_there.shape, NEG_INF).masked_scatter(is_there, found)
 
 
@@ -185,19 +182,22 @@ def _row_log_probs(
 ) -> Tensor:
     """Return the log-probability [R] of each row of tokens with eos, given its own memory."""
     device = memory_RSD.device
-    tgt_in = torch.from_numpy(collate_tokens(rows, tokenizer.pad, bos=tokenizer.bos)).to(device)
-    tgt_out = torch.from_numpy(collate_tokens(rows, tokenizer.pad, eos=tokenizer.eos)).to(device)
-    lengths = torch.tensor([len(ids) + 1 for ids in rows], device=device)
-    is_real = torch.arange(tgt_in.shape[1], device=device) < lengths[:, None]
-    hidden_MD = model.decode(tgt_in, memory_RSD, mask)[is_real]
-    parts = zip(hidden_MD.split(CHUNK_POSITIONS), tgt_out[is_real].split(CHUNK_POSITIONS), strict=True)
+    tgt_in_RT = collate_tokens(rows, tokenizer.pad, bos=tokenizer.bos)
+    tgt_out_RT = collate_tokens(rows, tokenizer.pad, eos=tokenizer.eos)
+    lengths = np.array([len(ids) + 1 for ids in rows])
+    real_M = np.flatnonzero(np.arange(tgt_in_RT.shape[1]) < lengths[:, None])
+    tgt_in, tgt_out_M, positions_M, row_of_position = (
+        to_device(torch.from_numpy(array), device)
+        for array in (tgt_in_RT, tgt_out_RT.ravel()[real_M], real_M, np.repeat(np.arange(len(rows)), lengths))
+    )
+    hidden_MD = model.decode(tgt_in, memory_RSD, mask).flatten(0, 1)[positions_M]
+    parts = zip(hidden_MD.split(CHUNK_POSITIONS), tgt_out_M.split(CHUNK_POSITIONS), strict=True)
     log_probs_M = torch.cat(
         [
             checkpoint(_token_log_probs, model, hidden, targets, use_reentrant=False)
             for hidden, targets in parts
         ]
     )
-    row_of_position = torch.arange(len(rows), device=device).repeat_interleave(lengths)
     return log_probs_M.new_zeros(len(rows)).index_add(0, row_of_position, log_probs_M)
 
 

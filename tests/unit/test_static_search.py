@@ -95,9 +95,12 @@ def check_same(found: list[list[Hypothesis]], expected: list[list[Hypothesis]]) 
 @pytest.mark.parametrize(
     ("kind", "name", "number"),
     [
-        *(("sinusoidal", name, 1) for name in OPTIONS),
-        *((kind, "n-best", 1) for kind in KINDS if kind != "sinusoidal"),
-        ("sinusoidal", "n-best", 2),
+        ("sinusoidal", "greedy", 1),
+        ("sinusoidal", "n-best", 1),
+        ("sinusoidal", "finished", 2),
+        ("relative", "finished", 1),
+        ("rotary, grouped heads", "all_unbeaten", 1),
+        ("learned, post-norm", "certain", 1),
     ],
 )
 def test_both_ways_find_what_the_growing_search_finds(kind: str, name: str, number: int) -> None:
@@ -112,13 +115,13 @@ def test_both_ways_find_what_the_growing_search_finds(kind: str, name: str, numb
             growing[0] if number == 1 else EnsembleStepper(growing), limits, options, prefixes=prefixes
         )
         check_same(static_search(whole, src_BS, limits, options, prefixes), expected)
-        if name == "n-best":
+        if name in ("n-best", "finished"):
             static = [StaticStepper(steps, index, src_BS, options.beam_size) for index in range(number)]
             stepper = static[0] if number == 1 else EnsembleStepper(static)
             check_same(search(stepper, limits, options, prefixes=prefixes), expected)
         lengths += [len(hyp.ids) for hyps in expected for hyp in hyps]
     assert max(lengths) > 24 and len({*lengths}) > 5
-    for buckets in (whole, steps) if name == "n-best" else (whole,):
+    for buckets in (whole, steps) if steps.sizes else (whole,):
         assert len({size.sentences for size in buckets.sizes}) > 2 and buckets.num_graphs > 3
     if options.beam_size > 2:
         assert max(size.slots for size in whole.sizes) > min(size.slots for size in whole.sizes)
@@ -198,12 +201,13 @@ def test_a_step_does_the_same_with_the_same_shapes_each_time() -> None:
     buckets = Buckets([model_of("rotary, grouped heads")], without_graphs)
     bucket = buckets.bucket(size_of(*src_BS.shape, options.beam_size))
     bucket.states[0].load(src_BS)
-    bucket.beam(options).start(limits, prefixes)
+    beam, step = bucket.search(options)
+    beam.start(limits, prefixes)
     recorders = []
     for _ in range(LOOK_EVERY):
         recorders.append(Recorder())
         with recorders[-1]:
-            bucket.search_step(options)
+            step()
     assert len(recorders[0].shapes) > 50
     assert all(recorder.shapes == recorders[0].shapes for recorder in recorders)
 
