@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from mtkit.cli import app
+from mtkit.cli import make_app
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -75,7 +75,7 @@ def subcommands(command: Any) -> dict[str, Any]:
 
 def leaf_commands(command: Any = None, name: str = "") -> dict[str, Any]:
     """Return every command that does something, by its full name, such as `config show`."""
-    command = typer.main.get_command(app) if command is None else command
+    command = typer.main.get_command(make_app()) if command is None else command
     if not subcommands(command):
         return {name: command}
     leaves: dict[str, Any] = {}
@@ -86,7 +86,7 @@ def leaf_commands(command: Any = None, name: str = "") -> dict[str, Any]:
 
 def split_command(words: list[str]) -> tuple[str, Any, list[str]]:
     """Return the name of the (sub)command, the command itself, and its arguments."""
-    command, names, rest = typer.main.get_command(app), [], list(words)
+    command, names, rest = typer.main.get_command(make_app()), [], list(words)
     while rest and rest[0] in subcommands(command):
         names.append(rest.pop(0))
         command = subcommands(command)[names[-1]]

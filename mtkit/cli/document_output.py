@@ -13,7 +13,6 @@ from mtkit.cli.line_format import LineFormat
 from mtkit.cli.resume_note import ResumeNote
 from mtkit.cli.terminal import check_not_compressed, check_not_overwriting
 from mtkit.data.documents import is_document
-from mtkit.data.filling import fill, lines_to_fill
 from mtkit.errors import ConfigError, StorageError
 from mtkit.files import atomic_file, read_lines, storage_errors, strip_compression
 
@@ -51,6 +50,8 @@ class DocumentOutput:
         Raises:
             DataError: If it cannot be read, or is in other languages.
         """
+        from mtkit.data.filling import lines_to_fill
+
         return lines_to_fill(path, self.languages, keep_tags=self.keep_tags)
 
     def is_finished(self, job: Mapping[str, str]) -> bool:
@@ -78,6 +79,8 @@ class DocumentOutput:
             DataError: If the document that is translated has changed meanwhile.
             StorageError: If it cannot be written; nothing of it is left behind.
         """
+        from mtkit.data.filling import fill
+
         with ResumeNote(self.path, job).recorded(), atomic_file(self.path) as file:
             fill(self.source, file, read_lines(self.lines), self.languages)
         with storage_errors(self.lines):

@@ -13,11 +13,17 @@ import os
 import re
 import sys
 import traceback
+from contextlib import suppress
+from ctypes import CDLL
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import typer
 
-from mtkit.cli.commands import app
+from mtkit.cli.command_table import COMMANDS, GROUPS
+from mtkit.cli.commands import make_app
 from mtkit.cli.rules import name_options
 from mtkit.cli.terminal import escape_unencodable, flush_or_discard, print_stderr
 from mtkit.errors import ConfigError, MtkitError, StorageError
@@ -35,7 +41,30 @@ _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and end the process with its exit code."""
     _reserve_standard_descriptors()
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if any(command.loads_torch and command.name == _first_word(arguments) for command in COMMANDS):
+        _load_torch_library()
+    sys.exit(run(arguments))
+
+
+def _load_torch_library() -> None:
+    """Begin to load PyTorch's largest library in a thread, while this one imports what it needs before.
+
+    It takes a seventh of the time of `import torch`, and does not hold the interpreter's lock. With CUDA, PyTorch loads
+    other libraries first.
+    """
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return
+    library = Path(spec.origin).with_name("lib") / "libtorch_cpu.so"
+    if library.exists() and not library.with_name("libtorch_cuda.so").exists():
+        Thread(target=_load, args=(library,), daemon=True).start()
+
+
+def _load(library: Path) -> None:
+    """Load a library; if it cannot be loaded, `import torch` will say so."""
+    with suppress(OSError):
+        CDLL(str(library))
 
 
 def _reserve_standard_descriptors() -> None:
@@ -53,6 +82,7 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
+        app = make_app(_first_word(arguments))
         code = app(_add_help(arguments), prog_name="mtkit", standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -90,18 +120,21 @@ def run(arguments: list[str]) -> int:
         raise
 
 
+def _first_word(arguments: list[str]) -> str | None:
+    """Return the command or group that is called, or None if there is none of this name."""
+    names = {known.name for known in (*COMMANDS, *GROUPS)}
+    return arguments[0] if arguments and arguments[0] in names else None
+
+
 def _add_help(arguments: list[str]) -> list[str]:
     """Return the arguments, with --help added if they name no more than a group of commands."""
-    group: typer.Typer | None = app
-    for argument in arguments:
-        groups = {} if group is None else {info.name: info.typer_instance for info in group.registered_groups}
-        group = groups.get(argument)
-    return arguments if group is None else [*arguments, "--help"]
+    groups = [[], *([group.name] for group in GROUPS)]
+    return [*arguments, "--help"] if arguments in groups else arguments
 
 
 def _find_command(arguments: list[str]) -> Any:
     """Return the command that the arguments name, or the innermost group."""
-    command: Any = typer.main.get_command(app)
+    command: Any = typer.main.get_command(make_app(_first_word(arguments)))
     for argument in arguments:
         command = getattr(command, "commands", {}).get(argument, command)
     return command

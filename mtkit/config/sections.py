@@ -101,7 +101,12 @@ class Section(BaseModel):
     """A part of the config. Unknown keys are errors, values are not coerced to other types, instances are frozen."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        defer_build=True,
     )
 
 

@@ -24,7 +24,7 @@ from rich.console import Console
 
 import mtkit
 from mtkit.checkpoint import load_checkpoint, save_checkpoint
-from mtkit.cli import app
+from mtkit.cli import make_app
 from mtkit.training.engine import Engine
 from mtkit.training.progress import Progress
 from mtkit.training.run import TrainResult
@@ -604,7 +604,7 @@ def all_commands(group: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[str,
         yield from all_commands(command, (*names, name))
 
 
-@pytest.mark.parametrize("words", list(all_commands(typer.main.get_command(app))))
+@pytest.mark.parametrize("words", list(all_commands(typer.main.get_command(make_app()))))
 def test_every_help_has_an_example(words: tuple[str, ...]) -> None:
     code, out, err = tiny.mtkit(*words, "--help")
     assert (code, err) == (0, "")

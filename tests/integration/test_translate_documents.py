@@ -245,7 +245,7 @@ def test_a_document_written_after_a_crash(
 ) -> None:
     source, output = xliff(tmp_path / "a.xlf", PAIRS), tmp_path / "b.xlf"
     with monkeypatch.context() as patch:
-        patch.setattr("mtkit.cli.document_output.fill", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("mtkit.data.filling.fill", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert tiny.mtkit("translate", trained, source, "-o", output, "--resume", "-q")[0] == 130
     assert not output.exists()
     monkeypatch.setattr("mtkit.cli.translate.load_translator", None)  # all is translated

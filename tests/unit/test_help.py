@@ -11,7 +11,7 @@ import pytest
 import tiny
 import typer
 
-from mtkit.cli import app
+from mtkit.cli import make_app
 from mtkit.cli.terminal import invocation
 from mtkit.config.choices import PRECISIONS
 from mtkit.config.loading import config_keys, suggested_values
@@ -35,7 +35,7 @@ def test_missing_arguments_are_a_usage_error() -> None:
 
 
 def translate_options() -> dict[str, Any]:
-    command: Any = typer.main.get_command(app).commands["translate"]  # type: ignore[attr-defined]
+    command: Any = typer.main.get_command(make_app()).commands["translate"]  # type: ignore[attr-defined]
     return {p.name: p for p in command.params if p.param_type_name == "option"}
 
 
@@ -49,7 +49,7 @@ def test_every_option_of_translate_is_in_a_panel() -> None:
 
 def complete(*words: str) -> list[str]:
     """Return the completions of the last word of a command line, as a shell gets them."""
-    command: Any = typer.main.get_command(app)
+    command: Any = typer.main.get_command(make_app())
     *names, last = words
     with command.make_context("mtkit", list(names), resilient_parsing=True) as context:
         below = context.command.commands[names[0]]
@@ -95,9 +95,9 @@ def test_completion_does_not_import_torch() -> None:
     words = "mtkit train my.yaml training.sch"
     code = """
 import sys
-from mtkit.cli import app
+from mtkit.cli import make_app
 try:
-    app([], prog_name="mtkit")
+    make_app()([], prog_name="mtkit")
 finally:
     assert not {"torch", "sacrebleu", "datasets"} & sys.modules.keys()
 """

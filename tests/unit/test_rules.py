@@ -11,7 +11,7 @@ import pytest
 import typer
 
 import mtkit
-from mtkit.cli import app
+from mtkit.cli import make_app
 from mtkit.cli.rules import (
     OFF_SWITCHES,
     TRANSLATE,
@@ -35,7 +35,7 @@ VALUES = {"--mbr": "chrf", "--stop": "certain"}
 
 
 def command_of(names: tuple[str, ...]) -> Any:
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(make_app())
     for name in names:
         command = command.commands[name]  # type: ignore[attr-defined]
     return command
@@ -148,7 +148,7 @@ def test_the_command_line_names_options_where_the_library_names_parameters_and_k
 
 def test_only_the_command_line_knows_options() -> None:
     """Messages of the library name parameters in backticks, and each of them is also an option."""
-    root: Any = typer.main.get_command(app)
+    root: Any = typer.main.get_command(make_app())
     commands = [*root.commands.values(), *root.commands["benchmark"].commands.values()]
     options = {option for command in commands for p in command.params for option in p.opts}
     package = Path(mtkit.__file__).parent
