@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -29,7 +30,10 @@ def without_graphs(call: Call) -> Call:
 
 
 def cuda_graphs(device: torch.device) -> Capture:
-    """Return what captures calls on a GPU. Its graphs share the memory of their temporary tensors."""
+    """Return what captures calls on a GPU. Its graphs share the memory of their temporary tensors.
+
+    A call that cannot be captured is returned as it is, with a warning.
+    """
     pool = torch.cuda.graph_pool_handle()
 
     def capture(call: Call) -> Call:
@@ -43,10 +47,16 @@ def cuda_graphs(device: torch.device) -> Capture:
                 try:
                     call()
                 except BaseException:
-                    with suppress(RuntimeError):
+                    with suppress(RuntimeError):  # which says only that the recording is of no use
                         graph.capture_end()
                     raise
                 graph.capture_end()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            message = f"this step runs without a CUDA graph, more slowly: {str(error).strip()}"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+            return call
         finally:
             if collects:
                 gc.enable()
@@ -63,15 +73,19 @@ class ReplayedCall:
     Args:
         call: the call.
         capture: captures it.
+
+    Attributes:
+        is_captured: whether it is replayed.
     """
 
     def __init__(self, call: Call, capture: Capture) -> None:
         self._call, self._capture = call, capture
-        self._is_prepared = self.is_captured = False
+        self._num_calls, self.is_captured = 0, False
 
     def __call__(self) -> None:
         """Run or replay it."""
-        if self._is_prepared and not self.is_captured:
-            self._call, self.is_captured = self._capture(self._call), True
+        if self._num_calls == 1:
+            original, self._call = self._call, self._capture(self._call)
+            self.is_captured = self._call is not original
         self._call()
-        self._is_prepared = True
+        self._num_calls += 1

@@ -103,7 +103,7 @@ class Buckets:
         models: the models, in evaluation mode, on one device.
         capture: captures steps; by default CUDA graphs on a GPU, and nothing on a CPU.
         max_bytes: most memory of the keys and values of all buckets; those that were not used for longest are dropped.
-            By default 0.4 of that of a GPU, or 1 GB.
+            By default 0.4 of what is free on a GPU, or 1 GB.
 
     Attributes:
         lock: to be held during a search.
@@ -169,7 +169,8 @@ def _memory_share(device: torch.device) -> int:
     """Return the memory of all buckets on a device."""
     if device.type != "cuda":
         return 1 << 30
-    return int(_SHARE_OF_MEMORY * torch.cuda.get_device_properties(device).total_memory)
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(_SHARE_OF_MEMORY * free)
 
 
 class StaticStepper:

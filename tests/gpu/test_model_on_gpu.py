@@ -151,7 +151,8 @@ def test_graphs_repeat_what_plain_steps_do(
             assert own == (other[0], pytest.approx(other[1], abs=1e-3))
         if precision == "fp32":
             assert [text for text, _ in found] == [text for text, _ in translate(lines, None)]
-    assert 0 < graphs.num_graphs < 40 and graphs.sizes == plain.sizes
+    assert graphs.sizes == plain.sizes and len(graphs.sizes) < 40
+    assert (0 < graphs.num_graphs < 40) == (device.type == "cuda")
 
 
 def test_dropped_graphs_give_their_memory_back(trained: Path, device: torch.device) -> None:

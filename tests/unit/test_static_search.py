@@ -5,8 +5,11 @@ Steps are recorded and repeated by `taped_calls`, as a GPU would.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from torch import Tensor
 
 from mtkit.config.sections import ModelConfig
 from mtkit.errors import TrainingError
-from mtkit.model.cuda_graphs import without_graphs
+from mtkit.model.cuda_graphs import ReplayedCall, cuda_graphs, without_graphs
 from mtkit.model.static import Size, round_up, round_up_slots, size_of
 from mtkit.model.transformer import Transformer
 from mtkit.search.beam import search
@@ -95,12 +98,11 @@ def check_same(found: list[list[Hypothesis]], expected: list[list[Hypothesis]]) 
 @pytest.mark.parametrize(
     ("kind", "name", "number"),
     [
-        ("sinusoidal", "greedy", 1),
         ("sinusoidal", "n-best", 1),
-        ("sinusoidal", "finished", 2),
+        ("sinusoidal", "certain", 2),
         ("relative", "finished", 1),
         ("rotary, grouped heads", "all_unbeaten", 1),
-        ("learned, post-norm", "certain", 1),
+        ("learned, post-norm", "greedy", 1),
     ],
 )
 def test_both_ways_find_what_the_growing_search_finds(kind: str, name: str, number: int) -> None:
@@ -108,7 +110,7 @@ def test_both_ways_find_what_the_growing_search_finds(kind: str, name: str, numb
     models, options = [model_of(kind, 1 + index) for index in range(number)], options_of(name)
     whole, steps = Buckets(models, tape), Buckets(models, tape)
     lengths = []
-    for count, seed in ((7, 3), (5, 8), (1, 4)):
+    for count, seed in ((6, 3), (4, 8), (1, 4)):
         src_BS, limits, prefixes = batch_of(count, seed)
         growing = [ModelStepper(model, src_BS) for model in models]
         expected = search(
@@ -214,13 +216,14 @@ def test_a_step_does_the_same_with_the_same_shapes_each_time() -> None:
 
 def test_few_graphs_are_enough_for_a_whole_test_set() -> None:
     """Batches of many sizes and lengths come to a number of graphs that hardly grows any more."""
-    buckets, options, counts = Buckets([model_of("sinusoidal")], without_graphs), options_of("greedy"), []
+    buckets, options = Buckets([model_of("sinusoidal")], tape), options_of("greedy")
+    counts = []
     for _ in range(2):
-        for count in (21, 20, 13, 12, 9, 7, 5, 3, 1):
+        for count in (13, 12, 9, 7, 5, 3, 1):
             src_BS, limits, prefixes = batch_of(count, count)
-            static_search(buckets, src_BS, limits, options, prefixes)
+            static_search(buckets, src_BS, [min(limit, 16) for limit in limits], options, [()] * count)
         counts.append(buckets.num_graphs)
-    assert counts[0] <= 10 and counts[1] <= counts[0] + 1
+    assert counts[0] <= 8 and counts[1] <= counts[0] + 1
     assert {(size.source, size.slots) for size in buckets.sizes} == {(16, 64)}
 
 
@@ -229,13 +232,13 @@ def test_slots_that_no_hypothesis_sees_are_dropped() -> None:
     model, (src_BS, _, _) = model_of("sinusoidal"), batch_of(3, 4)
     buckets = Buckets([model], tape)
     steppers = [ModelStepper(model, src_BS), StaticStepper(buckets, 0, src_BS, 4)]
-    for step in range(60):
+    for step in range(36):
         tokens_BK = (7 * step + torch.arange(12)).view(3, 4) % V
         hidden = [stepper.step(tokens_BK) for stepper in steppers]
         torch.testing.assert_close(*hidden, atol=1e-5, rtol=1e-4)
         for stepper in steppers:
             stepper.reorder(torch.full((3, 4), step % 4))
-    assert [size.slots for size in buckets.sizes] == [64, 128]  # not 4 x 60
+    assert [size.slots for size in buckets.sizes] == [64]  # not 4 x 36
 
 
 def test_memory_is_bounded() -> None:
@@ -255,3 +258,55 @@ def test_sizes_are_at_most_half_larger() -> None:
     assert all(number <= round_up(number) <= 1.5 * number for number in range(1, 700))
     assert [round_up_slots(number) for number in (1, 64, 65, 500)] == [64, 64, 128, 512]
     assert size_of(5, 33, 5) == Size(6, 48, 5, 128) and size_of(1, 7, 1, steps=90) == Size(1, 16, 1, 128)
+
+
+# --- the graphs themselves ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "failure", [None, RuntimeError("not permitted"), torch.OutOfMemoryError("too large")]
+)
+def test_a_call_is_run_then_captured_then_replayed(
+    failure: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as that can be seen without a GPU: in which order PyTorch is asked to do what."""
+    events: list[str] = []
+
+    class Graph:
+        def capture_begin(self, pool: object, capture_error_mode: str) -> None:
+            events.append(f"begin {pool} {capture_error_mode} {gc.isenabled()}")
+
+        def capture_end(self) -> None:
+            events.append("end")
+
+        def replay(self) -> None:
+            events.append("replay")
+
+    stream = mock.MagicMock()
+    for name, fake in {
+        "graph_pool_handle": lambda: "pool", "CUDAGraph": Graph, "Stream": lambda device: stream,
+        "current_stream": lambda device: stream, "stream": lambda stream: nullcontext(),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, fake)
+
+    def call() -> None:
+        events.append("call")
+        if failure is not None and "begin pool thread_local False" in events and "end" not in events:
+            raise failure
+
+    replayed = ReplayedCall(call, cuda_graphs(torch.device("cuda")))
+    replayed()
+    expected = ["call", "begin pool thread_local False", "call", "end"]
+    if isinstance(failure, torch.OutOfMemoryError):
+        with pytest.raises(torch.OutOfMemoryError):
+            replayed()
+    elif failure is not None:
+        with pytest.warns(RuntimeWarning, match="without a CUDA graph, more slowly: not permitted"):
+            replayed()
+        replayed()
+        expected += ["call", "call"]
+    else:
+        replayed()
+        replayed()
+        expected += ["replay", "replay"]
+    assert events == expected and gc.isenabled() and replayed.is_captured == (failure is None)
