@@ -104,15 +104,20 @@ class Buckets:
         capture: captures steps; by default CUDA graphs on a GPU, and nothing on a CPU.
         max_bytes: most memory of the keys and values of all buckets; those that were not used for longest are dropped.
             By default 0.4 of what is free on a GPU, or 1 GB.
+        fewest: sentences of the smallest bucket that a batch moves to, so that there are few graphs.
 
     Attributes:
         lock: to be held during a search.
     """
 
     def __init__(
-        self, models: Sequence[Transformer], capture: Capture | None = None, max_bytes: int | None = None
+        self,
+        models: Sequence[Transformer],
+        capture: Capture | None = None,
+        max_bytes: int | None = None,
+        fewest: int = 8,
     ) -> None:
-        self.models, self.lock = tuple(models), Lock()
+        self.models, self.fewest, self.lock = tuple(models), fewest, Lock()
         self.device = next(models[0].parameters()).device
         if capture is None:
             capture = cuda_graphs(self.device) if self.device.type == "cuda" else without_graphs
@@ -161,7 +166,7 @@ class Buckets:
 
     def reduced(self, size: Size, num_sentences: int) -> Bucket:
         """Return a bucket for what is left of a batch of this size: a smaller one if that is at most half."""
-        smaller = round_up(num_sentences)
+        smaller = max(round_up(num_sentences), self.fewest)
         return self.bucket(size._replace(sentences=smaller) if 2 * smaller <= size.sentences else size)
 
 
