@@ -29,7 +29,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def mark_size(tensor: Tensor, dim: int) -> None:
     """Mark a dimension of a tensor as dynamic. A size of 1 stays what it is: it may stand for any other."""
     if tensor.shape[dim] > 1:
-        torch._dynamo.mark_dynamic(tensor, dim)
+        torch._dynamo.maybe_mark_dynamic(tensor, dim)  # mark_dynamic would raise if PyTorch cannot
 
 
 def mark_lengths(*tensors: Tensor | None) -> None:

@@ -34,6 +34,11 @@ class Packing:
     positions: Tensor
     longest: int
 
+    @property
+    def num_sentences(self) -> int:
+        """Number of sentences of a row."""
+        return len(self.starts) - 1
+
     def of_rows(self, num_rows: int) -> Tensor:
         """Return the starts of the sentences of several such rows, one after the other: [rows x sentences + 1]."""
         size = len(self.positions)

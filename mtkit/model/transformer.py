@@ -191,7 +191,7 @@ class Transformer(nn.Module):
         else:
             mask, positions_S = PackedMask(packing, packing), packing.positions
         x_BSD = self.src_embedding.embed(src_BS, positions_S, self.residual_dtype, kept_BS)
-        compiles = self._compiles(packing is not None, src_BS)
+        compiles = self._compiles(packing, src_BS)
         if compiles:
             mark_lengths(*mask_tensors(mask), positions_S)
         for layer in self.encoder_stack():
@@ -247,7 +247,7 @@ class Transformer(nn.Module):
         if self.training and self.layer_dropout:  # if all layers are dropped, nothing depends on the memory
             x_BTD = with_zero_gradients(x_BTD, memory_BSD)
         aligning = None if alignment is None else self.alignment_layer
-        compiles = self._compiles(packing is not None, tgt_BT, memory_BSD)
+        compiles = self._compiles(packing, tgt_BT, memory_BSD)
         if compiles:
             mark_lengths(*mask_tensors(mask), positions_T, memory_BSD, *mask_tensors(memory_mask))
         for index, layer in enumerate(self.decoder_stack()):
@@ -259,9 +259,12 @@ class Transformer(nn.Module):
         hidden_BTD: Tensor = self.decoder_norm(x_BTD).to(self.compute_dtype)
         return hidden_BTD
 
-    def _compiles(self, is_packed: bool, *tensors: Tensor) -> bool:
+    def _compiles(self, packing: Packing | None, *tensors: Tensor) -> bool:
         """Return whether layers run compiled for a batch with tensors of these sizes, [B, T, ...]."""
-        sizes = [size for tensor in tensors for size in tensor.shape[is_packed:2]]
+        if packing is None:
+            sizes = [size for tensor in tensors for size in tensor.shape[:2]]
+        else:
+            sizes = [packing.num_sentences, *(tensor.shape[1] for tensor in tensors)]
         return self.compiles and self.training and can_compile(sizes)
 
     def _run_layer(

@@ -93,9 +93,10 @@ def steps(args: argparse.Namespace, work: Path) -> Iterator[Step]:
     """Yield the measurements in their order: what breaks most, first."""
     python, mtkit = sys.executable, (sys.executable, "-m", "mtkit")
     tiny, device = args.tiny, f"training.device={args.device}"
+    on_gpu = not args.device.startswith("cpu")  # a CPU neither packs nor has FP8
     yield Step("machine", (python, "-c", MACHINE, args.device, "256" if tiny else "8192"), 60, read_json)
-    for name in ("test_model_on_gpu", "test_runs_on_gpu"):
-        some = ("-k", "masks or padding or greedy or overflow") if tiny else ()
+    for name in ("test_model_on_gpu", "test_runs_on_gpu", "test_training_on_gpu"):
+        some = ("-k", "masks or padding or greedy or overflow or fp8 and emulates") if tiny else ()
         yield Step(
             name, (python, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", f"tests/gpu/{name}.py", *some),
             400,
@@ -112,7 +113,17 @@ def steps(args: argparse.Namespace, work: Path) -> Iterator[Step]:
     for shape in ("base", "big"):
         for tokens in (25_000, 50_000):
             yield training(f"train-{shape}-{tokens}", shape, tokens, 20, 90)
-    yield training("train-big-compiled", "big", 25_000, 20, 300, "training.compile=true")
+    compiled, packed, fp8 = "training.compile=true", "training.pack=true", "training.precision=fp8"
+    yield training("train-big-compiled", "big", 25_000, 20, 300, compiled)
+    if on_gpu:
+        yield training("train-big-packed", "big", 25_000, 20, 120, packed)
+        yield training("train-big-packed-compiled", "big", 25_000, 20, 300, packed, compiled)
+        yield training("train-big-fp8", "big", 25_000, 20, 120, fp8)
+        yield training("train-big-fp8-compiled", "big", 25_000, 20, 300, fp8, compiled)
+        yield training("train-big-fp8-packed-compiled", "big", 50_000, 20, 300, fp8, packed, compiled)
+    yield training("train-base-compiled", "base", 25_000, 20, 300, compiled)
+    if on_gpu:
+        yield training("train-base-packed-compiled", "base", 25_000, 20, 300, packed, compiled)
     for peer in ("transformers", "torch"):
         yield training(f"train-big-against-{peer}", "big", 25_000, 10, 150, "--against", peer)
     fairseq = (
@@ -125,6 +136,11 @@ def steps(args: argparse.Namespace, work: Path) -> Iterator[Step]:
     data = Path(args.data)
     if not data.is_dir():
         return
+    sizes = ("training.batch_tokens=512", *small) if tiny else ("training.batch_tokens=12000",)
+    curves = (python, str(Path(__file__).with_name("loss_curves.py")), "configs/big.yaml", device, f"data={MULTI30K}",
+              f"data.root={data.resolve()}", "training.warmup_steps=100", *sizes,
+              "--updates", "4" if tiny else "400")  # fmt: skip
+    yield Step("fp8-loss-curve", curves, 300, read_json)
     few = ("training.max_steps=4", "training.warmup_steps=2", "validation.every_steps=2", "validation.max_sentences=8",
            "training.batch_tokens=512", *small) if tiny else ()  # fmt: skip
     for name, config, more, seconds in (
