@@ -87,6 +87,7 @@ class StaticState:
         def zeros(*shape: int) -> Tensor:  # what is hidden has weight 0, but must be a number
             return torch.zeros(shape, dtype=dtype, device=self.device)
 
+        self._src_BS = torch.zeros(B, S, dtype=torch.long, device=self.device)
         self.memory_kv = zeros(*shape, S, attention.head_width)
         self.self_kv = zeros(*shape, L, attention.head_width)
         self.memory_bias_B11S = zeros(B, 1, 1, S)
@@ -104,16 +105,24 @@ class StaticState:
         """The first slot of the next step."""
         self._position_1 = torch.zeros_like(self._next_1)
 
-    def load(self, src_BS: Tensor) -> None:
-        """Begin with these sentences."""
-        memory_BSD, mask_B11S = self.model.encode(src_BS), self.model.source_mask(src_BS)
-        R, S = src_BS.shape
-        for tensor in (self.memory_kv, self.self_kv, self._next_1, self._position_1):
-            tensor.zero_()
-        self._hide_all()
-        self.memory_bias_B11S[:R, :, :, :S].masked_fill_(mask_B11S, 0.0)
+    def put(self, src_BS: Tensor) -> None:
+        """Hold these sentences, for `encode`; the others consist of one token."""
+        pad = self.model.src_pad
+        self._src_BS.fill_(pad)
+        self._src_BS[:, 0].fill_(int(pad == 0))
+        self._src_BS[: len(src_BS), : src_BS.shape[1]] = src_BS
+
+    def encode(self) -> None:
+        """Encode the sentences and begin with them. This can be captured."""
+        memory_BSD, mask_B11S = self.model.encode(self._src_BS), self.model.source_mask(self._src_BS)
         for layer, own in zip(self.model.decoder_stack(), self.memory_kv, strict=True):
-            own[0, :R, :, :S], own[1, :R, :, :S] = layer.cross.project_memory(memory_BSD)
+            k_BGSE, v_BGSE = layer.cross.project_memory(memory_BSD)
+            own[0].copy_(k_BGSE)
+            own[1].copy_(v_BGSE)
+        self.memory_bias_B11S.zero_().masked_fill_(~mask_B11S, _NEG_INF)
+        self.bias_BKL.fill_(_NEG_INF)
+        for tensor in (self.self_kv, self._next_1, self._position_1):
+            tensor.zero_()
 
     def _hide_all(self) -> None:
         """Hide everything, except one source token of each sentence: the softmax of nothing is not a number."""

@@ -60,14 +60,20 @@ class Bucket:
             for model in models
         ]
         """The hidden states [B, K, D] of each model after a `step`."""
+        self._encodings = [ReplayedCall(state.encode, capture) for state in self.states]
         self._steps = [ReplayedCall(self._step_of(index), capture) for index in range(len(models))]
         self._searches: dict[SearchOptions, BucketSearch] = {}
 
     @property
     def num_graphs(self) -> int:
         """Graphs that were captured."""
-        calls = (*self._steps, *(search.step for search in self._searches.values()))
+        calls = (*self._encodings, *self._steps, *(search.step for search in self._searches.values()))
         return sum(call.is_captured for call in calls)
+
+    def load(self, index: int, src_BS: Tensor) -> None:
+        """Begin with these sentences in one model."""
+        self.states[index].put(src_BS)
+        self._encodings[index]()
 
     def step(self, index: int) -> None:
         """Make a step of one model: from `tokens_BK` to `hidden[index]`."""
@@ -196,7 +202,7 @@ class StaticStepper:
         self.vocab_size = self.model.tgt_embedding.num_embeddings
         self.bucket = buckets.bucket(size_of(len(src_BS), src_BS.shape[1], num_hypotheses))
         self.num_rows, self.num_filled = len(src_BS), 0
-        self._state.load(src_BS)
+        self.bucket.load(index, src_BS)
 
     @property
     def _state(self) -> StaticState:

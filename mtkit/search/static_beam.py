@@ -4,7 +4,7 @@ It chooses as `beam` does, and shares its formulas. Instead of growing sequences
 and the parent of every hypothesis. A finished hypothesis is remembered by where it ended, and is read back from there
 at the end.
 
-Shapes: B sentences, R of them that are searched (the first rows), K beam, C = 2K candidates, V vocabulary, T most steps
+Shapes: B sentences, R of them that are searched (the first rows), K beam, C = 2K candidates, V vocabulary, T steps.
 """
 
 from __future__ import annotations

@@ -91,8 +91,8 @@ class _Batch:
         self.length = self.num_filled = 0
         size = size_of(len(src_BS), src_BS.shape[1], options.beam_size, max(map(len, prefixes)))
         self.bucket = buckets.bucket(size)
-        for state in self.bucket.states:
-            state.load(src_BS)
+        for index in range(len(self.bucket.states)):
+            self.bucket.load(index, src_BS)
         self.beam, self._search_step = self.bucket.search(options)
         self.beam.start(max_lengths, prefixes)
 

@@ -202,7 +202,7 @@ def test_a_step_does_the_same_with_the_same_shapes_each_time() -> None:
     options, (src_BS, limits, prefixes) = options_of("all_unbeaten"), batch_of(6, 3)
     buckets = Buckets([model_of("rotary, grouped heads")], without_graphs)
     bucket = buckets.bucket(size_of(*src_BS.shape, options.beam_size))
-    bucket.states[0].load(src_BS)
+    bucket.load(0, src_BS)
     beam, step = bucket.search(options)
     beam.start(limits, prefixes)
     recorders = []
@@ -223,7 +223,7 @@ def test_few_graphs_are_enough_for_a_whole_test_set() -> None:
             src_BS, limits, prefixes = batch_of(count, count)
             static_search(buckets, src_BS, [min(limit, 16) for limit in limits], options, [()] * count)
         counts.append(buckets.num_graphs)
-    assert counts[0] <= 7 and counts[1] <= counts[0] + 1
+    assert counts[0] <= 10 and counts[1] <= 14  # a step and a beginning of each size
     assert {(size.source, size.slots) for size in buckets.sizes} == {(16, 64)}
 
 
