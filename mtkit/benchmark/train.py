@@ -20,7 +20,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 
 from mtkit.benchmark.flops import Positions, training_flops
 from mtkit.benchmark.machine import machine_name, matmul_peaks
@@ -60,6 +60,8 @@ class BaselineSpeed:
 
     name: str
     precision: str
+    num_threads: int
+    """Threads of the process; a loop around PyTorch's or Hugging Face's model runs in its fastest setting."""
     tgt_tokens_per_second: float
     """Median over the updates."""
     ratio: float
@@ -111,12 +113,13 @@ class TrainBenchmark:
             own.add_row(name, value)
         if not self.against:
             return own
-        baselines = Table("baseline", "precision", "target tokens/s", "speedup of mtkit")
+        names = "precision", "threads", "target tokens/s", "speedup of mtkit"
+        baselines = Table(Column("baseline", no_wrap=True), *names)
         for baseline in self.against:
             low, high = baseline.ratio_quartiles
             ratio = f"{baseline.ratio:.2f} (quartiles {low:.2f} to {high:.2f})"
             speed = f"{baseline.tgt_tokens_per_second:,.0f}"
-            baselines.add_row(baseline.name, baseline.precision, speed, ratio)
+            baselines.add_row(baseline.name, baseline.precision, str(baseline.num_threads), speed, ratio)
         return Group(own, baselines)
 
     def _rows(self) -> Iterator[tuple[str, str]]:
@@ -192,7 +195,7 @@ def benchmark_train(
             reset_peak_memory(own.trainer.device)
             _seconds(own, warm_up, device)
             memory = own.trainer.engine.peak_memory()
-            baselines = [_make_baseline(name, own) for name in against]
+            baselines = [_make_baseline(name, own, warm_up[1:], say) for name in against]
             for baseline in baselines:
                 _seconds(baseline, warm_up, device)
             say("measuring")
@@ -227,6 +230,7 @@ class _Loop(Protocol):
 
     name: str
     precision: str
+    num_threads: int
 
     def step(self, update: Update) -> None:
         """Make one update, and do not wait for a GPU."""
@@ -250,7 +254,7 @@ class _MtkitLoop:
     def __init__(self, config: Config, inputs: Inputs, stage: Stage = untimed) -> None:
         progress = Progress(Path(config.run), Console(quiet=True), writes_metrics=False)
         self.trainer = build_trainer(config, inputs, progress, stage=stage)
-        self.precision = self.trainer.precision
+        self.precision, self.num_threads = self.trainer.precision, torch.get_num_threads()
         self.trainer.fit_to_memory()
 
     def step(self, update: Update) -> None:
@@ -274,36 +278,85 @@ class _MtkitLoop:
 
 
 class _TorchLoop:
-    """A baseline loop on mtkit's batches. Making a batch is part of the step, as it is in mtkit."""
+    """A baseline loop on mtkit's batches. Making a batch is part of the step, as it is in mtkit.
 
-    def __init__(self, name: str, loop: ReferenceLoop, own: Trainer) -> None:
-        self.name, self.loop, self.own = name, loop, own
-        self.precision = dtype_name(loop.dtype)
+    Args:
+        name: `torch` or `transformers`.
+        own: mtkit's trainer, for the same work.
+        dtype: dtype of matrix products, by autocast.
+        num_threads: threads of an operation on a CPU.
+    """
+
+    def __init__(self, name: str, own: Trainer, dtype: torch.dtype, num_threads: int) -> None:
+        config, tokenizers = own.config, own.inputs.tokenizers
+        kind = ReferenceLoop if name == "torch" else MarianLoop
+        self.name = "nn.Transformer loop" if name == "torch" else "transformers (Marian)"
+        self.own, self.num_threads, self.precision = own, num_threads, dtype_name(dtype)
+        self.loop = kind(
+            config.model, config.training, tokenizers.tgt.vocab_size, tokenizers.src.pad, own.device, dtype
+        )
 
     def step(self, update: Update) -> None:
         """Make one update; see `_Loop.step`."""
         corpus, special = self.own.inputs.corpus, self.own.loader.special
-        self.loop.step([make_batch(corpus, pairs, special) for pairs in _micro_batches(self.own, update)])
+        with _threads(self.num_threads):
+            self.loop.step([make_batch(corpus, pairs, special) for pairs in _micro_batches(self.own, update)])
 
 
-def _make_baseline(name: str, own: _MtkitLoop) -> _Loop:
-    """Build a baseline loop for the same work.
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Run the block's operations in this number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
-    The plain loops run in float32 on a CPU, as tutorials do, and with autocast to the run's precision on a GPU.
+
+def _make_baseline(name: str, own: _MtkitLoop, updates: Sequence[Update], say: Say) -> _Loop:
+    """Build a baseline loop for the same work. Loops around other models get the setting that is fastest for them.
+
+    Args:
+        name: which.
+        own: mtkit's loop.
+        updates: updates to try settings with; the first is not measured.
+        say: receives progress messages.
     """
     trainer = own.trainer
     config = trainer.config
-    dtype = torch.float32 if trainer.device.type == "cpu" else trainer.dtype
     if name in ("compile", "threads"):
         other = config.training.model_copy(update={"compile": name == "compile", "workers": 1})
         loop = _MtkitLoop(config.model_copy(update={"training": other}), trainer.inputs)
         loop.name = "mtkit, compiled" if name == "compile" else "mtkit, one worker"
         return loop
-    tokenizers = trainer.inputs.tokenizers
-    shape = config.model, config.training, tokenizers.tgt.vocab_size, tokenizers.src.pad
-    if name == "torch":
-        return _TorchLoop("nn.Transformer loop", ReferenceLoop(*shape, trainer.device, dtype), trainer)
-    return _TorchLoop("transformers (Marian)", MarianLoop(*shape, trainer.device, dtype), trainer)
+    settings = _settings(trainer.device, trainer.dtype)
+    if len(settings) == 1:
+        return _TorchLoop(name, trainer, *settings[0])
+    say(f"looking for the fastest setting of {name}")
+    seconds = {setting: _try(_TorchLoop(name, trainer, *setting), updates) for setting in settings}
+    return _TorchLoop(name, trainer, *min(seconds, key=seconds.__getitem__))
+
+
+def _settings(device: torch.device, dtype: torch.dtype) -> list[tuple[torch.dtype, int]]:
+    """Return the precisions and numbers of threads that a plain loop may be fastest with.
+
+    On a CPU these are float32 and the precision of the run, in one thread and in all. On a GPU there is one setting.
+    """
+    all_threads = torch.get_num_threads()
+    if device.type != "cpu":
+        return [(dtype, all_threads)]
+    return [
+        (each, number)
+        for each in dict.fromkeys([torch.float32, dtype])
+        for number in sorted({1, all_threads})
+    ]
+
+
+def _try(loop: _TorchLoop, updates: Sequence[Update]) -> float:
+    """Return how long a loop takes for the updates after the first."""
+    loop.step(updates[0])
+    return _seconds(loop, updates[1:], loop.loop.device)
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------
@@ -429,6 +482,7 @@ def _compare(baseline: _Loop, theirs: list[float], own: list[float], num_targets
     return BaselineSpeed(
         name=baseline.name,
         precision=baseline.precision,
+        num_threads=baseline.num_threads,
         tgt_tokens_per_second=_median_rate(num_targets, theirs),
         ratio=statistics.median(ratios),
         ratio_quartiles=(low, high),

@@ -23,7 +23,8 @@ def benchmark_train(
         typer.Option(
             help="Another training loop, on the same batches and in turn with mtkit: torch (nn.Transformer), compile "
             "(mtkit with torch.compile), threads (mtkit with training.workers 1) or transformers (Hugging Face's "
-            "Marian); may be repeated.",
+            "Marian); may be repeated. torch and transformers run in the precision and with the threads that are "
+            "fastest for them.",
             autocompletion=completion.one_of("torch", "compile", "threads", "transformers"),
         ),
     ] = None,

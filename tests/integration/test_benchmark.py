@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import tiny
 import torch
 
 from mtkit.benchmark.machine import matmul_peaks
-from mtkit.benchmark.train import STAGES
+from mtkit.benchmark.train import STAGES, _TorchLoop
 from mtkit.device import peak_memory
+from mtkit.training.updates import Update
 
 
 def benchmark(*arguments: object) -> dict[str, Any]:
@@ -74,6 +76,35 @@ def test_against_transformers(config: Path) -> None:
     (other,) = benchmark(config, "--against", "transformers")["against"]
     assert other["name"] == "transformers (Marian)"
     assert other["ratio"] > 0
+
+
+@pytest.mark.usefixtures("no_peaks")
+def test_a_baseline_runs_in_its_fastest_setting(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU: float32 and the precision of the run, in one thread and in all."""
+    seconds = {("fp32", 1): 4.0, ("fp32", 2): 3.0, ("bf16", 1): 1.0, ("bf16", 2): 2.0}
+    tried = []
+
+    def measure(loop: _TorchLoop, updates: Sequence[Update]) -> float:
+        assert len(updates) == 3
+        tried.append((loop.precision, loop.num_threads))
+        return seconds[tried[-1]]
+
+    monkeypatch.setattr("mtkit.benchmark.train._try", measure)
+    threads_before = torch.get_num_threads()
+    try:
+        found = benchmark(
+            config,
+            "--against",
+            "torch",
+            "training.precision=bf16",
+            "training.num_threads=2",
+            "training.workers=1",
+        )
+    finally:
+        torch.set_num_threads(threads_before)
+    (other,) = found["against"]
+    assert sorted(tried) == sorted(seconds)
+    assert (other["precision"], other["num_threads"]) == ("bf16", 1)
 
 
 def test_a_baseline_that_is_unknown_or_not_installed(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
