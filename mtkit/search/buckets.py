@@ -9,8 +9,9 @@ D model width, V vocabulary.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from threading import Lock
 from typing import NamedTuple
 
@@ -41,7 +42,7 @@ class BucketSearch(NamedTuple):
 
 
 class Bucket:
-    """The states of the models for batches of one size.
+    """The states of the models for batches of one size. Nothing refers back to it: its memory is free with it.
 
     Args:
         models: the models.
@@ -61,7 +62,10 @@ class Bucket:
         ]
         """The hidden states [B, K, D] of each model after a `step`."""
         self._encodings = [ReplayedCall(state.encode, capture) for state in self.states]
-        self._steps = [ReplayedCall(self._step_of(index), capture) for index in range(len(models))]
+        pairs = zip(self.states, self.hidden, strict=True)
+        self._steps = [
+            ReplayedCall(partial(_step, state, self.tokens_BK, hidden), capture) for state, hidden in pairs
+        ]
         self._searches: dict[SearchOptions, BucketSearch] = {}
 
     @property
@@ -84,22 +88,23 @@ class Bucket:
         options = replace(options, keep_log_probs=False)  # a beam always does
         if options not in self._searches:
             beam = StaticBeam(self.size.sentences, self.size.slots, options, self.states[0].device)
-
-            def step() -> None:
-                hidden = [state.step(beam.tokens_BK) for state in self.states]
-                logits = [model.logits(h) for model, h in zip(self.models, hidden, strict=True)]
-                parents_BK = beam.advance(mean_log_probs(logits))
-                for state in self.states:
-                    state.reorder(parents_BK)
-
-            self._searches[options] = BucketSearch(beam, ReplayedCall(step, self._capture))
+            step = ReplayedCall(partial(_search_step, self.models, self.states, beam), self._capture)
+            self._searches[options] = BucketSearch(beam, step)
         return self._searches[options]
 
-    def _step_of(self, index: int) -> Callable[[], None]:
-        def step() -> None:
-            self.hidden[index].copy_(self.states[index].step(self.tokens_BK))
 
-        return step
+def _step(state: StaticState, tokens_BK: Tensor, hidden_BKD: Tensor) -> None:
+    """Make a step of one model."""
+    hidden_BKD.copy_(state.step(tokens_BK))
+
+
+def _search_step(models: Sequence[Transformer], states: Sequence[StaticState], beam: StaticBeam) -> None:
+    """Make a step of all models and of the beam."""
+    hidden = [state.step(beam.tokens_BK) for state in states]
+    logits = [model.logits(h) for model, h in zip(models, hidden, strict=True)]
+    parents_BK = beam.advance(mean_log_probs(logits))
+    for state in states:
+        state.reorder(parents_BK)
 
 
 class Buckets:

@@ -6,6 +6,7 @@ Steps are recorded and repeated by `taped_calls`, as a GPU would.
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -251,6 +252,14 @@ def test_memory_is_bounded() -> None:
     assert sum(map(buckets.num_bytes, buckets.sizes)) <= 6 * one
     assert buckets.max_sentences(10, 4) == 2 and max(size.sentences for size in buckets.sizes) <= 2
     assert buckets.max_sentences(1000, 4) == 1
+    gc.disable()
+    try:
+        used = weakref.ref(buckets.bucket(buckets.sizes[-1]))
+        for source in range(16, 256, 16):
+            buckets.bucket(Size(1, source, 4, 64))
+        assert used() is None  # at once, not when garbage is collected
+    finally:
+        gc.enable()
 
 
 def test_sizes_are_at_most_half_larger() -> None:
