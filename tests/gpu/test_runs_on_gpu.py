@@ -242,12 +242,13 @@ def process_group(device: torch.device, folder: Path) -> Iterator[World]:
         dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("compiles", ["false", "true"])
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_one_process_learns_the_same_alone_and_in_a_group(
-    parallel: str, config: Path, tmp_path: Path, options: list[str], device: torch.device
+    parallel: str, compiles: str, config: Path, tmp_path: Path, options: list[str], device: torch.device
 ) -> None:
     loaded = load_config(config, [*options, f"run={tmp_path / 'run'}", "training.precision=fp32",
-                                  f"training.parallel={parallel}"])  # fmt: skip
+                                  f"training.parallel={parallel}", f"training.compile={compiles}"])  # fmt: skip
     windows = []
     for is_alone in (True, False):
         with nullcontext() if is_alone else process_group(device, tmp_path) as world:

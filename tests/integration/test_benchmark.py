@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
 
+from mtkit.benchmark import train as train_benchmark
 from mtkit.benchmark.machine import matmul_peaks
 from mtkit.benchmark.train import STAGES, _TorchLoop
 from mtkit.device import peak_memory
@@ -148,3 +151,55 @@ def test_cost_per_pair(config: Path) -> None:
     assert code == 0
     assert "start of an epoch" in out
     assert "encoding" not in out
+
+
+# --- a GPU, which is not at hand ----------------------------------------------------------------------------------
+
+
+class CountingLoop:
+    """A loop that only remembers what happened."""
+
+    precision = "bf16"
+
+    def __init__(self, name: str, happened: list[str]) -> None:
+        self.name, self.happened = name, happened
+
+    def step(self, update: Update) -> None:
+        self.happened.append(self.name)
+
+
+def test_a_gpu_is_waited_for_only_at_the_ends_of_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+    monkeypatch.setattr(train_benchmark, "synchronize", lambda device: happened.append("wait"))
+    loops = [CountingLoop(name, happened) for name in ("own", "other")]
+    updates = (Update([np.array([number])]) for number in itertools.count())
+    spans = train_benchmark._run_in_turn(loops, updates, 10, None, torch.device("cuda", 0))
+    turn = [each for name in ("own", "other") for each in ("wait", *[name] * 4, "wait")]
+    assert happened == turn * 3
+    pairs = [int(update.batches[0][0]) for span in spans for update in span.updates]
+    assert pairs == list(range(12)) and all(len(span.seconds) == 2 for span in spans)
+
+
+def test_stages_on_a_gpu_are_timed_by_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock_of_gpu = itertools.count(step=250)  # milliseconds
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = next(clock_of_gpu)
+
+        def elapsed_time(self, last: Event) -> float:
+            return last.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    clock = train_benchmark._StageClock(torch.device("cuda", 0))
+    with clock("forward"):
+        pass
+    assert not any(clock.seconds().values())  # it does not run yet
+    clock.is_running = True
+    for name in ("forward", "loss", "forward"):
+        with clock(name):
+            pass
+    assert {name: own for name, own in clock.seconds().items() if own} == {"forward": 0.5, "loss": 0.25}
