@@ -294,10 +294,10 @@ class Transformer(nn.Module):
 
     @contextmanager
     def weights_cast_once(self) -> Iterator[None]:
-        """Cast the matrices of the layers now, for all products of training inside the block; they must not change."""
-        linears = [m for m in (*self.encoder.modules(), *self.decoder.modules()) if isinstance(m, Linear)]
+        """Cast the matrices now, for all products of training inside the block; they must not change."""
+        linears = [m for m in self.modules() if isinstance(m, Linear)]
         for linear in linears:
-            if self.uses_float8 and suits_float8(linear.weight):
+            if self.uses_float8 and linear is not self.output and suits_float8(linear.weight):
                 linear.working = Float8Weight(linear.weight)
             elif self.compute_dtype != linear.weight.dtype:
                 linear.working = CastWeight(linear.weight, self.compute_dtype)

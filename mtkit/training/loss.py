@@ -84,9 +84,10 @@ class _ChunkedLoss(torch.autograd.Function):
         consistency: Consistency | None,
         distillation: Distillation | None,
         compiles: bool,
+        cast_weight_VD: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return the sums of loss and nll, in float32 or better."""
-        weight = weight_VD.to(hidden_NMD.dtype)
+        weight = weight_VD.to(hidden_NMD.dtype) if cast_weight_VD is None else cast_weight_VD
         bias = None if bias_V is None else bias_V.to(hidden_NMD.dtype)
         sum_dtype = torch.promote_types(hidden_NMD.dtype, torch.float32)
         loss, nll = hidden_NMD.new_zeros(2, dtype=sum_dtype)
@@ -137,7 +138,7 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden_grad, weight_grad, bias_grad = ctx.saved_tensors
         scale = grads[0]
         of_parameters = [None if grad is None else grad * scale for grad in (weight_grad, bias_grad)]
-        return hidden_grad * scale.to(hidden_grad.dtype), *of_parameters, None, None, None, None, None
+        return hidden_grad * scale.to(hidden_grad.dtype), *of_parameters, *[None] * 6
 
 
 def _replace_by_gradient(
@@ -246,6 +247,7 @@ def loss_sums(
     distillation: Distillation | None = None,
     *,
     compiles: bool = False,
+    cast_weight_VD: Tensor | None = None,
 ) -> LossSums:
     """Return the loss at the real target positions, summed.
 
@@ -258,13 +260,22 @@ def loss_sums(
         consistency: terms of the loss over two streams.
         distillation: predictions of teachers, from which each stream learns.
         compiles: whether the loss of a chunk, from its logits to their gradient, runs compiled.
+        cast_weight_VD: output projection in the dtype of the products, if it has been cast already.
     """
     hidden_NMD = hidden[None] if consistency is None else hidden
     weight_VD, bias_V = output_weight_VD, output_bias_V
     if not torch.is_grad_enabled():  # otherwise their gradients would still be computed
         weight_VD, bias_V = weight_VD.detach(), None if bias_V is None else bias_V.detach()
     loss, nll = _ChunkedLoss.apply(
-        hidden_NMD, weight_VD, bias_V, targets_M, smoothing, consistency, distillation, compiles
+        hidden_NMD,
+        weight_VD,
+        bias_V,
+        targets_M,
+        smoothing,
+        consistency,
+        distillation,
+        compiles,
+        cast_weight_VD,
     )
     return LossSums(loss, nll)
 

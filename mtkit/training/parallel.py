@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mtkit.data.batching import Batch
 from mtkit.model.transformer import Transformer
+from mtkit.model.working_weights import CastWeight
 from mtkit.training.distillation import Teachers
 from mtkit.training.distributed import World
 from mtkit.training.guided_alignment import alignment_loss
@@ -74,6 +75,7 @@ class Objective(nn.Module):
                 self.consistency,
                 distillation,
                 compiles=self.model.compiles,
+                cast_weight_VD=output.working.copy if isinstance(output.working, CastWeight) else None,
             )
             loss = sums.loss
             if alignment and batch.links is not None:
