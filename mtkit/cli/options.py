@@ -113,6 +113,13 @@ Shortlist = Annotated[
         rich_help_panel=SEARCH,
     ),
 ]
+Truecase = Annotated[
+    bool | None,
+    typer.Option(
+        help="Translate lines in capitals in their usual case, and put the translations into capitals; on by default.",
+        rich_help_panel=SEARCH,
+    ),
+]
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Start over: delete what an earlier run of this command wrote.")
 ]

@@ -103,7 +103,8 @@ TRANSLATE = Rules(
               "--confidence", "--shortlist"),
              "--engine", "only mtkit's own models have it"),
         Rule(("--n-best", "--sample", "--mbr", "--constraints", "--split-sentences", "--protect", "--alignment",
-              "--attention", "--scores", "--confidence", "--resume", "--read-ahead", "--shortlist"), "--alternatives",
+              "--attention", "--scores", "--confidence", "--resume", "--read-ahead", "--shortlist",
+              "--truecase"), "--alternatives",
              "leave it out"),
     ),
 )  # fmt: skip

@@ -79,6 +79,7 @@ def translate(
     mbr: options.Mbr = None,
     mbr_candidates: options.MbrCandidates = None,
     shortlist: options.Shortlist = None,
+    truecase: options.Truecase = None,
     ensemble: options.Ensemble = None,
     prefix: options.Prefix = None,
     alternatives: options.Alternatives = None,

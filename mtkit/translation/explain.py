@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +212,7 @@ def _only_segment(translator: Translator, request: Request) -> Segment:
         DataError: If it is empty or too long.
     """
     unsplit = TranslateOptions(split_sentences=False)
-    [line] = translator.segmenter.segment_lines([request], options=unsplit)
+    [line] = translator.segmenter.segment_lines([replace(request, keep_case=True)], options=unsplit)
     if line.fault is not None:
         raise line.fault
     if not line.segments:

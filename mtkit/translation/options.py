@@ -139,6 +139,7 @@ class DecodingOverrides(TypedDict, total=False):
     mbr: Metric | None
     mbr_candidates: int
     shortlist: bool
+    truecase: bool
     batch_tokens: int
 
 

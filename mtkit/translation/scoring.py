@@ -141,7 +141,7 @@ class Scorer:
         Segments of the two sides can only be matched if the translation has as many sentences as the line has segments.
         Otherwise the pair is one segment.
         """
-        requests = [Request(src, tag=tag) for src in srcs]
+        requests = [Request(src, tag=tag, keep_case=True) for src in srcs]
         options = TranslateOptions(split_sentences=split_sentences)
         lines = self.segmenter.segment_lines(requests, options=options)
         src, encode = self.ensemble.tokenizers.src, self.ensemble.tokenizers.tgt.encode

@@ -12,6 +12,7 @@ import numpy as np
 
 from mtkit.config.sections import DecodingConfig
 from mtkit.data.batching import Ids
+from mtkit.data.perturbation import upper
 from mtkit.data.segmentation import Span
 from mtkit.data.tokenizer import Tokenizer, Tokenizers
 from mtkit.errors import DataError
@@ -21,6 +22,7 @@ from mtkit.translation.alignment import Link
 from mtkit.translation.numbers import required_numbers
 from mtkit.translation.options import DEFAULT_OPTIONS, TranslateOptions
 from mtkit.translation.sentence_splitting import Boundary, boundary_at, sentence_spans, split_point
+from mtkit.translation.truecasing import is_in_capitals, truecase
 
 
 def describe_tags(tags: Sequence[str]) -> str:
@@ -44,6 +46,7 @@ class Request:
         fault: the reason why there is nothing to translate, if the line or a file beside it could not be read.
         tag: text whose tokens precede every segment of the line, such as `<2de>` for a model that was trained with
             target-language tags.
+        keep_case: whether a line in capitals is taken as it is (see `truecasing`), as one with a prefix or constraints.
     """
 
     text: str
@@ -53,6 +56,7 @@ class Request:
     links: bool = False
     fault: DataError | None = None
     tag: str = ""
+    keep_case: bool = False
 
     @classmethod
     def of(cls, line: str | Request) -> Request:
@@ -85,6 +89,7 @@ class Segment:
         boundary: what separates the segment from the one before it.
         spans: characters of the line that each token after the tag stands for, if links are wanted.
         keep_log_probs: whether hypotheses keep the log-probability of each token.
+        in_capitals: whether the texts of hypotheses are put into capitals.
     """
 
     ids: Ids
@@ -99,6 +104,7 @@ class Segment:
     boundary: Boundary = "sentence"
     spans: tuple[Span, ...] = ()
     keep_log_probs: bool = False
+    in_capitals: bool = False
 
     @property
     def min_length(self) -> int:
@@ -112,14 +118,17 @@ class Segment:
 
     def decode(self, tgt: Tokenizer, ids: Sequence[int]) -> str:
         """Return the text of a hypothesis: the same as its joined `token_texts`, but faster."""
-        return "".join(self.token_texts(tgt, ids)) if self.unknown_in_prefix else tgt.decode([ids])[0]
+        if self.unknown_in_prefix:
+            return "".join(self.token_texts(tgt, ids))
+        text = tgt.decode([ids])[0]
+        return upper(text) if self.in_capitals else text
 
     def token_texts(self, tgt: Tokenizer, ids: Sequence[int]) -> list[str]:
         """Return the text of each token of a hypothesis; unknown tokens of the prefix appear as they were given."""
         texts = tgt.token_texts(ids)
         for position, text in self.unknown_in_prefix:
             texts[position] = text
-        return texts
+        return list(map(upper, texts)) if self.in_capitals else texts
 
     def char_links(self, sources: Sequence[int], token_texts: Sequence[str], start: int) -> list[Link]:
         """Return the links between characters of the line and characters of its translation.
@@ -204,17 +213,27 @@ class Segmenter:
             options: which lines are split, how long they may be, and whether links are wanted.
         """
         lines: list[SegmentedLine] = []
-        encoded = self.tokenizers.src.encode([request.text for request in requests])
-        for number, (request, ids) in enumerate(zip(requests, encoded, strict=True), first):
+        texts = list(map(self._usual_case, requests))
+        encoded = self.tokenizers.src.encode(texts)
+        for number, (request, text, ids) in enumerate(zip(requests, texts, encoded, strict=True), first):
             try:
-                lines.append(
-                    SegmentedLine(request, number, self._segment_line(request, ids, number, options))
-                )
+                segments = self._segment_line(replace(request, text=text), ids, number, options)
+                if text != request.text:
+                    segments = [replace(segment, in_capitals=True) for segment in segments]
+                lines.append(SegmentedLine(request, number, segments))
             except DataError as fault:
                 lines.append(SegmentedLine(request, number, [], fault))
                 if options.on_error == "stop":
                     break
         return lines
+
+    def _usual_case(self, request: Request) -> str:
+        """Return the text of a line, truecased if it is in capitals."""
+        if not self.decoding.truecase or request.keep_case or request.prefix or request.constraints:
+            return request.text
+        tag = self.tokenizers.src.leading_tag(request.text)
+        body = request.text[len(tag) :]
+        return tag + truecase(body, self.tokenizers.src) if is_in_capitals(body) else request.text
 
     def single_segment(
         self, request: Request, number: int, options: TranslateOptions = DEFAULT_OPTIONS

@@ -1,0 +1,104 @@
+"""Lines in capitals: their usual case by the vocabulary, and translations in capitals."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from test_translator import tiny_config
+
+from mtkit.config.sections import DecodingConfig, TokenizerConfig
+from mtkit.data.readers import Pair
+from mtkit.data.tokenizer import Tokenizers, make_tokenizers
+from mtkit.model.build import make_model
+from mtkit.translation.options import TranslateOptions
+from mtkit.translation.segments import Request
+from mtkit.translation.translator import Translator
+from mtkit.translation.truecasing import is_in_capitals, truecase
+
+PAIRS = [
+    Pair(f"{who} {sees} {what} in {where}{end}", f"{wer} {sieht} {das} in {where}{end}")
+    for who, wer in (("Tom", "Tom"), ("the old man", "der alte Mann"), ("NATO", "die NATO"), ("I", "ich"))
+    for sees, sieht in (("sees", "sieht"), ("hears", "hört"))
+    for what, das in (("a bird", "einen Vogel"), ("the street", "die Straße"), ("it", "es"))
+    for where in ("Boston", "Paris")
+    for end in (".", "?")
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizers() -> Tokenizers:
+    return make_tokenizers(TokenizerConfig(vocab_size=420, type="bpe", character_coverage=1.0), PAIRS)
+
+
+@pytest.fixture(scope="module")
+def translator(tokenizers: Tokenizers) -> Translator:
+    return Translator(make_model(tiny_config(), tokenizers).eval(), tokenizers, DecodingConfig(beam_size=2))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("HELLO", True), ("THE STRAßE, 3!", True), ("ΚΑΛΗΜΕΡΑ ΚΟΣΜΕ", True), ("NATO", True),
+        ("I", False), ("A 1", False), ("Hello", False), ("HELLO <b>", False), ("123 ...", False), ("", False),
+        ("日本語", False),
+    ],
+)  # fmt: skip
+def test_what_is_in_capitals(text: str, expected: bool) -> None:
+    assert is_in_capitals(text) == expected
+
+
+@pytest.mark.parametrize("pair", PAIRS[::7])
+def test_lines_that_the_vocabulary_was_learned_from_get_their_case_back(
+    pair: Pair, tokenizers: Tokenizers
+) -> None:
+    for text, tokenizer in zip(pair, (tokenizers.src, tokenizers.tgt), strict=True):
+        usual = text[:1].upper() + text[1:]
+        assert truecase(text.upper().replace("STRASSE", "STRAßE"), tokenizer) == usual
+        assert truecase(f"{text.upper().replace('STRASSE', 'STRAßE')} {text.upper()}", tokenizer).startswith(
+            f"{usual} {text[:1].upper()}"
+        )
+
+
+def test_any_text_keeps_its_length_and_its_letters(tokenizers: Tokenizers) -> None:
+    rng = random.Random(1)
+    letters = "ABCÄÖÜIİŁΣΆЖԱႠǅǄŉﬁẞß'’-.,!?()\"«»123 \t  "
+    for _ in range(300):
+        text = "".join(rng.choice(letters) for _ in range(rng.randrange(30)))
+        found = truecase(text, tokenizers.src)
+        assert len(found) == len(text)
+        assert all(
+            a == b or a.lower() == b.lower() or a.upper() == b for a, b in zip(found, text, strict=True)
+        )
+
+
+def test_a_line_in_capitals_is_translated_as_in_its_usual_case(translator: Translator) -> None:
+    plain = "Tom sees the street in Boston."
+    options = TranslateOptions(keep_links=True, keep_log_probs=True)
+    usual, capitals, mixed = translator.translate([plain, plain.upper(), "Tom SEES it."], options)
+    assert capitals.text == usual.text.upper() and capitals.score == usual.score
+    assert capitals.links == usual.links and capitals.text != usual.text
+    assert [sum(part.lengths) for part in capitals.log_probs] == [len(capitals.text)]
+    assert mixed.text == next(translator.translate(["Tom SEES it."])).text
+
+
+def test_what_is_taken_as_it_is(translator: Translator, tokenizers: Tokenizers) -> None:
+    line = "THE STREET"
+    [ids] = tokenizers.src.encode([line])
+
+    def taken(request: Request, translator: Translator = translator) -> tuple[bool, bool]:
+        [found] = translator.segmenter.segment_lines([request])
+        [segment] = found.segments
+        return segment.in_capitals, segment.ids.tolist() == ids.tolist()
+
+    assert taken(Request(line)) == (True, False)
+    for request in (
+        Request(line, keep_case=True), Request(line, prefix="der"), Request(line, constraints=(("Vogel",),)),
+    ):  # fmt: skip
+        assert taken(request) == (False, True)
+    without = Translator(translator.model, tokenizers, DecodingConfig(truecase=False))
+    assert taken(Request(line), without) == (False, True)
+    [nato] = translator.segmenter.segment_lines([Request("NATO")])
+    assert not nato.segments[0].in_capitals, "the usual case is capitals"
+    usual, given = translator.score(["The street", line], ["die Straße", "die Straße"])
+    assert usual.score != given.score, "pairs are scored as they are"
