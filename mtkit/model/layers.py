@@ -23,7 +23,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Normalize the last dimension of [..., D], and return the result in `dtype`, by default that of `x`."""
-        if _is_native_norm(x, self.weight, self.bias):
+        if _is_native_norm(dtype or x.dtype, x, self.weight, self.bias):
             return native.norm(x, self.weight, self.bias, self.eps, dtype or x.dtype)
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).to(dtype or x.dtype)
@@ -34,14 +34,15 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Normalize the last dimension of [..., D], and return the result in `dtype`, by default that of `x`."""
-        if self.eps is not None and _is_native_norm(x, self.weight):
+        if self.eps is not None and _is_native_norm(dtype or x.dtype, x, self.weight):
             return native.norm(x, self.weight, None, self.eps, dtype or x.dtype)
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps).to(dtype or x.dtype)
 
 
-def _is_native_norm(x: Tensor, *parameters: Tensor) -> bool:
-    """Return whether a norm with gradients runs in the compiled library."""
-    return torch.is_grad_enabled() and native.trains_natively(x) and native.supports_norm(x, *parameters)
+def _is_native_norm(dtype: torch.dtype, x: Tensor, *parameters: Tensor) -> bool:
+    """Return whether a norm with gradients and a result in `dtype` runs in the compiled library."""
+    is_native = torch.is_grad_enabled() and native.trains_natively(x)
+    return is_native and native.supports_norm(dtype, x, *parameters)
 
 
 def make_norm(config: ModelConfig) -> nn.Module:

@@ -220,11 +220,12 @@ def test_a_whole_model_with_dropout_has_the_same_gradients(
 
 
 def test_what_the_library_does_not_support_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Widths that are no multiple of 16, masks that differ between heads, and float64."""
+    """Widths that are no multiple of 16, masks that differ between heads, float64 and float16."""
     called = was_native(monkeypatch)
     x = torch.randn(2, 3, 20, requires_grad=True)
     LayerNorm(20)(x).sum().backward()
     dropout(x, 0.1, True)
+    assert LayerNorm(16)(torch.randn(4, 16), torch.float16).dtype == torch.float16
     LayerNorm(16).double()(torch.randn(4, 16, dtype=torch.double))
     cpu_attention(torch.randn(2, 3, 6, 10), None, None, 2, 0.0)
     cpu_attention(torch.randn(2, 3, 6, 16), None, torch.ones(2, 2, 3, 3, dtype=torch.bool), 2, 0.0)

@@ -302,9 +302,10 @@ def _drop(
 # --- norms ------------------------------------------------------------------------------------------------------------
 
 
-def supports_norm(x: Tensor, *parameters: Tensor) -> bool:
-    """Return whether the library can normalize `x` with these parameters: all in float32."""
-    return x.shape[-1] % _VECTOR == 0 and all(y.dtype == torch.float32 for y in (x, *parameters))
+def supports_norm(dtype: torch.dtype, x: Tensor, *parameters: Tensor) -> bool:
+    """Return whether the library can normalize `x` with these parameters, all in float32, and return it in `dtype`."""
+    inputs = all(y.dtype == torch.float32 for y in (x, *parameters))
+    return dtype in _DTYPES and inputs and x.shape[-1] % _VECTOR == 0
 
 
 def norm(x: Tensor, gain: Tensor, bias: Tensor | None, epsilon: float, dtype: torch.dtype) -> Tensor:
