@@ -18,6 +18,7 @@ from torch import Tensor
 from mtkit.config.sections import ModelConfig
 from mtkit.errors import ConfigError, TrainingError
 from mtkit.model.attention import Linear
+from mtkit.model.cpu.native import loading
 from mtkit.model.cpu.native.library import (
     INSTRUCTIONS,
     MAX_INPUTS,
@@ -137,6 +138,13 @@ def test_equally_probable_tokens_are_in_ascending_order(kind: str) -> None:
 
 
 # --- 8-bit integers ---------------------------------------------------------------------------------------------
+
+
+def test_a_library_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loading.load_library("_native") is not None
+    monkeypatch.setattr(loading, "_INTERFACE", 0)
+    with pytest.warns(RuntimeWarning, match="another version of mtkit and not used"):
+        assert loading.load_library.__wrapped__("_native") is None
 
 
 @each_instructions

@@ -8,6 +8,9 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
+/* A number for what Python passes to the functions; it changes with that, here and in loading.py. */
+EXPORT int64_t mtkit_interface(void) { return 1; }
+
 #define PADDED(n) (((n) + 15) / 16 * 16)
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))

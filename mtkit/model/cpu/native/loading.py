@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import warnings
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -18,9 +19,13 @@ INSTRUCTIONS = {"none": 0, "avx2": 1, "avx512": 2, "vnni": 3}
 """Values of the variable MTKIT_NATIVE, which limits the instructions that are used; `none` uses PyTorch alone."""
 
 
+_INTERFACE = 1
+"""What a library must return as its interface; see cpu.h."""
+
+
 @cache
 def load_library(name: str) -> ctypes.CDLL | None:
-    """Return a library, or None if it was not built.
+    """Return a library, or None if it was not built, or with other sources than these.
 
     Args:
         name: its name, such as `_native`.
@@ -29,9 +34,14 @@ def load_library(name: str) -> ctypes.CDLL | None:
         path = Path(__file__).with_name(f"{name}{suffix}")
         if path.exists():
             try:
-                return ctypes.CDLL(str(path))
+                library = ctypes.CDLL(str(path))
             except OSError:  # built for another system
                 return None
+            if getattr(library, "mtkit_interface", int)() == _INTERFACE:
+                return library
+            what = f"{path.name} is of another version of mtkit and not used: install mtkit again to build it"
+            warnings.warn(what, RuntimeWarning, stacklevel=2)
+            return None
     return None
 
 
