@@ -10,8 +10,11 @@ import os
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import torch
+
+from mtkit.errors import ConfigError
 
 Call = Callable[[], None]
 """A function that works in place, each time on the same tensors, and whose operations do not depend on their values."""
@@ -20,8 +23,17 @@ Capture = Callable[[Call], Call]
 
 
 def are_wanted(device: torch.device) -> bool:
-    """Return whether to use graphs: on a GPU, unless MTKIT_CUDA_GRAPHS is "none"."""
-    return device.type == "cuda" and os.environ.get("MTKIT_CUDA_GRAPHS") != "none"
+    """Return whether to use graphs: on a GPU, unless MTKIT_CUDA_GRAPHS is "none".
+
+    Raises:
+        ConfigError: If the variable has another value.
+    """
+    value = os.environ.get("MTKIT_CUDA_GRAPHS", "")
+    if value not in ("", "none"):
+        raise ConfigError(
+            f"unknown value {value!r}", where="MTKIT_CUDA_GRAPHS", hint="none, or leave it unset"
+        )
+    return device.type == "cuda" and not value
 
 
 def without_graphs(call: Call) -> Call:
@@ -35,36 +47,46 @@ def cuda_graphs(device: torch.device) -> Capture:
     A call that cannot be captured is returned as it is, with a warning.
     """
     pool = torch.cuda.graph_pool_handle()
+    stream = torch.cuda.Stream(device)  # one for all graphs: cuBLAS keeps a workspace for each stream
 
     def capture(call: Call) -> Call:
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        collects = gc.isenabled()
-        gc.disable()  # to free the tensors or graphs of others would disturb the recording
         try:
-            with torch.cuda.stream(stream):
-                graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-                try:
-                    call()
-                except BaseException:
-                    with suppress(RuntimeError):  # which says only that the recording is of no use
-                        graph.capture_end()
-                    raise
-                graph.capture_end()
+            with suppress(torch.OutOfMemoryError):
+                return _record(call, pool, stream)
+            torch.cuda.empty_cache()  # PyTorch does not do so itself while it records
+            return _record(call, pool, stream)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             message = f"this step runs without a CUDA graph, more slowly: {str(error).strip()}"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
             return call
-        finally:
-            if collects:
-                gc.enable()
-        torch.cuda.current_stream(device).wait_stream(stream)
-        replay: Call = graph.replay
-        return replay
 
     return capture
+
+
+def _record(call: Call, pool: Any, stream: torch.cuda.Stream) -> Call:
+    """Return the replay of a graph of a call, which is recorded on a stream."""
+    graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(stream.device)
+    stream.wait_stream(current)
+    collects = gc.isenabled()
+    gc.disable()  # to free the tensors or graphs of others would disturb the recording
+    try:
+        with torch.cuda.stream(stream):
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                call()
+            except BaseException:
+                with suppress(RuntimeError):  # which says only that the recording is of no use
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+    finally:
+        if collects:
+            gc.enable()
+    current.wait_stream(stream)
+    replay: Call = graph.replay
+    return replay
 
 
 class ReplayedCall:

@@ -250,9 +250,8 @@ def read_arrays(tensors: Sequence[Tensor]) -> list[npt.NDArray[Any]]:
     """Return tensors as arrays; from a GPU in one copy, because each one would wait."""
     if tensors[0].device.type == "cpu":
         return [tensor.numpy() for tensor in tensors]
-    numbers = torch.cat(
-        [tensor.double().flatten() for tensor in tensors]
-    ).cpu()  # exact for float32 and tokens
+    doubles = [tensor.double().flatten() for tensor in tensors]  # exact for float32 and tokens
+    numbers = torch.cat(doubles).cpu()
     parts = numbers.split([tensor.numel() for tensor in tensors])
     return [part.view(t.shape).to(t.dtype).numpy() for part, t in zip(parts, tensors, strict=True)]
 

@@ -31,6 +31,7 @@ from mtkit.device import (
 from mtkit.errors import ConfigError, StorageError
 from mtkit.evaluation import metrics
 from mtkit.files import publish_folder, temporary_folder
+from mtkit.model.cuda_graphs import are_wanted
 from mtkit.model.packed import suits_packed_kernel
 from mtkit.torchrun import read_ranks
 from mtkit.training.compiling import check_compiler
@@ -92,7 +93,8 @@ def configure_process(config: Config) -> torch.device:
         Device of the process.
 
     Raises:
-        ConfigError: If a metric, its tokenizer, the device, the compiler or a package is not available.
+        ConfigError: If a metric, its tokenizer, the device, the compiler or a package is not available, or a variable
+            of the environment has an unknown value.
     """
     limit_kernel_caches()
     configure_malloc(one_arena=True)
@@ -101,6 +103,7 @@ def configure_process(config: Config) -> torch.device:
     names = (*config.validation.metrics, *TEST_METRICS)
     metrics.check_metrics(names, tokenize=config.validation.bleu_tokenizer, tgt=config.data.tgt)
     device = choose_device(config.training.device, local_rank=read_ranks(communicates=True).local_rank)
+    are_wanted(device)  # an unknown value of its variable would stop the run when test sets are translated
     if config.training.deterministic and device.type == "cuda":
         use_deterministic_algorithms()
     if config.training.compile:

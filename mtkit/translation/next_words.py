@@ -133,9 +133,8 @@ def next_words(
     unfinished = [Word((), 0.0)]
     while unfinished:
         opened, unfinished = unfinished[:EXPANDED_TOGETHER], unfinished[EXPANDED_TOGETHER:]
-        log_probs_NV = (
-            log_probs_after([word.ids for word in opened]).cpu().double()
-        )  # read at once from a GPU
+        log_probs_NV = log_probs_after([word.ids for word in opened])
+        log_probs_NV = log_probs_NV.cpu().double()  # a GPU is waited for once
         boundary = torch.zeros(log_probs_NV.shape[1], dtype=torch.bool, device=log_probs_NV.device)
         boundary[[*after_word, eos]] = True
         allowed = torch.ones_like(boundary)

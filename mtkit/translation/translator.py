@@ -176,10 +176,8 @@ class Translator(LineTranslator):
             each.compute_dtype = dtype
             norms = _norm_weights(each) if device.type == "cuda" else {}
             each.to(device=device, dtype=dtype).eval()
-            for (
-                parameter,
-                weight,
-            ) in norms.items():  # norms compute in float32, so that steps need not convert them
+            # Norms compute in float32: with weights of that dtype, a step has nothing to convert.
+            for parameter, weight in norms.items():
                 parameter.data = weight.to(device)
         native = [NativeModel(each, int8 == "all") for each in models] if runs_native else []
         for each in models:

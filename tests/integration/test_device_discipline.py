@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mtkit import load_config, train
 from mtkit.config.sections import Config, DecodingConfig
+from mtkit.errors import ConfigError
 from mtkit.model.build import make_model
 from mtkit.model.cuda_graphs import ReplayedCall
 from mtkit.model.transformer import Transformer
@@ -362,3 +363,6 @@ def test_a_translator_for_a_gpu_uses_graphs(
         assert all(map(is_on_gpu, model.parameters()))
         assert model.decoder_norm.weight.dtype == torch.float32
         assert model.output.weight.dtype == torch.bfloat16
+    monkeypatch.setenv("MTKIT_CUDA_GRAPHS", "off")
+    with pytest.raises(ConfigError, match="MTKIT_CUDA_GRAPHS: unknown value 'off'"):
+        Translator.of(config, inputs.tokenizers, copy.deepcopy(models[0]), None, torch.device("cpu"), "fp32")

@@ -273,12 +273,19 @@ def test_sizes_are_at_most_half_larger() -> None:
 
 
 @pytest.mark.parametrize(
-    "failure", [None, RuntimeError("not permitted"), torch.OutOfMemoryError("too large")]
+    "failures",
+    [
+        [],
+        [RuntimeError("not permitted")],
+        [torch.OutOfMemoryError("too large")],
+        [torch.OutOfMemoryError("too large"), torch.OutOfMemoryError("still too large")],
+    ],
 )
 def test_a_call_is_run_then_captured_then_replayed(
-    failure: Exception | None, monkeypatch: pytest.MonkeyPatch
+    failures: list[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As far as that can be seen without a GPU: in which order PyTorch is asked to do what."""
+    recording, remaining = ["begin pool thread_local False", "call", "end"], list(failures)
     events: list[str] = []
 
     class Graph:
@@ -295,21 +302,24 @@ def test_a_call_is_run_then_captured_then_replayed(
     for name, fake in {
         "graph_pool_handle": lambda: "pool", "CUDAGraph": Graph, "Stream": lambda device: stream,
         "current_stream": lambda device: stream, "stream": lambda stream: nullcontext(),
+        "empty_cache": lambda: events.append("empty cache"),
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, fake)
 
     def call() -> None:
         events.append("call")
-        if failure is not None and "begin pool thread_local False" in events and "end" not in events:
-            raise failure
+        if remaining and recording[0] in events:
+            raise remaining.pop(0)
 
     replayed = ReplayedCall(call, cuda_graphs(torch.device("cuda")))
     replayed()
-    expected = ["call", "begin pool thread_local False", "call", "end"]
-    if isinstance(failure, torch.OutOfMemoryError):
-        with pytest.raises(torch.OutOfMemoryError):
+    expected = ["call", *recording]
+    if failures and isinstance(failures[0], torch.OutOfMemoryError):
+        expected += ["empty cache", *recording]
+    if len(failures) == 2:
+        with pytest.raises(torch.OutOfMemoryError, match="still"):
             replayed()
-    elif failure is not None:
+    elif failures and isinstance(failures[0], RuntimeError) and "empty cache" not in expected:
         with pytest.warns(RuntimeWarning, match="without a CUDA graph, more slowly: not permitted"):
             replayed()
         replayed()
@@ -318,4 +328,4 @@ def test_a_call_is_run_then_captured_then_replayed(
         replayed()
         replayed()
         expected += ["replay", "replay"]
-    assert events == expected and gc.isenabled() and replayed.is_captured == (failure is None)
+    assert events == expected and gc.isenabled() and replayed.is_captured == ("replay" in events)
