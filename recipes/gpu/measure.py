@@ -235,14 +235,18 @@ def main() -> int:
     parser.add_argument("--work", default="/tmp/mtkit-gpu", help="folder of runs and installed wheels")
     parser.add_argument("--wheels", default="wheels", help="folder of wheels to install, if there is one")
     parser.add_argument("--data", default="data/multi30k-en-de", help="folder of Multi30k, if there is one")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument(
+        "--device", default="cuda", help="cuda, one GPU such as cuda:1, or cpu to try the script"
+    )
     parser.add_argument("--minutes", type=float, default=9.0, help="most minutes of this call")
     parser.add_argument("--only", default="", help="run only the steps whose names contain this")
     parser.add_argument("--again", action="store_true", help="run steps again that failed")
-    parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the script")
+    parser.add_argument(
+        "--tiny", action="store_true", help="tiny sizes, to try the script; in subfolders tiny"
+    )
     args = parser.parse_args()
     deadline = time.monotonic() + 60 * args.minutes - 10
-    out, work = Path(args.out), Path(args.work)
+    out, work = (Path(folder) / ("tiny" if args.tiny else "") for folder in (args.out, args.work))
     for folder in (out, work):
         folder.mkdir(parents=True, exist_ok=True)
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
@@ -264,6 +268,10 @@ def main() -> int:
             remaining += 1
             continue
         result = run_step(step, min(step.seconds, left), environment, out / f"{step.name}.log")
+        if step.name == "machine" and "code" in result:
+            why = next(filter(str.strip, reversed(result["last"])), f"exit code {result['code']}")
+            print(f"nothing can be measured on {args.device}: {why}", file=sys.stderr)
+            return 1
         if result["state"] == "too slow" and left < step.seconds:
             result["state"] = "stopped"  # it had less time than it may take: the next call tries again
         results.write(step.name, result)

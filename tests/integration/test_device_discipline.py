@@ -1,6 +1,7 @@
 """Training and translation on a GPU that is pretended (see `pretended_gpu`): nothing mixes devices, and little waits.
 
-Every kind of update and every kind of search runs on it, and comes to the numbers and texts of the CPU.
+Every kind of update and every kind of search runs on it, and comes to the numbers and texts of the CPU; most of them in
+the slow tests, because each of its operations takes a while.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,6 @@ def make_updates(trainer: Trainer, number: int) -> None:
 EXACT = ["model.dropout=0", "training.precision=fp32"]
 OPTIONS = {
     "plain": EXACT,
-    "no clipping, tied layers": ["training.clip_norm=null", "model.encoder_layers=2", "model.unique_encoder_layers=1"],
     "fp16, muon": ["training.precision=fp16", "training.optimizer=muon"],
     "fp16": ["training.precision=fp16", "training.activation_checkpointing=true"],
     "muon": ["training.optimizer=muon", *EXACT],
@@ -140,11 +140,13 @@ OPTIONS = {
     "gated": ["model.activation=swiglu", "model.norm=rmsnorm", "model.positions=rotary", "model.num_kv_heads=1"],
     "guided": ["training.guided_alignment=0.3", "model.decoder_layers=2", *EXACT],
     "packed": ["training.pack=true", "training.r_drop=5", *EXACT],
-    "fp8": ["training.precision=fp8"],
+    "fp8": ["training.precision=fp8", "training.clip_norm=null", "model.encoder_layers=2",
+            "model.unique_encoder_layers=1"],
     "taught": ["model.norm_position=post", *EXACT],
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_minimum_risk_waits_to_sample_and_to_read_samples(base: Path, inputs: Inputs) -> None:
     """Not for each token or sentence: the texts of samples are scored on the CPU, so there is something to wait for."""
     options = [*EXACT, "training.minimum_risk={samples: 3}", "training.accumulate=1", "training.workers=1"]
@@ -161,7 +163,12 @@ def test_minimum_risk_waits_to_sample_and_to_read_samples(base: Path, inputs: In
     )
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+def cases(names: Iterable[str], quick: Sequence[str]) -> list[Any]:
+    """Return the names as parameters of a test, slow but for the quick ones."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", cases(OPTIONS, ("plain", "fp16, muon", "packed", "fp8")))
 def test_updates_wait_for_nothing(name: str, base: Path, inputs: Inputs) -> None:
     """Losses are read where they are logged, in one copy; what is learned is what a CPU learns."""
     config = load_config(base, [*OPTIONS[name], "training.workers=1"])
@@ -172,12 +179,12 @@ def test_updates_wait_for_nothing(name: str, base: Path, inputs: Inputs) -> None
     expected: dict[str, float] | None = None
     if config.model.dropout == 0:
         trainer = trainer_of(config, inputs)
-        make_updates(trainer, 4)
+        make_updates(trainer, 2)
         expected = dataclasses.asdict(trainer.state.window)
     with PretendedGPU() as gpu:
         trainer = trainer_of(load_config(base, [*OPTIONS[name], "training.device=cuda"]), inputs)
         with gpu.counted() as waits:
-            make_updates(trainer, 4)
+            make_updates(trainer, 2)
         assert not waits
         with gpu.counted() as waits:
             trainer._read_updates()
@@ -188,6 +195,7 @@ def test_updates_wait_for_nothing(name: str, base: Path, inputs: Inputs) -> None
             assert dataclasses.asdict(trainer.state.window) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_late_rollback_learns_what_an_early_one_does(
     base: Path, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +235,7 @@ RUN = ["training.precision=fp32", "model.dropout=0", "training.workers=1", "vali
        "validation.max_sentences=4", "data.test=[]", "decoding.beam_size=2"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_whole_run_with_checkpoints_validation_and_resume(base: Path, tmp_path: Path) -> None:
     for device in ("cpu", "cuda"):
         with PretendedGPU() if device == "cuda" else nullcontext():
@@ -291,7 +300,7 @@ def tiny_sources() -> list[str]:
     return [src for src, _ in tiny.pairs(9, 5)]
 
 
-@pytest.mark.parametrize("name", [*SEARCHES, "ensemble"])
+@pytest.mark.parametrize("name", cases([*SEARCHES, "ensemble"], ("coverage", "samples")))
 def test_searches_find_what_the_cpu_finds(
     name: str, models: list[Transformer], inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,7 +328,7 @@ def test_searches_find_what_the_cpu_finds(
     assert waits.total() < steps, waits
 
 
-@pytest.mark.parametrize("name", ["beam", "groups", "samples", "constraints"])
+@pytest.mark.parametrize("name", cases(["beam", "groups", "samples", "constraints"], ("beam", "constraints")))
 def test_searches_in_buckets_wait_once_in_several_steps(
     name: str, models: list[Transformer], inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

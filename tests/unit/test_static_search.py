@@ -102,7 +102,7 @@ def check_same(found: list[list[Hypothesis]], expected: list[list[Hypothesis]]) 
         ("sinusoidal", "n-best", 1),
         ("sinusoidal", "certain", 2),
         ("relative", "finished", 1),
-        ("rotary, grouped heads", "all_unbeaten", 1),
+        pytest.param("rotary, grouped heads", "all_unbeaten", 1, marks=pytest.mark.slow),
         ("learned, post-norm", "greedy", 1),
     ],
 )
@@ -153,7 +153,7 @@ def decode(translator: Translator, buckets: Buckets | None, **more: Any) -> list
         {"beam_size": 4, "groups": 2, "no_repeat_ngram": 2, "renormalize": True},
         {"beam_size": 3, "coverage_penalty": 0.2},
         {"sample": True, "n_best": 3, "top_p": 0.9},
-        {"beam_size": 2, "mbr": "chrf", "mbr_candidates": 4},
+        pytest.param({"beam_size": 2, "mbr": "chrf", "mbr_candidates": 4}, marks=pytest.mark.slow),
         {"beam_size": 4, "constrained": True},
         {"beam_size": 3, "shortlist": True},
     ],
