@@ -105,6 +105,11 @@ def configure_process(config: Config) -> torch.device:
     device = choose_device(config.training.device, local_rank=read_ranks(communicates=True).local_rank)
     are_wanted(device)  # an unknown value of its variable would stop the run when test sets are translated
     if config.training.deterministic and device.type == "cuda":
+        if config.decoding.sample and config.data.test:
+            what = (
+                "a GPU has no deterministic algorithm to draw the samples of test sets with (decoding.sample)"
+            )
+            raise ConfigError(what, where="training.deterministic", hint="leave out one of the two")
         use_deterministic_algorithms()
     if config.training.compile:
         check_compiler(device)

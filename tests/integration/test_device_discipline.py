@@ -34,7 +34,7 @@ from mtkit.search.state import LOOK_EVERY, Hypothesis
 from mtkit.training.build import build_trainer
 from mtkit.training.distillation import Teachers
 from mtkit.training.engine import Engine
-from mtkit.training.inputs import Inputs, load_inputs
+from mtkit.training.inputs import Inputs, configure_process, load_inputs
 from mtkit.training.progress import Progress
 from mtkit.training.trainer import Trainer
 from mtkit.training.updates import Update
@@ -352,6 +352,15 @@ def test_searches_in_buckets_wait_once_in_several_steps(
     assert buckets.num_graphs and steps > 20
     most = (per_step + 2 / LOOK_EVERY) * steps + 6  # to look, to read what is done, and once a batch
     assert waits.total() <= most, waits
+
+
+def test_samples_of_test_sets_are_refused_where_all_must_be_deterministic(base: Path) -> None:
+    config = load_config(
+        base, ["training.device=cuda", "training.deterministic=true", "decoding.sample=true"]
+    )
+    assert config.data.test
+    with PretendedGPU(), pytest.raises(ConfigError, match="no deterministic algorithm to draw the samples"):
+        configure_process(config)
 
 
 def test_a_translator_for_a_gpu_uses_graphs(
