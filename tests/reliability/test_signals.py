@@ -155,7 +155,7 @@ def test_sigterm_while_torch_is_loaded(config: Path, tmp_path: Path) -> None:
     process = tiny.spawn("train", config, f"run={tmp_path / 'run'}", *OPTIONS)
     maps = Path(f"/proc/{process.pid}/maps")
     deadline = time.monotonic() + 60
-    while "libtorch" not in maps.read_text() and time.monotonic() < deadline:
+    while "libtorch_python" not in maps.read_text() and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
