@@ -28,7 +28,7 @@ from unittest import mock
 
 import torch
 import torch.utils.checkpoint
-from taped_calls import tape
+from taped_calls import READS_VALUES, tape
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -44,17 +44,6 @@ _IS_CUDA = torch.Tensor.is_cuda.__get__  # type: ignore[attr-defined]
 _IS_CPU = torch.Tensor.is_cpu.__get__  # type: ignore[attr-defined]
 _TO_HOST = (torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__)
 _FROM_HOST = (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor)
-_READS_VALUES = (
-    "_local_scalar_dense",
-    "item",
-    "nonzero",
-    "masked_select",
-    "equal",
-    "is_nonzero",
-    "_unique2",
-    "unique_dim",
-)
-"""Operations for which the CPU waits."""
 _INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put")
 
 
@@ -261,7 +250,7 @@ class _Operations(TorchDispatchMode):
 
     def _count(self, name: str, args: Any, kwargs: dict[str, Any], others: list[Tensor]) -> None:
         """Count what an operation on the GPU would wait for."""
-        if name in _READS_VALUES:
+        if name in READS_VALUES:
             self.gpu.wait(name)
         if name == "repeat_interleave" and kwargs.get("output_size") is None:
             self.gpu.wait("repeat_interleave without output_size")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-_WAITS = {
+READS_VALUES = {
     "_local_scalar_dense",
     "item",
     "nonzero",
@@ -24,6 +24,7 @@ _WAITS = {
     "_unique2",
     "unique_dim",
 }
+"""Operations for which the CPU waits."""
 
 
 def tape(call: Callable[[], None]) -> Callable[[], None]:
@@ -63,7 +64,7 @@ class Recorder(TorchDispatchMode):
         is_masked = name.startswith(("index", "_index_put")) and any(
             x.dtype == torch.bool for x in inputs[1:]
         )
-        if name in _WAITS or (is_masked and name != "index_copy_"):
+        if name in READS_VALUES or (is_masked and name != "index_copy_"):
             raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
         out = func(*args, **kwargs)
         known = {x.untyped_storage()._cdata for x in inputs}

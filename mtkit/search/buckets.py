@@ -171,7 +171,7 @@ class Buckets:
         return self._buckets[size]
 
     def enlarged(self, size: Size, num_slots: int) -> Bucket:
-        """Return a bucket for a batch of this size that has filled so many slots, with room for further steps."""
+        """Return a bucket for a batch of this size with `num_slots` filled slots, and room for further steps."""
         needed = num_slots + STEPS_AHEAD * size.hypotheses
         return self.bucket(size if needed <= size.slots else size._replace(slots=round_up_slots(needed)))
 

@@ -217,9 +217,7 @@ class Segmenter:
         encoded = self.tokenizers.src.encode(texts)
         for number, (request, text, ids) in enumerate(zip(requests, texts, encoded, strict=True), first):
             try:
-                segments = self._segment_line(replace(request, text=text), ids, number, options)
-                if text != request.text:
-                    segments = [replace(segment, in_capitals=True) for segment in segments]
+                segments = self._segment_line(request, text, ids, number, options)
                 lines.append(SegmentedLine(request, number, segments))
             except DataError as fault:
                 lines.append(SegmentedLine(request, number, [], fault))
@@ -251,7 +249,7 @@ class Segmenter:
         plain = replace(request, prefix="", constraints=(), keep_numbers=False, links=False)
         unsplit = options if options.split_sentences else replace(options, split_sentences=False)
         [ids] = self.tokenizers.src.encode([request.text])
-        segments = self._segment_line(plain, ids, number, unsplit)
+        segments = self._segment_line(plain, request.text, ids, number, unsplit)
         if not segments:
             return None
         if len(segments) > 1:
@@ -259,9 +257,16 @@ class Segmenter:
         return self._steer(segments[0], request.prefix, ())
 
     def _segment_line(
-        self, request: Request, ids: Ids, number: int, options: TranslateOptions
+        self, request: Request, text: str, ids: Ids, number: int, options: TranslateOptions
     ) -> list[Segment]:
-        """Return the segments of a line whose text has these token ids.
+        """Return the segments of a line.
+
+        Args:
+            request: the line.
+            text: its text, truecased if it is in capitals.
+            ids: tokens of the text.
+            number: number of the line, from 0.
+            options: how long the line may be, whether it is split, and whether links are wanted.
 
         Raises:
             DataError: If the line cannot be translated as requested.
@@ -273,7 +278,7 @@ class Segmenter:
             what = f"{len(ids):,} tokens, but a line may have {longest:,}"
             raise DataError(what, where=where, hint="split the line, or raise `max_line_tokens`")
         src = self.tokenizers.src
-        own_tag = src.leading_tag(request.text)
+        own_tag = src.leading_tag(text)
         if src.tags and own_tag and own_tag not in src.tags:
             what = f"the model does not know the tag {own_tag!r:.40}"
             raise DataError(what, where=where, hint=describe_tags(src.tags))
@@ -287,9 +292,7 @@ class Segmenter:
             max_unsplit = 0
         elif options.split_sentences is None and not steered and self.usual_src_tokens is not None:
             max_unsplit = min(max_tokens, self.usual_src_tokens)
-        stretches = self._split(
-            request.text, ids, max_unsplit, max_tokens, options.keep_links or request.links
-        )
+        stretches = self._split(text, ids, max_unsplit, max_tokens, options.keep_links or request.links)
         segments = [
             Segment(
                 np.concatenate([tag, *([repeated] if index else []), stretch.ids]),
@@ -301,6 +304,7 @@ class Segmenter:
                 boundary=stretch.boundary,
                 spans=stretch.spans,
                 keep_log_probs=options.keep_log_probs,
+                in_capitals=text != request.text,
             )
             for index, stretch in enumerate(stretches)
         ]

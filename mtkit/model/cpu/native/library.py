@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtkit.model.attention import Linear
-from mtkit.model.cpu.native.loading import INSTRUCTIONS, instruction_limit, load_library
+from mtkit.model.cpu.native.loading import INSTRUCTIONS, address, declare, instruction_limit, load_library
 from mtkit.model.quantized import quantize_matrix
 
 _LANES = {1: 8, 2: 16, 3: 16}  # floats in a vector
@@ -97,15 +97,10 @@ class CModel(Structure):
 
 @cache
 def _load() -> ctypes.CDLL | None:
-    """Return the library, or None if it was not built."""
+    """Return the library with the types of its functions, or None if it was not built."""
     found = load_library("_native")
-    if found is not None:
-        _declare(found)
-    return found
-
-
-def _declare(library: ctypes.CDLL) -> None:
-    """Declare the types of the functions in native.c."""
+    if found is None:
+        return None
     pointer, integer = c_void_p, c_int64
     functions: dict[str, tuple[type | None, list[type]]] = {
         "mtkit_instructions": (integer, []),
@@ -117,9 +112,7 @@ def _declare(library: ctypes.CDLL) -> None:
         "mtkit_best": (None, [pointer, pointer, integer, pointer, *[integer] * 3, *[pointer] * 4]),
         "mtkit_linear": (None, [integer, pointer, pointer, integer, pointer, pointer]),
     }
-    for name, (result, arguments) in functions.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
+    return declare(found, functions)
 
 
 def library() -> ctypes.CDLL:
@@ -207,12 +200,7 @@ class NativeLinear:
             self.outputs,
             self.inputs,
             self.weight.data_ptr(),
-            pointer(self.scales),
-            pointer(self.starts),
-            pointer(self.bias),
+            address(self.scales),
+            address(self.starts),
+            address(self.bias),
         )
-
-
-def pointer(x: Tensor | None) -> int | None:
-    """Return the address of a tensor, None for none."""
-    return None if x is None else x.data_ptr()

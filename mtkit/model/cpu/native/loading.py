@@ -9,15 +9,17 @@ from __future__ import annotations
 import ctypes
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+
+from torch import Tensor
 
 from mtkit.errors import ConfigError
 
 INSTRUCTIONS = {"none": 0, "avx2": 1, "avx512": 2, "vnni": 3}
 """Values of the variable MTKIT_NATIVE, which limits the instructions that are used; `none` uses PyTorch alone."""
-
 
 _INTERFACE = 1
 """What a library must return as its interface; see cpu.h."""
@@ -43,6 +45,19 @@ def load_library(name: str) -> ctypes.CDLL | None:
             warnings.warn(what, RuntimeWarning, stacklevel=2)
             return None
     return None
+
+
+def declare(library: ctypes.CDLL, functions: Mapping[str, tuple[type | None, Sequence[type]]]) -> ctypes.CDLL:
+    """Set the types of a library's functions, of the result and of the arguments, and return the library."""
+    for name, (result, arguments) in functions.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def address(x: Tensor | None) -> int | None:
+    """Return the address of a tensor, None for none."""
+    return None if x is None else x.data_ptr()
 
 
 def instruction_limit() -> int:

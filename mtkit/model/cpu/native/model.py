@@ -29,8 +29,8 @@ from mtkit.model.cpu.native.library import (
     instructions,
     library,
     padded,
-    pointer,
 )
+from mtkit.model.cpu.native.loading import address
 from mtkit.model.layers import DecoderLayer, EncoderLayer, LayerNorm, RMSNorm
 from mtkit.model.positions import sinusoids
 from mtkit.model.transformer import Embedding, Transformer
@@ -117,7 +117,7 @@ class NativeModel:
             residual.scale,
             attention.head_width**-0.5,
             embedding.scale,
-            pointer(table),
+            address(table),
             self._norm(embedding.norm),
             self._norm(final_norm),
             array,
@@ -167,22 +167,22 @@ class NativeModel:
         gain = F.pad(norm.weight.detach().float(), (0, extra))
         bias = F.pad(norm.bias.detach().float(), (0, extra)) if isinstance(norm, LayerNorm) else None
         self._kept += [gain, bias]
-        return CNorm(pointer(gain), pointer(bias))
+        return CNorm(address(gain), address(bias))
 
     def encode(self, src_BS: Tensor) -> NativeState:
         """Encode source tokens, padded with `src_pad`, and return the state before the first step."""
         real_BS = src_BS != self.src_pad
         lengths_B, tokens = real_BS.sum(dim=1), src_BS[real_BS].contiguous()
         positions, angles = self._encoder.tables(src_BS.shape[1], self._padded_width)
-        address = library().mtkit_encode(
+        state = library().mtkit_encode(
             ctypes.byref(self.structure),
             tokens.data_ptr(),
             lengths_B.data_ptr(),
             len(src_BS),
-            pointer(positions),
-            pointer(angles),
+            address(positions),
+            address(angles),
         )
-        return NativeState(address)
+        return NativeState(state)
 
     def step(self, tokens_R: Tensor, state: NativeState) -> Tensor:
         """Append the newest token of each hypothesis to the state and return the hidden states [R, D]."""

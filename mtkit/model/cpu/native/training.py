@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtkit.model.cpu.native.loading import instruction_limit, load_library
+from mtkit.model.cpu.native.loading import address, declare, instruction_limit, load_library
 
 PADDING_BYTES = 64
 """Random bytes after the last, which are read and not used."""
@@ -76,10 +76,7 @@ def _library() -> ctypes.CDLL | None:
         "mtkit_norm": (None, [integer, pointer]),
         "mtkit_norm_backward": (None, [integer, pointer]),
     }
-    for name, (result, arguments) in functions.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
+    return declare(library, functions)
 
 
 def _call(name: str, *arguments: Any) -> Any:
@@ -211,10 +208,10 @@ def _attention_task(
         q=q,
         k=k,
         v=v,
-        mask=_address(mask),
+        mask=address(mask),
         mask_batch=mask.stride(0) if mask is not None and len(mask) > 1 else 0,
         mask_query=mask.stride(2) if mask is not None and mask.shape[2] > 1 else 0,
-        bytes=_address(random_bytes),
+        bytes=address(random_bytes),
         threshold=threshold,
         scale=E**-0.5,
         keep_scale=256 / (256 - threshold) if random_bytes is not None else 1.0,
@@ -286,7 +283,7 @@ def _drop(
     out = torch.empty(x.shape, dtype=dtype)
     _call(
         "mtkit_drop",
-        _address(residual),
+        address(residual),
         x.data_ptr(),
         x.dtype == torch.bfloat16,
         random_bytes.data_ptr(),
@@ -334,7 +331,7 @@ class _Norm(torch.autograd.Function):
         bias_grad = None if bias is None else torch.zeros_like(bias)
         task = _norm_task(x, gain, bias, statistics, grad.dtype)
         task.grad, task.x_grad = grad.data_ptr(), x_grad.data_ptr()
-        task.gain_grad, task.bias_grad = gain_grad.data_ptr(), _address(bias_grad)
+        task.gain_grad, task.bias_grad = gain_grad.data_ptr(), address(bias_grad)
         _call("mtkit_norm_backward", ctypes.byref(task))
         return x_grad, gain_grad, bias_grad, None, None
 
@@ -349,15 +346,10 @@ def _norm_task(
         width=x.shape[-1],
         x=x.data_ptr(),
         gain=gain.data_ptr(),
-        bias=_address(bias),
+        bias=address(bias),
         centered=bias is not None,
         statistics=statistics.data_ptr(),
     )
-
-
-def _address(x: Tensor | None) -> int | None:
-    """Return the address of a tensor, None for none."""
-    return None if x is None else x.data_ptr()
 
 
 def _check(result: int) -> None:
