@@ -139,12 +139,16 @@ def torchrun(num_processes: int, *arguments: object, restarts: int = 0) -> list[
 
 
 def child_environment() -> dict[str, str]:
-    """Return the environment of such a process: this mtkit, and one thread, because tests run in parallel."""
+    """Return the environment of such a process: this mtkit, and one thread, because tests run in parallel.
+
+    It stores compiled modules even where Python is told not to, since compiling them takes a quarter of a second.
+    """
     import mtkit as package
 
     root = str(Path(package.__file__).parents[1])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    changes = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
+    return os.environ | changes | {"PYTHONFAULTHANDLER": "1"}  # a crash says where it happened
 
 
 def spawn(*arguments: object, **options: Any) -> subprocess.Popen[str]:

@@ -9,6 +9,7 @@ Exit codes: 0 ok, 1 a bug, 2 usage or config, 3 data, 4 training failed, 5 disk 
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import re
 import sys
@@ -36,6 +37,9 @@ _STOP_CODES = (129, 130, 143)
 """Exit codes of a process that was told to stop; only the main process reports them."""
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_GC_THRESHOLD = 50_000
+"""New objects after which Python searches the young ones for garbage: 700 by default, with which it would search all
+objects of PyTorch again and again while it is imported, for 0.3 s in all."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -43,6 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     _reserve_standard_descriptors()
     arguments = sys.argv[1:] if arguments is None else arguments
     if any(command.loads_torch and command.name == _first_word(arguments) for command in COMMANDS):
+        gc.set_threshold(_GC_THRESHOLD)
         _load_torch_library()
     sys.exit(run(arguments))
 
