@@ -25,7 +25,8 @@ from mtkit.model.layers import FeedForward
 
 _MOMENTUM = 0.95
 _COEFFICIENTS = 3.4445, -4.7750, 2.0315
-_NUM_ITERATIONS = 5
+_WIDE = 256
+"""Matrices with more rows and columns have smaller singular values at first, and take five iterations, others four."""
 _RMS = 0.2
 """Root mean square of an update over the learning rate, about that of AdamW (Liu et al. 2025, section 2.2)."""
 _MIN_NORM = 1e-7
@@ -68,14 +69,15 @@ def num_moments(model: nn.Module, training: TrainingConfig) -> dict[Tensor, int]
 def orthogonalize(matrices: Tensor) -> Tensor:
     """Return approximations of U V^T of matrices U S V^T, of shape [N, R, C], in their dtype.
 
-    Five Newton-Schulz iterations X <- a X + b (X X^T) X + c (X X^T)^2 X bring the singular values near 1, to 0.7 to
-    1.2, and no closer: with these coefficients they leave 0 fastest (Jordan et al. 2024).
+    Newton-Schulz iterations X <- a X + b (X X^T) X + c (X X^T)^2 X bring the singular values near 1, to 0.7 to 1.2, and
+    no closer: with these coefficients they leave 0 fastest (Jordan et al. 2024). Beginning with a norm of 1, four
+    iterations do so from 0.005 on, and five from 0.0015 on.
     """
     a, b, c = _COEFFICIENTS
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if is_tall else matrices  # X X^T is then the smaller of two
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=_MIN_NORM)  # singular values of at most 1
-    for _ in range(_NUM_ITERATIONS):
+    for _ in range(4 if x.shape[1] <= _WIDE else 5):
         products = torch.bmm(x, x.mT)  # `x @ x.mT` of a single matrix would take almost twice as long
         polynomials = torch.baddbmm(products, products, products, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomials, x, beta=a)
