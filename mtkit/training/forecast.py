@@ -159,8 +159,9 @@ def forecast(config: Config, size: RunSize, speed: Speed, num_done: int = 0) -> 
     epochs = f"{size.epochs:,.1f}" if size.epochs < 100 else f"{size.epochs:,.0f}"
     per_epoch = size.updates_per_epoch
     per_epoch_text = f"{per_epoch:.3g}" if per_epoch < 100 else f"{per_epoch:,.0f}"
+    per_epoch_text += " update" if per_epoch_text == "1" else " updates"
     updates, are = format_count(size.num_updates, "update"), "is" if size.num_updates == 1 else "are"
-    yield "epochs", f"{updates} {are} {epochs} epochs of {per_epoch_text} updates{done}"
+    yield "epochs", f"{updates} {are} {epochs} epochs of {per_epoch_text}{done}"
     parts = (
         f"{format_count(num_left, 'update')} of {speed.update_seconds:.2g} s (median of {speed.num_timed})"
     )

@@ -255,7 +255,7 @@ def test_check_of_a_run_of_a_single_update(config: Path) -> None:
     one = ["training.batch_tokens=100000", "training.max_epochs=1", "training.max_steps=null"]
     code, out, err = tiny.mtkit("check", config, *one)
     assert (code, err) == (0, "")
-    assert "\nepochs     1 update is 1.0 epochs of 1 updates\n" in out
+    assert "\nepochs     1 update is 1.0 epochs of 1 update\n" in out
     code, out, err = tiny.mtkit("check", config, *one, "training.max_epochs=2", "training.accumulate=2")
     assert (code, err) == (0, "")
     assert "\nepochs     1 update is 2.0 epochs of 0.5 updates\n" in out
