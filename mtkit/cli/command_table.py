@@ -18,7 +18,8 @@ class Command:
         module: module in `mtkit.cli`.
         function: function there.
         example: example at the end of its help; several are separated by "`, or `".
-        loads_torch: whether it always needs PyTorch, whose libraries are then loaded beside other imports.
+        loads_torch: whether it always needs PyTorch and is often run for a line or two: PyTorch's libraries are then
+            loaded beside other imports.
     """
 
     name: str
@@ -51,13 +52,7 @@ class Group:
 
 
 COMMANDS = (
-    Command(
-        "train",
-        "train",
-        "train",
-        "mtkit train configs/quickstart.yaml training.max_steps=400",
-        loads_torch=True,
-    ),
+    Command("train", "train", "train", "mtkit train configs/quickstart.yaml training.max_steps=400"),
     Command(
         "translate",
         "translate",
