@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Annotated
 
 import typer
@@ -55,5 +54,4 @@ def make_app(name: str | None = None) -> typer.Typer:
 def _add_commands(app: typer.Typer, commands: Sequence[Command]) -> None:
     """Import the functions of commands and add them."""
     for command in commands:
-        function = getattr(import_module(f"mtkit.cli.{command.module}"), command.function)
-        app.command(command.name, epilog=command.epilog)(function)
+        app.command(command.name, epilog=command.epilog)(command.load())
