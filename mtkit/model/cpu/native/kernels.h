@@ -1,4 +1,4 @@
-/* The encoder and the decoder for one set of instructions. `native.c` includes this file once for each.
+/* The encoder and the decoder for one set of instructions. `each_simd.h` includes this file once for each.
  *
  * No result of a row depends on other rows: each sum has its own fixed order, whatever the tile it is computed in.
  */

@@ -21,8 +21,6 @@ typedef struct {
 } Kernels;
 
 #ifdef HAS_KERNELS
-#include <immintrin.h>
-
 static inline float from_bf16(uint16_t x) {
     const uint32_t bits = (uint32_t)x << 16;
     float out;
@@ -30,31 +28,8 @@ static inline float from_bf16(uint16_t x) {
     return out;
 }
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
-#include "simd_avx2.h"
-#define NAME(name) name##_avx2
-#include "training_kernels.h"
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
-#endif
-#include "simd_avx512.h"
-#define NAME(name) name##_avx512
-#include "training_kernels.h"
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+#define KERNELS_FILE "training_kernels.h"
+#include "each_simd.h"
 
 static const Kernels *const KERNELS[] = {NULL, &kernels_avx2, &kernels_avx512, &kernels_avx512};
 #else

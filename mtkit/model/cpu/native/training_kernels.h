@@ -1,4 +1,4 @@
-/* Operations of training for one set of instructions. `training.c` includes this file once for each. */
+/* Operations of training for one set of instructions. `each_simd.h` includes this file once for each. */
 
 #include "exponential.h"
 
