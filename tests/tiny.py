@@ -147,8 +147,12 @@ def child_environment() -> dict[str, str]:
 
     root = str(Path(package.__file__).parents[1])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    changes = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
-    return os.environ | changes | {"PYTHONFAULTHANDLER": "1"}  # a crash says where it happened
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "",
+        "PYTHONFAULTHANDLER": "1",  # a crash says where it happened
+    }
 
 
 def spawn(*arguments: object, **options: Any) -> subprocess.Popen[str]:
