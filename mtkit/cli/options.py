@@ -315,6 +315,13 @@ NoRepeatNgram = Annotated[
         min=0, help="Do not repeat n-grams of this many tokens; 0 disables it.", rich_help_panel=CONSTRAINTS
     ),
 ]
+AvoidLoops = Annotated[
+    bool | None,
+    typer.Option(
+        help="Where a translation repeats a phrase without end, search again without repetition; on by default.",
+        rich_help_panel=CONSTRAINTS,
+    ),
+]
 Suppress = Annotated[
     list[str] | None,
     typer.Option(

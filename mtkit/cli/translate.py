@@ -67,6 +67,7 @@ def translate(
     max_length_ratio: options.MaxLengthRatio = None,
     min_pieces: options.MinPieces = None,
     no_repeat_ngram: options.NoRepeatNgram = None,
+    avoid_loops: options.AvoidLoops = None,
     suppress: options.Suppress = None,
     groups: options.Groups = None,
     diversity: options.Diversity = None,

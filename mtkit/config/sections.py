@@ -793,6 +793,9 @@ class DecodingConfig(Section):
     """Minimum number of tokens in a translation."""
     no_repeat_ngram: Count = 0
     """Forbid repeating any n-gram of this many tokens in a translation (Paulus et al. 2018); 0 disables it."""
+    avoid_loops: bool = True
+    """Where the best translation has a phrase four times in a row, and the source has none, search again with no phrase
+    of three tokens repeated."""
     suppress: tuple[str, ...] = Field(default=(), strict=False)
     """Strings whose tokens are never generated."""
     renormalize: bool = False
@@ -989,4 +992,5 @@ class Config(Section):
     def validation_decoding(self) -> DecodingConfig:
         """Search settings of validation: penalties and limits of `decoding`, with `validation.beam_size`."""
         shared = self.decoding.model_dump(include=set(_VALIDATION_SEARCH_KEYS))
-        return DecodingConfig.model_validate(shared | {"beam_size": self.validation.beam_size})
+        plain = {"beam_size": self.validation.beam_size, "avoid_loops": False}
+        return DecodingConfig.model_validate(shared | plain)

@@ -227,7 +227,7 @@ def search_of_engines(decoding: DecodingConfig) -> DecodingConfig:
     They stop when a beam of hypotheses has finished, and their length penalty is `length ** alpha`.
     """
     plain = {"penalty_kind": "simple", "stop": "finished", "groups": 1, "sample": False, "mbr": None}
-    plain |= {"renormalize": False}
+    plain |= {"renormalize": False, "avoid_loops": False}
     return decoding.model_copy(update={**plain, "n_best": min(decoding.n_best, decoding.beam_size)})
 
 

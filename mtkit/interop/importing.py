@@ -152,7 +152,7 @@ def _make_config(imported: ImportedModel, output: Path) -> Config:
         "data": {"src": src, "tgt": tgt, "train": [{"path": "none.tsv"}], "max_length": imported.max_length},
         "tokenizer": {"joint": imported.tokenizers.joint, "vocab_size": max(16, imported.tokenizers.tgt.vocab_size)},
         "model": dict(imported.model),
-        "decoding": dict(imported.decoding),
+        "decoding": {"avoid_loops": False, **imported.decoding},  # other toolkits do not
     })  # fmt: skip
     return without_training_data(config)
 

@@ -76,8 +76,10 @@ def _proof_lines(tokenizers: Tokenizers, text: ProofText) -> list[str]:
 
 def _greedy(decoding: DecodingConfig) -> DecodingConfig:
     """Return greedy search with the length limits of a model."""
-    limits = {"max_length_ratio": decoding.max_length_ratio, "max_length_extra": decoding.max_length_extra}
-    return DecodingConfig(beam_size=1, length_penalty=0.0, penalty_kind="simple", stop="finished", **limits)  # type: ignore[arg-type]
+    return DecodingConfig(
+        beam_size=1, length_penalty=0.0, penalty_kind="simple", stop="finished", avoid_loops=False,
+        max_length_ratio=decoding.max_length_ratio, max_length_extra=decoding.max_length_extra,
+    )  # fmt: skip
 
 
 def prove_equal(

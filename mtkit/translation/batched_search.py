@@ -42,6 +42,10 @@ _ALIGNED_AHEAD = 2
 _MIN_BATCH_TOKENS_ON_CPU = 4096
 """Batches on a CPU do not get smaller than that for it: a step takes some time whatever the number of sentences. As in
 `decoding.batch_tokens`, source tokens times hypotheses."""
+_LOOP = 4
+"""Times in a row that a phrase comes in a loop."""
+_NO_REPEAT_NGRAM = 3
+"""Tokens that no translation repeats where it would otherwise be a loop: the most with which it cannot be one."""
 
 
 class BatchedSearch:
@@ -93,7 +97,8 @@ class BatchedSearch:
 
         With minimum Bayes risk these are the `n_best` of least risk. A segment whose best hypothesis lacks one of its
         required numbers is searched a second time, with the numbers as constraints: most models copy numbers by
-        themselves, and then translate better without constraints.
+        themselves, and then translate better without constraints. With `decoding.avoid_loops`, one whose best
+        hypothesis is a loop is searched a second time too, without repeated n-grams.
 
         Args:
             segments: the segments.
@@ -112,11 +117,11 @@ class BatchedSearch:
                     found[i] = best
                 if on_batch is not None:
                     on_batch(batch)
-            if again := self._lacking_numbers(segments, found):
-                constrained = [self.with_number_constraints(segments[i]) for i in again]
-                second = self.search_segments(constrained, parallelism=parallelism)
-                for i, best in zip(again, second, strict=True):
-                    found[i] = best or found[i]
+            for revised in (self._with_lost_numbers, self._without_loops):
+                if again := revised(segments, found):
+                    second = self.search_segments(list(again.values()), parallelism=parallelism)
+                    for i, best in zip(again, second, strict=True):
+                        found[i] = best or found[i]
             return found
 
         return Search(finish, results.wants_more)
@@ -156,17 +161,36 @@ class BatchedSearch:
         """Return the attention of each pair of a batch."""
         return align_batch(self.ensemble, pairs)
 
-    def _lacking_numbers(self, segments: Sequence[Segment], found: Sequence[list[Hypothesis]]) -> list[int]:
-        """Return the indices of the segments whose best hypothesis lacks a required number."""
+    def _with_lost_numbers(
+        self, segments: Sequence[Segment], found: Sequence[list[Hypothesis]]
+    ) -> dict[int, Segment]:
+        """Return by index the segments whose best hypothesis lacks a required number, with their constraints."""
         if self.decoding.sample:
-            return []
+            return {}
         indices = [i for i, segment in enumerate(segments) if segment.required_numbers and found[i]]
         texts = self.ensemble.tokenizers.tgt.decode([found[i][0].ids for i in indices])
-        return [
-            i
+        return {
+            i: self.with_number_constraints(segments[i])
             for i, text in zip(indices, texts, strict=True)
             if not all(has_number(text, number) for number in segments[i].required_numbers)
-        ]
+        }
+
+    def _without_loops(
+        self, segments: Sequence[Segment], found: Sequence[list[Hypothesis]]
+    ) -> dict[int, Segment]:
+        """Return by index the segments whose best hypothesis is a loop, with repeated n-grams forbidden.
+
+        A source that has a loop itself may be translated by one, and numbers may consist of equal digits.
+        """
+        if self.decoding.sample or not self.decoding.avoid_loops:
+            return {}
+        return {
+            i: replace(segment, no_repeat_ngram=_NO_REPEAT_NGRAM)
+            for i, segment in enumerate(segments)
+            if found[i] and not segment.constraints and not segment.no_repeat_ngram
+            and (phrase := _loop(found[i][0].ids)) and not _loop(segment.ids.tolist())
+            and not any(map(str.isdigit, self.ensemble.tokenizers.tgt.decode([phrase])[0]))
+        }  # fmt: skip
 
     def _split_into_batches(self, sizes: Ids) -> list[list[int]]:
         """Return the indices of the segments of each batch, the longest segments first."""
@@ -197,7 +221,11 @@ class BatchedSearch:
         prefixes = [segment.prefix for segment in segments]
         constraints = [segment.constraints for segment in segments]
         keeps = any(segment.keep_log_probs for segment in segments)
-        options, vocabulary = replace(self.options, keep_log_probs=keeps), self._reduced_vocabulary(segments)
+        no_repeat = max(
+            self.options.no_repeat_ngram, segments[0].no_repeat_ngram
+        )  # the same for all of a batch
+        options = replace(self.options, keep_log_probs=keeps, no_repeat_ngram=no_repeat)
+        vocabulary = self._reduced_vocabulary(segments)
         if vocabulary is not None:
             options, prefixes = vocabulary.options(options), vocabulary.prefixes(prefixes)
             constraints = vocabulary.constraints(constraints)
@@ -239,6 +267,19 @@ class BatchedSearch:
         texts = self.ensemble.tokenizers.tgt.decode([hyp.ids for hyp in hyps])
         ranked = minimum_risk(texts, self.utility)
         return [hyps[index] for index, _ in ranked[: self.decoding.n_best]]
+
+
+def _loop(ids: Sequence[int]) -> Sequence[int]:
+    """Return a phrase of tokens that comes `_LOOP` times in a row; an empty one if there is none."""
+    if len(ids) - len(set(ids)) < _LOOP - 1:
+        return ()
+    for size in range(1, len(ids) // _LOOP + 1):
+        same = 0  # tokens in a row that are those `size` before them
+        for i in range(size, len(ids)):
+            same = same + 1 if ids[i] == ids[i - size] else 0
+            if same == size * (_LOOP - 1):
+                return ids[i - size + 1 : i + 1]
+    return ()
 
 
 def search_options(decoding: DecodingConfig, tgt: Tokenizer) -> SearchOptions:

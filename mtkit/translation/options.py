@@ -126,6 +126,7 @@ class DecodingOverrides(TypedDict, total=False):
     max_length_extra: int
     min_pieces: int
     no_repeat_ngram: int
+    avoid_loops: bool
     suppress: Sequence[str]
     renormalize: bool
     groups: int

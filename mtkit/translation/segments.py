@@ -85,6 +85,7 @@ class Segment:
         unknown_in_prefix: position and text of the tokens of the prefix that the vocabulary lacks.
         constraints: constraints on the hypotheses.
         required_numbers: numbers that become constraints if the best hypothesis lacks one of them.
+        no_repeat_ngram: no n-gram of this many tokens appears twice in a hypothesis; 0 leaves it to `decoding`.
         num_tag_tokens: number of `ids` that belong to the tag.
         boundary: what separates the segment from the one before it.
         spans: characters of the line that each token after the tag stands for, if links are wanted.
@@ -100,6 +101,7 @@ class Segment:
     unknown_in_prefix: tuple[tuple[int, str], ...] = ()
     constraints: tuple[Constraint, ...] = ()
     required_numbers: tuple[str, ...] = ()
+    no_repeat_ngram: int = 0
     num_tag_tokens: int = 0
     boundary: Boundary = "sentence"
     spans: tuple[Span, ...] = ()

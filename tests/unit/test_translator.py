@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -85,12 +86,46 @@ def make(
     model = make_model(tiny_config(**(model_keys or {})), tokenizers(joint)).eval()
     with torch.no_grad():
         model.output.weight.mul_(4)
-    keys = {"max_length_ratio": 0.7, "max_length_extra": 3, "beam_size": 3} | decoding
+    keys = {"max_length_ratio": 0.7, "max_length_extra": 3, "beam_size": 3, "avoid_loops": False} | decoding
     return Translator(model, tokenizers(joint), DecodingConfig(**keys), max_source_tokens)
 
 
 def texts(translator: Translator, lines: Sequence[str]) -> list[str]:
     return [translation.text for translation in translator.translate(lines)]
+
+
+# --- loops ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_what_would_be_a_loop_is_searched_again_without_repetition(beam_size: int) -> None:
+    keys = {"beam_size": beam_size, "max_length_ratio": 2.0, "max_length_extra": 20}
+    lines = [*sentences(40, longest=9), "the the the the the", "the cat " * 4]
+    ids = make().tokenizers.src.encode(lines)
+    plain, blocked, found = (
+        [hyps[0].ids for hyps in make(**keys, **own).search_ids(ids)]
+        for own in ({}, {"no_repeat_ngram": 3}, {"avoid_loops": True})
+    )
+    repeated = [has_loop(hyp) and not has_loop(src.tolist()) for hyp, src in zip(plain, ids, strict=True)]
+    assert True in repeated[:-2] and not any(repeated[-2:])
+    for again, *hyps in zip(repeated, plain, blocked, found, strict=True):
+        assert hyps[2] == hyps[1 if again else 0]
+    assert any(map(has_loop, plain[-2:]))
+
+
+def has_loop(ids: Sequence[int]) -> bool:
+    """Return whether any tokens come four times in a row."""
+    return re.search(r"(.+)\1{3}", "".join(map(chr, ids)), re.DOTALL) is not None
+
+
+def test_a_number_of_equal_digits_is_no_loop() -> None:
+    translator = make(avoid_loops=True)
+    tgt = translator.tokenizers.tgt
+    [segment] = translator.segmenter.segment_lines([Request("a million birds")])[0].segments
+    for text, is_loop in (("9 9 9 9 9 9", False), ("x x x x x x", True), ("x x x", False)):
+        hyp = Hypothesis(tgt.encode([text])[0].tolist(), 0.0, 0.0)
+        assert has_loop(hyp.ids) == (text != "x x x")
+        assert bool(translator.batched_search._without_loops([segment], [[hyp]])) == is_loop
 
 
 # --- order and batches ------------------------------------------------------------------------------------------

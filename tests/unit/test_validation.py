@@ -120,7 +120,8 @@ def test_penalties_and_limits_of_the_run_hold_in_validation() -> None:
         "batch_tokens": 512,
     }
     config = config_of(validation={"beam_size": 2}, decoding=LIMITS | kept)
-    assert config.validation_decoding == config.decoding.model_copy(update={"beam_size": 2})
+    own = {"beam_size": 2, "avoid_loops": False}
+    assert config.validation_decoding == config.decoding.model_copy(update=own)
     found = validate(config).hyps
     translator = Translator(
         random_model(config), tokenizers(), config.validation_decoding, config.data.max_length
