@@ -116,7 +116,7 @@ Shortlist = Annotated[
 Truecase = Annotated[
     bool | None,
     typer.Option(
-        help="Translate lines in capitals in their usual case, and put the translations into capitals; on by default.",
+        help="Translate lines in capitals or title case in their usual case, and restore theirs; on by default.",
         rich_help_panel=SEARCH,
     ),
 ]

@@ -826,7 +826,8 @@ class DecodingConfig(Section):
     shortlist: bool = True
     """Choose among the tokens of the model's shortlist (`mtkit shortlist`), if it has one, instead of all."""
     truecase: bool = True
-    """Translate a line in capitals in its usual case, word by word, and put its translation into capitals."""
+    """Translate a line in capitals or title case in its usual case, word by word, and put its translation into the same
+    case."""
     batch_tokens: Positive = 16384
     """Maximum batch size: source tokens times beam size, padding included. Lower it if memory runs out."""
 

@@ -5,14 +5,14 @@ Long lines become several segments (see `sentence_splitting`). Prefixes and cons
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 import numpy as np
 
 from mtkit.config.sections import DecodingConfig
 from mtkit.data.batching import Ids
-from mtkit.data.perturbation import upper
 from mtkit.data.segmentation import Span
 from mtkit.data.tokenizer import Tokenizer, Tokenizers
 from mtkit.errors import DataError
@@ -22,7 +22,7 @@ from mtkit.translation.alignment import Link
 from mtkit.translation.numbers import required_numbers
 from mtkit.translation.options import DEFAULT_OPTIONS, TranslateOptions
 from mtkit.translation.sentence_splitting import Boundary, boundary_at, sentence_spans, split_point
-from mtkit.translation.truecasing import is_in_capitals, truecase
+from mtkit.translation.truecasing import usual_case
 
 
 def describe_tags(tags: Sequence[str]) -> str:
@@ -46,7 +46,8 @@ class Request:
         fault: the reason why there is nothing to translate, if the line or a file beside it could not be read.
         tag: text whose tokens precede every segment of the line, such as `<2de>` for a model that was trained with
             target-language tags.
-        keep_case: whether a line in capitals is taken as it is (see `truecasing`), as one with a prefix or constraints.
+        keep_case: whether a line in capitals or title case is taken as it is (see `truecasing`), as one with a prefix
+            or constraints.
     """
 
     text: str
@@ -90,7 +91,7 @@ class Segment:
         boundary: what separates the segment from the one before it.
         spans: characters of the line that each token after the tag stands for, if links are wanted.
         keep_log_probs: whether hypotheses keep the log-probability of each token.
-        in_capitals: whether the texts of hypotheses are put into capitals.
+        restore_case: brings the texts of hypotheses into the case of the line; None leaves them.
     """
 
     ids: Ids
@@ -106,7 +107,7 @@ class Segment:
     boundary: Boundary = "sentence"
     spans: tuple[Span, ...] = ()
     keep_log_probs: bool = False
-    in_capitals: bool = False
+    restore_case: Callable[[str], str] | None = None
 
     @property
     def min_length(self) -> int:
@@ -123,14 +124,17 @@ class Segment:
         if self.unknown_in_prefix:
             return "".join(self.token_texts(tgt, ids))
         text = tgt.decode([ids])[0]
-        return upper(text) if self.in_capitals else text
+        return text if self.restore_case is None else self.restore_case(text)
 
     def token_texts(self, tgt: Tokenizer, ids: Sequence[int]) -> list[str]:
         """Return the text of each token of a hypothesis; unknown tokens of the prefix appear as they were given."""
         texts = tgt.token_texts(ids)
         for position, text in self.unknown_in_prefix:
             texts[position] = text
-        return list(map(upper, texts)) if self.in_capitals else texts
+        if self.restore_case is None:
+            return texts
+        restored = ["", *map(self.restore_case, accumulate(texts))]
+        return [longer[len(text) :] for text, longer in pairwise(restored)]
 
     def char_links(self, sources: Sequence[int], token_texts: Sequence[str], start: int) -> list[Link]:
         """Return the links between characters of the line and characters of its translation.
@@ -215,11 +219,15 @@ class Segmenter:
             options: which lines are split, how long they may be, and whether links are wanted.
         """
         lines: list[SegmentedLine] = []
-        texts = list(map(self._usual_case, requests))
-        encoded = self.tokenizers.src.encode(texts)
-        for number, (request, text, ids) in enumerate(zip(requests, texts, encoded, strict=True), first):
+        usual = list(map(self._usual_case, requests))
+        encoded = self.tokenizers.src.encode([text for text, _ in usual])
+        for number, (request, (text, restore), ids) in enumerate(
+            zip(requests, usual, encoded, strict=True), first
+        ):
             try:
                 segments = self._segment_line(request, text, ids, number, options)
+                if restore is not None:
+                    segments = [replace(segment, restore_case=restore) for segment in segments]
                 lines.append(SegmentedLine(request, number, segments))
             except DataError as fault:
                 lines.append(SegmentedLine(request, number, [], fault))
@@ -227,13 +235,13 @@ class Segmenter:
                     break
         return lines
 
-    def _usual_case(self, request: Request) -> str:
-        """Return the text of a line, truecased if it is in capitals."""
+    def _usual_case(self, request: Request) -> tuple[str, Callable[[str], str] | None]:
+        """Return the text of a line in its usual case, and what brings its translation into that of the line."""
         if not self.decoding.truecase or request.keep_case or request.prefix or request.constraints:
-            return request.text
+            return request.text, None
         tag = self.tokenizers.src.leading_tag(request.text)
-        body = request.text[len(tag) :]
-        return tag + truecase(body, self.tokenizers.src) if is_in_capitals(body) else request.text
+        usual, restore = usual_case(request.text[len(tag) :], self.tokenizers.src)
+        return tag + usual, restore
 
     def single_segment(
         self, request: Request, number: int, options: TranslateOptions = DEFAULT_OPTIONS
@@ -265,7 +273,7 @@ class Segmenter:
 
         Args:
             request: the line.
-            text: its text, truecased if it is in capitals.
+            text: its text in its usual case.
             ids: tokens of the text.
             number: number of the line, from 0.
             options: how long the line may be, whether it is split, and whether links are wanted.
@@ -306,7 +314,6 @@ class Segmenter:
                 boundary=stretch.boundary,
                 spans=stretch.spans,
                 keep_log_probs=options.keep_log_probs,
-                in_capitals=text != request.text,
             )
             for index, stretch in enumerate(stretches)
         ]

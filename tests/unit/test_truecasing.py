@@ -1,20 +1,22 @@
-"""Lines in capitals: their usual case by the vocabulary, and translations in capitals."""
+"""Lines in capitals or title case: their usual case by the vocabulary, and translations in the same case."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 from test_translator import tiny_config
 
 from mtkit.config.sections import DecodingConfig, TokenizerConfig
+from mtkit.data.perturbation import title, upper
 from mtkit.data.readers import Pair
 from mtkit.data.tokenizer import Tokenizers, make_tokenizers
 from mtkit.model.build import make_model
 from mtkit.translation.options import TranslateOptions
 from mtkit.translation.segments import Request
 from mtkit.translation.translator import Translator
-from mtkit.translation.truecasing import is_in_capitals, truecase
+from mtkit.translation.truecasing import count_title_words, is_in_capitals, truecase, usual_case
 
 PAIRS = [
     Pair(f"{who} {sees} {what} in {where}{end}", f"{wer} {sieht} {das} in {where}{end}")
@@ -48,6 +50,38 @@ def test_what_is_in_capitals(text: str, expected: bool) -> None:
     assert is_in_capitals(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The Old Man Sees It.", 5), ("The Old Man and the Sea", 4), ("“The Old Man” (a Story)", 4),
+        ("Der Alte Mann und das Meer", 4), ("Tom Asked Mary", 3), ("The aged Man Sees Tom", 0), ("Tom Smith", 0),
+        ("I am Tom", 0), ("the old man", 0), ("", 0), ("123 ...", 0), ("日本語 日本語 日本語", 0),
+        ("Tom Sees iPhones Here", 0),
+    ],
+)  # fmt: skip
+def test_what_may_be_title_case(text: str, expected: int) -> None:
+    assert count_title_words(text) == expected
+
+
+def test_title_case_is_told_from_names_and_german(tokenizers: Tokenizers) -> None:
+    for line in (
+        "Tom Tom Tom Boston Paris",
+        "NATO Tom Paris",
+        "Vogel, Straße, Mann.",
+        "the old man sees it.",
+    ):
+        assert usual_case(line, tokenizers.src) == (line, None)
+    assert usual_case("The Old Man Sees Tom in Boston.", tokenizers.src) == (
+        "The old man sees Tom in Boston.",
+        title,
+    )
+    assert usual_case("Der Alte Mann Sieht Die Straße", tokenizers.tgt) == (
+        "Der alte Mann sieht die Straße",
+        title,
+    )
+    assert usual_case("THE OLD MAN", tokenizers.src) == ("The old man", upper)
+
+
 @pytest.mark.parametrize("pair", PAIRS[::7])
 def test_lines_that_the_vocabulary_was_learned_from_get_their_case_back(
     pair: Pair, tokenizers: Tokenizers
@@ -72,13 +106,16 @@ def test_any_text_keeps_its_length_and_its_letters(tokenizers: Tokenizers) -> No
         )
 
 
-def test_a_line_in_capitals_is_translated_as_in_its_usual_case(translator: Translator) -> None:
-    plain = "Tom sees the street in Boston."
+@pytest.mark.parametrize("change", [upper, title])
+def test_a_line_is_translated_as_in_its_usual_case(
+    translator: Translator, change: Callable[[str], str]
+) -> None:
+    plain = "The old man sees the street in Boston."
     options = TranslateOptions(keep_links=True, keep_log_probs=True)
-    usual, capitals, mixed = translator.translate([plain, plain.upper(), "Tom SEES it."], options)
-    assert capitals.text == usual.text.upper() and capitals.score == usual.score
-    assert capitals.links == usual.links and capitals.text != usual.text
-    assert [sum(part.lengths) for part in capitals.log_probs] == [len(capitals.text)]
+    usual, changed, mixed = translator.translate([plain, change(plain), "Tom SEES it."], options)
+    assert changed.text == change(usual.text) and changed.score == pytest.approx(usual.score)
+    assert changed.links == usual.links and changed.text != usual.text
+    assert [sum(part.lengths) for part in changed.log_probs] == [len(changed.text)]
     assert mixed.text == next(translator.translate(["Tom SEES it."])).text
 
 
@@ -89,7 +126,7 @@ def test_what_is_taken_as_it_is(translator: Translator, tokenizers: Tokenizers) 
     def taken(request: Request, translator: Translator = translator) -> tuple[bool, bool]:
         [found] = translator.segmenter.segment_lines([request])
         [segment] = found.segments
-        return segment.in_capitals, segment.ids.tolist() == ids.tolist()
+        return segment.restore_case is not None, segment.ids.tolist() == ids.tolist()
 
     assert taken(Request(line)) == (True, False)
     for request in (
@@ -99,6 +136,6 @@ def test_what_is_taken_as_it_is(translator: Translator, tokenizers: Tokenizers) 
     without = Translator(translator.model, tokenizers, DecodingConfig(truecase=False))
     assert taken(Request(line), without) == (False, True)
     [nato] = translator.segmenter.segment_lines([Request("NATO")])
-    assert not nato.segments[0].in_capitals, "the usual case is capitals"
+    assert nato.segments[0].restore_case is None, "the usual case is capitals"
     usual, given = translator.score(["The street", line], ["die Straße", "die Straße"])
     assert usual.score != given.score, "pairs are scored as they are"
