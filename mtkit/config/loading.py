@@ -86,7 +86,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     data = document.data
     if "preset" not in data and not file.data.keys() & _SECTIONS_WITHOUT_AUTO:
         data = {"preset": AUTO, **data}
-    return _check_effective(_validate_with_preset(data, document), document)
+    config = _validate_with_preset(data, document)
+    overridden = _overridden(config, document)
+    if overridden:
+        data = {
+            name: {key: value for key, value in section.items() if f"{name}.{key}" not in overridden}
+            if isinstance(section, Mapping)
+            else section
+            for name, section in data.items()
+        }
+        config = _validate_with_preset(data, document)
+    return _check_effective(config, document)
 
 
 def load_stored_config(path: Path, ignore_unknown: Collection[str] = ()) -> Config:
@@ -385,6 +395,13 @@ def _as_config_error(details: Sequence[ErrorDetails], document: YamlDocument | N
     return _merge([_translate_error(detail, document) for detail in details], document)
 
 
+def _overridden(config: Config, document: YamlDocument) -> set[str]:
+    """Return the keys of the file that have no effect because of an override, for which the file is not at fault."""
+    overrides = {".".join(map(str, keys)) for keys in document.overrides}
+    found = ineffective_settings(config)
+    return {idle.key for idle in found if idle.other in overrides and idle.key not in overrides}
+
+
 def _check_effective(config: Config, document: YamlDocument | None) -> Config:
     """Return the config if all keys that were set have an effect.
 
@@ -395,10 +412,8 @@ def _check_effective(config: Config, document: YamlDocument | None) -> Config:
     for found in ineffective_settings(config):
         if document is None:
             errors.append(ConfigError(found.what, where=found.key, hint=found.hint))
-            continue
-        key, other = (tuple(name.split(".")) for name in (found.key, found.other))
-        if key in document.overrides or other not in document.overrides:  # else the file is not at fault
-            what, place = f"{found.key}: {found.what}", document.place_of(key)
+        else:
+            what, place = f"{found.key}: {found.what}", document.place_of(tuple(found.key.split(".")))
             errors.append(ConfigError(what, where=place, hint=found.hint))
     if errors:
         raise _merge(errors, document)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from mtkit.config.loading import (
     config_schema,
+    config_to_dict,
     diff_configs,
     dump_config,
     load_config,
@@ -700,6 +701,15 @@ def test_the_command_line_may_make_keys_of_the_file_ineffective(tmp_path: Path) 
     assert (config.decoding.sample, config.training.schedule) == (True, "constant")
     with pytest.raises(ConfigError, match=r"^command line: decoding\.beam_size=4: "):
         load_config(path, ["decoding.sample=true", "decoding.beam_size=4"])
+
+
+def test_a_key_of_the_file_without_effect_because_of_an_override_is_as_if_it_were_not_there(
+    tmp_path: Path,
+) -> None:
+    sizes, override = "tokenizer: {vocab_size: 6000, byte_fallback: false}\n", "tokenizer.model=a.model"
+    config = load_config(write(tmp_path, HEAD + sizes), [override])
+    assert config == load_config(write(tmp_path, HEAD + "tokenizer: {}\n"), [override])
+    assert parse_config(config_to_dict(config)) == config
 
 
 def test_a_stored_config_may_have_keys_without_effect(tmp_path: Path) -> None:
