@@ -42,6 +42,7 @@ _SHARED: Values = {
     "training.schedule": "cosine",  # ends at rate 0, so that the last weights are the best; needs no tuning
     "model.bias": False,  # same scores, fewer and faster operations
     "decoding.beam_size": 5,
+    "validation.beam_size": 5,  # greedy scores choose another checkpoint as the best, by chance a worse one
 }
 """Values of all presets, unless they have their own."""
 
@@ -152,6 +153,7 @@ PRESETS: dict[PresetName, Preset] = {
             "training.ema_decay": 0.999,
             "validation.every_steps": 600,
             "decoding.beam_size": 1,
+            "validation.beam_size": 1,
         },
     ),
 }
