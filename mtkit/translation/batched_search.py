@@ -108,6 +108,8 @@ class BatchedSearch:
         sizes = np.array([len(segment.ids) + 1 for segment in segments], dtype=np.int32)
         indices = self._split_into_batches(sizes)
         batches = [[segments[i] for i in batch] for batch in indices]
+        if self.options.coverage_penalty:  # for which PyTorch computes the attention
+            self.ensemble.pack()
         results = self.workers.run(self._search_batch, batches, parallelism)
 
         def finish() -> list[list[Hypothesis]]:
@@ -151,6 +153,8 @@ class BatchedSearch:
         """
         indices = alignment_batches(pairs, self.decoding.batch_tokens)
         batches = [[pairs[i] for i in batch] for batch in indices]
+        if pairs:
+            self.ensemble.pack()
         found = self.workers.run(self._align_batch, batches, parallelism, window=_ALIGNED_AHEAD)
         for own in indices:
             attention = next(found)

@@ -5,8 +5,9 @@ Shapes: B sentences, S source length, T target length, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from threading import Lock
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ class Ensemble:
         tokenizers: the tokenizers of both sides.
         native: the same models in the compiled library, for the search; none if it cannot run them.
         buckets: the same models in fixed shapes, for the search on a GPU; None if caches grow with each step.
+        pack: packs a model for a CPU before PyTorch computes with it, which a search in the compiled library never does.
     """
 
     def __init__(
@@ -44,10 +46,25 @@ class Ensemble:
         tokenizers: Tokenizers,
         native: Sequence[NativeModel] = (),
         buckets: Buckets | None = None,
+        pack: Callable[[Transformer], None] | None = None,
     ) -> None:
-        self.models, self.tokenizers, self.native = tuple(models), tokenizers, tuple(native)
-        self.buckets = buckets
-        self.device = next(self.models[0].parameters()).device
+        self.tokenizers, self.native, self.buckets = tokenizers, tuple(native), buckets
+        self.device, self.source_eos = next(models[0].parameters()).device, models[0].source_eos
+        self._models, self._pack, self._packing = tuple(models), pack, Lock()
+
+    @property
+    def models(self) -> tuple[Transformer, ...]:
+        """The models, for PyTorch to compute with."""
+        self.pack()
+        return self._models
+
+    def pack(self) -> None:
+        """Pack the models, unless they are. What is done before workers are forked is in memory once."""
+        with self._packing:
+            if self._pack is not None:
+                for model in self._models:
+                    self._pack(model)
+                self._pack = None
 
     def exclusive(self) -> AbstractContextManager[object]:
         """Return what a search holds while it lasts: buckets are for one at a time."""
@@ -56,7 +73,7 @@ class Ensemble:
     def sources(self, sentences: Sequence[Ids]) -> Tensor:
         """Return sources as the models expect them, padded: [B, S]."""
         src = self.tokenizers.src
-        return self._tensor(collate_sources(sentences, src.pad, src.eos, self.models[0].source_eos))
+        return self._tensor(collate_sources(sentences, src.pad, src.eos, self.source_eos))
 
     def targets_in(self, sentences: Sequence[Ids]) -> Tensor:
         """Return targets that begin with bos, padded: [B, T]."""
@@ -84,16 +101,17 @@ class Ensemble:
             vocabulary: the tokens of a shortlist; None for all.
         """
         steppers: list[Stepper] = []
-        for index, model in enumerate(self.models):
-            stepper: ModelStepper | NativeStepper | StaticStepper
+        for index in range(len(self._models)):
+            stepper: Stepper
             if self.native and not keep_attention:
                 stepper = NativeStepper(self.native[index], src_BS)
             elif self.buckets is not None and not keep_attention:
                 stepper = StaticStepper(self.buckets, index, src_BS, num_hypotheses)
             else:
-                stepper = ModelStepper(model, src_BS, keep_attention)
-            shortened = None if vocabulary is None else ShortlistStepper(stepper, model.output, vocabulary)
-            steppers.append(shortened or stepper)
+                stepper = ModelStepper(self.models[index], src_BS, keep_attention)
+            if vocabulary is not None:
+                stepper = ShortlistStepper(stepper, self.models[index].output, vocabulary)
+            steppers.append(stepper)
         return steppers[0] if len(steppers) == 1 else EnsembleStepper(steppers)
 
     def hidden(self, src_BS: Tensor, tgt_in_BT: Tensor) -> list[Tensor]:

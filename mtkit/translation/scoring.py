@@ -184,6 +184,7 @@ class Scorer:
         order = order[sizes[order] > 1]  # an empty line that stays empty has the score 0, as in `translate`
         indices = split_by_tokens(sizes, order, self.decoding.batch_tokens)
         batches = [([src_ids[i] for i in batch], [tgt_ids[i] for i in batch]) for batch in indices]
+        self.ensemble.pack()
         found = self.workers.run(self._score_batch, batches, parallelism)
         for batch, own in zip(indices, found, strict=True):
             scores[batch] = own

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Unpack
 
@@ -66,6 +66,7 @@ class Translator(LineTranslator):
         native: all models in the compiled library; none if it cannot run them.
         forks: whether workers may be processes, which do not see later changes of the model.
         buckets: all models in fixed shapes, for CUDA graphs; None if caches grow with each step.
+        pack: see `Ensemble`.
     """
 
     def __init__(
@@ -82,9 +83,10 @@ class Translator(LineTranslator):
         *,
         forks: bool = False,
         buckets: Buckets | None = None,
+        pack: Callable[[Transformer], None] | None = None,
     ) -> None:
         self.model, self.int8 = model, int8
-        self.ensemble = Ensemble((model, *others), tokenizers, native, buckets)
+        self.ensemble = Ensemble((model, *others), tokenizers, native, buckets, pack)
         self.device = self.ensemble.device
         self.workers = Workers(self.device, forks=forks)
         self.batched_search = BatchedSearch(self.ensemble, decoding, shortlist, self.workers)
@@ -168,10 +170,13 @@ class Translator(LineTranslator):
             configure_malloc()
         models = (model, *others)
         runs_native = uses_native(precision, device) and all(map(supports, models))
-        int8 = choose_int8(precision, device, all(map(is_quantized, models)) or runs_native)
+        if runs_native:  # the library multiplies integers on every CPU that it runs on
+            int8: Int8 = "none" if precision == "fp32" else "all"
+        else:
+            int8 = choose_int8(precision, device, all(map(is_quantized, models)))
         dtype = choose_dtype("fp32" if int8 == "all" else precision, device)
         for each in models:
-            if int8 != "all" or not takes_stored_int8():
+            if is_quantized(each) and (int8 != "all" or not takes_stored_int8()):
                 dequantize(each)
             each.compute_dtype = dtype
             norms = _norm_weights(each) if device.type == "cuda" else {}
@@ -180,12 +185,10 @@ class Translator(LineTranslator):
             for parameter, weight in norms.items():
                 parameter.data = weight.to(device)
         native = [NativeModel(each, int8 == "all") for each in models] if runs_native else []
-        for each in models:
-            if device.type == "cpu":
-                pack(each, int8, keep_output_rows=shortlist is not None)
+        packing = partial(pack, int8=int8, keep_output_rows=shortlist is not None)
         decoding = decoding or config.decoding
         longest = config.data.max_length
-        return cls(
+        translator = cls(
             model,
             tokenizers,
             decoding,
@@ -197,7 +200,11 @@ class Translator(LineTranslator):
             native,
             forks=True,
             buckets=Buckets(models) if are_wanted(device) else None,
+            pack=packing if device.type == "cpu" else None,
         )
+        if not runs_native or shortlist is not None:
+            translator.ensemble.pack()
+        return translator
 
     def close(self) -> None:
         """End the workers, which otherwise wait for further lines until the translator is deleted."""

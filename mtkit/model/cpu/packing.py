@@ -204,8 +204,7 @@ def choose_int8(precision: str, device: torch.device, auto_means_all: bool = Fal
     Args:
         precision: auto, fp32, bf16, fp16 or int8.
         device: where the model runs.
-        auto_means_all: whether `auto` means all matrices in any case: they are stored in 8 bits, or multiplied by the
-            compiled library, which is fastest with integers.
+        auto_means_all: whether `auto` means all matrices in any case, because they are stored in 8 bits.
 
     Raises:
         ConfigError: If `precision` is int8 and this device does not support it.
@@ -241,6 +240,8 @@ def pack(model: nn.Module, int8: Int8 = "none", keep_output_rows: bool = False) 
     dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     if not can_pack(dtype):
         return
+    if int8_quant_max() == 0:
+        int8 = "none"
     model.eval().requires_grad_(False)
     output = model.get_submodule("output")
     assert isinstance(output, Linear)
