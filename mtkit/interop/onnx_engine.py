@@ -19,7 +19,7 @@ from mtkit.data.batching import Ids
 from mtkit.interop.exporting import LoadedModel, check_sentencepiece_alone
 from mtkit.interop.onnx import TYPES, import_onnx_packages, write_description, write_graphs
 from mtkit.interop.proof import EngineTokenizer
-from mtkit.search.shortlist import ReducedVocabulary
+from mtkit.search.shortlist import ReducedVocabulary, TokenLists
 from mtkit.search.state import Stepper
 from mtkit.translation.alignment import SegmentAttention
 from mtkit.translation.batched_search import BatchedSearch
@@ -173,7 +173,7 @@ class _OnnxEnsemble(Ensemble):
         src_BS: Tensor,
         num_hypotheses: int,
         keep_attention: bool = False,
-        vocabulary: ReducedVocabulary | None = None,
+        vocabulary: ReducedVocabulary | TokenLists | None = None,
     ) -> Stepper:
         """See `Ensemble.stepper`; attention is always kept, and there are no shortlists."""
         return _OnnxStepper(self.graphs, src_BS, self.tokenizers.tgt.vocab_size)

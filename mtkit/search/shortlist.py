@@ -2,15 +2,17 @@
 
 Most of the time of a small decoder is spent on the output matrix, whose rows are the whole vocabulary. With a shortlist
 (Schwenk et al. 2007; for word translation probabilities Mi et al. 2016, and Marian) only some rows are multiplied:
-those of the tokens that a table allows for the source tokens of any sentence in the batch. They are gathered once per
-batch, and the search runs on a vocabulary that consists of them alone.
+those of the tokens that a table allows for the source tokens of a sentence.
 
-A sentence may use the tokens of its own list only, and probabilities are normalized over that list. So neither its
-translation nor its score depends on the other sentences of the batch. Allowed besides are eos, and what its prefix and
-its constraints consist of.
+The compiled library multiplies the rows of each sentence's own list. PyTorch multiplies those of all lists of a batch:
+they are gathered once, and the search runs on a vocabulary that consists of them alone.
+
+Either way a sentence may use the tokens of its own list only, and probabilities are normalized over that list. So
+neither its translation nor its score depends on the other sentences of the batch. Allowed besides are eos, and what its
+prefix and its constraints consist of.
 
 Shapes: B sentences, V vocabulary, U tokens that the sentences of a batch may use, F tokens that every sentence may use,
-N source tokens, P entries of the table.
+N source tokens, P entries of the table or of all lists.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from mtkit.data.batching import Ids
 from mtkit.search.constraints import Constraint
@@ -54,17 +57,56 @@ class Shortlist:
         allowed_BV[np.repeat(rows, counts), self.targets[entries]] = True
         return allowed_BV
 
+    def lists(
+        self,
+        sentences: Sequence[Ids],
+        prefixes: Sequence[Sequence[int]],
+        constraints: Sequence[Sequence[Constraint]],
+        eos: int,
+        vocab_size: int,
+    ) -> TokenLists:
+        """Return the target tokens that each sentence of a batch may use.
+
+        Args:
+            sentences: source tokens of each sentence.
+            prefixes: for each sentence, the tokens that its hypotheses start with.
+            constraints: for each sentence, its constraints.
+            eos: the token that ends a hypothesis.
+            vocab_size: V.
+        """
+        allowed_BV = self.allowed(sentences, vocab_size)
+        allowed_BV[:, eos] = True
+        for row, (prefix, own) in enumerate(zip(prefixes, constraints, strict=True)):
+            phrases = [token for constraint in own for phrase in constraint.phrases for token in phrase]
+            allowed_BV[row, [*prefix, *phrases]] = True
+        return TokenLists(allowed_BV)
+
+
+@dataclass(frozen=True)
+class TokenLists:
+    """The target tokens that each sentence of a batch may use.
+
+    Attributes:
+        allowed_BV: whether a sentence may use a token.
+    """
+
+    allowed_BV: npt.NDArray[np.bool_]
+
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """Return the tokens [P] of all sentences, int32, and where those of each begin and end: [B, 2]."""
+        B, V = self.allowed_BV.shape
+        cells = np.flatnonzero(self.allowed_BV)
+        ends = np.searchsorted(cells, V * np.arange(B + 1))
+        spans = np.stack([ends[:-1], ends[1:]], axis=1).astype(np.int64)
+        return torch.from_numpy((cells % V).astype(np.int32)), torch.from_numpy(spans)
+
 
 class ReducedVocabulary:
     """The target tokens that the sentences of a batch may use, numbered in ascending order for the search.
 
     Args:
-        shortlist: the table.
-        sentences: source tokens of each sentence.
-        prefixes: for each sentence, the tokens that its hypotheses start with.
-        constraints: for each sentence, its constraints.
-        options: bos and eos.
-        vocab_size: V.
+        lists: those of each sentence.
+        bos: the token that every hypothesis starts with.
         device: where the search runs.
 
     Attributes:
@@ -72,22 +114,9 @@ class ReducedVocabulary:
         forbidden_B1U: True where a sentence may not use a token.
     """
 
-    def __init__(
-        self,
-        shortlist: Shortlist,
-        sentences: Sequence[Ids],
-        prefixes: Sequence[Sequence[int]],
-        constraints: Sequence[Sequence[Constraint]],
-        options: SearchOptions,
-        vocab_size: int,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        allowed_BV = shortlist.allowed(sentences, vocab_size)
-        allowed_BV[:, options.eos] = True
-        for row, (prefix, own) in enumerate(zip(prefixes, constraints, strict=True)):
-            phrases = [token for constraint in own for phrase in constraint.phrases for token in phrase]
-            allowed_BV[row, [*prefix, *phrases]] = True
-        used = {options.bos, *np.flatnonzero(allowed_BV.any(axis=0)).tolist()}  # bos is the first input
+    def __init__(self, lists: TokenLists, bos: int, device: torch.device | str = "cpu") -> None:
+        allowed_BV = lists.allowed_BV
+        used = {bos, *np.flatnonzero(allowed_BV.any(axis=0)).tolist()}  # bos is the first input
         tokens = np.array(sorted(used))
         self._numbers = dict(zip(tokens.tolist(), range(len(tokens)), strict=True))
         self.tokens_U = torch.from_numpy(tokens).to(device)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mtkit.model.cpu.native.model import NativeModel
 from mtkit.model.cpu.packing import select_rows
 from mtkit.model.transformer import Transformer
-from mtkit.search.shortlist import ReducedVocabulary
+from mtkit.search.shortlist import ReducedVocabulary, TokenLists
 from mtkit.search.state import NEG_INF, BestTokens, Stepper
 
 
@@ -96,6 +96,41 @@ class NativeStepper:
     def attention(self) -> Tensor:
         """Raise: the coverage penalty needs another stepper."""
         raise NotImplementedError
+
+
+class NativeListStepper(NativeStepper):
+    """A Transformer in the compiled library that predicts the tokens of each sentence's own list only.
+
+    Args:
+        model: the model.
+        src_BS: the sentences, padded.
+        lists: the tokens that each sentence may use.
+    """
+
+    def __init__(self, model: NativeModel, src_BS: Tensor, lists: TokenLists) -> None:
+        super().__init__(model, src_BS)
+        self.lists_P, self.spans_B2 = lists.flat()
+
+    def logits(self, hidden_BKD: Tensor, first: int = 0) -> Tensor:
+        """Return the logits [B, K, V] of the next token, -inf for those that are not in the list of a sentence."""
+        logits_BKV, found = (
+            super().logits(hidden_BKD),
+            torch.full((len(hidden_BKD), 1, self.vocab_size), NEG_INF),
+        )
+        for row, (start, end) in enumerate(self.spans_B2[first : first + len(hidden_BKD)].tolist()):
+            found[row, :, self.lists_P[start:end].long()] = 0.0
+        return logits_BKV + found
+
+    def best_tokens(self, hidden_BKD: Tensor, number: int, forbidden: Sequence[int], eos: int) -> BestTokens:
+        """Return the most probable tokens that are not forbidden, and the log-probability of eos."""
+        shape, hidden_RD = hidden_BKD.shape[:2], hidden_BKD.flatten(0, 1)
+        found = self.model.best_listed_tokens(hidden_RD, number, forbidden, eos, self.lists_P, self.spans_B2)
+        return BestTokens(*(each.unflatten(0, shape) for each in found))
+
+    def keep_rows(self, rows_B: Tensor) -> None:
+        """Continue with sentences `rows_B` only."""
+        super().keep_rows(rows_B)
+        self.spans_B2 = self.spans_B2[rows_B]
 
 
 class ShortlistStepper:

@@ -19,7 +19,7 @@ from mtkit.device import out_of_memory_errors
 from mtkit.search.beam import search
 from mtkit.search.constraints import Constraint
 from mtkit.search.sampling import SamplingOptions, sample
-from mtkit.search.shortlist import ReducedVocabulary, Shortlist
+from mtkit.search.shortlist import ReducedVocabulary, Shortlist, TokenLists
 from mtkit.search.state import Hypothesis, SearchOptions
 from mtkit.search.static_search import is_supported, static_search
 from mtkit.translation.alignment import SegmentAttention, align_batch, alignment_batches
@@ -229,17 +229,19 @@ class BatchedSearch:
             self.options.no_repeat_ngram, segments[0].no_repeat_ngram
         )  # the same for all of a batch
         options = replace(self.options, keep_log_probs=keeps, no_repeat_ngram=no_repeat)
-        vocabulary = self._reduced_vocabulary(segments)
-        if vocabulary is not None:
+        keep_attention, lists = options.coverage_penalty > 0, self._lists(segments)
+        vocabulary: ReducedVocabulary | None = None
+        if lists is not None and not self.ensemble.searches_natively(keep_attention):
+            vocabulary = ReducedVocabulary(lists, options.bos, self.ensemble.device)
             options, prefixes = vocabulary.options(options), vocabulary.prefixes(prefixes)
             constraints = vocabulary.constraints(constraints)
-        is_plain = vocabulary is None and not any(constraints) and is_supported(options)
+        is_plain = lists is None and not any(constraints) and is_supported(options)
         device, buckets = self.ensemble.device, self.ensemble.buckets
         with out_of_memory_errors("lower decoding.batch_tokens or the beam"):
             if buckets is not None and is_plain and not self.decoding.sample:
                 return self._chosen(static_search(buckets, src_BS, max_lengths, options, prefixes))
-            num_hypotheses, keep_attention = self.decoding.num_hypotheses, options.coverage_penalty > 0
-            stepper = self.ensemble.stepper(src_BS, num_hypotheses, keep_attention, vocabulary)
+            num_hypotheses = self.decoding.num_hypotheses
+            stepper = self.ensemble.stepper(src_BS, num_hypotheses, keep_attention, vocabulary or lists)
             if self.decoding.sample:
                 keys = [segment.sample_key for segment in segments]
                 found = sample(stepper, max_lengths, options, self.sampling, device, prefixes, keys)
@@ -251,18 +253,16 @@ class BatchedSearch:
         """Return all hypotheses of each segment; with minimum Bayes risk, the `n_best` of least risk."""
         return found if self.utility is None else list(map(self._least_risk, found))
 
-    def _reduced_vocabulary(self, segments: Sequence[Segment]) -> ReducedVocabulary | None:
-        """Return the tokens that these segments may use; None for all."""
+    def _lists(self, segments: Sequence[Segment]) -> TokenLists | None:
+        """Return the tokens that each of these segments may use; None for all."""
         if self.shortlist is None:
             return None
-        return ReducedVocabulary(
-            self.shortlist,
+        return self.shortlist.lists(
             [segment.ids for segment in segments],
             [segment.prefix for segment in segments],
             [segment.constraints for segment in segments],
-            self.options,
+            self.options.eos,
             self.ensemble.tokenizers.tgt.vocab_size,
-            self.ensemble.device,
         )
 
     def _least_risk(self, hyps: list[Hypothesis]) -> list[Hypothesis]:

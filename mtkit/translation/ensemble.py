@@ -18,11 +18,12 @@ from mtkit.data.tokenizer import Tokenizers
 from mtkit.model.cpu.native.model import NativeModel
 from mtkit.model.transformer import Transformer
 from mtkit.search.buckets import Buckets, StaticStepper
-from mtkit.search.shortlist import ReducedVocabulary
+from mtkit.search.shortlist import ReducedVocabulary, TokenLists
 from mtkit.search.state import Stepper
 from mtkit.search.steppers import (
     EnsembleStepper,
     ModelStepper,
+    NativeListStepper,
     NativeStepper,
     ShortlistStepper,
     mean_log_probs,
@@ -37,7 +38,7 @@ class Ensemble:
         tokenizers: the tokenizers of both sides.
         native: the same models in the compiled library, for the search; none if it cannot run them.
         buckets: the same models in fixed shapes, for the search on a GPU; None if caches grow with each step.
-        pack: packs a model for a CPU before PyTorch computes with it, which a search in the compiled library never does.
+        pack: packs a model for a CPU before PyTorch computes with it; a search in the compiled library does without.
     """
 
     def __init__(
@@ -85,12 +86,16 @@ class Ensemble:
         tgt = self.tokenizers.tgt
         return self._tensor(collate_tokens(list(sentences), tgt.pad, eos=tgt.eos))
 
+    def searches_natively(self, keep_attention: bool) -> bool:
+        """Return whether the steps of a search are computed in the compiled library."""
+        return bool(self.native) and not keep_attention
+
     def stepper(
         self,
         src_BS: Tensor,
         num_hypotheses: int,
         keep_attention: bool = False,
-        vocabulary: ReducedVocabulary | None = None,
+        vocabulary: ReducedVocabulary | TokenLists | None = None,
     ) -> Stepper:
         """Return a step function for these sources.
 
@@ -98,18 +103,21 @@ class Ensemble:
             src_BS: the sources.
             num_hypotheses: hypotheses of each, from the second step on.
             keep_attention: whether the attention of each step is needed.
-            vocabulary: the tokens of a shortlist; None for all.
+            vocabulary: the tokens of a shortlist, in the compiled library as lists of each sentence; None for all.
         """
         steppers: list[Stepper] = []
         for index in range(len(self._models)):
             stepper: Stepper
-            if self.native and not keep_attention:
-                stepper = NativeStepper(self.native[index], src_BS)
+            if self.searches_natively(keep_attention):
+                if isinstance(vocabulary, TokenLists):
+                    stepper = NativeListStepper(self.native[index], src_BS, vocabulary)
+                else:
+                    stepper = NativeStepper(self.native[index], src_BS)
             elif self.buckets is not None and not keep_attention:
                 stepper = StaticStepper(self.buckets, index, src_BS, num_hypotheses)
             else:
                 stepper = ModelStepper(self.models[index], src_BS, keep_attention)
-            if vocabulary is not None:
+            if isinstance(vocabulary, ReducedVocabulary):
                 stepper = ShortlistStepper(stepper, self.models[index].output, vocabulary)
             steppers.append(stepper)
         return steppers[0] if len(steppers) == 1 else EnsembleStepper(steppers)

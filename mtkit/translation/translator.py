@@ -184,7 +184,11 @@ class Translator(LineTranslator):
             # Norms compute in float32: with weights of that dtype, a step has nothing to convert.
             for parameter, weight in norms.items():
                 parameter.data = weight.to(device)
-        native = [NativeModel(each, int8 == "all") for each in models] if runs_native else []
+        native = (
+            [NativeModel(each, int8 == "all", shortlist is not None) for each in models]
+            if runs_native
+            else []
+        )
         packing = partial(pack, int8=int8, keep_output_rows=shortlist is not None)
         decoding = decoding or config.decoding
         longest = config.data.max_length
@@ -202,8 +206,9 @@ class Translator(LineTranslator):
             buckets=Buckets(models) if are_wanted(device) else None,
             pack=packing if device.type == "cpu" else None,
         )
-        if not runs_native or shortlist is not None:
+        if not runs_native:
             translator.ensemble.pack()
+
         return translator
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -31,8 +32,9 @@ from mtkit.model.cpu.native.model import NativeModel, supports, uses_native
 from mtkit.model.quantized import quantize, quantize_matrix
 from mtkit.model.transformer import Transformer
 from mtkit.search.beam import search
+from mtkit.search.shortlist import TokenLists
 from mtkit.search.state import Hypothesis, SearchOptions
-from mtkit.search.steppers import ModelStepper, NativeStepper
+from mtkit.search.steppers import ModelStepper, NativeListStepper, NativeStepper
 
 AVAILABLE = [name for name, number in INSTRUCTIONS.items() if 0 < number <= instructions()]
 pytestmark = pytest.mark.skipif(
@@ -135,6 +137,46 @@ def test_equally_probable_tokens_are_in_ascending_order(kind: str) -> None:
     assert best.tokens_BKC.flatten().tolist() == [t for t in twos + ones if t != 5][:30]
     few = stepper.best_tokens(hidden_BKD, 4, range(3, TGT_VOCAB), EOS)
     assert (few.log_probs_BKC > -torch.inf).flatten().tolist() == [True, True, True, False]
+
+
+@each_instructions
+@pytest.mark.parametrize("width", [48, 64, 176])
+@pytest.mark.parametrize("int8", [False, True])
+@torch.inference_mode()
+def test_the_most_probable_tokens_of_a_list_are_those_of_its_logits(
+    kind: str, int8: bool, width: int
+) -> None:
+    """As the search does it, sentences leave the batch between the steps."""
+    model = make(d_model=width, output_bias=int8)
+    rng, allowed_BV = np.random.default_rng(1), np.zeros((3, TGT_VOCAB), dtype=np.bool_)
+    for row, size in enumerate((1, 20, TGT_VOCAB)):
+        allowed_BV[row, rng.permutation(TGT_VOCAB)[:size]] = True
+    lists = TokenLists(allowed_BV | (np.arange(TGT_VOCAB) == EOS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MTKIT_NATIVE", kind)
+        stepper = NativeListStepper(NativeModel(model, int8, lists=True), sources(5, 9, 2), lists)
+    whole = NativeStepper(stepper.model, sources(5, 9, 2))
+    allowed_BV, tokens_BK, forbidden = (
+        torch.from_numpy(lists.allowed_BV),
+        torch.tensor([[7], [8], [9]]),
+        [40, 0, 5],
+    )
+    for rows_B in (torch.arange(3), torch.tensor([2, 1])):
+        hidden_BKD = stepper.step(tokens_BK)
+        logits_BKV = whole.logits(whole.step(tokens_BK)).masked_fill(~allowed_BV[:, None], -torch.inf)
+        torch.testing.assert_close(stepper.logits(hidden_BKD), logits_BKV, rtol=0, atol=0)
+        expected_BKV = logits_BKV.log_softmax(dim=-1)
+        best = stepper.best_tokens(hidden_BKD, 6, forbidden, EOS)
+        torch.testing.assert_close(best.eos_log_probs_BK, expected_BKV[:, :, EOS])
+        expected_BKV[:, :, forbidden] = -torch.inf
+        values_BKC, tokens_BKC = expected_BKV.topk(6)
+        torch.testing.assert_close(best.log_probs_BKC, values_BKC)
+        found = values_BKC > -torch.inf
+        assert torch.equal(best.tokens_BKC[found], tokens_BKC[found])
+        for each in (stepper, whole):
+            each.keep_rows(rows_B)
+            each.reorder(torch.zeros(len(rows_B), 2, dtype=torch.long))
+        allowed_BV, tokens_BK = allowed_BV[rows_B], tokens_BKC[rows_B, 0, :2].clamp(max=TGT_VOCAB - 1)
 
 
 # --- 8-bit integers ---------------------------------------------------------------------------------------------

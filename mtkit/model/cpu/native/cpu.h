@@ -9,7 +9,7 @@
 #endif
 
 /* A number for what Python passes to the functions; it changes with that, here and in loading.py. */
-EXPORT int64_t mtkit_interface(void) { return 1; }
+EXPORT int64_t mtkit_interface(void) { return 2; }
 
 #define PADDED(n) (((n) + 15) / 16 * 16)
 

@@ -483,6 +483,64 @@ static void NAME(best)(const Linear *output, const float *x, int64_t rows, const
     }
 }
 
-static const Kernels NAME(kernels) = {NAME(encode), NAME(step), NAME(best), NAME(linear)};
+/* Return the sum of the products of a row with one of the rows of a matrix. */
+static inline float NAME(dot)(const float *x, const float *w, int64_t inputs) {
+    V sum = vset(0);
+    for (int64_t i = 0; i < inputs; i += LANES) sum = vfma(vload(x + i), vload(w + i), sum);
+    return vsum(sum);
+}
+
+/* The same for bytes, of which `w` has zeros up to a whole vector. */
+static inline int32_t NAME(int8_dot)(const uint8_t *x, const int8_t *w, int64_t inputs) {
+    VI sum = viload_zero();
+    for (int64_t i = 0; i < inputs; i += LANES * GROUP) {
+        VI each = viload(x + i);
+        vidot(sum, each, viload(w + i));
+    }
+    return visum(sum);
+}
+
+/* Find the most probable tokens as `best` does, among those that the sentence of each row may use; see `mtkit_best_listed`. */
+static void NAME(best_listed)(const Linear *output, const float *x, int64_t rows, const int32_t *lists, const int64_t *spans,
+                              int64_t hypotheses, const int64_t *forbidden, int64_t num_forbidden, int64_t eos,
+                              int64_t count, float *values, int64_t *tokens, float *eos_values, float *work) {
+    const int64_t inputs = output->inputs, row_bytes = ROW_BYTES(inputs);
+    float *scales = work, *logits = scales + PADDED(rows);
+    uint8_t *rounded = (uint8_t *)(logits + PADDED(output->outputs));
+    if (output->scales) NAME(round_rows)(x, rows, inputs, rounded, scales);
+    for (int64_t r = 0; r < rows; r++, values += count, tokens += count) {
+        const int64_t *span = spans + 2 * (r / hypotheses), n = span[1] - span[0];
+        const int32_t *list = lists + span[0];
+        eos_values[r] = -INFINITY;
+        for (int64_t i = 0; i < n; i++) {
+            const int64_t token = list[i];
+            if (output->scales) {
+                const int8_t *weight = (const int8_t *)output->weight + token * row_bytes;
+                const int32_t sum = NAME(int8_dot)(rounded + r * inputs, weight, inputs) + output->starts[token];
+                logits[i] = (float)sum * (scales[r] * output->scales[token]);
+            } else {
+                logits[i] = NAME(dot)(x + r * inputs, (const float *)output->weight + token * inputs, inputs);
+            }
+            if (output->bias) logits[i] += output->bias[token];
+            if (token == eos) eos_values[r] = logits[i];
+        }
+        for (int64_t i = n; i < PADDED(n); i++) logits[i] = -INFINITY;
+        V most = vset(-INFINITY), sum = vset(0);
+        for (int64_t i = 0; i < n; i += LANES) most = vmax(most, vload(logits + i));
+        const V base = vset(vmax_of(most));
+        for (int64_t i = 0; i < n; i += LANES) sum = vadd(sum, NAME(vexp)(vsub(vload(logits + i), base)));
+        const float normalizer = vmax_of(most) + logf(vsum(sum));
+        for (int64_t c = 0; c < count; c++) values[c] = -INFINITY, tokens[c] = 0;
+        for (int64_t i = 0, f = 0; i < n; i++) {
+            while (f < num_forbidden && forbidden[f] < list[i]) f++;
+            const int is_forbidden = f < num_forbidden && forbidden[f] == list[i];
+            if (logits[i] > values[count - 1] && !is_forbidden) NAME(insert)(values, tokens, count, logits[i], list[i]);
+        }
+        for (int64_t c = 0; c < count; c++) values[c] -= normalizer;
+        eos_values[r] -= normalizer;
+    }
+}
+
+static const Kernels NAME(kernels) = {NAME(encode), NAME(step), NAME(best), NAME(best_listed), NAME(linear)};
 
 #include "simd_end.h"

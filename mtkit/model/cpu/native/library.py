@@ -5,6 +5,7 @@ Shapes: O output features, D input features, both padded; N outputs in a panel, 
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
 from functools import cache
@@ -18,6 +19,7 @@ from mtkit.model.cpu.native.loading import INSTRUCTIONS, address, declare, instr
 from mtkit.model.quantized import quantize_matrix
 
 _LANES = {1: 8, 2: 16, 3: 16}  # floats in a vector
+_ROW_BYTES = 64  # what a row of bytes is padded to where rows are multiplied one by one
 _INPUTS_IN_LANE = 4  # neighboring inputs, of 8 bits, whose products are added at once
 _INPUT_ZERO = {1: 64, 2: 64, 3: 128}
 """What stands for 0 in rounded inputs, which are bytes without a sign: their magnitude is less.
@@ -110,6 +112,22 @@ def _load() -> ctypes.CDLL | None:
         "mtkit_free": (None, [pointer]),
         "mtkit_best_work": (integer, [pointer, integer]),
         "mtkit_best": (None, [pointer, pointer, integer, pointer, *[integer] * 3, *[pointer] * 4]),
+        "mtkit_best_listed_work": (integer, [pointer, integer]),
+        "mtkit_best_listed": (
+            None,
+            [
+                integer,
+                pointer,
+                pointer,
+                integer,
+                pointer,
+                pointer,
+                integer,
+                pointer,
+                *[integer] * 3,
+                *[pointer] * 4,
+            ],
+        ),
         "mtkit_linear": (None, [integer, pointer, pointer, integer, pointer, pointer]),
     }
     return declare(found, functions)
@@ -186,7 +204,7 @@ class NativeLinear:
         elif padding_bias and extra:
             self.bias = F.pad(torch.zeros(O - extra), (0, extra), value=padding_bias)
         self.scales = self.starts = None
-        self.input_levels = _INPUT_ZERO[number] - 1
+        self.input_levels, self.instructions = _INPUT_ZERO[number] - 1, number
         panel = 2 * _LANES[number]
         if scales is None:
             weight_PND = weight_OD.float().unflatten(0, (-1, panel))
@@ -196,7 +214,10 @@ class NativeLinear:
             self.starts = -_INPUT_ZERO[number] * weight_OD.sum(dim=1, dtype=torch.int32)
             weight_PNDM = weight_OD.unflatten(0, (-1, panel)).unflatten(2, (-1, _INPUTS_IN_LANE))
             self.weight = weight_PNDM.transpose(1, 2).contiguous()  # [P, D / M, N, M]
-        self.structure = _CLinear(
+        self.structure = self._structure()
+
+    def _structure(self) -> _CLinear:
+        return _CLinear(
             self.outputs,
             self.inputs,
             self.weight.data_ptr(),
@@ -204,3 +225,16 @@ class NativeLinear:
             address(self.starts),
             address(self.bias),
         )
+
+    def in_rows(self) -> NativeLinear:
+        """Return the layer with a row of weights for each output, for `mtkit_best_listed`."""
+        rows, panel = copy.copy(self), 2 * _LANES[self.instructions]
+        weight = self.weight.view(
+            self.outputs // panel, -1, panel, 1 if self.scales is None else _INPUTS_IN_LANE
+        )
+        weight_OD = weight.transpose(1, 2).reshape(self.outputs, self.inputs)
+        if self.scales is not None:
+            weight_OD = F.pad(weight_OD, (0, padded(self.inputs, _ROW_BYTES) - self.inputs))
+        rows.weight = weight_OD.contiguous()
+        rows.structure = rows._structure()
+        return rows

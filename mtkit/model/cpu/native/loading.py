@@ -21,7 +21,7 @@ from mtkit.errors import ConfigError
 INSTRUCTIONS = {"none": 0, "avx2": 1, "avx512": 2, "vnni": 3}
 """Values of the variable MTKIT_NATIVE, which limits the instructions that are used; `none` uses PyTorch alone."""
 
-_INTERFACE = 1
+_INTERFACE = 2
 """What a library must return as its interface; see cpu.h."""
 
 

@@ -67,9 +67,10 @@ class NativeModel:
     Args:
         model: the model; its matrices are in float32 or stored in 8 bits.
         int8: whether to multiply in 8-bit integers.
+        lists: whether `best_listed_tokens` will be called, which needs the output matrix row by row.
     """
 
-    def __init__(self, model: Transformer, int8: bool) -> None:
+    def __init__(self, model: Transformer, int8: bool, lists: bool = False) -> None:
         self.instructions, self.int8 = instructions(), int8
         self._kept: list[object] = []  # what the structures point to
         self._packed: dict[int, NativeLinear] = {}  # by `id` of the layer
@@ -85,7 +86,7 @@ class NativeModel:
             self._stack(model.tgt_embedding, list(model.decoder_stack()), model.decoder_norm),
             output.structure,
         )
-        self.output = output
+        self.output, self.output_in_rows = output, output.in_rows() if lists else None
 
     def _stack(
         self,
@@ -236,6 +237,53 @@ class NativeModel:
             at,
             hidden.data_ptr(),
             R,
+            forbidden_F.data_ptr(),
+            len(forbidden_F),
+            eos,
+            number,
+            log_probs_RC.data_ptr(),
+            tokens_RC.data_ptr(),
+            eos_log_probs_R.data_ptr(),
+            work.data_ptr(),
+        )
+        return log_probs_RC, tokens_RC, eos_log_probs_R
+
+    def best_listed_tokens(
+        self,
+        hidden_RD: Tensor,
+        number: int,
+        forbidden: Sequence[int],
+        eos: int,
+        lists_P: Tensor,
+        spans_B2: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Find the most probable tokens of each row among those that its sentence may use, as `best_tokens` does.
+
+        Probabilities are shares of those of the list.
+
+        Args:
+            hidden_RD: hidden states, those of a sentence one after the other.
+            number: C.
+            forbidden: tokens that are left out.
+            eos: a token whose log-probability is returned in any case.
+            lists_P: tokens that each sentence may use, in ascending order: int32.
+            spans_B2: for each sentence where its tokens begin and end.
+        """
+        hidden, output = self._pad(hidden_RD), self.output_in_rows
+        assert output is not None, "made without lists"
+        R, at = len(hidden), ctypes.byref(output.structure)
+        log_probs_RC, tokens_RC = torch.empty(R, number), torch.empty(R, number, dtype=torch.long)
+        eos_log_probs_R = torch.empty(R)
+        forbidden_F = torch.tensor(sorted(set(forbidden)), dtype=torch.long)
+        work = torch.empty(library().mtkit_best_listed_work(at, R))
+        library().mtkit_best_listed(
+            self.instructions,
+            at,
+            hidden.data_ptr(),
+            R,
+            lists_P.data_ptr(),
+            spans_B2.data_ptr(),
+            R // max(1, len(spans_B2)),
             forbidden_F.data_ptr(),
             len(forbidden_F),
             eos,

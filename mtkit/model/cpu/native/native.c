@@ -13,6 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define ROW_BYTES(inputs) (((inputs) + 63) / 64 * 64)
+
 enum { STORE, RECTIFY, ADD }; /* what happens to the output of a linear layer: out = y, max(y, 0), keep * out + y */
 
 typedef struct { /* activations of a pass: some tokens of the source, or the newest tokens of all hypotheses */
@@ -28,6 +30,8 @@ typedef struct {
     void (*step)(State *, const int64_t *, const float *, const float *, float *, Rows *);
     void (*best)(const Linear *, const float *, int64_t, const int64_t *, int64_t, int64_t, int64_t, float *, int64_t *,
                  float *, float *);
+    void (*best_listed)(const Linear *, const float *, int64_t, const int32_t *, const int64_t *, int64_t, const int64_t *,
+                        int64_t, int64_t, int64_t, float *, int64_t *, float *, float *);
     void (*linear)(const Linear *, const float *, int64_t, float *, int, float, float *);
 } Kernels;
 
@@ -205,6 +209,24 @@ EXPORT void mtkit_best(const Model *model, const float *hidden, int64_t rows, co
                        float *work) {
     KERNELS[model->instructions]->best(&model->output, hidden, rows, forbidden, num_forbidden, eos, count, values, tokens,
                                        eos_values, work);
+}
+
+/* Return the floats of working memory that `mtkit_best_listed` needs. */
+EXPORT int64_t mtkit_best_listed_work(const Linear *output, int64_t rows) {
+    return PADDED(rows) * (1 + output->inputs) + PADDED(output->outputs) + 16;
+}
+
+/* Find the most probable tokens of each row among those in the list of its sentence, and their share of its probability.
+ *
+ * output: its weights are [outputs][inputs], bytes with zeros up to ROW_BYTES. lists: tokens, in ascending order for each
+ * sentence, from spans [sentence][0] to spans [sentence][1]. hypotheses: rows of a sentence.
+ */
+EXPORT void mtkit_best_listed(int64_t instructions, const Linear *output, const float *hidden, int64_t rows,
+                              const int32_t *lists, const int64_t *spans, int64_t hypotheses, const int64_t *forbidden,
+                              int64_t num_forbidden, int64_t eos, int64_t count, float *values, int64_t *tokens,
+                              float *eos_values, float *work) {
+    KERNELS[instructions]->best_listed(output, hidden, rows, lists, spans, hypotheses, forbidden, num_forbidden, eos, count,
+                                       values, tokens, eos_values, work);
 }
 
 /* Apply a linear layer: x [rows][inputs] to out [rows][outputs]. work: rows + 16 floats, and as many as x. */

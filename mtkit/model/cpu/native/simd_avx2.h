@@ -24,7 +24,9 @@
     _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)))
 
 #define viload(p) _mm256_loadu_si256((const __m256i *)(p))
+#define viload_zero() _mm256_setzero_si256()
 #define vifloat(x) _mm256_cvtepi32_ps(x)
+#define visum(x) integer_sum_avx2(x)
 
 #define INPUT_ZERO 64
 #define vidot(sums, x, w) \
@@ -36,6 +38,12 @@ static inline float sum_avx2(__m256 x) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+static inline int32_t integer_sum_avx2(__m256i x) {
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    s = _mm_add_epi32(s, _mm_unpackhi_epi64(s, s));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 1)));
 }
 
 static inline float max_avx2(__m256 x) {

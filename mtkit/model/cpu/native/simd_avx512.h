@@ -22,7 +22,9 @@
 #define vscale2(x, n) _mm512_scalef_ps(x, n)                            /* x * 2^n */
 
 #define viload(p) _mm512_loadu_si512((const void *)(p))
+#define viload_zero() _mm512_setzero_si512()
 #define vifloat(x) _mm512_cvtepi32_ps(x)
+#define visum(x) _mm512_reduce_add_epi32(x)
 
 #ifdef WITH_VNNI
 #define INPUT_ZERO 128

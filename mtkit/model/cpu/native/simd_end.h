@@ -20,7 +20,9 @@
 #undef vgreater
 #undef vscale2
 #undef viload
+#undef viload_zero
 #undef vifloat
+#undef visum
 #undef INPUT_ZERO
 #undef vidot
 #undef viinput
