@@ -5,6 +5,7 @@ Shapes: B sentences, S source length.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -44,6 +45,7 @@ _MIN_BATCH_TOKENS_ON_CPU = 4096
 `decoding.batch_tokens`, source tokens times hypotheses."""
 _LOOP = 4
 """Times in a row that a phrase comes in a loop."""
+_ZEROS = re.compile(r"[0.,'’\s]*0[0.,'’\s]*")
 _NO_REPEAT_NGRAM = 3
 """Tokens that no translation repeats where it would otherwise be a loop: the most with which it cannot be one."""
 
@@ -184,7 +186,7 @@ class BatchedSearch:
     ) -> dict[int, Segment]:
         """Return by index the segments whose best hypothesis is a loop, with repeated n-grams forbidden.
 
-        A source that has a loop itself may be translated by one, and numbers may consist of equal digits.
+        A source that has a loop itself may be translated by one, and a number may end in zeros.
         """
         if self.decoding.sample or not self.decoding.avoid_loops:
             return {}
@@ -193,7 +195,7 @@ class BatchedSearch:
             for i, segment in enumerate(segments)
             if found[i] and not segment.constraints and not segment.no_repeat_ngram
             and (phrase := _loop(found[i][0].ids)) and not _loop(segment.ids.tolist())
-            and not any(map(str.isdigit, self.ensemble.tokenizers.tgt.decode([phrase])[0]))
+            and not _ZEROS.fullmatch(self.ensemble.tokenizers.tgt.decode([phrase])[0])
         }  # fmt: skip
 
     def _split_into_batches(self, sizes: Ids) -> list[list[int]]:
