@@ -18,7 +18,7 @@ from mtkit.model.transformer import Transformer
 ROOT = Path(__file__).parents[2]
 SYSTEMS = sorted(ROOT.glob("recipes/*/systems.yaml"))
 CONFIGS = sorted({*ROOT.glob("configs/*.yaml"), *ROOT.glob("recipes/*/*.yaml")} - {*SYSTEMS})
-RECIPES = sorted(path for path in ROOT.glob("recipes/*") if path.is_dir())
+RECIPES = sorted(path.parent for path in ROOT.glob("recipes/*/README.md"))
 MAX_LINES = 60
 
 each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())
