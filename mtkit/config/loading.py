@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 
 from mtkit.config.presets import PRESETS, PresetName, preset_values, values_until_measured
 from mtkit.config.rules import ineffective_keys, ineffective_settings
-from mtkit.config.sections import Config, Section, SourceConfig, default_value
+from mtkit.config.sections import Config, Section, SourceConfig, default_value, describe_keys
 from mtkit.config.yaml_document import (
     YamlDocument,
     apply_overrides,
@@ -264,6 +264,7 @@ def dump_config(config: Config) -> str:
 
 def config_schema() -> dict[str, object]:
     """Return a JSON Schema of the YAML, with description and default of every key, for editors."""
+    describe_keys()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
 
 
@@ -554,6 +555,7 @@ def _section_in(annotation: object) -> type[Section] | None:
 
 def _description(keys: Keys) -> str | None:
     """Return the description of a key or section, on one line."""
+    describe_keys()
     field, section = _field(keys), _section(keys)
     text = (field and field.description) or (section and section.__doc__) or ""
     return " ".join(text.split()).rstrip(".") or None
