@@ -148,7 +148,9 @@ PRESETS: dict[PresetName, Preset] = {
             "model.dropout": 0.1,  # distilled targets are regular: Kim and Rush 2016
             "training.batch_tokens": 4096,
             "training.max_steps": 12_000,
-            "training.learning_rate": 0.002,
+            "training.label_smoothing": 0.0,  # the teacher's translations are smooth enough
+            "training.optimizer": "muon",
+            "training.learning_rate": 0.003,
             "training.warmup_steps": 1000,
             "training.ema_decay": 0.999,
             "validation.every_steps": 600,
