@@ -80,7 +80,7 @@ def check_comparable(translator: Translator) -> None:
         if is_set:
             what = "not supported by the systems to compare with"
             raise ConfigError(what, where=f"decoding.{key}", hint="change it, or leave out `against`")
-    if len(translator.ensemble.models) > 1:
+    if len(translator.ensemble) > 1:
         raise ConfigError("the systems to compare with do not support ensembles", hint="leave out `against`")
 
 

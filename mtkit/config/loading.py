@@ -104,6 +104,7 @@ def load_stored_config(path: Path, ignore_unknown: Collection[str] = ()) -> Conf
 
     The weights were trained with it, so it is valid by definition: a key newer than that version gets its default,
     which is the behavior before it, and newer rules about several keys do not apply, nor do those of `config.rules`.
+    Only `decoding.avoid_loops` changes what older models do, unless they are imported.
 
     Args:
         path: The file.
@@ -116,7 +117,9 @@ def load_stored_config(path: Path, ignore_unknown: Collection[str] = ()) -> Conf
     data = {name: _drop_unknown(name, value, ignore_unknown) for name, value in document.data.items()}
     corpora = data.get("data")
     if isinstance(corpora, dict) and corpora.get("train") == []:  # of an imported model
-        config = _validate(data | {"data": corpora | {"train": [_NO_CORPUS]}}, document)
+        decoding = {"avoid_loops": False, **cast(dict[str, object], data.get("decoding") or {})}
+        changes = {"data": corpora | {"train": [_NO_CORPUS]}, "decoding": decoding}
+        config = _validate(data | changes, document)
         return without_training_data(config)
     try:
         return _validate(data, document)

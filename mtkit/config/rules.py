@@ -66,7 +66,7 @@ _TOKENIZER_TRAINING = (
 
 EXCLUDES = (
     Rule(("decoding.groups", "decoding.diversity", "decoding.beam_size", "decoding.stop",
-          "decoding.coverage_penalty"), "decoding.sample", "it applies to beam search only"),
+          "decoding.coverage_penalty", "decoding.avoid_loops"), "decoding.sample", "it applies to beam search only"),
     Rule(("decoding.groups", "decoding.diversity", "decoding.beam_size"), "decoding.mbr",
          "its beam size is the number of candidates"),
     Rule((*_TOKENIZER_TRAINING, "tokenizer.joint"), "tokenizer.model", "an existing model is used unchanged"),

@@ -12,6 +12,7 @@ import copy
 import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -33,6 +34,7 @@ Keys = tuple[str | int, ...]
 _MAX_DEPTH = 50
 _MAX_ALIASED_VALUES = 10_000
 _LINE_END = re.compile("[\r\x85\u2028\u2029]")
+_DIFFERENT = re.compile(r"[\t?]")
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
@@ -40,8 +42,9 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+
 class YamlReader:
     """Builds the values of one document from the events of PyYAML's parser and records their lines.
 
-    libyaml parses ten times as fast as the parser written in Python. Where it is missing or finds an error, that one
-    parses the text again, so that messages are the same everywhere.
+    libyaml parses ten times as fast as the parser written in Python. That one parses where libyaml is missing or finds
+    an error, and what has tabs or question marks, of which libyaml accepts more: so a text is valid everywhere or
+    nowhere, with the same message.
 
     Args:
         text: The YAML.
@@ -87,10 +90,10 @@ class YamlReader:
         return value
 
     def _parse(self) -> Iterator[Event]:
-        try:
-            return iter(list(yaml.parse(self.text, Loader=yaml.CSafeLoader)))
-        except (AttributeError, UnicodeError, yaml.YAMLError):
-            return iter(yaml.parse(self.text, Loader=yaml.SafeLoader))
+        if not _DIFFERENT.search(self.text):
+            with suppress(AttributeError, UnicodeError, yaml.YAMLError):
+                return iter(list(yaml.parse(self.text, Loader=yaml.CSafeLoader)))
+        return iter(yaml.parse(self.text, Loader=yaml.SafeLoader))
 
     def _value(self, event: Event, keys: Keys) -> object:
         self.lines.setdefault(keys, self._line(event))

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -92,8 +93,9 @@ class TokenLists:
 
     allowed_BV: npt.NDArray[np.bool_]
 
+    @cached_property
     def flat(self) -> tuple[Tensor, Tensor]:
-        """Return the tokens [P] of all sentences, int32, and where those of each begin and end: [B, 2]."""
+        """The tokens [P] of all sentences, int32, and where those of each begin and end: [B, 2]."""
         B, V = self.allowed_BV.shape
         cells = np.flatnonzero(self.allowed_BV)
         ends = np.searchsorted(cells, V * np.arange(B + 1))

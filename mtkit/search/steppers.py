@@ -109,17 +109,13 @@ class NativeListStepper(NativeStepper):
 
     def __init__(self, model: NativeModel, src_BS: Tensor, lists: TokenLists) -> None:
         super().__init__(model, src_BS)
-        self.lists_P, self.spans_B2 = lists.flat()
+        self.lists_P, self.spans_B2 = lists.flat
+        self.allowed_BV = torch.from_numpy(lists.allowed_BV)
 
     def logits(self, hidden_BKD: Tensor, first: int = 0) -> Tensor:
         """Return the logits [B, K, V] of the next token, -inf for those that are not in the list of a sentence."""
-        logits_BKV, found = (
-            super().logits(hidden_BKD),
-            torch.full((len(hidden_BKD), 1, self.vocab_size), NEG_INF),
-        )
-        for row, (start, end) in enumerate(self.spans_B2[first : first + len(hidden_BKD)].tolist()):
-            found[row, :, self.lists_P[start:end].long()] = 0.0
-        return logits_BKV + found
+        logits_BKV = super().logits(hidden_BKD)
+        return logits_BKV.masked_fill_(~self.allowed_BV[first : first + len(logits_BKV), None], NEG_INF)
 
     def best_tokens(self, hidden_BKD: Tensor, number: int, forbidden: Sequence[int], eos: int) -> BestTokens:
         """Return the most probable tokens that are not forbidden, and the log-probability of eos."""
@@ -130,7 +126,7 @@ class NativeListStepper(NativeStepper):
     def keep_rows(self, rows_B: Tensor) -> None:
         """Continue with sentences `rows_B` only."""
         super().keep_rows(rows_B)
-        self.spans_B2 = self.spans_B2[rows_B]
+        self.spans_B2, self.allowed_BV = self.spans_B2[rows_B], self.allowed_BV[rows_B]
 
 
 class ShortlistStepper:

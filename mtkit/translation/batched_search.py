@@ -45,6 +45,8 @@ _MIN_BATCH_TOKENS_ON_CPU = 4096
 `decoding.batch_tokens`, source tokens times hypotheses."""
 _LOOP = 4
 """Times in a row that a phrase comes in a loop."""
+_LONGEST_PHRASE = 32
+"""Tokens of such a phrase, at most, so that the time for a translation is proportional to its length."""
 _ZEROS = re.compile(r"[0.,'’\s]*0[0.,'’\s]*")
 _NO_REPEAT_NGRAM = 3
 """Tokens that no translation repeats where it would otherwise be a loop: the most with which it cannot be one."""
@@ -110,8 +112,8 @@ class BatchedSearch:
         sizes = np.array([len(segment.ids) + 1 for segment in segments], dtype=np.int32)
         indices = self._split_into_batches(sizes)
         batches = [[segments[i] for i in batch] for batch in indices]
-        if self.options.coverage_penalty:  # for which PyTorch computes the attention
-            self.ensemble.pack()
+        if self.options.coverage_penalty or any(segment.spans for segment in segments):
+            self.ensemble.pack()  # PyTorch will compute attention: workers share what is packed before they are forked
         results = self.workers.run(self._search_batch, batches, parallelism)
 
         def finish() -> list[list[Hypothesis]]:
@@ -190,6 +192,8 @@ class BatchedSearch:
         """
         if self.decoding.sample or not self.decoding.avoid_loops:
             return {}
+        if 0 < self.decoding.no_repeat_ngram <= _NO_REPEAT_NGRAM:
+            return {}
         return {
             i: replace(segment, no_repeat_ngram=_NO_REPEAT_NGRAM)
             for i, segment in enumerate(segments)
@@ -227,9 +231,9 @@ class BatchedSearch:
         prefixes = [segment.prefix for segment in segments]
         constraints = [segment.constraints for segment in segments]
         keeps = any(segment.keep_log_probs for segment in segments)
-        no_repeat = max(
-            self.options.no_repeat_ngram, segments[0].no_repeat_ngram
-        )  # the same for all of a batch
+        no_repeat = (
+            segments[0].no_repeat_ngram or self.options.no_repeat_ngram
+        )  # all that are searched have the same
         options = replace(self.options, keep_log_probs=keeps, no_repeat_ngram=no_repeat)
         keep_attention, lists = options.coverage_penalty > 0, self._lists(segments)
         vocabulary: ReducedVocabulary | None = None
@@ -279,7 +283,7 @@ def _loop(ids: Sequence[int]) -> Sequence[int]:
     """Return a phrase of tokens that comes `_LOOP` times in a row; an empty one if there is none."""
     if len(ids) - len(set(ids)) < _LOOP - 1:
         return ()
-    for size in range(1, len(ids) // _LOOP + 1):
+    for size in range(1, min(_LONGEST_PHRASE, len(ids) // _LOOP) + 1):
         same = 0  # tokens in a row that are those `size` before them
         for i in range(size, len(ids)):
             same = same + 1 if ids[i] == ids[i - size] else 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from threading import Lock
 
 import numpy as np
 import torch
@@ -51,7 +50,7 @@ class Ensemble:
     ) -> None:
         self.tokenizers, self.native, self.buckets = tokenizers, tuple(native), buckets
         self.device, self.source_eos = next(models[0].parameters()).device, models[0].source_eos
-        self._models, self._pack, self._packing = tuple(models), pack, Lock()
+        self._models, self._pack = tuple(models), pack
 
     @property
     def models(self) -> tuple[Transformer, ...]:
@@ -61,11 +60,14 @@ class Ensemble:
 
     def pack(self) -> None:
         """Pack the models, unless they are. What is done before workers are forked is in memory once."""
-        with self._packing:
-            if self._pack is not None:
-                for model in self._models:
-                    self._pack(model)
-                self._pack = None
+        pack, self._pack = self._pack, None
+        if pack is not None:
+            for model in self._models:
+                pack(model)
+
+    def __len__(self) -> int:
+        """Return the number of models."""
+        return len(self._models)
 
     def exclusive(self) -> AbstractContextManager[object]:
         """Return what a search holds while it lasts: buckets are for one at a time."""
@@ -106,7 +108,7 @@ class Ensemble:
             vocabulary: the tokens of a shortlist, in the compiled library as lists of each sentence; None for all.
         """
         steppers: list[Stepper] = []
-        for index in range(len(self._models)):
+        for index in range(len(self)):
             stepper: Stepper
             if self.searches_natively(keep_attention):
                 if isinstance(vocabulary, TokenLists):

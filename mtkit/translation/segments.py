@@ -133,8 +133,12 @@ class Segment:
             texts[position] = text
         if self.restore_case is None:
             return texts
-        restored = ["", *map(self.restore_case, accumulate(texts))]
-        return [longer[len(text) :] for text, longer in pairwise(restored)]
+        whole = "".join(texts)
+        restored = self.restore_case(whole)
+        if len(restored) != len(whole):  # as that of ß does in capitals
+            return list(map(self.restore_case, texts))
+        ends = [0, *accumulate(map(len, texts))]
+        return [restored[start:end] for start, end in pairwise(ends)]
 
     def char_links(self, sources: Sequence[int], token_texts: Sequence[str], start: int) -> list[Link]:
         """Return the links between characters of the line and characters of its translation.

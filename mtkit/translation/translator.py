@@ -158,9 +158,9 @@ class Translator(LineTranslator):
     ) -> Translator:
         """Make a translator from models in memory, which are moved to the device and converted to the precision.
 
-        On a CPU their matrices are packed, so the models cannot be trained any more. Matrices stored in 8 bits are
-        packed as they are for int8, which is then also what `auto` means on a CPU that has it; for other precisions
-        they are dequantized.
+        On a CPU their matrices are packed, at once or when PyTorch computes with them, so the models cannot be trained
+        any more. Matrices stored in 8 bits are packed as they are for int8, which is then also what `auto` means on a
+        CPU that has it; for other precisions they are dequantized.
 
         Raises:
             ConfigError: If the device does not support int8.

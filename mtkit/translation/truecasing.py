@@ -1,14 +1,13 @@
 """Truecasing: lines in capitals or title case are translated in their usual case, and the translations put into theirs.
 
-A model has seen few words in capitals, and has to spell them letter by letter; so are most Words That Begin With A
-Capital new to it. Its vocabulary tells how a word is
-usually written: of its forms, that one has the fewest tokens. (Lita et al. 2003 count the forms of words in a corpus
-instead; a vocabulary was learned from one, and models of other toolkits have theirs too.)
+A model has seen few words in capitals, and has to spell them letter by letter; most Words That Begin With A Capital are
+new to it too. Its vocabulary tells how a word is usually written: of its forms, that one has the fewest tokens. (Lita
+et al. 2003 count the forms of words in a corpus instead; a vocabulary was learned from one, and models of other
+toolkits have theirs too.)
 """
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable, Sequence
 
@@ -16,11 +15,17 @@ from mtkit.data.perturbation import title, upper
 from mtkit.data.tokenizer import Tokenizer
 
 _WORD = re.compile(r"\S+")
-_MIN_CAPITALS = 3
-"""Words that begin with a capital, at least, in title case."""
+_IN_ADDRESSES = re.compile(r"[@<>/\\]|\w[.:]\w")
+"""What no word has that may change its case: addresses, markup, abbreviations."""
+_LETTERS = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_MIN_TITLE_WORDS = 3
+"""Words of a title, at least, that begin with a capital."""
+_MIN_LOWERED = 2
+"""Words of a title, at least, that are usually in lower case."""
+_MANY_TOKENS = 3
+"""Tokens of a word that the vocabulary does not know: its letters tell nothing."""
 _SHORT_WORD = 3
-"""Letters of the words that titles may have in lower case, such as "of the"."""
-_LETTERS = re.compile(r"(?<!\S)[^\w\s]*(\w)[\w’']*")
+"""Letters of the words that may be in lower case in a title, such as "of the"."""
 _SENTENCE_END = re.compile(r"""[.!?…]["'”’»)\]]*$""")
 
 
@@ -28,29 +33,75 @@ def usual_case(text: str, tokenizer: Tokenizer) -> tuple[str, Callable[[str], st
     """Return a line in its usual case, and what brings its translation into the case of the line.
 
     Returns:
-        The line as it is, and None, unless it is in capitals or title case. What looks like title case is so if half of
-        its capitals are usually small letters; else it is a row of names, or German.
+        The line as it is, and None, unless it is in capitals or title case.
     """
     if is_in_capitals(text):
         usual = truecase(text, tokenizer)
         return (usual, upper) if usual != text else (text, None)
-    num_capitals = count_title_words(text)
-    if num_capitals:
-        usual = truecase(text, tokenizer)
-        if 2 * sum(map(operator.ne, text, usual)) >= num_capitals:
-            return usual, title
+    if may_be_title(text):
+        usual = _lower_title(text, tokenizer)
+        return (usual, restore_title) if usual != text else (text, None)
     return text, None
 
 
-def count_title_words(text: str) -> int:
-    """Return how many words begin with a capital; 0 if it is no title, because a word of some length does not."""
-    num_capitals = 0
-    for word in _LETTERS.finditer(text):
-        if word[1].isupper():
-            num_capitals += 1
-        elif len(word[0]) > _SHORT_WORD:
-            return 0
-    return num_capitals if num_capitals >= _MIN_CAPITALS else 0
+def may_be_title(text: str) -> bool:
+    """Return whether several words begin with a capital, all long ones do, and twice as many as do not."""
+    num_capitalized = num_small = 0
+    for word in _WORD.findall(text):
+        letters = _LETTERS.search(word)
+        if letters is None or _IN_ADDRESSES.search(word):
+            continue
+        if _is_capitalized(letters[0]):
+            num_capitalized += 1
+        elif letters[0].islower():
+            if len(letters[0]) > _SHORT_WORD:
+                return False
+            num_small += 1
+    return num_capitalized >= max(_MIN_TITLE_WORDS, 2 * num_small)
+
+
+def _is_capitalized(letters: str) -> bool:
+    """Return whether a word begins with its only capital."""
+    return letters[0].isupper() and letters[1:] == letters[1:].lower()
+
+
+def _lower_title(text: str, tokenizer: Tokenizer) -> str:
+    """Return a title with those words in lower case that usually are, as long as before; as it is if they are few.
+
+    A word is usually in lower case if it has fewer tokens then, one or two, or is a single one that comes earlier in
+    the vocabulary, which is that of more frequent ones. Names and German nouns are not, so a row of them is no title:
+    half of the words that begin with a capital, but for the first one of a sentence, must be.
+    """
+    spans, starts = list[tuple[int, int]](), True
+    for word in _WORD.finditer(text):
+        letters = _LETTERS.search(word[0])
+        if letters is not None and not _IN_ADDRESSES.search(word[0]):
+            if not starts and _is_capitalized(letters[0]) and len(letters[0].lower()) == len(letters[0]):
+                spans.append(word.span())
+            starts = False
+        starts = starts or _SENTENCE_END.search(word[0]) is not None
+    words = [text[start:end] for start, end in spans]
+    encoded = [ids.tolist() for ids in tokenizer.encode([*words, *map(str.lower, words)])]
+    lowered = [
+        span
+        for span, ids, lower in zip(spans, encoded, encoded[len(words) :], strict=False)
+        if len(lower) < min(len(ids), _MANY_TOKENS) or (len(lower) == len(ids) == 1 and lower < ids)
+    ]
+    if len(lowered) < max(_MIN_LOWERED, len(spans) / 2):
+        return text
+    for start, end in lowered:
+        text = text[:start] + text[start:end].lower() + text[end:]
+    return text
+
+
+def restore_title(text: str) -> str:
+    """Return a text with a capital at the start of each word, but for addresses and markup. It is as long as before."""
+
+    def restored(word: re.Match[str]) -> str:
+        capitalized = title(word[0])
+        return word[0] if _IN_ADDRESSES.search(word[0]) or len(capitalized) != len(word[0]) else capitalized
+
+    return _WORD.sub(restored, text)
 
 
 def is_in_capitals(text: str) -> bool:
@@ -59,7 +110,7 @@ def is_in_capitals(text: str) -> bool:
 
 
 def truecase(text: str, tokenizer: Tokenizer) -> str:
-    """Return a text in capitals or title case in its usual case. It is as long as before.
+    """Return a text in capitals in its usual case. It is as long as before.
 
     Where words in lower case have as few tokens, they are lower-case, but for the first one of a sentence. A single
     letter is in the case whose tokens come first in the vocabulary, which is that of the more frequent ones.

@@ -636,6 +636,7 @@ OTHER_VALUES = {
     "decoding.temperature": 0.5, "decoding.top_k": 5, "decoding.top_p": 0.5, "decoding.epsilon": 0.5,
     "decoding.sample_seed": 5, "decoding.mbr_candidates": 5, "decoding.diversity": 5.0, "decoding.groups": 5,
     "decoding.beam_size": 10, "decoding.stop": "certain", "decoding.coverage_penalty": 0.5,
+    "decoding.avoid_loops": "false",
     "training.min_learning_rate": 1e-5, "model.max_positions": 555, "model.max_relative_distance": 5,
     "validation.beam_size": 5, "validation.max_sentences": 5, "validation.patience": 5, "tokenizer.type": "bpe",
     "tokenizer.vocab_size": 555, "tokenizer.character_coverage": 0.95, "tokenizer.byte_fallback": "false",

@@ -110,6 +110,10 @@ def test_what_would_be_a_loop_is_searched_again_without_repetition(beam_size: in
     assert True in repeated[:-2] and not any(repeated[-2:])
     for again, *hyps in zip(repeated, plain, blocked, found, strict=True):
         assert hyps[2] == hyps[1 if again else 0]
+    weaker = make(**keys, avoid_loops=True, no_repeat_ngram=8).search_ids(ids[:-2])
+    assert not any(
+        has_loop(hyps[0].ids) for hyps, src in zip(weaker, ids, strict=False) if not has_loop(src.tolist())
+    )
     assert any(map(has_loop, plain[-2:]))
 
 

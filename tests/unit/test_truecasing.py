@@ -6,17 +6,18 @@ import random
 from collections.abc import Callable
 
 import pytest
+import torch
 from test_translator import tiny_config
 
 from mtkit.config.sections import DecodingConfig, TokenizerConfig
-from mtkit.data.perturbation import title, upper
+from mtkit.data.perturbation import upper
 from mtkit.data.readers import Pair
 from mtkit.data.tokenizer import Tokenizers, make_tokenizers
 from mtkit.model.build import make_model
 from mtkit.translation.options import TranslateOptions
 from mtkit.translation.segments import Request
 from mtkit.translation.translator import Translator
-from mtkit.translation.truecasing import count_title_words, is_in_capitals, truecase, usual_case
+from mtkit.translation.truecasing import is_in_capitals, may_be_title, restore_title, truecase, usual_case
 
 PAIRS = [
     Pair(f"{who} {sees} {what} in {where}{end}", f"{wer} {sieht} {das} in {where}{end}")
@@ -35,6 +36,7 @@ def tokenizers() -> Tokenizers:
 
 @pytest.fixture(scope="module")
 def translator(tokenizers: Tokenizers) -> Translator:
+    torch.manual_seed(1)
     return Translator(make_model(tiny_config(), tokenizers).eval(), tokenizers, DecodingConfig(beam_size=2))
 
 
@@ -50,36 +52,50 @@ def test_what_is_in_capitals(text: str, expected: bool) -> None:
     assert is_in_capitals(text) == expected
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("The Old Man Sees It.", 5), ("The Old Man and the Sea", 4), ("“The Old Man” (a Story)", 4),
-        ("Der Alte Mann und das Meer", 4), ("Tom Asked Mary", 3), ("The aged Man Sees Tom", 0), ("Tom Smith", 0),
-        ("I am Tom", 0), ("the old man", 0), ("", 0), ("123 ...", 0), ("日本語 日本語 日本語", 0),
-        ("Tom Sees iPhones Here", 0),
-    ],
+TITLES = (
+    "The Old Man Sees It.", "The Old Man and the Sea", "“The Old Man” (A Story)", "Der Alte Mann und das Meer",
+    "(The Old Man) and [the Sea]", "The Best Movies Of 2024", "Angela Merkel Visits Paris",
+    "Write To a@b.de Or Www.x.de",
 )  # fmt: skip
-def test_what_may_be_title_case(text: str, expected: int) -> None:
-    assert count_title_words(text) == expected
+NO_TITLES = (
+    "Tom and Mary are in the US.", "Is Tom in the US or UK?", "We got PCs and TVs.", "The UN and the EU met.",
+    "A PhD in IT is fun.", "How old is the Eiffel Tower?", "I saw Tom on Monday.", "I see Tom and Mary.", "Tom Smith",
+    "When in Rome, do as the Romans do.", "Did Tom go to Boston?", "Are you OK, Tom?", "NASA, ESA and JAXA",
+    "The aged Man Sees Tom", "I am Tom", "", "123 ...", "日本語 日本語 日本語", "Tom Sees iphones Here",
+)  # fmt: skip
 
 
-def test_title_case_is_told_from_names_and_german(tokenizers: Tokenizers) -> None:
+def test_what_may_be_a_title() -> None:
+    assert [text for text in TITLES if not may_be_title(text)] == []
+    assert [text for text in NO_TITLES if may_be_title(text)] == []
+
+
+def test_titles_are_told_from_names_and_german(tokenizers: Tokenizers) -> None:
+    src, tgt = tokenizers.src, tokenizers.tgt
     for line in (
-        "Tom Tom Tom Boston Paris",
-        "NATO Tom Paris",
-        "Vogel, Straße, Mann.",
-        "the old man sees it.",
-    ):
-        assert usual_case(line, tokenizers.src) == (line, None)
-    assert usual_case("The Old Man Sees Tom in Boston.", tokenizers.src) == (
+        "Tom Tom Tom Boston Paris", "NATO Tom Paris", "Vogel, Straße, Mann.", "the old man sees it.",
+        "Angela Merkel Emmanuel Macron Joe Biden", "Boeing, Airbus, Lockheed, Raytheon",
+    ):  # fmt: skip
+        assert usual_case(line, src) == (line, None)
+    assert usual_case("The Old Man Sees Tom in Boston.", src) == (
         "The old man sees Tom in Boston.",
-        title,
+        restore_title,
     )
-    assert usual_case("Der Alte Mann Sieht Die Straße", tokenizers.tgt) == (
+    assert usual_case("Der Alte Mann Sieht Die Straße", tgt) == (
         "Der alte Mann sieht die Straße",
-        title,
+        restore_title,
     )
-    assert usual_case("THE OLD MAN", tokenizers.src) == ("The old man", upper)
+    assert (
+        usual_case("The Old <B>Man</B> Sees A@b.c In 1984", src)[0] == "The old <B>Man</B> sees A@b.c in 1984"
+    )
+    assert usual_case("THE OLD MAN", src) == ("The old man", upper)
+
+
+def test_what_titles_get_back() -> None:
+    assert (
+        restore_title("„der alte“ mann: a@b.de, www.x.de und <b>er</b> ŉ")
+        == "„Der Alte“ Mann: a@b.de, www.x.de Und <b>er</b> ŉ"
+    )
 
 
 @pytest.mark.parametrize("pair", PAIRS[::7])
@@ -106,7 +122,7 @@ def test_any_text_keeps_its_length_and_its_letters(tokenizers: Tokenizers) -> No
         )
 
 
-@pytest.mark.parametrize("change", [upper, title])
+@pytest.mark.parametrize("change", [upper, restore_title])
 def test_a_line_is_translated_as_in_its_usual_case(
     translator: Translator, change: Callable[[str], str]
 ) -> None:

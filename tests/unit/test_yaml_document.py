@@ -461,3 +461,34 @@ def test_the_layout_of_a_dump() -> None:
 def test_other_types_cannot_be_dumped(value: object) -> None:
     with pytest.raises(TypeError, match="YAML cannot represent"):
         dump_yaml({"a": value})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a:\tb",
+        "a: {b:\tc}",
+        "a: b\t# c",
+        "a: [1,\n\t2]",
+        "a: [x?y]",
+        "a: {b: c?}",
+        "a: what?",
+        "a: {b: 1, c: [x, y]}",
+        "a: 'x",
+    ],
+)
+def test_a_text_is_valid_with_libyaml_and_without_it_or_with_neither(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text, "utf-8")
+
+    def read() -> object:
+        try:
+            return load_yaml(path).data
+        except ConfigError as error:
+            return str(error)
+
+    found = read()
+    monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
+    assert read() == found
