@@ -21,7 +21,7 @@ _LETTERS = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _MIN_TITLE_WORDS = 3
 """Words of a title, at least, that begin with a capital."""
 _MIN_LOWERED = 2
-"""Words of a title, at least, that are usually in lower case."""
+"""Words of a title, at least, that are usually in lower case, if it has words in lower case."""
 _MANY_TOKENS = 3
 """Tokens of a word that the vocabulary does not know: its letters tell nothing."""
 _SHORT_WORD = 3
@@ -66,28 +66,30 @@ def _is_capitalized(letters: str) -> bool:
 
 
 def _lower_title(text: str, tokenizer: Tokenizer) -> str:
-    """Return a title with those words in lower case that usually are, as long as before; as it is if they are few.
+    """Return a title with those words in lower case that usually are, as long as before; as it is if it is none.
 
-    A word is usually in lower case if it has fewer tokens then, one or two, or is a single one that comes earlier in
-    the vocabulary, which is that of more frequent ones. Names and German nouns are not, so a row of them is no title:
-    half of the words that begin with a capital, but for the first one of a sentence, must be.
+    A line is no title but a row of names, or German, unless half of the words that begin with a capital, but for the
+    first one of a sentence, are known to be usual in lower case: with fewer tokens then, one or two, or with one that
+    comes earlier in the vocabulary, which is that of more frequent ones. In a title, all words with as few tokens are
+    in lower case.
     """
-    spans, starts = list[tuple[int, int]](), True
+    spans, starts, has_small = list[tuple[int, int]](), True, False
     for word in _WORD.finditer(text):
         letters = _LETTERS.search(word[0])
         if letters is not None and not _IN_ADDRESSES.search(word[0]):
             if not starts and _is_capitalized(letters[0]) and len(letters[0].lower()) == len(letters[0]):
                 spans.append(word.span())
-            starts = False
+            starts, has_small = False, has_small or letters[0].islower()
         starts = starts or _SENTENCE_END.search(word[0]) is not None
     words = [text[start:end] for start, end in spans]
     encoded = [ids.tolist() for ids in tokenizer.encode([*words, *map(str.lower, words)])]
-    lowered = [
-        span
-        for span, ids, lower in zip(spans, encoded, encoded[len(words) :], strict=False)
-        if len(lower) < min(len(ids), _MANY_TOKENS) or (len(lower) == len(ids) == 1 and lower < ids)
-    ]
-    if len(lowered) < max(_MIN_LOWERED, len(spans) / 2):
+    num_known, lowered = 0, list[tuple[int, int]]()
+    for span, ids, lower in zip(spans, encoded, encoded[len(words) :], strict=False):
+        is_earlier = len(lower) == len(ids) == 1 and lower < ids
+        num_known += is_earlier or len(lower) < min(len(ids), _MANY_TOKENS)
+        if is_earlier or len(lower) <= len(ids) - (span[1] - span[0] == 1):
+            lowered.append(span)
+    if num_known < max(_MIN_LOWERED if has_small else 1, len(spans) / 2):
         return text
     for start, end in lowered:
         text = text[:start] + text[start:end].lower() + text[end:]
