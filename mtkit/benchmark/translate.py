@@ -323,7 +323,7 @@ def _time_shares(translator: Translator, lines: Sequence[str]) -> dict[str, floa
     clock = _MethodClock(translator.device)
     native, tokenizers = translator.ensemble.native, translator.tokenizers
     model = native[0] if native else translator.model
-    outputs = ("logits", "best_tokens", "best_listed_tokens") if native else ("logits",)
+    outputs = ("logits", "best_tokens") if native else ("logits",)
     with ExitStack() as timed:
         for name in ("encode", "step", *outputs):
             timed.enter_context(clock.timing(model, name))

@@ -1,6 +1,7 @@
 """Models as step functions (see `state.Stepper`): one Transformer, or an ensemble of several.
 
-Shapes: B sentences, K hypotheses, D model width, S source length, V vocabulary, U tokens of a shortlist.
+Shapes: B sentences, N those at first, K hypotheses, D model width, S source length, V vocabulary, U tokens of a
+shortlist.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class NativeStepper:
     def __init__(self, model: NativeModel, src_BS: Tensor) -> None:
         self.model, self.state, self.vocab_size = model, model.encode(src_BS), model.vocab_size
         self.num_hypotheses = 1
+        self.lists: tuple[Tensor, Tensor] | None = None
 
     def step(self, tokens_BK: Tensor) -> Tensor:
         """Append the newest tokens and return the hidden states [B, K, D]."""
@@ -79,7 +81,7 @@ class NativeStepper:
     def best_tokens(self, hidden_BKD: Tensor, number: int, forbidden: Sequence[int], eos: int) -> BestTokens:
         """Return the most probable tokens that are not forbidden, and the log-probability of eos."""
         shape = hidden_BKD.shape[:2]
-        found = self.model.best_tokens(hidden_BKD.flatten(0, 1), number, forbidden, eos)
+        found = self.model.best_tokens(hidden_BKD.flatten(0, 1), number, forbidden, eos, self.lists)
         return BestTokens(*(each.unflatten(0, shape) for each in found))
 
     def reorder(self, parents_BK: Tensor) -> None:
@@ -109,24 +111,20 @@ class NativeListStepper(NativeStepper):
 
     def __init__(self, model: NativeModel, src_BS: Tensor, lists: TokenLists) -> None:
         super().__init__(model, src_BS)
-        self.lists_P, self.spans_B2 = lists.flat
-        self.allowed_BV = torch.from_numpy(lists.allowed_BV)
+        self.lists, self.allowed_NV = lists.flat, torch.from_numpy(lists.allowed_BV)
+        self.sentences_B = torch.arange(len(src_BS))
 
     def logits(self, hidden_BKD: Tensor, first: int = 0) -> Tensor:
         """Return the logits [B, K, V] of the next token, -inf for those that are not in the list of a sentence."""
-        logits_BKV = super().logits(hidden_BKD)
-        return logits_BKV.masked_fill_(~self.allowed_BV[first : first + len(logits_BKV), None], NEG_INF)
-
-    def best_tokens(self, hidden_BKD: Tensor, number: int, forbidden: Sequence[int], eos: int) -> BestTokens:
-        """Return the most probable tokens that are not forbidden, and the log-probability of eos."""
-        shape, hidden_RD = hidden_BKD.shape[:2], hidden_BKD.flatten(0, 1)
-        found = self.model.best_listed_tokens(hidden_RD, number, forbidden, eos, self.lists_P, self.spans_B2)
-        return BestTokens(*(each.unflatten(0, shape) for each in found))
+        allowed_BV = self.allowed_NV[self.sentences_B[first : first + len(hidden_BKD)]]
+        return super().logits(hidden_BKD).masked_fill_(~allowed_BV[:, None], NEG_INF)
 
     def keep_rows(self, rows_B: Tensor) -> None:
         """Continue with sentences `rows_B` only."""
         super().keep_rows(rows_B)
-        self.spans_B2, self.allowed_BV = self.spans_B2[rows_B], self.allowed_BV[rows_B]
+        assert self.lists is not None
+        tokens_P, spans_B2 = self.lists
+        self.lists, self.sentences_B = (tokens_P, spans_B2[rows_B]), self.sentences_B[rows_B]
 
 
 class ShortlistStepper:

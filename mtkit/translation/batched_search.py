@@ -231,9 +231,8 @@ class BatchedSearch:
         prefixes = [segment.prefix for segment in segments]
         constraints = [segment.constraints for segment in segments]
         keeps = any(segment.keep_log_probs for segment in segments)
-        no_repeat = (
-            segments[0].no_repeat_ngram or self.options.no_repeat_ngram
-        )  # all that are searched have the same
+        # A first search has no segments with a rule of their own, a second one has only such with the same.
+        no_repeat = segments[0].no_repeat_ngram or self.options.no_repeat_ngram
         options = replace(self.options, keep_log_probs=keeps, no_repeat_ngram=no_repeat)
         keep_attention, lists = options.coverage_penalty > 0, self._lists(segments)
         vocabulary: ReducedVocabulary | None = None

@@ -67,7 +67,7 @@ class NativeModel:
     Args:
         model: the model; its matrices are in float32 or stored in 8 bits.
         int8: whether to multiply in 8-bit integers.
-        lists: whether `best_listed_tokens` will be called, which needs the output matrix row by row.
+        lists: whether `best_tokens` will be called with lists, which needs the output matrix row by row.
     """
 
     def __init__(self, model: Transformer, int8: bool, lists: bool = False) -> None:
@@ -211,88 +211,49 @@ class NativeModel:
         return out[:, : self.vocab_size]
 
     def best_tokens(
-        self, hidden_RD: Tensor, number: int, forbidden: Sequence[int], eos: int
+        self,
+        hidden_RD: Tensor,
+        number: int,
+        forbidden: Sequence[int],
+        eos: int,
+        lists: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Find the most probable tokens of each row that are not forbidden, without storing the logits.
 
         Tokens that are equally probable are in ascending order. Log-probabilities count the forbidden tokens.
 
         Args:
-            hidden_RD: hidden states.
+            hidden_RD: hidden states, those of a sentence one after the other.
             number: C.
             forbidden: the other tokens.
             eos: a token whose log-probability is returned in any case.
+            lists: the only tokens that each sentence may use, of whose probability the others are shares: int32 [any],
+                in ascending order for each sentence, and where those of each begin and end [B, 2]; None for all.
 
         Returns:
             Log-probabilities [R, C], best first (-inf if fewer tokens are allowed), tokens [R, C], and the
             log-probabilities [R] of eos.
         """
         hidden = self._pad(hidden_RD)
-        R, at = len(hidden), ctypes.byref(self.structure)
+        R = len(hidden)
         log_probs_RC, tokens_RC = torch.empty(R, number), torch.empty(R, number, dtype=torch.long)
         eos_log_probs_R = torch.empty(R)
         forbidden_F = torch.tensor(sorted(set(forbidden)), dtype=torch.long)
-        work = torch.empty(library().mtkit_best_work(at, R))
-        library().mtkit_best(
-            at,
-            hidden.data_ptr(),
-            R,
-            forbidden_F.data_ptr(),
-            len(forbidden_F),
-            eos,
-            number,
-            log_probs_RC.data_ptr(),
-            tokens_RC.data_ptr(),
-            eos_log_probs_R.data_ptr(),
-            work.data_ptr(),
-        )
-        return log_probs_RC, tokens_RC, eos_log_probs_R
-
-    def best_listed_tokens(
-        self,
-        hidden_RD: Tensor,
-        number: int,
-        forbidden: Sequence[int],
-        eos: int,
-        lists_P: Tensor,
-        spans_B2: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Find the most probable tokens of each row among those that its sentence may use, as `best_tokens` does.
-
-        Probabilities are shares of those of the list.
-
-        Args:
-            hidden_RD: hidden states, those of a sentence one after the other.
-            number: C.
-            forbidden: tokens that are left out.
-            eos: a token whose log-probability is returned in any case.
-            lists_P: tokens that each sentence may use, in ascending order: int32.
-            spans_B2: for each sentence where its tokens begin and end.
-        """
-        hidden, output = self._pad(hidden_RD), self.output_in_rows
-        assert output is not None, "made without lists"
-        R, at = len(hidden), ctypes.byref(output.structure)
-        log_probs_RC, tokens_RC = torch.empty(R, number), torch.empty(R, number, dtype=torch.long)
-        eos_log_probs_R = torch.empty(R)
-        forbidden_F = torch.tensor(sorted(set(forbidden)), dtype=torch.long)
-        work = torch.empty(library().mtkit_best_listed_work(at, R))
-        library().mtkit_best_listed(
-            self.instructions,
-            at,
-            hidden.data_ptr(),
-            R,
-            lists_P.data_ptr(),
-            spans_B2.data_ptr(),
-            R // max(1, len(spans_B2)),
-            forbidden_F.data_ptr(),
-            len(forbidden_F),
-            eos,
-            number,
-            log_probs_RC.data_ptr(),
-            tokens_RC.data_ptr(),
-            eos_log_probs_R.data_ptr(),
-            work.data_ptr(),
-        )
+        choice = forbidden_F.data_ptr(), len(forbidden_F), eos, number
+        results = log_probs_RC.data_ptr(), tokens_RC.data_ptr(), eos_log_probs_R.data_ptr()
+        if lists is None:
+            at = ctypes.byref(self.structure)
+            work = torch.empty(library().mtkit_best_work(at, R))
+            library().mtkit_best(at, hidden.data_ptr(), R, *choice, *results, work.data_ptr())
+        else:
+            assert self.output_in_rows is not None, "made without lists"
+            at = ctypes.byref(self.output_in_rows.structure)
+            work = torch.empty(library().mtkit_best_listed_work(at, R))
+            tokens_P, spans_B2 = lists
+            listed = tokens_P.data_ptr(), spans_B2.data_ptr(), R // max(1, len(spans_B2))
+            library().mtkit_best_listed(
+                self.instructions, at, hidden.data_ptr(), R, *listed, *choice, *results, work.data_ptr()
+            )
         return log_probs_RC, tokens_RC, eos_log_probs_R
 
     def _pad(self, hidden_RD: Tensor) -> Tensor:
