@@ -1,7 +1,7 @@
 """Measures the systems of a recipe, and keeps a row of each in its results.jsonl.
 
-    python recipes/measure.py recipes/ablation --data ../multi30k/data/task1/raw --jobs 2
-    python recipes/measure.py recipes/ablation --table
+    python recipes/measure.py recipes/tatoeba-10k --data ../tatoeba-10k --jobs 2
+    python recipes/measure.py recipes/tatoeba-10k --table
 
 The recipe's systems.yaml has a command of mtkit for each system. It runs with every seed, in one thread if there are
 several jobs, and its translations of the test set are scored. A command that was stopped goes on where it was. What has
