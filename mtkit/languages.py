@@ -41,7 +41,7 @@ def short_code(code: str | None) -> str:
     return _SHORT.get(primary, primary)
 
 
-def _is_unspaced(code: str | None) -> bool:
+def is_unspaced(code: str | None) -> bool:
     """Return whether words are written without spaces between them; a script in the code decides."""
     scripts = [subtag for subtag in _subtags(code)[1:] if len(subtag) == 4 and subtag.isalpha()]
     if scripts:
@@ -51,7 +51,7 @@ def _is_unspaced(code: str | None) -> bool:
 
 def bleu_can_tokenize(code: str | None) -> bool:
     """Return whether one of sacreBLEU's tokenizers splits text in this language into words."""
-    return short_code(code) in BLEU_TOKENIZERS or not _is_unspaced(code)
+    return short_code(code) in BLEU_TOKENIZERS or not is_unspaced(code)
 
 
 def _subtags(code: str | None) -> list[str]:

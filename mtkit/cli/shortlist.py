@@ -61,7 +61,7 @@ def shortlist(
         raise ConfigError(what, where="--aligner", hint="leave it out; then the model itself aligns")
     data = data_of_run(config, Path(aligner or model))
     data = _with_pairs(data, pairs) if pairs else data
-    corpus = encode_corpus(open_sources(data.train, data, "train", config.seed), tokenizers, data)
+    corpus = encode_corpus(open_sources(data.train, data, "train"), tokenizers, data)
     report = ignore_progress if quiet else ProgressReport(len(corpus))
     size = ShortlistSize(first, best)
     found = make_shortlist(translator.ensemble, corpus, size, decoding.batch_tokens, report)

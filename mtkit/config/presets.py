@@ -67,7 +67,7 @@ PRESETS: dict[PresetName, Preset] = {
             "validation.every_steps": 475,
         },
     ),
-    # Up to about half a million pairs; hours on a CPU, or longer ones for many more pairs without a GPU.
+    # Up to about half a million pairs; hours on a CPU. Without a GPU for larger corpora too.
     "small": Preset(
         9.9,
         {
@@ -270,8 +270,8 @@ class Machine:
     has_bf16: bool
 
     def describe(self) -> str:
-        """Return a phrase such as `2 CPU cores with bfloat16` or `an NVIDIA A100`."""
-        where = f"an {self.gpu}" if self.gpu else format_count(self.cores, "CPU core")
+        """Return a phrase such as `2 CPU cores with bfloat16` or `NVIDIA A100 with bfloat16`."""
+        where = self.gpu or format_count(self.cores, "CPU core")
         return f"{where} {'with' if self.has_bf16 else 'without'} bfloat16"
 
 

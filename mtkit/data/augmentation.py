@@ -99,8 +99,8 @@ class Augmentation:
             draw: random numbers that choose the changes.
         """
         rates, tokenizers = self.config, self._tokenizers
-        tag_src, tag_tgt = (ids[: prefix_length(ids, self._tags)] for ids in (src, tgt))
-        bodies = src[len(tag_src) :], tgt[len(tag_tgt) :]
+        tag = src[: prefix_length(src, self._tags)]
+        bodies = src[len(tag) :], tgt
         if any(
             not len(ids) or np.isin(ids, fixed).any() for ids, fixed in zip(bodies, self._fixed, strict=True)
         ):
@@ -127,7 +127,7 @@ class Augmentation:
         (src,), (tgt,) = tokenizers.src.encode([new_src]), tokenizers.tgt.encode([new_tgt])
         if not len(src) or not len(tgt) or tokenizers.src.unk in src or tokenizers.tgt.unk in tgt:
             return None
-        return np.concatenate([tag_src, src]), np.concatenate([tag_tgt, tgt])
+        return np.concatenate([tag, src]), tgt
 
 
 def change_case(

@@ -127,23 +127,16 @@ def mistype(word: str, rng: random.Random) -> str:
     return kind[_index(rng, len(kind))]
 
 
-def random_words(
-    rng: random.Random, max_words: int = 6, min_length: int = 2, max_length: int = 5
-) -> list[str]:
-    """Return words of random characters of one alphabet, or of emoji.
+def random_words(rng: random.Random, max_words: int = 6) -> list[str]:
+    """Return words of two to five random characters of one alphabet, or of emoji.
 
     Args:
         rng: generator of which only `random()` is called.
         max_words: the maximum number of words.
-        min_length: minimum characters of a word.
-        max_length: maximum characters of a word.
     """
     alphabet = ALPHABETS[_index(rng, len(ALPHABETS))]
     return [
-        "".join(
-            alphabet[_index(rng, len(alphabet))]
-            for _ in range(min_length + _index(rng, max_length - min_length + 1))
-        )
+        "".join(alphabet[_index(rng, len(alphabet))] for _ in range(2 + _index(rng, 4)))
         for _ in range(1 + _index(rng, max_words))
     ]
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 Split = Literal["train", "valid", "test"]
 
 DEFAULT_HASHES = Hashes()
+_DEMO_SEED = 1
+"""Random seed of the demo, which has the same pairs in every run."""
 _SPLITS_ON_THE_HUB = {"train": "train", "valid": "validation", "test": "test"}
 _READERS: dict[str, Callable[[Path, Columns], NumberedPairs]] = {
     ".tsv": read_tsv,
@@ -201,14 +203,13 @@ class _DemoPairs(Source):
 
     direction: Literal["en-de", "de-en"]
     num_pairs: int
-    seed: int
     split: Split
 
     def read(self) -> NumberedPairs:
         """See `Source.read`."""
         from mtkit.demo.generator import generate
 
-        pairs = generate(self.direction, self.num_pairs, self.seed, self.split)
+        pairs = generate(self.direction, self.num_pairs, _DEMO_SEED, self.split)
         yield from enumerate((Pair(src, tgt) for src, tgt in pairs), 1)
 
     def location(self, number: int) -> str:
@@ -217,7 +218,7 @@ class _DemoPairs(Source):
 
     def fingerprint(self, hashes: Hashes = DEFAULT_HASHES) -> str:
         """See `Source.fingerprint`."""
-        return _hash("demo", self.direction, self.num_pairs, self.seed, self.split, hashes.generator)
+        return _hash("demo", self.direction, self.num_pairs, _DEMO_SEED, self.split, hashes.generator)
 
 
 @dataclass(frozen=True)
@@ -294,16 +295,13 @@ def _hash(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def open_sources(
-    configs: Sequence[SourceConfig], data: DataConfig, split: Split, seed: int = 1
-) -> list[Source]:
+def open_sources(configs: Sequence[SourceConfig], data: DataConfig, split: Split) -> list[Source]:
     """Find the sources of a split. Text files are opened once; tables are not read yet.
 
     Args:
         configs: `data.train`, `data.valid` or `data.test`.
         data: the root of relative paths, and the languages.
         split: which of the three `configs` is: the split of the demo, and the default split of datasets.
-        seed: the random seed of the demo.
 
     Raises:
         ConfigError: If a file type is unknown, or the demo has other languages than `data`.
@@ -311,7 +309,7 @@ def open_sources(
     """
     sources: list[Source] = []
     for number, config in enumerate(configs):
-        source = _open_source(config, data, split, seed, f"data.{split}.{number}")
+        source = _open_source(config, data, split, f"data.{split}.{number}")
         if config.alignments is not None:
             source = _AlignedSource(source.name, source, _text_file(data, config.alignments))
         if config.tag is not None:
@@ -320,7 +318,7 @@ def open_sources(
     return sources
 
 
-def _open_source(config: SourceConfig, data: DataConfig, split: Split, seed: int, key: str) -> Source:
+def _open_source(config: SourceConfig, data: DataConfig, split: Split, key: str) -> Source:
     """Find the source of a config entry; `key` names the entry in errors."""
     columns = Columns(config.columns, (data.src, data.tgt))
     if config.src is not None and config.tgt is not None:
@@ -343,7 +341,7 @@ def _open_source(config: SourceConfig, data: DataConfig, split: Split, seed: int
         hint = f"set data.src and data.tgt to {' and '.join(config.demo.split('-'))}"
         what = f"the demo is {config.demo}, but the data is {languages}"
         raise ConfigError(what, where=f"{key}.demo", hint=hint)
-    return _DemoPairs(config.name or f"demo {config.demo}", config.demo, config.pairs, seed, split)
+    return _DemoPairs(config.name or f"demo {config.demo}", config.demo, config.pairs, split)
 
 
 def _open_file(name: str, label: str | None, columns: Columns, data: DataConfig, key: str) -> Source:

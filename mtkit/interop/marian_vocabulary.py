@@ -264,7 +264,7 @@ def _read_preparation(folder: Path, tokens: set[str], language: str) -> Preparat
         return guess_preparation(tokens, language)
     script = "\n".join(line for line in read_lines_of(path) if not line.lstrip().startswith("#"))
     if "truecase.perl" in script:
-        hint = "mtkit has no truecasing; remove the line from a copy if the text is truecased already"
+        hint = "mtkit has no Moses truecasing models; remove the line from a copy if the text is truecased already"
         raise ConfigError("text for this model is truecased", where=str(path), hint=hint)
     lowercase = "lowercase.perl" in script
     found = re.search(r"/tokenizer\.perl([^|\n]*)", script)

@@ -179,15 +179,10 @@ class Distillation:
     def _translate(self) -> Stage:
         """Return the stage that makes and scores the translations."""
         data = self.config.data
-        sources = [
-            path
-            for source in open_sources(data.train, data, "train", self.config.seed)
-            for path in source.paths
-        ]
+        sources = [path for source in open_sources(data.train, data, "train") for path in source.paths]
         others = [*self.teachers, *self.mono, *filter(None, (self.translations, self.backward))]
         settings = {
             "data": {**config_to_dict(self.config)["data"], "valid": [], "test": []},
-            "seed": self.config.seed,
             "tags": {name: tag or "" for name, tag, _ in self._corpora()},
             "mono": list(self.mono),
             "teachers": list(self.teachers),

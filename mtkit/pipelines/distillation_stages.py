@@ -14,10 +14,11 @@ from mtkit.checkpoint import ADAPTERS_FILE, MODEL_FILE
 from mtkit.config.loading import parse_config
 from mtkit.config.sections import Config, DataConfig
 from mtkit.data.readers import Pair
-from mtkit.data.sources import Split, open_sources, read_sides
+from mtkit.data.sources import Split, open_sources
 from mtkit.errors import ConfigError, DataError, MtkitError
 from mtkit.files import count_lines, make_folder, read_lines, remove_tree
 from mtkit.formatting import format_count
+from mtkit.languages import is_unspaced
 from mtkit.pipelines.corpora import write_corpora
 from mtkit.pipelines.resumable_file import ResumableFile
 from mtkit.pipelines.stages import Context, Settings, use_threads
@@ -27,12 +28,11 @@ if TYPE_CHECKING:
     from mtkit.data.tokenizer import Tokenizers
     from mtkit.interop.exporting import LoadedModel
     from mtkit.interop.proof import ProofText
+    from mtkit.training.validation import EvalSet
     from mtkit.translation.options import DecodingOverrides, Parallelism
     from mtkit.translation.segments import Request
     from mtkit.translation.translator import Translator
 
-_PIECE = 2048
-"""Lines that are translated and written together; a job that is stopped loses at most these."""
 _PER_TOKEN: DecodingOverrides = {"length_penalty": 1.0, "penalty_kind": "simple", "coverage_penalty": 0.0}
 """Settings with which a score is the mean log-probability of the tokens."""
 
@@ -86,7 +86,7 @@ class _Corpora:
     def __init__(self, settings: Settings) -> None:
         data = DataConfig.model_validate(settings["data"])
         untagged = [entry.model_copy(update={"tag": None}) for entry in data.train]
-        self.sources = open_sources(untagged, data, "train", settings["seed"])
+        self.sources = open_sources(untagged, data, "train")
         self.mono, self.names = settings["mono"], list(settings["tags"])
 
     def lines(self, name: str) -> _Lines:
@@ -120,7 +120,9 @@ class _TargetMaker:
         use_threads(settings)
         teachers, backward, path = settings["teachers"], settings["backward"], settings["translations"]
         machine: Any = {"device": settings["device"], "precision": settings["precision"]}
-        self.closest, self.closeness = settings["closest"], make_utility("bleu")
+        self.closest = settings["closest"]
+        # BLEU of a sentence without spaces is that of a single word.
+        self.closeness = make_utility("chrf" if is_unspaced(settings["data"]["tgt"]) else "bleu")
         self.given = None if path is None else iter(read_lines(path))
         self.teacher: Translator | None = None
         self.forward: Translator | None = None
@@ -140,7 +142,7 @@ class _TargetMaker:
 
     def write(self, output: ResumableFile, lines: _Lines, tag: str) -> None:
         """Write the targets of a corpus; go on where a job was stopped."""
-        from mtkit.pipelines.translations import LineProgress, as_cell
+        from mtkit.pipelines.translations import PIECE, LineProgress, as_cell
 
         done = output.num_lines
         for _ in islice(lines, done):
@@ -152,7 +154,7 @@ class _TargetMaker:
         if output.is_finished:
             return
         progress = LineProgress(self.say, self.total, self.num_lines)
-        while piece := list(islice(lines, _PIECE)):
+        while piece := list(islice(lines, PIECE)):
             counts: Counter[str] = Counter()
             rows = list(self._targets(piece, tag, output.num_lines, counts, progress))
             text = "".join(f"{as_cell(src)}\t{as_cell(tgt)}\t{entropy:.4f}\n" for src, tgt, entropy in rows)
@@ -192,6 +194,7 @@ class _TargetMaker:
         progress: Callable[[int], None],
     ) -> list[str | None]:
         """Return the target of each line; None for one that cannot be translated."""
+        from mtkit.pipelines.translations import PIECE
         from mtkit.translation.options import TranslateOptions
         from mtkit.translation.segments import Request
 
@@ -200,7 +203,7 @@ class _TargetMaker:
             return [*islice(self.given, len(piece))]
         assert self.teacher is not None
         options = TranslateOptions(
-            read_ahead=_PIECE,
+            read_ahead=PIECE,
             first_line=first,
             on_error="skip",
             on_progress=progress,
@@ -317,7 +320,7 @@ def list_tokens(settings: Settings, context: Context) -> dict[str, Any]:
         theirs = load_own_tokenizers(find_checkpoint(Path(teacher)))
         aligner = Path(teacher) if theirs.fingerprint == tokenizers.fingerprint else run
     model = Translator.load(aligner, device=settings["device"], shortlist=False)
-    sources = open_sources(config.data.train, config.data, "train", config.seed)
+    sources = open_sources(config.data.train, config.data, "train")
     corpus = encode_corpus(sources, tokenizers, config.data)
     size = ShortlistSize(settings["first"], settings["best"])
     progress = LineProgress(say, len(corpus))
@@ -341,26 +344,29 @@ def export_int8(settings: Settings, context: Context) -> None:
         from mtkit.interop.proof import ProofText, random_text
 
         try:
-            name, srcs, refs = _held_out(config)
+            held_out = _held_out(config)
         except MtkitError:
             return random_text(model.tokenizers)
-        return ProofText(name, srcs[:1000], refs[:1000])
+        return ProofText(held_out.name, held_out.srcs[:1000], held_out.tgts[:1000])
 
     say = Display(context.console).say
     export_model(Path(config.run), OwnExporter(), folder, find_text, say, type_="int8")
 
 
-def _held_out(config: Config) -> tuple[str, list[str], list[str]]:
-    """Return the name, the sources and the references of the first test set, or else of the first validation set.
+def _held_out(config: Config) -> EvalSet:
+    """Return the first test set, or else the first validation set.
 
     Raises:
         ConfigError: If there is none.
         DataError: If it cannot be read.
     """
+    from mtkit.training.inputs import read_set
+
     splits: tuple[Split, ...] = ("test", "valid")
     for split in splits:
-        for source in open_sources(getattr(config.data, split), config.data, split, config.seed):
-            return (source.name, *read_sides(source))
+        configs = getattr(config.data, split)
+        for source, settings in zip(open_sources(configs, config.data, split), configs, strict=True):
+            return read_set(source, settings)
     raise ConfigError("no test or validation set", where="data.test", hint="name one")
 
 
@@ -381,7 +387,7 @@ def compare_systems(settings: Settings, context: Context) -> dict[str, Any]:
     use_threads(settings)
     config = parse_config(settings["config"])
     try:
-        name, srcs, refs = _held_out(config)
+        held_out = _held_out(config)
     except ConfigError:
         Display(context.console).say("there is no test or validation set to compare the systems on")
         return {"systems": []}
@@ -400,7 +406,7 @@ def compare_systems(settings: Settings, context: Context) -> dict[str, Any]:
         for shortlist in (False, True):
             label = f"student, {precision}, greedy{', shortlist' if shortlist else ''}"
             systems.append((label, folder, {"precision": precision, "beam_size": 1, "shortlist": shortlist}))
-    requests = _requests(srcs, (config.data.test or config.data.valid)[0].tag)
+    requests = held_out.requests()
     found = []
     for label, folder, options in systems:
         translator = Translator.load(
@@ -414,18 +420,18 @@ def compare_systems(settings: Settings, context: Context) -> dict[str, Any]:
         translator.close()
         folders = [folder, *options.get("ensemble", ())]
         size = sum(_weights_size(find_checkpoint(Path(each))) for each in folders)
-        found.append((label, texts, len(srcs) / seconds, size / 1e6))
+        found.append((label, texts, len(requests) / seconds, size / 1e6))
     metrics, data = ("bleu", "chrf"), config.data
     scores = compare(
         [texts for _, texts, _, _ in found],
-        [refs],
+        [held_out.tgts],
         metrics,
         tokenize=config.validation.bleu_tokenizer,
         tgt=data.tgt,
     )
     return {
-        "test set": name,
-        "lines": len(srcs),
+        "test set": held_out.name,
+        "lines": len(requests),
         "threads": torch.get_num_threads(),
         "signatures": [score.signature for score in scores[0]],
         "systems": [
@@ -445,11 +451,3 @@ def _weights_size(folder: Path) -> int:
     """Return the bytes of the weights in a checkpoint."""
     files = (folder / name for name in (MODEL_FILE, ADAPTERS_FILE))
     return sum(file.stat().st_size for file in files if file.exists())
-
-
-def _requests(srcs: Sequence[str], tag: str | None) -> list[str | Request]:
-    """Return the lines of a test set, which have their tags already."""
-    from mtkit.translation.segments import Request
-
-    prefix = f"{tag} " if tag else ""
-    return [Request(src.removeprefix(prefix), tag=tag or "") for src in srcs]

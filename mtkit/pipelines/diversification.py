@@ -156,7 +156,7 @@ class Diversification:
         if direction == "backward":
             data["src"], data["tgt"] = data["tgt"], data["src"]
             values["decoding"]["suppress"] = []
-            _choose_metrics(values["validation"], data["tgt"])
+            _choose_metrics(values["validation"], forward=data["src"], backward=data["tgt"])
         return parse_config(values)
 
     def final_config(self, united: dict[str, Any]) -> Config:
@@ -295,11 +295,16 @@ class Diversification:
         """Yield how long all will take, and how much of the disk."""
         num_helpers = 2 * self.num_models * self.num_rounds
         num_pairs = sum(count for name, count in pairs["pairs"].items() if name.startswith("train"))
-        each, translation = speed["training_seconds"], speed["seconds_per_pair"] * num_pairs
+        each, translation = speed["training_seconds"], (speed["seconds_per_pair"] or 0.0) * num_pairs
         yield (
             f"about {format_duration(num_helpers * (each + translation) + each)} in all, if the final run is as long "
             f"as the others: {num_helpers + 1} trainings of {format_duration(each)}, {num_helpers} translations of "
-            f"{format_count(num_pairs, 'pair')}, {format_duration(translation)} each"
+            f"{format_count(num_pairs, 'pair')}, "
+            + (
+                f"{format_duration(translation)} each"
+                if translation
+                else "whose time is not known without data.valid"
+            )
         )
         text = pairs["bytes"] * (1 + 2 * num_helpers)
         yield (
@@ -320,8 +325,15 @@ def _model_name(direction: Direction, index: int, number: int) -> str:
     return (f"round-{number + 1}-" if number else "") + f"{direction}-{index + 1}"
 
 
-def _choose_metrics(validation: dict[str, Any], tgt: str) -> None:
-    """Choose the metrics of a backward model by its own target language, where that of the config were chosen so."""
+def _choose_metrics(validation: dict[str, Any], forward: str, backward: str) -> None:
+    """Let a backward model have the defaults of its own target language, unless the config has chosen another metric.
+
+    Args:
+        validation: section `validation`.
+        forward: target language of the config.
+        backward: target language of the backward model.
+    """
     validation["bleu_tokenizer"] = None
-    if {"bleu", "chrf"} <= set(validation["metrics"]) and validation["best"] in ("bleu", "chrf"):
-        validation["best"] = "bleu" if bleu_can_tokenize(tgt) else "chrf"
+    usual, own = ("bleu" if bleu_can_tokenize(language) else "chrf" for language in (forward, backward))
+    if validation["best"] == usual and own in validation["metrics"]:
+        validation["best"] = own

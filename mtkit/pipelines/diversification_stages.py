@@ -65,8 +65,11 @@ def make_shared_tokenizers(settings: Settings, context: Context) -> dict[str, An
     return {"config": values, "helpers": config_to_dict(helpers), "choices": choices}
 
 
-def estimate(settings: Settings, context: Context) -> dict[str, float]:
-    """Estimate the seconds of a training and of the translation of a pair, and the bytes of the checkpoints."""
+def estimate(settings: Settings, context: Context) -> dict[str, float | None]:
+    """Estimate the seconds of a training and of the translation of a pair, and the bytes of the checkpoints.
+
+    Validations tell how long a translation takes: without any, that is None.
+    """
     from mtkit.training.build import build_trainer
     from mtkit.training.footprint import Footprint
     from mtkit.training.forecast import measure_speed, run_size
@@ -84,11 +87,12 @@ def estimate(settings: Settings, context: Context) -> dict[str, float]:
         speed = measure_speed(trainer)
         size = run_size(trainer, speed)
         num_validations = -(-size.num_updates // config.validation.every_steps) if size.num_valid_pairs else 0
+        num_translated = len(trainer.validator.translated_pairs) if trainer.validator else 0
         beam = config.decoding.beam_size / config.validation.beam_size
         return {
             "training_seconds": size.num_updates * speed.update_seconds
             + num_validations * speed.validation_seconds,
-            "seconds_per_pair": beam * speed.validation_seconds / max(1, size.num_valid_pairs),
+            "seconds_per_pair": beam * speed.validation_seconds / num_translated if num_translated else None,
             "disk": Footprint.of(trainer.model, config.training).disk(config.training),
         }
 

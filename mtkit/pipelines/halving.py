@@ -118,6 +118,8 @@ class Halving:
         """Return the cost of a task: as it was or, before that is known, as the same trial's speed below says."""
         if self.unit == "updates":
             return self.updates(task)
+        if task in outcomes:
+            return outcomes[task].seconds
         if task.rung:
             before = Task(task.trial, task.rung - 1)
             return outcomes[before].seconds * self.updates(task) / max(1, self.updates(before))
@@ -126,8 +128,6 @@ class Halving:
             for other in (Task(trial, 0) for trial in range(task.trial))
             if other in outcomes
         ]
-        if task in outcomes:
-            return outcomes[task].seconds
         seconds, updates = map(sum, zip(*known, strict=True)) if known else (0.0, 1)
         return seconds / updates * self.updates(task)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
+from mtkit.languages import UNSPACED
+
+_UNSPACED = re.compile(f"[{UNSPACED}]")
+
 
 @dataclass(frozen=True)
 class Noise:
-    """Noise on words, which are what spaces separate; in a text without spaces, its characters.
+    """Noise on words, which are what spaces separate; in a script without spaces, such as Chinese, on characters.
 
     Attributes:
         filler: what stands for a word that is replaced.
@@ -32,7 +37,7 @@ class Noise:
             text: the text.
             line: number of its line, from 0.
         """
-        separator = " " if " " in text.strip() else ""
+        separator = "" if _UNSPACED.search(text) else " "
         words = text.split() if separator else list(text)
         if not words:
             return text

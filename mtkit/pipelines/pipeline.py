@@ -109,7 +109,7 @@ class Pipeline:
             self._remove_earlier()
         record = Record.read(path)
         if record is not None and (differences := record.differences(wanted)):
-            what = f"stage {stage.name} was begun otherwise: {differences}"
+            what = f"stage {stage.name} was started with other settings or inputs: {differences}"
             hint = "repeat the command with which it was begun, choose another folder, or start over with `fresh`"
             raise ConfigError(what, where=str(self.folder), hint=hint)
         self._number += 1

@@ -70,7 +70,7 @@ class Record:
         found += _differences("", self.settings, other.settings)
         for path in [*self.inputs, *(path for path in other.inputs if path not in self.inputs)]:
             if self.inputs.get(path) != other.inputs.get(path):
-                found.append(f"{path} has another content" if path in other.inputs and path in self.inputs
+                found.append(f"{path} has changed" if path in other.inputs and path in self.inputs
                              else f"{path} is {'no longer' if path in self.inputs else 'now'} read")  # fmt: skip
         return _join(found)
 

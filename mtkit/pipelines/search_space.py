@@ -12,7 +12,7 @@ from itertools import product
 from mtkit.config.yaml_document import parse_value
 from mtkit.errors import ConfigError
 
-_RANGE = re.compile(r"([^.]|\d\.\d)+\.\.[^:]+(:log)?")
+_RANGE = re.compile(r"([^.,/]|\d\.\d)+\.\.[^:]+(:log)?")
 _MOST_TRIALS = 1000
 
 

@@ -18,7 +18,8 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product, starmap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,14 +100,17 @@ class Plan:
         """Return the folder with the records of a trial."""
         return self.folder / f"trial-{trial:03}.stages"
 
+    def record(self, task: Task) -> Path:
+        """Return the file of the record of a task."""
+        return self.stages(task.trial) / "stages" / f"rung-{task.rung}.json"
+
     def records(self) -> dict[Task, Record]:
         """Return the records of the tasks that are done."""
         found = {}
-        for trial in range(len(self.trials)):
-            for rung in range(self.halving.num_rungs):
-                record = Record.read(self.stages(trial) / "stages" / f"rung-{rung}.json")
-                if record is not None and record.done:
-                    found[Task(trial, rung)] = record
+        for task in starmap(Task, product(range(len(self.trials)), range(self.halving.num_rungs))):
+            record = Record.read(self.record(task))
+            if record is not None and record.done:
+                found[task] = record
         return found
 
     def outcomes(self) -> dict[Task, Outcome]:
@@ -280,6 +284,14 @@ def _draw(
         )
         for config in configs
     ]
+    for config, rungs in zip(configs, steps, strict=True):
+        if len(set(rungs)) < num_rungs:
+            first = (config.training.step_limit or 0) // options.reduction ** (num_rungs - 1)
+            raise ConfigError(
+                f"{format_count(num_rungs, 'rung')} would be at updates {', '.join(map(str, rungs))}",
+                where="validation.every_steps",
+                hint=f"rungs are at validations: set it to at most {max(1, first)}, or choose fewer `rungs`",
+            )
     halving = Halving(steps, options.reduction, options.budget, options.unit)
     if options.budget is not None and options.unit == "updates":
         tasks = (Task(trial, rung) for trial in range(len(trials)) for rung in range(num_rungs))
@@ -303,7 +315,8 @@ def work(plan: Plan, say: Say, first: int = 0) -> None:
         first: trial to begin with.
 
     Raises:
-        MtkitError: If a trial cannot be trained, other than for a loss that diverges or a lack of memory.
+        MtkitError: If a trial cannot be trained, other than for a loss that diverges or a lack of memory, or the first
+            time that its process is killed.
         Interrupted: If a signal stops it; the same call goes on.
     """
     is_waiting = False
@@ -338,16 +351,18 @@ def _try_task(plan: Plan, task: Task, say: Say) -> bool:
         rest = "" if left is None else f"; about {format_duration(left)} of training left in all"
         say(f"{name}: to update {steps[task.rung]:,} with {' '.join(plan.trials[task.trial])}{rest}")
         settings = {"config": config_to_dict(plan.configs[task.trial]), "stop_at": steps[task.rung]}
-        result = pipeline.run(
-            Stage(
-                f"rung-{task.rung}",
-                _train_to_rung,
-                settings,
-                Effort("updates", updates),
-                (),
-                (plan.run(task.trial),),
-            )
-        )
+        run = plan.run(task.trial)
+        stage = Stage(f"rung-{task.rung}", _train_to_rung, settings, efforts[0], (), (run,))
+        try:
+            result = pipeline.run(stage)
+        except TrainingError as error:  # its process was killed; if for lack of memory, it will be again
+            killed = folder / "killed"
+            if not killed.exists():
+                write_text(killed, str(error))
+                raise
+            record, result = plan.record(task), {"score": None, "failure": f"killed twice: {error.what}"}
+            if begun := Record.read(record):
+                replace(begun, done=True, result=result).write(record)
     score = result.get("score")
     shown = f"failed: {result['failure']}" if score is None else f"{plan.metric} {_shown(plan.metric, score)}"
     say(f"{name}: {shown}")
@@ -363,11 +378,12 @@ def _train_to_rung(settings: Settings, context: Context) -> Mapping[str, Any]:
     """Train a trial to a rung. Returns its best score so far, or why it failed.
 
     Raises:
-        MtkitError: As `mtkit.training.run.train` does, other than TrainingError.
+        MtkitError: As `mtkit.training.run.train` does; of TrainingError only that a worker was killed.
         Interrupted: If a signal stops it; the run is saved first.
     """
     from mtkit.interop.initial import find_model
     from mtkit.training.run import train
+    from mtkit.training.workers import WorkerLostError
 
     config = parse_config(settings["config"])
     try:
@@ -378,6 +394,8 @@ def _train_to_rung(settings: Settings, context: Context) -> Mapping[str, Any]:
             find_model=find_model,
             stop_at=settings["stop_at"],
         )
+    except WorkerLostError:
+        raise
     except TrainingError as error:
         make_folder(Path(config.run))
         return {"score": None, "failure": str(error)}

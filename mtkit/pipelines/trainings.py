@@ -35,7 +35,7 @@ def check_files(config: Config) -> None:
     """
     splits: tuple[Split, ...] = ("valid", "test")
     for split in splits:
-        open_sources(getattr(config.data, split), config.data, split, config.seed)
+        open_sources(getattr(config.data, split), config.data, split)
     tokenizer = config.tokenizer
     for path in filter(None, (tokenizer.model, tokenizer.src_model, tokenizer.tgt_model)):
         if not Path(path).expanduser().is_file():

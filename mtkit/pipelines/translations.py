@@ -20,7 +20,7 @@ from mtkit.translation.line_translator import LineTranslator
 from mtkit.translation.options import PARALLEL, Parallelism, TranslateOptions
 from mtkit.translation.segments import Request
 
-_PIECE = 2048
+PIECE = 2048
 """Lines that are translated and written together; a job that is stopped loses at most these."""
 _PROGRESS_SECONDS = 10.0
 
@@ -66,14 +66,14 @@ def write_pairs(
             yield request
 
     options = TranslateOptions(
-        read_ahead=_PIECE,
+        read_ahead=PIECE,
         first_line=output.num_lines,
         on_error="skip",
         on_progress=on_progress,
         parallelism=parallelism,
     )
     translations = translator.translate(noted(), options)
-    while found := list(islice(translations, _PIECE)):
+    while found := list(islice(translations, PIECE)):
         first = output.num_lines
         piece = [read.popleft() for _ in found]
         lines, texts = [request.text for request in piece], [translation.text for translation in found]

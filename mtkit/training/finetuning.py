@@ -1,7 +1,7 @@
 """Fine-tuning configs: what `mtkit finetune` writes for a model and a few files.
 
 Learning rate, weight decay, betas, epochs and the number of checkpoints are those of the published example of the
-Hugging Face course for `opus-mt` models (https://huggingface.co/docs/transformers/tasks/translation). Only for a few
+Hugging Face course for `opus-mt` models (https://huggingface.co/learn/llm-course/chapter7/4). Only for a few
 hundred pairs there are more epochs, because three of them would be a handful of updates.
 """
 

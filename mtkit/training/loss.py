@@ -62,7 +62,7 @@ class LossSums(NamedTuple):
 
     loss: Tensor
     """The training objective: (1 - smoothing) x negative log-likelihood + smoothing x the mean negative
-    log-probability over the vocabulary. Scalar."""
+    log-probability over the vocabulary, with the terms of `Consistency` and `Distillation` if there are any. Scalar."""
     nll: Tensor
     """Negative log-likelihood in nats, whose mean is the log of the perplexity. Scalar, without gradient."""
 
@@ -163,10 +163,9 @@ def _replace_by_gradient(
         streams = [_smoothed_cross_entropy(stream.to(sum_dtype), targets, smoothing) for stream in rows]
         if distillation is not None and teachers_CV is not None:
             taught = teachers_CV[number * num_rows :][: len(targets)]
-            streams = [
-                _distilled(distillation, stream.to(sum_dtype), taught, *own)
-                for stream, own in zip(rows, streams, strict=True)
-            ]
+            for i, (own_loss, own_nll, gradient) in enumerate(streams):
+                own_loss, gradient = distillation.mix(rows[i].to(sum_dtype), taught, own_loss, gradient)
+                streams[i] = own_loss, own_nll, gradient
         if consistency is None:
             [(rows_loss, rows_nll, gradient)] = streams
             gradients = [gradient]
@@ -198,14 +197,6 @@ def _smoothed_cross_entropy(
     else:
         gradient.scatter_add_(1, targets_M1, torch.full_like(targets_M1, smoothing - 1, dtype=logits.dtype))
     return (1 - smoothing) * nll + smoothing * uniform, nll, gradient
-
-
-def _distilled(
-    distillation: Distillation, logits: Tensor, teachers: Tensor, loss: Tensor, nll: Tensor, gradient: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `_smoothed_cross_entropy` returned, with the part of the teachers."""
-    loss, gradient = distillation.mix(logits, teachers, loss, gradient)
-    return loss, nll, gradient
 
 
 def _consistent(

@@ -36,7 +36,13 @@ def has_number(text: str, number: str) -> bool:
 
     Day, month and year of a date may be in any order, with or without leading zeros.
     """
-    return _pattern(number).search(_in_ascii(text)) is not None
+    return last_span(text, number) is not None
+
+
+def last_span(text: str, number: str) -> tuple[int, int] | None:
+    """Return where a text has a number for the last time, in any notation that `has_number` accepts, or None."""
+    spans = [match.span() for match in _pattern(number).finditer(_in_ascii(text))]
+    return spans[-1] if spans else None
 
 
 def number_variants(number: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from mtkit.evaluation import analysis
 from mtkit.evaluation.analysis import Share
 from mtkit.evaluation.metrics import Score, score
 from mtkit.languages import HAN_AND_KANA
-from mtkit.translation.numbers import has_number, required_numbers
+from mtkit.translation.numbers import has_number, last_span, required_numbers
 
 CLEAN = "clean"
 _CASED = ("all capitals", "title case")
@@ -234,8 +234,16 @@ def measure(
 
 
 def _without(hyp: str, item: str) -> str:
-    """Return a translation without the item that was added to its source, in parentheses or not."""
-    before, found, after = hyp.rpartition(item)
-    if not found:
-        before, found, after = hyp.rpartition(item.strip("()"))
-    return " ".join(f"{before} {after}".split()) if found else hyp
+    """Return a translation without the item that was added to its source, in parentheses or not.
+
+    A number may be in the notation of the target language.
+    """
+    item = item.strip("()")
+    start = hyp.rfind(item)
+    span = last_span(hyp, item) if item.isdigit() else (start, start + len(item)) if start >= 0 else None
+    if span is None:
+        return hyp
+    before, after = hyp[: span[0]], hyp[span[1] :]
+    if before.endswith(("(", "（")) and after.startswith((")", "）")):
+        before, after = before[:-1], after[1:]
+    return " ".join(f"{before} {after}".split())

@@ -203,4 +203,7 @@ def test_a_student_from_the_command_line(trained: Path, config: Path, tmp_path: 
     assert code == 0 and err.count("done before") == 6
     assert again == out
     code, _, err = tiny.mtkit("distill", *arguments, "--drop-worst", 0.5)
-    assert code == 2 and "stage targets was begun otherwise: drop_worst: 0.02 -> 0.5" in err
+    assert (
+        code == 2
+        and "stage targets was started with other settings or inputs: drop_worst: 0.02 -> 0.5" in err
+    )

@@ -8,19 +8,24 @@ import re
 import signal
 import subprocess
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+from rich.console import Console
 
 from mtkit.checkpoint import list_checkpoints
 from mtkit.cli.sweep import _workers
-from mtkit.config.loading import load_config, parse_config
+from mtkit.config.loading import config_to_dict, load_config, parse_config
 from mtkit.errors import TrainingError
 from mtkit.files import FolderLock, sha256_file
 from mtkit.pipelines.records import Record
+from mtkit.pipelines.stages import Context
+from mtkit.pipelines.sweep import _train_to_rung
 from mtkit.training.run import train
+from mtkit.training.workers import WorkerLostError
 
 SWEEP = ["sweep", "my.yaml", "model.dropout=0.1,0.2,0.3", "training.learning_rate=0.01,0.02,0.03"]
 STEPS = ["training.max_steps=90", "validation.every_steps=10"]
@@ -130,6 +135,34 @@ def test_a_sweep_that_was_stopped_goes_on_and_a_busy_trial_is_left_to_its_proces
     ]  # fmt: skip
 
 
+def test_a_trial_whose_process_is_killed_twice_has_failed(children: Children) -> None:
+    for code in (4, 0):
+        children.failing["trial-008"] = TrainingError("its process was killed by SIGKILL")
+        found, _, err = tiny.mtkit(*SWEEP, *STEPS)
+        assert found == code, err
+    trials = json.loads(Path("runs/x.sweep/sweep.json").read_bytes())["trials"]
+    [failure] = [trial["failure"] for trial in trials if trial["trial"] == 8]
+    assert failure == "killed twice: its process was killed by SIGKILL"
+    calls = len(children.calls)
+    assert tiny.mtkit(*SWEEP, *STEPS)[0] == 0 and len(children.calls) == calls
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_a_lost_worker_is_no_failure_of_the_trial(
+    here: Path, monkeypatch: pytest.MonkeyPatch, is_lost: bool
+) -> None:
+    def train(*_: Any, **__: Any) -> None:
+        raise (WorkerLostError if is_lost else TrainingError)("it ended")
+
+    monkeypatch.setattr("mtkit.training.run.train", train)
+    settings = {"config": config_to_dict(load_config("my.yaml")), "stop_at": 10}
+    with pytest.raises(WorkerLostError) if is_lost else nullcontext():
+        assert _train_to_rung(settings, Context(Console(quiet=True))) == {
+            "score": None,
+            "failure": "it ended",
+        }
+
+
 def test_samples_a_budget_and_preset_auto(children: Children) -> None:
     text = re.sub(r"(?m)^(tokenizer|model|training|  \{batch|   report).*\n", "", Path("my.yaml").read_text())
     Path("auto.yaml").write_text(text, encoding="utf-8")
@@ -204,6 +237,8 @@ def test_the_best_config_has_the_data_keys_that_were_tried(children: Children) -
          "training.max_steps: a sweep needs to know where training ends"),
         (["run=a,b"], "command line: run: cannot be tried (each trial has a run folder of its own)"),
         (["data.test.0.src=a,b"], "command line: data.test.0.src: cannot be tried (no trial reads test sets)"),
+        (["model.dropout=0.1,0.2,0.3", "training.max_steps=90", "validation.every_steps=90"],
+         "validation.every_steps: 2 rungs would be at updates 90, 90 (rungs are at validations: set it to at most 30"),
         (["validation.best=bleu,loss"], "validation.best: trials with different metrics cannot be compared"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

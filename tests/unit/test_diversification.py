@@ -49,6 +49,8 @@ def test_metrics_fit_the_language_that_a_model_writes(tmp_path: Path) -> None:
     backward = made.helper_config("backward", 0, 0)
     assert (made.config.validation.best, backward.validation.best) == ("bleu", "chrf")
     assert backward.validation.bleu_tokenizer is None
+    chosen = plan(tmp_path, "validation.metrics=[bleu, chrf]", "validation.best=chrf")
+    assert chosen.helper_config("backward", 0, 0).validation.best == "chrf"
 
 
 def test_the_final_model_learns_from_the_corpora_and_their_translations(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from mtkit.pipelines.search_space import Dimension, draw_trials
         ("a.b=[0.9, 0.98],[0.9, 0.999]", Dimension("a.b", ("[0.9, 0.98]", "[0.9, 0.999]"))),
         ('a.b="x,y",z', Dimension("a.b", ('"x,y"', "z"))),
         ("a.b=../x.yaml,y", Dimension("a.b", ("../x.yaml", "y"))),
+        ("init=runs/a,../b", Dimension("init", ("runs/a", "../b"))),
+        ("init=runs/../b,runs/c", Dimension("init", ("runs/../b", "runs/c"))),
         ("a.b=5", Dimension("a.b", ("5",))),
         ("a.b=0.1..0.4", Dimension("a.b", ("0.1", "0.4"), is_range=True)),
         ("a.b=1e-4..1e-2:log", Dimension("a.b", ("1e-4", "1e-2"), is_range=True, is_log=True)),
@@ -113,6 +115,17 @@ def test_failed_trials_are_not_promoted() -> None:
     assert sweep(halving, scores) == [Task(trial, 0) for trial in range(9)]
     scores[5] = -7.0
     assert sweep(halving, scores)[9:] == [Task(5, 1), Task(5, 2)]
+
+
+def test_what_a_rung_costs_counts_against_its_budget() -> None:
+    """The speed of the rung before says how many tasks there are, until it is known that they take twice as long."""
+    halving = Halving([[10, 20]] * 8, 2, 2 * 80.0, "seconds")
+    outcomes = {Task(trial, 0): Outcome(float(trial), 10.0) for trial in range(8)}
+    assert len(halving.open_tasks(outcomes)) == 4
+    halving = Halving([[10, 20]] * 8, 2, 2 * 40.0, "seconds")
+    assert len(halving.open_tasks(outcomes)) == 4
+    outcomes[Task(7, 1)] = Outcome(7.0, 20.0)
+    assert halving.open_tasks(outcomes) == [Task(6, 1), Task(5, 1)]
 
 
 def test_the_updates_that_are_left() -> None:

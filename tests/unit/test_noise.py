@@ -43,6 +43,11 @@ def test_noise_depends_on_seed_and_line_alone() -> None:
     assert len({Noise("_", seed=seed).apply(text, line) for seed in (1, 2) for line in range(20)}) > 30
     without_spaces = Noise("_", replace=0.0, delete=0.0).apply("床前明月光", 3)
     assert sorted(without_spaces) == sorted("床前明月光")
+    assert len(Noise("_", delete=0.0).apply("我喜欢 iPhone", 1)) == len("我喜欢 iPhone")
+    assert {Noise("_", delete=0.5, replace=0.5).apply("Thanks!", line) for line in range(20)} == {
+        "Thanks!",
+        "_",
+    }
     assert all(Noise("_", delete=1.0, replace=0.0).apply(text, line) in text.split() for line in range(20))
     assert Noise("_").apply("", 0) == ""
 

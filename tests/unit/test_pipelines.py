@@ -84,10 +84,12 @@ def test_a_stage_whose_output_is_missing_is_run_again(folder: Path) -> None:
 @pytest.mark.usefixtures("in_this_process")
 def test_other_settings_and_inputs_are_refused_by_name(folder: Path) -> None:
     run(folder, stages(folder))
-    with pytest.raises(ConfigError, match="stage first was begun otherwise: suffix: x -> z"):
+    with pytest.raises(
+        ConfigError, match="stage first was started with other settings or inputs: suffix: x -> z"
+    ):
         run(folder, stages(folder, "z"))
     (folder / "a").write_text("other", encoding="utf-8")
-    with pytest.raises(ConfigError, match="a has another content"):
+    with pytest.raises(ConfigError, match="a has changed"):
         run(folder, stages(folder))
     (folder / "a").unlink()
     with pytest.raises(DataError, match="no such file"):
@@ -121,7 +123,7 @@ def test_a_key_set_to_its_default_differs_from_what_preset_auto_would_choose() -
 def test_an_output_changed_by_hand_is_not_read_by_the_next_stage_unnoticed(folder: Path) -> None:
     run(folder, stages(folder))
     (folder / "b").write_text("by hand", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"stage second .*b has another content"):
+    with pytest.raises(ConfigError, match=r"stage second .*b has changed"):
         run(folder, stages(folder))
 
 

@@ -22,7 +22,7 @@ from mtkit.evaluation.robustness_table import robustness_cells, robustness_heade
 from mtkit.training.robustness import Robustness, measure_robustness
 from mtkit.training.validation import EvalSet
 from mtkit.translation.numbers import required_numbers
-from mtkit.translation.robustness import KINDS, Copy, make_copies, measure, sample_evenly
+from mtkit.translation.robustness import KINDS, Copy, _without, make_copies, measure, sample_evenly
 from mtkit.translation.segments import Request
 
 SRCS = ["A dog sees two cats.", "“Stop!”", "He runs", "I'm Tom."]
@@ -97,6 +97,12 @@ def test_items_are_added_and_left_out_of_the_scores(kind: str, find: object) -> 
         copy, [f"{hyp} {item[:-2]}x" for hyp, item in zip(hyps, copy.added, strict=True)], ["chrf"]
     )
     assert wrong.scores[0].value < clean[1].value
+
+
+@pytest.mark.parametrize("shown", ["(4321)", "(4.321)", "（4321）", "4 321"])
+def test_a_number_is_left_out_in_any_notation(shown: str) -> None:
+    assert _without(f"Er hat 3 Hunde {shown} .", "(4321)") == "Er hat 3 Hunde ."
+    assert _without("Er hat 43210 Hunde (x).", "(4321)") == "Er hat 43210 Hunde (x)."
 
 
 def test_single_words_have_no_score() -> None:

@@ -11,7 +11,7 @@ from mtkit.evaluation import metrics
 from mtkit.evaluation.history import Points, read_history
 from mtkit.evaluation.report.charts import line_chart
 from mtkit.evaluation.report.document import render_document
-from mtkit.evaluation.run_files import REPORT_MARK
+from mtkit.evaluation.run_files import METRICS_FILE, REPORT_MARK
 from mtkit.formatting import format_duration
 
 _MOST_CURVES = 8
@@ -38,7 +38,8 @@ def render_sweep(
     """
     curves: dict[str, Points] = {}
     for row, run in zip(rows, runs, strict=True):
-        if len(curves) < _MOST_CURVES and (curve := read_history(run).valid_curve(metric)):
+        has_begun = (run / METRICS_FILE).exists()  # a trial may fail before its first update
+        if len(curves) < _MOST_CURVES and has_begun and (curve := read_history(run).valid_curve(metric)):
             curves[f"{row['trial']}: {_values(row)}"] = curve
     charts = []
     if curves:
