@@ -119,7 +119,7 @@ def choose_parallelism(workers: str, threads: int | None) -> Parallelism:
     """Return the parallelism that --workers and --threads ask for; a worker that is killed is named on stderr.
 
     Raises:
-        ConfigError: If the number of workers is none.
+        ConfigError: If the number of workers is not one from 1.
     """
     if workers != "auto" and not (workers.isdecimal() and int(workers)):
         raise ConfigError(f"{workers!r} is not a number from 1", where="--workers", hint="a number, or auto")

@@ -164,6 +164,14 @@ class Segmentation(ABC):
     def join(self, pieces: Sequence[str]) -> tuple[str, list[Span]]:
         """Return the text of some pieces, and the span of it that each of them wrote."""
 
+    def begins_word(self, piece: str, before: str) -> bool:
+        """Return whether a piece begins a word, after the piece before it."""
+        return piece.startswith(WORD_START)
+
+    def may_end_word(self, piece: str) -> bool:
+        """Return whether a word may end with a piece."""
+        return True
+
     def normalize(self, line: str) -> str:
         """Return the text that is split: what preparation and normalization make of a line."""
         return self._moses.prepare(line)
@@ -316,6 +324,14 @@ class BytePairEncoding(Segmentation):
     def _text_of(self, piece: str) -> str:
         return piece.removesuffix(self.separator)
 
+    def begins_word(self, piece: str, before: str) -> bool:
+        """See `Segmentation.begins_word`."""
+        return self.may_end_word(before)
+
+    def may_end_word(self, piece: str) -> bool:
+        """See `Segmentation.may_end_word`."""
+        return not piece.endswith(self.separator)
+
     def join(self, pieces: Sequence[str]) -> tuple[str, list[Span]]:
         """See `Segmentation.join`."""
         text, spans = "", list[Span]()
@@ -340,6 +356,10 @@ class Words(Segmentation):
 
     def _text_of(self, piece: str) -> str:
         return piece
+
+    def begins_word(self, piece: str, before: str) -> bool:
+        """See `Segmentation.begins_word`."""
+        return True
 
     def join(self, pieces: Sequence[str]) -> tuple[str, list[Span]]:
         """See `Segmentation.join`."""

@@ -202,6 +202,14 @@ class Tokenizer:
         )
         return [next(texts) if shown else "" for shown in has_text]
 
+    def begins_word(self, piece: str, before: str) -> bool:
+        """Return whether a piece begins a word, after the piece before it."""
+        return piece.startswith(WORD_START)
+
+    def may_end_word(self, piece: str) -> bool:
+        """Return whether a word may end with a piece."""
+        return True
+
     def piece(self, index: int) -> str:
         """Return the piece with this id; rows that the model lacks have names that never occur in text."""
         if index < self._model_size:
@@ -361,6 +369,14 @@ class VocabularyTokenizer(Tokenizer):
         text, spans = self.segmentation.join([self.piece(i) for i in compress(ids, has_text)])
         texts = iter([text[start:end].translate(_TO_ONE_LINE) for start, end in spans])
         return [next(texts) if shown else "" for shown in has_text]
+
+    def begins_word(self, piece: str, before: str) -> bool:
+        """See `Tokenizer.begins_word`."""
+        return self.segmentation.begins_word(piece, before)
+
+    def may_end_word(self, piece: str) -> bool:
+        """See `Tokenizer.may_end_word`."""
+        return self.segmentation.may_end_word(piece)
 
     def piece(self, index: int) -> str:
         """See `Tokenizer.piece`."""

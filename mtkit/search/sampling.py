@@ -8,6 +8,7 @@ Shapes: B sentences, K samples of each, V vocabulary, T tokens so far, P longest
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtkit.search.scores import final_scores
+from mtkit.search.scores import final_scores, not_numbers
 from mtkit.search.state import (
     NEG_INF,
     Hypothesis,
@@ -86,7 +87,7 @@ def sample(
     Args:
         stepper: the model, already holding the sentences.
         max_lengths: for each sentence, the most tokens of a sample, eos included; at least 1.
-        options: bos, eos, token rules, and the penalties that scores contain.
+        options: bos, eos, token rules, and the length penalty that scores contain.
         sampling: distribution to draw from.
         device: where the samples are held: that of the logits.
         prefixes: for each sentence, the tokens that its samples start with; fewer than its `max_lengths`.
@@ -199,6 +200,8 @@ def _write_results(
     scores_BK = final_scores(log_probs_BK, lengths_BK + 1, options)
     columns = samples.sentences_B[rows_B], tokens_BKT, lengths_BK, scores_BK, log_probs_BK
     for sentence, tokens, lengths, scores, log_probs in zip(*read_columns(columns), strict=True):
+        if any(map(math.isnan, log_probs)):
+            raise not_numbers()
         results[sentence] = [
             Hypothesis(ids[:length], score, log_prob)
             for ids, length, score, log_prob in zip(tokens, lengths, scores, log_probs, strict=True)

@@ -21,7 +21,10 @@ from mtkit.search.state import LOOK_EVERY, Hypothesis, SearchOptions, remaining_
 
 
 def is_supported(options: SearchOptions) -> bool:
-    """Return whether a search has no options besides beam size, length penalty, stop rule, limits and prefixes."""
+    """Return whether a search has no options besides those of fixed shapes.
+
+    These are beam size, length penalty, stop rule, limits of length, prefixes and suppressed tokens.
+    """
     rules = options.coverage_penalty or options.no_repeat_ngram or options.groups > 1 or options.renormalize
     return not rules and not options.after_prefix and options.eos not in options.suppressed
 

@@ -38,7 +38,7 @@ class SegmentAttention:
     """Cross-attention between a segment and its translation.
 
     Attributes:
-        src, tgt: pieces of both sides, without eos.
+        src, tgt: pieces of both sides, in `explain` with eos.
         weights: attention [L, T, S], mean over the heads; row t belongs to the step that predicts target token t, the
             last row and the last column to eos. Rows sum to 1.
         head: attention [T, S] of the head that was trained to align (`model.alignment_layer`), if there is one.

@@ -38,11 +38,11 @@ _MAX_BATCH_TOKENS_ON_CPU = 8192
 _NUM_BATCHES_ON_CPU = 8
 """Batches on a CPU, at least, so that workers have something to do. No number of workers changes a batch, because
 different batches may differ in rounding."""
+_MIN_BATCH_TOKENS_ON_CPU = 4096
+"""Source tokens times hypotheses of a batch on a CPU that is not divided further to have `_NUM_BATCHES_ON_CPU`: a step
+takes some time whatever the number of sentences."""
 _ALIGNED_AHEAD = 2
 """Batches for each worker whose attention may be in memory."""
-_MIN_BATCH_TOKENS_ON_CPU = 4096
-"""Batches on a CPU do not get smaller than that for it: a step takes some time whatever the number of sentences. As in
-`decoding.batch_tokens`, source tokens times hypotheses."""
 _LOOP = 4
 """Times in a row that a phrase comes in a loop."""
 _LONGEST_PHRASE = 32
@@ -112,7 +112,7 @@ class BatchedSearch:
         sizes = np.array([len(segment.ids) + 1 for segment in segments], dtype=np.int32)
         indices = self._split_into_batches(sizes)
         batches = [[segments[i] for i in batch] for batch in indices]
-        if self.options.coverage_penalty or any(segment.spans for segment in segments):
+        if self._needs_attention or any(segment.spans for segment in segments):
             self.ensemble.pack()  # PyTorch will compute attention: workers share what is packed before they are forked
         results = self.workers.run(self._search_batch, batches, parallelism)
 
@@ -142,6 +142,11 @@ class BatchedSearch:
                 constraints = (*constraints, Constraint(phrases, self._tokens_after_number))
         constrained = replace(segment, constraints=constraints, required_numbers=())
         return replace(constrained, max_length=max(segment.max_length, 2 * constrained.min_length))
+
+    @property
+    def _needs_attention(self) -> bool:
+        """Whether the search needs the attention between both sides. Scores of samples have no coverage penalty."""
+        return self.options.coverage_penalty > 0 and not self.decoding.sample
 
     @cached_property
     def _tokens_after_number(self) -> frozenset[int]:
@@ -234,7 +239,7 @@ class BatchedSearch:
         # A first search has no segments with a rule of their own, a second one has only such with the same.
         no_repeat = segments[0].no_repeat_ngram or self.options.no_repeat_ngram
         options = replace(self.options, keep_log_probs=keeps, no_repeat_ngram=no_repeat)
-        keep_attention, lists = options.coverage_penalty > 0, self._lists(segments)
+        keep_attention, lists = self._needs_attention, self._lists(segments)
         vocabulary: ReducedVocabulary | None = None
         if lists is not None and not self.ensemble.searches_natively(keep_attention):
             vocabulary = ReducedVocabulary(lists, options.bos, self.ensemble.device)

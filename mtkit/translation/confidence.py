@@ -176,7 +176,8 @@ class Confidence:
             return LineConfidence(0.0)
         if not translation.log_probs:
             if translation.text:
-                raise ValueError("translate with TranslateOptions(keep_log_probs=True)")
+                how = "translate with TranslateOptions(keep_log_probs=True)"
+                raise ValueError(f"no log-probabilities: {how}; samples and protected lines have none")
             return LineConfidence(1.0)
         spans, rows_WF = _word_features(translation)
         if not spans:

@@ -21,6 +21,7 @@ from mtkit.search.beam import search
 from mtkit.search.state import SearchOptions
 from mtkit.translation.ensemble import Ensemble
 from mtkit.translation.segments import Segment
+from mtkit.translation.word_boundaries import tokens_inside_word
 
 Ids = tuple[int, ...]
 MAX_TOKENS = 32
@@ -85,7 +86,8 @@ def best_next_words(
 
     wanted = 2 * number  # a word may be written with different tokens
     forbidden, at_boundary = frozenset(options.suppressed), bool(segment.prefix)
-    words = next_words(log_probs_after, after_word, tgt.eos, forbidden, wanted, at_boundary)
+    inside = tokens_inside_word(tgt)
+    words = next_words(log_probs_after, after_word, tgt.eos, forbidden, wanted, at_boundary, inside)
     texts = tgt.decode([word.ids for word in words])
     first = {
         text: word for text, word in reversed(list(zip(texts, words, strict=True))) if text or not word.ids
@@ -115,6 +117,7 @@ def next_words(
     forbidden: frozenset[int],
     number: int,
     at_boundary: bool,
+    inside_word: frozenset[int] = frozenset(),
 ) -> list[Word]:
     """Return the most probable next words, best first, by best-first search, which is exact.
 
@@ -128,6 +131,7 @@ def next_words(
         forbidden: tokens that never appear.
         number: how many words are returned; there may be fewer of at most `MAX_TOKENS` tokens.
         at_boundary: whether a word precedes; then the next word begins with one of `after_word`, or is eos.
+        inside_word: tokens that no word ends with; any token but eos may follow them.
     """
     found: list[Word] = []
     unfinished = [Word((), 0.0)]
@@ -142,8 +146,11 @@ def next_words(
         for word, log_probs_V in zip(opened, log_probs_NV, strict=True):
             ends = float(log_probs_V[boundary].logsumexp(0))
             if word.ids:
-                found.append(Word(word.ids, word.log_prob + ends))
-                extends = allowed & ~boundary
+                is_inside = word.ids[-1] in inside_word
+                if not is_inside:
+                    found.append(Word(word.ids, word.log_prob + ends))
+                extends = allowed.clone() if is_inside else allowed & ~boundary
+                extends[eos] = False
                 before = word.log_prob
             else:
                 extends = allowed & boundary if at_boundary else allowed.clone()

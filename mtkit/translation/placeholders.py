@@ -320,8 +320,9 @@ def restore_placeholders(line: ProtectedLine, translation: Translation) -> Trans
         return translation
     text, links = line.restore(translation.text, translation.char_links)
     return replace(
-        translation, text=text, links=word_links(links, line.original, text), char_links=tuple(links)
-    )
+        translation, text=text, links=word_links(links, line.original, text), char_links=tuple(links),
+        log_probs=(),  # of the tokens of another text
+    )  # fmt: skip
 
 
 def protect(line: str, unknown: Sequence[Span] = ()) -> ProtectedLine:

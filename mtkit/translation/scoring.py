@@ -75,8 +75,7 @@ class Scorer:
         first = 1
         for chunk in read_chunks(pairs, LINES_AT_ONCE):
             srcs, tgts = [pair[0] for pair in chunk], [pair[1] for pair in chunk]
-            segmented = self._segment_pairs(srcs, tgts, tag, split_sentences)
-            faults = self._too_long(segmented, first)
+            segmented, faults = self._segment_pairs(srcs, tgts, tag, split_sentences, first)
             end = len(chunk) if skip_long else min(faults, default=len(chunk))
             order = [i for i in range(end) if i not in faults]
             scores = dict(
@@ -101,9 +100,9 @@ class Scorer:
             raise DataError(
                 f"{len(srcs):,} source lines, but {len(tgts):,} target lines", hint="line n goes with line n"
             )
-        segmented = self._segment_pairs(srcs, tgts, tag, split_sentences)
-        for fault in self._too_long(segmented, 1).values():
-            raise fault
+        segmented, faults = self._segment_pairs(srcs, tgts, tag, split_sentences)
+        if faults:
+            raise faults[min(faults)]
         scores = self._score_pairs(segmented, parallelism)
         return [Translation(text, score) for text, score in zip(tgts, scores, strict=True)]
 
@@ -134,16 +133,19 @@ class Scorer:
                 yield links.get(i, ())
 
     def _segment_pairs(
-        self, srcs: Sequence[str], tgts: Sequence[str], tag: str, split_sentences: bool | None
-    ) -> list[_SegmentedPair]:
+        self, srcs: Sequence[str], tgts: Sequence[str], tag: str, split_sentences: bool | None, first: int = 1
+    ) -> tuple[list[_SegmentedPair], dict[int, DataError]]:
         """Split the lines as `translate` does, and their translations to match.
 
         Segments of the two sides can only be matched if the translation has as many sentences as the line has segments.
         Otherwise the pair is one segment.
+
+        Returns:
+            The pairs, and the error of each that cannot be scored, by its index. `first` is the first line's number.
         """
         requests = [Request(src, tag=tag, keep_case=True) for src in srcs]
-        options = TranslateOptions(split_sentences=split_sentences)
-        lines = self.segmenter.segment_lines(requests, options=options)
+        options = TranslateOptions(split_sentences=split_sentences, on_error="skip")
+        lines = self.segmenter.segment_lines(requests, first - 1, options)
         src, encode = self.ensemble.tokenizers.src, self.ensemble.tokenizers.tgt.encode
         [tag_ids] = src.encode([tag])
         pairs = []
@@ -159,7 +161,8 @@ class Scorer:
             elif not src_segments:  # for an empty line only the target counts
                 src_segments = [np.array([], dtype=np.int32)]
             pairs.append(_SegmentedPair(src_segments, tgt_segments, len(tag_ids)))
-        return pairs
+        unreadable = {i: line.fault for i, line in enumerate(lines) if line.fault is not None}
+        return pairs, self._too_long(pairs, first) | unreadable
 
     def _too_long(self, pairs: Sequence[_SegmentedPair], first: int) -> dict[int, DataError]:
         """Return the index and the error of each pair with a segment that is too long; `first` is the first line."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Literal
 
-from mtkit.data.segmentation import WORD_START, Span
+from mtkit.data.segmentation import Span
 from mtkit.languages import HAN_AND_KANA, UNSPACED
 
 _PREFERRED_BREAKS = ".!?;:,"
@@ -68,14 +68,18 @@ def _is_abbreviated(before: str) -> bool:
     return word.lower() in _ABBREVIATIONS or (len(word) == 1 and word.isalpha()) or word.isdigit()
 
 
-def split_point(pieces: Sequence[str]) -> int:
+def split_point(pieces: Sequence[str], begins_word: Callable[[str, str], bool]) -> int:
     """Return how many pieces come before the cut of a sentence that is too long.
 
     The cut is after the last clause that ends in the second half, otherwise before the last word that begins there,
     otherwise at the end.
+
+    Args:
+        pieces: the pieces of the sentence.
+        begins_word: see `Tokenizer.begins_word`.
     """
     positions = range(len(pieces) // 2 + 1, len(pieces))
-    words = [i for i in positions if pieces[i].startswith(WORD_START)]
+    words = [i for i in positions if begins_word(pieces[i], pieces[i - 1])]
     clauses = [i for i in words if pieces[i - 1][-1] in _PREFERRED_BREAKS]
     clauses += [i for i in positions if pieces[i - 1][-1] in _FULL_WIDTH_BREAKS]
     return max(clauses or words or [len(pieces)])

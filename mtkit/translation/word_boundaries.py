@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 
-from mtkit.data.segmentation import WORD_START
 from mtkit.data.tokenizer import Tokenizer
 from mtkit.languages import UNSPACED
 
-_AFTER_NUMBER = f'{WORD_START}.;!?)]}}…"”»。！？；'
+_MARKS = '.;!?)]}…"”»。！？；'
+
+_AFTER_NUMBER = _MARKS + "%‰°€$£¥-–"
 """Commas and colons are left out: 3 is another number than 3,500."""
 
-_AFTER_WORD = _AFTER_NUMBER + ",:“，、："
+_AFTER_WORD = _MARKS + ",:“，、："
+
+_DECIMALS = re.compile(r"\.\d")
 
 
 def tokens_after_number(tgt: Tokenizer) -> frozenset[int]:
@@ -19,7 +22,9 @@ def tokens_after_number(tgt: Tokenizer) -> frozenset[int]:
 
     In scripts without spaces a word may begin at any character.
     """
-    return _tokens_beginning_with(tgt, _AFTER_NUMBER)
+    return frozenset(
+        i for i in _tokens_beginning_with(tgt, _AFTER_NUMBER) if not _DECIMALS.match(tgt.piece(i))
+    )
 
 
 def tokens_after_word(tgt: Tokenizer) -> frozenset[int]:
@@ -29,4 +34,10 @@ def tokens_after_word(tgt: Tokenizer) -> frozenset[int]:
 
 def _tokens_beginning_with(tgt: Tokenizer, characters: str) -> frozenset[int]:
     begins = re.compile(rf"[{re.escape(characters)}{UNSPACED}]")
-    return frozenset(i for i in range(tgt.num_pieces) if begins.match(tgt.piece(i)))
+    pieces = map(tgt.piece, range(tgt.num_pieces))
+    return frozenset(i for i, piece in enumerate(pieces) if begins.match(piece) or tgt.begins_word(piece, ""))
+
+
+def tokens_inside_word(tgt: Tokenizer) -> frozenset[int]:
+    """Return the tokens that no word ends with."""
+    return frozenset(i for i in range(tgt.num_pieces) if not tgt.may_end_word(tgt.piece(i)))

@@ -100,6 +100,8 @@ class Workers:
             parallelism: how many workers, with how many threads.
             window: results that may wait to be asked for, for each worker; None for no limit.
         """
+        if self._owner != os.getpid():
+            self._forget()
         number, num_threads = self.numbers(parallelism)
         number = min(number, len(arguments))
         if number < 2:
@@ -110,7 +112,7 @@ class Workers:
 
         def submit(argument: A) -> Future[R]:
             if forked:
-                compute = partial(self._ask, index, argument, num_threads, parallelism.on_loss)
+                compute = partial(self._ask, self._idle, index, argument, num_threads, parallelism.on_loss)
             else:
                 compute = partial(_compute, function, argument, num_threads)
             task: Future[R] = Future()
@@ -151,6 +153,13 @@ class Workers:
         _close(children, self._dealers, self._owner)
 
     # --- this process -------------------------------------------------------------------------------------------
+
+    def _forget(self) -> None:
+        """Forget the workers and the threads of the process that this one was forked from; fork none here."""
+        self._owner, self._num_lost, self.forks = os.getpid(), 0, False
+        self._idle, self._lock = SimpleQueue(), threading.Lock()
+        for inherited in (self._children, self._dealers, self._running):
+            inherited.clear()
 
     def _are_hungry(self) -> bool:
         """Return whether the workers will soon have nothing to do."""
@@ -197,8 +206,6 @@ class Workers:
 
     def _may_fork(self, parallelism: Parallelism) -> bool:
         """Return whether the workers are processes. A fork that nobody asked for needs a process without threads."""
-        if self._owner != os.getpid():
-            return False  # a copy of this object in another process
         if self._children:
             return True
         num_own = sum(dealers.number for dealers in self._dealers)
@@ -216,10 +223,16 @@ class Workers:
         if not self._dealers:
             self._dealers.append(_Dealers(number))
 
-    def _ask(self, index: int, argument: Any, num_threads: int, on_loss: Callable[[str], None]) -> Any:
+    def _ask(
+        self,
+        idle: SimpleQueue[Child | None],
+        index: int,
+        argument: Any,
+        num_threads: int,
+        on_loss: Callable[[str], None],
+    ) -> Any:
         """Let an idle worker compute a result; called in a thread for each worker. Raises an error if all are gone."""
         message = pickle.dumps((index, argument, num_threads), pickle.HIGHEST_PROTOCOL)
-        idle = self._idle
         while (child := idle.get()) is not None:
             try:
                 child.connection.send_bytes(message)

@@ -63,6 +63,26 @@ def test_the_most_probable_of_all_words(
     torch.testing.assert_close(probabilities, torch.tensor([p for _, p in wanted]), rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_words_whose_pieces_are_marked_at_their_end(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of subword-nmt: whatever follows a piece without the mark begins a word."""
+    monkeypatch.setattr(alternatives, "MAX_TOKENS", LONGEST)
+    inside = frozenset({3, 4})
+    whole = [i for i in range(len(log_probs_of(seed, ()))) if i not in {*inside, EOS, FORBIDDEN}]
+    wanted = {(): float(log_probs_of(seed, ())[EOS])}
+    for length in range(LONGEST):
+        for ids in itertools.product(*[inside] * length, whole):
+            wanted[ids] = sum(
+                float(log_probs_of(seed, ids[:place])[piece]) for place, piece in enumerate(ids)
+            )
+    found = next_words(
+        lambda words: torch.stack([log_probs_of(seed, ids) for ids in words]),
+        frozenset(range(len(log_probs_of(seed, ())))), EOS, frozenset({FORBIDDEN}), 6, True, inside,
+    )  # fmt: skip
+    best = sorted(wanted.items(), key=lambda item: -item[1])[:6]
+    assert [word.ids for word in found] == [ids for ids, _ in best]
+
+
 def test_alternatives_of_a_model(trained: Path) -> None:
     """Each alternative continues with its word; its probability is the model's, the continuation that of the search."""
     translator = Translator.load(trained, device="cpu", precision="fp32")

@@ -319,3 +319,10 @@ def test_a_tag_that_the_model_does_not_know_is_one_line(tmp_path: Path, sentence
         "line 1: the model does not know the tag '>>xyz<<' (its tags are >>fra<<, >>deu<<)"
         in tiny.one_line(err)
     )
+    for name, lines in {"src": [">>fra<< a dog", ">>xyz<< a dog", "a cat"], "tgt": ["x", "y", "z"]}.items():
+        tiny.write_lines(tmp_path / name, lines)
+    files = [tmp_path / "src", tmp_path / "tgt"]
+    code, out, err = tiny.mtkit("score", tmp_path / "ours", *files)
+    assert code == 3 and "line 2: the model does not know the tag '>>xyz<<'" in tiny.one_line(err)
+    code, out, _ = tiny.mtkit("score", tmp_path / "ours", *files, "--minimum", "-1e9")
+    assert (code, out) == (0, ">>fra<< a dog\tx\na cat\tz\n")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from test_search import BOS, EOS, TableStepper
 
+from mtkit.errors import TrainingError
 from mtkit.search.sampling import SamplingOptions, init_samples, sample, truncated_probabilities
 from mtkit.search.state import SearchOptions
 
@@ -96,6 +98,15 @@ def test_log_probabilities_are_those_of_the_model() -> None:
             log_prob += scores[token] - math.log(sum(map(math.exp, scores)))
             past = (*past, token)
         assert hypothesis.log_prob == pytest.approx(log_prob, abs=1e-4)
+
+
+def test_scores_that_are_not_numbers_are_an_error() -> None:
+    class Damaged(TableStepper):
+        def logits(self, *arguments: Any) -> torch.Tensor:
+            return super().logits(*arguments) * torch.nan
+
+    with pytest.raises(TrainingError, match="not numbers"):
+        sample(Damaged([1], 6, 5), [6], OPTIONS, SamplingOptions(5))
 
 
 @pytest.mark.parametrize(

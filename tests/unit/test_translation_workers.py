@@ -182,6 +182,39 @@ def test_errors_of_a_worker_are_raised_here() -> None:
     found.close()
 
 
+def test_a_process_forked_from_one_with_workers_computes_by_itself() -> None:
+    def double(number: int) -> int:
+        return 2 * number
+
+    found = Workers(torch.device("cpu"), forks=True)
+    found.add(double)
+    assert list(found.run(double, range(6), Parallelism(2, 1))) == [0, 2, 4, 6, 8, 10]
+    process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            signal.alarm(60)
+            code = 0 if list(found.run(double, range(3), Parallelism(2, 1))) == [0, 2, 4] else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    assert list(found.run(double, [5, 6], Parallelism(2, 1))) == [10, 12]  # those of this process live on
+    found.close()
+
+
+def test_results_that_are_asked_for_after_workers_were_closed_are_computed_here() -> None:
+    def slow(number: int) -> int:
+        time.sleep(0.01)
+        return number
+
+    found = Workers(torch.device("cpu"), forks=True)
+    found.add(slow)
+    results = found.run(slow, range(40), Parallelism(2, 1))
+    assert next(results) == 0
+    found.close()
+    assert list(results) == list(range(1, 40))
+
+
 def test_workers_have_threads_of_their_own_number_and_end_with_their_owner() -> None:
     def threads(_: int) -> tuple[int, int]:
         torch.exp(torch.randn(2**17))  # threads of OpenMP are not forked: this must not wait for them
