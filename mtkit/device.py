@@ -23,6 +23,13 @@ _FLOAT8_CAPABILITY = (8, 9)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Return a tensor of the CPU on a device, without waiting for it."""
+    if torch.device(device).type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def choose_device(name: str, where: str = "training.device", local_rank: int | None = None) -> torch.device:
     """Return the device of this name, a GPU with its index (`torch.cuda.set_device` needs it).
 

@@ -8,7 +8,7 @@ needs another one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -38,8 +38,3 @@ def mark_lengths(*tensors: Tensor | None) -> None:
         if tensor is not None:
             for dim in range(tensor.dim() - tensor.is_floating_point()):
                 mark_size(tensor, dim)
-
-
-def can_compile(sizes: Sequence[int]) -> bool:
-    """Return whether the graph for all sizes is right for these: a size of 1 would need another one."""
-    return min(sizes) > 1

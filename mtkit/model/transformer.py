@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mtkit.config.sections import ModelConfig
 from mtkit.model.attention import Linear, Mask, MultiHeadAttention, causal_mask
-from mtkit.model.compiled import can_compile, mark_lengths
+from mtkit.model.compiled import mark_lengths
 from mtkit.model.dropout import draw_kept_layer, drop_tokens, dropout, with_zero_gradients
 from mtkit.model.incremental import (
     DecoderState,
@@ -265,7 +265,8 @@ class Transformer(nn.Module):
             sizes = [size for tensor in tensors for size in tensor.shape[:2]]
         else:
             sizes = [packing.num_sentences, *(tensor.shape[1] for tensor in tensors)]
-        return self.compiles and self.training and can_compile(sizes)
+        # The graph for all sizes is wrong for a size of 1, which would need another one.
+        return self.compiles and self.training and min(sizes) > 1
 
     def _run_layer(
         self, num_streams: int, compiles: bool, layer: nn.Module, x_BTD: Tensor, *more: Any
@@ -368,5 +369,5 @@ class Transformer(nn.Module):
         return hidden_BKD
 
     def num_parameters(self) -> int:
-        """Return the number of trained parameters; shared ones count once."""
+        """Return the number of parameters; shared ones count once."""
         return sum(parameter.numel() for parameter in self.parameters())

@@ -19,6 +19,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from mtkit.device import to_device
 from mtkit.search.state import (
     NEG_INF,
     Beam,
@@ -26,7 +27,6 @@ from mtkit.search.state import (
     SearchOptions,
     read_columns,
     rows_on,
-    to_device,
 )
 
 _MET, _PENDING = -1, -2

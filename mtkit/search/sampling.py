@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtkit.device import to_device
 from mtkit.search.scores import final_scores, not_numbers
 from mtkit.search.state import (
     NEG_INF,
@@ -28,7 +29,6 @@ from mtkit.search.state import (
     read_columns,
     remaining_rows,
     rows_on,
-    to_device,
 )
 from mtkit.search.token_rules import apply_token_rules
 

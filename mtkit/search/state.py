@@ -16,6 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mtkit.device import to_device
+
 NEG_INF = float("-inf")
 """The log-probability of what must not happen."""
 
@@ -232,13 +234,6 @@ def remaining_rows(done: Sequence[bool]) -> list[int]:
 def rows_on(device: torch.device, rows: Sequence[int]) -> Tensor:
     """Return numbers of rows as a tensor on a device, without waiting for it."""
     return to_device(torch.tensor(rows, dtype=torch.long), device)
-
-
-def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """Return a tensor of the CPU on a device, without waiting for it."""
-    if torch.device(device).type == "cpu":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def read_columns(columns: Sequence[Tensor]) -> list[list[Any]]:

@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mtkit.search.state import NEG_INF, SearchOptions, any_or_unknown, to_device
+from mtkit.device import to_device
+from mtkit.search.state import NEG_INF, SearchOptions, any_or_unknown
 
 
 class Hypotheses(Protocol):

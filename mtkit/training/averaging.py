@@ -37,6 +37,7 @@ from mtkit.data.tokenizer import load_tokenizers
 from mtkit.errors import ConfigError, StorageError
 from mtkit.evaluation.run_files import METRICS_FILE
 from mtkit.files import committed_folder, remove_tree, storage_errors
+from mtkit.formatting import format_count
 from mtkit.training.resume import is_harmless
 from mtkit.training.validation import SelectionScore, is_better
 from mtkit.translation.model_folder import find_checkpoint, read_config, tokenizer_folder
@@ -94,7 +95,7 @@ def average_last(config: Config, say: Callable[[str], None]) -> Path | None:
         return None
     sources = _trained_checkpoints(run)[:num_wanted]
     if len(sources) < 2:
-        say(f"no average: the run has {len(sources)} checkpoint")
+        say(f"no average: the run has {format_count(len(sources), 'checkpoint')}")
         return None
     folder = run / AVERAGE_FOLDER
     for leftover in find_leftovers(folder):  # of a process that was killed while it wrote the average

@@ -261,7 +261,7 @@ def _training(
     if methods := _methods(config):
         yield f"- {', '.join(methods)}"
     if training.lora is not None:
-        yield f"- LoRA adapters of rank {training.lora.rank} (Hu et al. 2021)"
+        yield f"- LoRA adapters of rank {training.lora.rank} (Hu et al. 2022)"
     epochs = [] if history is None else history.train_curve("epoch")
     seconds = None if history is None else history.seconds
     where = f" on {facts['processor']}" if facts.get("processor") else ""

@@ -111,10 +111,11 @@ def _validation_seconds(trainer: Trainer) -> float:
     ratio = float(sample.tgt_lengths.sum() / max(1, sample.src_lengths.sum()))
     decoding = config.decoding.model_copy(update={"max_length_ratio": ratio, "max_length_extra": 0})
     validator = Validator(sample, trainer.inputs.tokenizers, config.model_copy(update={"decoding": decoding}))
+    model = validator.full_model(trainer.model).eval()
     start = time.perf_counter()
-    validator.loss(trainer.model)
+    validator.loss(model, trainer.world)
     loss_seconds = time.perf_counter() - start
-    validator.validate(trainer.model)  # computes the loss once more
+    validator.validate(model, trainer.world)  # computes the loss once more
     translation_seconds = time.perf_counter() - start - 2 * loss_seconds
     translation_ratio = len(trainer.validator.translated_pairs) / len(validator.translated_pairs)
     loss_ratio = len(corpus.srcs) / len(chosen)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mtkit.data.batching import Batch
+from mtkit.device import to_device
 from mtkit.model.compiled import compiled, mark_size
 from mtkit.model.cpu.native import training as native
 from mtkit.model.packed import Packing
@@ -300,7 +301,7 @@ class TensorBatch:
         tensors = [None if array is None else torch.from_numpy(array) for array in arrays]
         if device.type == "cuda":
             tensors.append(torch.from_numpy(np.flatnonzero(batch.tgt_mask)))
-            tensors = [x if x is None else _to_gpu(x, device) for x in tensors]
+        tensors = [x if x is None else to_device(x, device) for x in tensors]
         return cls(*tensors)  # type: ignore[arg-type]  # links may be None
 
     @classmethod
@@ -308,8 +309,7 @@ class TensorBatch:
         """Return the real tokens of a batch, packed in a row."""
 
         def tensor(array: npt.NDArray[Any]) -> Tensor:
-            own = torch.from_numpy(array)
-            return _to_gpu(own, device) if device.type == "cuda" else own
+            return to_device(torch.from_numpy(array), device)
 
         def packing(mask: npt.NDArray[np.bool_]) -> Packing:
             lengths = mask.sum(axis=1)
@@ -330,11 +330,6 @@ class TensorBatch:
             return x_NBT.unflatten(0, (N, -1)).flatten(1, 2).index_select(1, self.positions_M)
         found = x_NBT[self.mask_BT if N == 1 else self.mask_BT.repeat(N, 1)]  # [N x M, ...]
         return found.view(N, len(found) // N, *found.shape[1:])
-
-
-def _to_gpu(x: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a GPU without waiting for it."""
-    return x.pin_memory().to(device, non_blocking=True)
 
 
 def hidden_at_targets(

@@ -66,7 +66,7 @@ def try_batch(engine: Engine, loader: UpdateLoader, pairs: Indices, num_micro_ba
 
 
 def _try_micro_batch(engine: Engine, loader: UpdateLoader, pairs: Indices, num_micro_batches: int) -> None:
-    """Run the forward and backward pass of a part of a batch, beside as much memory as the optimizer will need.
+    """Run the forward and backward pass of a part of a batch, beside as much memory as will be taken by then.
 
     Args:
         engine: computes the gradients.
@@ -75,7 +75,9 @@ def _try_micro_batch(engine: Engine, loader: UpdateLoader, pairs: Indices, num_m
         num_micro_batches: into how many parts it is split.
     """
     batch = longest_batch(loader, pairs, num_micro_batches)
-    with _reserved_for_optimizer(engine.model, engine.optimizer, engine.device):
+    accumulates = loader.num_micro_batches(num_micro_batches) * loader.batches_per_update > 1
+    with_gradients = accumulates and loader.world.size == 1  # those of DDP are there from the beginning
+    with _reserved_memory(engine.model, engine.optimizer, engine.device, with_gradients):
         engine.dry_run(batch)
 
 
@@ -93,14 +95,17 @@ def longest_batch(loader: UpdateLoader, pairs: Indices, num_micro_batches: int) 
 
 
 @contextmanager
-def _reserved_for_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+def _reserved_memory(
+    model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, with_gradients: bool
 ) -> Iterator[None]:
-    """Hold as much GPU memory inside the block as the optimizer will need for its state, if it has none yet."""
+    """Hold as much GPU memory inside the block as the optimizer will need for its state, if it has none yet.
+
+    `with_gradients` adds that of all gradients: from the second micro-batch on they lie beside all activations.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = optimizer.parts if isinstance(optimizer, Muon) else {}
     states = [(1 if parameter in matrices else 2) * num_local_elements(parameter) for parameter in trained]
-    numel = 0 if optimizer.state else sum(states)
+    numel = (0 if optimizer.state else sum(states)) + with_gradients * sum(map(num_local_elements, trained))
     reserved = torch.empty(numel if device.type == "cuda" else 0, device=device)
     try:
         yield

@@ -31,10 +31,11 @@ from mtkit.config.sections import Config, MinimumRiskConfig
 from mtkit.data.batching import Ids, collate_tokens, split_by_tokens
 from mtkit.data.order import Indices
 from mtkit.data.tokenizer import Tokenizer
+from mtkit.device import to_device
 from mtkit.evaluation.metrics import build_metrics
 from mtkit.model.transformer import Transformer
 from mtkit.search.sampling import SamplingOptions, sample
-from mtkit.search.state import NEG_INF, read_arrays, to_device
+from mtkit.search.state import NEG_INF, read_arrays
 from mtkit.search.steppers import ModelStepper
 from mtkit.training.loss import CHUNK_POSITIONS, TensorBatch
 from mtkit.translation.batched_search import search_options

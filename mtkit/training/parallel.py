@@ -175,12 +175,10 @@ def _layers_run_once(model: Transformer) -> Iterator[nn.Module]:
 
 @contextmanager
 def no_gradient_sync(module: nn.Module, local: bool) -> Iterator[None]:
-    """Keep gradients in the process inside the block if `local`: more micro-batches of the update follow."""
-    set_sync = getattr(module, "set_requires_gradient_sync", None)
-    if set_sync is not None:  # FSDP2
-        set_sync(not local)
-        yield
-        return
+    """Keep gradients in the process inside the block if `local`: more micro-batches of the update follow.
+
+    FSDP2 reduces those of each micro-batch, because it would keep all of them in each process, and not a share.
+    """
     with module.no_sync() if local and isinstance(module, DistributedDataParallel) else nullcontext():
         yield
 

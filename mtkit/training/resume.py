@@ -37,7 +37,7 @@ _HARMLESS = (
     "training.wandb", "training.report", "training.parallel", "training.activation_checkpointing",
     "training.on_divergence", "training.distillation.teacher",
     "validation.patience", "validation.num_samples", "validation.every_steps", "validation.metrics",
-    "training.compile", "training.pack", "decoding",
+    "training.compile", "training.pack", "training.deterministic", "decoding",
 )  # fmt: skip
 """Keys that may change when a run is resumed, because they do not change what is learned (`max_steps` does with a
 schedule that ends there).

@@ -58,9 +58,8 @@ class SpikeDetector:
     A slow exponential average tracks the mean and variance of the loss, a fast one its current level. The loss spikes
     when the current level is more than `SPIKE_DEVIATIONS` standard deviations above the mean, once enough updates have
     been seen. The loss of an update is a mean over its target tokens, so its variance is inversely proportional to
-    their
-    number: an update is weighted by it, and the small last batch of an epoch moves the averages little and may deviate
-    more.
+    their number: an update is weighted by it, and the small last batch of an epoch moves the averages little and may
+    deviate more.
     """
 
     SPIKE_DEVIATIONS = 6.0
@@ -80,9 +79,7 @@ class SpikeDetector:
         """Return whether the loss of an update is a spike; if it is not, include it in the averages."""
         if self.updates == 0:
             self.mean = self.present = loss
-        if (
-            not self.targets
-        ):  # the first update, or the first after resuming a state that did not count targets
+        if not self.targets:  # the first update, or the first after a state that did not count targets
             self.targets = num_targets
         self.updates += 1
         weight = num_targets / self.targets

@@ -127,7 +127,7 @@ class Trainer:
                 had never stopped. It is validated and saved there, which changes nothing if it would have been anyway.
 
         Raises:
-            TrainingError: If the loss diverges, memory runs out, or a worker is killed; then the run is saved first.
+            TrainingError: If the loss diverges, memory runs out, or a worker is killed, before which the run is saved.
             StorageError: If a checkpoint cannot be written.
             Interrupted: If a signal arrives; the run is saved first.
         """
@@ -220,7 +220,7 @@ class Trainer:
         if training.step_limit is not None and self.state.step >= training.step_limit:
             return f"step {self.state.step} is the last"
         if self._time_is_over:
-            return f"{training.time_limit_minutes:g} minutes are over"
+            return f"the time limit of {training.time_limit_minutes:g} min is over"
         if patience and self.state.validations_without_best >= patience:
             return f"no better {self.config.validation.best} in {patience} validations"
         return None
@@ -383,8 +383,11 @@ class Trainer:
         every = self.config.validation.every_steps
         is_validated = step > 0 and (last or step % every == 0) and self.state.validated_step != step
         is_saved = last or step % (training.save_every_steps or every) == 0
-        if (is_validated or is_saved) and not self._read_updates():
-            return
+        if is_validated or is_saved:
+            with self.signals.deferred():
+                is_good = self._read_updates()
+            if not is_good:
+                return
         report = self._validate(self.validator) if is_validated and self.validator is not None else None
         with self.signals.deferred():
             if is_saved and self._saved != (step, self.state.validated_step, self._time_is_over):
@@ -394,6 +397,7 @@ class Trainer:
         if report is not None:  # shown once everything it says is on disk
             self.progress.log_validation(step, *report)
             self.report.refresh()
+            self.world.barrier()  # a page may take longer than the others would wait in the next update
 
     def _validate(self, validator: Validator) -> tuple[str, list[Sample]]:
         """Validate, and save the weights if they are the best so far. Returns a line and sample translations."""

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -169,6 +170,9 @@ class UpdateLoader:
         self.order = make_order(corpus, training, seed, weights, variation, reverse_epochs)
         self.batches_per_update, self.max_epochs = training.batches_per_update, training.max_epochs
         self._epoch: tuple[int, EpochBatches | MixedBatches] | None = None
+        self._variation_lock = (
+            Lock()
+        )  # samplers change; an update without skipped pairs is fetched beside the next one
 
     def epoch_batches(self, epoch: int) -> EpochBatches | MixedBatches:
         """Return the batches of an epoch; the latest epoch asked for is cached."""
@@ -235,7 +239,8 @@ class UpdateLoader:
         """
         pairs = np.concatenate(update.batches)
         passes = np.concatenate(update.passes) if update.passes else np.zeros_like(pairs)
-        srcs, tgts = variation.rows(pairs, passes)
+        with self._variation_lock:
+            srcs, tgts = variation.rows(pairs, passes)
         src_lengths, tgt_lengths = (np.fromiter(map(len, rows), np.int32, len(rows)) for rows in (srcs, tgts))
         ends = np.cumsum([len(batch) for batch in update.batches])
         rows = np.split(np.arange(len(pairs)), ends[:-1])

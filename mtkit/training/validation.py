@@ -187,8 +187,9 @@ class SelectionScore(NamedTuple):
 def is_better(name: str, new: SelectionScore, old: SelectionScore | None) -> bool:
     """Return whether a validation is better than another in the named metric, or has a lower loss at the same score.
 
-    Scores and losses are compared as they are shown, with two and four decimals. While BLEU is 0.00, the loss tells
-    whether the model learns; digits beyond those tell nothing. NaN is never better.
+    Scores, and the losses that decide between equal ones, are compared as they are shown, with two and four decimals:
+    while BLEU is 0.00, the loss tells whether the model learns. As the metric itself, a loss or perplexity is compared
+    as it is. NaN is never better.
     """
     if old is None:
         return not math.isnan(new.value)
@@ -252,7 +253,7 @@ class Validator:
             model: the model, sharded or not.
             world: the processes, which share the work; each returns the whole result.
         """
-        model = self._full_model(model)
+        model = self.full_model(model)
         model.eval()
         loss, set_losses = self.loss(model, world)
         hyps: list[str] = []
@@ -273,7 +274,7 @@ class Validator:
             start = rows.stop
         return ValidationResult(loss, self.scores(hyps, refs), hyps, sets)
 
-    def _full_model(self, model: Transformer) -> Transformer:
+    def full_model(self, model: Transformer) -> Transformer:
         """Return the model, or a full copy of it if it is sharded."""
         if not is_sharded(model.parameters()):
             return model

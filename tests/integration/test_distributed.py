@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,11 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-def train_distributed(num_processes: int, config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+def train_distributed(
+    num_processes: int, config: Path, *overrides: str, options: Sequence[str] = OPTIONS
+) -> subprocess.CompletedProcess[str]:
     """Run `mtkit train` in several processes until it ends."""
-    line = tiny.torchrun(num_processes, "train", config, *OPTIONS, *overrides)
+    line = tiny.torchrun(num_processes, "train", config, *options, *overrides)
     return subprocess.run(line, env=tiny.child_environment(), capture_output=True, text=True, timeout=200)
 
 
@@ -83,6 +86,17 @@ def test_the_world_size_changes_nothing(
     assert {name: value.shape for name, value in saved.items()} == {
         name: value.shape for name, value in optimizer.items()
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_time_limit_is_estimated_together(config: Path, tmp_path: Path, parallel: str) -> None:
+    limits = ["training.schedule=linear", "training.time_limit_minutes=0.05"]
+    config.write_text(config.read_text("utf-8").replace("max_steps: 40, ", ""), encoding="utf-8")
+    options = [option for option in OPTIONS if "max_steps" not in option]
+    done = train_distributed(2, config, f"training.parallel={parallel}", *limits, options=options)
+    assert done.returncode == 0, done.stderr
+    assert "there is time for" in done.stdout, done.stdout
 
 
 @pytest.mark.slow

@@ -750,7 +750,7 @@ def test_epochs_end_a_run(config: Path, tmp_path: Path) -> None:
 def test_minutes_end_a_run(config: Path, tmp_path: Path) -> None:
     limits = ["training.max_steps=null", "training.time_limit_minutes=0.005"]
     result = train(config, *limits)
-    assert result.reason == "0.005 minutes are over"
+    assert result.reason == "the time limit of 0.005 min is over"
     assert result.step >= 1
     assert tiny.records(tmp_path / "run", "valid")[-1]["step"] == result.step
     assert train(config, *limits).step == result.step  # earlier runs of the folder count
