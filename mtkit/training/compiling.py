@@ -67,5 +67,5 @@ def compile_errors() -> Iterator[None]:
             raise
         lines = [line.strip() for line in str(error).split("\n") if line.strip()] or [type(error).__name__]
         reason = next((line for line in lines if "error:" in line), lines[0])[:_LONGEST_REASON]
-        hint = "set it to false; with `debug` the traceback has the compiler's whole output"
+        hint = "set it to false; the traceback shows the compiler's whole output"
         raise TrainingError(f"the model could not be compiled: {reason}", where=_WHERE, hint=hint) from error
