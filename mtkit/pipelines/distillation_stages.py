@@ -194,7 +194,6 @@ class _TargetMaker:
         progress: Callable[[int], None],
     ) -> list[str | None]:
         """Return the target of each line; None for one that cannot be translated."""
-        from mtkit.pipelines.translations import PIECE
         from mtkit.translation.options import TranslateOptions
         from mtkit.translation.segments import Request
 
@@ -203,7 +202,7 @@ class _TargetMaker:
             return [*islice(self.given, len(piece))]
         assert self.teacher is not None
         options = TranslateOptions(
-            read_ahead=PIECE,
+            read_ahead=len(piece),
             first_line=first,
             on_error="skip",
             on_progress=progress,

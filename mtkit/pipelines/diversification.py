@@ -296,15 +296,15 @@ class Diversification:
         num_helpers = 2 * self.num_models * self.num_rounds
         num_pairs = sum(count for name, count in pairs["pairs"].items() if name.startswith("train"))
         each, translation = speed["training_seconds"], (speed["seconds_per_pair"] or 0.0) * num_pairs
+        how_long = (
+            f"{format_duration(translation)} each"
+            if translation
+            else "whose time is not known without data.valid"
+        )
         yield (
             f"about {format_duration(num_helpers * (each + translation) + each)} in all, if the final run is as long "
             f"as the others: {num_helpers + 1} trainings of {format_duration(each)}, {num_helpers} translations of "
-            f"{format_count(num_pairs, 'pair')}, "
-            + (
-                f"{format_duration(translation)} each"
-                if translation
-                else "whose time is not known without data.valid"
-            )
+            f"{format_count(num_pairs, 'pair')}, {how_long}"
         )
         text = pairs["bytes"] * (1 + 2 * num_helpers)
         yield (

@@ -351,8 +351,8 @@ def _try_task(plan: Plan, task: Task, say: Say) -> bool:
         rest = "" if left is None else f"; about {format_duration(left)} of training left in all"
         say(f"{name}: to update {steps[task.rung]:,} with {' '.join(plan.trials[task.trial])}{rest}")
         settings = {"config": config_to_dict(plan.configs[task.trial]), "stop_at": steps[task.rung]}
-        run = plan.run(task.trial)
-        stage = Stage(f"rung-{task.rung}", _train_to_rung, settings, efforts[0], (), (run,))
+        outputs = (plan.run(task.trial),)
+        stage = Stage(f"rung-{task.rung}", _train_to_rung, settings, efforts[0], outputs=outputs)
         try:
             result = pipeline.run(stage)
         except TrainingError as error:  # its process was killed; if for lack of memory, it will be again

@@ -170,9 +170,8 @@ class UpdateLoader:
         self.order = make_order(corpus, training, seed, weights, variation, reverse_epochs)
         self.batches_per_update, self.max_epochs = training.batches_per_update, training.max_epochs
         self._epoch: tuple[int, EpochBatches | MixedBatches] | None = None
-        self._variation_lock = (
-            Lock()
-        )  # samplers change; an update without skipped pairs is fetched beside the next one
+        # Sampling changes the sampler, and an update without skipped pairs is fetched while a thread fetches the next.
+        self._variation_lock = Lock()
 
     def epoch_batches(self, epoch: int) -> EpochBatches | MixedBatches:
         """Return the batches of an epoch; the latest epoch asked for is cached."""

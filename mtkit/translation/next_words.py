@@ -21,7 +21,6 @@ from mtkit.search.beam import search
 from mtkit.search.state import SearchOptions
 from mtkit.translation.ensemble import Ensemble
 from mtkit.translation.segments import Segment
-from mtkit.translation.word_boundaries import tokens_inside_word
 
 Ids = tuple[int, ...]
 MAX_TOKENS = 32
@@ -62,7 +61,12 @@ class Alternative:
 
 @torch.inference_mode()
 def best_next_words(
-    ensemble: Ensemble, segment: Segment, options: SearchOptions, after_word: frozenset[int], number: int
+    ensemble: Ensemble,
+    segment: Segment,
+    options: SearchOptions,
+    after_word: frozenset[int],
+    inside_word: frozenset[int],
+    number: int,
 ) -> list[Alternative]:
     """Return the most probable words after the prefix, best first, each with the best translation that it begins.
 
@@ -70,7 +74,7 @@ def best_next_words(
         ensemble: the models.
         segment: the sentence; its prefix consists of whole words.
         options: options of the search.
-        after_word: see `next_words`.
+        after_word, inside_word: see `next_words`.
         number: how many words are returned; there may be fewer.
     """
     tgt, device = ensemble.tokenizers.tgt, ensemble.device
@@ -86,8 +90,7 @@ def best_next_words(
 
     wanted = 2 * number  # a word may be written with different tokens
     forbidden, at_boundary = frozenset(options.suppressed), bool(segment.prefix)
-    inside = tokens_inside_word(tgt)
-    words = next_words(log_probs_after, after_word, tgt.eos, forbidden, wanted, at_boundary, inside)
+    words = next_words(log_probs_after, after_word, tgt.eos, forbidden, wanted, at_boundary, inside_word)
     texts = tgt.decode([word.ids for word in words])
     first = {
         text: word for text, word in reversed(list(zip(texts, words, strict=True))) if text or not word.ids

@@ -36,7 +36,7 @@ def has_number(text: str, number: str) -> bool:
 
     Day, month and year of a date may be in any order, with or without leading zeros.
     """
-    return last_span(text, number) is not None
+    return _pattern(number).search(_in_ascii(text)) is not None
 
 
 def last_span(text: str, number: str) -> tuple[int, int] | None:

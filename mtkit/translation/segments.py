@@ -360,11 +360,8 @@ class Segmenter:
             boundary: Boundary = "sentence"
             while start < len(own):
                 is_last = len(own) - start <= max_tokens
-                end = (
-                    len(own)
-                    if is_last
-                    else start + split_point(pieces[start : start + max_tokens], src.begins_word)
-                )
+                part = pieces[start : start + max_tokens]
+                end = len(own) if is_last else start + split_point(part, src.begins_word)
                 stop = len(text) if is_last else spans[end][0]
                 yield _TextSpan(
                     text[spans[start][0] : stop], own[start:end], boundary, tuple(in_line[start:end])

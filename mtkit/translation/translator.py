@@ -45,7 +45,7 @@ from mtkit.translation.options import (
 from mtkit.translation.scoring import Scorer
 from mtkit.translation.segments import Request, Segment
 from mtkit.translation.shortlist import load_shortlist
-from mtkit.translation.word_boundaries import tokens_after_word
+from mtkit.translation.word_boundaries import tokens_after_word, tokens_inside_word
 from mtkit.translation.workers import Workers
 
 
@@ -250,13 +250,17 @@ class Translator(LineTranslator):
             if segment is None:
                 yield []
             else:
-                after_word = self._tokens_after_word
-                yield best_next_words(self.ensemble, segment, self.search_options, after_word, number)
+                boundaries = self._tokens_after_word, self._tokens_inside_word
+                yield best_next_words(self.ensemble, segment, self.search_options, *boundaries, number)
             options.on_progress(1)
 
     @cached_property
     def _tokens_after_word(self) -> frozenset[int]:
         return tokens_after_word(self.tokenizers.tgt)
+
+    @cached_property
+    def _tokens_inside_word(self) -> frozenset[int]:
+        return tokens_inside_word(self.tokenizers.tgt)
 
     def score_stream(
         self,
