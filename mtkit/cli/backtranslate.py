@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -132,8 +133,7 @@ def backtranslate(
     }
     signals = Signals()
     signals.training_started = True  # there is something to resume
-    with signals.installed():
-        file = ResumableFile(Path(output), job, fresh=fresh)
+    with signals.installed(), closing(ResumableFile(Path(output), job, fresh=fresh)) as file:
         if not file.is_finished:
             with signals.deferred():
                 from mtkit.pipelines.translations import LineProgress, write_pairs

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -99,6 +100,8 @@ def sweep(
         load,
         fresh=fresh,
     )
+    for reason in dict.fromkeys(chain.from_iterable(plan.choices)):
+        print_stderr(reason)
     print_stderr(f"{format_count(len(plan.trials), 'trial')}, rungs at {_rungs(plan)}, in {folder}")
     command = [config, *values, "--output", str(folder), "--reduction", str(reduction)]
     for option, value in (("--samples", samples), ("--rungs", rungs), ("--budget", budget)):

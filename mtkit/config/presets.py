@@ -236,15 +236,17 @@ class CorpusSize:
         pairs_per_epoch: the same, each times the weight of its corpus.
         characters: characters of the longer sides of these; of scripts without letters, such as Chinese, times 2.5.
         alphabet: number of different characters that nearly all of the text consists of.
+        reversed_epochs: number of first epochs that have each pair in both directions; infinite for all.
     """
 
     pairs: int
     pairs_per_epoch: float
     characters: float
     alphabet: int = 0
+    reversed_epochs: float = 0
 
     def num_tokens(self, vocab_size: int) -> float:
-        """Return about how many tokens an epoch has.
+        """Return about how many tokens an epoch of one direction has.
 
         Measured with joint vocabularies of English and German on captions, news and everyday sentences, a token has
         2.4 characters with 1,000 pieces, 3.0 with 2,000, 3.5 with 4,000 and 3.9 with 8,000. Each pair ends with eos.
@@ -322,15 +324,22 @@ def choose(size: CorpusSize, machine: Machine, chosen: Mapping[str, object]) -> 
     if "training.max_steps" not in chosen:
         epochs = _number(chosen.get("training.max_epochs"), row.epochs)
         per_epoch = _updates_per_epoch(size, {**values, **chosen})
-        steps = epochs * per_epoch
+        steps = (epochs + min(epochs, size.reversed_epochs)) * per_epoch
         if "training.max_epochs" not in chosen:
             steps = min(_MAX_STEPS, max(_MIN_STEPS, steps))
         values["training.max_steps"] = round_to_two_digits(steps)
-        epochs = steps / per_epoch
+        passes = steps / per_epoch  # of one direction
+        epochs = max(passes / 2, passes - size.reversed_epochs)
         shown = f"{epochs:.2g}" if epochs < 10 else f"{epochs:,.0f}"
-        of_epoch = format_count(round_to_two_digits(per_epoch), "update")
+        all_reversed = size.reversed_epochs >= epochs
+        of_epoch = format_count(round_to_two_digits(per_epoch * (2 if all_reversed else 1)), "update")
         reasons.append(
             f"{values['training.max_steps']:,} updates, about {shown} epochs of an estimated {of_epoch}"
+            + (
+                f", the first {size.reversed_epochs} twice as long"
+                if 0 < size.reversed_epochs < epochs
+                else ""
+            )
         )
     return Choice(name, size.pairs, _fill_in(name, values, chosen), reasons)
 

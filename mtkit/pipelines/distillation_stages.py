@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,9 +62,9 @@ def write_targets(settings: Settings, context: Context) -> dict[str, Any]:
         _check_length(settings["translations"], total)
     maker = _TargetMaker(settings, say, total, context.parallelism)
     for name, tag in settings["tags"].items():
-        output = ResumableFile(folder / f"{name}.tsv", dict(settings) | {"name": name})
-        maker.write(output, corpora.lines(name), tag)
-        counts.update(output.counts)
+        with closing(ResumableFile(folder / f"{name}.tsv", dict(settings) | {"name": name})) as output:
+            maker.write(output, corpora.lines(name), tag)
+            counts.update(output.counts)
     say(summary(counts))
     return {"counts": dict(counts)}
 

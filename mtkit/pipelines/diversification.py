@@ -10,7 +10,7 @@ The functions of the stages are in `diversification_stages`; this module does no
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -59,6 +59,7 @@ class Diversification:
         num_models: models of each direction in each round.
         num_rounds: rounds.
         max_ratio: see `TranslationFilter`.
+        choices, choices_of_helpers: what a preset chose for the two configs, and why.
     """
 
     config: Config
@@ -66,6 +67,8 @@ class Diversification:
     num_models: int = 3
     num_rounds: int = 1
     max_ratio: float | None = 3.0
+    choices: Sequence[str] = ()
+    choices_of_helpers: Sequence[str] = ()
 
     @property
     def folder(self) -> Path:
@@ -109,7 +112,13 @@ class Diversification:
             for reason in prepared["choices"]:
                 say(reason)
             config, helpers = parse_config(prepared["config"]), parse_config(prepared["helpers"])
-            chosen = replace(self, config=config, helpers=helpers)
+            chosen = replace(
+                self,
+                config=config,
+                helpers=helpers,
+                choices=prepared["choices"],
+                choices_of_helpers=prepared["choices_of_helpers"],
+            )
             pipeline.efforts = chosen.efforts  # a preset may have changed the number of updates
             return chosen._train_and_translate(pipeline, pairs)
 
@@ -121,7 +130,7 @@ class Diversification:
         for number in range(self.num_rounds):
             for stage in self._round(number):
                 united = pipeline.run(stage)
-        return pipeline.run(training("final", self.final_config(united)))
+        return pipeline.run(training("final", self.final_config(united), choices=self.choices))
 
     # --- configs ---------------------------------------------------------------------------------------------------
 
@@ -136,7 +145,7 @@ class Diversification:
         config = self.helpers
         values = config_to_dict(config)
         values["run"] = str(self.folder / _model_name(direction, index, number))
-        values["seed"] = config.seed + number * self.num_models + index
+        values["seed"] = config.seed + _SEED_STEP * (number * self.num_models + index)
         values["tokenizer"] = self._tokenizer(config, direction)
         data = values["data"]
         data["root"], data["test"] = ".", []
@@ -255,7 +264,7 @@ class Diversification:
                 name = _model_name(direction, index, number)
                 folder = self.folder / f"{name}-translations"
                 outputs.append(folder)
-                yield training(name, config)
+                yield training(name, config, choices=self.choices_of_helpers)
                 yield self._translate(config, direction, folder)
         earlier = [] if number == 0 else [self.folder / f"union-{number}"]
         yield self._unite(number, outputs, earlier)
@@ -296,15 +305,17 @@ class Diversification:
         num_helpers = 2 * self.num_models * self.num_rounds
         num_pairs = sum(count for name, count in pairs["pairs"].items() if name.startswith("train"))
         each, translation = speed["training_seconds"], (speed["seconds_per_pair"] or 0.0) * num_pairs
+        helper, final = training_effort(self.helpers), training_effort(self.config)
+        last = each * final.number / helper.number if final.unit == helper.unit else each
         how_long = (
             f"{format_duration(translation)} each"
             if translation
             else "whose time is not known without data.valid"
         )
         yield (
-            f"about {format_duration(num_helpers * (each + translation) + each)} in all, if the final run is as long "
-            f"as the others: {num_helpers + 1} trainings of {format_duration(each)}, {num_helpers} translations of "
-            f"{format_count(num_pairs, 'pair')}, {how_long}"
+            f"about {format_duration(num_helpers * (each + translation) + last)} in all: {num_helpers} trainings of "
+            f"{format_duration(each)}, {num_helpers} translations of {format_count(num_pairs, 'pair')}, {how_long}, "
+            f"and the final training of {format_duration(last)}"
         )
         text = pairs["bytes"] * (1 + 2 * num_helpers)
         yield (
@@ -318,6 +329,8 @@ _TRAINED_TOKENIZER = {
     "training_lines", "add_tokens", "model", "src_model", "tgt_model",
 }  # fmt: skip
 """Keys about how a tokenizer is made."""
+_SEED_STEP = 1000
+"""Distance between the seeds of models, so that diversifications with seeds 1, 2, 3 share none."""
 
 
 def _model_name(direction: Direction, index: int, number: int) -> str:

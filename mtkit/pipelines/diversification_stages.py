@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,14 @@ def make_shared_tokenizers(settings: Settings, context: Context) -> dict[str, An
     """Choose what a preset leaves open, once for all models; make the tokenizers that they share.
 
     Returns:
-        Both configs with all values, and what was chosen and why.
+        Both configs with all values, and what was chosen for each and why.
     """
     from mtkit.training.display import Display
     from mtkit.training.inputs import cached_tokenizers
     from mtkit.training.preset import choose_values
 
     config, choices = choose_values(parse_config(settings["config"]))
-    helpers, _ = choose_values(parse_config(settings["helpers"]))
+    helpers, of_helpers = choose_values(parse_config(settings["helpers"]))
     values, folder = config_to_dict(config), Path(settings["folder"])
     data = DataConfig.model_validate(values["data"] | {"train": settings["train"], "root": "."})
     sources = open_sources(data.train, data, "train")
@@ -62,7 +63,12 @@ def make_shared_tokenizers(settings: Settings, context: Context) -> dict[str, An
     with temporary_folder(folder) as temporary:
         tokenizers.save(temporary)
         commit_folder(temporary, folder)
-    return {"config": values, "helpers": config_to_dict(helpers), "choices": choices}
+    return {
+        "config": values,
+        "helpers": config_to_dict(helpers),
+        "choices": choices,
+        "choices_of_helpers": of_helpers,
+    }
 
 
 def estimate(settings: Settings, context: Context) -> dict[str, float | None]:
@@ -116,21 +122,21 @@ def translate_corpora(settings: Settings, context: Context) -> dict[str, Any]:
     say = Display(context.console).say
     total = sum(count_lines(sides(corpora, name)[0]) for name in settings["names"])
     for name, tag in settings["names"].items():
-        output = ResumableFile(folder / f"{name}.tsv", settings)
-        if not output.is_finished:
-            side = 0 if machine_side == "tgt" else 1
-            requests = (Request(pair[side], tag=tag) for pair in read_corpus(corpora, name))
-            progress = LineProgress(say, total, counts.total() + output.num_lines)
-            write_pairs(
-                output,
-                requests,
-                translator,
-                translation_filter,
-                machine_side,
-                on_progress=progress,
-                parallelism=context.parallelism,
-            )
-        counts.update(output.counts)
+        with closing(ResumableFile(folder / f"{name}.tsv", settings)) as output:
+            if not output.is_finished:
+                side = 0 if machine_side == "tgt" else 1
+                requests = (Request(pair[side], tag=tag) for pair in read_corpus(corpora, name))
+                progress = LineProgress(say, total, counts.total() + output.num_lines)
+                write_pairs(
+                    output,
+                    requests,
+                    translator,
+                    translation_filter,
+                    machine_side,
+                    on_progress=progress,
+                    parallelism=context.parallelism,
+                )
+            counts.update(output.counts)
     say(summary(counts))
     return dict(counts)
 

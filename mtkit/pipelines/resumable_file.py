@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from mtkit.errors import ConfigError
+from mtkit.errors import ConfigError, StorageError
 from mtkit.files import fsync_folder, make_folder, storage_errors, write_text
 
 
@@ -19,7 +20,8 @@ class ResumableFile:
 
     The note OUT.mtkit-job says after each piece how many lines of the input are done and how long OUT.part is, so that
     the same job, called again, continues after the last whole piece. It also identifies the job: no other one appends
-    to OUT.part or takes OUT for its own. It stays beside OUT, and has the counts of the job.
+    to OUT.part or takes OUT for its own. It stays beside OUT, and has the counts of the job. OUT.part is locked until
+    `close`, or until the process ends.
 
     Args:
         path: OUT.
@@ -33,7 +35,7 @@ class ResumableFile:
 
     Raises:
         ConfigError: If OUT or OUT.part is another job's, or OUT was modified.
-        StorageError: If the note cannot be read.
+        StorageError: If the note cannot be read, or another process writes the file.
     """
 
     def __init__(self, path: Path, job: Mapping[str, Any], *, fresh: bool = False) -> None:
@@ -42,6 +44,9 @@ class ResumableFile:
         self._note = path.with_name(f"{path.name}.mtkit-job")
         self.num_lines, self.is_finished, self._size = 0, False, 0
         self.counts: Counter[str] = Counter()
+        self._file: BinaryIO | None = None
+        if self._part.exists():
+            self._open()
         note = {} if fresh else self._read_note()
         if fresh or not (path.exists() or self._part.exists()):
             return
@@ -66,16 +71,36 @@ class ResumableFile:
             make_folder(self.path.parent)
             self._write_note()  # OUT.part must be known as this job's from its first byte on
         with storage_errors(self.path):
-            with open(self._part, "r+b" if self._size else "wb") as file:
-                file.truncate(self._size)  # a piece that the note does not know of
-                file.seek(self._size)
-                file.write(text.encode())
-                file.flush()
-                os.fsync(file.fileno())
-                self._size = file.tell()
+            file = self._file or self._open()
+            file.truncate(self._size)  # a piece that the note does not know of
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+            self._size = file.tell()
         self.num_lines += num_lines
         self.counts.update(counts)
         self._write_note()
+
+    def _open(self) -> BinaryIO:
+        """Open and lock OUT.part."""
+        with storage_errors(self.path), ExitStack() as stack:
+            file = stack.enter_context(open(self._part, "a+b"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.stat(self._part)  # while the lock was taken, the other process may have finished
+            except (BlockingIOError, FileNotFoundError) as error:
+                what = "another process is writing this file"
+                hint = "wait for it, stop it, or choose another file"
+                raise StorageError(what, where=str(self.path), hint=hint) from error
+            stack.pop_all()
+        self._file = file
+        return file
+
+    def close(self) -> None:
+        """Let other processes write the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def finish(self) -> None:
         """Let the file appear.
@@ -89,6 +114,7 @@ class ResumableFile:
         )  # before the renaming: until then there is no OUT that it could be about
         with storage_errors(self.path):
             os.replace(self._part, self.path)
+        self.close()
         fsync_folder(self.path.parent)
         self.is_finished = True
 

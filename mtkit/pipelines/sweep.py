@@ -79,6 +79,7 @@ class Plan:
         configs: its config.
         halving: the rungs.
         original: config that the trials change.
+        choices: what a preset chose for each trial, and why.
     """
 
     folder: Path
@@ -86,6 +87,7 @@ class Plan:
     configs: Sequence[Config]
     halving: Halving
     original: Config
+    choices: Sequence[Sequence[str]]
 
     @property
     def metric(self) -> str:
@@ -198,7 +200,7 @@ def make_plan(
         raise ConfigError(f"the folder has another sweep: {differences}", where=str(folder), hint=hint)
     halving = Halving(stored["steps"], options.reduction, options.budget, options.unit)
     configs = [parse_config(values) for values in stored["configs"]]
-    return Plan(folder, stored["trials"], configs, halving, original)
+    return Plan(folder, stored["trials"], configs, halving, original, stored["choices"])
 
 
 def _request(config: Config, options: SweepOptions) -> dict[str, Any]:
@@ -258,15 +260,16 @@ def _draw(
     trials = draw_trials(
         options.dimensions, options.num_samples, options.seed, shuffle=options.budget is not None
     )
-    configs, sizes = [], dict[DataConfig, CorpusSize]()
+    configs, choices, sizes = [], list[list[str]](), dict[DataConfig, CorpusSize]()
     for number, overrides in enumerate(trials):
-        config = load(overrides)
+        config, reasons = load(overrides), list[str]()
         if config.preset == AUTO:
             from mtkit.training.preset import choose_values, measure_corpus
 
             if config.data not in sizes:
                 sizes[config.data] = measure_corpus(config.data)
-            config, _ = choose_values(config, sizes[config.data])
+            config, reasons = choose_values(config, sizes[config.data])
+        choices.append(reasons)
         if config.training.step_limit is None or config.training.ends_with_time:
             raise ConfigError(
                 "a sweep needs to know where training ends",
@@ -300,7 +303,8 @@ def _draw(
             what = f"{options.budget:,.0f} updates are not enough for {format_count(num_rungs, 'rung')}"
             hint = f"at least {least:,}, or a lower training.max_steps"
             raise ConfigError(what, where="`budget`", hint=hint)
-    return {"trials": trials, "steps": steps, "configs": list(map(config_to_dict, configs))}
+    resolved = list(map(config_to_dict, configs))
+    return {"trials": trials, "steps": steps, "configs": resolved, "choices": choices}
 
 
 # --- the work -----------------------------------------------------------------------------------------------------
@@ -350,13 +354,17 @@ def _try_task(plan: Plan, task: Task, say: Say) -> bool:
         left = plan.seconds_left()
         rest = "" if left is None else f"; about {format_duration(left)} of training left in all"
         say(f"{name}: to update {steps[task.rung]:,} with {' '.join(plan.trials[task.trial])}{rest}")
-        settings = {"config": config_to_dict(plan.configs[task.trial]), "stop_at": steps[task.rung]}
+        settings = {
+            "config": config_to_dict(plan.configs[task.trial]),
+            "stop_at": steps[task.rung],
+            "choices": plan.choices[task.trial],
+        }
         outputs = (plan.run(task.trial),)
         stage = Stage(f"rung-{task.rung}", _train_to_rung, settings, efforts[0], outputs=outputs)
         try:
             result = pipeline.run(stage)
         except TrainingError as error:  # its process was killed; if for lack of memory, it will be again
-            killed = folder / "killed"
+            killed = folder / f"killed-{task.rung}"
             if not killed.exists():
                 write_text(killed, str(error))
                 raise
@@ -393,6 +401,7 @@ def _train_to_rung(settings: Settings, context: Context) -> Mapping[str, Any]:
             console=context.console,
             find_model=find_model,
             stop_at=settings["stop_at"],
+            choices=settings["choices"],
         )
     except WorkerLostError:
         raise

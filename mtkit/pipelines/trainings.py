@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from mtkit.errors import DataError
 from mtkit.pipelines.stages import Context, Effort, Settings, Stage
 
 
-def training(name: str, config: Config, inputs: tuple[Path, ...] = ()) -> Stage:
+def training(name: str, config: Config, inputs: tuple[Path, ...] = (), choices: Sequence[str] = ()) -> Stage:
     """Return a stage that trains in the run folder of a config, as `mtkit train` does, or resumes there.
 
     Its result has `step`, `best`, `best_step` and `ended`, as in results.json, which has the scores of the test sets.
@@ -21,8 +22,9 @@ def training(name: str, config: Config, inputs: tuple[Path, ...] = ()) -> Stage:
         name: name of the stage.
         config: config of the run.
         inputs: files that it reads. Those of its corpora need not be among them: a run is not resumed with others.
+        choices: what a preset chose for the config, and why.
     """
-    settings = {"config": config_to_dict(config)}
+    settings = {"config": config_to_dict(config), **({"choices": list(choices)} if choices else {})}
     return Stage(name, train, settings, training_effort(config), inputs, (Path(config.run),))
 
 
@@ -65,7 +67,13 @@ def train(settings: Settings, context: Context) -> dict[str, Any]:
     from mtkit.training.run import train as run_training
 
     config = parse_config(settings["config"])
-    result = run_training(config, fresh=context.fresh, console=context.console, find_model=find_model)
+    result = run_training(
+        config,
+        fresh=context.fresh,
+        console=context.console,
+        find_model=find_model,
+        choices=settings.get("choices", ()),
+    )
     return {
         "step": result.step,
         "best": result.best,

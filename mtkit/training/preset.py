@@ -7,6 +7,7 @@ keeps them: see `mtkit.training.resume.keep_choices`.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import tempfile
 from collections import Counter
@@ -25,12 +26,12 @@ from mtkit.config.presets import (
     Machine,
     choose,
     preset_values,
-    round_to_two_digits,
 )
 from mtkit.config.rules import ineffective_keys
 from mtkit.config.sections import Config, DataConfig
 from mtkit.config.yaml_document import format_value
 from mtkit.data.filters import KEPT, PairFilter
+from mtkit.data.order import num_batches_of
 from mtkit.data.sources import open_sources
 from mtkit.device import choose_device, choose_dtype
 from mtkit.errors import ConfigError, DataError
@@ -41,6 +42,7 @@ from mtkit.training.forecast import Speed, measure_speed
 from mtkit.training.inputs import Inputs
 from mtkit.training.memory_limits import available_bytes
 from mtkit.training.progress import Progress
+from mtkit.training.trainer import Trainer
 
 _BLOCK = 10_000
 """Pairs that are filtered together while a corpus is measured."""
@@ -126,8 +128,10 @@ def measure_corpus(data: DataConfig) -> CorpusSize:
     if not num_pairs:
         hint = "all pairs are empty or too long" if num_read else "the files are empty"
         raise DataError("no training pairs", where=sources[0].location(1), hint=hint)
-    directions = 2 if data.reverse else 1
-    return CorpusSize(num_pairs, directions * pairs_per_epoch, directions * characters, _alphabet(counts))
+    reversed_epochs = (
+        (math.inf if data.reverse_epochs is None else data.reverse_epochs) if data.reverse else 0
+    )
+    return CorpusSize(num_pairs, pairs_per_epoch, characters, _alphabet(counts), reversed_epochs)
 
 
 def _alphabet(counts: Counter[str]) -> int:
@@ -187,8 +191,7 @@ def fit_into_time(config: Config, inputs: Inputs, world: World = SINGLE_PROCESS)
     minutes, training, validation = config.training.time_limit_minutes, config.training, config.validation
     assert minutes is not None, "the schedule ends with time"
     limit = f"{minutes:g} {'minute' if minutes == 1 else 'minutes'}"
-    most = _most_updates(config, inputs)
-    speed = _measure(config, inputs, world)
+    speed, most = _measure(config, inputs, world)
     seconds = 60 * minutes * _TIME_FOR_TRAINING
     sets_interval = "every_steps" in validation.model_fields_set
     if config.preset is not None and training.max_steps is not None and not sets_interval:
@@ -225,30 +228,33 @@ def fit_into_time(config: Config, inputs: Inputs, world: World = SINGLE_PROCESS)
     return config, [f"in {limit} there is time for {updates}: {each}"]
 
 
-def _most_updates(config: Config, inputs: Inputs) -> float:
+def _most_updates(trainer: Trainer) -> float:
     """Return the number of updates of a preset, or of `max_epochs`; infinite without either."""
-    training = config.training
-    limits = [float("inf")]
-    if config.preset is not None and training.max_steps is not None:
+    training = trainer.config.training
+    limits = [math.inf]
+    if trainer.config.preset is not None and training.max_steps is not None:
         limits.append(training.max_steps)
     if training.max_epochs is not None:
-        tokens = max(inputs.corpus.src_lengths.sum(), inputs.corpus.tgt_lengths.sum())
-        update = training.batch_token_budget * training.batches_per_update
-        limits.append(round_to_two_digits(training.max_epochs * tokens / update))
+        num_batches = num_batches_of(trainer.loader.order, training.max_epochs)
+        limits.append(math.ceil(num_batches / training.batches_per_update))
     return min(limits)
 
 
-def _measure(config: Config, inputs: Inputs, world: World) -> Speed:
-    """Time some updates of a trainer that is then thrown away, so that nothing is learned from them."""
+def _measure(config: Config, inputs: Inputs, world: World) -> tuple[Speed, float]:
+    """Time some updates of a trainer that is then thrown away, so that nothing is learned from them.
+
+    Returns:
+        The speed, and the most updates that the config asks for.
+    """
     with tempfile.TemporaryDirectory(prefix="mtkit-speed-") as scratch:
         progress = Progress(Path(scratch), Console(quiet=True))
         trainer = build_trainer(config.model_copy(update={"run": scratch}), inputs, progress, world=world)
         trainer.fit_to_memory()
-        speed = measure_speed(trainer)
+        speed, most = measure_speed(trainer), _most_updates(trainer)
     del trainer
     gc.collect()
     slowest = [
         max(each)
         for each in zip(*world.all_gather([speed.update_seconds, speed.validation_seconds]), strict=True)
     ]
-    return Speed(slowest[0], speed.num_timed, slowest[1])
+    return Speed(slowest[0], speed.num_timed, slowest[1]), most

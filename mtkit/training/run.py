@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def train(
     console: Console | None = None,
     find_model: FindModel = local_model,
     stop_at: int | None = None,
+    choices: Sequence[str] = (),
 ) -> TrainResult:
     """Train, or resume from the newest checkpoint of the run folder, and score the test sets with the best weights.
 
@@ -48,6 +50,7 @@ def train(
         stop_at: update at which to stop; the run can be resumed there and learns what it would have learned without the
             stop. It should be a multiple of `validation.every_steps`, because it is validated there. Nothing is
             averaged and no test set scored.
+        choices: what was chosen before this call, and why, as `choose_values` says it.
 
     Returns:
         Where the run ended, and the scores of the test sets.
@@ -66,7 +69,9 @@ def train(
         stack.enter_context(signals.installed())
         world = stack.enter_context(init_distributed(device, compiles=config.training.compile))
         signals.is_distributed = world.is_distributed
-        trainer = _open_run(config, console, signals, world, stack, fresh=fresh, find_model=find_model)
+        trainer = _open_run(
+            config, console, signals, world, stack, fresh=fresh, find_model=find_model, choices=list(choices)
+        )
         config, tests, example = trainer.config, trainer.inputs.tests, trainer.inputs.example()
         ended = trainer.train(stop_at)
         reason = ended or f"stopped at step {trainer.state.step}"
@@ -98,6 +103,7 @@ def _open_run(
     *,
     fresh: bool,
     find_model: FindModel,
+    choices: list[str],
 ) -> Trainer:
     """Return a trainer that is ready to start or resume. The main process writes what the others then find on disk.
 
@@ -109,15 +115,16 @@ def _open_run(
         stack: holds the lock on the run folder and the progress until the end of the run.
         fresh: whether to delete what an earlier run left in the folder.
         find_model: finds the folder of the model that `init` names.
+        choices: what was chosen before.
     """
     run = Path(config.run)
-    choices: list[str] = []
     with world.main_process_first():
         if world.is_main:
             splits = open_splits(config.data)  # a mistake in the new run must not cost the old one
             check_ownership(config, splits, fresh=fresh)
             if fresh:
-                config, choices = choose_values(config)
+                config, own = choose_values(config)
+                choices = choices or own
                 config, _ = open_initial_model(config, find_model)
             stack.enter_context(FolderLock(run))
             claim_outputs(config, splits)

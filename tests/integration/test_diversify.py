@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -56,7 +57,10 @@ def test_a_diversified_run_is_a_usual_run_that_tells_where_its_pairs_come_from(
         "corpora", "tokenizers", "estimate", "forward-1", "forward-1-translations", "backward-1",
         "backward-1-translations", "union-1", "final",
     ]  # fmt: skip
-    assert re.search(r"3 trainings of .*, 2 translations of 60 pairs", err) and "[9/9] final" in err
+    assert (
+        re.search(r"2 trainings of .*, 2 translations of 60 pairs.*, and the final training of", err)
+        and "[9/9] final" in err
+    )
     final = load_config(run / "config.yaml")
     assert final.training.max_steps == 3 and final.seed == 1
     synthetic = final.data.train[1].synthetic
@@ -69,6 +73,15 @@ def test_a_diversified_run_is_a_usual_run_that_tells_where_its_pairs_come_from(
     assert tiny.mtkit(*command)[0] == 0 and not in_this_process
     code, _, err = tiny.mtkit(*command, "model.dropout=0.2")
     assert code == 2 and "model.dropout: " in err and "--fresh" in err.splitlines()[-1]
+
+
+def test_what_a_preset_chose_is_a_fact_of_each_run(config: Path, corpus: Path, tmp_path: Path) -> None:
+    chosen = load_config(config, [*SMALL, f"data.root={corpus}", f"run={tmp_path / 'run'}"])
+    stage = trainings.training("final", chosen, choices=["preset auto: tiny for 3 training pairs"])
+    for is_fresh in (False, True):
+        trainings.train(stage.settings, Context(Console(quiet=True), is_fresh))
+        facts = json.loads((tmp_path / "run" / "facts.json").read_text(encoding="utf-8"))
+        assert facts["choices"] == ["preset auto: tiny for 3 training pairs"]
 
 
 def test_stdin_is_no_config_of_a_pipeline(tmp_path: Path) -> None:

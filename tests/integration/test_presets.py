@@ -219,6 +219,22 @@ def test_a_warm_up_that_is_not_set_becomes_shorter_and_one_that_is_set_is_refuse
     assert (training.max_steps, training.warmup_steps) == (29, 3)
 
 
+@pytest.mark.parametrize("keys", [[], ["data.reverse=true"], ["data.train.0.weight=1.5"]])
+def test_a_time_limit_is_no_longer_than_the_epochs_that_are_set(
+    here: Path, monkeypatch: pytest.MonkeyPatch, keys: list[str]
+) -> None:
+    monkeypatch.setattr(choosing, "measure_speed", lambda trainer: Speed(0.001, 5, 0.0))
+    text = tiny.CONFIG.format(run="run", root=".").replace(
+        "max_steps: 40, ", "max_epochs: 2, schedule: constant, "
+    )
+    Path("timed.yaml").write_text(text.replace("warmup_steps: 10, ", "warmup_steps: 1, "), encoding="utf-8")
+    train(load_config("timed.yaml", [*keys, *BARE[-3:]]))
+    steps = json.loads(Path("run/results.json").read_text())["step"]
+    limits = ["training.time_limit_minutes=60", "training.schedule=linear", "run=limited"]
+    train(load_config("timed.yaml", [*keys, *limits, *BARE[-3:]]))
+    assert load_stored_config(Path("limited/config.yaml")).training.max_steps == steps
+
+
 @pytest.mark.parametrize(
     ("minutes", "update", "validation", "steps", "every"),
     [(100, 1.0, 0.0, 1000, 50), (10, 1.0, 0.0, 582, 29), (10, 1.0, 10.0, 442, 32), (1, 0.125, 0.1, 449, 22)],
@@ -233,7 +249,7 @@ def test_with_a_preset_the_time_limit_shortens_training(
     every: int,
 ) -> None:
     """The number of validations stays, unless they took more than a quarter of the time."""
-    monkeypatch.setattr(choosing, "_measure", lambda *_: Speed(update, 5, validation))
+    monkeypatch.setattr(choosing, "_measure", lambda *_: (Speed(update, 5, validation), 1000))
     config, _ = choose_values(load_config("my.yaml", [f"training.time_limit_minutes={minutes}"]))
     assert (config.training.max_steps, config.validation.every_steps) == (1000, 50)
     config, [sentence] = choosing.fit_into_time(config, None)  # type: ignore[arg-type]
@@ -245,7 +261,7 @@ def test_with_a_preset_the_time_limit_shortens_training(
 def test_with_a_preset_validations_that_are_set_take_their_time_too(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choosing, "_measure", lambda *_: Speed(1.0, 5, 10.0))
+    monkeypatch.setattr(choosing, "_measure", lambda *_: (Speed(1.0, 5, 10.0), 1000))
     limited = load_config("my.yaml", ["training.time_limit_minutes=10", "validation.every_steps=5"])
     config, _ = choosing.fit_into_time(choose_values(limited)[0], None)  # type: ignore[arg-type]
     assert config.validation.every_steps == 5

@@ -46,7 +46,7 @@ class Children:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int]] = []
-        self.failing: dict[str, Exception] = {}
+        self.failing: dict[str | tuple[str, int], Exception] = {}
 
     def __call__(self, name: str, record: Path, *_: Any, **__: Any) -> dict[str, Any]:
         settings = Record.read(record).settings  # type: ignore[union-attr]
@@ -54,7 +54,7 @@ class Children:
         self.calls.append((Path(config.run).name, stop_at))
         run = Path(config.run)
         run.mkdir(parents=True, exist_ok=True)
-        if error := self.failing.pop(run.name, None):
+        if error := self.failing.pop(run.name, None) or self.failing.pop(self.calls[-1], None):
             raise error
         if config.model.dropout == 0.1 and config.training.learning_rate == 0.01:
             return {"score": None, "failure": "the loss is not finite"}
@@ -147,6 +147,15 @@ def test_a_trial_whose_process_is_killed_twice_has_failed(children: Children) ->
     assert tiny.mtkit(*SWEEP, *STEPS)[0] == 0 and len(children.calls) == calls
 
 
+def test_a_process_that_is_killed_once_at_each_rung_is_tried_again_each_time(children: Children) -> None:
+    for rung in (10, 30, 90):
+        children.failing["trial-008", rung] = TrainingError("its process was killed by SIGKILL")
+        assert tiny.mtkit(*SWEEP, *STEPS)[0] == 4
+    assert tiny.mtkit(*SWEEP, *STEPS)[0] == 0
+    best = json.loads(Path("runs/x.sweep/sweep.json").read_bytes())["trials"][0]
+    assert (best["trial"], best["failure"]) == (8, None)
+
+
 @pytest.mark.parametrize("is_lost", [True, False])
 def test_a_lost_worker_is_no_failure_of_the_trial(
     here: Path, monkeypatch: pytest.MonkeyPatch, is_lost: bool
@@ -155,7 +164,7 @@ def test_a_lost_worker_is_no_failure_of_the_trial(
         raise (WorkerLostError if is_lost else TrainingError)("it ended")
 
     monkeypatch.setattr("mtkit.training.run.train", train)
-    settings = {"config": config_to_dict(load_config("my.yaml")), "stop_at": 10}
+    settings = {"config": config_to_dict(load_config("my.yaml")), "stop_at": 10, "choices": []}
     with pytest.raises(WorkerLostError) if is_lost else nullcontext():
         assert _train_to_rung(settings, Context(Console(quiet=True))) == {
             "score": None,
@@ -175,6 +184,10 @@ def test_samples_a_budget_and_preset_auto(children: Children) -> None:
     plan = json.loads(Path("found/plan.json").read_bytes())
     assert {config["preset"] for config in plan["configs"]} == {"tiny"}
     assert all(config["training"]["optimizer"] == "muon" for config in plan["configs"])
+    [first, *_], *_ = plan["choices"]
+    assert re.match(r"preset auto: tiny for \d+ training pairs on", first) and first in err
+    record = json.loads(next(Path("found").glob("trial-*.stages/stages/rung-0.json")).read_bytes())
+    assert record["settings"]["choices"] in plan["choices"]
     code, _, err = tiny.mtkit("sweep", "auto.yaml", *values, *few[:2], "--budget", "20", "-o", "other")
     assert code == 2
     assert "error: --budget: 20 updates are not enough for 2 rungs (at least" in tiny.one_line(err)

@@ -32,7 +32,7 @@ def test_backward_models_have_everything_exchanged(tmp_path: Path) -> None:
     forward, backward = (made.helper_config(direction, 1, 0) for direction in DIRECTIONS)
     assert (forward.data.src, forward.data.tgt) == ("en", "fr") == (backward.data.tgt, backward.data.src)
     assert forward.run == f"{tmp_path}/run.stages/forward-2" and backward.run.endswith("backward-2")
-    assert forward.seed == backward.seed == made.config.seed + 1
+    assert forward.seed == backward.seed == made.config.seed + 1000
     [entry], [exchanged] = forward.data.train, backward.data.train
     assert entry.src is not None and entry.src.endswith("run.stages/corpora/train-0.src")
     assert (exchanged.src, exchanged.tgt) == (entry.tgt, entry.src)
@@ -64,7 +64,7 @@ def test_the_final_model_learns_from_the_corpora_and_their_translations(tmp_path
     assert added.synthetic.startswith("1,234 pairs translated by 3 forward and 3 backward models in 2 rounds")
     assert final.data.test == made.config.data.test
     later = made.helper_config("forward", 0, 1)
-    assert later.seed == made.config.seed + 3 and len(later.data.train) == 4
+    assert later.seed == made.config.seed + 3000 and len(later.data.train) == 4
     assert len(made.efforts) == 3 + 2 * (2 * 3 * 2 + 1) + 1
 
 

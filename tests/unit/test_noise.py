@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtkit.errors import ConfigError
+from mtkit.errors import ConfigError, StorageError
 from mtkit.pipelines.noise import Noise
 from mtkit.pipelines.resumable_file import ResumableFile
 from mtkit.pipelines.translation_filter import TranslationFilter, summary
@@ -83,6 +83,9 @@ def test_what_is_no_translation_is_left_out_by_reason() -> None:
     assert reasons == list(pairs.values())
     unlimited = TranslationFilter(_Words(), max_ratio=None)  # type: ignore[arg-type]
     assert unlimited.reasons(["eins"], ["1 2 3 4 5 6 7 8 9"]) == ["kept"]
+    texts = ["我们" * 6, "สวัสดี" * 4, "一只狗和另一只狗在雪地里玩"]
+    loops = ["repeating themselves"] * 2
+    assert unlimited.reasons(["ein Hund"] * 3, texts) == [*loops, "kept"]
     assert summary(Counter(reasons)).startswith("4 of 9 pairs kept; left out: 2 empty, 1 copied")
     assert summary({"kept": 3}) == "3 of 3 pairs kept"
 
@@ -113,6 +116,9 @@ def test_a_resumable_file_forgets_what_its_note_does_not_know(tmp_path: Path) ->
         part.write("half of tw")
     assert not path.exists()
 
+    with pytest.raises(StorageError, match="another process is writing this file"):
+        ResumableFile(path, job, fresh=True)
+    first.close()
     again = ResumableFile(path, job)
     assert (again.num_lines, again.counts, again.is_finished) == (1, {"kept": 1}, False)
     again.append("two\n", 1, {"kept": 1})

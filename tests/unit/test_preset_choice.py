@@ -156,6 +156,26 @@ def test_the_number_of_updates_follows_from_what_is_set() -> None:
     assert choose(larger, LAPTOP, {}).values["training.max_steps"] == pytest.approx(3 * usual, rel=0.05)
 
 
+def test_epochs_with_both_directions_count_twice() -> None:
+    def chosen(reversed_epochs: float, **keys: object) -> Any:
+        size = replace(corpus(29_000), reversed_epochs=reversed_epochs)
+        return choose(size, LAPTOP, {f"training.{key}": value for key, value in keys.items()})
+
+    def steps(reversed_epochs: float, **keys: object) -> Any:
+        return chosen(reversed_epochs, **keys).values["training.max_steps"]
+
+    assert steps(math.inf) == pytest.approx(2 * steps(0), rel=0.05)
+    assert steps(10) == pytest.approx(steps(0) * 78 / 68, rel=0.05)
+    assert steps(5, max_epochs=20) == pytest.approx(steps(0, max_epochs=25), rel=0.05)
+    assert steps(50, max_epochs=20) == pytest.approx(steps(0, max_epochs=40), rel=0.05)
+    assert (
+        chosen(10)
+        .reasons[-1]
+        .endswith("about 68 epochs of an estimated 120 updates, the first 10 twice as long")
+    )
+    assert chosen(math.inf).reasons[-1].endswith("about 68 epochs of an estimated 250 updates")
+
+
 def test_the_length_of_training_is_told() -> None:
     told = choose(corpus(3), GPU, {}).reasons[-1]
     assert told == "1,000 updates, about 1,000 epochs of an estimated 1 update"
