@@ -5,20 +5,23 @@
 
 The recipe's systems.yaml has a command of mtkit for each system. It runs with every seed, in one thread if there are
 several jobs, and its translations of the test set are scored. A command that was stopped goes on where it was. What has
-a row already does not run again, unless its command has changed, or with --again the commit.
+a row already does not run again, unless its commands or configs have changed, or with --again the commit.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from itertools import product, repeat
 from pathlib import Path
 from string import Template
@@ -56,7 +59,7 @@ def main() -> None:
         if arguments.data is None:
             parser.error("--data is missing")
         measure_missing(recipe, arguments)
-    print("\n".join(table(recipe.newest_rows())))
+    print("\n".join(table(recipe.current_rows())))
 
 
 class Recipe:
@@ -99,6 +102,18 @@ class Recipe:
         others = {_placeholder(system): str(run_folder(run.parent, system, seed)) for system in self.systems}
         return {**others, "run": str(run), "data": str(data), "recipe": str(self.folder)}
 
+    def config_hash(self, commands: list[str]) -> str:
+        """Return a hash of the configs that commands name."""
+        words = [word for command in commands for word in shlex.split(command) if word.endswith(".yaml")]
+        paths = [ROOT / Template(word).safe_substitute(recipe=str(self.folder)) for word in words]
+        return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
+
+    def identity(self, system: str, seed: int, equal: str, steps: int) -> Row:
+        """Return what tells a row from others, apart from the commit."""
+        commands = self.commands(system, seed, steps)
+        return {"system": system, "seed": seed, "equal": equal, "steps": steps, "commands": commands,
+                "config": self.config_hash(commands)}  # fmt: skip
+
     def is_used(self, system: str) -> bool:
         """Return whether another system begins with this one, or is compared with its cost."""
         name = "$" + _placeholder(system)
@@ -108,20 +123,31 @@ class Recipe:
         """Return the CPU time of a system as a multiple of the baseline's, with the first seed that both have."""
         costs = {
             (row["system"], row["seed"]): row["cpu_minutes"]
-            for row in self.newest_rows()
-            if row["equal"] == "updates"
+            for row in self.current_rows()
+            if row["equal"] == "updates" and row["cpu_minutes"] is not None
         }
-        both = [(costs[name, seed], costs[self.baseline, seed]) for name, seed in costs if name == system]
-        return float(both[0][0] / both[0][1])
+        for name, seed in costs:
+            if name == system and (self.baseline, seed) in costs:
+                return float(costs[name, seed] / costs[self.baseline, seed])
+        sys.exit(
+            f"no CPU time of {system} and {self.baseline}: a killed call has lost it; measure them again"
+        )
 
     def rows(self) -> list[Row]:
         """Return the rows of results.jsonl."""
         path = self.folder / "results.jsonl"
         return [json.loads(line) for line in path.open(encoding="utf-8")] if path.exists() else []
 
-    def newest_rows(self) -> list[Row]:
-        """Return the newest row of each system, seed and kind of comparison."""
-        return list({(row["system"], row["seed"], row["equal"]): row for row in self.rows()}.values())
+    def current_rows(self) -> list[Row]:
+        """Return the newest row of each system, seed and kind of comparison, of today's commands and configs."""
+        found = {}
+        for row in self.rows():
+            steps = self.steps if row["equal"] == "updates" else row["steps"]
+            if row["system"] in self.systems:
+                identity = self.identity(row["system"], row["seed"], row["equal"], steps)
+                if row | identity == row:
+                    found[row["system"], row["seed"], row["equal"]] = row
+        return list(found.values())
 
     def add(self, row: Row) -> None:
         """Append a row to results.jsonl."""
@@ -141,6 +167,49 @@ def run_folder(runs: Path, system: str, seed: int, equal: str = "updates") -> Pa
     )
 
 
+@dataclass
+class Progress:
+    """What is done of a run, in a file beside its folder.
+
+    Attributes:
+        identity: see `Recipe.identity`.
+        commit: that of mtkit.
+        num_done: number of its commands that are done.
+        seconds: time that they and the one that was stopped have taken.
+        cpu_seconds: CPU time.
+        is_running: whether a command runs. If it does at the start of a call, its times were lost.
+        is_timed: whether no time was lost.
+    """
+
+    identity: Row
+    commit: str
+    num_done: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    is_running: bool = False
+    is_timed: bool = True
+
+
+def open_progress(run: Path, identity: Row, commit: str, *, again: bool) -> Progress:
+    """Return what is done of a run; delete what an earlier measurement with other commands or configs left."""
+    note = beside(run, ".json")
+    if note.exists():
+        found = Progress(**json.loads(note.read_text(encoding="utf-8")))
+        if found.identity == identity and (found.commit == commit or not again):
+            found.is_timed = found.is_timed and not found.is_running
+            return found
+        for path in (run, beside(run, "-int8"), *run.parent.glob(f"{run.name}.*")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    elif run.exists():
+        sys.exit(f"{run} is not from a measurement that can go on: delete it, or choose other --runs")
+    return Progress(identity, commit)
+
+
+def beside(run: Path, suffix: str) -> Path:
+    """Return the path of something that belongs to a run folder."""
+    return run.with_name(run.name + suffix)
+
+
 def measure_missing(recipe: Recipe, arguments: argparse.Namespace) -> None:
     """Measure every system that has no row: those first that others begin with."""
     names = arguments.systems or list(recipe.systems)
@@ -155,48 +224,62 @@ def measure(recipe: Recipe, arguments: argparse.Namespace, system: str, seed: in
     """Run the commands of a system and add its row, unless it has one."""
     steps = recipe.steps
     if equal == "minutes":
-        ratio = recipe.relative_cost(system)
+        ratio = 1.0 if system == recipe.baseline else recipe.relative_cost(system)
         if abs(ratio - 1) < SAME_COST:
             return
         steps = round(steps / ratio)
-    commands = recipe.commands(system, seed, steps)
     commit = git("rev-parse", "HEAD") if not git("status", "--porcelain", "mtkit") else "changed"
-    row = {"system": system, "seed": seed, "equal": equal, "steps": steps, "commands": commands}
-    known = [old for old in recipe.rows() if all(old[key] == value for key, value in row.items())]
+    row = recipe.identity(system, seed, equal, steps)
+    known = [old for old in recipe.rows() if old | row == old]
     if any(not arguments.again or old["commit"] == commit for old in known):
         return
     runs = (arguments.runs or ROOT / "runs" / recipe.folder.name).resolve()
     runs.mkdir(parents=True, exist_ok=True)
     run, data = run_folder(runs, system, seed, equal), arguments.data.resolve()
+    progress = open_progress(run, row, commit, again=arguments.again)
     environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if arguments.jobs > 1 else {})}
-    start, cpu = time.time(), 0.0
-    for command in commands:
+    for command in row["commands"][progress.num_done :]:
         filled = Template(command).substitute(recipe.folders(run, data, seed))
-        cpu += run_mtkit(filled, run.with_suffix(".log"), environment)
+        run_command(filled, run, progress, environment)
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     facts = json.loads((run / "facts.json").read_text(encoding="utf-8"))
     hyps = next((run / "test").glob("*.hyps.txt"))
+    minutes = [
+        round(each / 60, 3) if progress.is_timed else None
+        for each in (progress.seconds, progress.cpu_seconds)
+    ]
     row |= {
-        "commit": commit, "minutes": round((time.time() - start) / 60, 1), "cpu_minutes": round(cpu / 60, 2),
+        "commit": progress.commit, "minutes": minutes[0], "cpu_minutes": minutes[1],
         "jobs": arguments.jobs, "machine": f"{os.cpu_count()} x {facts['processor']}",
-        "validation": results["best"], "best_step": results["best_step"],
+        "validation": results["best"], "best_step": results["best_step"], "step": results["step"],
         "scores": score(hyps, data / recipe.references, recipe),
     }  # fmt: skip
     recipe.add(row)
 
 
-def run_mtkit(command: str, log: Path, environment: dict[str, str]) -> float:
-    """Run a command of mtkit, and return its CPU time in seconds, that of its processes included."""
-    words = shlex.split(command)
+def run_command(command: str, run: Path, progress: Progress, environment: dict[str, str]) -> None:
+    """Run a command of mtkit, and add its times to the progress, those of its processes included."""
+    words, log = shlex.split(command), beside(run, ".log")
     path = Path(words[words.index(">") + 1]) if ">" in words else log
     words = words[: words.index(">")] if ">" in words else words
+    write_progress(run, progress, is_running=True)
+    start = time.time()
     with log.open("a", encoding="utf-8") as errors, path.open("a" if path == log else "w") as output:
         process = subprocess.Popen([*MTKIT, *words], stdout=output, stderr=errors, env=environment, cwd=ROOT)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
+    progress.seconds += time.time() - start
+    progress.cpu_seconds += usage.ru_utime + usage.ru_stime
+    progress.num_done += process.returncode == 0
+    write_progress(run, progress, is_running=False)
     if process.returncode:
         sys.exit(f"mtkit {command}\nexited with {process.returncode}: see {log}")
-    return usage.ru_utime + usage.ru_stime
+
+
+def write_progress(run: Path, progress: Progress, *, is_running: bool) -> None:
+    """Write the file beside the run folder."""
+    progress.is_running = is_running
+    beside(run, ".json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
 
 
 def score(hyps: Path, references: Path, recipe: Recipe) -> list[Row]:
@@ -214,27 +297,37 @@ def git(*words: str) -> str:
 
 
 def table(rows: list[Row]) -> list[str]:
-    """Return a Markdown table: for each system the mean and standard deviation of its scores over the seeds."""
+    """Return a Markdown table, and the signatures of the scores.
+
+    For each system it has the mean and standard deviation of the scores over the seeds, and half the mean width of
+    their 95 % intervals, which tell how much another test set of this size could differ.
+    """
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["system"], row["equal"]), []).append(row)
     names = [score["name"] for score in rows[0]["scores"]] if rows else []
     lines = [
-        f"| system | updates | CPU minutes | validation, greedy | {' | '.join(names)} | seeds |",
-        "|---" * (len(names) + 5) + "|",
+        "| system | updates | CPU minutes | validation | "
+        + "".join(f"{name} | 95 % | " for name in names)
+        + "seeds |",
+        "|---" * (2 * len(names) + 5) + "|",
     ]
     for (system, equal), group in groups.items():
-        scores = zip(*(row["scores"] for row in group), strict=True)
+        times = [row["cpu_minutes"] for row in group if row["cpu_minutes"] is not None]
         cells = [
             system + (", equal minutes" if equal == "minutes" else ""),
-            f"{group[0]['best_step']:,}",
-            f"{statistics.mean(row['cpu_minutes'] for row in group):.1f}",
+            f"{group[0]['step']:,}",
+            f"{statistics.mean(times):.1f}" if times else "–",
             mean_and_deviation([row["validation"] for row in group]),
-            *(mean_and_deviation([score["score"] for score in each]) for each in scores),
-            str(len(group)),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        for scores in zip(*(row["scores"] for row in group), strict=True):
+            cells.append(mean_and_deviation([score["score"] for score in scores]))
+            cells.append(f"± {statistics.mean(score['confidence'] for score in scores):.2f}")
+        lines.append(f"| {' | '.join([*cells, str(len(group))])} |")
+    signatures = dict.fromkeys(
+        f"{score['name']}: `{score['signature']}`" for row in rows for score in row["scores"]
+    )
+    return [*lines, "", *signatures]
 
 
 def mean_and_deviation(values: list[float]) -> str:
