@@ -59,6 +59,23 @@ def split_by_tokens(sizes: Ids, order: Indices, batch_tokens: int) -> list[Indic
     return batches
 
 
+def split_evenly(sizes: Ids, order: Indices, num_batches: int) -> list[Indices]:
+    """Split an order, sorted by size, into this many batches with about as few rows x largest size as possible in each.
+
+    Args:
+        sizes: the positions that each row takes on its longer side.
+        order: at least `num_batches` rows.
+        num_batches: number of batches.
+    """
+    budget = max(int(sizes[order].max()), -(-int(sizes[order].sum()) // num_batches))
+    while len(batches := split_by_tokens(sizes, order, budget)) > num_batches:
+        budget += 1 + budget // 256
+    while len(batches) < num_batches:
+        largest = max(range(len(batches)), key=lambda number: len(batches[number]))
+        batches[largest : largest + 1] = np.array_split(batches[largest], 2)
+    return batches
+
+
 def split_into_micro_batches(
     batches: Sequence[Indices], world_size: int = 1, min_micro_batches: int = 1
 ) -> list[Indices]:

@@ -2,10 +2,12 @@
 
 In: indices of pairs, and how often each was seen before. Out: their token ids in this pass.
 
-Batches are formed before it is known how long their pairs will be, so lengths are planned: the usual number of tokens
-times the mean growth of a sample of the corpus, so that an update has as many tokens as without. What exceeds the
-budget of its batch runs in further micro-batches (mtkit/training/updates.py): memory stays bounded, and every sample is
-trained on. Only a sample longer than `data.max_length` is not: its sentence keeps the usual segmentation.
+The batches of an epoch are formed before it is known how long their pairs will be, so lengths are planned: the usual
+number of tokens times the mean growth of a sample of the corpus, so that an update has as many tokens as without. The
+pairs of some batches in a row are then divided among these anew by the lengths that they have, so that there is as
+little padding as without. What still exceeds the budget runs in further micro-batches (mtkit/training/updates.py):
+memory stays bounded, and every sample is trained on. Only a sample longer than `data.max_length` is not: its sentence
+keeps the usual segmentation.
 Shapes: R rows.
 """
 
@@ -50,9 +52,9 @@ class Variation:
         self._samplers, self._augmentation = samplers, augmentation
         lengths = corpus.src_lengths, corpus.tgt_lengths
         chosen = np.arange(0, len(lengths[0]), -(-len(lengths[0]) // _SAMPLE_PAIRS))
-        sampled = self._sampled(self._usual(chosen), chosen, np.zeros_like(chosen))
+        sampled = self.rows(chosen, np.zeros_like(chosen))
         self.growth: list[float] = []
-        """Tokens of the samples for each token of the usual segmentations, of both sides."""
+        """Tokens of a sample in its first pass for each of its usual tokens, of both sides."""
         self._plans: list[Lengths] = []
         for usual, rows in zip(lengths, sampled, strict=True):
             self.growth.append(sum(map(len, rows)) / int(usual[chosen].sum()))

@@ -18,10 +18,12 @@ import torch
 
 from mtkit.config.sections import TrainingConfig
 from mtkit.data.batching import (
+    Ids,
     SpecialIds,
     collate_pairs,
     make_batch,
     pair_sizes,
+    split_evenly,
     split_into_micro_batches,
     split_to_fit,
     without_targets,
@@ -29,12 +31,16 @@ from mtkit.data.batching import (
 from mtkit.data.corpus import Corpus
 from mtkit.data.directions import BothDirections
 from mtkit.data.order import BatchOrder, EpochBatches, Indices, MixedBatches, MixedOrder, PhasedOrder
-from mtkit.data.variation import Variation
+from mtkit.data.variation import Sides, Variation
 from mtkit.errors import ConfigError
 from mtkit.training.distributed import World
 from mtkit.training.loss import TensorBatch
 
 _NONE = np.zeros(0, np.int64)
+_WINDOW = 16
+"""Batches in a row whose pairs are divided among them anew by their lengths in this pass."""
+_OVERSIZE = 1.1
+"""Size relative to the token budget up to which such a batch is not split; about 1 on average."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,10 @@ class UpdateLoader:
         self.variation, self.batch_tokens = variation, training.batch_token_budget
         self.order = make_order(corpus, training, seed, weights, variation, reverse_epochs)
         self.batches_per_update, self.max_epochs = training.batches_per_update, training.max_epochs
+        self.seed = seed
         self._epoch: tuple[int, EpochBatches | MixedBatches] | None = None
+        self._samples: dict[tuple[int, int], tuple[Ids, Ids]] = {}
+        """Tokens of both sides by pair and pass, of the latest window."""
         # Sampling changes the sampler, and an update without skipped pairs is fetched while a thread fetches the next.
         self._variation_lock = Lock()
 
@@ -191,10 +200,38 @@ class UpdateLoader:
         """Yield the batches to the end of the last epoch."""
         while self.max_epochs is None or epoch < self.max_epochs:
             batches = self.epoch_batches(epoch)
-            for number in range(first, len(batches)):
-                passes = batches.passes(number) if self.variation else _NONE
-                yield _EpochBatch(epoch, number, len(batches), batches[number], passes)
+            formed: Iterator[tuple[Indices, Indices]]
+            if self.variation is None:
+                formed = ((batches[number], _NONE) for number in range(first, len(batches)))
+            else:
+                formed = self._formed_anew(self.variation, epoch, batches, first)
+            for number, (pairs, passes) in enumerate(formed, first):
+                yield _EpochBatch(epoch, number, len(batches), pairs, passes)
             epoch, first = epoch + 1, 0
+
+    def _formed_anew(
+        self, variation: Variation, epoch: int, batches: EpochBatches | MixedBatches, first: int
+    ) -> Iterator[tuple[Indices, Indices]]:
+        """Yield batches of pairs that are of similar length in this pass, and how often each was seen before.
+
+        The pairs of a window of batches are divided among as many batches, so that the number of batches in an epoch
+        does not depend on the samples, and any batch can be made without those before its window.
+        """
+        for start in range(first - first % _WINDOW, len(batches), _WINDOW):
+            numbers = range(start, min(start + _WINDOW, len(batches)))
+            pairs = np.concatenate([batches[number] for number in numbers])
+            passes = np.concatenate([batches.passes(number) for number in numbers])
+            with self._variation_lock:
+                samples = list(zip(*variation.rows(pairs, passes), strict=True))
+                keys = zip(pairs.tolist(), passes.tolist(), strict=True)
+                self._samples = dict(zip(keys, samples, strict=True))
+            src, tgt = np.array([(len(src), len(tgt)) for src, tgt in samples], np.int32).T
+            sizes = pair_sizes(src, tgt)
+            order = np.lexsort((np.where(sizes % 2, src - tgt, tgt - src), sizes))
+            formed = split_evenly(sizes, order, len(numbers))
+            permutation = np.random.default_rng((self.seed, epoch, start)).permutation(len(formed))
+            for batch in permutation[max(0, first - start) :].tolist():
+                yield pairs[formed[batch]], passes[formed[batch]]
 
     def prefetch(self, updates: Iterator[Update], min_micro_batches: int) -> Generator[Update, None, None]:
         """Yield the updates with their micro-batches; a thread fetches the next while the caller runs one.
@@ -238,8 +275,7 @@ class UpdateLoader:
         """
         pairs = np.concatenate(update.batches)
         passes = np.concatenate(update.passes) if update.passes else np.zeros_like(pairs)
-        with self._variation_lock:
-            srcs, tgts = variation.rows(pairs, passes)
+        srcs, tgts = self._sampled(variation, pairs, passes)
         src_lengths, tgt_lengths = (np.fromiter(map(len, rows), np.int32, len(rows)) for rows in (srcs, tgts))
         ends = np.cumsum([len(batch) for batch in update.batches])
         rows = np.split(np.arange(len(pairs)), ends[:-1])
@@ -258,6 +294,16 @@ class UpdateLoader:
         num_targets = int(tgt_lengths.sum()) + len(tgts)
         return replace(update, micro_batches=micro_batches, num_targets=num_targets)
 
+    def _sampled(self, variation: Variation, pairs: Indices, passes: Indices) -> Sides:
+        """Return the tokens of both sides of some pairs in this pass."""
+        samples = self._samples
+        found = [samples.get(key) for key in zip(pairs.tolist(), passes.tolist(), strict=True)]
+        if None not in found:
+            srcs, tgts = zip(*found, strict=True)
+            return list(srcs), list(tgts)
+        with self._variation_lock:
+            return variation.rows(pairs, passes)
+
     def num_micro_batches(self, least: int) -> int:
         """Return how many micro-batches a batch of a whole update is split into, at least `least`."""
         return len(split_into_micro_batches([_NONE] * self.batches_per_update, self.num_shares, least)) // (
@@ -265,8 +311,8 @@ class UpdateLoader:
         )
 
     def row_budget(self, num_rows: int) -> int:
-        """Return the positions on its longer side that each row of a batch may take within the budget."""
-        return max(1, self.batch_tokens // num_rows)
+        """Return the positions on its longer side that each row of a batch may take before the batch is split."""
+        return max(1, int(_OVERSIZE * self.batch_tokens) // num_rows)
 
     def num_targets(self, update: Update) -> int:
         """Return the number of real target tokens of an update, eos included, over all processes."""

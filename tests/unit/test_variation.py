@@ -12,7 +12,7 @@ import torch
 
 from mtkit.config.sections import AugmentConfig, TokenizerConfig, TrainingConfig
 from mtkit.data.augmentation import Augmentation, change_case, insert_words, prefix_length, tag_prefixes
-from mtkit.data.batching import SpecialIds, split_to_fit
+from mtkit.data.batching import SpecialIds, split_evenly, split_to_fit
 from mtkit.data.order import MixedOrder
 from mtkit.data.readers import Pair
 from mtkit.data.tokenizer import Ids, Tokenizers, make_tokenizers
@@ -237,7 +237,10 @@ def test_a_tokenizer_trained_on_changed_case_knows_words_in_capitals() -> None:
 AUGMENT = AugmentConfig(upper=0.3, typos=0.2, no_final_punctuation=0.2)
 
 
-def test_updates_are_the_same_for_any_number_of_processes_and_micro_batches(tokenizers: Tokenizers) -> None:
+def test_updates_are_the_same_for_any_number_of_processes_and_micro_batches(
+    tokenizers: Tokenizers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mtkit.training.updates._OVERSIZE", 0.9)  # so that there is something to split
     found = variation(tokenizers, SAMPLING, AUGMENT)
     single = loader(tokenizers, found, accumulate=2)
     expected = [single.fetch(update, 1) for update in single.updates(0, 0)]
@@ -247,7 +250,7 @@ def test_updates_are_the_same_for_any_number_of_processes_and_micro_batches(toke
         assert single.num_targets(update) == sum(len(tgt) for _, tgt in rows_of(update))
         for number, batch in update.micro_batches.items():
             longest = max(batch.src_BS.shape[1], batch.tgt_in_BT.shape[1])
-            assert len(batch.src_BS) == 1 or len(batch.src_BS) * longest <= 200, number
+            assert len(batch.src_BS) == 1 or len(batch.src_BS) * longest <= 180, number
         seen |= {tuple(src) for src, _ in rows_of(update)}
     assert len(seen) > 1.5 * len(TEXTS)  # other samples in each of the three epochs
     for size, slices in ((1, 3), (2, 1)):
@@ -276,13 +279,40 @@ def test_a_resumed_epoch_has_the_same_rows_and_skipped_pairs_change_no_other(tok
     assert updates[-1].num_epochs == 3.0
 
 
+def test_batches_are_formed_of_pairs_that_are_of_similar_length_in_this_pass(tokenizers: Tokenizers) -> None:
+    found = variation(tokenizers, SAMPLING, AUGMENT)
+    tried = loader(tokenizers, found)
+    updates = [tried.fetch(update, 1) for update in tried.updates(0, 0)]
+    of_epoch = [update for update in updates if update.epoch == 0]
+    assert len(of_epoch) == len(tried.epoch_batches(0)) > 16
+    assert sorted(index for update in of_epoch for index in update.pairs()) == list(range(len(TEXTS)))
+    micro_batches = [batch for update in updates for batch in update.micro_batches.values()]
+    assert len(micro_batches) < 1.1 * len(updates)
+    padded = sum(batch.tgt_in_BT.numel() for batch in micro_batches)
+    assert sum(tried.num_targets(update) for update in updates) > 0.8 * padded
+    widths = [update.micro_batches[0].tgt_in_BT.shape[1] for update in updates]
+    assert widths[:16] != sorted(widths[:16])
+
+
+def test_an_order_is_split_into_as_many_batches_as_are_asked_for() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(100):
+        sizes = np.sort(rng.integers(1, 60, int(rng.integers(1, 200)))).astype(np.int32)
+        number = int(rng.integers(1, min(30, len(sizes)) + 1))
+        batches = split_evenly(sizes, np.arange(len(sizes)), number)
+        assert len(batches) == number and all(map(len, batches))
+        assert np.array_equal(np.concatenate(batches), np.arange(len(sizes)))
+        positions = [len(batch) * int(sizes[batch].max()) for batch in batches]
+        assert max(positions) <= max(sizes.max(), 1.3 * sum(positions) / number + sizes.max())
+
+
 def test_the_longest_batch_is_as_long_as_any_may_become(tokenizers: Tokenizers) -> None:
     found = variation(tokenizers, SAMPLING, AUGMENT)
     tried = loader(tokenizers, found)
     pairs = tried.epoch_batches(0).largest()
     for slices in (1, 2):
         batch = longest_batch(tried, pairs, slices)
-        assert batch.src.shape == (-(-len(pairs) // slices), 200 // len(pairs))
+        assert batch.src.shape == (-(-len(pairs) // slices), 220 // len(pairs))
         assert batch.src.shape == batch.tgt_in.shape
         assert batch.tgt_mask.all()
     plain = loader(tokenizers, None)
