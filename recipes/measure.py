@@ -32,7 +32,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 MTKIT = [sys.executable, "-m", "mtkit"]
-SAME_COST = 0.03  # a system whose CPU time differs so little from the baseline's is not trained again at equal minutes
+SAME_COST = 0.1  # a system whose CPU time differs so little from the baseline's is not trained again at equal minutes
 
 Row = dict[str, Any]
 writing = Lock()
@@ -103,10 +103,11 @@ class Recipe:
         return {**others, "run": str(run), "data": str(data), "recipe": str(self.folder)}
 
     def config_hash(self, commands: list[str]) -> str:
-        """Return a hash of the configs that commands name."""
+        """Return a hash of the configs that commands name, without their comments."""
         words = [word for command in commands for word in shlex.split(command) if word.endswith(".yaml")]
         paths = [ROOT / Template(word).safe_substitute(recipe=str(self.folder)) for word in words]
-        return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
+        configs = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths]
+        return hashlib.sha256(json.dumps(configs).encode()).hexdigest()[:12]
 
     def identity(self, system: str, seed: int, equal: str, steps: int) -> Row:
         """Return what tells a row from others, apart from the commit."""
