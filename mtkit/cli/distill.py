@@ -126,9 +126,19 @@ def distill(
     given = {"beam_size": beam_size, "mbr_candidates": mbr_candidates}
     decoding |= {key: value for key, value in given.items() if value is not None}
     plan = Distillation(
-        config, tuple(teachers or ()), decoding, tuple(mono or ()), translations, backward, closest,
-        max_ratio or None, drop_worst, keep_original, first, best,
-    )  # fmt: skip
+        config,
+        tuple(teachers or ()),
+        decoding,
+        mono=tuple(mono or ()),
+        translations=translations,
+        backward=backward,
+        closest=closest,
+        max_ratio=max_ratio or None,
+        drop_worst=drop_worst,
+        keep_original=keep_original,
+        first=first,
+        best=best,
+    )
     result = plan.run(print_stderr, fresh=fresh, parallelism=choose_parallelism(workers, threads))
     if result["systems"]:
         _print_table(result)

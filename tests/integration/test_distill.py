@@ -78,6 +78,18 @@ def test_the_translation_closest_to_the_reference_is_taken(
     assert any(best[src] != tgt for src, tgt, _ in found_rows)
 
 
+def test_the_teacher_may_search_by_minimum_bayes_risk(
+    settings: dict[str, Any], trained: Path, tmp_path: Path
+) -> None:
+    decoding = {"mbr": "chrf", "mbr_candidates": 4, "sample": False, "groups": 1}
+    write_targets(settings | {"decoding": decoding}, QUIET)
+    teacher = Translator.load(trained, device="cpu", precision="fp32", **decoding)
+    srcs = tiny.read_lines(tmp_path / "t.src")
+    wanted = dict(zip(srcs, (each.text for each in teacher.translate(srcs)), strict=True))
+    found = rows(settings, "train-0")
+    assert found and all(wanted[src] == tgt for src, tgt, _ in found)
+
+
 def test_a_file_of_translations_takes_the_place_of_a_teacher(
     settings: dict[str, Any], trained: Path, tmp_path: Path
 ) -> None:
@@ -181,6 +193,33 @@ def test_the_students_config_names_the_teacher_and_keeps_what_is_validated_on(
 
 
 @pytest.mark.slow
+def test_each_option_is_a_part_of_the_plan(
+    trained: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[Distillation] = []
+
+    def run(self: Distillation, *_: Any, **__: Any) -> dict[str, Any]:
+        plans.append(self)
+        return {"systems": []}
+
+    monkeypatch.setattr(Distillation, "run", run)
+    options = (
+        "--mono", "a", "--mono", "b", "--backward", "back", "--closest", 3, "--max-ratio", 2, "--drop-worst", 0.1,
+        "--keep-original", "--first", 50, "--best", 20, "--teacher-search", "mbr:chrf", "--mbr-candidates", 8,
+    )  # fmt: skip
+    code, _, err = tiny.mtkit("distill", trained, "--student", config, "-o", tmp_path / "s", *options)
+    assert code == 0, err
+    code, _, err = tiny.mtkit("distill", "--student", config, "-o", tmp_path / "s", "--translations", "file")
+    assert code == 0, err
+    first, second = plans
+    decoding = {"mbr": "chrf", "sample": False, "groups": 1, "mbr_candidates": 8}
+    assert first == Distillation(
+        first.config, (str(trained),), decoding, mono=("a", "b"), backward="back", closest=3, max_ratio=2.0,
+        drop_worst=0.1, keep_original=True, first=50, best=20,
+    )  # fmt: skip
+    assert (second.teachers, second.translations, second.max_ratio) == ((), "file", 3.0)
+
+
 def test_a_student_from_the_command_line(trained: Path, config: Path, tmp_path: Path) -> None:
     run = tmp_path / "student"
     keys = (

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from mtkit import load_config
 from mtkit.pipelines import Context, diversification_stages, pipeline, trainings
+from mtkit.pipelines.diversification import DIRECTIONS
 from mtkit.pipelines.records import Record, as_json
 from mtkit.training.signals import Interrupted
 
@@ -73,6 +74,30 @@ def test_a_diversified_run_is_a_usual_run_that_tells_where_its_pairs_come_from(
     assert tiny.mtkit(*command)[0] == 0 and not in_this_process
     code, _, err = tiny.mtkit(*command, "model.dropout=0.2")
     assert code == 2 and "model.dropout: " in err and "--fresh" in err.splitlines()[-1]
+
+
+def test_a_second_round_learns_from_the_union_of_the_first(
+    config: Path, corpus: Path, tmp_path: Path, in_this_process: list[str]
+) -> None:
+    few = tmp_path / "few"
+    shutil.copytree(corpus, few)
+    for side in ("src", "tgt"):
+        tiny.write_lines(few / f"train.{side}", tiny.read_lines(corpus / f"train.{side}")[:40])
+    command = ("diversify", config, *SMALL, f"data.root={few}", "--models", 1, "--rounds", 2, "--max-ratio", 0,
+               "-o", tmp_path / "diverse")  # fmt: skip
+    code, _, err = tiny.mtkit(*command)
+    assert code == 0, err
+    assert in_this_process[-7:] == [
+        "union-1", "round-2-forward-1", "round-2-forward-1-translations", "round-2-backward-1",
+        "round-2-backward-1-translations", "union-2", "final",
+    ]  # fmt: skip
+    stages = tmp_path / "diverse.stages"
+    second, backward = (load_config(stages / f"round-2-{name}-1" / "config.yaml") for name in DIRECTIONS)
+    assert "union-1/train-0.src" in str(second.data.train[1].src)
+    assert "union-1/train-0.tgt" in str(backward.data.train[1].src)
+    unions = [len(tiny.read_lines(stages / f"union-{number}" / "train-0.src")) for number in (1, 2)]
+    assert 0 < unions[0] <= unions[1]
+    assert "union-2/train-0.src" in str(load_config(tmp_path / "diverse" / "config.yaml").data.train[1].src)
 
 
 def test_what_a_preset_chose_is_a_fact_of_each_run(config: Path, corpus: Path, tmp_path: Path) -> None:

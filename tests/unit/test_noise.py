@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mtkit.errors import ConfigError, StorageError
 from mtkit.pipelines.noise import Noise
 from mtkit.pipelines.resumable_file import ResumableFile
 from mtkit.pipelines.translation_filter import TranslationFilter, summary
+from mtkit.pipelines.translations import LineProgress
 
 
 def test_noise_deletes_replaces_and_moves_as_often_as_it_should() -> None:
@@ -135,3 +137,20 @@ def test_a_resumable_file_forgets_what_its_note_does_not_know(tmp_path: Path) ->
     (tmp_path / "mine").touch()
     with pytest.raises(ConfigError, match="not of this command"):
         ResumableFile(tmp_path / "mine", job)
+
+
+def test_progress_tells_speed_and_time_left_of_what_is_translated_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, said = [100.0], list[str]()
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    progress = LineProgress(said.append, total=3000, done=1000)
+    for _ in range(4):
+        now[0] += 6
+        progress(100)
+    assert said == [
+        "1,200 of 3,000 lines, 17 lines/s, time left 1 min 48 s",
+        "1,400 of 3,000 lines, 17 lines/s, time left 1 min 36 s",
+    ]
+    LineProgress(said.append)(5)
+    assert len(said) == 2
