@@ -32,7 +32,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 MTKIT = [sys.executable, "-m", "mtkit"]
-SAME_COST = 0.1  # a system whose CPU time differs so little from the baseline's is not trained again at equal minutes
+SAME_COST = 0.1  # relative difference in CPU time up to which a system is not trained again at equal minutes
 
 Row = dict[str, Any]
 writing = Lock()
