@@ -112,8 +112,14 @@ class Recipe:
     def identity(self, system: str, seed: int, equal: str, steps: int) -> Row:
         """Return what tells a row from others, apart from the commit."""
         commands = self.commands(system, seed, steps)
+        config = self.config_hash(commands)
+        names = {found["named"] for line in commands for found in Template.pattern.finditer(line)}
+        for other in self.systems:  # with which this one begins
+            if _placeholder(other) in names:
+                begins_with = self.identity(other, seed, "updates", self.steps)
+                config = hashlib.sha256(json.dumps([config, begins_with]).encode()).hexdigest()[:12]
         return {"system": system, "seed": seed, "equal": equal, "steps": steps, "commands": commands,
-                "config": self.config_hash(commands)}  # fmt: skip
+                "config": config}  # fmt: skip
 
     def is_used(self, system: str) -> bool:
         """Return whether another system begins with this one, or is compared with its cost."""
@@ -130,9 +136,8 @@ class Recipe:
         for name, seed in costs:
             if name == system and (self.baseline, seed) in costs:
                 return float(costs[name, seed] / costs[self.baseline, seed])
-        sys.exit(
-            f"no CPU time of {system} and {self.baseline}: a killed call has lost it; measure them again"
-        )
+        hint = "measure both, with --again if a killed call has lost it"
+        sys.exit(f"no CPU time of {system} and {self.baseline} with the same seed: {hint}")
 
     def rows(self) -> list[Row]:
         """Return the rows of results.jsonl."""
@@ -196,8 +201,11 @@ def open_progress(run: Path, identity: Row, commit: str, *, again: bool) -> Prog
     note = beside(run, ".json")
     if note.exists():
         found = Progress(**json.loads(note.read_text(encoding="utf-8")))
-        if found.identity == identity and (found.commit == commit or not again):
-            found.is_timed = found.is_timed and not found.is_running
+        found.is_timed = found.is_timed and not found.is_running
+        is_same = found.commit == commit != "changed"
+        if found.identity == identity and (not again or (is_same and found.is_timed)):
+            if not is_same and found.num_done < len(identity["commands"]):
+                found.commit = "changed"  # another one makes the rest
             return found
         for path in (run, beside(run, "-int8"), *run.parent.glob(f"{run.name}.*")):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -232,7 +240,9 @@ def measure(recipe: Recipe, arguments: argparse.Namespace, system: str, seed: in
     commit = git("rev-parse", "HEAD") if not git("status", "--porcelain", "mtkit") else "changed"
     row = recipe.identity(system, seed, equal, steps)
     known = [old for old in recipe.rows() if old | row == old]
-    if any(not arguments.again or old["commit"] == commit for old in known):
+    if known and not arguments.again:
+        return
+    if any(old["commit"] == commit != "changed" and old["cpu_minutes"] is not None for old in known):
         return
     runs = (arguments.runs or ROOT / "runs" / recipe.folder.name).resolve()
     runs.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import numpy as np
 import torch
 from rich.console import Console, Group, RenderableType
 from rich.table import Column, Table
@@ -263,13 +262,8 @@ class _MtkitLoop:
 
     def updates(self) -> Iterator[Update]:
         """Yield updates without end, epoch after epoch."""
-        size = self.trainer.config.training.batches_per_update
-        for epoch in itertools.count():
-            order = self.trainer.loader.epoch_batches(epoch)
-            batches = [order[i % len(order)] for i in range(max(len(order), size))]
-            passes = [np.full_like(batch, epoch) for batch in batches]
-            for first in range(0, len(batches) - size + 1, size):
-                yield Update(batches[first : first + size], passes=passes[first : first + size])
+        while True:
+            yield from self.trainer.loader.updates(0, 0)
 
     def largest_update(self) -> Update:
         """Return an update in which every batch is the one with the most positions."""

@@ -60,7 +60,7 @@ def split_by_tokens(sizes: Ids, order: Indices, batch_tokens: int) -> list[Indic
 
 
 def split_evenly(sizes: Ids, order: Indices, num_batches: int) -> list[Indices]:
-    """Split an order, sorted by size, into this many batches with about as few rows x largest size as possible in each.
+    """Split an order, sorted by size, into this many batches, of which the largest takes as few positions as possible.
 
     Args:
         sizes: the positions that each row takes on its longer side.

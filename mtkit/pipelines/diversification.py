@@ -117,7 +117,7 @@ class Diversification:
                 config=config,
                 helpers=helpers,
                 choices=prepared["choices"],
-                choices_of_helpers=prepared["choices_of_helpers"],
+                choices_of_helpers=prepared.get("choices_of_helpers", ()),
             )
             pipeline.efforts = chosen.efforts  # a preset may have changed the number of updates
             return chosen._train_and_translate(pipeline, pairs)

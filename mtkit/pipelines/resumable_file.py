@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mtkit.errors import ConfigError, StorageError
+from mtkit.errors import ConfigError, MtkitError, StorageError
 from mtkit.files import fsync_folder, make_folder, storage_errors, write_text
 
 
@@ -47,8 +47,17 @@ class ResumableFile:
         self._file: BinaryIO | None = None
         if self._part.exists():
             self._open()
-        note = {} if fresh else self._read_note()
-        if fresh or not (path.exists() or self._part.exists()):
+        try:
+            self._resume(fresh=fresh)
+        except MtkitError:
+            self.close()
+            raise
+
+    def _resume(self, *, fresh: bool) -> None:
+        """Read what is done from the note."""
+        path, note = self.path, {} if fresh else self._read_note()
+        is_begun = path.exists() or (self._part.exists() and self._part.stat().st_size > 0)
+        if fresh or not is_begun:
             return
         if note.get("job") != self.job:
             what = "another job wrote this file" if note else "this file exists, and is not of this command"
@@ -67,11 +76,11 @@ class ResumableFile:
         Raises:
             StorageError: If it cannot be written.
         """
+        make_folder(self.path.parent)
+        file = self._file or self._open()
         if not self._size:
-            make_folder(self.path.parent)
             self._write_note()  # OUT.part must be known as this job's from its first byte on
         with storage_errors(self.path):
-            file = self._file or self._open()
             file.truncate(self._size)  # a piece that the note does not know of
             file.write(text.encode())
             file.flush()

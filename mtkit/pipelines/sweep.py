@@ -200,7 +200,8 @@ def make_plan(
         raise ConfigError(f"the folder has another sweep: {differences}", where=str(folder), hint=hint)
     halving = Halving(stored["steps"], options.reduction, options.budget, options.unit)
     configs = [parse_config(values) for values in stored["configs"]]
-    return Plan(folder, stored["trials"], configs, halving, original, stored["choices"])
+    choices = stored.get("choices") or [[]] * len(configs)
+    return Plan(folder, stored["trials"], configs, halving, original, choices)
 
 
 def _request(config: Config, options: SweepOptions) -> dict[str, Any]:
@@ -354,11 +355,9 @@ def _try_task(plan: Plan, task: Task, say: Say) -> bool:
         left = plan.seconds_left()
         rest = "" if left is None else f"; about {format_duration(left)} of training left in all"
         say(f"{name}: to update {steps[task.rung]:,} with {' '.join(plan.trials[task.trial])}{rest}")
-        settings = {
-            "config": config_to_dict(plan.configs[task.trial]),
-            "stop_at": steps[task.rung],
-            "choices": plan.choices[task.trial],
-        }
+        settings = {"config": config_to_dict(plan.configs[task.trial]), "stop_at": steps[task.rung]}
+        if choices := plan.choices[task.trial]:
+            settings["choices"] = choices
         outputs = (plan.run(task.trial),)
         stage = Stage(f"rung-{task.rung}", _train_to_rung, settings, efforts[0], outputs=outputs)
         try:
@@ -401,7 +400,7 @@ def _train_to_rung(settings: Settings, context: Context) -> Mapping[str, Any]:
             console=context.console,
             find_model=find_model,
             stop_at=settings["stop_at"],
-            choices=settings["choices"],
+            choices=settings.get("choices", ()),
         )
     except WorkerLostError:
         raise

@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import cycle, islice
 
 import numpy as np
 
@@ -16,7 +15,6 @@ from mtkit.data.order import num_batches_of, num_epochs_of
 from mtkit.device import synchronize
 from mtkit.formatting import format_count, format_duration
 from mtkit.training.trainer import Trainer
-from mtkit.training.updates import Update
 from mtkit.training.validation import EvalSet, TextCorpus, Validator
 
 _TIMED_UPDATES = 5
@@ -79,15 +77,17 @@ def measure_speed(trainer: Trainer) -> Speed:
     Args:
         trainer: trainer of the run.
     """
-    size = trainer.config.training.batches_per_update
-    batches = cycle(trainer.loader.epoch_batches(trainer.state.epoch))
+    updates = trainer.loader.updates(0, 0)
     seconds: list[float] = []
     for number in range(1 + _TIMED_UPDATES):
         is_enough = len(seconds) > 1 and sum(seconds) > _MAX_SECONDS
         if any(trainer.world.all_gather(is_enough)):
             break
-        update = Update(list(islice(batches, size)))
         start = time.perf_counter()
+        update = next(updates, None)
+        if update is None:  # the end of the last epoch
+            updates = trainer.loader.updates(0, 0)
+            update = next(updates)
         trainer.train_step(update)
         synchronize(trainer.device)
         if number:  # the first is slower: its shapes are new

@@ -1,7 +1,8 @@
 """The updates of a run: which batches each one has, and their micro-batches on the device, prefetched in a thread.
 
-The order of batches is a function of (seed, epoch). An update is `batches_per_update` batches in that order. Each batch
-is split into micro-batches, which are dealt to the processes.
+The order of batches is a function of (seed, epoch); pairs that vary from pass to pass are batched anew by their
+lengths, within windows of this order. An update is `batches_per_update` batches in that order. Each batch is split into
+micro-batches, which are dealt to the processes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from mtkit.data.batching import (
 from mtkit.data.corpus import Corpus
 from mtkit.data.directions import BothDirections
 from mtkit.data.order import BatchOrder, EpochBatches, Indices, MixedBatches, MixedOrder, PhasedOrder
-from mtkit.data.variation import Sides, Variation
+from mtkit.data.variation import Variation
 from mtkit.errors import ConfigError
 from mtkit.training.distributed import World
 from mtkit.training.loss import TensorBatch
@@ -53,6 +54,7 @@ class Update:
         last_batch: number of the last batch in that epoch.
         batches_in_epoch: number of batches of that epoch.
         passes: how often each pair of each batch was seen before; by default never.
+        samples: tokens of both sides of all pairs, if they vary from pass to pass.
         micro_batches: this process's micro-batches on the device, by their number among those of all processes; empty
             until they are fetched.
         num_targets: real target tokens over all processes, once it is fetched, if they vary from pass to pass.
@@ -63,6 +65,7 @@ class Update:
     last_batch: int = 0
     batches_in_epoch: int = 1
     passes: Sequence[Indices] = ()
+    samples: Sequence[tuple[Ids, Ids]] = ()
     micro_batches: dict[int, TensorBatch] = field(default_factory=dict)
     num_targets: int | None = None
 
@@ -84,17 +87,18 @@ class Update:
             [each[rows] for each, rows in zip(column, kept, strict=False) if rows.any()]
             for column in (self.batches, self.passes)
         )
-        return replace(self, batches=batches, passes=passes, micro_batches={}, num_targets=None)
+        return replace(self, batches=batches, passes=passes, samples=(), micro_batches={}, num_targets=None)
 
 
 class _EpochBatch(NamedTuple):
-    """A batch of an epoch: its number, that of the epoch's batches, its pairs, and how often they were seen before."""
+    """A batch of an epoch: its number, that of the epoch's batches, its pairs, their passes and their samples."""
 
     epoch: int
     number: int
     num_batches: int
     pairs: Indices
     passes: Indices
+    samples: Sequence[tuple[Ids, Ids]]
 
 
 def make_order(
@@ -177,8 +181,6 @@ class UpdateLoader:
         self.batches_per_update, self.max_epochs = training.batches_per_update, training.max_epochs
         self.seed = seed
         self._epoch: tuple[int, EpochBatches | MixedBatches] | None = None
-        self._samples: dict[tuple[int, int], tuple[Ids, Ids]] = {}
-        """Tokens of both sides by pair and pass, of the latest window."""
         # Sampling changes the sampler, and an update without skipped pairs is fetched while a thread fetches the next.
         self._variation_lock = Lock()
 
@@ -194,25 +196,24 @@ class UpdateLoader:
         while taken := list(islice(batches, self.batches_per_update)):
             last = taken[-1]
             pairs, passes = [each.pairs for each in taken], [each.passes for each in taken if self.variation]
-            yield Update(pairs, last.epoch, last.number, last.num_batches, passes)
+            samples = [sample for each in taken for sample in each.samples]
+            yield Update(pairs, last.epoch, last.number, last.num_batches, passes, samples)
 
     def _batches(self, epoch: int, first: int) -> Iterator[_EpochBatch]:
         """Yield the batches to the end of the last epoch."""
         while self.max_epochs is None or epoch < self.max_epochs:
             batches = self.epoch_batches(epoch)
-            formed: Iterator[tuple[Indices, Indices]]
             if self.variation is None:
-                formed = ((batches[number], _NONE) for number in range(first, len(batches)))
+                for number in range(first, len(batches)):
+                    yield _EpochBatch(epoch, number, len(batches), batches[number], _NONE, ())
             else:
-                formed = self._formed_anew(self.variation, epoch, batches, first)
-            for number, (pairs, passes) in enumerate(formed, first):
-                yield _EpochBatch(epoch, number, len(batches), pairs, passes)
+                yield from self._rebatched(self.variation, epoch, batches, first)
             epoch, first = epoch + 1, 0
 
-    def _formed_anew(
+    def _rebatched(
         self, variation: Variation, epoch: int, batches: EpochBatches | MixedBatches, first: int
-    ) -> Iterator[tuple[Indices, Indices]]:
-        """Yield batches of pairs that are of similar length in this pass, and how often each was seen before.
+    ) -> Iterator[_EpochBatch]:
+        """Yield batches of pairs that are of similar length in this pass.
 
         The pairs of a window of batches are divided among as many batches, so that the number of batches in an epoch
         does not depend on the samples, and any batch can be made without those before its window.
@@ -223,15 +224,16 @@ class UpdateLoader:
             passes = np.concatenate([batches.passes(number) for number in numbers])
             with self._variation_lock:
                 samples = list(zip(*variation.rows(pairs, passes), strict=True))
-                keys = zip(pairs.tolist(), passes.tolist(), strict=True)
-                self._samples = dict(zip(keys, samples, strict=True))
             src, tgt = np.array([(len(src), len(tgt)) for src, tgt in samples], np.int32).T
             sizes = pair_sizes(src, tgt)
             order = np.lexsort((np.where(sizes % 2, src - tgt, tgt - src), sizes))
             formed = split_evenly(sizes, order, len(numbers))
             permutation = np.random.default_rng((self.seed, epoch, start)).permutation(len(formed))
-            for batch in permutation[max(0, first - start) :].tolist():
-                yield pairs[formed[batch]], passes[formed[batch]]
+            for number, batch in zip(numbers, permutation.tolist(), strict=True):
+                if number >= first:
+                    rows = formed[batch]
+                    own = [samples[row] for row in rows.tolist()]
+                    yield _EpochBatch(epoch, number, len(batches), pairs[rows], passes[rows], own)
 
     def prefetch(self, updates: Iterator[Update], min_micro_batches: int) -> Generator[Update, None, None]:
         """Yield the updates with their micro-batches; a thread fetches the next while the caller runs one.
@@ -275,7 +277,11 @@ class UpdateLoader:
         """
         pairs = np.concatenate(update.batches)
         passes = np.concatenate(update.passes) if update.passes else np.zeros_like(pairs)
-        srcs, tgts = self._sampled(variation, pairs, passes)
+        if update.samples:
+            srcs, tgts = map(list, zip(*update.samples, strict=True))
+        else:
+            with self._variation_lock:
+                srcs, tgts = variation.rows(pairs, passes)
         src_lengths, tgt_lengths = (np.fromiter(map(len, rows), np.int32, len(rows)) for rows in (srcs, tgts))
         ends = np.cumsum([len(batch) for batch in update.batches])
         rows = np.split(np.arange(len(pairs)), ends[:-1])
@@ -293,16 +299,6 @@ class UpdateLoader:
                 micro_batches[number] = TensorBatch.from_batch(batch, self.device, self.packed_pad)
         num_targets = int(tgt_lengths.sum()) + len(tgts)
         return replace(update, micro_batches=micro_batches, num_targets=num_targets)
-
-    def _sampled(self, variation: Variation, pairs: Indices, passes: Indices) -> Sides:
-        """Return the tokens of both sides of some pairs in this pass."""
-        samples = self._samples
-        found = [samples.get(key) for key in zip(pairs.tolist(), passes.tolist(), strict=True)]
-        if None not in found:
-            srcs, tgts = zip(*found, strict=True)
-            return list(srcs), list(tgts)
-        with self._variation_lock:
-            return variation.rows(pairs, passes)
 
     def num_micro_batches(self, least: int) -> int:
         """Return how many micro-batches a batch of a whole update is split into, at least `least`."""

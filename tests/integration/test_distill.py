@@ -192,7 +192,6 @@ def test_the_students_config_names_the_teacher_and_keeps_what_is_validated_on(
     assert (student.data.valid, student.data.test) == (loaded.data.valid, loaded.data.test)
 
 
-@pytest.mark.slow
 def test_each_option_is_a_part_of_the_plan(
     trained: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +219,7 @@ def test_each_option_is_a_part_of_the_plan(
     assert (second.teachers, second.translations, second.max_ratio) == ((), "file", 3.0)
 
 
+@pytest.mark.slow
 def test_a_student_from_the_command_line(trained: Path, config: Path, tmp_path: Path) -> None:
     run = tmp_path / "student"
     keys = (

@@ -164,7 +164,7 @@ def test_a_lost_worker_is_no_failure_of_the_trial(
         raise (WorkerLostError if is_lost else TrainingError)("it ended")
 
     monkeypatch.setattr("mtkit.training.run.train", train)
-    settings = {"config": config_to_dict(load_config("my.yaml")), "stop_at": 10, "choices": []}
+    settings = {"config": config_to_dict(load_config("my.yaml")), "stop_at": 10}
     with pytest.raises(WorkerLostError) if is_lost else nullcontext():
         assert _train_to_rung(settings, Context(Console(quiet=True))) == {
             "score": None,

@@ -153,6 +153,30 @@ def test_a_time_that_a_killed_call_has_lost_is_not_told(measure: ModuleType, tmp
         recipe.relative_cost("dropout 0.1")
 
 
+def test_a_lost_time_can_be_measured_again(measure: ModuleType, tmp_path: Path) -> None:
+    identity = measure.Recipe(tmp_path).identity("plain", 1, "updates", 100)
+    (tmp_path / "runs").mkdir()
+    measure.write_progress(tmp_path / "runs" / "plain-1", measure.Progress(identity, "abc"), is_running=True)
+    assert measured(measure, tmp_path, "plain")[0]["cpu_minutes"] is None
+    assert all(row["cpu_minutes"] is not None for row in measured(measure, tmp_path, "plain", again=True))
+
+
+def test_a_row_of_two_commits_names_neither(
+    measure: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fails").touch()
+    with pytest.raises(SystemExit):
+        measured(measure, tmp_path, "plain")
+    monkeypatch.setattr(measure, "git", lambda *words: "" if words[0] == "status" else "def")
+    assert [row["commit"] for row in measured(measure, tmp_path, "plain")] == ["changed", "def"]
+
+
+def test_what_begins_with_a_changed_system_is_measured_afresh(measure: ModuleType, tmp_path: Path) -> None:
+    assert len(measured(measure, tmp_path)) == 6
+    (tmp_path / "systems.yaml").write_text(SYSTEMS.replace('plain: ""', "plain: label_smoothing=0"))
+    assert [row["system"] for row in measure.Recipe(tmp_path).current_rows()] == ["dropout 0.1"] * 2
+
+
 def test_a_folder_of_something_else_is_left_alone(measure: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "runs" / "plain-1").mkdir(parents=True)
     with pytest.raises(SystemExit, match="is not from a measurement"):
