@@ -262,8 +262,7 @@ class _MtkitLoop:
 
     def updates(self) -> Iterator[Update]:
         """Yield updates without end, epoch after epoch."""
-        while True:
-            yield from self.trainer.loader.updates(0, 0)
+        return self.trainer.loader.endless_updates()
 
     def largest_update(self) -> Update:
         """Return an update in which every batch is the one with the most positions."""

@@ -331,15 +331,14 @@ def choose(size: CorpusSize, machine: Machine, chosen: Mapping[str, object]) -> 
         passes = steps / per_epoch  # of one direction
         epochs = max(passes / 2, passes - size.reversed_epochs)
         shown = f"{epochs:.2g}" if epochs < 10 else f"{epochs:,.0f}"
-        all_reversed = size.reversed_epochs >= epochs
-        of_epoch = format_count(round_to_two_digits(per_epoch * (2 if all_reversed else 1)), "update")
+        first = ""
+        if size.reversed_epochs >= epochs:
+            per_epoch *= 2
+        elif size.reversed_epochs:
+            first = f", the first {size.reversed_epochs} twice as long"
+        of_epoch = format_count(round_to_two_digits(per_epoch), "update")
         reasons.append(
-            f"{values['training.max_steps']:,} updates, about {shown} epochs of an estimated {of_epoch}"
-            + (
-                f", the first {size.reversed_epochs} twice as long"
-                if 0 < size.reversed_epochs < epochs
-                else ""
-            )
+            f"{values['training.max_steps']:,} updates, about {shown} epochs of an estimated {of_epoch}{first}"
         )
     return Choice(name, size.pairs, _fill_in(name, values, chosen), reasons)
 

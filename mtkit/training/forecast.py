@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mtkit.config.sections import Config
-from mtkit.data.order import num_batches_of, num_epochs_of
+from mtkit.data.order import num_epochs_of
 from mtkit.device import synchronize
 from mtkit.formatting import format_count, format_duration
 from mtkit.training.trainer import Trainer
@@ -77,17 +76,14 @@ def measure_speed(trainer: Trainer) -> Speed:
     Args:
         trainer: trainer of the run.
     """
-    updates = trainer.loader.updates(0, 0)
+    updates = trainer.loader.endless_updates()
     seconds: list[float] = []
     for number in range(1 + _TIMED_UPDATES):
         is_enough = len(seconds) > 1 and sum(seconds) > _MAX_SECONDS
         if any(trainer.world.all_gather(is_enough)):
             break
         start = time.perf_counter()
-        update = next(updates, None)
-        if update is None:  # the end of the last epoch
-            updates = trainer.loader.updates(0, 0)
-            update = next(updates)
+        update = next(updates)
         trainer.train_step(update)
         synchronize(trainer.device)
         if number:  # the first is slower: its shapes are new
@@ -133,7 +129,7 @@ def run_size(trainer: Trainer, speed: Speed) -> RunSize:
     order, size = trainer.loader.order, training.batches_per_update
     limits = [training.step_limit]
     if training.max_epochs is not None:
-        limits.append(math.ceil(num_batches_of(order, training.max_epochs) / size))
+        limits.append(trainer.loader.num_updates(training.max_epochs))
     if training.time_limit_minutes is not None:
         with_validation = (
             speed.update_seconds + speed.validation_seconds / trainer.config.validation.every_steps

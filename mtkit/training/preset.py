@@ -31,7 +31,6 @@ from mtkit.config.rules import ineffective_keys
 from mtkit.config.sections import Config, DataConfig
 from mtkit.config.yaml_document import format_value
 from mtkit.data.filters import KEPT, PairFilter
-from mtkit.data.order import num_batches_of
 from mtkit.data.sources import open_sources
 from mtkit.device import choose_device, choose_dtype
 from mtkit.errors import ConfigError, DataError
@@ -235,8 +234,7 @@ def _most_updates(trainer: Trainer) -> float:
     if trainer.config.preset is not None and training.max_steps is not None:
         limits.append(training.max_steps)
     if training.max_epochs is not None:
-        num_batches = num_batches_of(trainer.loader.order, training.max_epochs)
-        limits.append(math.ceil(num_batches / training.batches_per_update))
+        limits.append(trainer.loader.num_updates(training.max_epochs))
     return min(limits)
 
 

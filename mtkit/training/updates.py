@@ -31,7 +31,15 @@ from mtkit.data.batching import (
 )
 from mtkit.data.corpus import Corpus
 from mtkit.data.directions import BothDirections
-from mtkit.data.order import BatchOrder, EpochBatches, Indices, MixedBatches, MixedOrder, PhasedOrder
+from mtkit.data.order import (
+    BatchOrder,
+    EpochBatches,
+    Indices,
+    MixedBatches,
+    MixedOrder,
+    PhasedOrder,
+    num_batches_of,
+)
 from mtkit.data.variation import Variation
 from mtkit.errors import ConfigError
 from mtkit.training.distributed import World
@@ -198,6 +206,15 @@ class UpdateLoader:
             pairs, passes = [each.pairs for each in taken], [each.passes for each in taken if self.variation]
             samples = [sample for each in taken for sample in each.samples]
             yield Update(pairs, last.epoch, last.number, last.num_batches, passes, samples)
+
+    def endless_updates(self) -> Iterator[Update]:
+        """Yield the updates from the first on, and all of them again after the last epoch."""
+        while True:
+            yield from self.updates(0, 0)
+
+    def num_updates(self, num_epochs: int) -> int:
+        """Return the number of updates of the first epochs."""
+        return -(-num_batches_of(self.order, num_epochs) // self.batches_per_update)
 
     def _batches(self, epoch: int, first: int) -> Iterator[_EpochBatch]:
         """Yield the batches to the end of the last epoch."""

@@ -42,13 +42,18 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ran
 
 
+def few_pairs(corpus: Path, folder: Path, num_pairs: int) -> Path:
+    """Copy a corpus with some of its training pairs only."""
+    shutil.copytree(corpus, folder)
+    for side in ("src", "tgt"):
+        tiny.write_lines(folder / f"train.{side}", tiny.read_lines(corpus / f"train.{side}")[:num_pairs])
+    return folder
+
+
 def test_a_diversified_run_is_a_usual_run_that_tells_where_its_pairs_come_from(
     config: Path, corpus: Path, tmp_path: Path, in_this_process: list[str]
 ) -> None:
-    few = tmp_path / "few"
-    shutil.copytree(corpus, few)
-    for side in ("src", "tgt"):
-        tiny.write_lines(few / f"train.{side}", tiny.read_lines(corpus / f"train.{side}")[:60])
+    few = few_pairs(corpus, tmp_path / "few", 60)
     run = tmp_path / "diverse"
     command = ("diversify", config, *SMALL, f"data.root={few}", "--models", 1, "-o", run, "--max-ratio", 0,
                "--final", "training.max_steps=3", "--helpers", "seed=7")  # fmt: skip
@@ -79,10 +84,7 @@ def test_a_diversified_run_is_a_usual_run_that_tells_where_its_pairs_come_from(
 def test_a_second_round_learns_from_the_union_of_the_first(
     config: Path, corpus: Path, tmp_path: Path, in_this_process: list[str]
 ) -> None:
-    few = tmp_path / "few"
-    shutil.copytree(corpus, few)
-    for side in ("src", "tgt"):
-        tiny.write_lines(few / f"train.{side}", tiny.read_lines(corpus / f"train.{side}")[:40])
+    few = few_pairs(corpus, tmp_path / "few", 40)
     command = ("diversify", config, *SMALL, f"data.root={few}", "--models", 1, "--rounds", 2, "--max-ratio", 0,
                "-o", tmp_path / "diverse")  # fmt: skip
     code, _, err = tiny.mtkit(*command)
