@@ -108,7 +108,7 @@ def score(
         refs: one or more streams of references, each as long as `hyps`. None is a missing reference (the signature
             then says `nrefs:var`), "" an empty one.
         metrics: names from `METRICS`, or `MOSES_BLEU`, in any case.
-        tokenize: sacreBLEU's tokenizer for BLEU; by default that of the target language (see `_default_tokenizer`).
+        tokenize: sacreBLEU's tokenizer for BLEU; by default that of the target language (see `default_tokenizer`).
         lowercase: ignore case in BLEU and chrF. TER always ignores it, by convention, and so does `MOSES_BLEU`.
         tgt: code of the target language.
         num_bootstrap: resamples for the 95% interval, usually 1000; 0 computes none. chrF++ needs about 100 kB of
@@ -185,7 +185,7 @@ def check_metrics(metrics: Sequence[str], *, tokenize: str | None = None, tgt: s
     build_metrics(metrics, tokenize, lowercase=False, tgt=tgt)
 
 
-def _default_tokenizer(tgt: str | None) -> str:
+def default_tokenizer(tgt: str | None) -> str:
     """Return sacreBLEU's default tokenizer for BLEU in a language: the language's own if there is one, else 13a.
 
     Those of Japanese and Korean are separate packages; without them the default is to count characters.
@@ -204,7 +204,7 @@ def bleu_warning(metrics: Sequence[str], tgt: str | None, *, tokenize: str | Non
     """Return a warning if BLEU with the default tokenizer is not what users expect in a language, or None."""
     if "bleu" not in metrics or tokenize is not None:
         return None
-    language, chosen = short_code(tgt), _default_tokenizer(tgt)
+    language, chosen = short_code(tgt), default_tokenizer(tgt)
     if chosen == "char":
         return (
             f"BLEU counts characters (tok:char) because {BLEU_TOKENIZERS[language]} is not installed: run "
@@ -330,7 +330,7 @@ def build_metrics(
     for name in names:
         match name.lower():
             case "bleu":
-                tokenizer = tokenize or _default_tokenizer(tgt)
+                tokenizer = tokenize or default_tokenizer(tgt)
                 with _tokenizer_errors(tokenizer):
                     built.append(
                         BLEU(lowercase=lowercase, tokenize=tokenizer, effective_order=effective_order)

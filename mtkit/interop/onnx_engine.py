@@ -63,7 +63,7 @@ class OnnxExporter:
 
     def engine(self, model: LoadedModel, folder: Path, type_: str, decoding: DecodingConfig) -> Engine:
         """See `Exporter.engine`."""
-        return _OnnxEngine(_OnnxEnsemble(Graphs(folder), model), decoding)
+        return _OnnxEngine(_OnnxEnsemble(Graphs(folder), model), decoding, model.config.data.tgt)
 
 
 class Graphs:
@@ -185,10 +185,11 @@ class _OnnxEngine(BatchedSearch):
     Args:
         ensemble: the model.
         decoding: how to search.
+        tgt: code of the target language.
     """
 
-    def __init__(self, ensemble: _OnnxEnsemble, decoding: DecodingConfig) -> None:
-        super().__init__(ensemble, decoding)
+    def __init__(self, ensemble: _OnnxEnsemble, decoding: DecodingConfig, tgt: str | None) -> None:
+        super().__init__(ensemble, decoding, tgt=tgt)
         self.graphs = ensemble.graphs
 
     def align(

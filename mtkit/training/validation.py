@@ -258,8 +258,9 @@ class Validator:
         loss, set_losses = self.loss(model, world)
         hyps: list[str] = []
         if self.config.validation.metrics:
+            data = self.config.data
             translator = Translator(
-                model, self.tokenizers, self.config.validation_decoding, self.config.data.max_length
+                model, self.tokenizers, self.config.validation_decoding, data.max_length, tgt=data.tgt
             )
             requests = [self.corpus.requests[i] for i in self._chosen]
             hyps = [translation.text for translation in translator.translate(world.shard(requests))]

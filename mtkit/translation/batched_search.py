@@ -60,6 +60,7 @@ class BatchedSearch:
         decoding: beam, penalties, batch size.
         shortlist: the tokens that a translation may consist of; None for the whole vocabulary.
         workers: compute batches at the same time; made by default, as threads.
+        tgt: code of the target language; see `make_utility`.
 
     Attributes:
         options: options of the beam search.
@@ -71,25 +72,25 @@ class BatchedSearch:
         decoding: DecodingConfig,
         shortlist: Shortlist | None = None,
         workers: Workers | None = None,
+        tgt: str | None = None,
     ) -> None:
         self.ensemble, self.decoding, self.shortlist = ensemble, decoding, shortlist
         self.options = search_options(decoding, ensemble.tokenizers.tgt)
         self.sampling = _sampling_options(decoding)
-        self.utility = None if decoding.mbr is None else make_utility(decoding.mbr)
+        self.utility = None if decoding.mbr is None else make_utility(decoding.mbr, tgt)
         self.workers = workers or Workers(ensemble.device)
         self.workers.add(self._search_batch, self._align_batch)
 
     def search_segments(
         self,
         segments: Sequence[Segment],
-        on_batch: Callable[[list[Segment]], None] | None = None,
         parallelism: Parallelism = PARALLEL,
     ) -> list[list[Hypothesis]]:
         """Return the hypotheses of each segment, best first; samples in the order they were drawn.
 
         See `start_search`.
         """
-        return self.start_search(segments, on_batch, parallelism).finish()
+        return self.start_search(segments, parallelism=parallelism).finish()
 
     def start_search(
         self,
@@ -249,7 +250,7 @@ class BatchedSearch:
         device, buckets = self.ensemble.device, self.ensemble.buckets
         with out_of_memory_errors("lower decoding.batch_tokens or the beam"):
             if buckets is not None and is_plain and not self.decoding.sample:
-                return self._chosen(static_search(buckets, src_BS, max_lengths, options, prefixes))
+                return self._least_risk(static_search(buckets, src_BS, max_lengths, options, prefixes))
             num_hypotheses = self.decoding.num_hypotheses
             stepper = self.ensemble.stepper(src_BS, num_hypotheses, keep_attention, vocabulary or lists)
             if self.decoding.sample:
@@ -257,11 +258,18 @@ class BatchedSearch:
                 found = sample(stepper, max_lengths, options, self.sampling, device, prefixes, keys)
             else:
                 found = search(stepper, max_lengths, options, device, prefixes, constraints)
-        return self._chosen(found if vocabulary is None else vocabulary.restore(found))
+        return self._least_risk(found if vocabulary is None else vocabulary.restore(found))
 
-    def _chosen(self, found: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
+    def _least_risk(self, found: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
         """Return all hypotheses of each segment; with minimum Bayes risk, the `n_best` of least risk."""
-        return found if self.utility is None else list(map(self._least_risk, found))
+        if self.utility is None:
+            return found
+        chosen = []
+        for hyps in found:
+            texts = self.ensemble.tokenizers.tgt.decode([hyp.ids for hyp in hyps])
+            ranked = minimum_risk(texts, self.utility)
+            chosen.append([hyps[index] for index, _ in ranked[: self.decoding.n_best]])
+        return chosen
 
     def _lists(self, segments: Sequence[Segment]) -> TokenLists | None:
         """Return the tokens that each of these segments may use; None for all."""
@@ -274,13 +282,6 @@ class BatchedSearch:
             self.options.eos,
             self.ensemble.tokenizers.tgt.vocab_size,
         )
-
-    def _least_risk(self, hyps: list[Hypothesis]) -> list[Hypothesis]:
-        """Return the `n_best` hypotheses of least Bayes risk."""
-        assert self.utility is not None
-        texts = self.ensemble.tokenizers.tgt.decode([hyp.ids for hyp in hyps])
-        ranked = minimum_risk(texts, self.utility)
-        return [hyps[index] for index, _ in ranked[: self.decoding.n_best]]
 
 
 def _loop(ids: Sequence[int]) -> Sequence[int]:

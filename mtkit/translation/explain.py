@@ -139,7 +139,8 @@ def load_to_explain(path: Path, decoding: DecodingConfig, device: torch.device) 
         StorageError: If the folder or a file in it is missing or damaged.
     """
     config, tokenizers, model = load_model(path)
-    return Translator(model.to(device).eval(), tokenizers, decoding, config.data.max_length)
+    data = config.data
+    return Translator(model.to(device).eval(), tokenizers, decoding, data.max_length, tgt=data.tgt)
 
 
 def explain(

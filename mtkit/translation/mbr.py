@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from mtkit.config.choices import METRICS
 from mtkit.errors import ConfigError
+from mtkit.evaluation.metrics import default_tokenizer
 
 Matrix = npt.NDArray[np.float64]
 Utility = Callable[[Sequence[str], Sequence[str]], Matrix]
@@ -37,8 +38,12 @@ _CHRF_WORD_ORDER = 2  # of chrF++
 _BLEU_ORDER = 4
 
 
-def make_utility(name: str) -> Utility:
+def make_utility(name: str, tgt: str | None = None) -> Utility:
     """Return the sentence score of a metric of sacreBLEU; for TER with its sign inverted.
+
+    Args:
+        name: the metric.
+        tgt: code of the target language, which decides how BLEU splits a text into words, as in `evaluation.metrics`.
 
     Raises:
         ConfigError: If there is no such metric.
@@ -47,7 +52,8 @@ def make_utility(name: str) -> Utility:
 
     match name:
         case "bleu":
-            metric = sacrebleu.BLEU(effective_order=True)  # sentences may be shorter than four words
+            # sentences may be shorter than four words
+            metric = sacrebleu.BLEU(tokenize=default_tokenizer(tgt), effective_order=True)
             return partial(_sentence_bleu, tokenize=metric.tokenizer)
         case "chrf":
             return partial(_sentence_chrf, grams=_character_ngrams)

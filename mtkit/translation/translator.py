@@ -64,6 +64,7 @@ class Translator(LineTranslator):
             None for `max_source_tokens`.
         shortlist: the tokens that a translation may consist of; None for the whole vocabulary.
         native: all models in the compiled library; none if it cannot run them.
+        tgt: code of the target language, if it is known; see `make_utility`.
         forks: whether workers may be processes, which do not see later changes of the model.
         buckets: all models in fixed shapes, for CUDA graphs; None if caches grow with each step.
         pack: see `Ensemble`.
@@ -81,6 +82,7 @@ class Translator(LineTranslator):
         shortlist: Shortlist | None = None,
         native: Sequence[NativeModel] = (),
         *,
+        tgt: str | None = None,
         forks: bool = False,
         buckets: Buckets | None = None,
         pack: Callable[[Transformer], None] | None = None,
@@ -89,7 +91,7 @@ class Translator(LineTranslator):
         self.ensemble = Ensemble((model, *others), tokenizers, native, buckets, pack)
         self.device = self.ensemble.device
         self.workers = Workers(self.device, forks=forks)
-        self.batched_search = BatchedSearch(self.ensemble, decoding, shortlist, self.workers)
+        self.batched_search = BatchedSearch(self.ensemble, decoding, shortlist, self.workers, tgt)
         super().__init__(self.batched_search, tokenizers, decoding, max_source_tokens, usual_src_tokens)
         self.scorer = Scorer(self.batched_search, self.segmenter)
 
@@ -202,6 +204,7 @@ class Translator(LineTranslator):
             usual_src_tokens,
             shortlist,
             native,
+            tgt=config.data.tgt,
             forks=True,
             buckets=Buckets(models) if are_wanted(device) else None,
             pack=packing if device.type == "cpu" else None,
@@ -250,8 +253,10 @@ class Translator(LineTranslator):
             if segment is None:
                 yield []
             else:
-                boundaries = self._tokens_after_word, self._tokens_inside_word
-                yield best_next_words(self.ensemble, segment, self.search_options, *boundaries, number)
+                yield best_next_words(
+                    self.ensemble, segment, self.search_options,
+                    self._tokens_after_word, self._tokens_inside_word, number,
+                )  # fmt: skip
             options.on_progress(1)
 
     @cached_property
