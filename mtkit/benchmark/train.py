@@ -291,7 +291,7 @@ class _TorchLoop:
 
     def step(self, update: Update) -> None:
         """Make one update; see `_Loop.step`."""
-        corpus, special = self.own.inputs.corpus, self.own.loader.special
+        corpus, special = self.own.loader.corpus, self.own.loader.special
         with _threads(self.num_threads):
             self.loop.step([make_batch(corpus, pairs, special) for pairs in _micro_batches(self.own, update)])
 
@@ -494,7 +494,7 @@ def _median_per_update(amounts: Sequence[float], timed: list[_Span]) -> float:
 
 def _count_positions(trainer: Trainer, updates: list[Update], *, padded: bool) -> Positions:
     """Count the positions of the micro-batches of some updates, with padding or without."""
-    lengths = trainer.inputs.corpus.src_lengths, trainer.inputs.corpus.tgt_lengths
+    lengths = trainer.loader.corpus.src_lengths, trainer.loader.corpus.tgt_lengths
     each = (
         Positions.of_batch(*lengths, pairs, padded=padded)
         for update in updates

@@ -212,7 +212,10 @@ def with_values(config: Config, preset: str | None, values: Mapping[str, object]
     Raises:
         ConfigError: If they do not go together with keys that were set.
     """
-    return _fill_in(config_to_dict(config, only_set=True) | {"preset": preset}, values, None)
+    data = config_to_dict(config, only_set=True) | {"preset": preset}
+    if config.training.ends_with_time:
+        data["training"].pop("max_steps", None)  # null is not a number of updates either
+    return _fill_in(data, values, None)
 
 
 def _validate_with_preset(data: Mapping[str, object], document: YamlDocument | None) -> Config:

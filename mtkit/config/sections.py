@@ -682,7 +682,8 @@ class TrainingConfig(Section):
     def ends_with_time(self) -> bool:
         """Return whether the schedule ends when the time limit does: it decays, and no number of updates is set."""
         decays = self.schedule in ("linear", "cosine")
-        return self.time_limit_minutes is not None and decays and "max_steps" not in self.model_fields_set
+        sets_updates = self.max_steps is not None and "max_steps" in self.model_fields_set
+        return self.time_limit_minutes is not None and decays and not sets_updates
 
     @property
     def num_checkpoints_kept(self) -> int:

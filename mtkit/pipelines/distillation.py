@@ -31,7 +31,7 @@ from mtkit.pipelines.distillation_stages import (
 )
 from mtkit.pipelines.pipeline import Pipeline
 from mtkit.pipelines.stages import Effort, Stage
-from mtkit.pipelines.trainings import check_files, training
+from mtkit.pipelines.trainings import check_training, training
 from mtkit.translation.model_folder import SHORTLIST_FILE, override_decoding, read_decoding, read_languages
 from mtkit.translation.options import PARALLEL, Parallelism
 
@@ -103,14 +103,13 @@ class Distillation:
         if self.small.exists() and not (self.small / MANIFEST_FILE).exists():
             what = "it is not a model, and the student in 8 bits would be written there"
             raise ConfigError(what, where=str(self.small), hint="choose another run folder, or delete it")
-        check_files(self.config)
-        there = self.config.data.src, self.config.data.tgt
-        back = there[1], there[0]
-        models = [*((path, there, back) for path in self.teachers)]
-        models += [(self.backward, back, there)] if self.backward is not None else []
-        for path, wanted, opposite in models:
-            if wanted != opposite == read_languages(Path(path)):
-                what = f"it translates from {opposite[0]} to {wanted[0]}, not from {wanted[0]} to {wanted[1]}"
+        check_training(self.config)
+        src, tgt = self.config.data.src, self.config.data.tgt
+        models = [(path, src, tgt) for path in self.teachers]
+        models += [(self.backward, tgt, src)] if self.backward is not None else []
+        for path, from_, to in models:
+            if from_ != to and read_languages(Path(path)) == (to, from_):
+                what = f"it translates from {to} to {from_}, not from {from_} to {to}"
                 raise ConfigError(what, where=path, hint="name a model of the other direction")
 
     def run(

@@ -32,7 +32,7 @@ from mtkit.pipelines.diversification_stages import (
 )
 from mtkit.pipelines.pipeline import Pipeline
 from mtkit.pipelines.stages import Effort, Stage
-from mtkit.pipelines.trainings import check_files, training, training_effort
+from mtkit.pipelines.trainings import check_training, training, training_effort
 from mtkit.translation.options import PARALLEL, Parallelism
 
 Direction = Literal["forward", "backward"]
@@ -86,7 +86,7 @@ class Diversification:
             for key, reason in _REFUSED.items():
                 if attrgetter(key)(config):
                     raise ConfigError("cannot be used with diversification", where=key, hint=reason)
-            check_files(config)
+            check_training(config)
 
     @property
     def efforts(self) -> list[Effort]:
@@ -153,15 +153,9 @@ class Diversification:
             self._entry("corpora", f"valid-{n}", direction, tag=source.tag)
             for n, source in enumerate(config.data.valid)
         ]
-        data["train"] = [
-            self._entry("corpora", name, direction, tag=source.tag, weight=source.weight)
-            for name, source in self._train()
-        ]
+        data["train"] = self._train_entries("corpora", direction)
         if number:
-            data["train"] += [
-                self._entry(f"union-{number}", name, direction, tag=source.tag, weight=source.weight)
-                for name, source in self._train()
-            ]
+            data["train"] += self._train_entries(f"union-{number}", direction)
         if direction == "backward":
             data["src"], data["tgt"] = data["tgt"], data["src"]
             values["decoding"]["suppress"] = []
@@ -190,6 +184,13 @@ class Diversification:
     def _train(self) -> Iterator[tuple[str, Any]]:
         """Yield the training corpora with the names of their copies."""
         return ((f"train-{number}", source) for number, source in enumerate(self.config.data.train))
+
+    def _train_entries(self, folder: str, direction: Direction) -> list[dict[str, Any]]:
+        """Return the training corpora in a folder as a config has them."""
+        return [
+            self._entry(folder, name, direction, tag=source.tag, weight=source.weight)
+            for name, source in self._train()
+        ]
 
     def _entry(
         self, folder: str, name: str, direction: Direction, *, tag: str | None, weight: float | None = None
@@ -237,18 +238,12 @@ class Diversification:
         settings = {
             "config": config_to_dict(self.config),
             "helpers": config_to_dict(self.helpers),
-            "train": self._forward_corpora(),
+            "train": self._train_entries("corpora", "forward"),
             "folder": str(folder),
         }
         return Stage(
             "tokenizers", make_shared_tokenizers, settings, _ONCE, (self.folder / "corpora",), (folder,)
         )
-
-    def _forward_corpora(self) -> list[dict[str, Any]]:
-        return [
-            self._entry("corpora", name, "forward", tag=source.tag, weight=source.weight)
-            for name, source in self._train()
-        ]
 
     def _estimate(self) -> Stage:
         """Return the stage that measures the speed of training."""

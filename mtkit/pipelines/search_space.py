@@ -64,17 +64,28 @@ class Dimension:
         return cls(key, (low, high), is_range=True, is_log=bool(log))
 
     def draw(self, generator: random.Random) -> str:
-        """Draw a value: an integer if both ends of a range are, else a number with three significant digits."""
+        """Draw a value: an integer if both ends of a range are, else a number with three significant digits.
+
+        It has more digits in a range so narrow that three do not tell its values apart.
+        """
         if not self.is_range:
             return generator.choice(self.values)
         low, high = map(float, self.values)
+        is_integer = all(isinstance(parse_value(end), int) for end in self.values)
+        if is_integer and not self.is_log:
+            return str(generator.randint(int(low), int(high)))
         if self.is_log:
             value = math.exp(generator.uniform(math.log(low), math.log(high)))
         else:
             value = generator.uniform(low, high)
-        if all(isinstance(parse_value(end), int) for end in self.values):
+        if is_integer:
             return str(min(int(high), max(int(low), round(value))))
-        return f"{value:.3g}"
+        value = min(high, max(low, value))  # the exponential of a logarithm may lie just outside
+        for digits in range(3, 17):
+            text = f"{value:.{digits}g}"
+            if low <= float(text) <= high and abs(float(text) - value) <= (high - low) / 200:
+                return text
+        return str(value)
 
 
 def _split(text: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from mtkit.config.loading import config_to_dict, parse_config
 from mtkit.config.sections import Config
 from mtkit.data.sources import Split, open_sources
-from mtkit.errors import DataError
+from mtkit.errors import ConfigError, DataError
 from mtkit.pipelines.stages import Context, Effort, Settings, Stage
 
 
@@ -28,13 +28,17 @@ def training(name: str, config: Config, inputs: tuple[Path, ...] = (), choices: 
     return Stage(name, train, settings, training_effort(config), inputs, (Path(config.run),))
 
 
-def check_files(config: Config) -> None:
-    """Check that the files are there that a training reads beside its pairs, before hours are spent on making these.
+def check_training(config: Config) -> None:
+    """Check a training on pairs that are still to be made, before hours are spent on making them.
 
     Raises:
-        ConfigError: If a source needs a package that is not installed.
-        DataError: If a file is missing.
+        ConfigError: If a source needs a package that is not installed, or the schedule is to end with a time limit.
+        DataError: If a file is missing that it reads beside its pairs.
     """
+    if config.training.ends_with_time:
+        what = "the schedule needs to know where training ends"
+        hint = "set it; training.time_limit_minutes may end a training before"
+        raise ConfigError(what, where="training.max_steps", hint=hint)
     splits: tuple[Split, ...] = ("valid", "test")
     for split in splits:
         open_sources(getattr(config.data, split), config.data, split)
@@ -57,7 +61,7 @@ def training_effort(config: Config) -> Effort:
 
 
 def train(settings: Settings, context: Context) -> dict[str, Any]:
-    """Train the model of `settings["config"]`, or resume its training.
+    """Train the model of `settings["config"]`, or resume its training; to the end, or to the update `stop_at`.
 
     Raises:
         MtkitError: As `mtkit.training.run.train` does.
@@ -72,6 +76,7 @@ def train(settings: Settings, context: Context) -> dict[str, Any]:
         fresh=context.fresh,
         console=context.console,
         find_model=find_model,
+        stop_at=settings.get("stop_at"),
         choices=settings.get("choices", ()),
     )
     return {

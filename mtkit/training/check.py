@@ -146,7 +146,7 @@ def _check_largest_batch(trainer: Trainer, say: _Say) -> None:
     Raises:
         TrainingError: If it does.
     """
-    training, corpus = trainer.config.training, trainer.inputs.corpus
+    training, corpus = trainer.config.training, trainer.loader.corpus
     if training.batch_tokens == "auto":
         trainer.fit_to_memory()
         say("memory", f"micro-batches per batch, so that it fits: {trainer.state.slices}")

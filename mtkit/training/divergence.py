@@ -128,6 +128,8 @@ class Rollback:
         if self._num_rollbacks_to[restored.step] > _MAX_ROLLBACKS:
             raise TrainingError(f"{divergence}; {_MAX_ROLLBACKS} rollbacks did not help", hint=_HINT)
         if state.best is not None:  # best/ has not been touched
+            if (state.best_step or 0) > restored.step:
+                restored.validations_without_best = 0
             restored = replace(
                 restored, best=state.best, best_loss=state.best_loss, best_step=state.best_step
             )

@@ -46,6 +46,12 @@ Training and validation pairs may come from other files with the same text: see 
 `_check_validation`. Teachers may have moved: see `check_inputs`.
 """
 
+_DRAWN_WITH = {
+    f"decoding.{key}"
+    for key in ("max_length_ratio", "max_length_extra", "suppress", "min_pieces", "no_repeat_ngram")
+}
+"""Keys of the section `decoding` that the samples of minimum-risk training depend on."""
+
 _OTHER_DATA = "restore the files, choose another run folder, or start anew with `fresh`"
 
 CHANGED_DEFAULTS: dict[str, object] = {
@@ -150,10 +156,12 @@ def check_changes(old: Config, new: Config) -> None:
         ConfigError: If it has; the message names the keys.
     """
     ineffective = ineffective_keys(old).keys() & ineffective_keys(new).keys()
+    drawn_with = _DRAWN_WITH if old.training.minimum_risk is not None else set()
     changes = [
         line
         for line in diff_configs(old, new)
-        if not is_harmless(line) and line.partition(":")[0] not in ineffective
+        if (not is_harmless(line) or line.partition(":")[0] in drawn_with)
+        and line.partition(":")[0] not in ineffective
     ]
     mixes = [config.data.train_weights for config in (old, new)]
     if mixes[0] != mixes[1] and {*mixes[0], *mixes[1]} != {1.0}:

@@ -19,6 +19,7 @@ from mtkit.training.engine import Engine
 from mtkit.training.progress import Progress
 from mtkit.training.state import SpikeDetector
 from mtkit.training.updates import Update, UpdateLoader
+from mtkit.training.validation import ValidationResult, Validator
 
 OPTIONS = ["training.save_every_steps=5", "training.max_steps=20", "training.on_divergence=rollback",
            "validation.every_steps=10", "training.keep_last=100", "data.test=[]"]  # fmt: skip
@@ -212,3 +213,21 @@ def test_going_back_keeps_the_best_and_all_sentences_are_recorded(
     assert line["step"] == 13
     assert len(line["sentences"]) > 8
     assert all("/train.src:" in place for place in line["sentences"])
+
+
+def test_a_best_validation_behind_the_checkpoint_starts_patience_anew(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without that, the first validation after the rollback would be one too many."""
+    losses = iter([1.0, 2.0, 3.0, 0.5, 2.0, 2.0, 2.0])
+    monkeypatch.setattr(Validator, "validate", lambda *_, **__: ValidationResult(next(losses), {}, []))
+    spoil(monkeypatch, lambda epoch, number: (epoch, number) == (0, 8), math.nan)
+    result = mtkit.train(
+        mtkit.load_config(
+            config,
+            [*OPTIONS, *RARE, "validation.every_steps=2", "validation.patience=3",
+             "training.save_every_steps=6"],
+        )
+    )  # fmt: skip
+    assert len(tiny.records(tmp_path / "run", "rollback")) == 1
+    assert (result.best, result.best_step, result.step) == (0.5, 8, 12)

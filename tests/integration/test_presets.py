@@ -174,10 +174,13 @@ def test_other_processes_take_what_the_main_one_chose(here: Path, monkeypatch: p
 # --- time limit ---------------------------------------------------------------------------------------------------
 
 
-def test_a_schedule_ends_with_the_time_limit(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("updates", ["", "max_steps: null, "])
+def test_a_schedule_ends_with_the_time_limit(
+    here: Path, monkeypatch: pytest.MonkeyPatch, updates: str
+) -> None:
     """Of 60 s, 97 % are for updates of 2 s and, every 7 updates, a validation of 1 s."""
     monkeypatch.setattr(choosing, "measure_speed", lambda trainer: Speed(2.0, 5, 1.0))
-    text = tiny.CONFIG.format(run="run", root=".").replace("max_steps: 40, ", "schedule: cosine, ")
+    text = tiny.CONFIG.format(run="run", root=".").replace("max_steps: 40, ", f"schedule: cosine, {updates}")
     Path("timed.yaml").write_text(text, encoding="utf-8")
     limit = ["training.time_limit_minutes=1", "validation.every_steps=7", *BARE[-3:]]
     result = train(load_config("timed.yaml", limit))

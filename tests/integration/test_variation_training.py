@@ -78,6 +78,15 @@ def test_a_run_with_both_directions_first_resumes_bit_for_bit(config: Path, tmp_
     assert code == 2 and "data.reverse_epochs" in err
 
 
+@pytest.mark.parametrize("command", [["check"], ["benchmark", "train", "--steps", "3"]])
+def test_pairs_in_both_directions_are_measured(
+    config: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.setattr("mtkit.benchmark.machine.PEAK_SECONDS", 0.01)
+    code, out, err = tiny.mtkit(*command, config, "data.reverse=true", "training.max_steps=2")
+    assert code == 0, out + err
+
+
 def test_both_directions_need_one_vocabulary(config: Path) -> None:
     code, _, err = tiny.mtkit("check", config, "data.reverse=true", "tokenizer.joint=false")
     assert code == 2

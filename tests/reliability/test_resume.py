@@ -598,6 +598,15 @@ def test_the_coverage_that_was_a_default_before_is_no_change(config: Path) -> No
         check_changes(new, old)
 
 
+def test_what_the_samples_of_minimum_risk_depend_on_does_not_change(config: Path) -> None:
+    limit, beam = "decoding.max_length_extra=3", "decoding.beam_size=3"
+    check_changes(mtkit.load_config(config), mtkit.load_config(config, [limit, beam]))
+    risk = "training.minimum_risk={samples: 4}"
+    check_changes(mtkit.load_config(config, [risk]), mtkit.load_config(config, [risk, beam]))
+    with pytest.raises(ConfigError, match=r"decoding\.max_length_extra"):
+        check_changes(mtkit.load_config(config, [risk]), mtkit.load_config(config, [risk, limit]))
+
+
 def test_a_key_that_did_nothing_may_be_taken_away(config: Path, tmp_path: Path) -> None:
     """A YAML with such a key is refused now, so the user must be able to remove it."""
     text, idle = config.read_text(), tmp_path / "idle.yaml"

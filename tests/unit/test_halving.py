@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -74,6 +75,16 @@ def test_samples_of_ranges_are_within_and_log_ranges_uniform_in_the_logarithm() 
     assert sum(rate < 1e-3 for rate in rates) == pytest.approx(200, abs=40)
     assert set(counts) == {1, 2, 3}
     assert sum(shares) / 400 == pytest.approx(0.3, abs=0.02)
+
+
+def test_all_values_of_a_range_are_drawn_equally_often() -> None:
+    generator = random.Random(1)
+    counts = Counter(Dimension.parse("n=2..4").draw(generator) for _ in range(3000))
+    assert counts.keys() == {"2", "3", "4"}
+    assert all(count == pytest.approx(1000, abs=100) for count in counts.values())
+    narrow = [float(Dimension.parse("b=0.999..0.9999").draw(generator)) for _ in range(1000)]
+    assert 0.999 <= min(narrow) < 0.9991 and 0.9998 < max(narrow) <= 0.9999
+    assert sum(narrow) / 1000 == pytest.approx(0.99945, abs=2e-5)
 
 
 def test_what_cannot_be_drawn() -> None:

@@ -13,7 +13,6 @@ import torch
 from mtkit.config.loading import (
     config_to_dict,
     dump_config,
-    flatten_config,
     load_config,
     parse_config,
     set_keys,
@@ -152,6 +151,11 @@ def test_the_number_of_updates_follows_from_what_is_set() -> None:
     assert steps(accumulate=2) == pytest.approx(usual / 2, rel=0.05)
     assert steps(update_tokens=8192) == pytest.approx(usual / 2, rel=0.05)
     assert steps(max_epochs=2) < usual / 10
+    for machine in (GPU, replace(LAPTOP, memory=2e9)):  # presets with `update_tokens`
+        for number in (2, 8):
+            values: Any = choose(corpus(900_000), machine, {"training.accumulate": number}).values
+            tokens = corpus(900_000).num_tokens(values["tokenizer.vocab_size"])
+            assert values["training.max_steps"] == pytest.approx(30 * tokens / (number * 4096), rel=0.05)
     larger = CorpusSize(29_000, 29_000 * 3, 60.0 * 29_000 * 3)  # weights
     assert choose(larger, LAPTOP, {}).values["training.max_steps"] == pytest.approx(3 * usual, rel=0.05)
 
@@ -248,32 +252,6 @@ def test_values_of_the_preset_make_way_for_keys_that_exclude_them(
         section, _, field = key.partition(".")
         assert getattr(getattr(loaded, section), field) == value, key
     assert load(tmp_path, dump_config(loaded)) == loaded
-
-
-@pytest.mark.parametrize(
-    ("overrides", "kept"),
-    [
-        ([], {"tokenizer.sampling_alpha", "augment.title", "model.layer_dropout"}),
-        (["tokenizer.type=bpe"], {"augment.title", "model.layer_dropout"}),
-        (["tokenizer.type=bpe", "tokenizer.bpe_dropout=0.1"], {"augment.title", "model.layer_dropout"}),
-        (["training.compile=true"], {"tokenizer.sampling_alpha", "augment.title", "model.layer_dropout"}),
-        (["training.guided_alignment=0.1", "data.train.0.alignments=x"], {"model.layer_dropout"}),
-        (["init=x"], {"augment.title"}),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_methods_that_exclude_each_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], kept: set[str]
-) -> None:
-    methods: dict[str, object] = {
-        "tokenizer.sampling_alpha": 0.3,
-        "augment.title": 0.05,
-        "model.layer_dropout": 0.1,
-    }
-    for key, value in methods.items():
-        monkeypatch.setitem(PRESETS["small"].values, key, value)
-    values = flatten_config(load(tmp_path, HEAD + "preset: small\n", *overrides))
-    assert {key for key, value in methods.items() if values[key] == value} == kept
 
 
 def test_a_config_that_is_still_to_be_chosen_stays_so(tmp_path: Path) -> None:
