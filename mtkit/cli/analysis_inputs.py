@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from mtkit.cli.terminal import ProgressReport, print_stderr
+from mtkit.cli.terminal import print_stderr
 from mtkit.cli.test_sets import TestSet, split_by_set
 from mtkit.data.readers import Columns
 from mtkit.errors import ConfigError, DataError, MtkitError
+from mtkit.translation.options import LineProgress
 
 if TYPE_CHECKING:
     from mtkit.config.sections import DataConfig
@@ -116,7 +117,7 @@ def find_overlaps(
 
 def _read_pairs(sources: Sequence[Source], *, quiet: bool) -> Iterator[tuple[str, str]]:
     """Yield the pairs of the training data, and report on stderr how many they are."""
-    report = None if quiet else ProgressReport()
+    report = None if quiet else LineProgress(print_stderr)
     for source in sources:
         for _, pair in source.read():
             yield pair

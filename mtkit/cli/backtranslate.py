@@ -136,8 +136,8 @@ def backtranslate(
     with signals.installed(), closing(ResumableFile(Path(output), job, fresh=fresh)) as file:
         if not file.is_finished:
             with signals.deferred():
-                from mtkit.pipelines.translations import LineProgress, write_pairs
-                from mtkit.translation.options import ignore_progress
+                from mtkit.pipelines.translations import write_pairs
+                from mtkit.translation.options import LineProgress, ignore_progress
 
             translator = load_translator(model, decoding, device, precision)
             check_tag(model_tag, translator)

@@ -9,12 +9,12 @@ import typer
 
 from mtkit.cli import options
 from mtkit.cli.lines import check_same_length
-from mtkit.cli.terminal import ProgressReport, open_stdout, print_stdout
+from mtkit.cli.terminal import open_stdout, print_stderr, print_stdout
 from mtkit.cli.test_sets import read_config_sets
 from mtkit.cli.translators import check_tag, load_translator_and_config, resolve_decoding
 from mtkit.errors import ConfigError
 from mtkit.formatting import format_count
-from mtkit.translation.options import TranslateOptions, ignore_progress
+from mtkit.translation.options import LineProgress, TranslateOptions, ignore_progress
 
 if TYPE_CHECKING:
     from mtkit.config.sections import DataConfig
@@ -57,7 +57,7 @@ def calibrate(
         requests, refs = _read_pairs(src, ref, tag or "")
     else:
         requests, refs = _validation_pairs(data_of_run(config, Path(model)))
-    report = ignore_progress if quiet else ProgressReport(len(requests))
+    report = ignore_progress if quiet else LineProgress(print_stderr, len(requests))
     kept = TranslateOptions(keep_log_probs=True, on_progress=report)
     confidence, found = fit_confidence(list(translator.translate(requests, kept)), refs)
     path = confidence.save(Path(model), found, list(map(Path, ensemble or ())))

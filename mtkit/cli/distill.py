@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mtkit.cli import completion, options
-from mtkit.cli.terminal import check_not_stdin, invocation, make_console, print_stderr, print_stdout
+from mtkit.cli.evaluation_tables import render_table
+from mtkit.cli.terminal import check_not_stdin, invocation, print_stderr, print_stdout
 from mtkit.cli.translators import choose_parallelism
 from mtkit.config.choices import METRICS
 from mtkit.errors import ConfigError
@@ -148,17 +148,11 @@ def distill(
 
 def _print_table(result: dict[str, Any]) -> None:
     """Print the comparison of the systems."""
-    from rich.table import Table
-
     lines, threads = format_count(result["lines"], "line"), format_count(result["threads"], "thread")
     print_stdout(f"\n{result['test set']}, {lines}, on the CPU with {threads}\n")
-    table = Table(box=None)
     names = list(result["systems"][0])
-    for name in names:
-        table.add_column(name, justify="left" if name == "system" else "right")
-    for row in result["systems"]:
-        table.add_row(row["system"], *(_cell(name, row[name]) for name in names[1:]))
-    make_console(sys.stdout).print(table)
+    rows = [[row["system"], *(_cell(name, row[name]) for name in names[1:])] for row in result["systems"]]
+    print_stdout(render_table(names, rows))
     for signature in result["signatures"]:
         print_stdout(f"{signature}\n")
 

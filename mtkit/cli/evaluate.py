@@ -43,26 +43,12 @@ from mtkit.data.readers import Columns
 from mtkit.errors import ConfigError, MtkitError
 
 if TYPE_CHECKING:
+    from mtkit.cli.external_scores import ExternalScores
     from mtkit.config.sections import DataConfig
     from mtkit.evaluation.external_metrics import ExternalScore
-    from mtkit.evaluation.metric_commands import MetricCommand
 
 COMPARED, ANALYZED, PRINTED = "Comparing systems", "Analysis", "Output"
 """Panels of options in `mtkit evaluate --help`."""
-
-
-class _Elsewhere(NamedTuple):
-    """Metrics that run in processes of their own.
-
-    Attributes:
-        commands: what to start.
-        device: where they run: auto, cpu or cuda.
-        silence_seconds: the longest that a process may say nothing.
-    """
-
-    commands: list[MetricCommand]
-    device: str
-    silence_seconds: float
 
 
 def evaluate(
@@ -257,20 +243,18 @@ def evaluate(
     sets = load_test_sets(src, ref or [], test or [], test_set or [], sides, langs, tag, data)
 
     scoring = Scoring(names, tokenize, lowercase, tgt, paired, resamples, trials, resample_seed)
+    is_silent = quiet or output_format != "text"
+    translate = partial(
+        translate_sets, tag=tag, device=device, precision=precision, parallelism=parallelism, quiet=is_silent
+    )
     if robustness:
-        is_silent = quiet or output_format != "text"
-        evaluate_robustness(
-            decodings, sets, tag, scoring, device, precision, parallelism, output_format, quiet=is_silent
-        )
+        evaluate_robustness(decodings, sets, scoring, translate, output_format, quiet=is_silent)
         return
     hyps_of = {system.name: read_hyps(system.name, sides, sets) for system in systems if not system.is_model}
     fault = None
     for name, decoding in decodings.items():
         try:
-            is_silent = quiet or output_format != "text"
-            hyps_of[name] = translate_sets(
-                name, decoding, sets, tag, device, precision, parallelism, quiet=is_silent
-            )
+            hyps_of[name] = translate(name, decoding, sets)
         except MtkitError as error:
             if not hyps_of:
                 raise
@@ -282,11 +266,9 @@ def evaluate(
     if systems[0].name not in hyps_of:
         scoring = scoring._replace(paired="none")
     ordered = {system.name: hyps_of[system.name] for system in systems if system.name in hyps_of}
-    elsewhere = _Elsewhere(commands, device, metric_timeout)
+    elsewhere = partial(score_elsewhere, commands, ordered, sets, device, metric_timeout, quiet=quiet)
     analyzed = Analyzed(labels, alignments or [], train or [], data, sides) if analysis else None
-    analyze = partial(
-        _analyze, ordered, sets, scoring, analyzed, hyps or [], quiet=quiet or output_format != "text"
-    )
+    analyze = partial(_analyze, ordered, sets, scoring, analyzed, hyps or [], quiet=is_silent)
     _score_and_print(ordered, sets, scoring, elsewhere, analyze, segments, output_format, quiet=quiet)
     if fault is not None:
         raise fault
@@ -347,7 +329,7 @@ def _score_and_print(
     hyps_of: Mapping[str, list[list[str]]],
     sets: Sequence[TestSet],
     scoring: Scoring,
-    elsewhere: _Elsewhere,
+    elsewhere: Callable[[], ExternalScores],
     analyze: Callable[[], list[SetAnalysis]],
     segments: str | None,
     output_format: str,
@@ -370,8 +352,7 @@ def _score_and_print(
             systems = [hyps[number] for hyps in hyps_of.values()]
             scores = score_systems(systems, test.refs, scoring)
             results.append(SetScores(test.name, len(test.refs[0]), list(hyps_of), scores))
-        commands, device, seconds = elsewhere
-        external, faults = score_elsewhere(commands, hyps_of, sets, device, seconds, quiet=quiet)
+        external, faults = elsewhere()
         for of_metric in external:
             for result, of_set in zip(results, of_metric, strict=True):
                 for scores_of_system, score in zip(

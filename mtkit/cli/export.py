@@ -11,7 +11,7 @@ import typer
 from mtkit.cli import completion, options
 from mtkit.cli.lines import check_same_length
 from mtkit.cli.terminal import invocation, print_stdout
-from mtkit.errors import ConfigError, MtkitError
+from mtkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from mtkit.interop.exporting import Exporter, LoadedModel
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 ENGINES = ("ctranslate2", "huggingface", "onnx", "mtkit")
 """Values of --to."""
-_MAX_SENTENCES = 1000
-"""Sentences of a model's own test set that a smaller type is measured on."""
 
 
 def export(
@@ -65,9 +63,12 @@ def export(
     if max_loss is not None and max_loss < 0:
         raise ConfigError("it must not be negative", where="--max-loss", hint="for example 0.3")
     from mtkit.interop.exporting import export_model
+    from mtkit.interop.proof import own_text
 
     def find_text(loaded: LoadedModel) -> ProofText:
-        return _read_text(src, ref) if src is not None else _own_text(model, loaded)
+        if src is not None:
+            return _read_text(src, ref)
+        return own_text(Path(model), loaded.config, loaded.tokenizers)
 
     export_model(
         Path(model), exporter, Path(output), find_text, lambda line: print_stdout(f"{line}\n"),
@@ -119,23 +120,3 @@ def _read_text(src: str, ref: str | None) -> ProofText:
     if not srcs:
         raise DataError("nothing to translate", where=src, hint="it has no lines")
     return ProofText(src, srcs, refs)
-
-
-def _own_text(model: str, loaded: LoadedModel) -> ProofText:
-    """Return the model's own test or validation set if it can still be read, otherwise random text."""
-    from mtkit.config.sections import SourceConfig
-    from mtkit.data.sources import Split, open_sources, read_sides
-    from mtkit.interop.proof import ProofText, random_text
-    from mtkit.translation.model_folder import data_of_run
-
-    data = data_of_run(loaded.config, Path(model))
-    splits: dict[Split, tuple[SourceConfig, ...]] = {"test": data.test, "valid": data.valid}
-    for split, configs in splits.items():
-        try:
-            for source in open_sources(configs, data, split):
-                srcs, refs = read_sides(source)
-                if srcs:
-                    return ProofText(source.name, srcs[:_MAX_SENTENCES], refs[:_MAX_SENTENCES])
-        except MtkitError:  # the files are no longer there, as on another machine
-            continue
-    return random_text(loaded.tokenizers)

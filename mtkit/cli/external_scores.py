@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mtkit.cli.terminal import ProgressReport, print_stderr
+from mtkit.cli.terminal import print_stderr
 from mtkit.cli.test_sets import TestSet
 from mtkit.errors import ConfigError, MtkitError
+from mtkit.translation.options import LineProgress
 
 if TYPE_CHECKING:
     from mtkit.evaluation.external_metrics import ExternalScore
     from mtkit.evaluation.metric_commands import MetricCommand
+
+    ExternalScores = tuple[list[list[list[ExternalScore]]], list[MtkitError]]
+    """For each metric that did not fail, and each test set, the score of each system; then the errors."""
 
 
 def metric_commands(names: Sequence[str], environments: Sequence[str]) -> list[MetricCommand]:
@@ -55,13 +59,10 @@ def score_elsewhere(
     silence_seconds: float,
     *,
     quiet: bool,
-) -> tuple[list[list[list[ExternalScore]]], list[MtkitError]]:
+) -> ExternalScores:
     """Return the scores of metrics, and the errors of those that failed.
 
     What a metric scored before its error is printed to stderr.
-
-    Returns:
-        For each metric that did not fail, and each test set, the score of each system; then the errors.
     """
     from mtkit.evaluation.external_metrics import ExternalMetric
 
@@ -97,7 +98,7 @@ class _Progress:
     """Report of progress from the number of segments that are done."""
 
     def __init__(self) -> None:
-        self._report = ProgressReport()
+        self._report = LineProgress(print_stderr)
         self._done = 0
 
     def __call__(self, done: int) -> None:

@@ -14,9 +14,6 @@ from mtkit.files import count_lines, drop_last_lines, last_line, read_lines, tru
 from mtkit.formatting import format_count
 from mtkit.torchrun import is_main_process, read_ranks
 
-_ENDLESS = 2**62
-"""Stands for the number of lines of a stream, which is unknown."""
-
 _OTHER_JOB_HINT = "it belongs to another job: write to another file"
 
 
@@ -73,11 +70,13 @@ class Job:
 
     Attributes:
         files: input, "-" for stdin.
-        lines: their numbers, from 0; None for all lines of a stream, which were not counted.
+        first: number of the first line, from 0.
+        stop: number of the line after the last one; None for the end of a stream, whose lines were not counted.
     """
 
     files: tuple[str, ...]
-    lines: range | None = None
+    first: int = 0
+    stop: int | None = None
 
     @classmethod
     def plan(cls, files: Sequence[str], shard: Shard, count: Callable[[str], int] = count_lines) -> Job:
@@ -94,7 +93,8 @@ class Job:
         """
         num_lines = count_all_lines(files, count)
         if num_lines is not None:
-            return cls(tuple(files), shard.line_range(num_lines))
+            lines = shard.line_range(num_lines)
+            return cls(tuple(files), lines.start, lines.stop)
         if shard.count > 1:
             what = "stdin cannot be sharded: its number of lines is not known beforehand"
             raise ConfigError(what, where="--shard", hint="name the input files")
@@ -106,23 +106,16 @@ class Job:
         Raises:
             ConfigError: If there are not that many.
         """
-        if self.lines is None:
-            return replace(self, lines=range(num_finished, _ENDLESS) if num_finished else None)
-        if num_finished > len(self.lines):
+        if self.total is not None and num_finished > self.total:
             there = format_count(num_finished, "line")
-            what = f"the output has {there}, but there are {len(self.lines):,} to translate"
+            what = f"the output has {there}, but there are {self.total:,} to translate"
             raise ConfigError(what, where="--resume", hint=_OTHER_JOB_HINT)
-        return replace(self, lines=self.lines[num_finished:])
-
-    @property
-    def first(self) -> int:
-        """Number of the first line, from 0."""
-        return self.lines.start if self.lines else 0
+        return replace(self, first=self.first + num_finished)
 
     @property
     def total(self) -> int | None:
         """Number of lines; None if it is not known."""
-        return None if self.lines is None or self.lines.stop == _ENDLESS else len(self.lines)
+        return None if self.stop is None else self.stop - self.first
 
     def select(self, all_lines: Iterator[str]) -> Iterator[str]:
         """Return the job's lines out of all lines of the input, or of a file that goes with it line by line.
@@ -130,11 +123,9 @@ class Job:
         Raises:
             ConfigError: If a stream ends before the lines that are already translated; on iterating.
         """
-        if self.lines is None:
-            return all_lines
-        if self.total is None:
+        if self.stop is None and self.first:
             return self._rest_of_stream(all_lines)
-        return islice(all_lines, self.lines.start, self.lines.stop)
+        return islice(all_lines, self.first, self.stop)
 
     def _rest_of_stream(self, all_lines: Iterator[str]) -> Iterator[str]:
         """Yield what follows the lines of a stream that are already translated.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from mtkit.cli.evaluation_tables import (
@@ -14,14 +14,12 @@ from mtkit.cli.evaluation_tables import (
     markdown_table,
     render_table,
 )
-from mtkit.cli.systems import translate_sets
 from mtkit.cli.terminal import print_stderr, print_stdout
 from mtkit.cli.test_sets import TestSet
 
 if TYPE_CHECKING:
     from mtkit.cli.evaluation_scores import Scoring
     from mtkit.config.sections import DecodingConfig
-    from mtkit.translation.options import Parallelism
     from mtkit.translation.robustness import Copy, CopyResult
 
 
@@ -44,11 +42,8 @@ class _SetResult(NamedTuple):
 def evaluate_robustness(
     decodings: Mapping[str, DecodingConfig],
     sets: Sequence[TestSet],
-    tag: str | None,
     scoring: Scoring,
-    device: str,
-    precision: str,
-    parallelism: Parallelism,
+    translate: Callable[[str, DecodingConfig, Sequence[TestSet]], list[list[str]]],
     output_format: str,
     *,
     quiet: bool,
@@ -58,10 +53,8 @@ def evaluate_robustness(
     Args:
         decodings: how each model searches, by its name.
         sets: the test sets.
-        tag: as for --tag.
         scoring: settings of the scores.
-        device: as for --device.
-        precision: as for --precision.
+        translate: returns a model's translations of each of some test sets; see `translate_sets`.
         output_format: one of `FORMATS`.
         quiet: whether to show no progress.
 
@@ -79,7 +72,7 @@ def evaluate_robustness(
         print_stderr(f"{len(flat)} copies, {num_lines:,} lines, for each model")
     found: list[list[CopyResult]] = [[] for _ in flat]
     for name, decoding in decodings.items():
-        hyps = translate_sets(name, decoding, changed, tag, device, precision, parallelism, quiet=quiet)
+        hyps = translate(name, decoding, changed)
         for results, (_, copy), of_copy in zip(found, flat, hyps, strict=True):
             results.append(
                 measure(copy, of_copy, scoring.metrics, tokenize=scoring.tokenize,

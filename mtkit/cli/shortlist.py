@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mtkit.cli import options
-from mtkit.cli.terminal import ProgressReport, open_stdout, print_stdout
+from mtkit.cli.terminal import open_stdout, print_stderr, print_stdout
 from mtkit.cli.translators import load_translator_and_config, resolve_decoding
 from mtkit.errors import ConfigError
 from mtkit.formatting import format_count
-from mtkit.translation.options import ignore_progress
+from mtkit.translation.options import LineProgress, ignore_progress
 
 if TYPE_CHECKING:
     from mtkit.config.sections import DataConfig
@@ -62,7 +62,7 @@ def shortlist(
     data = data_of_run(config, Path(aligner or model))
     data = _with_pairs(data, pairs) if pairs else data
     corpus = encode_corpus(open_sources(data.train, data, "train"), tokenizers, data)
-    report = ignore_progress if quiet else ProgressReport(len(corpus))
+    report = ignore_progress if quiet else LineProgress(print_stderr, len(corpus))
     size = ShortlistSize(first, best)
     found = make_shortlist(translator.ensemble, corpus, size, decoding.batch_tokens, report)
     file = save_shortlist(Path(model), found, tokenizers)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mtkit.cli import completion, options
+from mtkit.cli.evaluation_tables import render_table
 from mtkit.cli.terminal import check_not_stdin, invocation, print_stderr, print_stdout
 from mtkit.errors import ConfigError
 from mtkit.formatting import format_count, format_duration
@@ -109,8 +110,7 @@ def sweep(
     with _workers(jobs - 1, [*command, "--sample-seed", str(sample_seed)], folder):
         do_work(plan, print_stderr, trial or 0)
     trials = write_outcome(plan)
-    for line in _table(plan, trials):
-        print_stdout(f"{line}\n")
+    print_stdout(f"{plan.metric} in validation, best first:\n{_table(plan, trials)}")
     best = shlex.quote(str(folder / BEST))
     print_stdout(f"\nA page with curves is in {folder / PAGE}. To score the test sets with the best trial:\n")
     print_stdout(f"    {invocation()} train {best}\n")
@@ -183,26 +183,18 @@ def _workers(number: int, command: Sequence[str], folder: Path) -> Iterator[None
                 print_stderr(f"worker {worker} failed: see {folder / f'worker-{worker}.log'}")
 
 
-def _table(plan: Plan, trials: Sequence[Trial]) -> Iterator[str]:
-    """Yield the lines of the table of the trials, best first: values are aligned left, numbers right."""
+def _table(plan: Plan, trials: Sequence[Trial]) -> str:
+    """Return the table of the trials, best first."""
     from mtkit.evaluation.report.sweep_page import short_keys
 
     digits = 4 if plan.metric == "loss" else 2
     keys = short_keys([value.partition("=")[0] for value in plan.trials[0]])
     rungs = range(plan.halving.num_rungs)
-    rows = [["trial", *keys, *(f"rung {rung + 1}" for rung in rungs), "updates", "time"]]
+    header = ["trial", *keys, *(f"rung {rung + 1}" for rung in rungs), "updates", "time"]
+    rows = []
     for trial in trials:
         values = [value.partition("=")[2] for value in trial.values]
         scores = ["failed" if score is None else f"{score:.{digits}f}" for score in trial.scores]
         scores += ["" for _ in rungs][len(scores) :]
         rows.append([str(trial.number), *values, *scores, f"{trial.steps:,}", format_duration(trial.seconds)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    yield f"{plan.metric} in validation, best first:"
-    for row in rows:
-        cells = zip(row, widths, strict=True)
-        is_value = [1 <= number <= len(keys) for number in range(len(row))]
-        padded = [
-            cell.ljust(width) if left else cell.rjust(width)
-            for (cell, width), left in zip(cells, is_value, strict=True)
-        ]
-        yield "  ".join(padded).rstrip()
+    return render_table(header, rows, num_labels=1 + len(keys))

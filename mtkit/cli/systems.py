@@ -9,12 +9,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mtkit.cli.terminal import ProgressReport, print_stderr
+from mtkit.cli.terminal import print_stderr
 from mtkit.cli.test_sets import TestSet, has_hyps
 from mtkit.cli.translators import check_tag, load_translator
 from mtkit.errors import ConfigError
 from mtkit.languages import short_code
-from mtkit.translation.options import Parallelism, TranslateOptions, ignore_progress
+from mtkit.translation.options import LineProgress, Parallelism, TranslateOptions, ignore_progress
 
 if TYPE_CHECKING:
     from mtkit.config.sections import Config, DecodingConfig
@@ -82,7 +82,7 @@ def translate_sets(
     """
     translator = load_translator(model, decoding, device, precision)
     check_tag(tag, translator)
-    progress = ignore_progress if quiet else ProgressReport()
+    progress = ignore_progress if quiet else LineProgress(print_stderr)
     translate_options = TranslateOptions(on_progress=progress, parallelism=parallelism)
     with closing(translator):
         return [

@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 from mtkit.cli.rules import name_options
 from mtkit.errors import ConfigError, DataError, StorageError
 from mtkit.files import COMPRESSED_SUFFIXES, LineReader, storage_errors
-from mtkit.formatting import format_count, format_duration
+from mtkit.formatting import format_count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
 
 _MAX_FAULTS = 10
 """Faults that are printed one by one; further ones are only counted."""
-
-_PROGRESS_SECONDS = 3.0
-"""Least time between two lines of progress."""
 
 
 def escape_unencodable() -> None:
@@ -235,26 +231,3 @@ class FaultReport:
             more = " …" if self.count > len(self.first_numbers) else ""
             lines, were = format_count(self.count, "line"), "was" if self.count == 1 else "were"
             print_stderr(f"{lines} {were} not translated but {self.outcome}: {numbers}{more}")
-
-
-class ProgressReport:
-    """Report on stderr, every few seconds: lines translated so far, lines per second, time left.
-
-    Args:
-        total: number of lines, if it is known.
-    """
-
-    def __init__(self, total: int | None = None) -> None:
-        self.start = self.reported = time.monotonic()
-        self.total, self.done = total, 0
-
-    def __call__(self, num_lines: int) -> None:
-        """Count lines that were translated since the last call."""
-        self.done += num_lines
-        now = time.monotonic()
-        if now - self.reported > _PROGRESS_SECONDS:
-            speed = self.done / (now - self.start)
-            of_total = f" of {self.total:,}" if self.total else ""
-            left = f", time left {format_duration((self.total - self.done) / speed)}" if self.total else ""
-            print_stderr(f"{self.done:,}{of_total} lines, {speed:,.0f} lines/s{left}")
-            self.reported = now

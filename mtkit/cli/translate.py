@@ -21,7 +21,6 @@ from mtkit.cli.plan import Plan, make_plan
 from mtkit.cli.rules import TRANSLATE, check_options
 from mtkit.cli.terminal import (
     FaultReport,
-    ProgressReport,
     is_terminal,
     open_output,
     print_stderr,
@@ -38,7 +37,7 @@ from mtkit.cli.translators import (
 from mtkit.data.documents import is_document
 from mtkit.errors import ConfigError
 from mtkit.files import BadLine, LineReader
-from mtkit.translation.options import LINES_AT_ONCE, ON_ERROR, TranslateOptions, ignore_progress
+from mtkit.translation.options import LINES_AT_ONCE, ON_ERROR, LineProgress, TranslateOptions, ignore_progress
 
 if TYPE_CHECKING:
     from mtkit.translation.alignment import SegmentAttention
@@ -234,7 +233,7 @@ def _is_typed(plan: Plan) -> bool:
 
 def _progress(plan: Plan, quiet: bool) -> Callable[[int], None]:
     """Return what reports progress; nothing does for typed input."""
-    return ignore_progress if quiet or _is_typed(plan) else ProgressReport(plan.job.total)
+    return ignore_progress if quiet or _is_typed(plan) else LineProgress(print_stderr, plan.job.total)
 
 
 def _read_requests(

@@ -10,14 +10,16 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from mtkit.config.sections import Config, DecodingConfig
+from mtkit.config.sections import Config, DecodingConfig, SourceConfig
+from mtkit.data.sources import Split, open_sources, read_sides
 from mtkit.data.tokenizer import Tokenizer, Tokenizers
-from mtkit.errors import ConfigError
+from mtkit.errors import ConfigError, MtkitError
 from mtkit.evaluation.metrics import score
 from mtkit.evaluation.significance import paired_difference
 from mtkit.translation.engine import Engine
 from mtkit.translation.ensemble import Ensemble
 from mtkit.translation.loading import load_model
+from mtkit.translation.model_folder import data_of_run
 from mtkit.translation.segments import Request, Segment
 from mtkit.translation.translator import Translator
 
@@ -26,6 +28,8 @@ _NUM_SENTENCES = 200
 _MAX_GAP = 1e-4
 """Log-probability between two tokens that rounding may swap."""
 _LONGEST_BUILT_IN = 20
+_MAX_SENTENCES = 1000
+"""Sentences of a model's own test set that a smaller type is measured on."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,27 @@ class EngineTokenizer(Protocol):
 
     def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
         """Return the text of each sequence of ids."""
+
+
+def own_text(path: Path, config: Config, tokenizers: Tokenizers) -> ProofText:
+    """Return a model's own test or validation set if it can still be read, otherwise random text.
+
+    Args:
+        path: folder of the model.
+        config: its config.
+        tokenizers: its tokenizers.
+    """
+    data = data_of_run(config, path)
+    splits: dict[Split, tuple[SourceConfig, ...]] = {"test": data.test, "valid": data.valid}
+    for split, configs in splits.items():
+        try:
+            for source in open_sources(configs, data, split):
+                srcs, refs = read_sides(source)
+                if srcs:
+                    return ProofText(source.name, srcs[:_MAX_SENTENCES], refs[:_MAX_SENTENCES])
+        except MtkitError:  # the files are no longer there, as on another machine
+            continue
+    return random_text(tokenizers)
 
 
 def random_text(tokenizers: Tokenizers) -> ProofText:

@@ -16,7 +16,7 @@ from mtkit.config.loading import parse_config
 from mtkit.config.sections import Config, DataConfig
 from mtkit.data.readers import Pair
 from mtkit.data.sources import Split, open_sources
-from mtkit.errors import ConfigError, DataError, MtkitError
+from mtkit.errors import ConfigError, DataError
 from mtkit.files import count_lines, make_folder, read_lines, remove_tree
 from mtkit.formatting import format_count
 from mtkit.languages import is_unspaced
@@ -123,7 +123,8 @@ class _TargetMaker:
         machine: Any = {"device": settings["device"], "precision": settings["precision"]}
         self.closest = settings["closest"]
         # BLEU of a sentence without spaces is that of a single word.
-        self.closeness = make_utility("chrf" if is_unspaced(settings["data"]["tgt"]) else "bleu")
+        tgt = settings["data"]["tgt"]
+        self.closeness = make_utility("chrf" if is_unspaced(tgt) else "bleu", tgt)
         self.given = None if path is None else iter(read_lines(path))
         self.teacher: Translator | None = None
         self.forward: Translator | None = None
@@ -143,7 +144,8 @@ class _TargetMaker:
 
     def write(self, output: ResumableFile, lines: _Lines, tag: str) -> None:
         """Write the targets of a corpus; go on where a job was stopped."""
-        from mtkit.pipelines.translations import PIECE, LineProgress, as_cell
+        from mtkit.pipelines.translations import CHUNK_LINES, as_cell
+        from mtkit.translation.options import LineProgress
 
         done = output.num_lines
         for _ in islice(lines, done):
@@ -155,25 +157,25 @@ class _TargetMaker:
         if output.is_finished:
             return
         progress = LineProgress(self.say, self.total, self.num_lines)
-        while piece := list(islice(lines, PIECE)):
+        while chunk := list(islice(lines, CHUNK_LINES)):
             counts: Counter[str] = Counter()
-            rows = list(self._targets(piece, tag, output.num_lines, counts, progress))
+            rows = list(self._targets(chunk, tag, output.num_lines, counts, progress))
             text = "".join(f"{as_cell(src)}\t{as_cell(tgt)}\t{entropy:.4f}\n" for src, tgt, entropy in rows)
-            output.append(text, len(piece), counts)
-            self.num_lines += len(piece)
+            output.append(text, len(chunk), counts)
+            self.num_lines += len(chunk)
         output.finish()
 
     def _targets(
         self,
-        piece: Sequence[tuple[str, str | None]],
+        chunk: Sequence[tuple[str, str | None]],
         tag: str,
         first: int,
         counts: Counter[str],
         progress: Callable[[int], None],
     ) -> Iterator[tuple[str, str, float]]:
         """Yield the pairs that pass the filter, and their dual cross-entropies."""
-        texts = self._translate(piece, tag, first, progress)
-        lines = [src for src, _ in piece]
+        texts = self._translate(chunk, tag, first, progress)
+        lines = [src for src, _ in chunk]
         reasons = self.translation_filter.reasons(lines, [text or "" for text in texts])
         reasons = [
             "not translated" if text is None else reason for text, reason in zip(texts, reasons, strict=True)
@@ -189,7 +191,7 @@ class _TargetMaker:
 
     def _translate(
         self,
-        piece: Sequence[tuple[str, str | None]],
+        chunk: Sequence[tuple[str, str | None]],
         tag: str,
         first: int,
         progress: Callable[[int], None],
@@ -199,19 +201,19 @@ class _TargetMaker:
         from mtkit.translation.segments import Request
 
         if self.given is not None:
-            progress(len(piece))
-            return [*islice(self.given, len(piece))]
+            progress(len(chunk))
+            return [*islice(self.given, len(chunk))]
         assert self.teacher is not None
         options = TranslateOptions(
-            read_ahead=len(piece),
+            read_ahead=len(chunk),
             first_line=first,
             on_error="skip",
             on_progress=progress,
             parallelism=self.parallelism,
         )
-        requests: list[str | Request] = [Request(src, tag=tag) for src, _ in piece]
+        requests: list[str | Request] = [Request(src, tag=tag) for src, _ in chunk]
         chosen: list[str | None] = []
-        for (_, ref), found in zip(piece, self.teacher.translate_n_best(requests, options), strict=True):
+        for (_, ref), found in zip(chunk, self.teacher.translate_n_best(requests, options), strict=True):
             hyps = [translation.text for translation in found]
             best = 0
             if len(hyps) > 1 and ref:
@@ -304,10 +306,10 @@ def list_tokens(settings: Settings, context: Context) -> dict[str, Any]:
     The teacher aligns them if it has the tokenizers of the student, otherwise the student itself.
     """
     from mtkit.data.encoding import encode_corpus
-    from mtkit.pipelines.translations import LineProgress
     from mtkit.training.display import Display
     from mtkit.translation.loading import load_own_tokenizers
     from mtkit.translation.model_folder import find_checkpoint
+    from mtkit.translation.options import LineProgress
     from mtkit.translation.shortlist import ShortlistSize, make_shortlist, measure_coverage, save_shortlist
     from mtkit.translation.translator import Translator
 
@@ -335,29 +337,25 @@ def export_int8(settings: Settings, context: Context) -> None:
     """Write the student in 8 bits, in place of what an earlier call wrote."""
     from mtkit.interop.exporting import export_model
     from mtkit.interop.own import OwnExporter
+    from mtkit.interop.proof import own_text
     from mtkit.training.display import Display
 
     config, folder = parse_config(settings["config"]), Path(settings["folder"])
     remove_tree(folder)
 
+    run, say = Path(config.run), Display(context.console).say
+
     def find_text(model: LoadedModel) -> ProofText:
-        from mtkit.interop.proof import ProofText, random_text
+        return own_text(run, model.config, model.tokenizers)
 
-        try:
-            held_out = _held_out(config)
-        except MtkitError:
-            return random_text(model.tokenizers)
-        return ProofText(held_out.name, held_out.srcs[:1000], held_out.tgts[:1000])
-
-    say = Display(context.console).say
-    export_model(Path(config.run), OwnExporter(), folder, find_text, say, type_="int8")
+    export_model(run, OwnExporter(), folder, find_text, say, type_="int8")
 
 
-def _held_out(config: Config) -> EvalSet:
-    """Return the first test set, or else the first validation set.
+def _held_out(config: Config) -> EvalSet | None:
+    """Return the first test set, or else the first validation set, if there is one.
 
     Raises:
-        ConfigError: If there is none.
+        ConfigError: If a source needs a package that is not installed.
         DataError: If it cannot be read.
     """
     from mtkit.training.inputs import read_set
@@ -367,7 +365,7 @@ def _held_out(config: Config) -> EvalSet:
         configs = getattr(config.data, split)
         for source, settings in zip(open_sources(configs, config.data, split), configs, strict=True):
             return read_set(source, settings)
-    raise ConfigError("no test or validation set", where="data.test", hint="name one")
+    return None
 
 
 # --- comparison ---------------------------------------------------------------------------------------------------
@@ -386,9 +384,8 @@ def compare_systems(settings: Settings, context: Context) -> dict[str, Any]:
 
     use_threads(settings)
     config = parse_config(settings["config"])
-    try:
-        held_out = _held_out(config)
-    except ConfigError:
+    held_out = _held_out(config)
+    if held_out is None:
         Display(context.console).say("there is no test or validation set to compare the systems on")
         return {"systems": []}
     systems: list[tuple[str, str, dict[str, Any]]] = []

@@ -88,8 +88,7 @@ def estimate(settings: Settings, context: Context) -> dict[str, float | None]:
         inputs = load_inputs(config, Path(scratch), has_tokenizers=False, say=lambda line: None)
         progress = Progress(Path(scratch), Console(quiet=True))
         trainer = build_trainer(config.model_copy(update={"run": scratch}), inputs, progress)
-        if config.training.batch_tokens == "auto":
-            trainer.fit_to_memory()
+        trainer.fit_to_memory()
         speed = measure_speed(trainer)
         size = run_size(trainer, speed)
         num_validations = -(-size.num_updates // config.validation.every_steps) if size.num_valid_pairs else 0
@@ -105,8 +104,9 @@ def estimate(settings: Settings, context: Context) -> dict[str, float | None]:
 
 def translate_corpora(settings: Settings, context: Context) -> dict[str, Any]:
     """Translate one side of the copied corpora; return the counts of the filter."""
-    from mtkit.pipelines.translations import LineProgress, write_pairs
+    from mtkit.pipelines.translations import write_pairs
     from mtkit.training.display import Display
+    from mtkit.translation.options import LineProgress
     from mtkit.translation.segments import Request
     from mtkit.translation.translator import Translator
 

@@ -1,4 +1,4 @@
-"""A file that is written piece by piece over several calls, and appears when it is whole."""
+"""A file that is written chunk by chunk over several calls, and appears when it is whole."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from mtkit.files import fsync_folder, make_folder, storage_errors, write_text
 
 
 class ResumableFile:
-    """A file OUT that a job writes in pieces to OUT.part; at the end it is renamed.
+    """A file OUT that a job writes in chunks to OUT.part; at the end it is renamed.
 
-    The note OUT.mtkit-job says after each piece how many lines of the input are done and how long OUT.part is, so that
-    the same job, called again, continues after the last whole piece. It also identifies the job: no other one appends
+    The note OUT.mtkit-job says after each chunk how many lines of the input are done and how long OUT.part is, so that
+    the same job, called again, continues after the last whole chunk. It also identifies the job: no other one appends
     to OUT.part or takes OUT for its own. It stays beside OUT, and has the counts of the job. OUT.part is locked until
     `close`, or until the process ends.
 
@@ -30,7 +30,7 @@ class ResumableFile:
 
     Attributes:
         num_lines: lines of the input that are done.
-        counts: sums of the counts of all pieces.
+        counts: sums of the counts of all chunks.
         is_finished: whether OUT is whole.
 
     Raises:
@@ -71,7 +71,7 @@ class ResumableFile:
             self.num_lines, self._size, self.counts = 0, 0, Counter()
 
     def append(self, text: str, num_lines: int, counts: Mapping[str, int]) -> None:
-        """Write a piece: the text that belongs to the next lines of the input.
+        """Write a chunk: the text that belongs to the next lines of the input.
 
         Raises:
             StorageError: If it cannot be written.
@@ -81,7 +81,7 @@ class ResumableFile:
         if not self._size:
             self._write_note()  # OUT.part must be known as this job's from its first byte on
         with storage_errors(self.path):
-            file.truncate(self._size)  # a piece that the note does not know of
+            file.truncate(self._size)  # a chunk that the note does not know of
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())

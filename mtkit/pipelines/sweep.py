@@ -36,6 +36,7 @@ from mtkit.pipelines.pipeline import Pipeline
 from mtkit.pipelines.records import Record, describe_differences
 from mtkit.pipelines.search_space import Dimension, draw_trials
 from mtkit.pipelines.stages import Context, Effort, Settings, Stage
+from mtkit.pipelines.trainings import train
 
 _PLAN, _RESULTS, PAGE, BEST = "plan.json", "sweep.json", "sweep.html", "best.yaml"
 _LOWER_IS_BETTER = ("loss", "perplexity", "ter")
@@ -215,19 +216,16 @@ def _request(config: Config, options: SweepOptions) -> dict[str, Any]:
 def _lock(folder: Path) -> Iterator[None]:
     """Keep other processes from making the plan at the same time; wait for one that does."""
     deadline = time.monotonic() + _PLAN_SECONDS
-    lock = FolderLock(folder)
-    while True:
-        try:
-            lock.__enter__()
-            break
-        except StorageError:
-            if not is_locked(folder) or time.monotonic() > deadline:
-                raise
-            time.sleep(_POLL_SECONDS / 10)
-    try:
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(FolderLock(folder))
+                break
+            except StorageError:
+                if not is_locked(folder) or time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL_SECONDS / 10)
         yield
-    finally:
-        lock.__exit__()
 
 
 def _remove_earlier(folder: Path) -> None:
@@ -388,28 +386,18 @@ def _train_to_rung(settings: Settings, context: Context) -> Mapping[str, Any]:
         MtkitError: As `mtkit.training.run.train` does; of TrainingError only that a worker was killed.
         Interrupted: If a signal stops it; the run is saved first.
     """
-    from mtkit.interop.initial import find_model
-    from mtkit.training.run import train
     from mtkit.training.workers import WorkerLostError
 
-    config = parse_config(settings["config"])
     try:
-        result = train(
-            config,
-            fresh=context.fresh,
-            console=context.console,
-            find_model=find_model,
-            stop_at=settings["stop_at"],
-            choices=settings.get("choices", ()),
-        )
+        result = train(settings, context)
     except WorkerLostError:
         raise
     except TrainingError as error:
-        make_folder(Path(config.run))
+        make_folder(Path(settings["config"]["run"]))
         return {"score": None, "failure": str(error)}
-    if result.best is None:
+    if result["best"] is None:
         return {"score": None, "failure": "no validation gave a number"}
-    return {"score": result.best, "best_step": result.best_step, "step": result.step}
+    return {"score": result["best"], "best_step": result["best_step"], "step": result["step"]}
 
 
 # --- the outcome --------------------------------------------------------------------------------------------------
@@ -465,14 +453,7 @@ def write_outcome(plan: Plan) -> list[Trial]:
         "trials": rows,
     }
     write_text(plan.folder / _RESULTS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    page = render_sweep(
-        plan.original.run,
-        plan.metric,
-        plan.halving.num_rungs,
-        rows,
-        [plan.run(trial.number) for trial in trials],
-        vega_bundle(),
-    )
+    page = render_sweep(plan.original.run, plan.metric, plan.halving.num_rungs, rows, vega_bundle())
     write_text(plan.folder / PAGE, page)
     if trials[0].failure is not None:
         hint = "sweep.json has the reason of each"

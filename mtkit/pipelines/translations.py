@@ -1,18 +1,16 @@
 """Pairs of lines and their machine translations, in constant memory, resumable, and the same bytes either way.
 
-Lines are translated in pieces of a fixed number, so that a job that was stopped makes the same batches as one that was
+Lines are translated in chunks of a fixed number, so that a job that was stopped makes the same batches as one that was
 not. Noise and samples depend on the number of the line, not on what was translated with it.
 """
 
 from __future__ import annotations
 
-import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import islice, tee
 from typing import Literal
 
-from mtkit.formatting import format_duration
 from mtkit.pipelines.noise import Noise
 from mtkit.pipelines.resumable_file import ResumableFile
 from mtkit.pipelines.translation_filter import KEPT, TranslationFilter
@@ -20,9 +18,8 @@ from mtkit.translation.line_translator import LineTranslator
 from mtkit.translation.options import PARALLEL, Parallelism, TranslateOptions
 from mtkit.translation.segments import Request
 
-PIECE = 2048
-"""Lines that are translated and written together; a job that is stopped loses at most these."""
-_PROGRESS_SECONDS = 10.0
+CHUNK_LINES = 2048
+"""Lines of a chunk, which are translated and written together; a job that is stopped loses at most these."""
 
 Side = Literal["src", "tgt"]
 """The side of a pair that the machine wrote."""
@@ -56,27 +53,19 @@ def write_pairs(
         DataError: If the input cannot be read; what was translated before is kept.
         StorageError: If the output cannot be written.
     """
-    for _ in islice(requests, output.num_lines):
-        pass
-    read: deque[Request] = deque()
-
-    def noted() -> Iterator[Request]:
-        for request in requests:
-            read.append(request)
-            yield request
-
+    given, read = tee(islice(requests, output.num_lines, None))
     options = TranslateOptions(
-        read_ahead=PIECE,
+        read_ahead=CHUNK_LINES,
         first_line=output.num_lines,
         on_error="skip",
         on_progress=on_progress,
         parallelism=parallelism,
     )
-    translations = translator.translate(noted(), options)
-    while found := list(islice(translations, PIECE)):
+    translations = translator.translate(given, options)
+    while found := list(islice(translations, CHUNK_LINES)):
         first = output.num_lines
-        piece = [read.popleft() for _ in found]
-        lines, texts = [request.text for request in piece], [translation.text for translation in found]
+        lines = [request.text for request in islice(read, len(found))]
+        texts = [translation.text for translation in found]
         reasons = translation_filter.reasons(lines, texts)
         counts: Counter[str] = Counter()
         written = []
@@ -87,37 +76,10 @@ def write_pairs(
                 text = noise.apply(translation.text, number) if noise is not None else translation.text
                 src, tgt = (text, line) if machine_side == "src" else (line, text)
                 written.append(f"{as_cell(src)}\t{as_cell(tgt)}\n")
-        output.append("".join(written), len(piece), counts)
+        output.append("".join(written), len(found), counts)
     output.finish()
 
 
 def as_cell(text: str) -> str:
     """Return a text as a cell of tab-separated lines, which have no quoting."""
     return text.replace("\t", " ").replace("\r", " ").strip()
-
-
-class LineProgress:
-    """Says every few seconds how many lines are translated, how fast, and the time left.
-
-    Args:
-        say: prints a line.
-        total: number of lines, if it is known.
-        done: lines that were translated before.
-    """
-
-    def __init__(self, say: Callable[[str], None], total: int | None = None, done: int = 0) -> None:
-        self._say, self._total, self._done, self._before = say, total, done, done
-        self._start = self._reported = time.monotonic()
-
-    def __call__(self, num_lines: int) -> None:
-        """Count lines that were translated since the last call."""
-        self._done += num_lines
-        now = time.monotonic()
-        if now - self._reported > _PROGRESS_SECONDS:
-            self._reported = now
-            speed = (self._done - self._before) / (now - self._start)
-            of_total, left = "", ""
-            if self._total is not None:
-                of_total = f" of {self._total:,}"
-                left = f", time left {format_duration((self._total - self._done) / max(speed, 1e-9))}"
-            self._say(f"{self._done:,}{of_total} lines, {speed:,.0f} lines/s{left}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -81,13 +82,11 @@ def train(
         progress.say(f"training {f'ended: {ended}' if ended else reason}; {format_duration(seconds)} in all")
         del trainer  # frees its memory: the test sets need only the best weights
         gc.collect()  # importing torch._dynamo leaves a reference cycle with the frames that built the optimizer
+        result = TrainResult(Path(config.run), reason, state.step, state.best, state.best_step, [])
         if not world.is_main or ended is None:
-            return TrainResult(Path(config.run), reason, state.step, state.best, state.best_step, [])
+            return result
         average_last(config, progress.say)
-        scores = score_tests(config, tests, progress, seconds)
-        result = TrainResult(
-            Path(config.run), reason, state.step, state.best, state.best_step, scores, example
-        )
+        result = replace(result, tests=score_tests(config, tests, progress, seconds), example=example)
         write_results(result)
         write_card(config, result, {test.name: test.tgts for test in tests})
         report.refresh(last=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,14 @@ from typing import Literal, TypedDict, get_args
 
 from mtkit.config.choices import PRECISIONS, Metric
 from mtkit.errors import ConfigError, DataError
+from mtkit.formatting import format_duration
 from mtkit.translation.reading import always_ready
 
 LINES_AT_ONCE = 4096
 """Lines that are read before the first batch is made. They are sorted by length and finished together."""
+
+_PROGRESS_SECONDS = 5.0
+"""Least time between two lines of progress."""
 
 OnError = Literal["stop", "skip", "copy"]
 """What happens to a line that cannot be translated."""
@@ -68,6 +73,33 @@ def _ignore_fault(number: int, fault: DataError) -> None:
 
 def ignore_progress(num_lines: int) -> None:
     """Ignore progress."""
+
+
+class LineProgress:
+    """Says every few seconds how many lines are translated, how fast, and the time left.
+
+    Args:
+        say: prints a line.
+        total: number of lines, if it is known.
+        done: lines that were translated before.
+    """
+
+    def __init__(self, say: Callable[[str], None], total: int | None = None, done: int = 0) -> None:
+        self._say, self._total, self._done, self._before = say, total, done, done
+        self._start = self._reported = time.monotonic()
+
+    def __call__(self, num_lines: int) -> None:
+        """Count lines that were translated since the last call."""
+        self._done += num_lines
+        now = time.monotonic()
+        if now - self._reported > _PROGRESS_SECONDS:
+            self._reported = now
+            speed = (self._done - self._before) / (now - self._start)
+            of_total, left = "", ""
+            if self._total is not None:
+                of_total = f" of {self._total:,}"
+                left = f", time left {format_duration((self._total - self._done) / max(speed, 1e-9))}"
+            self._say(f"{self._done:,}{of_total} lines, {speed:,.0f} lines/s{left}")
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def test_the_printed_line_belongs_into_a_config(trained: Path, mono: Path, tmp_p
 def test_an_interrupted_job_goes_on_to_the_same_bytes(
     trained: Path, mono: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    monkeypatch.setattr(translations, "PIECE", 8)
+    monkeypatch.setattr(translations, "CHUNK_LINES", 8)
     options = ("--method", method, "--sample-seed", 3)
     whole = backtranslate(trained, mono, *options)
     assert backtranslate(trained, mono, "--method", method, "--sample-seed", 4, "--fresh") != whole

@@ -84,9 +84,10 @@ def test_a_sweep_promotes_the_best_and_writes_a_table_a_page_and_the_best_config
     assert children.calls == [
         *first, ("trial-005", 30), ("trial-007", 30), ("trial-008", 30), ("trial-008", 90)
     ]  # fmt: skip
-    title, header, best, *others = out.split("\n")
+    title, header, _, best, *others = out.split("\n")
     assert title == "bleu in validation, best first:"
-    assert header == "trial  dropout  learning_rate  rung 1  rung 2  rung 3  updates  time"
+    names = ["trial", "dropout", "learning_rate", "rung 1", "rung 2", "rung 3", "updates", "time"]
+    assert re.split("  +", header.strip()) == names
     assert best.split()[:7] == ["8", "0.3", "0.03", "6.01", "6.03", "6.09", "90"]
     assert [line.split()[0] for line in others[:8]] == ["5", "7", "2", "4", "6", "1", "3", "0"]
     assert "failed" in others[7]
@@ -225,7 +226,7 @@ def test_the_best_config_has_the_data_keys_that_were_tried(children: Children) -
     ]
     code, out, err = tiny.mtkit("sweep", "my.yaml", *keys, *STEPS, "--rungs", "1")
     assert code == 0, err
-    assert "data.train.0.license  data.valid.0.license" in out
+    assert "data.train.0.license   data.valid.0.license" in out
     folder = Path("runs/x.sweep")
     values = json.loads((folder / "sweep.json").read_bytes())["trials"][0]["values"]
     found = load_config(folder / "best.yaml").data

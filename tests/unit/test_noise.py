@@ -13,7 +13,7 @@ from mtkit.errors import ConfigError, StorageError
 from mtkit.pipelines.noise import Noise
 from mtkit.pipelines.resumable_file import ResumableFile
 from mtkit.pipelines.translation_filter import TranslationFilter, summary
-from mtkit.pipelines.translations import LineProgress
+from mtkit.translation.options import LineProgress
 
 
 def test_noise_deletes_replaces_and_moves_as_often_as_it_should() -> None:
@@ -146,11 +146,11 @@ def test_progress_tells_speed_and_time_left_of_what_is_translated_now(
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     progress = LineProgress(said.append, total=3000, done=1000)
     for _ in range(4):
-        now[0] += 6
+        now[0] += 4
         progress(100)
     assert said == [
-        "1,200 of 3,000 lines, 17 lines/s, time left 1 min 48 s",
-        "1,400 of 3,000 lines, 17 lines/s, time left 1 min 36 s",
+        "1,200 of 3,000 lines, 25 lines/s, time left 1 min 12 s",
+        "1,400 of 3,000 lines, 25 lines/s, time left 1 min 04 s",
     ]
     LineProgress(said.append)(5)
     assert len(said) == 2

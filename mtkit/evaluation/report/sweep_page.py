@@ -23,7 +23,6 @@ def render_sweep(
     metric: str,
     num_rungs: int,
     rows: Sequence[Mapping[str, Any]],
-    runs: Sequence[Path],
     script: str,
 ) -> str:
     """Return the page of a sweep.
@@ -33,11 +32,11 @@ def render_sweep(
         metric: what trials are compared by.
         num_rungs: number of rungs.
         rows: the trials, best first, as in sweep.json.
-        runs: their run folders.
         script: script that draws the charts, from `vega_bundle`.
     """
     curves: dict[str, Points] = {}
-    for row, run in zip(rows, runs, strict=True):
+    for row in rows:
+        run = Path(row["run"])
         has_begun = (run / METRICS_FILE).exists()  # a trial may fail before its first update
         if len(curves) < _MOST_CURVES and has_begun and (curve := read_history(run).valid_curve(metric)):
             curves[f"{row['trial']}: {_values(row)}"] = curve
