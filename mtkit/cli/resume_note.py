@@ -123,8 +123,11 @@ def describe_job(
     Raises:
         StorageError: If a model or a file cannot be read.
     """
-    from mtkit.translation.model_folder import find_checkpoint
+    from mtkit.translation.model_folder import SHORTLIST_FILE, find_checkpoint, tokenizer_folder
 
+    if decoding.shortlist:
+        found = _fingerprint(tokenizer_folder(find_checkpoint(Path(models[0]))) / SHORTLIST_FILE)
+        settings = settings if found is None else {**settings, "shortlist": found}
     return {
         _MODEL: _digest([_fingerprint(find_checkpoint(Path(model)) / MANIFEST_FILE) for model in models]),
         _OPTIONS: _digest([decoding.model_dump(exclude={"batch_tokens"}), dict(settings)]),

@@ -294,6 +294,9 @@ class VocabularyTokenizer(Tokenizer):
     def __init__(self, segmentation: Segmentation, vocabulary: Vocabulary) -> None:
         self.segmentation, self.vocabulary = segmentation, vocabulary
         self._ids = vocabulary.ids
+        # In a text they are nothing but text.
+        marks = {vocabulary.pad, vocabulary.bos, vocabulary.eos}
+        self._ids_in_text = {token: i for token, i in self._ids.items() if token not in marks}
         self.pad, self.unk, self.bos, self.eos = (
             self._ids[token] for token in (vocabulary.pad, vocabulary.unk, vocabulary.bos, vocabulary.eos)
         )
@@ -313,7 +316,7 @@ class VocabularyTokenizer(Tokenizer):
         num_threads = 1 if len(lines) < _MIN_LINES_FOR_THREADS else _num_threads()
         rows = self.segmentation.split(texts, num_threads)
         return [
-            [self._ids.get(piece, self.unk) for piece in ([tag, *row] if tag else row)]
+            [self._ids_in_text.get(piece, self.unk) for piece in ([tag, *row] if tag else row)]
             for tag, row in zip(tags, rows, strict=True)
         ]
 
@@ -358,7 +361,7 @@ class VocabularyTokenizer(Tokenizer):
         """See `Tokenizer.unknown_spans`."""
         pieces = self.pieces(line)
         is_unknown = [
-            self._ids.get(piece, self.unk) == self.unk or BYTE_PIECE.fullmatch(piece) is not None
+            self._ids_in_text.get(piece, self.unk) == self.unk or BYTE_PIECE.fullmatch(piece) is not None
             for piece in pieces
         ]
         return _merge_spans(line, compress(self.spans(line), is_unknown))

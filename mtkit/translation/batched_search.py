@@ -15,8 +15,10 @@ import torch
 
 from mtkit.config.sections import DecodingConfig
 from mtkit.data.batching import Ids, split_by_tokens
+from mtkit.data.segmentation import WORD_START
 from mtkit.data.tokenizer import Tokenizer
 from mtkit.device import out_of_memory_errors
+from mtkit.languages import is_unspaced
 from mtkit.search.beam import search
 from mtkit.search.constraints import Constraint
 from mtkit.search.sampling import SamplingOptions, sample
@@ -30,7 +32,7 @@ from mtkit.translation.mbr import make_utility, minimum_risk
 from mtkit.translation.numbers import has_number, number_variants
 from mtkit.translation.options import PARALLEL, Parallelism
 from mtkit.translation.segments import Segment
-from mtkit.translation.word_boundaries import tokens_after_number
+from mtkit.translation.word_boundaries import BEGINS_UNSPACED, encode_inside, tokens_after_number
 from mtkit.translation.workers import Workers
 
 _MAX_BATCH_TOKENS_ON_CPU = 8192
@@ -64,6 +66,7 @@ class BatchedSearch:
 
     Attributes:
         options: options of the beam search.
+        language: code of the target language, if it is known.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class BatchedSearch:
         self.ensemble, self.decoding, self.shortlist = ensemble, decoding, shortlist
         self.options = search_options(decoding, ensemble.tokenizers.tgt)
         self.sampling = _sampling_options(decoding)
+        self.language = tgt
         self.utility = None if decoding.mbr is None else make_utility(decoding.mbr, tgt)
         self.workers = workers or Workers(ensemble.device)
         self.workers.add(self._search_batch, self._align_batch)
@@ -138,7 +142,10 @@ class BatchedSearch:
         tgt, suppressed = self.ensemble.tokenizers.tgt, set(self.options.suppressed)
         constraints = segment.constraints
         for number in segment.required_numbers:
-            encoded = [tuple(ids.tolist()) for ids in tgt.encode(number_variants(number))]
+            variants = number_variants(number)
+            encoded = [tuple(ids.tolist()) for ids in tgt.encode(variants)]
+            if is_unspaced(self.language):
+                encoded += encode_inside(tgt, variants)
             if phrases := tuple(ids for ids in encoded if suppressed.isdisjoint(ids)):
                 constraints = (*constraints, Constraint(phrases, self._tokens_after_number))
         constrained = replace(segment, constraints=constraints, required_numbers=())
@@ -303,7 +310,10 @@ def search_options(decoding: DecodingConfig, tgt: Tokenizer) -> SearchOptions:
     special = [
         token for token in (*tgt.special, tgt.unk) if token != tgt.eos
     ]  # bos may be eos, as in fairseq
-    chosen = {token for ids in tgt.encode(decoding.suppress) for token in ids.tolist()}
+    # A space before a text is a token of its own where no piece has both; translations need it.
+    encoded = [tuple(ids.tolist()) for ids in tgt.encode(decoding.suppress)]
+    encoded += encode_inside(tgt, [text for text in decoding.suppress if BEGINS_UNSPACED.match(text)])
+    chosen = {token for ids in encoded for token in ids if len(ids) == 1 or tgt.piece(token) != WORD_START}
     return SearchOptions(
         beam_size=decoding.mbr_candidates if decoding.mbr else decoding.beam_size,
         bos=tgt.bos,

@@ -31,6 +31,7 @@ class LineTranslator:
             their translations are joined.
         usual_src_tokens: lines of several sentences that are longer than this are translated sentence by sentence;
             None for `max_source_tokens`.
+        tgt: code of the target language, if it is known: constraints depend on whether it has spaces between words.
     """
 
     def __init__(
@@ -40,11 +41,12 @@ class LineTranslator:
         decoding: DecodingConfig,
         max_source_tokens: int = 256,
         usual_src_tokens: int | None = None,
+        tgt: str | None = None,
     ) -> None:
         self.engine, self.tokenizers, self.decoding = engine, tokenizers, decoding
         self.max_source_tokens, self.search_options = max_source_tokens, engine.options
         self.segmenter = Segmenter(
-            tokenizers, decoding, self.search_options.suppressed, max_source_tokens, usual_src_tokens
+            tokenizers, decoding, self.search_options.suppressed, max_source_tokens, usual_src_tokens, tgt
         )
         self.assembler = Assembler(engine, tokenizers.tgt)
 
@@ -130,7 +132,11 @@ class LineTranslator:
 
         def without_placeholders() -> Iterator[Request]:
             for request in map(Request.of, lines):
-                line = protect(request.text, unknown_spans(self.tokenizers, request.text))
+                text = request.text
+                tag = text[: text.find(">") + 1] if text.startswith("<") else ""
+                if tag and (not self.tokenizers.src.is_single_piece(tag) or f"</{tag[1:]}" in text):
+                    tag = ""
+                line = protect(text, unknown_spans(self.tokenizers, text), num_kept=len(tag))
                 waiting.append(line)
                 links = request.links or bool(line.placeholders)  # links tell where the placeholders go
                 yield replace(request, text=line.text, keep_numbers=True, links=links)

@@ -28,7 +28,7 @@ def find_numbers(text: str) -> list[tuple[int, int]]:
 def required_numbers(text: str) -> tuple[str, ...]:
     """Return the different numbers of a text that its translation must have as digits, in order."""
     found = dict.fromkeys(text[start:end] for start, end in find_numbers(text))
-    return tuple(number for number in found if number not in _SPELLED_OUT)
+    return tuple(number for number in found if _in_ascii(number) not in _SPELLED_OUT)
 
 
 def has_number(text: str, number: str) -> bool:
@@ -46,11 +46,12 @@ def last_span(text: str, number: str) -> tuple[int, int] | None:
 
 
 def number_variants(number: str) -> tuple[str, ...]:
-    """Return the number as it is, then with the separators of other languages."""
+    """Return the number in ASCII digits, with the separators of other languages too, then as it is."""
+    given, number = number, _in_ascii(number)
     ways = [number, number.translate(str.maketrans(".,", ",.")), number.replace("/", ".")]
     if all(len(group) == 3 for group in re.findall(r"\d+", number)[1:]):
         ways.append(re.sub(r"\D", "", number))
-    return tuple(dict.fromkeys(ways))
+    return tuple(dict.fromkeys([*ways, given]))
 
 
 @lru_cache(maxsize=1024)

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from unicodedata import category
 
 import numpy as np
 
@@ -305,13 +306,20 @@ class _ProtectedSpan:
 def unknown_spans(tokenizers: Tokenizers, line: str) -> list[Span]:
     """Return the stretches of a line that no model copies reliably: byte pieces and unknown characters.
 
-    Letters that only the target vocabulary lacks are not among them: they are translated, as Latin names into Russian.
+    Of those that only the target vocabulary lacks, only symbols count. Letters, digits and punctuation are translated,
+    as Latin names are into Russian.
     """
     found = tokenizers.src.unknown_spans(line)
     if tokenizers.joint:
         return found
     of_target = tokenizers.tgt.unknown_spans(line)
-    return sorted({*found, *(span for span in of_target if not any(map(str.isalpha, line[slice(*span)])))})
+    return sorted({*found, *(span for span in of_target if _is_symbol(line[slice(*span)]))})
+
+
+def _is_symbol(text: str) -> bool:
+    """Return whether a text has a symbol, and no letters or digits."""
+    has_symbol = any(category(character)[0] not in "PZ" for character in text)
+    return has_symbol and not any(map(str.isalnum, text))
 
 
 def restore_placeholders(line: ProtectedLine, translation: Translation) -> Translation:
@@ -325,14 +333,15 @@ def restore_placeholders(line: ProtectedLine, translation: Translation) -> Trans
     )  # fmt: skip
 
 
-def protect(line: str, unknown: Sequence[Span] = ()) -> ProtectedLine:
+def protect(line: str, unknown: Sequence[Span] = (), num_kept: int = 0) -> ProtectedLine:
     """Take the placeholders out of a line.
 
     Args:
         line: the line.
         unknown: stretches that become placeholders because the vocabulary cannot represent them.
+        num_kept: characters at the start of the line that stay, as a tag of the model does that looks like markup.
     """
-    spans = _protected_spans(line, unknown)
+    spans = _protected_spans(line, [each for each in _single_spans(line, unknown) if each[0][0] >= num_kept])
     if not spans:
         return ProtectedLine(line, line)
     placeholders: list[Placeholder] = []
@@ -396,13 +405,13 @@ def _append(line: str, origins: list[int], positions: range) -> None:
             origins.append(position)
 
 
-def _protected_spans(line: str, unknown: Sequence[Span]) -> list[_ProtectedSpan]:
-    """Return the stretches of a line that become placeholders, in order.
+def _protected_spans(line: str, single: Sequence[tuple[Span, bool]]) -> list[_ProtectedSpan]:
+    """Return the stretches of a line that become placeholders, in order, from `_single_spans`.
 
     An element without text, such as `<p></p>`, becomes one placeholder, and so do neighbors with no text between them:
     their order is kept.
     """
-    found, merged = _grouped_spans(line, _single_spans(line, unknown)), list[_ProtectedSpan]()
+    found, merged = _grouped_spans(line, single), list[_ProtectedSpan]()
     closers = _matching_tags([line[slice(*span.span)] for span in found])
     openers: dict[int, int] = {}  # index of a closing tag in `found`: index of its opening tag in `merged`
     done = 0  # how many of `found` are in `merged`

@@ -17,12 +17,14 @@ from mtkit.data.segmentation import Span
 from mtkit.data.tokenizer import Tokenizer, Tokenizers
 from mtkit.errors import DataError
 from mtkit.files import BadLine
+from mtkit.languages import is_unspaced
 from mtkit.search.constraints import Constraint
 from mtkit.translation.alignment import Link
 from mtkit.translation.numbers import required_numbers
 from mtkit.translation.options import DEFAULT_OPTIONS, TranslateOptions
 from mtkit.translation.sentence_splitting import Boundary, boundary_at, sentence_spans, split_point
 from mtkit.translation.truecasing import usual_case
+from mtkit.translation.word_boundaries import BEGINS_UNSPACED, encode_inside
 
 
 def describe_tags(tags: Sequence[str]) -> str:
@@ -198,6 +200,7 @@ class Segmenter:
         suppressed: target tokens that never appear.
         max_source_tokens: longer lines are split at sentence ends, longer sentences are cut (see `sentence_splitting`).
         usual_src_tokens: longer lines are split at sentence ends unless the options say otherwise.
+        tgt: code of the target language, if it is known.
     """
 
     def __init__(
@@ -207,8 +210,9 @@ class Segmenter:
         suppressed: Sequence[int],
         max_source_tokens: int,
         usual_src_tokens: int | None = None,
+        tgt: str | None = None,
     ) -> None:
-        self.tokenizers, self.decoding = tokenizers, decoding
+        self.tokenizers, self.decoding, self.is_unspaced = tokenizers, decoding, is_unspaced(tgt)
         self.suppressed = frozenset(suppressed)
         self.max_source_tokens, self.usual_src_tokens = max_source_tokens, usual_src_tokens
 
@@ -397,7 +401,10 @@ class Segmenter:
         Raises:
             DataError: If none of them can be written with tokens that may appear.
         """
-        encoded = [tuple(ids.tolist()) for ids in self.tokenizers.tgt.encode(list(phrases))]
+        tgt = self.tokenizers.tgt
+        encoded = [tuple(ids.tolist()) for ids in tgt.encode(list(phrases))]
+        inside = [phrase for phrase in phrases if self.is_unspaced or BEGINS_UNSPACED.match(phrase)]
+        encoded += encode_inside(tgt, inside)
         possible = [ids for ids in encoded if ids and not self.suppressed & set(ids)]
         if not possible:
             reasons = dict.fromkeys(map(self._why_impossible, encoded))

@@ -27,7 +27,7 @@ _CLOSERS = "\"'”’»)\\]」』）"
 _OTHER_ENDS = "。｡！？؟۔।॥။።፧։܀-܂។៕᠃"
 """Marks with no other use: of CJK, Arabic, Urdu, Hindi, Burmese, Amharic, Armenian, Syriac, Khmer, Mongolian."""
 _END = re.compile(
-    rf"""(?<![.!?…])([.!?…]++[{_CLOSERS}]*+)\s++(?=["'“„«(\[¿¡]*+[^\W_a-z])  # a mark, a space, and no lower-case letter
+    rf"""(?<![.!?…])([.!?…]++[{_CLOSERS}]*+)\s++(?=["'“„«(\[¿¡]*+(?P<next>[^\W_]))  # a mark, a space, a letter or digit
         |([{_OTHER_ENDS}][.!?…{_OTHER_ENDS}]*+[{_CLOSERS}]*+)""",
     re.VERBOSE,
 )
@@ -49,7 +49,11 @@ def sentence_spans(line: str) -> list[Span]:
     """Return the spans of the sentences of a line, without the spaces between them, in linear time."""
     spans, start = [], 0
     for match in chain(_END.finditer(line), [None]):
-        end = len(line) if match is None else match.end(match.lastindex or 0)
+        end = len(line) if match is None else match.end(1 if match[1] else 0)
+        if (
+            match is not None and match[1] and match["next"] != match["next"].title()
+        ):  # also Georgian is "lower" case
+            continue
         if match is not None and match[1] == ".":
             before = line[max(start, match.start() - _LONGEST_WORD) : match.start()]
             if _is_abbreviated(before):

@@ -64,7 +64,7 @@ class Translator(LineTranslator):
             None for `max_source_tokens`.
         shortlist: the tokens that a translation may consist of; None for the whole vocabulary.
         native: all models in the compiled library; none if it cannot run them.
-        tgt: code of the target language, if it is known; see `make_utility`.
+        tgt: code of the target language, if it is known; see `make_utility` and `LineTranslator`.
         forks: whether workers may be processes, which do not see later changes of the model.
         buckets: all models in fixed shapes, for CUDA graphs; None if caches grow with each step.
         pack: see `Ensemble`.
@@ -92,7 +92,7 @@ class Translator(LineTranslator):
         self.device = self.ensemble.device
         self.workers = Workers(self.device, forks=forks)
         self.batched_search = BatchedSearch(self.ensemble, decoding, shortlist, self.workers, tgt)
-        super().__init__(self.batched_search, tokenizers, decoding, max_source_tokens, usual_src_tokens)
+        super().__init__(self.batched_search, tokenizers, decoding, max_source_tokens, usual_src_tokens, tgt)
         self.scorer = Scorer(self.batched_search, self.segmenter)
 
     @property

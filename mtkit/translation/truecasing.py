@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from unicodedata import category
 
 from mtkit.data.perturbation import title, upper
 from mtkit.data.tokenizer import Tokenizer
@@ -45,7 +46,12 @@ def usual_case(text: str, tokenizer: Tokenizer) -> tuple[str, Callable[[str], st
 
 
 def may_be_title(text: str) -> bool:
-    """Return whether several words begin with a capital, all long ones do, and twice as many as do not."""
+    """Return whether several words begin with a capital, all long ones do, and twice as many as do not.
+
+    A text with letters that have no case, as Chinese and Arabic ones, is no title: its Latin words are names.
+    """
+    if _has_caseless_letters(text):
+        return False
     num_capitalized = num_small = 0
     for word in _WORD.findall(text):
         letters = _LETTERS.search(word)
@@ -107,8 +113,17 @@ def restore_title(text: str) -> str:
 
 
 def is_in_capitals(text: str) -> bool:
-    """Return whether a text has several letters, all of them capitals; a German ß may stand between them."""
-    return text.replace("ß", "").isupper() and sum(map(str.isupper, text)) > 1
+    """Return whether a text has several letters, all of them capitals; a German ß may stand between them.
+
+    A text with letters that have no case, as Chinese and Arabic ones, is not: its capitals are those of acronyms.
+    """
+    is_upper = text.replace("ß", "").isupper() and sum(map(str.isupper, text)) > 1
+    return is_upper and not _has_caseless_letters(text)
+
+
+def _has_caseless_letters(text: str) -> bool:
+    """Return whether a text has letters without case, beside those of ordinal numbers, as in 1º."""
+    return not text.isascii() and any(category(letter) == "Lo" and letter not in "ªº" for letter in text)
 
 
 def truecase(text: str, tokenizer: Tokenizer) -> str:

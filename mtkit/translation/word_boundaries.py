@@ -1,8 +1,9 @@
-"""Target tokens that may follow a complete word or number."""
+"""Target tokens that may follow a complete word or number, and those of a phrase that follows text without a space."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from mtkit.data.tokenizer import Tokenizer
 from mtkit.languages import UNSPACED
@@ -15,6 +16,27 @@ _AFTER_NUMBER = _MARKS + "%‰°€$£¥-–"
 _AFTER_WORD = _MARKS + ",:“，、："
 
 _DECIMALS = re.compile(r"\.\d")
+
+
+BEGINS_UNSPACED = re.compile(f"[{UNSPACED}]")
+"""Matches a text that begins with a letter of a script without spaces between words."""
+_LEAD = "\ue000"
+"""A character that no piece has together with others: it stands for the text before a phrase."""
+
+
+def encode_inside(tgt: Tokenizer, phrases: Sequence[str]) -> list[tuple[int, ...]]:
+    """Return the tokens of each phrase where it follows other text without a space, as words of Chinese do.
+
+    Phrases whose first character the vocabulary lacks are left out.
+    """
+    found = []
+    for phrase in phrases:
+        line = _LEAD + phrase
+        ids, spans = tgt.encode([line])[0].tolist(), tgt.spans(line)
+        first = next((i for i, (start, _) in enumerate(spans) if start >= len(_LEAD)), len(ids))
+        if first < len(ids) and spans[first][0] == len(_LEAD):
+            found.append(tuple(ids[first:]))
+    return found
 
 
 def tokens_after_number(tgt: Tokenizer) -> frozenset[int]:

@@ -176,6 +176,16 @@ def test_an_output_with_other_options_is_not_resumed(
     assert output.read_bytes() == before
 
 
+def test_a_job_is_not_resumed_with_another_shortlist(trained: Path, corpus: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(trained, model)
+    output = tmp_path / "out"
+    job = ["translate", model, corpus / "test.src", *EXACT, "-o", output, "--resume"]
+    assert tiny.mtkit(*job)[0] == 0
+    assert tiny.mtkit("shortlist", model, "-q")[0] == 0
+    assert "was written by a job with other options" in refused(*job)
+
+
 @pytest.mark.parametrize("n_best", [[], ["--n-best", 2]])
 def test_a_job_with_alignment_is_resumed_at_an_empty_line(
     trained: Path, tmp_path: Path, n_best: list[object]

@@ -306,11 +306,16 @@ def test_a_search_of_nothing_and_of_an_empty_sentence() -> None:
     assert len(hypothesis.ids) <= 2
 
 
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("beam_size", [1, 2])
-def test_scores_that_are_not_numbers_are_an_error(beam_size: int) -> None:
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_scores_that_are_not_numbers_are_an_error(beam_size: int, int8: bool, value: float) -> None:
     model = make()
-    model.output.weight[7, 5] = torch.nan
-    stepper = NativeStepper(native(model, AVAILABLE[-1]), sources(3, 4))
+    if int8:  # an activation, which is rounded
+        model.src_embedding.weight[:, 5] = value
+    else:
+        model.output.weight[7, 5] = torch.nan
+    stepper = NativeStepper(native(model, AVAILABLE[-1], int8), sources(3, 4))
     with pytest.raises(TrainingError, match="not numbers"):
         search(stepper, [6, 4], SearchOptions(beam_size, BOS, EOS))
 

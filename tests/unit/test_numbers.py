@@ -20,6 +20,7 @@ WRITTEN_SET = Path(__file__).parent.parent / "data" / "protect.en-de.tsv"
         ("H2O, A4 and the 3rd", ()),
         ("1 000 000 people in 2016", ("1 000 000", "2016")),
         ("第23章, 至２３日", ("23", "２３")),
+        ("اشترى ٣ كتب عام ١٩٩٩", ("١٩٩٩",)),
         ("from 10:45 to 20-30.", ("10:45", "20-30")),
         ("1" * 5000, ("1" * 5000,)),  # more digits than Python makes an int of
     ],
@@ -70,6 +71,7 @@ def test_number_variants() -> None:
     assert number_variants("1,000") == ("1,000", "1.000", "1000")
     assert number_variants("12/05/2021") == ("12/05/2021", "12.05.2021")
     assert number_variants("2016") == ("2016",)
+    assert number_variants("١٬٠٠٠") == ("1٬000", "1000", "١٬٠٠٠")
 
 
 def test_correct_translations_have_all_numbers() -> None:

@@ -31,6 +31,9 @@ from mtkit.translation.sentence_splitting import (
         ["እሱ መጣ።", "ሄደ፧"],
         ["no sentence end"],
         ["It ended. and went on in small letters."],
+        ["Цена 5 тыс. рублей.", "Дорого."],
+        ["ის მოვიდა.", "ის წავიდა."],
+        ["Er sprach bzgl. „öffentlicher“ Mittel.", "Ähnlich war es hier."],
     ],
 )
 def test_split_sentences(sentences: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,3 +62,18 @@ def test_only_lines_with_placeholders_are_aligned(monkeypatch: pytest.MonkeyPatc
     found = list(translator.translate([Request(LINES[1], links=True), LINES[1]]))
     assert found[0].links and not found[1].links
     assert num_aligned == 3
+
+
+def test_a_tag_of_the_model_stays_in_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    translator, seen = make(), list[str]()
+    tokenizers = translator.tokenizers
+    tagged = replace(tokenizers, src=tokenizers.src.with_tokens(["<de>"]))
+    monkeypatch.setattr(translator, "tokenizers", tagged)
+
+    def capture(requests: Any, options: Any) -> Any:
+        seen.extend(request.text for request in requests)
+        return iter(())
+
+    monkeypatch.setattr(translator, "translate_n_best", capture)
+    list(translator.translate_protected(["<de> a {x} bird", "<de>a bird</de>", "<b> a bird", "a <de> bird"]))
+    assert seen == ["<de> a bird", "a bird", "a bird", "a bird"]

@@ -45,7 +45,7 @@ def translator(tokenizers: Tokenizers) -> Translator:
     [
         ("HELLO", True), ("THE STRAßE, 3!", True), ("ΚΑΛΗΜΕΡΑ ΚΟΣΜΕ", True), ("NATO", True),
         ("I", False), ("A 1", False), ("Hello", False), ("HELLO <b>", False), ("123 ...", False), ("", False),
-        ("日本語", False),
+        ("日本語", False), ("他在XYZ公司工作。", False), ("شركة IBM", False),
     ],
 )  # fmt: skip
 def test_what_is_in_capitals(text: str, expected: bool) -> None:
@@ -62,6 +62,7 @@ NO_TITLES = (
     "A PhD in IT is fun.", "How old is the Eiffel Tower?", "I saw Tom on Monday.", "I see Tom and Mary.", "Tom Smith",
     "When in Rome, do as the Romans do.", "Did Tom go to Boston?", "Are you OK, Tom?", "NASA, ESA and JAXA",
     "The aged Man Sees Tom", "I am Tom", "", "123 ...", "日本語 日本語 日本語", "Tom Sees iphones Here",
+    "شاهدت The Old Man And The Sea أمس",
 )  # fmt: skip
 
 

@@ -299,3 +299,12 @@ def test_damaged_descriptions(
     path.write_text("{")
     with pytest.raises(StorageError, match="not a vocabulary of mtkit"):
         load_tokenizers(tmp_path)
+
+
+def test_special_tokens_in_a_text_are_text() -> None:
+    vocabulary = Vocabulary(
+        ("<blank>", "<unk>", "<s>", "</s>", "a", "dog"), "<blank>", "<unk>", "<s>", "</s>"
+    )
+    tokenizer = VocabularyTokenizer(Words(b""), vocabulary)
+    assert tokenizer.encode(["a <blank> dog </s> <s>"])[0].tolist() == [4, 1, 5, 1, 1]
+    assert tokenizer.unknown_spans("a <blank> dog") == [(2, 9)]

@@ -78,16 +78,22 @@ static inline __attribute__((always_inline)) void NAME(int8_tile)(const int R, c
 #undef FINISH
 #undef EACH_ROW
 
-/* Round rows to bytes, each with a scale of its own: from 1 to 2 INPUT_ZERO - 1, where INPUT_ZERO stands for 0. */
+/* Round rows to bytes, each with a scale of its own: from 1 to 2 INPUT_ZERO - 1, where INPUT_ZERO stands for 0.
+ *
+ * A row with NaN or infinity gets NaN as its scale, so that its results are NaN too. */
 static void NAME(round_rows)(const float *x, int64_t rows, int64_t inputs, uint8_t *rounded, float *scales) {
     for (int64_t r = 0; r < rows; r++, x += inputs, rounded += inputs) {
-        V most = vset(0);
-        for (int64_t i = 0; i < inputs; i += LANES) most = vmax(most, vabs(vload(x + i)));
+        V most = vset(0), invalid = vset(0);
+        for (int64_t i = 0; i < inputs; i += LANES) {
+            const V loaded = vload(x + i);
+            most = vmax(most, vabs(loaded));
+            invalid = vfma(loaded, vset(0), invalid);
+        }
         float scale = vmax_of(most);
         scale = (scale > 1e-12f ? scale : 1e-12f) * (1.0f / (INPUT_ZERO - 1));
         V inverse = vset(1.0f / scale);
         for (int64_t i = 0; i < inputs; i += LANES) vistore_rounded(rounded + i, vmul(vload(x + i), inverse));
-        scales[r] = scale;
+        scales[r] = scale + vsum(invalid);
     }
 }
 
