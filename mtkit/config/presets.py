@@ -306,7 +306,7 @@ def choose(size: CorpusSize, machine: Machine, chosen: Mapping[str, object]) -> 
             f"batches are split into micro-batches: only {machine.memory / 1e9:.1f} GB of memory are free"
         )
     least = round_to_two_digits(2 * (size.alphabet + _FIXED_PIECES))  # as many pieces of several characters
-    is_free = chosen.get("init") is None and not _TOKENIZER_KEYS & chosen.keys()
+    is_free = all(chosen.get(key) is None for key in ("init", *_TOKENIZER_KEYS))
     if is_free and _number(values["tokenizer.vocab_size"], 0) < least:
         values["tokenizer.vocab_size"] = least
         reasons.append(f"a vocabulary of {least:,} for {size.alphabet:,} different characters")
@@ -317,7 +317,7 @@ def choose(size: CorpusSize, machine: Machine, chosen: Mapping[str, object]) -> 
             size.num_tokens(int(vocab_size)), {**_fill_in(name, values, chosen), **chosen}
         )
         steps = (epochs + min(epochs, size.reversed_epochs)) * per_epoch
-        if "training.max_epochs" not in chosen:
+        if chosen.get("training.max_epochs") is None:
             steps = min(_MAX_STEPS, max(_MIN_STEPS, steps))
         values["training.max_steps"] = round_to_two_digits(steps)
         passes = steps / per_epoch  # of one direction
@@ -373,7 +373,7 @@ def _fill_in(name: PresetName, values: Values, chosen: Mapping[str, object]) -> 
         values.pop("training.update_tokens", None)
     if chosen.get("training.schedule") == "noam":
         values.pop("training.learning_rate")  # a factor there
-    has_update_size = "training.update_tokens" in values or chosen.get("training.update_tokens")
+    has_update_size = chosen.get("training.update_tokens", values.get("training.update_tokens")) is not None
     if values["training.batch_tokens"] == "auto" and (
         chosen.get("training.parallel") == "fsdp" or not has_update_size
     ):

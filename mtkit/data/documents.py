@@ -19,11 +19,13 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
+from warnings import catch_warnings, simplefilter
 from xml.parsers import expat
 
 from mtkit.data.readers import Columns, NumberedPairs, Pair, check_text
 from mtkit.errors import ConfigError, DataError
 from mtkit.files import read_blocks, strip_compression
+from mtkit.languages import short_code
 
 _DOCUMENT_SUFFIXES = (".tmx", ".xlf", ".xliff", ".xlsx")
 MAX_SEGMENT_CHARS = 1 << 20
@@ -371,7 +373,7 @@ def read_translation_units(path: Path, columns: Columns) -> NumberedPairs:
     there: dict[str, None] = {}
     found = False
     for unit in read_units(path):
-        pair = Pair(*(text_in(unit.texts, language) for language in (src, tgt)))
+        pair = Pair(text_in(unit.texts, src, tgt), text_in(unit.texts, tgt, src))
         if all(pair):
             found = True
             yield unit.line, pair
@@ -385,16 +387,28 @@ def read_translation_units(path: Path, columns: Columns) -> NumberedPairs:
         )
 
 
-def text_in(texts: Mapping[str, str], language: str) -> str:
-    """Return the text in a language: of exactly this tag, else of a wider or narrower one ('en' takes 'en-US')."""
+def text_in(texts: Mapping[str, str], language: str, other: str = "") -> str:
+    """Return the text in a language: of exactly this tag, else of a wider or narrower one ('en' takes 'en-US').
+
+    Args:
+        texts: texts by their tags.
+        language: the tag that is wanted.
+        other: tag of the other side, whose text is not taken for a similar one.
+    """
     wanted, similar = _normalized(language), ""
     for tag, text in texts.items():
         own = _normalized(tag)
         if own == wanted:
             return text
-        if not similar and own and (own.startswith(wanted + "-") or wanted.startswith(own + "-")):
+        if not similar and own and own != _normalized(other) and _are_similar(own, wanted):
             similar = text
     return similar
+
+
+def _are_similar(one: str, other: str) -> bool:
+    """Return whether one tag is the other with a script or region; a language may have two codes, as ja and jpn."""
+    short, long = sorted(([short_code(tag), *tag.split("-")[1:]] for tag in (one, other)), key=len)
+    return long[: len(short)] == short
 
 
 def _normalized(tag: str) -> str:
@@ -498,9 +512,15 @@ def open_workbook(path: Path, *, to_write: bool = False) -> Iterator[Any]:
         if lost:
             what = f"pictures, charts or macros, which a copy would lose: {lost[0]}"
             raise DataError(what, where=str(path), hint="remove them, or write text instead")
-        book = openpyxl.load_workbook(
-            path, read_only=not to_write, data_only=not to_write, keep_links=to_write
-        )
+        with catch_warnings(record=True) as warnings:
+            simplefilter("always")
+            book = openpyxl.load_workbook(
+                path, read_only=not to_write, data_only=not to_write, keep_links=to_write, rich_text=to_write
+            )
+        removed = [text for warning in warnings if "will be removed" in (text := str(warning.message))]
+        if to_write and removed:
+            what = f"something that a copy would lose: {removed[0]}"
+            raise DataError(what, where=str(path), hint="remove it, or write text instead")
         try:
             yield book
         finally:

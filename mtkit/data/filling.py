@@ -304,7 +304,7 @@ class _Document(XmlParser, ABC):
             chunks += [self._take(start), new]
             self._take(end)
         self.additions = []
-        last = self._position if self.unit is None else self.unit.start
+        last = max(self._first, self._position if self.unit is None else self.unit.start)
         chunks.append(self._take(self._first + len(self._bytes) if everything else last))
         return b"".join(chunks)
 
@@ -441,7 +441,7 @@ class _Tmx(_Document):
         self.unit = None
         tags = list(self._variants)
         with_text = [tag for tag, (_, segment) in self._variants.items() if segment.text.strip()]
-        found = text_in({tag: tag for tag in with_text}, self.languages[0])
+        found = text_in({tag: tag for tag in with_text}, self.languages[0], self.languages[1])
         old = text_in({tag: tag for tag in tags if tag != found}, self.languages[1])
         if not found or self._last is None:
             if not self._found and len(self._others) < MAX_LANGUAGES:

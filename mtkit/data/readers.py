@@ -140,7 +140,7 @@ def read_csv(path: Path, columns: Columns) -> NumberedPairs:
         DataError: If quotes are malformed, a row has too many or too few cells, or the header lacks the columns (at
             file:line).
     """
-    rows = _csv_rows(path)
+    rows = csv_rows(path)
     first_line, header = next(rows, (1, []))
     names = columns.names or columns.languages
     Columns(names, columns.languages).select(header, f"{path}:{first_line}")
@@ -153,8 +153,12 @@ def read_csv(path: Path, columns: Columns) -> NumberedPairs:
         yield number, Pair(check_text(cells[src], names[0], where), check_text(cells[tgt], names[1], where))
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows that are not blank, each with the line at which it begins."""
+def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows that are not blank, each with the line at which it begins.
+
+    Raises:
+        DataError: If the file cannot be read, or is not CSV.
+    """
     csv.field_size_limit(_MAX_CELL_CHARS)  # The default refuses cells over 128 KiB.
     rows = csv.reader((line + "\n" for line in read_lines(path)), strict=True)
     first_line = 1

@@ -5,7 +5,6 @@ In: file names. Out: entries of `data.train`, which `mtkit init` writes. Nothing
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 from mtkit.data.documents import read_sheet_header, read_units
-from mtkit.data.readers import TRANSLATION
+from mtkit.data.readers import TRANSLATION, csv_rows
 from mtkit.errors import ConfigError, DataError
 from mtkit.files import read_lines, strip_compression
 from mtkit.languages import short_code
@@ -24,8 +23,14 @@ Languages = tuple[str, str]
 Entry = dict[str, object]
 """An entry of `data.train`, as in the YAML."""
 
-_CODE = re.compile(r"[a-z]{2,3}(?:[-_](?:[A-Z][a-z]{3}|[A-Z]{2}))*")
-"""A language code: de, deu, pt-BR, zho_Hans."""
+_LOWER_REGIONS = "(?:zh_(?:cn|hk|tw)|pt_(?:br|pt)|fr_ca|es_(?:es|mx)|en_(?:gb|us))"
+"""Codes with a region in lower case, as names of OPUS's files have them."""
+_CODE = re.compile(rf"{_LOWER_REGIONS}|[a-z]{{2,3}}(?:[-_](?:[A-Z][a-z]{{3}}|[A-Z]{{2}}))*")
+"""A language code: de, deu, pt-BR, pt_br, zho_Hans."""
+_NAME_PART = re.compile(
+    rf"(?:{_LOWER_REGIONS}|[a-z]{{2,3}}(?:[-_](?:[A-Z][a-z]{{3}}|[A-Z]{{2}}))+)(?![^._-])|[^._-]+"
+)
+"""A word of a file's name, or a language code with script or region, which consists of several."""
 _NOT_CODES = frozenset(
     (
         "src",
@@ -249,7 +254,7 @@ def _two_codes(names: Iterable[str], path: str) -> Languages:
 def _language_pair(path: str) -> Languages | None:
     """Return the last two adjacent codes in the name of a file or its folder: en and de for tatoeba-en-de.tsv."""
     for name in (strip_compression(path).stem, Path(path).absolute().parent.name):
-        words = re.split("[._-]", name)
+        words = _NAME_PART.findall(name)
         for first, second in reversed(list(pairwise(words))):
             if _is_code(first) and _is_code(second):
                 return first, second
@@ -269,7 +274,7 @@ def _tsv_header(path: str) -> list[str]:
 
 def _csv_header(path: str) -> list[str]:
     """Return the header of a CSV."""
-    return next(csv.reader(line + "\n" for line in read_lines(path)), [])
+    return next((cells for _, cells in csv_rows(Path(path))), [])
 
 
 def _jsonl_keys(path: str) -> dict[str, list[str]]:

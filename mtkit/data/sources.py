@@ -122,7 +122,11 @@ class ParallelFiles(Source):
     def read(self) -> NumberedPairs:
         """See `Source.read`. Both files are counted first: a missing line would shift the rest."""
         numbers = range(1, self.num_pairs + 1)
-        yield from zip(numbers, map(Pair, read_lines(self.src), read_lines(self.tgt)), strict=True)
+        try:
+            yield from zip(numbers, map(Pair, read_lines(self.src), read_lines(self.tgt)), strict=True)
+        except ValueError as error:
+            what = f"it or {self.tgt} has changed since its lines were counted"
+            raise DataError(what, where=str(self.src), hint="begin again when both are whole") from error
 
     def location(self, number: int) -> str:
         """See `Source.location`: the line on the source side."""

@@ -20,6 +20,7 @@ from mtkit.config.yaml_document import YamlDocument, apply_overrides, dump_yaml,
 from mtkit.data.encoding import encode_corpus
 from mtkit.data.recognize import TEST_NAME, VALID_NAME, Entry, Languages, find_split_files, recognize
 from mtkit.data.sources import open_sources
+from mtkit.errors import DataError
 from mtkit.formatting import format_count
 from mtkit.training.initial import FindModel, open_initial_model
 from mtkit.training.updates import make_order
@@ -125,6 +126,9 @@ def make_finetuning(
     corpus = encode_corpus(sources, tokenizers, config.data)
     counts = np.bincount(corpus.sources_of_pairs(), minlength=len(sources))
     num_new, num_general = int(counts[:num_new_files].sum()), int(counts[num_new_files:].sum())
+    if not num_new:
+        what = "no pair is left: all are empty, too long, or repeated"
+        raise DataError(what, where=files.train[0], hint="check the columns and `data.max_length`")
     if num_general > num_new:  # as many general pairs in an epoch as new ones, other ones in each
         weight = _round_down(num_new / num_general)
         for entry in splits["train"][num_new_files:]:

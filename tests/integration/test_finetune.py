@@ -23,7 +23,7 @@ from mtkit.data.encoding import encode_corpus
 from mtkit.data.segmentation import SentencePiece
 from mtkit.data.sources import open_sources
 from mtkit.data.tokenizer import Tokenizer, Tokenizers, Vocabulary, VocabularyTokenizer, load_tokenizers
-from mtkit.errors import ConfigError
+from mtkit.errors import ConfigError, DataError
 from mtkit.model.build import copy_weights, extend_vocabulary, make_model
 from mtkit.training.finetuning import FineTuningData, make_finetuning
 from mtkit.training.freezing import freeze, make_training_model
@@ -616,3 +616,13 @@ def test_freezing_takes_patterns(trained: Path) -> None:
     with pytest.raises(ConfigError, match=r"training\.freeze\[0\]"):
         freeze(model, ["encoder"])
     assert load_checkpoint(trained / "best").weights.keys() == dict(model.named_parameters()).keys()
+
+
+def test_files_without_a_pair_that_is_left(trained: Path, corpus: Path, tmp_path: Path) -> None:
+    new = tmp_path / "en-de.tsv"
+    tiny.write_lines(new, [f"{'word ' * 400}\t{'Wort ' * 400}"] * 3)
+    general = tmp_path / "general.en-de.tsv"
+    tiny.write_lines(general, [f"{src}\t{tgt}" for src, tgt in tiny.pairs(50, 1)])
+    files = FineTuningData([str(new)], [str(general)])
+    with pytest.raises(DataError, match="no pair is left"):
+        make_finetuning(str(trained), files, str(tmp_path / "ft"), (), Path)

@@ -15,9 +15,10 @@ import tiny
 from mtkit.config.loading import load_config
 from mtkit.data.order import BatchOrder
 from mtkit.data.readers import Pair
+from mtkit.data.recognize import recognize
 from mtkit.data.tokenizer import make_tokenizers
 from mtkit.demo.generator import generate
-from mtkit.errors import ConfigError
+from mtkit.errors import ConfigError, DataError
 from mtkit.training.preset import choose_values
 from mtkit.training.starter import make_starter_config
 
@@ -214,3 +215,33 @@ def test_empty_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         tiny.write_lines(tmp_path / f"train.{side}", [])
     code, _, err = tiny.mtkit("init", "train.en", "train.de")
     assert (code, tiny.one_line(err)) == (3, "error: train.en:1: no training pairs (the files are empty)")
+
+
+@pytest.mark.parametrize(
+    ("files", "languages"),
+    [
+        (["OpenSubtitles.en-zh_cn.en", "OpenSubtitles.en-zh_cn.zh_cn"], ("en", "zh_cn")),
+        (["TED.en-pt_br.tsv"], ("en", "pt_br")),
+        (["corpus-zh_TW-en.tsv"], ("zh_TW", "en")),
+        (["my_corpus_en_de.tsv"], ("en", "de")),
+        (["corpus.fr-ca.tsv"], ("fr", "ca")),
+        (["corpus_en_de.en", "corpus_en_de.de"], ("en", "de")),
+        (["x.zho_Hans-eng_Latn.tsv"], ("zho_Hans", "eng_Latn")),
+    ],
+)
+def test_regions_belong_to_languages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], languages: tuple[str, str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in files:
+        Path(name).write_text("a\tb\n" if name.endswith(".tsv") else "a\n")
+    assert recognize(files, (None, None)).languages == languages
+
+
+def test_a_csv_with_line_ends_of_an_old_mac_is_an_error_of_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_bytes(b"en,de\rHello,Hallo\r")
+    with pytest.raises(DataError, match=r"a\.csv:1: not CSV"):
+        recognize(["a.csv"], (None, None))

@@ -14,7 +14,15 @@ import pytest
 import tiny
 
 from mtkit.config.sections import DataConfig, SourceConfig
-from mtkit.data.documents import MAX_SEGMENT_CHARS, read_spreadsheet, read_translation_units, read_units
+from mtkit.data.documents import (
+    MAX_SEGMENT_CHARS,
+    open_workbook,
+    read_spreadsheet,
+    read_translation_units,
+    read_units,
+    text_in,
+)
+from mtkit.data.filling import fill, lines_to_fill
 from mtkit.data.readers import Columns
 from mtkit.data.recognize import recognize
 from mtkit.data.sources import open_sources
@@ -289,3 +297,48 @@ def test_init_recognizes_them(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected two languages, got en, de, fr"):
         recognize([str(tmp_path / "d.tmx")], (None, None))
     assert recognize([str(tmp_path / "d.tmx")], ("fr", "en")).languages == ("fr", "en")
+
+
+def test_similar_tags_are_no_text_of_the_other_side() -> None:
+    texts = {"en-GB": "colour", "en-US": "color"}
+    assert text_in(texts, "en", "en-GB") == "color"
+    assert text_in(texts, "en-GB", "en") == "colour"
+    assert text_in({"en-GB": "colour"}, "en", "en-GB") == ""
+    assert text_in({"eng": "dog", "jpn": "犬"}, "ja") == "犬"
+    assert text_in({"por-BR": "cachorro", "pt-PT": "cão"}, "pt-BR") == "cachorro"
+    cantonese = {"yue": "佢", "zh": "他"}
+    assert [text_in(cantonese, tag, other) for tag, other in (("zh", "yue"), ("yue", "zh"))] == ["他", "佢"]
+    assert text_in({"yue": "佢"}, "zh", "yue") == ""
+
+
+def test_what_a_copy_of_a_spreadsheet_would_lose_is_refused(tmp_path: Path) -> None:
+    path = sheet(tmp_path / "a.xlsx", [["en", "de"], ["Yes", "Ja"]])
+    name, uri = "xl/worksheets/sheet1.xml", "{78C0D931-6437-407d-A8EE-F0AAD7539E65}"
+    with zipfile.ZipFile(path) as archive:
+        files = {entry: archive.read(entry) for entry in archive.namelist()}
+    rule = f'<extLst><ext uri="{uri}"/></extLst></worksheet>'
+    files[name] = files[name].replace(b"</worksheet>", rule.encode())
+    with zipfile.ZipFile(path, "w") as archive:
+        for entry, content in files.items():
+            archive.writestr(entry, content)
+    with pytest.warns(UserWarning, match="will be removed"):  # reading loses nothing
+        assert [pair for _, pair in read_spreadsheet(path, EN_DE)] == [("Yes", "Ja")]
+    with pytest.raises(DataError, match=r"a copy would lose: Conditional Formatting extension"):
+        list(lines_to_fill(path, ("en", "de"), keep_tags=False))
+
+
+def test_a_copy_of_a_spreadsheet_keeps_the_formats_inside_of_cells(tmp_path: Path) -> None:
+    pytest.importorskip("openpyxl")
+    from openpyxl.cell.rich_text import CellRichText, TextBlock
+    from openpyxl.cell.text import InlineFont
+
+    rich = CellRichText("A ", TextBlock(InlineFont(b=True), "big"), " dog.")
+    path = sheet(tmp_path / "a.xlsx", [["en", "note"], [rich, "x"], ["A cat.", rich]])
+    lines = list(lines_to_fill(path, ("en", "de"), keep_tags=False))
+    assert lines == ["A big dog.", "A cat."]
+    with open(tmp_path / "b.xlsx", "wb") as output:
+        fill(path, output, iter(["Ein großer Hund.", "Eine Katze."]), ("en", "de"))
+    with open_workbook(tmp_path / "b.xlsx", to_write=True) as book:
+        rows = [list(row) for row in book.active.iter_rows(values_only=True)]
+    assert rows == [["en", "note", "de"], [rich, "x", "Ein großer Hund."], ["A cat.", rich, "Eine Katze."]]
+    assert isinstance(rows[1][0], CellRichText) and rows[1][0][1].font.b

@@ -207,6 +207,17 @@ def test_many_units_in_small_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert whole.count("<seg>N499 <ph/>É</seg>") == 1
 
 
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_a_target_language_is_added_wherever_a_block_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    text = XLIFF_12.replace("<x:body>", f"<!-- {'x' * 50} --><x:body>")
+    whole = filled(tmp_path / "a.xlf", text, str.upper)
+    monkeypatch.setattr("mtkit.files.reading.BLOCK_BYTES", size)
+    monkeypatch.setattr("mtkit.data.documents._PARSED_BYTES", size)
+    assert filled(tmp_path / "a.xlf", text, str.upper) == whole
+
+
 PEAK = """
 import sys
 from pathlib import Path

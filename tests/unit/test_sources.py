@@ -209,3 +209,15 @@ def test_fingerprints_follow_what_is_read(tmp_path: Path) -> None:
     assert open_one(tmp_path, path="copy.csv").fingerprint() == fingerprints[2]
     write_parallel(tmp_path, b"x\n", b"z\n")
     assert parallel.fingerprint() != fingerprints[0]
+
+
+def test_a_file_that_grows_while_it_is_read_is_named(tmp_path: Path) -> None:
+    for side in ("src", "tgt"):
+        (tmp_path / side).write_text("a\nb\n")
+    data = DataConfig(root=str(tmp_path), src="en", tgt="de", train=(SourceConfig(src="src", tgt="tgt"),))
+    [source] = open_sources(data.train, data, "train")
+    assert len(list(source.read())) == 2
+    for side in ("src", "tgt"):
+        (tmp_path / side).write_text("a\nb\nc\n")
+    with pytest.raises(DataError, match="has changed since its lines were counted"):
+        list(source.read())
