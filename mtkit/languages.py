@@ -6,10 +6,14 @@ import re
 
 _SHORT = {
     **dict.fromkeys(("zho", "chi", "cmn", "yue", "wuu", "gan", "hak", "hsn", "lzh"), "zh"),
-    **{"jpn": "ja", "kor": "ko", "tha": "th", "lao": "lo", "khm": "km", "mya": "my", "bur": "my"},
-    **{"bod": "bo", "tib": "bo", "dzo": "dz"},
-}
-"""Two-letter codes for the longer ones that matter here. Sinitic languages are written like Chinese."""
+    "jpn": "ja", "kor": "ko", "tha": "th", "lao": "lo", "khm": "km", "mya": "my", "bur": "my", "bod": "bo", "tib": "bo",
+    "dzo": "dz", "cat": "ca", "ces": "cs", "cze": "cs", "deu": "de", "ger": "de", "ell": "el", "gre": "el", "eng": "en",
+    "spa": "es", "est": "et", "fin": "fi", "fra": "fr", "fre": "fr", "gle": "ga", "hun": "hu", "isl": "is", "ice": "is",
+    "ita": "it", "lit": "lt", "lav": "lv", "nld": "nl", "dut": "nl", "pol": "pl", "por": "pt", "ron": "ro", "rum": "ro",
+    "rus": "ru", "slk": "sk", "slo": "sk", "slv": "sl", "swe": "sv", "tam": "ta",
+}  # fmt: skip
+"""Two-letter codes for the longer ones that matter here: of languages without spaces, and those that Moses has rules
+for. Sinitic languages are written like Chinese."""
 _UNSPACED_LANGUAGES = {"zh", "ja", "th", "lo", "km", "my", "bo", "dz", "shn", "nod", "khb", "tdd"}
 _UNSPACED_SCRIPTS = {
     "hans",

@@ -23,6 +23,8 @@ from mtkit.data.encoding import encode_corpus
 from mtkit.data.filters import DigestSet
 from mtkit.data.order import BatchOrder, Lengths
 from mtkit.data.sources import Source
+from mtkit.interop.initial import find_model
+from mtkit.training.initial import open_initial_model
 from mtkit.training.inputs import cached_tokenizers, open_splits
 from mtkit.training.preset import choose_values
 
@@ -138,9 +140,11 @@ def _duplicates_cost(num_pairs: int) -> Cost:
 
 def _encoding_cost(config: Config) -> Cost:
     """Measure reading, filtering, tokenizing and writing, per pair read."""
-    config, _ = choose_values(config)
+    config, initial = open_initial_model(choose_values(config)[0], find_model)
     sources: list[Source] = open_splits(config.data)["train"]
-    tokenizers = cached_tokenizers(config, sources, lambda line: None)
+    tokenizers = (
+        initial.load_tokenizers() if initial else cached_tokenizers(config, sources, lambda line: None)
+    )
     with tempfile.TemporaryDirectory(prefix="mtkit-benchmark-") as scratch:
         data = config.data.model_copy(update={"cache": scratch})
         start, cpu = time.perf_counter(), time.process_time()

@@ -55,18 +55,16 @@ class Positions:
 
 def forward_flops(config: ModelConfig, vocab_size: int, positions: Positions) -> int:
     """Return the floating-point operations from the embeddings to the logits of the real tokens."""
-    D, F = config.d_model, config.feed_forward
-    kv = 2 * config.kv_heads * (D // config.heads)  # columns of keys and values: 2GE
-    feed_forward = (3 if config.is_gated else 2) * D * F
-    self_attention = D * (D + kv) + D * D
+    D = config.d_model
     scores = 2 * D  # q k^T and weights v, for a query and a key, over all heads
     distances = scores * (2 * config.max_relative_distance + 1) if config.positions == "relative" else 0
-    per_src = self_attention + distances + feed_forward
     cross_attention = 2 * D * D  # query and output projections; keys and values count per source position
-    per_tgt = self_attention + distances + cross_attention + feed_forward
-    encoder = per_src * positions.src + scores * positions.src_src
+    per_tgt = _per_position(config.decoder) + distances + cross_attention
+    encoder = (_per_position(config) + distances) * positions.src + scores * positions.src_src
     decoder = (
-        per_tgt * positions.tgt + scores * (positions.tgt_tgt + positions.tgt_src) + D * kv * positions.src
+        per_tgt * positions.tgt
+        + scores * (positions.tgt_tgt + positions.tgt_src)
+        + D * _kv_width(config.decoder) * positions.src
     )
     multiply_adds = (
         config.encoder_layers * encoder
@@ -74,6 +72,17 @@ def forward_flops(config: ModelConfig, vocab_size: int, positions: Positions) ->
         + D * vocab_size * positions.projected
     )
     return 2 * multiply_adds
+
+
+def _per_position(config: ModelConfig) -> int:
+    """Return the multiply-adds of a layer's projections for self-attention, and of its feed-forward part."""
+    D, F = config.d_model, config.feed_forward
+    return D * (D + _kv_width(config)) + D * D + (3 if config.is_gated else 2) * D * F
+
+
+def _kv_width(config: ModelConfig) -> int:
+    """Return the columns of keys and values together: 2GE."""
+    return 2 * config.kv_heads * (config.d_model // config.heads)
 
 
 def training_flops(config: ModelConfig, vocab_size: int, positions: Positions) -> int:

@@ -32,8 +32,10 @@ from mtkit.data.order import Indices
 from mtkit.data.tokenizer import Tokenizer, Tokenizers
 from mtkit.device import dtype_name, out_of_memory_errors, reset_peak_memory, synchronize
 from mtkit.errors import ConfigError
+from mtkit.interop.initial import find_model
 from mtkit.training.build import build_trainer
 from mtkit.training.compiling import check_compiler
+from mtkit.training.initial import InitialModel, open_initial_model
 from mtkit.training.inputs import Inputs, configure_process, load_inputs
 from mtkit.training.memory import out_of_memory_hint
 from mtkit.training.parallel import Stage, untimed
@@ -167,9 +169,9 @@ def benchmark_train(
     for name in against:
         if name not in _BASELINES:
             raise ConfigError(f"unknown baseline {name!r}", where="`against`", hint=", ".join(_BASELINES))
-    for key in ("distillation", "guided_alignment"):
+    for key in ("distillation", "guided_alignment", "minimum_risk"):
         if synthetic and getattr(config.training, key):
-            what = "random tokens mean nothing to teachers, and have no alignment"
+            what = "random tokens mean nothing to teachers, and have no alignment and no text"
             raise ConfigError(what, where=f"training.{key}", hint="leave it out, or `synthetic`")
     device = configure_process(config)
     if "compile" in against:
@@ -178,13 +180,14 @@ def benchmark_train(
         config = config.model_copy(update={"run": scratch})
         if not synthetic:
             config, _ = choose_values(config)
+        config, initial = open_initial_model(config, find_model)
         if (
             synthetic or against
         ):  # random tokens are no text, and the baselines train on the pairs as they are
             usual = {"sampling_alpha": None, "bpe_dropout": 0.0}
             tokenizer = config.tokenizer.model_copy(update=usual)
             config = config.model_copy(update={"augment": AugmentConfig(), "tokenizer": tokenizer})
-        inputs = synthetic_inputs(config) if synthetic else _real_inputs(config, Path(scratch), say)
+        inputs = synthetic_inputs(config) if synthetic else _real_inputs(config, Path(scratch), say, initial)
         clock = _StageClock(device)
         own = _MtkitLoop(config, inputs, clock)
         stack.callback(own.trainer.engine.close)
@@ -205,9 +208,10 @@ def benchmark_train(
         return _summarize(own, baselines, timed, shares, memory)
 
 
-def _real_inputs(config: Config, folder: Path, say: Say) -> Inputs:
+def _real_inputs(config: Config, folder: Path, say: Say, initial: InitialModel | None) -> Inputs:
     """Return the inputs of training, without the validation pairs: nothing is validated."""
-    return replace(load_inputs(config, folder, has_tokenizers=False, say=say), valid=None)
+    inputs = load_inputs(config, folder, has_tokenizers=False, say=say, initial=initial)
+    return replace(inputs, valid=None)
 
 
 def synthetic_inputs(config: Config) -> Inputs:
@@ -438,7 +442,10 @@ def _summarize(
     )
     seconds = [span.seconds[0] for span in timed]
     config, vocab_size = trainer.config.model, trainer.inputs.tokenizers.tgt.vocab_size
-    flops, needed_flops = ([training_flops(config, vocab_size, p) for p in ps] for ps in (padded, needed))
+    passes = 2 if trainer.config.training.simcut or trainer.config.training.r_drop else 1
+    flops, needed_flops = (
+        [passes * training_flops(config, vocab_size, p) for p in ps] for ps in (padded, needed)
+    )
     peaks = matmul_peaks(trainer.device)
     speed = _median_rate(flops, seconds)
     computed = sum(p.src + p.tgt for p in padded)

@@ -36,11 +36,12 @@ from mtkit.cli.terminal import (
     print_stderr,
     print_stdout,
 )
-from mtkit.cli.test_sets import TestSet, load_test_sets, read_hyps
+from mtkit.cli.test_sets import TestSet, load_test_sets, read_hyps, split_pair
 from mtkit.cli.translators import choose_parallelism, resolve_decoding
 from mtkit.config.choices import DEFAULT_METRICS, METRICS
 from mtkit.data.readers import Columns
 from mtkit.errors import ConfigError, MtkitError
+from mtkit.evaluation.run_files import HYPS_SUFFIX
 
 if TYPE_CHECKING:
     from mtkit.cli.external_scores import ExternalScores
@@ -230,7 +231,10 @@ def evaluate(
         names = names if metric else ["bleu", "chrf"]
     paired = check_paired(paired, len(systems), resamples)
     check_not_compressed(segments, "--segments")
-    check_not_overwriting(segments, [*(hyps or []), *(ref or []), *filter(None, [src])], "--segments")
+    read = [*(hyps or []), *(ref or []), *(alignments or []), *filter(None, [src, baseline, labels])]
+    read += [str(path) for folder in hyps or [] for path in Path(folder).glob(f"*{HYPS_SUFFIX}")]
+    read += [path for paths in [*(test or []), *(train or [])] for path in (paths, *paths.split(","))]
+    check_not_overwriting(segments, read, "--segments")
     decodings = {name: resolve_decoding(name, {"beam_size": beam_size}) for name in models}
     sides, langs, tgt, tokenize, data = _settings(columns, langs, tokenize, models)
     if metrics.MOSES_BLEU in names and not tgt:
@@ -301,9 +305,7 @@ def _settings(
         ConfigError: If `langs` names one language.
         StorageError: If there is no such model, or its config cannot be read.
     """
-    if langs is not None and "-" not in langs:
-        raise ConfigError(f"{langs!r} is one language", where="--langs", hint="for example --langs en-de")
-    tgt = langs.rpartition("-")[2] if langs else None
+    pair = None if langs is None else split_pair(langs)
     if models:
         from mtkit.translation.model_folder import data_of_run
 
@@ -312,17 +314,16 @@ def _settings(
         return _Settings(
             Columns(columns, languages),
             langs or "-".join(languages),
-            tgt or config.data.tgt,
+            pair[1] if pair else config.data.tgt,
             tokenize or config.validation.bleu_tokenizer,
             data_of_run(config, Path(models[0])),
         )
     sides = None
     if columns is not None:
         sides = Columns(columns, columns)
-    elif langs is not None and langs.count("-") == 1:
-        src, _, tgt = langs.partition("-")
-        sides = Columns(None, (src, tgt))
-    return _Settings(sides, langs, tgt, tokenize, None)
+    elif pair is not None:
+        sides = Columns(None, pair)
+    return _Settings(sides, langs, pair[1] if pair else None, tokenize, None)
 
 
 def _score_and_print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from mtkit.config.sections import DataConfig
     from mtkit.training.validation import EvalSet
     from mtkit.translation.segments import Request
+
+_CODE = r"([a-z]{2,3}(?:-[A-Z][a-z]{3})?(?:-(?:[A-Z]{2}|[0-9]{3}))?)"
+_LANGUAGE_PAIR = re.compile(f"{_CODE}-{_CODE}")
+"""Two codes of languages with or without script and region, such as en-zh-TW or en-zh-Hant."""
 
 _HELP = "mtkit evaluate --help"
 _T = TypeVar("_T")
@@ -92,9 +97,9 @@ def load_test_sets(
     for name in names:
         from mtkit.evaluation.metrics import load_test_set
 
-        if langs is None or langs.count("-") != 1:
+        if langs is None:
             raise ConfigError("--test-set needs --langs", hint="for example --langs en-de")
-        srcs, refs = load_test_set(name, *langs.split("-"))
+        srcs, refs = load_test_set(name, *split_pair(langs))
         sets.append(TestSet(name, _requests(srcs, tag), refs, [name]))
     return [
         test._replace(name=name) for test, name in zip(sets, _distinct([s.name for s in sets]), strict=True)
@@ -302,3 +307,19 @@ def read_config_sets(data: DataConfig, split: Literal["valid", "test"]) -> list[
         others = "name other files with --src and --ref"
         hint = f"{error.hint}; or {others}" if error.hint else others
         raise DataError(error.what, where=error.where, hint=hint) from error
+
+
+def split_pair(langs: str) -> tuple[str, str]:
+    """Return the two codes in a value of --langs.
+
+    Raises:
+        ConfigError: If it is one language, or cannot be told where the second one begins.
+    """
+    parts = langs.split("-")
+    if len(parts) == 2 and all(parts):
+        return parts[0], parts[1]
+    found = _LANGUAGE_PAIR.fullmatch(langs)
+    if found is None:
+        what = f"{langs!r} is {'one language' if len(parts) == 1 else 'not a pair of languages'}"
+        raise ConfigError(what, where="--langs", hint="for example --langs en-de, or en-zh-TW")
+    return found[1], found[2]

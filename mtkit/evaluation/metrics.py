@@ -389,14 +389,14 @@ def corpus_score(
         result = metric.corpus_score(list(hyps), streams)
     signature = metric.get_signature().format()
 
-    # sacreBLEU gives the interval only in its JSON, and omits it there if the mean is zero.
+    # sacreBLEU's JSON lacks the interval if the mean is not above zero, so it is read from the attributes.
     fields = json.loads(result.format(width=12, signature=signature, is_json=True))
     return Score(
         name=result.name,
         value=float(result.score),
         signature=signature,
-        mean=fields.get("confidence_mean", 0.0) if num_bootstrap else None,
-        confidence=fields.get("confidence_var", 0.0) if num_bootstrap else None,
+        mean=float(result._mean) if num_bootstrap > 1 else None,
+        confidence=float(result._ci) if num_bootstrap > 1 else None,
         detail=fields.get("verbose_score"),
         higher_is_better=result.name not in ERROR_RATES,
     )

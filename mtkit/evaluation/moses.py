@@ -28,11 +28,12 @@ class MosesBleu(BLEU):
     """sacreBLEU's BLEU, without its own tokenizer, of text in Moses' form.
 
     Args:
-        language: code of the language, whose rules Moses has for abbreviations, quotes and apostrophes.
+        language: code of the language, whose rules Moses has for abbreviations, quotes and apostrophes. Those of a
+            language that it does not know are those of English.
         effective_order: see `mtkit.evaluation.metrics.build_metrics`.
 
     Raises:
-        ConfigError: If sacremoses is not installed, or the language is not known.
+        ConfigError: If sacremoses is not installed, or no language is given.
     """
 
     def __init__(self, language: str | None, effective_order: bool = False) -> None:

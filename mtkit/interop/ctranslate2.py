@@ -183,7 +183,9 @@ def _fill_embedding(spec: Any, side: Any, embedding: Embedding, num_positions: i
     spec.weight = _to_numpy(embedding.weight)
     positions = embedding.positions
     if positions is not None:
-        rows = len(positions.weight) if isinstance(positions, LearnedPositions) else num_positions
+        # CTranslate2 fails beyond the end of the table, where mtkit repeats the last learned vector.
+        learned = len(positions.weight) if isinstance(positions, LearnedPositions) else 0
+        rows = max(learned, num_positions)
         side.position_encodings.encodings = _to_numpy(positions(torch.arange(rows)))
     if not isinstance(embedding.norm, nn.Identity):
         _fill_norm(side.layernorm_embedding, embedding.norm)

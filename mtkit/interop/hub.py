@@ -9,7 +9,8 @@ from pathlib import Path
 from mtkit.errors import ConfigError, MtkitError, StorageError
 
 _SETTINGS = (
-    "*.json", "*.spm", "*.model", "*.txt", "*.yml", "*.yaml", "*.codes", "bpecodes", "code", "*.bpe", "preprocess.sh",
+    "*.json", "*.spm", "*.model", "*.txt", "*.yml", "*.yaml", "*.codes", "bpecodes", "codes", "code", "*.bpe",
+    "preprocess.sh",
 )  # fmt: skip
 _WEIGHTS = ("*.safetensors",)
 _OLDER_WEIGHTS = ("*.bin", "*.pt", "*.ckpt", "*.npz")

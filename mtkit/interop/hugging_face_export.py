@@ -23,6 +23,7 @@ from mtkit.files import write_bytes, write_text
 from mtkit.interop.exporting import DTYPES, HINT_OF_TOKENS, check_sentencepiece_alone
 from mtkit.interop.hugging_face import CLASSES, FIRST_LEARNED, HuggingFaceClass
 from mtkit.model.transformer import Transformer
+from mtkit.translation.batched_search import search_options
 
 
 @dataclass(frozen=True)
@@ -259,7 +260,6 @@ def write_folder(
     write_bytes(folder / "model.safetensors", safetensors.torch.save(own, {"format": "pt"}))
     tgt, decoding = tokenizers.tgt, config.decoding
     separate = tokenizers.src is not tgt and not tokenizers.joint
-    suppressed = sorted({tgt.pad, tgt.bos, tgt.unk, *range(tgt.num_pieces, tgt.vocab_size)} - {tgt.eos})
     ids = {key: converted.config[key] for key in _TOKEN_IDS}
     names = {
         "unk_token": tgt.piece(tgt.unk),
@@ -277,7 +277,8 @@ def write_folder(
             "no_repeat_ngram_size": decoding.no_repeat_ngram,
             "early_stopping": decoding.beam_size > 1,
             "max_length": longest - 1,
-            "suppress_tokens": suppressed,
+            "min_new_tokens": decoding.min_pieces,
+            "suppress_tokens": sorted(search_options(decoding, tgt).suppressed),
         },
         "tokenizer_config.json": {
             **names,

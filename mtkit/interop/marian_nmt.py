@@ -22,6 +22,7 @@ from mtkit.config.yaml_document import load_yaml
 from mtkit.config.yaml_reader import YamlReader
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.errors import ConfigError, StorageError
+from mtkit.formatting import format_count
 from mtkit.interop.importing import (
     ImportedModel,
     ImportOptions,
@@ -519,11 +520,14 @@ def _find_vocabularies(model: Path, settings: Settings, languages: tuple[str, st
             for path in sorted(folder.iterdir())
             if re.search(r"vocab.*\.(yml|yaml|json|txt|spm)$", path.name) and path.is_file()
         ]
-        if len(found) == 2:
+        number = len(found)
+        if number == 2:
             named = [[path for path in found if f".{code}." in path.name] for code in languages]
             found = [path for paths in named for path in paths]
-        if len(found) not in (1, 2):
-            what = f"no {_DECODER}, and {len(found)} files that may be vocabularies"
+        if number not in (1, 2) or len(found) != number:
+            what = f"no vocabs in a {_DECODER}, and {format_count(number, 'file')} that may be vocabularies"
+            if number == 2:
+                what += f", but are not named after {' and '.join(languages)}"
             hint = f"write {_DECODER} with the lists models and vocabs"
             raise ConfigError(what, where=str(folder), hint=hint)
     for path in found:

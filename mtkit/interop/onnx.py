@@ -167,6 +167,7 @@ def write_description(config: Config, tokenizers: Tokenizers, folder: Path, type
         "source_unk": src.unk,
         "source_eos": src.eos,
         "source_ends_with_eos": config.model.source_eos,
+        "source_tags": bool(src.tags),
         "target_start": tgt.bos,
         "target_eos": tgt.eos,
         "never_generated": list(search_options(config.decoding, tgt).suppressed),

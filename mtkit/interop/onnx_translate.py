@@ -28,8 +28,10 @@ class Translator:
         )
 
     def encode(self, line: str) -> list[int]:
-        """Return the ids of a source line."""
-        pieces = self.source.encode(line, out_type=str)
+        """Return the ids of a source line. A language tag such as >>fra<< before its text is a token of its own."""
+        tag = line[: line.find("<<") + 2] if self.config["source_tags"] and line.startswith(">>") else ""
+        pieces = [tag] if len(tag) > 2 else []
+        pieces += self.source.encode(line[len("".join(pieces)) :], out_type=str)
         return [self.src_ids.get(piece, self.config["source_unk"]) for piece in pieces]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -75,4 +77,4 @@ class Translator:
 if __name__ == "__main__":
     translator = Translator(Path(__file__).parent)
     for line in sys.stdin:
-        print(translator.translate([line])[0] if line.strip() else "", flush=True)
+        print(translator.translate([line.rstrip("\n")])[0] if line.strip() else "", flush=True)

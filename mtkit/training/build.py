@@ -122,7 +122,7 @@ def _make_loader(
     pairs: Corpus | BothDirections = corpus
     if data.reverse:
         tags = {number: source.tag for number, source in enumerate(data.train) if source.tag is not None}
-        lengths = [len(ids) for ids in tokenizers.src.encode(list(tags.values()))]
+        lengths = [len(ids) for ids in tokenizers.src.encode(list(tags.values()))] if tags else []
         pairs = BothDirections(corpus, dict(zip(tags, lengths, strict=True)))
     variation = make_variation(
         config.tokenizer,

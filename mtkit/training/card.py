@@ -252,8 +252,9 @@ def _training(
     if facts.get("choices"):
         yield f"- chosen by mtkit: {'; '.join(map(str, facts['choices']))}"
     yield f"- tokenizer: {kind}{', ' + sizes + ' pieces' if sizes else ''}"
+    rate = "a factor of the learning rate of" if training.schedule == "noam" else "peak learning rate"
     yield (
-        f"- {optimizer}, peak learning rate {training.learning_rate:g}, {training.schedule} schedule, "
+        f"- {optimizer}, {rate} {training.learning_rate:g}, {training.schedule} schedule, "
         f"{format_count(training.warmup_steps, 'update')} of warm-up, batches of at most "
         f"{training.batch_token_budget * training.batches_per_update:,} tokens, dropout {model.dropout:g}, label "
         f"smoothing {training.label_smoothing:g}, random seed {config.seed}"

@@ -99,6 +99,8 @@ def claimed_names(run: Path) -> set[str]:
         names.add(AVERAGE_FOLDER)
     if (run / SHORTLIST_FILE).is_file():  # `mtkit shortlist` writes it there
         names.add(SHORTLIST_FILE)
+    if REPORT_MARK in _read_or_empty(run / REPORT_FILE):  # `mtkit report` writes it there
+        names.add(REPORT_FILE)
     return names
 
 

@@ -19,6 +19,7 @@ from mtkit.benchmark.machine import matmul_peaks
 from mtkit.benchmark.train import STAGES, _TorchLoop
 from mtkit.device import peak_memory
 from mtkit.training.updates import Update
+from mtkit.translation.loading import load_model
 
 
 def benchmark(*arguments: object) -> dict[str, Any]:
@@ -63,6 +64,24 @@ def test_synthetic_batches_need_no_corpus(config: Path) -> None:
     )
     assert found["against"] == []
     assert found["tgt_tokens_per_second"] > 0
+
+
+@pytest.mark.usefixtures("no_peaks")
+def test_the_model_is_the_one_that_training_starts_from(trained: Path, config: Path) -> None:
+    lines = [line for line in tiny.read_lines(config) if not line.startswith(("tokenizer:", "model:"))]
+    tiny.write_lines(config, [f"init: {trained}", *lines])
+    size = load_model(trained)[2].num_parameters()
+    assert benchmark(config)["num_parameters"] == size
+    assert benchmark(config, "--synthetic")["num_parameters"] == size
+    assert tiny.mtkit("benchmark", "data", config, "--pairs", 1000)[0] == 0
+
+
+@pytest.mark.usefixtures("no_peaks")
+def test_what_random_tokens_can_be_trained_on(config: Path) -> None:
+    assert benchmark(config, "--synthetic", "data.reverse=true")["num_updates"] == 3
+    risk = "training.minimum_risk={metric: chrf}"
+    code, _, err = tiny.mtkit("benchmark", "train", config, "--synthetic", risk)
+    assert code == 2 and "training.minimum_risk: random tokens" in tiny.one_line(err)
 
 
 @pytest.mark.usefixtures("no_peaks")

@@ -14,6 +14,8 @@ from rich.console import Console
 
 from mtkit.checkpoint import load_checkpoint, save_checkpoint
 from mtkit.cli import evaluation_tables
+from mtkit.cli.test_sets import split_pair
+from mtkit.errors import ConfigError
 from mtkit.evaluation.metrics import Score, score, score_sentences
 from mtkit.evaluation.significance import compare
 from mtkit.translation.robustness import KINDS
@@ -380,3 +382,33 @@ def test_colors_tell_better_from_worse(
     other = Score(metric, 20.0, "v:1", p_value=0.001, higher_is_better=higher_is_better)
     results = [evaluation_tables.SetScores("test", 9, ["base", "other"], [[base], [other]])]
     assert f"\x1b[{color}m+10.00, p = 0.0010*" in evaluation_tables.render(results, "text", quiet=False)
+
+
+@pytest.mark.parametrize(
+    ("langs", "pair"),
+    [
+        ("en-de", ("en", "de")),
+        ("en-zh-TW", ("en", "zh-TW")),
+        ("zh-Hant-TW-en", ("zh-Hant-TW", "en")),
+        ("eng_Latn-zho_Hans", ("eng_Latn", "zho_Hans")),
+    ],
+)
+def test_codes_with_regions(langs: str, pair: tuple[str, str]) -> None:
+    assert split_pair(langs) == pair
+
+
+@pytest.mark.parametrize("langs", ["en", "en-", "en-zh-tw", "a-b-c-d"])
+def test_what_is_no_pair_of_languages(langs: str) -> None:
+    with pytest.raises(ConfigError, match="--langs"):
+        split_pair(langs)
+
+
+def test_segments_do_not_overwrite_what_is_read(folder: Path) -> None:
+    Path("test.tsv").write_text("a\tb\n")
+    for options in (
+        [FILES[0], "--test", "test.tsv"],
+        [FILES[0], "--test", "src.txt,test.tsv"],
+        [*FILES, "--analysis", "--labels", "test.tsv"],
+    ):
+        code, _, err = tiny.mtkit("evaluate", *options, "--langs", "en-de", "--segments", "test.tsv")
+        assert code == 2 and "test.tsv is also another file of this command" in tiny.one_line(err)

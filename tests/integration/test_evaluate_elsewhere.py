@@ -120,7 +120,7 @@ def test_a_metric_that_fails_loses_no_other_score(
             "--metric-env: metricx is none of the metrics (--metric metricx)",
         ),
         (["--metric-env", "a"], "--metric-env needs a metric that runs elsewhere"),
-        (["--langs", "de"], "--langs: 'de' is one language (for example --langs en-de)"),
+        (["--langs", "de"], "--langs: 'de' is one language (for example --langs en-de, or en-zh-TW)"),
         (["--metric", "other.py"], "other.py: no such file of a metric"),
         (["--metric", "copies.py"], "ref: copies reads the source (give it: --src FILE, or --test SRC,REF)"),
         (["--src", "src"], "--src needs --model, or a metric that reads it"),
@@ -167,6 +167,15 @@ def test_intervals_and_p_values_are_those_of_plain_resampling() -> None:
     _, second = score_means(pair, paired="ar", **options)  # type: ignore[arg-type]
     assert second.p_value == pytest.approx(((np.abs(shuffled) > real).sum() + 1) / 301)
     assert second.signature == "v:1|bs:200|ar:300|seed:7"
+
+
+def test_a_mean_below_zero_has_an_interval() -> None:
+    own = np.random.default_rng(1).normal(-0.3, 0.1, 40)
+    [score] = score_means([external(own.tolist())], paired="none", num_bootstrap=200, num_trials=10, seed=7)
+    rows = np.random.default_rng(7).choice(40, size=(200, 40), replace=True)
+    means = np.sort(own[rows].mean(axis=1))
+    assert score.mean == pytest.approx(means.mean(), rel=1e-4)
+    assert score.confidence == pytest.approx((means[-6] - means[5]) / 2, rel=1e-4)
 
 
 def test_a_score_that_is_no_mean_has_no_interval() -> None:

@@ -244,3 +244,16 @@ def test_bad_input(model: Path, tmp_path: Path) -> None:
         found, _, err = tiny.mtkit(*arguments)
         assert (found, message in tiny.one_line(err)) == (code, True), (arguments, err)
     assert tiny.tree(tmp_path) == before
+
+
+def test_learned_positions_go_on_beyond_the_table(tmp_path: Path) -> None:
+    """mtkit repeats the vector of the last position."""
+    exported.save_random_model(
+        tmp_path / "model", exported.demo_tokenizers(), positions="learned", max_positions=91
+    )
+    export(tmp_path / "model", tmp_path / "out")
+    changes = {"beam_size": 1, "max_length_extra": 150, "min_pieces": 120}
+    own = Translator.load(tmp_path / "model", precision="fp32", **changes)
+    theirs = load_line_translator(tmp_path / "out", own.decoding, torch.device("cpu"))
+    line = exported.demo_lines(1)
+    assert [found.text for found in theirs.translate(line)] == [found.text for found in own.translate(line)]

@@ -16,11 +16,12 @@ import tiny
 import torch
 
 from mtkit.errors import ConfigError
-from mtkit.interop.exporting import export_model
+from mtkit.interop.exporting import LoadedModel, export_model
 from mtkit.interop.formats import FORMATS
 from mtkit.interop.hugging_face_engine import HuggingFaceExporter
 from mtkit.interop.importing import ImportOptions, import_model
 from mtkit.interop.proof import ProofText
+from mtkit.translation.batched_search import search_options
 from mtkit.translation.loading import load_model
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -104,6 +105,20 @@ def test_types_and_files(model: Path, tmp_path: Path) -> None:
         "config.json", "generation_config.json", "model.safetensors", "source.spm", "target.spm", "vocab.json",
         "tokenizer_config.json",
     }  # fmt: skip
+
+
+def test_the_search_forbids_the_same(tmp_path: Path, tokenizers: Any) -> None:
+    exported.save_random_model(tmp_path / "model", tokenizers, output_bias=True)
+    loaded = load_model(tmp_path / "model")[0]
+    decoding = loaded.decoding.model_copy(update={"min_pieces": 3, "suppress": ("dog",)})
+    model = LoadedModel(
+        loaded.model_copy(update={"decoding": decoding}), *load_model(tmp_path / "model")[1:], None
+    )
+    HuggingFaceExporter().write(model, tmp_path / "out", "float32")
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert written["min_new_tokens"] == 3
+    suppressed = set(search_options(decoding, tokenizers.tgt).suppressed)
+    assert set(written["suppress_tokens"]) == suppressed > {tokenizers.tgt.pad, tokenizers.tgt.unk}
 
 
 def test_the_command_line(model: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mtkit.data.segmentation import SentencePiece
 from mtkit.data.tokenizer import Tokenizers, VocabularyTokenizer
 from mtkit.errors import ConfigError
 from mtkit.interop.exporting import LoadedModel, export_model
-from mtkit.interop.proof import random_text
+from mtkit.interop.proof import ProofText, random_text
 from mtkit.translation.loading import load_model
 from mtkit.translation.segments import Segment
 from mtkit.translation.translator import Translator
@@ -351,3 +352,17 @@ def test_bad_input(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             2, f"error: the package {package} is not installed (pip install 'mtkit[onnx]')",
         ), err  # fmt: skip
     assert tiny.tree(tmp_path) == before
+
+
+def test_language_tags_are_tokens_there_too(tmp_path: Path) -> None:
+    made = exported.demo_tokenizers("vocabulary").src
+    assert isinstance(made, VocabularyTokenizer)
+    vocabulary = replace(made.vocabulary, tokens=(*made.vocabulary.tokens, ">>fra<<"))
+    tokenizer = VocabularyTokenizer(SentencePiece(made.model), vocabulary)
+    exported.save_random_model(tmp_path / "model", Tokenizers(tokenizer, tokenizer, joint=True), **SMALL)
+    lines = [f">>fra<< {exported.demo_lines(1)[0]}", ">>deu<< the dog", ">> the dog", "the dog >>fra<<"]
+    said: list[str] = []
+    text = ProofText("tagged", lines)
+    export_model(tmp_path / "model", OnnxExporter(), tmp_path / "out", lambda _: text, said.append)
+    assert said[2].endswith("equal")
+    assert run_script(tmp_path / "out" / "translate.py", lines) == greedy(tmp_path / "model", lines)

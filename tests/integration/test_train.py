@@ -761,6 +761,13 @@ def test_old_checkpoints_are_deleted(config: Path, tmp_path: Path) -> None:
     assert tiny.checkpoints(tmp_path / "run") == [8, 10, 12]
 
 
+def test_a_report_that_was_asked_for_later_is_no_foreign_file(config: Path, tmp_path: Path) -> None:
+    without = "training.report=false"
+    train(config, "training.max_steps=2", without)
+    assert tiny.mtkit("report", tmp_path / "run")[0] == 0
+    assert train(config, "training.max_steps=4", without).step == 4
+
+
 def test_fresh_begins_again_and_leaves_foreign_files(config: Path, tmp_path: Path) -> None:
     train(config, "training.max_steps=4")
     (tmp_path / "run/notes.txt").write_text("mine")

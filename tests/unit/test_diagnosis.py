@@ -124,6 +124,7 @@ def test_training_that_ended_early(tmp_path: Path, config: Path) -> None:
     assert in_log(tmp_path, config, *falling(1000), *valid, ended=False) == set()
     flat = [{"kind": "valid", "step": 100 * n, "loss": 3 + 1 / n} for n in range(1, 11)]
     assert in_log(tmp_path, config, *falling(1000), *flat) == set()
+    assert in_log(tmp_path, config, *falling(4000), *valid) == set()  # the last quarter has no validation
 
 
 # --- translations -------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ SHAPES: list[dict[str, Any]] = [
     {"num_heads": 4, "num_kv_heads": 2},
     {"positions": "rotary"},
     {"positions": "relative", "max_relative_distance": 3},
+    {"num_heads": 4, "num_kv_heads": 2, "decoder_num_heads": 8, "d_ff": 48, "decoder_d_ff": 8},
     {"tie_embeddings": "none", "unique_decoder_layers": 1, "norm_position": "post"},
 ]
 

@@ -102,7 +102,7 @@ def make_run(run: Path, *, last: int = 200, changed: str = "", hyps: list[str] |
         tiny.write_lines(root / f"test.{side}", [EVIL, *lines[1:]])
     run.mkdir()
     config = tiny.write_config(run.parent / f"{run.name}.yaml", run=run, root=root)
-    loaded = load_config(config, [changed] if changed else [])
+    loaded = load_config(config, changed.split())
     (run / "config.yaml").write_text(dump_config(loaded), encoding="utf-8")
     valid = [{"kind": "valid", "step": step, "loss": 3 - step / 100, "perplexity": 9.0, "bleu": step / 10,
               "seconds": step / 10, "best": True} for step in range(100, last + 1, 100)]  # fmt: skip
@@ -404,6 +404,13 @@ def test_overlap_with_training_is_read_on_request(tmp_path: Path) -> None:
     code, out, err = tiny.mtkit("report", run, "--overlap")
     assert (code, out) == (3, "")
     assert "train.src" in tiny.one_line(err)
+
+
+def test_a_tag_is_no_text_of_a_test_set(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    tagged = make_run(tmp_path / "b/tagged", changed="data.test.0.tag=<fr> tokenizer.user_symbols=[<fr>]")
+    page = report(make_run(tmp_path / "plain"), tagged)
+    assert "No test set with the same sentences" not in page.text
 
 
 def test_runs_with_other_test_sets_are_not_compared(tmp_path: Path) -> None:

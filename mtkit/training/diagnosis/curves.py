@@ -217,7 +217,7 @@ def _too_short(history: History, config: Config) -> Iterator[Finding]:
         return
     losses = history.valid_curve("loss")
     before = [(step, loss) for step, loss in losses if step <= 0.75 * history.last_step]
-    if not before or losses[-1][1] < _STILL_HIGH:
+    if not before or before[-1] == losses[-1] or losses[-1][1] < _STILL_HIGH:
         return
     (step, loss), (last, end) = before[-1], losses[-1]
     fall = (loss - end) * (0.25 * last) / (last - step)
