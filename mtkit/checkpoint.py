@@ -269,7 +269,9 @@ def load_base(folder: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises:
         StorageError: If the weights are missing, damaged, or not those that the adapters were trained for.
     """
-    runs = [run for run in (folder.parent, folder.parent.parent) if (run / BASE / MANIFEST_FILE).is_file()]
+    real = folder.resolve()  # it may be a link, or "."
+    above = (folder.parent, folder.parent.parent, real.parent, real.parent.parent)
+    runs = [run for run in above if (run / BASE / MANIFEST_FILE).is_file()]
     if not runs:
         hint = "copy the whole run folder, or merge it there first"
         raise StorageError(f"adapters without the weights in {BASE}/", where=str(folder), hint=hint)

@@ -50,3 +50,7 @@ class StorageError(MtkitError):
     """The disk failed, or a checkpoint or model folder is missing, damaged or in use."""
 
     exit_code = 5
+
+
+class FolderInUseError(StorageError):
+    """Another process holds the lock on a folder."""

@@ -57,6 +57,12 @@ def local_world_size(variables: Mapping[str, str] = os.environ) -> int:
     return int(variables.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def was_restarted(variables: Mapping[str, str] = os.environ) -> bool:
+    """Return whether torchrun or SLURM has started this command again, with the same arguments, after it had ended."""
+    counts = (variables.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    return any(count.isdecimal() and int(count) > 0 for count in counts)
+
+
 def is_main_process(variables: Mapping[str, str] = os.environ) -> bool:
     """Return whether this process prints and writes: the one of rank 0, or the only one. Never raises."""
     return variables.get("RANK", "0") == "0"

@@ -49,7 +49,7 @@ class AttentionFile:
         for number, segment in enumerate(segments, 1):
             arrays = {
                 "weights": segment.weights,
-                "src": [*segment.src, "</s>"],
+                "src": [*segment.src, "</s>"][: segment.weights.shape[2]],  # some models' sources have no eos
                 "tgt": [*segment.tgt, "</s>"],
             }
             for name, value in arrays.items():

@@ -110,7 +110,12 @@ def backtranslate(
     from mtkit.pipelines.resumable_file import ResumableFile
     from mtkit.pipelines.translation_filter import TranslationFilter, summary
     from mtkit.training.signals import Signals
-    from mtkit.translation.model_folder import read_languages
+    from mtkit.translation.model_folder import (
+        SHORTLIST_FILE,
+        find_checkpoint,
+        read_languages,
+        tokenizer_folder,
+    )
 
     noise = Noise(filler or "<blank>", seed=seed) if method == "noise" else None
     text_language, other_language = read_languages(Path(model))
@@ -131,6 +136,9 @@ def backtranslate(
             precision,
         ],
     }
+    table = tokenizer_folder(find_checkpoint(Path(model))) / SHORTLIST_FILE
+    if decoding.shortlist and table.is_file():
+        job["shortlist"] = fingerprint(table)
     signals = Signals()
     signals.training_started = True  # there is something to resume
     with signals.installed(), closing(ResumableFile(Path(output), job, fresh=fresh)) as file:

@@ -44,11 +44,15 @@ def overrides(context: typer.Context, incomplete: str) -> list[str]:
     """Complete `KEY=VALUE`: to keys, and once a single key is left, to its values (to its default if they are free)."""
     from mtkit.config.loading import config_keys, suggested_values
 
-    before = context.params.get("overrides") or []
+    before, known = context.params.get("overrides") or context.params.get("values") or [], config_keys()
     if before[-1:] == ["="]:  # bash splits words at the sign: training.schedule = co
         return _starting_with(incomplete, suggested_values(before[-2])) if before[:-1] else []
+    if (
+        not incomplete and before[-1:] and before[-1] in known
+    ):  # there, the sign itself comes as an empty word
+        return suggested_values(before[-1])
     typed, sign, _ = incomplete.partition("=")
-    keys = [key for key in config_keys() if key == typed or (not sign and key.startswith(typed))]
+    keys = [key for key in known if key == typed or (not sign and key.startswith(typed))]
     if len(keys) != 1:
         return [f"{key}=" for key in keys]
     # The bare key comes too: given a single completion, a shell would end the word after it.

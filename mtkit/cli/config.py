@@ -17,7 +17,8 @@ def schema() -> None:
 
 def show(config: options.ConfigPath, overrides: options.Overrides = None) -> None:
     """Print the resolved config: every key with its value. With preset auto, reads the data and says why."""
-    from mtkit.config.loading import AUTO, dump_config, load_config
+    from mtkit.config.loading import AUTO, config_to_dict, load_config
+    from mtkit.config.yaml_document import dump_yaml
 
     loaded = load_config(config, overrides or ())
     if loaded.preset == AUTO:
@@ -30,4 +31,9 @@ def show(config: options.ConfigPath, overrides: options.Overrides = None) -> Non
         from mtkit.training.initial import open_initial_model
 
         loaded, _ = open_initial_model(loaded, find_model)
-    print_stdout(dump_config(loaded))
+    values = config_to_dict(loaded)
+    if loaded.training.ends_with_time:
+        del values["training"][
+            "max_steps"
+        ]  # to be found by timing: it would count as set when it is read again
+    print_stdout(dump_yaml(values))

@@ -8,11 +8,17 @@ import typer
 
 from mtkit.cli import completion
 from mtkit.config.choices import PRECISIONS
+from mtkit.torchrun import was_restarted
 from mtkit.translation.options import ON_ERROR
 
 INPUT, SEARCH, SAMPLING = "Input and output", "Search", "Sampling"
 CONSTRAINTS, TEXT, MACHINE = "Constraints", "Text handling", "Machine"
 """Panels of options in `mtkit translate --help`."""
+
+
+def _check_fresh(fresh: bool) -> bool:
+    """Ignore the option when the command was started again, for it has deleted what was there before."""
+    return fresh and not was_restarted()
 
 
 def _check_ratio(value: float) -> float:
@@ -121,7 +127,13 @@ Truecase = Annotated[
     ),
 ]
 Fresh = Annotated[
-    bool, typer.Option("--fresh", help="Start over: delete what an earlier run of this command wrote.")
+    bool,
+    typer.Option(
+        "--fresh",
+        callback=_check_fresh,
+        help="Start over: delete what an earlier run of this command wrote. After a restart by torchrun or SLURM it is "
+        "ignored, so that the run goes on.",
+    ),
 ]
 MaxRatio = Annotated[
     float,

@@ -107,6 +107,8 @@ def _resolve_output(output: str | None, resume: bool) -> str | None:
     """
     if output not in (None, "-"):
         check_not_compressed(output)
+        if not Path(str(output)).name:
+            raise ConfigError(f"{output!r} is no name of a file", where="--output", hint="name one")
         return output
     if resume:
         raise ConfigError("--resume needs a file", where="--output", hint="what went to stdout is not known")

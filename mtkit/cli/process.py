@@ -117,10 +117,12 @@ def run(arguments: list[str]) -> int:
         return _fail("interrupted", 130, debug)
     except BaseException as error:
         if (code := getattr(error, "exit_code", None)) in _STOP_CODES:  # Interrupted, raised by training
+            again = "run the same command again"
+            again += ", without --fresh," if "--fresh" in arguments else ""
             if stage := getattr(error, "stage", None):
-                return _fail(f"stopped in stage {stage}: run the same command again to go on", code, debug)
+                return _fail(f"stopped in stage {stage}: {again} to go on", code, debug)
             if getattr(error, "saved", False):
-                return _fail("stopped after saving: run the same command again to resume", code, debug)
+                return _fail(f"stopped after saving: {again} to resume", code, debug)
             return _fail("stopped before training began: run the same command again", code, debug)
         raise
 

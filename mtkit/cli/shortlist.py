@@ -47,7 +47,7 @@ def shortlist(
     tokenizers of the model; `mtkit translate` then uses it unless --no-shortlist is given.
     """
     open_stdout()  # if it is closed, fail before anything is aligned
-    decoding = resolve_decoding(model, {"batch_tokens": batch_tokens})
+    decoding = resolve_decoding(model, {"batch_tokens": batch_tokens, "shortlist": False})
     translator, config = load_translator_and_config(aligner or model, decoding, device, "auto")
     from mtkit.data.encoding import encode_corpus
     from mtkit.data.sources import open_sources

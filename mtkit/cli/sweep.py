@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -158,6 +159,11 @@ def _workers(number: int, command: Sequence[str], folder: Path) -> Iterator[None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // (number + 1))))
     workers = []
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         for worker in range(1, number + 1):
             with open(folder / f"worker-{worker}.log", "wb") as log:
@@ -178,6 +184,8 @@ def _workers(number: int, command: Sequence[str], folder: Path) -> Iterator[None
             process.terminate()
         raise
     finally:
+        for number_of_signal, handler in before.items():
+            signal.signal(number_of_signal, handler)
         for worker, process in enumerate(workers, 1):
             if 0 < process.wait() < _STOPPED:
                 print_stderr(f"worker {worker} failed: see {folder / f'worker-{worker}.log'}")

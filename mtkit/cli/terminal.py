@@ -165,6 +165,7 @@ def check_not_overwriting(output: str | None, others: Sequence[str], option: str
         ConfigError: If it is; at the option.
     """
     for path in others if output is not None else ():
+        path = "/dev/stdin" if path == "-" else path
         both_exist = os.path.isfile(path) and os.path.isfile(str(output))
         if os.path.abspath(path) == os.path.abspath(str(output)) or (
             both_exist and os.path.samefile(path, str(output))

@@ -405,8 +405,13 @@ def _as_config_error(details: Sequence[ErrorDetails], document: YamlDocument | N
 def _overridden(config: Config, document: YamlDocument) -> set[str]:
     """Return the keys of the file that have no effect because of an override, for which the file is not at fault."""
     overrides = {".".join(map(str, keys)) for keys in document.overrides}
+
+    def is_overridden(key: str) -> bool:
+        """Return whether an override names the key, or a section that it is in."""
+        return any(f"{key}.".startswith(f"{name}.") for name in overrides)
+
     found = ineffective_settings(config)
-    return {idle.key for idle in found if idle.other in overrides and idle.key not in overrides}
+    return {idle.key for idle in found if is_overridden(idle.other) and not is_overridden(idle.key)}
 
 
 def _check_effective(config: Config, document: YamlDocument | None) -> Config:

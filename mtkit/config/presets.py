@@ -404,7 +404,7 @@ def _updates_per_epoch(num_tokens: float, values: Mapping[str, object]) -> float
 
 def _number(value: object, otherwise: float) -> float:
     """Return a positive number unchanged; anything else, which the config refuses, is replaced."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e300
     return float(value) if is_number else otherwise  # type: ignore[arg-type]
 
 

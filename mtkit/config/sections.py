@@ -247,7 +247,7 @@ class TokenizerConfig(Section):
 
     type: Literal["unigram", "bpe"] = "unigram"
     """Unigram language model (Kudo 2018) or byte pair encoding (Sennrich et al. 2016)."""
-    vocab_size: Annotated[int, Field(ge=16)] = 8000
+    vocab_size: Annotated[int, Field(ge=16, lt=2**63)] = 8000
     """Vocabulary size, special tokens included; of each side if `joint` is false. Use fewer for a small corpus."""
     joint: bool = True
     """Share one vocabulary between both languages. Required for three-way tied embeddings."""
@@ -345,7 +345,7 @@ class ModelConfig(Section):
     """Order of sinusoidal positions: all sines, then all cosines; or sine and cosine alternating, as in the paper; or
     fairseq's, which are concatenated and spread over slightly other frequencies. Models trained with one of them
     cannot use another."""
-    position_offset: Annotated[int, Field(ge=0)] = 0
+    position_offset: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Number of the first sinusoidal position. fairseq starts at the id of padding plus one, usually 2."""
     max_positions: Positive = 1024
     """Longest sequence in tokens that learned positions support; at least `data.max_length` + 1."""
@@ -525,7 +525,7 @@ class MinimumRiskConfig(Section):
 
     metric: Literal["bleu", "chrf", "chrf++"] = "chrf"
     """Sentence score of sacreBLEU, of which the risk is the rest to 100 %."""
-    samples: Annotated[int, Field(ge=2)] = 8
+    samples: Annotated[int, Field(ge=2, lt=2**63)] = 8
     """Translations of each sentence that are drawn from the model; equal ones count once."""
     alpha: Rate = 1.0
     """Sharpness of the distribution over these translations: below 1 flattens it. Shen et al. have 0.005."""
@@ -637,7 +637,7 @@ class TrainingConfig(Section):
     """Updates between checkpoints; by default a checkpoint is saved at every validation."""
     keep_last: Positive = 2
     """Number of recent checkpoints to keep, besides the best one."""
-    average_last: Annotated[int, Field(ge=2)] | None = None
+    average_last: Annotated[int, Field(ge=2, lt=2**63)] | None = None
     """Write the average of this many last checkpoints (Vaswani et al. 2017, section 6.1) to `average/` at the end."""
     tensorboard: bool = False
     """Also write TensorBoard events; requires `pip install mtkit[tensorboard]`."""
@@ -753,7 +753,7 @@ class ValidationConfig(Section):
     """sacreBLEU's tokenizer for BLEU on validation and test sets; by default the target language's own, or 13a."""
     best: Criterion = "bleu"
     """Metric that chooses the best checkpoint; the lower loss breaks ties. By default bleu, or chrf for languages
-    without spaces that no BLEU tokenizer segments."""
+    without spaces that no BLEU tokenizer segments; if it is not among `metrics`, the first of these, or the loss."""
     patience: Positive | None = None
     """Stop early after this many validations without a new best; null disables early stopping."""
     beam_size: Positive = 1
@@ -765,7 +765,7 @@ class ValidationConfig(Section):
 
     @model_validator(mode="after")
     def _best_is_measured(self) -> ValidationConfig:
-        if self.best not in ("loss", "perplexity", *self.metrics):
+        if "best" in self.model_fields_set and self.best not in ("loss", "perplexity", *self.metrics):
             raise ValueError(f"best is {self.best}, which is not in metrics")
         return self
 
@@ -826,7 +826,7 @@ class DecodingConfig(Section):
     mbr: Metric | None = None
     """Minimum Bayes risk decoding: of `mbr_candidates` translations, return the one most similar to all others by this
     metric."""
-    mbr_candidates: Annotated[int, Field(ge=2)] = 32
+    mbr_candidates: Annotated[int, Field(ge=2, lt=2**63)] = 32
     """Number of candidates for `mbr`: samples if `sample` is true, else hypotheses of a beam of that size."""
     shortlist: bool = True
     """Choose among the tokens of the model's shortlist (`mtkit shortlist`), if it has one, instead of all."""
@@ -868,7 +868,7 @@ class DecodingConfig(Section):
 
 _VALIDATION_SEARCH_KEYS = (
     "length_penalty", "penalty_kind", "coverage_penalty", "stop", "max_length_ratio", "max_length_extra",
-    "min_pieces", "no_repeat_ngram", "suppress", "renormalize", "batch_tokens",
+    "min_pieces", "no_repeat_ngram", "suppress", "renormalize", "truecase", "batch_tokens",
 )  # fmt: skip
 """Keys of `decoding` that validation uses too. Its beam size is its own, and it never samples, uses groups or MBR, so
 that the choice of the best checkpoint depends on the weights and not on chance."""
@@ -901,10 +901,12 @@ class Config(Section):
     def _best_by_language(cls, validation: ValidationConfig, info: ValidationInfo) -> ValidationConfig:
         """Resolve the default of `best`, which depends on `data.tgt`."""
         data: DataConfig | None = info.data.get("data")  # None if invalid, which has its own error
-        chosen = "best" in validation.model_fields_set or validation.bleu_tokenizer is not None
-        if data is None or chosen or "chrf" not in validation.metrics or bleu_can_tokenize(data.tgt):
+        if data is None or "best" in validation.model_fields_set:
             return validation
-        values = dict(validation) | {"best": "chrf"}  # a default, so it does not count as set
+        has_words = validation.bleu_tokenizer is not None or bleu_can_tokenize(data.tgt)
+        usual = [*(["bleu"] if has_words else []), "chrf", *validation.metrics]
+        best = next((metric for metric in usual if metric in validation.metrics), "loss")
+        values = dict(validation) | {"best": best}  # a default, so it does not count as set
         return ValidationConfig.model_construct(_fields_set=validation.model_fields_set, **values)
 
     @model_validator(mode="after")

@@ -10,10 +10,12 @@ of bytes: openpyxl reads and writes them, and what it would lose is refused.
 
 from __future__ import annotations
 
+import io
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from xml.sax.saxutils import escape, quoteattr
@@ -211,14 +213,19 @@ class _Target:
     edits: tuple[tuple[int, int, str], ...] = ()
 
     def fill(self, translations: Sequence[str], document: _Document) -> list[_Edit]:
-        """Return the edits that write these translations into the document; none if all are empty."""
-        if not any(translations):
+        """Return the edits that write these translations into the document.
+
+        None, so that the target stays as it is, if all are empty or that of a segment with text is.
+        """
+        has_text = [bool(segment.text.strip()) for segment in self.segments]
+        if not any(translations) or not all(map(bool, compress(translations, has_text))):
             return []
         chunks, copied = [document.encode_markup(self.opening)], self.span[0]
         for segment, translation in zip(self.segments, translations, strict=True):
             start, end = segment.span
-            chunks += [document.raw(copied, start), segment.write(translation, document)]
-            copied = end
+            if translation:
+                chunks += [document.raw(copied, start), segment.write(translation, document)]
+                copied = end
         chunks += [document.raw(copied, self.span[1]), document.encode_markup(self.closing)]
         new = b"".join(chunks)
         if self.old is not None:
@@ -659,4 +666,6 @@ def _fill_sheet(
         for cell in _target_cells(book, path, languages):
             if text := _NOT_XML.sub("", next(translations, "")):
                 cell.value, cell.data_type = text, "s"  # a text that begins with = is no formula
-        book.save(output)
+        copy = io.BytesIO()
+        book.save(copy)
+    output.write(copy.getbuffer())  # what fails here is not the fault of the file that was read

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from mtkit.errors import StorageError
+from mtkit.errors import FolderInUseError, StorageError
 from mtkit.files.writing import fsync_file, fsync_folder, storage_errors
 
 
@@ -145,7 +145,7 @@ class FolderLock:
     it when the process ends, however it ends, so a `.lock` file that is left behind means nothing.
 
     Raises:
-        StorageError: If another process, or another `FolderLock` of this one, holds the folder (on entering).
+        FolderInUseError: If another process, or another `FolderLock` of this one, holds the folder (on entering).
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -175,7 +175,7 @@ class FolderLock:
             file.seek(0)
             what = f"another run, process {file.read(20).decode().strip() or 'unknown'}, is using this folder"
             hint = "wait for it, stop it, or choose another folder"
-            raise StorageError(what, where=str(self.folder), hint=hint) from error
+            raise FolderInUseError(what, where=str(self.folder), hint=hint) from error
         file.truncate(0)
         file.write(f"{os.getpid()}\n".encode())
 

@@ -104,6 +104,12 @@ class Distillation:
             what = "it is not a model, and the student in 8 bits would be written there"
             raise ConfigError(what, where=str(self.small), hint="choose another run folder, or delete it")
         check_training(self.config)
+        written = {Path(self.config.run).resolve(), self.small.resolve()}
+        for path in filter(None, (*self.teachers, self.backward)):
+            real = Path(path).resolve()
+            if not written.isdisjoint([real, *real.parents]):
+                what = "it would be overwritten by the student"
+                raise ConfigError(what, where=path, hint="choose another run folder for the student")
         src, tgt = self.config.data.src, self.config.data.tgt
         models = [(path, src, tgt) for path in self.teachers]
         models += [(self.backward, tgt, src)] if self.backward is not None else []

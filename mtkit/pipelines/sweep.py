@@ -26,7 +26,7 @@ from typing import Any, Literal
 from mtkit.config.loading import AUTO, config_to_dict, dump_config, parse_config
 from mtkit.config.presets import CorpusSize
 from mtkit.config.sections import Config, DataConfig
-from mtkit.errors import ConfigError, StorageError, TrainingError
+from mtkit.errors import ConfigError, FolderInUseError, TrainingError
 from mtkit.evaluation.history import read_object
 from mtkit.files import FolderLock, make_folder, remove_tree, write_text
 from mtkit.files.folders import is_locked
@@ -201,6 +201,9 @@ def make_plan(
         raise ConfigError(f"the folder has another sweep: {differences}", where=str(folder), hint=hint)
     halving = Halving(stored["steps"], options.reduction, options.budget, options.unit)
     configs = [parse_config(values) for values in stored["configs"]]
+    if configs and Path(configs[0].run).resolve().parent != folder.resolve():
+        hint = f"move it back to {Path(configs[0].run).parent}, or start over with `fresh`"
+        raise ConfigError("the folder was moved while the sweep went on", where=str(folder), hint=hint)
     choices = stored.get("choices") or [[]] * len(configs)
     return Plan(folder, stored["trials"], configs, halving, original, choices)
 
@@ -221,8 +224,8 @@ def _lock(folder: Path) -> Iterator[None]:
             try:
                 stack.enter_context(FolderLock(folder))
                 break
-            except StorageError:
-                if not is_locked(folder) or time.monotonic() > deadline:
+            except FolderInUseError:
+                if time.monotonic() > deadline:
                     raise
                 time.sleep(_POLL_SECONDS / 10)
         yield
@@ -345,10 +348,8 @@ def _try_task(plan: Plan, task: Task, say: Say) -> bool:
         try:
             efforts = [Effort("updates", updates)]
             pipeline = stack.enter_context(Pipeline(folder, efforts, say=lambda line: None))
-        except StorageError:
-            if is_locked(folder):
-                return False
-            raise
+        except FolderInUseError:
+            return False
         name = f"rung {task.rung + 1} of {plan.halving.num_rungs}, trial {task.trial}"
         left = plan.seconds_left()
         rest = "" if left is None else f"; about {format_duration(left)} of training left in all"

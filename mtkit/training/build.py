@@ -9,7 +9,8 @@ import torch
 from mtkit.config.sections import Config, TrainingConfig
 from mtkit.data.corpus import Corpus
 from mtkit.data.directions import BothDirections
-from mtkit.data.variation import make_variation
+from mtkit.data.tokenizer import Tokenizers
+from mtkit.data.variation import Variation, make_variation
 from mtkit.device import choose_device, choose_dtype
 from mtkit.evaluation import metrics
 from mtkit.formatting import format_count
@@ -114,11 +115,17 @@ def build_trainer(
     )
 
 
-def _make_loader(
-    config: Config, inputs: Inputs, world: World, device: torch.device, num_workers: int
-) -> UpdateLoader:
-    """Return what loads the updates: in one direction or both, the same in every pass or not."""
-    data, tokenizers, corpus = config.data, inputs.tokenizers, inputs.corpus
+def make_pairs(
+    config: Config, tokenizers: Tokenizers, corpus: Corpus
+) -> tuple[Corpus | BothDirections, Variation | None]:
+    """Return the pairs in one direction or both, and what differs in each pass, if anything does.
+
+    Args:
+        config: config of the run.
+        tokenizers: its tokenizers.
+        corpus: the encoded training pairs.
+    """
+    data = config.data
     pairs: Corpus | BothDirections = corpus
     if data.reverse:
         tags = {number: source.tag for number, source in enumerate(data.train) if source.tag is not None}
@@ -133,16 +140,24 @@ def _make_loader(
         tags=data.train_tags,
         seed=config.seed,
     )
+    return pairs, variation
+
+
+def _make_loader(
+    config: Config, inputs: Inputs, world: World, device: torch.device, num_workers: int
+) -> UpdateLoader:
+    """Return what loads the updates: in one direction or both, the same in every pass or not."""
+    pairs, variation = make_pairs(config, inputs.tokenizers, inputs.corpus)
     return UpdateLoader(
         pairs,
-        special_ids(tokenizers, config.model.source_eos),
+        special_ids(inputs.tokenizers, config.model.source_eos),
         config.training,
         config.seed,
         world,
         device,
-        data.train_weights,
+        config.data.train_weights,
         variation,
-        data.reverse_epochs,
+        config.data.reverse_epochs,
         num_workers,
         config.training.pack,
     )

@@ -22,6 +22,7 @@ from mtkit.data.recognize import TEST_NAME, VALID_NAME, Entry, Languages, find_s
 from mtkit.data.sources import open_sources
 from mtkit.errors import DataError
 from mtkit.formatting import format_count
+from mtkit.training.build import make_pairs
 from mtkit.training.initial import FindModel, open_initial_model
 from mtkit.training.updates import make_order
 from mtkit.translation.model_folder import find_checkpoint, read_config
@@ -135,8 +136,9 @@ def make_finetuning(
             entry["weight"] = weight
     batch_tokens = _BATCH_TOKENS[num_new >= _SMALL_CORPUS]
     values["training"] = {"batch_tokens": batch_tokens, **_TRAINING, "max_steps": _UNKNOWN_STEPS}
-    config = _parse(values, overrides)
-    per_epoch = len(make_order(corpus, config.training, config.seed, config.data.train_weights))
+    config, _ = open_initial_model(_parse(values, overrides), lambda name: folder)
+    pairs, variation = make_pairs(config, tokenizers, corpus)
+    per_epoch = len(make_order(pairs, config.training, config.seed, config.data.train_weights, variation))
     per_epoch = max(1, per_epoch // config.training.batches_per_update)
     if config.training.max_steps not in (None, _UNKNOWN_STEPS):
         num_epochs = max(1, round(config.training.max_steps / per_epoch))
@@ -145,8 +147,8 @@ def make_finetuning(
     values["training"] |= {"schedule": "linear", "warmup_steps": 0, "max_steps": num_epochs * per_epoch}
     values["validation"] = {"every_steps": per_epoch * -(-num_epochs // _MAX_VALIDATIONS)}
     document = apply_overrides(YamlDocument(values, "the config", {}), overrides)
-    pairs, epochs = format_count(num_new, "pair"), format_count(num_epochs, "epoch")
-    comment = _COMMENT.format(src=known.src, tgt=known.tgt, model=model, pairs=pairs, epochs=epochs)
+    counted, epochs = format_count(num_new, "pair"), format_count(num_epochs, "epoch")
+    comment = _COMMENT.format(src=known.src, tgt=known.tgt, model=model, pairs=counted, epochs=epochs)
     num_kept = num_general and round(num_general * config.data.train_weights[-1])
     missing = tuple(split for split, entries in splits.items() if not entries)
     text = comment + dump_yaml(document.data)

@@ -40,7 +40,7 @@ class SegmentAttention:
     Attributes:
         src, tgt: pieces of both sides, in `explain` with eos.
         weights: attention [L, T, S], mean over the heads; row t belongs to the step that predicts target token t, the
-            last row and the last column to eos. Rows sum to 1.
+            last row to eos, and so does the last column, unless sources have none. Rows sum to 1.
         head: attention [T, S] of the head that was trained to align (`model.alignment_layer`), if there is one.
     """
 
@@ -87,7 +87,7 @@ def align_batch(ensemble: Ensemble, pairs: Sequence[tuple[Ids, Ids]]) -> list[Se
     """Return the attention of the first model between the source and target tokens of each pair of a batch."""
     src, tgt = ensemble.tokenizers.src, ensemble.tokenizers.tgt
     src_BS, tgt_in_BT = ensemble.sources([s for s, _ in pairs]), ensemble.targets_in([t for _, t in pairs])
-    lengths = [(len(t) + 1, len(s) + 1) for s, t in pairs]
+    lengths = [(len(t) + 1, len(s) + ensemble.source_eos) for s, t in pairs]
     with out_of_memory_errors("lower decoding.batch_tokens"):
         weights = _cross_attention(ensemble.models[0], src_BS, tgt_in_BT, lengths)
     return [

@@ -5,6 +5,7 @@ Shapes: B sentences, S source length, T target length, V vocabulary.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -51,6 +52,7 @@ class Ensemble:
         self.tokenizers, self.native, self.buckets = tokenizers, tuple(native), buckets
         self.device, self.source_eos = next(models[0].parameters()).device, models[0].source_eos
         self._models, self._pack = tuple(models), pack
+        self._packing = threading.Lock()
 
     @property
     def models(self) -> tuple[Transformer, ...]:
@@ -60,10 +62,11 @@ class Ensemble:
 
     def pack(self) -> None:
         """Pack the models, unless they are. What is done before workers are forked is in memory once."""
-        pack, self._pack = self._pack, None
-        if pack is not None:
-            for model in self._models:
-                pack(model)
+        with self._packing:
+            if self._pack is not None:
+                for model in self._models:
+                    self._pack(model)
+            self._pack = None
 
     def __len__(self) -> int:
         """Return the number of models."""

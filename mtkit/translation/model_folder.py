@@ -43,7 +43,8 @@ def find_checkpoint(path: Path) -> Path:
 
 def tokenizer_folder(checkpoint: Path) -> Path:
     """Return the folder of a checkpoint's tokenizers: the checkpoint itself, or the run folder above."""
-    for folder in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
+    real = checkpoint.resolve()  # it may be a link, or "."
+    for folder in (checkpoint, checkpoint.parent, checkpoint.parent.parent, real.parent, real.parent.parent):
         if any(folder.glob("tokenizer*.model")):
             return folder
     return checkpoint

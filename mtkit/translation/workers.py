@@ -72,8 +72,9 @@ class Workers:
         self._idle: SimpleQueue[Child | None] = SimpleQueue()
         self._num_lost = 0
         self._lock = threading.Lock()
+        self._setup = threading.Lock()
         self._dealers: list[_Dealers] = []
-        """The threads that wait for workers, or compute in their place."""
+        """The threads that wait for workers, or compute in their place, for each number of workers."""
         self._running: set[Future[Any]] = set()
         weakref.finalize(self, _close, self._children, self._dealers, self._owner)
 
@@ -106,8 +107,7 @@ class Workers:
         number = min(number, len(arguments))
         if number < 2:
             return Results(self._compute_here(function, arguments, num_threads))
-        forked = self.forks and self._may_fork(parallelism)
-        self._prepare(number, forked)
+        dealers, forked = self._prepare(number, parallelism)
         index = self.functions.index(function) if forked else -1
 
         def submit(argument: A) -> Future[R]:
@@ -118,14 +118,19 @@ class Workers:
             task: Future[R] = Future()
             self._running.add(task)
             task.add_done_callback(self._running.discard)
-            self._dealers[0].tasks.put((task, compute))
+            dealers.tasks.put((task, compute))
             return task
 
         first = len(arguments) if window is None else number * window
         waiting = deque((submit(argument), argument) for argument in arguments[:first])
         compute_here = partial(self._compute_here, function, num_threads=num_threads)
         results = self._collect(waiting, iter(arguments[first:]), submit, compute_here, forked)
-        return Results(results, lambda: not all(task.done() for task, _ in waiting) and self._are_hungry())
+
+        def wants_more() -> bool:
+            is_busy = not all(task.done() for task, _ in waiting)
+            return is_busy and len(self._running) < _TASKS_AHEAD * dealers.number
+
+        return Results(results, wants_more)
 
     def numbers(self, parallelism: Parallelism) -> tuple[int, int]:
         """Return the number of workers, and the threads of each; one worker has all threads."""
@@ -157,13 +162,9 @@ class Workers:
     def _forget(self) -> None:
         """Forget the workers and the threads of the process that this one was forked from; fork none here."""
         self._owner, self._num_lost, self.forks = os.getpid(), 0, False
-        self._idle, self._lock = SimpleQueue(), threading.Lock()
+        self._idle, self._lock, self._setup = SimpleQueue(), threading.Lock(), threading.Lock()
         for inherited in (self._children, self._dealers, self._running):
             inherited.clear()
-
-    def _are_hungry(self) -> bool:
-        """Return whether the workers will soon have nothing to do."""
-        return bool(self._dealers) and len(self._running) < _TASKS_AHEAD * self._dealers[0].number
 
     def _compute_here(
         self, function: Callable[[A], R], arguments: Iterable[A], num_threads: int
@@ -205,23 +206,32 @@ class Workers:
                 torch.set_num_threads(before)  # for threads that are yet to start
 
     def _may_fork(self, parallelism: Parallelism) -> bool:
-        """Return whether the workers are processes. A fork that nobody asked for needs a process without threads."""
-        if self._children:
-            return True
+        """Return whether workers may be forked now. A fork that nobody asked for needs a process without threads."""
         num_own = sum(dealers.number for dealers in self._dealers)
         alone = threading.active_count() - num_own == 1
         return can_fork() and (alone or parallelism.beside_threads or parallelism.num_workers != "auto")
 
-    def _prepare(self, number: int, forked: bool) -> None:
-        """Start as many workers, unless they are there. One that was lost is not replaced: memory is short."""
-        while forked and len(self._children) + self._num_lost < number:
-            child = fork_child(len(self._children) + self._num_lost + 1, self._serve)
-            self._children.append(child)
-            self._idle.put(child)
-        if self._dealers and self._dealers[0].number != number:
-            self._dealers.pop().end()
-        if not self._dealers:
-            self._dealers.append(_Dealers(number))
+    def _prepare(self, number: int, parallelism: Parallelism) -> tuple[_Dealers, bool]:
+        """Start as many workers, unless they are there. One that was lost is not replaced: memory is short.
+
+        Returns:
+            The threads that wait for them, and whether they are processes.
+        """
+        with self._setup:
+            may_fork = self.forks and self._may_fork(parallelism)
+            while may_fork and len(self._children) + self._num_lost < number:
+                try:
+                    child = fork_child(len(self._children) + self._num_lost + 1, self._serve)
+                except OSError as error:
+                    parallelism.on_loss(f"no further worker could be started: {error.strerror}")
+                    break
+                self._children.append(child)
+                self._idle.put(child)
+            dealers = next((each for each in self._dealers if each.number == number), None)
+            if dealers is None:
+                dealers = _Dealers(number)
+                self._dealers.append(dealers)
+            return dealers, bool(self._children) or (may_fork and self._num_lost > 0)
 
     def _ask(
         self,

@@ -626,3 +626,15 @@ def test_files_without_a_pair_that_is_left(trained: Path, corpus: Path, tmp_path
     files = FineTuningData([str(new)], [str(general)])
     with pytest.raises(DataError, match="no pair is left"):
         make_finetuning(str(trained), files, str(tmp_path / "ft"), (), Path)
+
+
+def test_epochs_are_those_of_both_directions(trained: Path, corpus: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new.en-fr.tsv"
+    tiny.write_lines(new, [f"{src}\t{tgt}" for src, tgt in tiny.pairs(200, 1)])
+    files, run = FineTuningData([str(new)]), str(tmp_path / "ft")
+    once, both = (
+        make_finetuning(str(trained), files, run, overrides, Path)
+        for overrides in ((), ("data.reverse=true",))
+    )
+    steps = [yaml.safe_load(made.text)["training"]["max_steps"] / made.num_epochs for made in (once, both)]
+    assert steps[1] == pytest.approx(2 * steps[0], rel=0.2)

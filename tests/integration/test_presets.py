@@ -174,6 +174,20 @@ def test_other_processes_take_what_the_main_one_chose(here: Path, monkeypatch: p
 # --- time limit ---------------------------------------------------------------------------------------------------
 
 
+def test_config_show_leaves_the_number_of_updates_to_the_time_limit(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "_measure", lambda *_: (Speed(1.0, 5, 0.0), 1000))
+    limit = ["preset=tiny", "training.time_limit_minutes=10"]
+    code, out, _ = tiny.mtkit("config", "show", "my.yaml", *limit)
+    assert code == 0
+    Path("shown.yaml").write_text(out, encoding="utf-8")
+    for loaded in (load_config("my.yaml", limit), load_config("shown.yaml")):
+        assert loaded.training.ends_with_time and loaded.training.max_steps == 9500
+        found, _ = choosing.fit_into_time(loaded, None)  # type: ignore[arg-type]
+        assert found.training.max_steps == 582
+
+
 @pytest.mark.parametrize("updates", ["", "max_steps: null, "])
 def test_a_schedule_ends_with_the_time_limit(
     here: Path, monkeypatch: pytest.MonkeyPatch, updates: str

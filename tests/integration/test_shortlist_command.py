@@ -65,6 +65,16 @@ def test_a_model_without_one_has_none_to_ask_for(trained: Path, lines: Path) -> 
     assert f"{trained}: the model has no shortlist" in err and f"mtkit shortlist {trained}" in err
 
 
+def test_one_that_cannot_be_read_is_made_again(listed: Path, tmp_path: Path, lines: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(listed, model)
+    [file] = model.rglob("shortlist.safetensors")
+    file.write_bytes(b"damaged")
+    assert tiny.mtkit("translate", model, lines)[0] == 5
+    assert tiny.mtkit("shortlist", model, "-q")[0] == 0
+    assert tiny.mtkit("translate", model, lines, "-q")[0] == 0
+
+
 def test_an_aligner_makes_the_list_of_its_tokenizers(trained: Path, listed: Path, tmp_path: Path) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
     pairs = tiny.write_lines(tmp_path / "p.tsv", ["\t".join(pair) for pair in tiny.pairs(300, 5)])

@@ -761,6 +761,21 @@ def test_old_checkpoints_are_deleted(config: Path, tmp_path: Path) -> None:
     assert tiny.checkpoints(tmp_path / "run") == [8, 10, 12]
 
 
+@pytest.mark.parametrize("variable", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+def test_a_restarted_command_does_not_begin_afresh_again(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    command = ["train", config, "--fresh"]
+    monkeypatch.setenv(variable, "0")
+    assert tiny.mtkit(*command, "training.max_steps=2")[0] == 0
+    monkeypatch.setenv(variable, "1")
+    code, out, _ = tiny.mtkit(*command, "training.max_steps=4")
+    assert code == 0 and "resuming from step 2" in out
+    monkeypatch.delenv(variable)
+    code, out, _ = tiny.mtkit(*command, "training.max_steps=4")
+    assert code == 0 and "resuming" not in out
+
+
 def test_a_report_that_was_asked_for_later_is_no_foreign_file(config: Path, tmp_path: Path) -> None:
     without = "training.report=false"
     train(config, "training.max_steps=2", without)

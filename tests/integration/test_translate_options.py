@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -236,3 +238,29 @@ def test_a_job_that_is_not_resumable_removes_the_note_of_an_older_one(
     )
     assert tiny.mtkit(*job)[0] == 0
     assert not note.exists()
+
+
+@pytest.mark.parametrize("output", ["", ".", "/"])
+def test_an_output_without_a_name(trained: Path, corpus: Path, output: str) -> None:
+    assert "is no name of a file" in refused("translate", trained, corpus / "test.src", "-o", output)
+
+
+def test_an_output_that_stdin_is_read_from_stays_what_it_is(trained: Path, tmp_path: Path) -> None:
+    path = tiny.write_lines(tmp_path / "big.en", ["the small dog"] * 3)
+    with path.open("rb") as stdin:
+        done = subprocess.run(
+            [sys.executable, "-m", "mtkit", "translate", str(trained), "-o", str(path)],
+            stdin=stdin, capture_output=True, text=True, env=tiny.child_environment(),
+        )  # fmt: skip
+    assert done.returncode == 2 and "is also another file of this command" in done.stderr
+    assert tiny.read_lines(path) == ["the small dog"] * 3
+
+
+def test_a_checkpoint_is_found_through_links_and_from_inside(
+    trained: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prod").symlink_to(trained / "best")
+    whole = tiny.mtkit("translate", trained, corpus / "test.src", *EXACT)
+    assert tiny.mtkit("translate", tmp_path / "prod", corpus / "test.src", *EXACT) == whole
+    monkeypatch.chdir(trained / "best")
+    assert tiny.mtkit("translate", ".", corpus / "test.src", *EXACT) == whole

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import weakref
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from test_translator import make, sentences, tiny_config
 
+from mtkit.cli.attention_file import AttentionFile
 from mtkit.config.sections import TokenizerConfig
 from mtkit.data.alignments import WordIndex
 from mtkit.data.readers import Pair
@@ -126,3 +129,20 @@ def test_each_token_belongs_to_the_word_it_came_from() -> None:
         covered = {number for span in spans for number in words.words_in(span)}
         assert covered == {i for i, word in enumerate(line.split()) if len(src.encode([word])[0])}
         assert "".join(src.token_texts(src.encode([line])[0].tolist())) == src.decode(src.encode([line]))[0]
+
+
+def test_sources_without_eos_have_no_column_for_it(tmp_path: Path) -> None:
+    translator = make(model_keys={"source_eos": False})
+    path = tmp_path / "a.npz"
+    lines = ["the man", "the old man sees a bird in the garden"]
+    options = TranslateOptions(keep_attention=True)
+    with AttentionFile(str(path)) as file:
+        for number, translation in enumerate(translator.translate(lines, options), 1):
+            file.add(number, translation.aligned)
+    arrays = np.load(path)
+    for number, line in enumerate(lines, 1):
+        pieces = translator.tokenizers.src.pieces(line)
+        assert arrays[f"src-{number}-1"].tolist() == pieces
+        weights = arrays[f"weights-{number}-1"]
+        assert weights.shape[2] == len(pieces)
+        assert weights.sum(axis=-1) == pytest.approx(np.ones(weights.shape[:2]), abs=1e-5)

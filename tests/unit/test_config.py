@@ -297,7 +297,11 @@ BAD_KEYS: dict[str, tuple[int, str, str | None]] = {
         "model: d_model 100 is not a multiple of num_heads 3",
         None,
     ),
-    "validation:\n  metrics: []": (7, "validation: best is bleu, which is not in metrics", None),
+    "validation:\n  metrics: []\n  best: bleu": (
+        8,
+        "validation: best is bleu, which is not in metrics",
+        None,
+    ),
     "training:\n  max_epochs: 1\n  schedule: cosine": (
         8,
         "training: schedule cosine needs max_steps, where it ends",
@@ -815,3 +819,43 @@ def test_metric_names_may_be_upper_case() -> None:
     assert (config.validation.best, config.decoding.mbr) == ("ter", "chrf")
     with pytest.raises(ConfigError, match=r"validation.best: expected loss, .* or ter, got 'COMET'"):
         parse_config({"run": "x", "data": {**DATA}, "validation": {"best": "COMET"}})
+
+
+@pytest.mark.parametrize(
+    ("tgt", "metrics", "best"),
+    [
+        ("de", ["bleu", "chrf"], "bleu"),
+        ("de", ["chrf"], "chrf"),
+        ("de", ["ter"], "ter"),
+        ("de", [], "loss"),
+        ("th", ["bleu", "chrf"], "chrf"),
+        ("th", ["chrf"], "chrf"),
+        ("th", ["bleu"], "bleu"),
+    ],
+)
+def test_the_default_of_best_is_one_of_the_metrics(
+    tmp_path: Path, tgt: str, metrics: list[str], best: str
+) -> None:
+    loaded = load_config(write(tmp_path, HEAD), [f"data.tgt={tgt}", f"validation.metrics={metrics}"])
+    assert loaded.validation.best == best
+    assert "best" not in loaded.validation.model_fields_set
+    again = load_config(write(tmp_path, dump_config(loaded)))
+    assert again == loaded
+
+
+def test_validation_truecases_as_translation_does(tmp_path: Path) -> None:
+    for value in (True, False):
+        loaded = load_config(write(tmp_path, HEAD), [f"decoding.truecase={value}"])
+        assert loaded.validation_decoding.truecase is value
+
+
+def test_an_override_of_a_section_is_not_the_fault_of_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, HEAD + "validation:\n  patience: 3\n")
+    load_config(path, ["data={src: en, tgt: de, train: [{demo: en-de, pairs: 50}], valid: []}"])
+
+
+@pytest.mark.parametrize("number", [10**350, 2**63])
+def test_integers_that_no_machine_can_hold(tmp_path: Path, number: int) -> None:
+    for key in ("training.max_steps", "model.position_offset", "decoding.mbr_candidates"):
+        with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+            load_config(write(tmp_path, "preset: tiny\n" + HEAD), [f"{key}={number}"])

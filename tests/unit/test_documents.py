@@ -311,6 +311,7 @@ def test_similar_tags_are_no_text_of_the_other_side() -> None:
     assert text_in({"yue": "佢"}, "zh", "yue") == ""
 
 
+@pytest.mark.filterwarnings("ignore:.*will be removed")
 def test_what_a_copy_of_a_spreadsheet_would_lose_is_refused(tmp_path: Path) -> None:
     path = sheet(tmp_path / "a.xlsx", [["en", "de"], ["Yes", "Ja"]])
     name, uri = "xl/worksheets/sheet1.xml", "{78C0D931-6437-407d-A8EE-F0AAD7539E65}"

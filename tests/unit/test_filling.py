@@ -117,6 +117,25 @@ def test_xliff_12(tmp_path: Path) -> None:
     assert copy == expected
 
 
+DIVIDED = """<xliff version="1.2"><file source-language="en" target-language="de" original="a"><body>
+<trans-unit id="1"><source>A. B.</source>
+<seg-source><mrk mtype="seg" mid="0">A.</mrk> <mrk mtype="seg" mid="1"><x id="1"/></mrk>
+<mrk mtype="seg">B.</mrk></seg-source>
+<target>old</target></trans-unit>
+</body></file></xliff>
+"""
+
+
+def test_parts_of_a_unit(tmp_path: Path) -> None:
+    """A part of tags alone stays; where a part with text has no translation, the target is what it was."""
+    lines, copy = filled(tmp_path / "a.xlf", DIVIDED, str.lower)
+    assert lines == ["A.", "", "B."]
+    parts = '<mrk mtype="seg" mid="0">a.</mrk> <mrk mtype="seg" mid="1"><x id="1"/></mrk>\n<mrk mtype="seg">b.</mrk>'
+    assert parts in copy and "old" not in copy
+    _, copy = filled(tmp_path / "a.xlf", DIVIDED, lambda line: line.replace("B.", ""))
+    assert copy == DIVIDED
+
+
 def test_xliff_20(tmp_path: Path) -> None:
     lines, copy = filled(tmp_path / "a.xlf", XLIFF_20, str.lower, keep_tags=True)
     assert lines == ["One <g1>two</g1><x3/>", "<g1>A</g1>\x07B"]

@@ -56,7 +56,9 @@ def complete(*words: str) -> list[str]:
         with below.make_context(names[0], list(names[1:]), parent=context, resilient_parsing=True) as inner:
             option = names[-1] if names[-1].startswith("--") else None
             (parameter,) = [
-                p for p in below.params if option in p.opts or (not option and p.name == "overrides")
+                p
+                for p in below.params
+                if option in p.opts or (not option and p.name in ("overrides", "values"))
             ]
             return [item.value for item in parameter.shell_complete(inner, last)]
 
@@ -76,6 +78,8 @@ def complete(*words: str) -> list[str]:
                                                        if key.startswith("m")]),
         (("train", "my.yaml", "model.bias=f"), ["model.bias=false"]),
         (("train", "my.yaml", "training.schedule", "=", "co"), ["cosine", "constant"]),  # as bash splits it
+        (("train", "my.yaml", "model.norm_position", ""), ["pre", "post"]),
+        (("sweep", "my.yaml", "training.schedule", "=", "co"), ["cosine", "constant"]),
         (("train", "my.yaml", "nothing.l"), []),
     ],
 )  # fmt: skip

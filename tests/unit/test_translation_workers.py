@@ -371,3 +371,47 @@ def test_a_killed_worker_is_named_on_stderr(tmp_path: Path) -> None:
     assert err.startswith(f"worker 2, process {found[1]}, was killed by SIGKILL; its batch is done again")
     assert err.count("\n") == 1
     assert (tmp_path / "out").read_bytes() == expected.read_bytes()
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_threads_with_other_numbers_of_workers_do_not_disturb_each_other() -> None:
+    translator = make()
+    expected = [found.text for found in translator.translate(LINES, TranslateOptions(parallelism=SERIAL))]
+    faults: list[BaseException] = []
+
+    def run(number: int) -> None:
+        try:
+            options = TranslateOptions(parallelism=Parallelism(number, 1))
+            for _ in range(4):
+                assert [found.text for found in translator.translate(LINES, options)] == expected
+        except BaseException as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=run, args=[number]) for number in (2, 3, 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert faults == []
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("num_started", [0, 1])
+def test_a_fork_that_fails_leaves_the_work_to_others(
+    monkeypatch: pytest.MonkeyPatch, num_started: int
+) -> None:
+    expected = [found.text for found in make().translate(LINES, TranslateOptions(parallelism=SERIAL))]
+    fork, said = os.fork, list[str]()
+
+    def failing() -> int:
+        if len(translator.workers._children) >= num_started:
+            raise OSError(11, "Resource temporarily unavailable")
+        return fork()
+
+    monkeypatch.setattr(os, "fork", failing)
+    translator = forking(make())
+    options = TranslateOptions(parallelism=Parallelism(3, 1, on_loss=said.append))
+    assert [found.text for found in translator.translate(LINES, options)] == expected
+    assert len(translator.workers._children) == num_started
+    assert said[0] == "no further worker could be started: Resource temporarily unavailable"
+    translator.close()
