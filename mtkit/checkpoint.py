@@ -221,6 +221,24 @@ def load_checkpoint(folder: Path, *, with_optimizer: bool = False) -> Checkpoint
     Raises:
         StorageError: If it is missing or damaged, or has no optimizer state although `with_optimizer` is set.
     """
+    before = _manifest_bytes(folder)
+    try:
+        return _load_once(folder, with_optimizer=with_optimizer)
+    except StorageError:
+        if _manifest_bytes(folder) in (before, None):
+            raise
+    return _load_once(folder, with_optimizer=with_optimizer)  # training has replaced it in the meantime
+
+
+def _manifest_bytes(folder: Path) -> bytes | None:
+    """Return the manifest of a checkpoint as it is now; None if there is none."""
+    with suppress(OSError):
+        return (folder / MANIFEST_FILE).read_bytes()
+    return None
+
+
+def _load_once(folder: Path, *, with_optimizer: bool) -> Checkpoint:
+    """Verify a checkpoint and load it; see `load_checkpoint`."""
     files = verify_checkpoint(folder)
     state = read_json(folder / STATE_FILE)
     has_optimizer = _OPTIMIZER_FILE in files  # Before the first update there is no optimizer state.

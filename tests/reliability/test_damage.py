@@ -209,6 +209,26 @@ def test_a_run_that_goes_on_hashes_each_file_once(copy: Path, monkeypatch: pytes
     assert sorted(hashed) == sorted(path for path in newest.iterdir() if path.name != "manifest.json")
 
 
+def test_a_checkpoint_that_is_replaced_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As best/ of a run that goes on training."""
+    folder = tmp_path / "best"
+    save_checkpoint(folder, Checkpoint({"a": torch.zeros(2)}, "run: x\n", {"step": 3}))
+    num_saved = 0
+
+    def sha256(path: Path) -> str:
+        nonlocal num_saved
+        if num_saved == 0:
+            num_saved += 1
+            save_checkpoint(folder, Checkpoint({"a": torch.ones(2)}, "run: x\n", {"step": 6}))
+        return sha256_file(path)
+
+    monkeypatch.setattr(checkpoint_module, "sha256_file", sha256)
+    found = load_checkpoint(folder)
+    assert found.state["step"] == 6 and found.weights["a"].tolist() == [1.0, 1.0]
+
+
 def test_every_bit_of_a_manifest_counts(tmp_path: Path) -> None:
     folder = tmp_path / "step-00000003"
     save_checkpoint(folder, Checkpoint({"a": torch.ones(2)}, "run: x\n", {"step": 3}))
