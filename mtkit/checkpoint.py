@@ -232,8 +232,9 @@ def load_checkpoint(folder: Path, *, with_optimizer: bool = False) -> Checkpoint
 
 def _manifest_bytes(folder: Path) -> bytes | None:
     """Return the manifest of a checkpoint as it is now; None if there is none."""
+    path = folder / MANIFEST_FILE
     with suppress(OSError):
-        return (folder / MANIFEST_FILE).read_bytes()
+        return path.read_bytes() if path.is_file() else None
     return None
 
 

@@ -19,7 +19,7 @@ MARKER = (
 )
 
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-_INT64_END = 2**63  # the bound of every integer, not worth a word
+_INTEGER_ENDS = (2**31, 2**63)  # no integer is larger, which is not worth a word
 
 
 def render_reference() -> str:
@@ -86,7 +86,7 @@ def _type(schema: dict[str, Any], plural: str = "") -> str:
     bounds = [
         f"{sign} {schema[key]:{',' if isinstance(schema[key], int) else 'g'}}"
         for key, sign in _BOUNDS.items()
-        if schema.get(key, _INT64_END) != _INT64_END
+        if key in schema and schema[key] not in _INTEGER_ENDS
     ]
     return f"{schema['type']}{plural} {', '.join(bounds)}".rstrip()
 

@@ -247,7 +247,7 @@ class TokenizerConfig(Section):
 
     type: Literal["unigram", "bpe"] = "unigram"
     """Unigram language model (Kudo 2018) or byte pair encoding (Sennrich et al. 2016)."""
-    vocab_size: Annotated[int, Field(ge=16, lt=2**63)] = 8000
+    vocab_size: Annotated[int, Field(ge=16, lt=2**31)] = 8000
     """Vocabulary size, special tokens included; of each side if `joint` is false. Use fewer for a small corpus."""
     joint: bool = True
     """Share one vocabulary between both languages. Required for three-way tied embeddings."""

@@ -22,7 +22,7 @@ WordLinks = tuple[tuple[int, int], ...]
 """Pairs of the index of a source word and of a target word. Words are separated by white space."""
 
 _LINK = re.compile(r"([0-9]{1,9})-([0-9]{1,9})")
-_VISIBLE = re.compile(r"[^\s\u00ad\u200b-\u200f\u2060\ufeff▁]")
+VISIBLE = re.compile(r"[^\s\u00ad\u200b-\u200f\u2060\ufeff▁]")
 """Characters other than white space and those that normalization turns into white space or removes."""
 
 
@@ -47,9 +47,9 @@ class WordIndex:
         if not self.count:
             return range(0)
         start, end = span[1], span[0]
-        if found := _VISIBLE.search(self.text, *span):
+        if found := VISIBLE.search(self.text, *span):
             start = found.start()
-            end = span[1] - cast(re.Match[str], _VISIBLE.search(self.text[slice(*span)][::-1])).start()
+            end = span[1] - cast(re.Match[str], VISIBLE.search(self.text[slice(*span)][::-1])).start()
         first = self.numbers[start] if start < len(self.text) else self.count
         last = self.numbers[end - 1] if start < end else first
         return range(min(first, self.count - 1), min(last, self.count - 1) + 1)

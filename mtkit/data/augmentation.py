@@ -141,18 +141,17 @@ def change_case(
         pairs: the pairs.
         rates: `upper` and `title`.
         seed: random seed.
-        symbols: symbols of the user; a pair that has one stays as it is.
+        symbols: symbols of the user; a pair that has one, other than a tag at its start, stays as it is.
     """
     rng = random.Random(seed)
     for pair in pairs:
         draw = rng.random()
-        if (
-            draw < rates.upper + rates.title
-            and has_case(pair.src)
-            and not any(map("".join(pair).count, symbols))
-        ):
+        tag = next((f"{symbol} " for symbol in symbols if pair.src.startswith(f"{symbol} ")), "")
+        src, tgt = pair.src.removeprefix(tag), pair.tgt
+        is_drawn = draw < rates.upper + rates.title and has_case(src)
+        if is_drawn and not any(map(f"{src}{tgt}".count, symbols)):
             change = upper if draw < rates.upper else title
-            pair = Pair(change(pair.src), change(pair.tgt))
+            pair = Pair(f"{tag}{change(src)}", change(tgt))
         yield pair
 
 

@@ -14,6 +14,7 @@ from mtkit.config.sections import DataConfig
 from mtkit.data.tables import Hashes, HashFile
 from mtkit.errors import StorageError
 from mtkit.files import sha256_file, sha256_text, storage_errors, write_text
+from mtkit.files.folders import is_locked
 
 _HOW_TO_CHOOSE = "data.cache in the config, or the variable MTKIT_CACHE, sets the cache folder"
 _ABANDONED_SECONDS = 24 * 3600
@@ -101,9 +102,9 @@ class HashCache:
 
 
 def remove_abandoned_folders(parent: Path) -> None:
-    """Delete the temporary folders of killed processes: those in which nothing was written for a day."""
+    """Delete the temporary folders of killed processes: those unlocked, in which nothing was written for a day."""
     for folder in parent.glob(".*.tmp"):
         with suppress(OSError):
             newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
-            if time.time() - newest > _ABANDONED_SECONDS:
+            if time.time() - newest > _ABANDONED_SECONDS and not is_locked(folder):
                 shutil.rmtree(folder)

@@ -113,8 +113,8 @@ def check_user_symbols(symbols: Sequence[str]) -> None:
         ConfigError: If there is one.
     """
     for symbol in symbols:
-        if not symbol.strip() or symbol in SPECIALS or symbols.count(symbol) > 1:
-            what = f"{symbol!r} is blank, listed twice or a special piece"
+        if symbol.split() != [symbol] or symbol in SPECIALS or symbols.count(symbol) > 1:
+            what = f"{symbol!r} is blank or has a space, is listed twice, or is a special piece"
             raise ConfigError(what, where="tokenizer.user_symbols", hint="remove it")
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mtkit.config.sections import DataConfig, SourceConfig
-from mtkit.data.alignments import WordLinks, read_alignments
+from mtkit.data.alignments import VISIBLE, WordLinks, read_alignments
 from mtkit.data.documents import read_spreadsheet, read_translation_units
 from mtkit.data.readers import Columns, NumberedPairs, Pair, read_csv, read_jsonl, read_tsv
 from mtkit.data.tables import Hashes, HubTable, ParquetTable, SavedTable, Table, read_rows, row_location
@@ -284,7 +284,7 @@ class _TaggedSource(Source):
     def read(self) -> NumberedPairs:
         """See `Source.read`. An empty source line stays empty."""
         for number, (src, tgt) in self.source.read():
-            yield number, Pair(f"{self.tag} {src}" if src.strip() else src, tgt)
+            yield number, Pair(f"{self.tag} {src}" if VISIBLE.search(src) else src, tgt)
 
     def location(self, number: int) -> str:
         """See `Source.location`."""

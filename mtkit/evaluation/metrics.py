@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -171,7 +172,10 @@ def score_sentences(
             for hyp, *of_hyp in zip(hyps, *refs, strict=True)
         ]
         values = [float(result.score) for result in results]
-        scored.append(SentenceScores(results[0].name, values, metric.get_signature().format()))
+        signature = metric.get_signature().format()
+        if len({sum(ref is not None for ref in own) for own in zip(*refs, strict=True)}) > 1:
+            signature = re.sub(r"nrefs:\d+", "nrefs:var", signature)  # it is that of the last sentence
+        scored.append(SentenceScores(results[0].name, values, signature))
     return scored
 
 

@@ -28,7 +28,7 @@ from mtkit.data.tables import Hashes
 from mtkit.data.tokenizer import Tokenizers, make_tokenizers
 from mtkit.demo import EARLIER_GENERATORS
 from mtkit.errors import DataError, StorageError
-from mtkit.files import sha256_file
+from mtkit.files import FolderLock, sha256_file
 
 WORDS = [
     ("one", "eins"),
@@ -329,19 +329,22 @@ def test_several_at_once(setting: Setting) -> None:
 def test_a_failure_leaves_nothing_and_abandoned_folders_are_swept_out(setting: Setting) -> None:
     setting.encode()
     (entry,) = setting.entries()
-    old, young = (entry.with_name(f".{name}.tmp") for name in ("old", "young"))
-    for folder in (old, young):
+    old, young, held = (entry.with_name(f".{name}.tmp") for name in ("old", "young", "held"))
+    for folder in (old, young, held):
         folder.mkdir()
         (folder / "pairs.arrow").write_bytes(b"x")
     two_days_ago = time.time() - 2 * 24 * 3600
-    for path in (old / "pairs.arrow", old):
+    for path in (old / "pairs.arrow", old, held / "pairs.arrow", held):
         os.utime(path, (two_days_ago, two_days_ago))
     (setting.root / "train.en").write_bytes(
         "".join(f"{pair.src}\n" for pair in PAIRS[:-1]).encode() + b"\xff\n"
     )
-    with pytest.raises(DataError, match=rf"train\.en:{len(PAIRS)}: not UTF-8"):
-        setting.encode()
-    assert setting.entries() == sorted([entry, young])
+    with FolderLock(held):  # by a process that was suspended
+        os.utime(held / ".lock", (two_days_ago, two_days_ago))
+        os.utime(held, (two_days_ago, two_days_ago))
+        with pytest.raises(DataError, match=rf"train\.en:{len(PAIRS)}: not UTF-8"):
+            setting.encode()
+        assert setting.entries() == sorted([entry, young, held])
 
 
 def test_progress_counts_the_pairs_read(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:

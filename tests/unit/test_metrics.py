@@ -525,3 +525,11 @@ def test_resamples_without_any_match_have_an_interval() -> None:
     hyps, refs = ["a dog", "two dogs", "*_%"], [["a dog", "two cats", "number 1,000"]]
     scores = metrics.score(hyps, refs, ["chrf", "chrf++", "ter"], num_bootstrap=1000)
     assert all(each.confidence is not None and each.confidence > 0 for each in scores)
+
+
+def test_sentences_with_other_numbers_of_references() -> None:
+    for refs in ([["a", "b"], ["a", None]], [["a", "b"], [None, "b"]]):
+        [found] = metrics.score_sentences(["a", "b"], refs, ["chrf"])
+        assert found.signature.startswith("nrefs:var|")
+    [found] = metrics.score_sentences(["a", "b"], [["a", "b"], ["a", "b"]], ["chrf"])
+    assert found.signature.startswith("nrefs:2|")

@@ -406,6 +406,12 @@ def test_overlap_with_training_is_read_on_request(tmp_path: Path) -> None:
     assert "train.src" in tiny.one_line(err)
 
 
+def test_equal_translations_are_no_significant_difference(tmp_path: Path) -> None:
+    page = report(make_run(tmp_path / "first"), make_run(tmp_path / "second"))
+    assert "second test BLEU +0.00 no difference" in page.text
+    assert "second test BLEU +0.00 0.0" not in page.text
+
+
 def test_a_tag_is_no_text_of_a_test_set(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     tagged = make_run(tmp_path / "b/tagged", changed="data.test.0.tag=<fr> tokenizer.user_symbols=[<fr>]")

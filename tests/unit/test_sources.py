@@ -221,3 +221,12 @@ def test_a_file_that_grows_while_it_is_read_is_named(tmp_path: Path) -> None:
         (tmp_path / side).write_text("a\nb\nc\n")
     with pytest.raises(DataError, match="has changed since its lines were counted"):
         list(source.read())
+
+
+def test_a_line_without_a_visible_character_has_no_tag(tmp_path: Path) -> None:
+    (tmp_path / "src").write_text("a dog\n\u200b\n \n", encoding="utf-8")
+    (tmp_path / "tgt").write_text("ein Hund\nx\ny\n", encoding="utf-8")
+    config = SourceConfig(src="src", tgt="tgt", tag="<de>")
+    data = DataConfig(root=str(tmp_path), src="en", tgt="de", train=(config,))
+    [source] = open_sources(data.train, data, "train")
+    assert [pair.src for _, pair in source.read()] == ["<de> a dog", "\u200b", " "]

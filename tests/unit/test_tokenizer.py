@@ -151,7 +151,7 @@ def test_user_symbols_are_one_piece() -> None:
         assert symbol in tokenizer.pieces(f"{symbol} The old man")
 
 
-@pytest.mark.parametrize("symbols", [["<s>"], [" "], ["<a>", "<a>"], ["<0x41>"]])
+@pytest.mark.parametrize("symbols", [["<s>"], [" "], ["New York"], [" <x>"], ["<a>", "<a>"], ["<0x41>"]])
 def test_impossible_user_symbols(symbols: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"^tokenizer\.user_symbols: "):
         make_tokenizers(small(user_symbols=symbols), PAIRS)

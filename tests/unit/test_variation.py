@@ -214,6 +214,10 @@ def rows_of(update: Update) -> list[tuple[list[int], list[int]]]:
 
 def test_a_tokenizer_trained_on_changed_case_knows_words_in_capitals() -> None:
     config = TokenizerConfig(vocab_size=330, user_symbols=("<legal>",), character_coverage=1.0)
+    tagged = [Pair(f"<legal> {src}", tgt) for src, tgt in TEXTS * 5]
+    found = list(change_case(tagged, AugmentConfig(upper=0.2, title=0.1), 1, config.user_symbols))
+    plain = list(change_case(TEXTS * 5, AugmentConfig(upper=0.2, title=0.1), 1, config.user_symbols))
+    assert found == [Pair(f"<legal> {src}", tgt) for src, tgt in plain] != tagged
     pairs = TEXTS * 5 + [Pair("<legal> Hello.", "<legal> Hallo.")]
     changed = list(change_case(pairs, AugmentConfig(upper=0.2, title=0.1), 1, config.user_symbols))
     assert changed == list(change_case(pairs, AugmentConfig(upper=0.2, title=0.1), 1, config.user_symbols))

@@ -261,6 +261,7 @@ def _comparisons(runs: Sequence[RunReport]) -> list[dict[str, Any]]:
                 "difference": after.value - before.value,
                 "p_value": after.p_value,
                 "is_significant": after.p_value is not None and after.p_value < SIGNIFICANT,
+                "is_equal": after.value == before.value,
             }
             for name, scores in zip(matches, systems, strict=True)
             for before, after in zip(baseline, scores, strict=True)
