@@ -278,6 +278,12 @@ def stores_int8(folder: Path) -> bool:
     return found == _INT8
 
 
+def folders_above(folder: Path) -> tuple[Path, ...]:
+    """Return the folders of which one is the run folder of a checkpoint in a run, which may be a link or "."."""
+    real = folder.resolve()
+    return folder.parent, folder.parent.parent, real.parent, real.parent.parent
+
+
 def load_base(folder: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Load the weights to which the adapters of a checkpoint belong.
 
@@ -288,9 +294,7 @@ def load_base(folder: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises:
         StorageError: If the weights are missing, damaged, or not those that the adapters were trained for.
     """
-    real = folder.resolve()  # it may be a link, or "."
-    above = (folder.parent, folder.parent.parent, real.parent, real.parent.parent)
-    runs = [run for run in above if (run / BASE / MANIFEST_FILE).is_file()]
+    runs = [run for run in folders_above(folder) if (run / BASE / MANIFEST_FILE).is_file()]
     if not runs:
         hint = "copy the whole run folder, or merge it there first"
         raise StorageError(f"adapters without the weights in {BASE}/", where=str(folder), hint=hint)

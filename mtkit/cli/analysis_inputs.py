@@ -133,12 +133,12 @@ def _training_sources(options: Analyzed) -> list[Source]:
         DataError: If a file is missing.
     """
     from mtkit.config.sections import DataConfig, SourceConfig
-    from mtkit.data.sources import open_sources
+    from mtkit.data.sources import open_sources, untagged
 
     if not options.training:
         if options.data is None:
             return []
-        configs = [config.model_copy(update={"tag": None}) for config in options.data.train]
+        configs = untagged(options.data.train)
         return open_sources(configs, options.data, "train")
     columns = options.columns
     found: list[SourceConfig] = []

@@ -110,12 +110,7 @@ def backtranslate(
     from mtkit.pipelines.resumable_file import ResumableFile
     from mtkit.pipelines.translation_filter import TranslationFilter, summary
     from mtkit.training.signals import Signals
-    from mtkit.translation.model_folder import (
-        SHORTLIST_FILE,
-        find_checkpoint,
-        read_languages,
-        tokenizer_folder,
-    )
+    from mtkit.translation.model_folder import read_languages, shortlist_file
 
     noise = Noise(filler or "<blank>", seed=seed) if method == "noise" else None
     text_language, other_language = read_languages(Path(model))
@@ -136,7 +131,7 @@ def backtranslate(
             precision,
         ],
     }
-    table = tokenizer_folder(find_checkpoint(Path(model))) / SHORTLIST_FILE
+    table = shortlist_file(Path(model))
     if decoding.shortlist and table.is_file():
         job["shortlist"] = fingerprint(table)
     signals = Signals()

@@ -47,9 +47,7 @@ def overrides(context: typer.Context, incomplete: str) -> list[str]:
     before, known = context.params.get("overrides") or context.params.get("values") or [], config_keys()
     if before[-1:] == ["="]:  # bash splits words at the sign: training.schedule = co
         return _starting_with(incomplete, suggested_values(before[-2])) if before[:-1] else []
-    if (
-        not incomplete and before[-1:] and before[-1] in known
-    ):  # there, the sign itself comes as an empty word
+    if not incomplete and before and before[-1] in known:  # there, the sign itself comes as an empty word
         return suggested_values(before[-1])
     typed, sign, _ = incomplete.partition("=")
     keys = [key for key in known if key == typed or (not sign and key.startswith(typed))]

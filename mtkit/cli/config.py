@@ -33,7 +33,6 @@ def show(config: options.ConfigPath, overrides: options.Overrides = None) -> Non
         loaded, _ = open_initial_model(loaded, find_model)
     values = config_to_dict(loaded)
     if loaded.training.ends_with_time:
-        del values["training"][
-            "max_steps"
-        ]  # to be found by timing: it would count as set when it is read again
+        # It will be found by timing; when this is read again, it would count as set.
+        del values["training"]["max_steps"]
     print_stdout(dump_yaml(values))

@@ -8,6 +8,7 @@ import typer
 
 from mtkit.cli import completion
 from mtkit.config.choices import PRECISIONS
+from mtkit.errors import ConfigError
 from mtkit.torchrun import was_restarted
 from mtkit.translation.options import ON_ERROR
 
@@ -19,6 +20,13 @@ CONSTRAINTS, TEXT, MACHINE = "Constraints", "Text handling", "Machine"
 def _check_fresh(fresh: bool) -> bool:
     """Ignore the option when the command was started again, for it has deleted what was there before."""
     return fresh and not was_restarted()
+
+
+def _check_columns(columns: tuple[str, str] | None) -> tuple[str, str] | None:
+    """Refuse an empty name of a column."""
+    if columns is not None and "" in columns:
+        raise ConfigError("an empty name", where="--columns", hint="name both columns")
+    return columns
 
 
 def _check_ratio(value: float) -> float:
@@ -155,6 +163,7 @@ Columns = Annotated[
     tuple[str, str] | None,
     typer.Option(
         metavar="SRC TGT",
+        callback=_check_columns,
         help="Language tags of source and target in .tmx and .xlf files, titles of their columns in .xlsx; by default, "
         "the languages of the model.",
         rich_help_panel=INPUT,

@@ -123,10 +123,10 @@ def describe_job(
     Raises:
         StorageError: If a model or a file cannot be read.
     """
-    from mtkit.translation.model_folder import SHORTLIST_FILE, find_checkpoint, tokenizer_folder
+    from mtkit.translation.model_folder import find_checkpoint, shortlist_file
 
     if decoding.shortlist:
-        found = _fingerprint(tokenizer_folder(find_checkpoint(Path(models[0]))) / SHORTLIST_FILE)
+        found = _fingerprint(shortlist_file(Path(models[0])))
         settings = settings if found is None else {**settings, "shortlist": found}
     return {
         _MODEL: _digest([_fingerprint(find_checkpoint(Path(model)) / MANIFEST_FILE) for model in models]),

@@ -260,8 +260,6 @@ def _pairs_in(path: str, columns: Columns | None, tag: str | None) -> TestSet:
     from mtkit.data.sources import open_sources, read_sides
 
     src, tgt = ("src", "tgt") if columns is None else _known(columns, path)
-    if not src or not tgt:
-        raise ConfigError("an empty name", where="--columns", hint="name both columns")
     config = SourceConfig(path=os.path.abspath(path), columns=columns.names if columns else None)
     data = DataConfig(src=src, tgt=tgt, train=(config,))
     try:

@@ -16,6 +16,7 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -395,16 +396,17 @@ def text_in(texts: Mapping[str, str], language: str, other: str = "") -> str:
         language: the tag that is wanted.
         other: tag of the other side, whose text is not taken for a similar one.
     """
-    wanted, similar = _normalized(language), ""
+    wanted, excluded, similar = _normalized(language), _normalized(other), ""
     for tag, text in texts.items():
         own = _normalized(tag)
         if own == wanted:
             return text
-        if not similar and own and own != _normalized(other) and _are_similar(own, wanted):
+        if not similar and own and own != excluded and _are_similar(own, wanted):
             similar = text
     return similar
 
 
+@lru_cache(maxsize=1024)
 def _are_similar(one: str, other: str) -> bool:
     """Return whether one tag is the other with a script or region; a language may have two codes, as ja and jpn."""
     short, long = sorted(([short_code(tag), *tag.split("-")[1:]] for tag in (one, other)), key=len)

@@ -15,7 +15,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import compress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from xml.sax.saxutils import escape, quoteattr
@@ -217,11 +216,11 @@ class _Target:
 
         None, so that the target stays as it is, if all are empty or that of a segment with text is.
         """
-        has_text = [bool(segment.text.strip()) for segment in self.segments]
-        if not any(translations) or not all(map(bool, compress(translations, has_text))):
+        both = list(zip(self.segments, translations, strict=True))
+        if not any(translations) or any(segment.text.strip() and not text for segment, text in both):
             return []
         chunks, copied = [document.encode_markup(self.opening)], self.span[0]
-        for segment, translation in zip(self.segments, translations, strict=True):
+        for segment, translation in both:
             start, end = segment.span
             if translation:
                 chunks += [document.raw(copied, start), segment.write(translation, document)]

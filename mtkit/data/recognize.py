@@ -27,10 +27,8 @@ _LOWER_REGIONS = "(?:zh_(?:cn|hk|tw)|pt_(?:br|pt)|fr_ca|es_(?:es|mx)|en_(?:gb|us
 """Codes with a region in lower case, as names of OPUS's files have them."""
 _CODE = re.compile(rf"{_LOWER_REGIONS}|[a-z]{{2,3}}(?:[-_](?:[A-Z][a-z]{{3}}|[A-Z]{{2}}))*")
 """A language code: de, deu, pt-BR, pt_br, zho_Hans."""
-_NAME_PART = re.compile(
-    rf"(?:{_LOWER_REGIONS}|[a-z]{{2,3}}(?:[-_](?:[A-Z][a-z]{{3}}|[A-Z]{{2}}))+)(?![^._-])|[^._-]+"
-)
-"""A word of a file's name, or a language code with script or region, which consists of several."""
+_NAME_PART = re.compile(rf"(?:{_CODE.pattern})(?![^._-])|[^._-]+")
+"""A language code in the name of a file, with its script or region, or any other word."""
 _NOT_CODES = frozenset(
     (
         "src",

@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -257,6 +257,11 @@ class _AlignedSource(Source):
     def fingerprint(self, hashes: Hashes = DEFAULT_HASHES) -> str:
         """See `Source.fingerprint`."""
         return _hash("aligned", hashes.of_text(self.path), self.source.fingerprint(hashes))
+
+
+def untagged(entries: Iterable[SourceConfig]) -> list[SourceConfig]:
+    """Return corpora without their tags, for where these are no text."""
+    return [entry.model_copy(update={"tag": None}) for entry in entries]
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,11 @@ class Translator:
 
     def encode(self, line: str) -> list[int]:
         """Return the ids of a source line. A language tag such as >>fra<< before its text is a token of its own."""
-        tag = line[: line.find("<<") + 2] if self.config["source_tags"] and line.startswith(">>") else ""
-        pieces = [tag] if len(tag) > 2 else []
-        pieces += self.source.encode(line[len("".join(pieces)) :], out_type=str)
+        tags: list[str] = []
+        if self.config["source_tags"] and line.startswith(">>") and "<<" in line:
+            end = line.index("<<") + 2
+            tags, line = [line[:end]], line[end:]
+        pieces = tags + self.source.encode(line, out_type=str)
         return [self.src_ids.get(piece, self.config["source_unk"]) for piece in pieces]
 
     def decode(self, ids: Sequence[int]) -> str:

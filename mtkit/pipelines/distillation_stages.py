@@ -15,7 +15,7 @@ from mtkit.checkpoint import ADAPTERS_FILE, MODEL_FILE
 from mtkit.config.loading import parse_config
 from mtkit.config.sections import Config, DataConfig
 from mtkit.data.readers import Pair
-from mtkit.data.sources import Split, open_sources
+from mtkit.data.sources import Split, open_sources, untagged
 from mtkit.errors import ConfigError, DataError
 from mtkit.files import count_lines, make_folder, read_lines, remove_tree
 from mtkit.formatting import format_count
@@ -86,8 +86,7 @@ class _Corpora:
 
     def __init__(self, settings: Settings) -> None:
         data = DataConfig.model_validate(settings["data"])
-        untagged = [entry.model_copy(update={"tag": None}) for entry in data.train]
-        self.sources = open_sources(untagged, data, "train")
+        self.sources = open_sources(untagged(data.train), data, "train")
         self.mono, self.names = settings["mono"], list(settings["tags"])
 
     def lines(self, name: str) -> _Lines:
@@ -122,8 +121,8 @@ class _TargetMaker:
         teachers, backward, path = settings["teachers"], settings["backward"], settings["translations"]
         machine: Any = {"device": settings["device"], "precision": settings["precision"]}
         self.closest = settings["closest"]
-        # BLEU of a sentence without spaces is that of a single word.
         tgt = settings["data"]["tgt"]
+        # Not all languages without spaces have a tokenizer, and without one a sentence is a single word for BLEU.
         self.closeness = make_utility("chrf" if is_unspaced(tgt) else "bleu", tgt)
         self.given = None if path is None else iter(read_lines(path))
         self.teacher: Translator | None = None

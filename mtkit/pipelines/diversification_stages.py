@@ -14,7 +14,7 @@ from rich.console import Console
 from mtkit.config.loading import config_to_dict, parse_config
 from mtkit.config.sections import DataConfig
 from mtkit.data.readers import Columns, Pair, read_tsv
-from mtkit.data.sources import Source, Split, open_sources
+from mtkit.data.sources import Source, Split, open_sources, untagged
 from mtkit.files import commit_folder, count_lines, make_folder, temporary_folder
 from mtkit.pipelines.corpora import NewPairs, read_corpus, sides, write_corpora
 from mtkit.pipelines.resumable_file import ResumableFile
@@ -34,7 +34,7 @@ def _read_all(data: DataConfig) -> Iterator[tuple[str, Iterator[Pair]]]:
     """Yield the corpora by the names of their copies."""
     splits: tuple[Split, ...] = ("train", "valid")
     for split in splits:
-        entries = [entry.model_copy(update={"tag": None}) for entry in getattr(data, split)]
+        entries = untagged(getattr(data, split))
         for number, source in enumerate(open_sources(entries, data, split)):
             yield f"{split}-{number}", _pairs(source)
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from mtkit.checkpoint import CONFIG_FILE, MANIFEST_FILE, best_folder
 from mtkit.config.loading import dump_config, flatten_config
-from mtkit.config.sections import Config, SourceConfig
+from mtkit.config.sections import Config
 from mtkit.config.yaml_document import format_value
-from mtkit.data.sources import open_sources, read_sides
+from mtkit.data.sources import open_sources, read_sides, untagged
 from mtkit.errors import ConfigError, DataError, MtkitError, StorageError
 from mtkit.evaluation import metrics
 from mtkit.evaluation.history import History, is_number, read_history, read_object
@@ -197,7 +197,7 @@ def _overlaps(folder: Path, tests: Sequence[Sequence[TestSet]]) -> list[Overlap]
     counters = [
         OverlapCounter(of_runs[0].srcs, [of_runs[0].refs], [own.hyps for own in of_runs]) for of_runs in tests
     ]
-    sources = open_sources(_untagged(data.train), data, "train")
+    sources = open_sources(untagged(data.train), data, "train")
     return count_overlaps(counters, (pair for source in sources for _, pair in source.read()))
 
 
@@ -252,15 +252,10 @@ def _read_texts(folder: Path, config: Config) -> tuple[dict[str, tuple[list[str]
     """Return sources and references of the test sets by name, and why they cannot be read, or None."""
     try:
         data = data_of_run(config, folder)
-        sources = open_sources(_untagged(data.test), data, "test")
+        sources = open_sources(untagged(data.test), data, "test")
         return {source.name: read_sides(source) for source in sources}, None
     except MtkitError as error:
         return {}, f"the references cannot be read: {_one_line(error)}"
-
-
-def _untagged(entries: Sequence[SourceConfig]) -> list[SourceConfig]:
-    """Return corpora without their tags, which are no text."""
-    return [entry.model_copy(update={"tag": None}) for entry in entries]
 
 
 def _with_intervals(test: TestSet, config: Config) -> TestSet:

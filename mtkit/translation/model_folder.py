@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from mtkit.checkpoint import CONFIG_FILE, MANIFEST_FILE, best_folder, verify_newest_first
+from mtkit.checkpoint import CONFIG_FILE, MANIFEST_FILE, best_folder, folders_above, verify_newest_first
 from mtkit.config.loading import load_stored_config, override_section
 from mtkit.config.sections import Config, DataConfig, DecodingConfig
 from mtkit.errors import ConfigError, StorageError
@@ -43,11 +43,19 @@ def find_checkpoint(path: Path) -> Path:
 
 def tokenizer_folder(checkpoint: Path) -> Path:
     """Return the folder of a checkpoint's tokenizers: the checkpoint itself, or the run folder above."""
-    real = checkpoint.resolve()  # it may be a link, or "."
-    for folder in (checkpoint, checkpoint.parent, checkpoint.parent.parent, real.parent, real.parent.parent):
+    for folder in (checkpoint, *folders_above(checkpoint)):
         if any(folder.glob("tokenizer*.model")):
             return folder
     return checkpoint
+
+
+def shortlist_file(path: Path) -> Path:
+    """Return where the shortlist of a run or model folder is kept, whether it has one or not.
+
+    Raises:
+        StorageError: If the folder contains no model.
+    """
+    return tokenizer_folder(find_checkpoint(path)) / SHORTLIST_FILE
 
 
 def launch_folder(path: Path, run: str) -> Path | None:

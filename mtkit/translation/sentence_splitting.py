@@ -50,13 +50,12 @@ def sentence_spans(line: str) -> list[Span]:
     spans, start = [], 0
     for match in chain(_END.finditer(line), [None]):
         end = len(line) if match is None else match.end(1 if match[1] else 0)
-        if (
-            match is not None and match[1] and match["next"] != match["next"].title()
-        ):  # also Georgian is "lower" case
-            continue
-        if match is not None and match[1] == ".":
+        if match is not None and match[1]:
+            # Unlike `islower`, this is false for Georgian, whose sentences begin with no capital.
+            if match["next"] != match["next"].title():
+                continue
             before = line[max(start, match.start() - _LONGEST_WORD) : match.start()]
-            if _is_abbreviated(before):
+            if match[1] == "." and _is_abbreviated(before):
                 continue
         text = line[start:end]
         if text.strip():

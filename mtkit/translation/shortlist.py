@@ -28,7 +28,7 @@ from mtkit.files import write_bytes
 from mtkit.search.shortlist import Shortlist
 from mtkit.translation.alignment import align
 from mtkit.translation.ensemble import Ensemble
-from mtkit.translation.model_folder import SHORTLIST_FILE, find_checkpoint, tokenizer_folder
+from mtkit.translation.model_folder import shortlist_file
 from mtkit.translation.options import ignore_progress
 
 if TYPE_CHECKING:
@@ -81,22 +81,13 @@ class Coverage(NamedTuple):
         )
 
 
-def _shortlist_file(path: Path) -> Path:
-    """Return where the shortlist of a run or model folder is kept, whether it has one or not.
-
-    Raises:
-        StorageError: If there is no model.
-    """
-    return tokenizer_folder(find_checkpoint(path)) / SHORTLIST_FILE
-
-
 def save_shortlist(path: Path, shortlist: Shortlist, tokenizers: Tokenizers) -> Path:
     """Write the shortlist of a run or model folder, in place of an older one, and return its file.
 
     Raises:
         StorageError: If there is no model, or the file cannot be written.
     """
-    file = _shortlist_file(path)
+    file = shortlist_file(path)
     write_bytes(file, save(vars(shortlist), {_METADATA: tokenizers.fingerprint}))
     return file
 
@@ -112,7 +103,7 @@ def load_shortlist(path: Path, tokenizers: Tokenizers) -> Shortlist | None:
         StorageError: If there is no model, or the shortlist is damaged, of another version, or made for other
             tokenizers.
     """
-    file = _shortlist_file(path)
+    file = shortlist_file(path)
     if not file.exists():
         return None
     hint = f"make it again with `mtkit shortlist {path}`, or delete it"

@@ -50,8 +50,6 @@ def may_be_title(text: str) -> bool:
 
     A text with letters that have no case, as Chinese and Arabic ones, is no title: its Latin words are names.
     """
-    if _has_caseless_letters(text):
-        return False
     num_capitalized = num_small = 0
     for word in _WORD.findall(text):
         letters = _LETTERS.search(word)
@@ -63,7 +61,8 @@ def may_be_title(text: str) -> bool:
             if len(letters[0]) > _SHORT_WORD:
                 return False
             num_small += 1
-    return num_capitalized >= max(_MIN_TITLE_WORDS, 2 * num_small)
+    is_title = num_capitalized >= max(_MIN_TITLE_WORDS, 2 * num_small)
+    return is_title and not _has_caseless_letters(text)
 
 
 def _is_capitalized(letters: str) -> bool:

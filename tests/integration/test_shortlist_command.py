@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from mtkit.model.cpu.packing import can_multiply_int8
-from mtkit.translation.shortlist import SHORTLIST_FILE
+from mtkit.translation.model_folder import SHORTLIST_FILE
 
 NUM_LINES = 20
 

@@ -27,9 +27,9 @@ from mtkit.search.state import Hypothesis
 from mtkit.search.steppers import ModelStepper
 from mtkit.translation.batched_search import BatchedSearch
 from mtkit.translation.ensemble import Ensemble
+from mtkit.translation.model_folder import SHORTLIST_FILE
 from mtkit.translation.segments import Segment
 from mtkit.translation.shortlist import (
-    SHORTLIST_FILE,
     ShortlistSize,
     load_shortlist,
     make_shortlist,
