@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 
 _SHORT = {
-    **dict.fromkeys(("zho", "chi", "cmn", "yue", "wuu", "gan", "hak", "hsn", "lzh"), "zh"),
-    "jpn": "ja", "kor": "ko", "tha": "th", "lao": "lo", "khm": "km", "mya": "my", "bur": "my", "bod": "bo", "tib": "bo",
+    **dict.fromkeys(("zho", "chi", "cmn", "yue", "wuu", "gan", "hak", "hsn", "lzh", "cn"), "zh"),
+    **dict.fromkeys(("jpn", "jp"), "ja"),
+    "kor": "ko", "tha": "th", "lao": "lo", "khm": "km", "mya": "my", "bur": "my", "bod": "bo", "tib": "bo",
     "dzo": "dz", "cat": "ca", "ces": "cs", "cze": "cs", "deu": "de", "ger": "de", "ell": "el", "gre": "el", "eng": "en",
     "spa": "es", "est": "et", "fin": "fi", "fra": "fr", "fre": "fr", "gle": "ga", "hun": "hu", "isl": "is", "ice": "is",
     "ita": "it", "lit": "lt", "lav": "lv", "nld": "nl", "dut": "nl", "pol": "pl", "por": "pt", "ron": "ro", "rum": "ro",
     "rus": "ru", "slk": "sk", "slo": "sk", "slv": "sl", "swe": "sv", "tam": "ta",
 }  # fmt: skip
 """Two-letter codes for the longer ones that matter here: of languages without spaces, and those that Moses has rules
-for. Sinitic languages are written like Chinese."""
+for. Sinitic languages are written like Chinese. The names of files often have the codes of the countries, cn and jp."""
 _UNSPACED_LANGUAGES = {"zh", "ja", "th", "lo", "km", "my", "bo", "dz", "shn", "nod", "khb", "tdd"}
 _UNSPACED_SCRIPTS = {
     "hans",
@@ -34,6 +35,11 @@ HAN_AND_KANA = "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9
 """Letters of Chinese and Japanese, which are written without spaces; for a character class of a regular expression."""
 UNSPACED = HAN_AND_KANA + "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 """The same and the letters of Thai, Lao, Burmese and Khmer, which have spaces between sentences but not words."""
+
+HANGUL = "\u1100-\u11ff\u3130-\u318f\uac00-\ud7a3"
+"""Letters of Korean, whose particles and units follow names and numbers without a space."""
+WORD = re.compile(f"[{UNSPACED}]|[^\\s{UNSPACED}]+")
+"""What stands between spaces; of scripts without spaces, a letter."""
 
 BLEU_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
 """sacreBLEU's tokenizers for languages that need one of their own."""

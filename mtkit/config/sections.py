@@ -258,8 +258,10 @@ class TokenizerConfig(Section):
     )
     """Share of the characters in the text that the vocabulary covers; by default 0.9995, or 1.0 without
     `byte_fallback`."""
-    normalization: Literal["nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity"] = "nmt_nfkc"
-    """SentencePiece's Unicode normalization rule; `_cf` variants also fold case."""
+    normalization: Literal["auto", "nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity"] = "auto"
+    """SentencePiece's Unicode normalization rule; `_cf` variants also fold case. `auto` is `nmt_nfkc`, or `identity` if
+    that would change more than 0.2 % of the target's characters, as in Chinese (`，` to `,`), Thai (U+0E33) and Persian
+    (the zero-width non-joiner): translations have no character that normalization removes."""
     user_symbols: tuple[str, ...] = Field(default=(), strict=False)
     """Strings that always become a single piece."""
     training_lines: Positive = 2_000_000

@@ -14,6 +14,7 @@ from itertools import pairwise
 
 _FINAL_PUNCTUATION = (
     ".．。｡।॥۔။።։"  # full stops: Latin, wide, Chinese, narrow, Devanagari, Urdu, Burmese, Ethiopic, Armenian
+    "។៕།༎᠃܀܁܂"  # Khmer, Tibetan, Mongolian, Syriac
     "…!！՜"
     "?？؟\u037e՞፧"  # U+037E is the question mark of Greek
     ",，､、،၊՝:：፥;；؛፤"
@@ -25,7 +26,7 @@ _MIN_TYPO_LETTERS = 3
 """A shorter word would be another word, or none."""
 _AROUND_WORDS = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~«»„“”‚‘’‹›–—¿¡" + _FINAL_PUNCTUATION
 """Characters around a word that do not belong to it."""
-_WORD = re.compile(r"\S+")
+_WORD = re.compile(r"[^\s，。、！？；：（）「」『』《》…]+")
 _FIRST_LETTER = re.compile(r"(?<!\S)[^\w\s]*\w")
 
 _GEORGIAN = {ord(chr(code).upper()): code for code in range(0x10D0, 0x1100) if chr(code).isalpha()}
@@ -76,7 +77,8 @@ def without_final_punctuation(text: str) -> str:
 def add_typos(text: str, rng: random.Random, share: float = _TYPO_SHARE) -> str:
     """Return the text with typing mistakes: letters swapped, left out, doubled, or hit on the next key.
 
-    Only words of at least three letters and marks, without digits and symbols inside, get one.
+    Only words of at least three letters and marks, without digits and symbols inside, get one. In scripts without
+    spaces between words, one is what stands between spaces and punctuation marks.
 
     Args:
         text: a line.

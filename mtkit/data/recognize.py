@@ -23,8 +23,8 @@ Languages = tuple[str, str]
 Entry = dict[str, object]
 """An entry of `data.train`, as in the YAML."""
 
-_LOWER_REGIONS = "(?:zh_(?:cn|hk|tw)|pt_(?:br|pt)|fr_ca|es_(?:es|mx)|en_(?:gb|us))"
-"""Codes with a region in lower case, as names of OPUS's files have them."""
+_LOWER_REGIONS = "(?:zh[-_](?:cn|hk|tw|hans|hant)|pt_(?:br|pt)|fr_ca|es_(?:es|mx)|en_(?:gb|us))"
+"""Codes with a region or script in lower case, as names of OPUS's files have them."""
 _CODE = re.compile(rf"{_LOWER_REGIONS}|[a-z]{{2,3}}(?:[-_](?:[A-Z][a-z]{{3}}|[A-Z]{{2}}))*")
 """A language code: de, deu, pt-BR, pt_br, zho_Hans."""
 _NAME_PART = re.compile(rf"(?:{_CODE.pattern})(?![^._-])|[^._-]+")

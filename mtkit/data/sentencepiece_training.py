@@ -9,6 +9,7 @@ import io
 import random
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -39,12 +40,33 @@ def sample_pairs(pairs: Iterable[Pair], size: int, seed: int) -> list[Pair]:
     return sample
 
 
-def train_sentencepiece(lines: list[str], config: TokenizerConfig) -> bytes:
+def count_lost_characters(lines: Iterable[str], normalization: str) -> tuple[Counter[str], float]:
+    """Count the characters, other than white space, that normalization removes or turns into others.
+
+    Args:
+        lines: lines of text.
+        normalization: name of SentencePiece's rule.
+
+    Returns:
+        How often each is lost, and what share of all characters they are.
+    """
+    normalizer = sentencepiece.SentencePieceNormalizer(rule_name=normalization)
+    before: Counter[str] = Counter()
+    after: Counter[str] = Counter()
+    for line in lines:
+        before.update("".join(line.split()))
+        after.update("".join(normalizer.normalize(line).split()))
+    lost = before - after
+    return lost, lost.total() / max(1, before.total())
+
+
+def train_sentencepiece(lines: list[str], config: TokenizerConfig, normalization: str) -> bytes:
     """Train a model on these lines and return the bytes of its .model file.
 
     Args:
         lines: lines of text; blank and very long ones are left out.
         config: type and size of the vocabulary.
+        normalization: name of SentencePiece's rule.
 
     Raises:
         ConfigError: If the vocabulary is too small for the corpus, or user symbols clash.
@@ -67,7 +89,7 @@ def train_sentencepiece(lines: list[str], config: TokenizerConfig) -> bytes:
             hard_vocab_limit=False,
             character_coverage=config.character_coverage,
             byte_fallback=config.byte_fallback,
-            normalization_rule_name=config.normalization,
+            normalization_rule_name=normalization,
             user_defined_symbols=list(config.user_symbols),
             max_sentence_length=4 * MAX_TRAINING_CHARS,
             num_threads=_TRAINING_THREADS,

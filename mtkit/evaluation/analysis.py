@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from mtkit.languages import UNSPACED
+from mtkit.languages import HANGUL, UNSPACED
 
 _LENGTH_BOUNDS = (10, 20, 30, 40, 50, 60)
 """Lengths in words at which a new group of sentences begins."""
@@ -358,12 +358,12 @@ def has_word(text: str, word: str) -> bool:
     return word in split_words(text)
 
 
-_URL = re.compile(r"(?:https?://|ftp://|www\.)[^\s<>\"“”„«»]+", re.IGNORECASE)
+_URL = re.compile(rf"(?:https?://|ftp://|www\.)[^\s<>\"“”„«»{UNSPACED}{HANGUL}]+", re.IGNORECASE)
 
 
 def find_urls(text: str) -> list[str]:
     """Return the web addresses of a text, without punctuation that follows them."""
-    return [found.rstrip(".,;:!?'…)]}。！？，、") for found in _URL.findall(text)]
+    return [found.rstrip(".,;:!?'…)]}。！？，、）」』》】،؛؟۔।") for found in _URL.findall(text)]
 
 
 _EMAIL = re.compile(r"(?<![\w.%+-])[\w.%+-]++@[\w-]+(?:\.[\w-]+)+")

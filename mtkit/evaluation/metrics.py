@@ -22,6 +22,7 @@ from mtkit.errors import ConfigError, DataError
 from mtkit.languages import BLEU_TOKENIZERS, bleu_can_tokenize, short_code
 
 if TYPE_CHECKING:
+    from sacrebleu import TER
     from sacrebleu.metrics.base import Metric
 
 HIGHER_IS_BETTER = {"bleu": True, "chrf": True, "chrf++": True, "ter": False}
@@ -325,7 +326,7 @@ def build_metrics(
         ConfigError: If a metric or tokenizer is unknown or not installed.
         DataError: If a model of a tokenizer cannot be downloaded.
     """
-    from sacrebleu import BLEU, CHRF, TER
+    from sacrebleu import BLEU, CHRF
 
     if tokenize is not None and tokenize not in BLEU.TOKENIZERS:
         hint = f"{_did_you_mean(tokenize, BLEU.TOKENIZERS)}one of {', '.join(BLEU.TOKENIZERS)}"
@@ -344,7 +345,7 @@ def build_metrics(
             case "chrf++":
                 built.append(CHRF(lowercase=lowercase, word_order=2))
             case "ter":
-                built.append(TER())
+                built.append(make_ter(tgt))
             case "bleu-moses":
                 from mtkit.evaluation.moses import MosesBleu
 
@@ -354,6 +355,14 @@ def build_metrics(
                 hint = f"{_did_you_mean(name, known)}one of {', '.join(known)}"
                 raise ConfigError(f"unknown metric {name!r}", hint=hint)
     return built
+
+
+def make_ter(tgt: str | None) -> TER:
+    """Return sacreBLEU's TER, which takes each letter of Chinese and Japanese for a word."""
+    from sacrebleu import TER
+
+    is_asian = short_code(tgt) in ("zh", "ja")
+    return TER(normalized=is_asian, asian_support=is_asian)
 
 
 def _resampled_in_one_type(metric: Metric) -> Metric:

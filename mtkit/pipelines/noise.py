@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-from mtkit.languages import UNSPACED
+from mtkit.languages import UNSPACED, WORD
 
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Noise on words, which are what spaces separate; in a script without spaces, such as Chinese, on characters.
+    """Noise on words, which are what spaces separate; in a script without spaces, such as Chinese, each letter is one.
 
     Attributes:
         filler: what stands for a word that is replaced.
@@ -37,8 +38,7 @@ class Noise:
             text: the text.
             line: number of its line, from 0.
         """
-        separator = "" if _UNSPACED.search(text) else " "
-        words = text.split() if separator else list(text)
+        words = WORD.findall(text)
         if not words:
             return text
         random = np.random.default_rng((self.seed, line))
@@ -54,4 +54,8 @@ class Noise:
         order = np.argsort(
             np.arange(len(left)) + random.random(len(left)) * (self.distance + 1), kind="stable"
         )
-        return separator.join(left[i] for i in order.tolist())
+        moved = [left[i] for i in order.tolist()]
+        return moved[0] + "".join(
+            word if _UNSPACED.match(before[-1]) or _UNSPACED.match(word) else f" {word}"
+            for before, word in pairwise(moved)
+        )

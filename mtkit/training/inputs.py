@@ -225,11 +225,14 @@ def cached_tokenizers(config: Config, sources: Sequence[Source], say: Say) -> To
     cache, hashes = open_cache(config.data, "tokenizers")
     texts = [source.fingerprint(hashes) for source in sources]
     trained = settings.model_dump(exclude={"sampling_alpha", "bpe_dropout", "sampling_sides"})
-    key = json.dumps([sentencepiece.__version__, trained, config.seed, texts, rates.upper, rates.title])
+    reverse = config.data.reverse
+    key = json.dumps(
+        [sentencepiece.__version__, trained, reverse, config.seed, texts, rates.upper, rates.title]
+    )
     folder = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
     with suppress(StorageError):
         return load_tokenizers(folder)
-    tokenizers = make_tokenizers(settings, pairs, config.seed, say)
+    tokenizers = make_tokenizers(settings, pairs, config.seed, say, reverse=reverse)
     with cache_errors(config.data), temporary_folder(folder) as temporary:
         tokenizers.save(temporary)
         publish_folder(temporary, folder)

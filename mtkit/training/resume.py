@@ -56,6 +56,7 @@ _OTHER_DATA = "restore the files, choose another run folder, or start anew with 
 
 CHANGED_DEFAULTS: dict[str, object] = {
     "tokenizer.character_coverage": 1.0,
+    "tokenizer.normalization": "nmt_nfkc",
     "training.learning_rate": 0.001,
     "validation.best": "bleu",
 }

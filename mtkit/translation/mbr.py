@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from mtkit.config.choices import METRICS
 from mtkit.errors import ConfigError
-from mtkit.evaluation.metrics import default_tokenizer
+from mtkit.evaluation.metrics import default_tokenizer, make_ter
 
 Matrix = npt.NDArray[np.float64]
 Utility = Callable[[Sequence[str], Sequence[str]], Matrix]
@@ -60,7 +60,7 @@ def make_utility(name: str, tgt: str | None = None) -> Utility:
         case "chrf++":
             return partial(_sentence_chrf, grams=_character_and_word_ngrams)
         case "ter":
-            ter = sacrebleu.TER()
+            ter = make_ter(tgt)
             return lambda hyps, refs: np.array(
                 [[-float(ter.sentence_score(hyp, [ref]).score) for ref in refs] for hyp in hyps]
             )

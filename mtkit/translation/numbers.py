@@ -6,14 +6,14 @@ import re
 from functools import lru_cache
 from itertools import permutations
 
-from mtkit.languages import UNSPACED
+from mtkit.languages import HANGUL, UNSPACED
 
 _SPELLED_OUT = frozenset(map(str, range(13)))
 """Numbers that are often spelled out, so that nobody can tell whether a translation has them."""
 
 _GROUPING = ".,'’٬\u00a0\u2009\u202f "
 _SEPARATOR = rf"[{_GROUPING}:/٫-]"
-_IN_WORD = rf"[^\W{UNSPACED}]"
+_IN_WORD = rf"[^\W{UNSPACED}{HANGUL}]"
 _NUMBER = re.compile(
     rf"(?<!{_IN_WORD})(?:\d{{1,3}}(?:[\u00a0\u2009\u202f ]\d{{3}})+(?!\d)|\d(?:[\d.,'’٬٫:/-]*\d)?)(?!{_IN_WORD})"
 )

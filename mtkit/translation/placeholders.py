@@ -18,7 +18,7 @@ import numpy as np
 
 from mtkit.data.segmentation import Span
 from mtkit.data.tokenizer import Tokenizers
-from mtkit.languages import UNSPACED
+from mtkit.languages import HANGUL, UNSPACED
 from mtkit.translation.alignment import Link, word_links
 from mtkit.translation.assembly import Translation
 from mtkit.translation.numbers import find_numbers
@@ -39,7 +39,10 @@ _VARIABLE = "|".join([
     r"%\(\w+\)[a-z]",
     r"&(?:[A-Za-z][A-Za-z0-9]*|#\d+|#[xX][0-9A-Fa-f]+);",
 ])  # fmt: skip
-_URL = rf"(?:https?://|ftp://|file://|mailto:|www\.)(?=[\w\[])[^\s<>\"“”„«»。！？，、；：（）「」{UNSPACED}]+"
+_URL = (
+    r"(?:https?://|ftp://|file://|mailto:|www\.)(?=[\w\[])"
+    rf"[^\s<>\"“”„«»。！？，、；：（）「」『』《》〈〉【】〔〕،؛؟۔।॥{UNSPACED}{HANGUL}]+"
+)
 _MAIL = r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]++@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"
 _PROTECTED = re.compile(f"(?P<markup>{_MARKUP})|(?P<url>{_URL})|{_VARIABLE}|{_MAIL}", re.DOTALL)
 _ELEMENT = re.compile(r"<(/?)([A-Za-z][\w:.-]*)")
@@ -58,7 +61,7 @@ _BRACKETS = {
     "<": ">",
     "`": "`",
 }
-_AFTER_WORDS = ".,;:!?…)]}»”’。，、；：！？"
+_AFTER_WORDS = ".,;:!?…)]}»”’。，、；：！？،؛؟۔।"
 """Punctuation that directly follows a word, without a space."""
 
 

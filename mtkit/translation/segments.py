@@ -359,13 +359,16 @@ class Segmenter:
                     yield _TextSpan(text, own)
                 continue
             spans, pieces = src.spans(text), src.pieces(text)
+            before = [text[max(0, begin - 2) : begin].rstrip()[-1:] or " " for begin, _ in spans]
             in_line = [(first + start, first + end) for start, end in spans]
             start = 0
             boundary: Boundary = "sentence"
             while start < len(own):
                 is_last = len(own) - start <= max_tokens
-                part = pieces[start : start + max_tokens]
-                end = len(own) if is_last else start + split_point(part, src.begins_word)
+                part = slice(start, start + max_tokens)
+                end = (
+                    len(own) if is_last else start + split_point(pieces[part], before[part], src.begins_word)
+                )
                 stop = len(text) if is_last else spans[end][0]
                 yield _TextSpan(
                     text[spans[start][0] : stop], own[start:end], boundary, tuple(in_line[start:end])

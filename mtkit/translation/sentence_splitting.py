@@ -10,7 +10,7 @@ from typing import Literal
 from mtkit.data.segmentation import Span
 from mtkit.languages import HAN_AND_KANA, UNSPACED
 
-_PREFERRED_BREAKS = ".!?;:,"
+_PREFERRED_BREAKS = ".!?;:,،؛"
 _FULL_WIDTH_BREAKS = "。｡！？；：，、"  # These are not followed by a space.
 
 Boundary = Literal["sentence", "words", "word"]
@@ -24,8 +24,9 @@ _ABBREVIATIONS = frozenset([*_ENGLISH.split(), *_GERMAN.split()])
 _LONGEST_WORD = 32
 """Characters before a full stop that are searched for an abbreviation or the number of a day; none is longer."""
 _CLOSERS = "\"'”’»)\\]」』）"
-_OTHER_ENDS = "。｡！？؟۔।॥။።፧։܀-܂។៕᠃"
-"""Marks with no other use: of CJK, Arabic, Urdu, Hindi, Burmese, Amharic, Armenian, Syriac, Khmer, Mongolian."""
+_OTHER_ENDS = "。｡！？؟۔।॥။།።፧։܀-܂។៕᠃"
+"""Marks with no other use: of CJK, Arabic, Urdu, Hindi, Burmese, Tibetan, Amharic, Armenian, Syriac, Khmer and
+Mongolian."""
 _END = re.compile(
     rf"""(?<![.!?…])([.!?…]++[{_CLOSERS}]*+)\s++(?=["'“„«(\[¿¡]*+(?P<next>[^\W_]))  # a mark, a space, a letter or digit
         |([{_OTHER_ENDS}][.!?…{_OTHER_ENDS}]*+[{_CLOSERS}]*+)""",
@@ -71,7 +72,7 @@ def _is_abbreviated(before: str) -> bool:
     return word.lower() in _ABBREVIATIONS or (len(word) == 1 and word.isalpha()) or word.isdigit()
 
 
-def split_point(pieces: Sequence[str], begins_word: Callable[[str, str], bool]) -> int:
+def split_point(pieces: Sequence[str], before: Sequence[str], begins_word: Callable[[str, str], bool]) -> int:
     """Return how many pieces come before the cut of a sentence that is too long.
 
     The cut is after the last clause that ends in the second half, otherwise before the last word that begins there,
@@ -79,12 +80,14 @@ def split_point(pieces: Sequence[str], begins_word: Callable[[str, str], bool]) 
 
     Args:
         pieces: the pieces of the sentence.
+        before: the last character of the text before each piece, other than a space. Pieces are normalized, and do not
+            tell whether a comma was a Chinese one.
         begins_word: see `Tokenizer.begins_word`.
     """
     positions = range(len(pieces) // 2 + 1, len(pieces))
     words = [i for i in positions if begins_word(pieces[i], pieces[i - 1])]
-    clauses = [i for i in words if pieces[i - 1][-1] in _PREFERRED_BREAKS]
-    clauses += [i for i in positions if pieces[i - 1][-1] in _FULL_WIDTH_BREAKS]
+    clauses = [i for i in words if before[i] in _PREFERRED_BREAKS]
+    clauses += [i for i in positions if before[i] in _FULL_WIDTH_BREAKS]
     return max(clauses or words or [len(pieces)])
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from mtkit.data.tokenizer import Tokenizer
-from mtkit.languages import UNSPACED
+from mtkit.languages import HANGUL, UNSPACED
 
 _MARKS = '.;!?)]}…"”»。！？；'
 
@@ -42,7 +42,7 @@ def encode_inside(tgt: Tokenizer, phrases: Sequence[str]) -> list[tuple[int, ...
 def tokens_after_number(tgt: Tokenizer) -> frozenset[int]:
     """Return the tokens that leave the word or number before them as it is: they begin a word, or with a mark.
 
-    In scripts without spaces a word may begin at any character.
+    In scripts without spaces a word may begin at any character, and in Korean a particle.
     """
     return frozenset(
         i for i in _tokens_beginning_with(tgt, _AFTER_NUMBER) if not _DECIMALS.match(tgt.piece(i))
@@ -55,7 +55,7 @@ def tokens_after_word(tgt: Tokenizer) -> frozenset[int]:
 
 
 def _tokens_beginning_with(tgt: Tokenizer, characters: str) -> frozenset[int]:
-    begins = re.compile(rf"[{re.escape(characters)}{UNSPACED}]")
+    begins = re.compile(rf"[{re.escape(characters)}{UNSPACED}{HANGUL}]")
     pieces = map(tgt.piece, range(tgt.num_pieces))
     return frozenset(i for i, piece in enumerate(pieces) if begins.match(piece) or tgt.begins_word(piece, ""))
 

@@ -220,6 +220,8 @@ def test_empty_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("files", "languages"),
     [
+        (["train.en", "train.zh-hans"], ("en", "zh-hans")),
+        (["train.en", "train.zh-cn"], ("en", "zh-cn")),
         (["OpenSubtitles.en-zh_cn.en", "OpenSubtitles.en-zh_cn.zh_cn"], ("en", "zh_cn")),
         (["TED.en-pt_br.tsv"], ("en", "pt_br")),
         (["corpus-zh_TW-en.tsv"], ("zh_TW", "en")),

@@ -130,9 +130,9 @@ def test_the_vocabulary_is_large_enough_for_the_characters(here: Path) -> None:
     config, reasons = choose_values(load_config("my.yaml"))
     assert config.tokenizer.vocab_size == 3300
     assert "a vocabulary of 3,300 for 1,400 different characters" in reasons
-    train_sentencepiece(lines, config.tokenizer)
+    train_sentencepiece(lines, config.tokenizer, "nmt_nfkc")
     with pytest.raises(ConfigError, match="too few for the characters"):
-        train_sentencepiece(lines, config.tokenizer.model_copy(update={"vocab_size": 1000}))
+        train_sentencepiece(lines, config.tokenizer.model_copy(update={"vocab_size": 1000}), "nmt_nfkc")
 
 
 def test_config_show_and_check_tell_the_choice(here: Path) -> None:

@@ -153,6 +153,11 @@ def test_names_that_are_lost() -> None:
 def test_web_addresses_that_are_lost() -> None:
     src = "See (https://a.org/x?y=1), www.b.de. Not c.org"
     assert find_urls(src) == ["https://a.org/x?y=1", "www.b.de"]
+    assert find_urls("看https://a.org查看，https://b.org에서《www.c.org》") == [
+        "https://a.org",
+        "https://b.org",
+        "www.c.org",
+    ]
     refs = ["https://a.org/x?y=1 www.b.de"]
     assert lost_items([src], ["https://a.org/x?y=1!"], [refs], find_urls, has_text) == Share(1, 2, (0,))
 

@@ -28,6 +28,7 @@ from mtkit.config.sections import BleuTokenizer
 from mtkit.errors import ConfigError, DataError
 from mtkit.evaluation import metrics
 from mtkit.languages import BLEU_TOKENIZERS
+from mtkit.translation.mbr import make_utility
 
 HYPS = [
     "Ein Mann fährt mit dem Fahrrad durch die Stadt.",
@@ -278,6 +279,14 @@ def test_bleu_warns_about_languages_without_spaces(tgt: str) -> None:
     warning = metrics.bleu_warning(["bleu", "chrf"], tgt)
     assert warning is not None and "char or flores200" in warning and tgt in warning
     assert metrics.bleu_warning(["bleu"], tgt, tokenize="char") is None
+
+
+@pytest.mark.parametrize("tgt", ["zh", "ja", "jpn_Jpan"])
+def test_ter_edits_letters_of_chinese_and_japanese(tgt: str) -> None:
+    (score,) = metrics.score(["我们今天去公园散步。"], [["我们今天去公园散步吧。"]], ["ter"], tgt=tgt)
+    assert score.value == pytest.approx(100 / 11) and "|norm:yes|punct:yes|asian:yes|" in score.signature
+    (own,) = make_utility("ter", tgt)(["我们今天去公园散步。"], ["我们今天去公园散步吧。"])[0]
+    assert own == pytest.approx(-100 / 11)
 
 
 @pytest.mark.parametrize("tgt", ["de", "vi", "zh", "yue", "zh-Latn", "tha_Latn", "ar", "", None])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mtkit.errors import ConfigError, StorageError
+from mtkit.languages import WORD
 from mtkit.pipelines.noise import Noise
 from mtkit.pipelines.resumable_file import ResumableFile
 from mtkit.pipelines.translation_filter import TranslationFilter, summary
@@ -45,7 +46,10 @@ def test_noise_depends_on_seed_and_line_alone() -> None:
     assert len({Noise("_", seed=seed).apply(text, line) for seed in (1, 2) for line in range(20)}) > 30
     without_spaces = Noise("_", replace=0.0, delete=0.0).apply("床前明月光", 3)
     assert sorted(without_spaces) == sorted("床前明月光")
-    assert len(Noise("_", delete=0.0).apply("我喜欢 iPhone", 1)) == len("我喜欢 iPhone")
+    mixed = [Noise("_", delete=0.0).apply("美 대통령은 我喜欢 iPhone 15", line) for line in range(20)]
+    words = {"美", "대통령은", "我", "喜", "欢", "iPhone", "15", "_"}
+    assert {word for text in mixed for word in WORD.findall(text)} == words
+    assert any("iPhone 15" in text for text in mixed) and any("喜欢" in text for text in mixed)
     assert {Noise("_", delete=0.5, replace=0.5).apply("Thanks!", line) for line in range(20)} == {
         "Thanks!",
         "_",

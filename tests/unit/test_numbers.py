@@ -22,6 +22,7 @@ WRITTEN_SET = Path(__file__).parent.parent / "data" / "protect.en-de.tsv"
         ("第23章, 至２３日", ("23", "２３")),
         ("اشترى ٣ كتب عام ١٩٩٩", ("١٩٩٩",)),
         ("from 10:45 to 20-30.", ("10:45", "20-30")),
+        ("가격은 3500원입니다. 2024년 5월 15일에", ("3500", "2024", "15")),
         ("1" * 5000, ("1" * 5000,)),  # more digits than Python makes an int of
     ],
 )
@@ -39,6 +40,8 @@ def test_required_numbers(text: str, numbers: tuple[str, ...]) -> None:
         ("30日に", "30", True),
         ("第30章", "30", True),
         ("มี30คน", "30", True),
+        ("가격은 3500원입니다.", "3500", True),
+        ("가격은 13500원입니다.", "3500", False),
         ("30rd", "30", False),
         ("H20O", "20", False),
         ("30,5 Meter", "30", False),

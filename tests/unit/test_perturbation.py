@@ -51,6 +51,7 @@ def test_capitals_and_title_case() -> None:
         ("Ein Haus...", "Ein Haus"),
         ("这是一座房子。", "这是一座房子"),
         ("यह घर है।", "यह घर है"),
+        ("ខ្ញុំទៅផ្សារ។", "ខ្ញុំទៅផ្សារ"),
         ("Ein 'Haus.'", "Ein 'Haus.'"),
         ("Ein Haus", "Ein Haus"),
         ("...", "..."),
@@ -90,7 +91,7 @@ def test_typos_leave_numbers_short_words_and_addresses() -> None:
         assert changed[2].endswith(",")
 
 
-@pytest.mark.parametrize("line", ["नमस्ते दुनिया", "สวัสดีชาวโลก", "வணக்கம் உலகம்"])
+@pytest.mark.parametrize("line", ["नमस्ते दुनिया", "สวัสดีชาวโลก", "வணக்கம் உலகம்", "今天天气很好，我们去公园。"])
 def test_words_with_marks_get_typos(line: str) -> None:
     assert add_typos(line, random.Random(1)) != line
 

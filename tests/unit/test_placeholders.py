@@ -11,7 +11,7 @@ import pytest
 from mtkit.data.segmentation import Span
 from mtkit.translation.alignment import Link, word_links
 from mtkit.translation.numbers import has_number
-from mtkit.translation.placeholders import ProtectedLine, protect
+from mtkit.translation.placeholders import _PROTECTED, ProtectedLine, protect
 from mtkit.translation.sentence_splitting import split_sentences
 
 WRITTEN_SET = Path(__file__).parent.parent / "data" / "protect.en-de.tsv"
@@ -37,6 +37,12 @@ def back(line: str) -> str:
     """Return the line after taking it apart and putting it together again."""
     found = protected(line)
     return found.restore(found.text, same_order(found.text))[0]
+
+
+@pytest.mark.parametrize("after", ["에서 확인", "، ثم", "؟", "。", "】", "》", "查看"])
+def test_an_address_ends_before_letters_and_marks_of_other_scripts(after: str) -> None:
+    found = _PROTECTED.search(f"[https://a.org/b{after}")
+    assert found is not None and found[0] == "https://a.org/b"
 
 
 @pytest.mark.parametrize(

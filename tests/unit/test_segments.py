@@ -172,6 +172,20 @@ def test_a_tag_precedes_every_segment() -> None:
     assert empty.segments == []
 
 
+def test_a_long_sentence_is_cut_after_a_clause_although_its_comma_is_normalized() -> None:
+    text = "今天天气很好，我们去公园散步吧"
+    config = TokenizerConfig(vocab_size=320, character_coverage=1.0, normalization="nmt_nfkc")
+    tokenizers = make_tokenizers(config, [Pair(text, text)] * 10)
+    assert "，" not in "".join(tokenizers.src.pieces(text))
+    segmenter = Segmenter(tokenizers, make().decoding, (), 8)
+    [line] = segmenter.segment_lines([Request(text)], options=TranslateOptions(keep_links=True))
+    assert len(tokenizers.src.encode([text])[0]) > 8
+    assert [text[s.spans[0][0] : s.spans[-1][1]] for s in line.segments] == [
+        "今天天气很好，",
+        "我们去公园散步吧",
+    ]
+
+
 def test_a_tag_has_no_links() -> None:
     translator = make_like(make(), TAGGED)
     request = Request("the old man. My sister", tag="<2de>", links=True)

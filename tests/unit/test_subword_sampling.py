@@ -32,9 +32,8 @@ NUM_SAMPLES = 3000
 
 def tokenizer(kind: str, **keys: Any) -> Tokenizer:
     settings = {"vocab_size": 500, "user_symbols": ("<x>",), "character_coverage": 1.0, **keys}
-    return Tokenizer(
-        train_sentencepiece(LINES * 3, TokenizerConfig.model_validate({"type": kind, **settings}))
-    )
+    config = TokenizerConfig.model_validate({"type": kind, **settings})
+    return Tokenizer(train_sentencepiece(LINES * 3, config, "nmt_nfkc"))
 
 
 @pytest.fixture(scope="module")

@@ -184,6 +184,34 @@ def test_rare_characters_take_no_pieces_and_are_counted(keys: dict[str, Any], to
     assert (tokenizer.unk in ids.tolist()) == ("byte_fallback" in keys and told is not None)
 
 
+@pytest.mark.parametrize(
+    "tgt", ["今天天气很好，我们去公园！", "ที่นี่ทำอะไร น้ำ", "من می\u200cخواهم بروم", "Xin cha\u0300o ba\u0323n"]
+)
+def test_targets_come_back_as_they_are_where_normalization_would_change_them(tgt: str) -> None:
+    """A model could not write what its tokenizer takes away, and no translation would equal its reference."""
+    pairs = [Pair(f"The ﬁrst line {number}", tgt) for number in range(50)]
+    said: list[str] = []
+    joint = make_tokenizers(small(character_coverage=1.0), pairs, say=said.append)
+    assert re.fullmatch(
+        r"text is not normalized \(.*\): nmt_nfkc would change .* % of the target's .*", said[0]
+    )
+    own = make_tokenizers(small(joint=False, character_coverage=1.0), pairs)
+    for tokenizer in (joint.tgt, own.tgt):
+        [ids] = tokenizer.encode([tgt])
+        assert tokenizer.decode([ids.tolist()]) == [tgt]
+    assert own.src.pieces("ﬁ") == own.src.pieces("fi") != joint.src.pieces("ﬁ")
+    away = make_tokenizers(small(), [Pair(pair.tgt, pair.src) for pair in TEXT] + [Pair(tgt, "yes")])
+    assert away.src.pieces("ﬁ") == away.src.pieces("fi")
+
+
+def test_both_sides_are_targets_in_both_directions() -> None:
+    pairs = [Pair("今天天气很好，我们去公园！", f"line {number}") for number in range(50)]
+    for reverse in (False, True):
+        tokenizers = make_tokenizers(small(), pairs, reverse=reverse)
+        [ids] = tokenizers.src.encode(["很好！"])
+        assert tokenizers.src.decode([ids.tolist()]) == ["很好！" if reverse else "很好!"]
+
+
 def test_the_characters_of_symbols_are_not_counted() -> None:
     said: list[str] = []
     tagged = [Pair(f"<2de> {src}", tgt) for src, tgt in PAIRS]

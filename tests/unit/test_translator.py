@@ -527,13 +527,20 @@ def test_a_long_line_is_the_joined_translations_of_its_segments() -> None:
     ],
 )
 def test_split_point(pieces: str, place: int) -> None:
-    assert split_point(pieces.split(), lambda piece, before: piece.startswith("▁")) == place
+    found = pieces.split()
+    assert split_point(found, last_characters(found), lambda piece, before: piece.startswith("▁")) == place
+
+
+def last_characters(pieces: list[str]) -> list[str]:
+    """Return the last character before each piece."""
+    return ["", *(piece[-1] for piece in pieces[:-1])]
 
 
 def test_split_point_between_words_whose_pieces_are_marked_at_their_end() -> None:
     pieces = ["ein", "Hun@@", "d", ",", "der", "bel@@", "l@@", "t"]
-    assert split_point(pieces, lambda piece, before: not before.endswith("@@")) == 5
-    assert split_point(pieces, lambda piece, before: True) == 7
+    before = last_characters(pieces)
+    assert split_point(pieces, before, lambda piece, before: not before.endswith("@@")) == 5
+    assert split_point(pieces, before, lambda piece, before: True) == 7
 
 
 # --- progress -----------------------------------------------------------------------------------------------------

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from mtkit.evaluation.history import Sample
 from mtkit.formatting import visible
-from mtkit.languages import UNSPACED
+from mtkit.languages import WORD
 from mtkit.training.diagnosis.finding import Finding
 
 _MIN_SENTENCES = 8
@@ -18,8 +17,6 @@ _SHORT, _LONG = 0.6, 1.7
 """Length of all translations, relative to that of the references, from which something is wrong."""
 _REPEATS, _LONGEST_LOOP = 4, 8
 """Times that the same one to eight words follow each other in an endless translation."""
-_WORD = re.compile(f"[{UNSPACED}]|[^\\s{UNSPACED}]+")
-"""A word; of scripts without spaces, a character."""
 
 
 def find_in_outputs(samples: Sequence[Sample]) -> Iterator[Finding]:
@@ -103,7 +100,7 @@ def _overlap(one: str, other: str) -> float:
 
 def repeats(text: str) -> bool:
     """Return whether up to eight words, or characters of a script without spaces, are repeated again and again."""
-    words = _WORD.findall(text)
+    words = WORD.findall(text)
     for size in range(1, _LONGEST_LOOP + 1):
         run = 0
         for i in range(size, len(words)):
