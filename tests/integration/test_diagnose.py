@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 import tiny
 
-from mtkit.config.loading import load_config
+from mtkit.config.loading import dump_config, load_config
 from mtkit.errors import TrainingError
 from mtkit.training.diagnosis.diagnose import diagnose
 from mtkit.training.run import train
@@ -141,6 +142,38 @@ def test_what_is_wrong_is_found(tmp_path: Path, name: str) -> None:
     assert found.unchecked == []
     if name == "shifted validation":
         assert "it fits the source one line above it" in found.findings[0].seen
+
+
+def with_corpus(trained: Path, root: Path, *overrides: str) -> Path:
+    """Copy a run, with another corpus in its config."""
+    run = shutil.copytree(trained, root.parent / "run")
+    config = load_config(run / "config.yaml", [f"data.root={root}", *overrides])
+    (run / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    return run
+
+
+def test_pairs_too_long_for_the_model_are_not_scored(trained: Path, tmp_path: Path) -> None:
+    root = tiny.write_corpus(tmp_path / "data")
+    for split in ("train", "valid"):
+        for side, at in (("src", 1), ("tgt", 3)):
+            lines = tiny.read_lines(root / f"{split}.{side}")
+            lines[at] = "th" * 200  # more letters than data.max_length tokens
+            tiny.write_lines(root / f"{split}.{side}", lines)
+    found = diagnose(with_corpus(trained, root))
+    assert found.unchecked == []
+    assert "whether 32 training and 22 validation targets" in found.checked[-1]
+
+
+@pytest.mark.parametrize("tag", ["null", "<2de>"])
+def test_equal_pairs_are_found_whatever_their_tags(trained: Path, tmp_path: Path, tag: str) -> None:
+    root = tiny.write_corpus(tmp_path / "data")
+    pairs = tiny.pairs(60, seed=0)
+    for name, sides in (("test", pairs), ("train", [*pairs, *((src, src) for src, _ in pairs)])):
+        for side, lines in zip(("src", "tgt"), zip(*sides, strict=True), strict=True):
+            tiny.write_lines(root / f"{name}.{side}", list(lines))
+    tags = ["data.train.0.tag=<2fr>", f"data.test.0.tag={tag}", "tokenizer.user_symbols=[<2fr>, <2de>]"]
+    found = diagnose(with_corpus(trained, root, *tags))
+    assert {"equal-sides", "test-in-training"} <= {finding.kind for finding in found.findings}
 
 
 @pytest.mark.slow

@@ -195,6 +195,7 @@ def test_scripts_without_spaces() -> None:
     valid = [(line(0x4E00), f"{tgt}") for _, tgt in tiny.pairs(60, 1)]
     assert "swapped-sides" in in_set([(tgt, src) for src, tgt in valid], train)
     assert not in_set(valid, train) & {"swapped-sides", "other-language", "script"}
+    assert in_set(train[:60], train) == {"test-in-training"}
 
 
 def test_training_pairs() -> None:

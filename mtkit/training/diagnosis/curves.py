@@ -112,8 +112,8 @@ def _level(history: History, losses: Points, config: Config, levels: Levels) -> 
                 f"the loss went from {start:.3f} to {end:.3f} at a learning rate of at most {peak:.1e}"
             )
         return
-    level = levels.chance - _NEAR_CHANCE
-    if end >= level:
+    is_at_chance = end >= levels.chance - _NEAR_CHANCE
+    if is_at_chance:
         yield Finding(
             "chance",
             f"the training loss is {end:.2f} after {format_count(history.last_step, 'update')}; that of chance, the "
@@ -121,17 +121,18 @@ def _level(history: History, losses: Points, config: Config, levels: Levels) -> 
             "the model has learned nothing: for it, all pieces are about equally probable",
             "see that training.learning_rate is not near zero and training.freeze is empty, and train longer",
         )
-    if levels.frequencies is not None:
-        level = min(level, levels.frequencies - _NEAR_FREQUENCIES)
+    knows_frequencies_at_most = is_at_chance or (
+        levels.frequencies is not None and end >= levels.frequencies - _NEAR_FREQUENCIES
+    )
+    is_stuck = knows_frequencies_at_most and peak >= _HIGH_RATE and not _is_falling(losses)
+    is_absurd = end > _LEARNED and peak >= _ABSURD_RATE
     updates = format_count(history.last_step, "update")
     seen = (
         f"the loss went from {start:.2f} to {end:.2f} in {updates}, at a learning rate of at most {peak:.1e}"
     )
-    if end >= level and peak <= _LOW_RATE:
+    if knows_frequencies_at_most and peak <= _LOW_RATE:
         yield _low_rate(seen, warming_up=history.last_step < config.training.warmup_steps)
-    elif (end >= level and peak >= _HIGH_RATE and not _is_falling(losses)) or (
-        end > _LEARNED and peak >= _ABSURD_RATE
-    ):
+    elif is_stuck or is_absurd:
         yield Finding(
             "learning-rate-high",
             seen,

@@ -154,7 +154,10 @@ class _Examination:
                 for number, source in enumerate(open_sources(configs, data, split)):
                     pairs = [pair for _, pair in islice(source.read(), _MAX_SET_PAIRS)]
                     name, key = f"{noun} {source.name}", f"data.{split}.{number}"
-                    self.found.findings += find_in_set(name, key, pairs, self.training, count_src, count_tgt)
+                    tag = configs[number].tag or ""
+                    self.found.findings += find_in_set(
+                        name, key, pairs, self.training, count_src, count_tgt, tag
+                    )
                     self.found.checked.append(f"{noun} {source.name}, {format_count(len(pairs), 'pair')}")
                     if split == "valid":
                         self.valid += pairs
@@ -200,13 +203,28 @@ class _Examination:
             def score(srcs: Sequence[str], tgts: Sequence[str]) -> list[float]:
                 return [scored.score for scored in translator.score(srcs, tgts)]
 
-            training, valid = measure_pairing(self.first_pairs, score), measure_pairing(self.valid, score)
+            training, valid = (
+                measure_pairing(_without_long(each, translator), score)
+                for each in (self.first_pairs, self.valid)
+            )
             self.found.findings += find_in_pairing(training, valid, self.history.last_step)
             if training is not None:
                 of_valid = "" if valid is None else f" and {valid.num_targets} validation"
                 self.found.checked.append(
                     f"whether {training.num_targets} training{of_valid} targets fit their source better than others"
                 )
+
+
+def _without_long(pairs: Sequence[Pair], translator: Translator) -> list[Pair]:
+    """Return the pairs, with an empty one in the place of each that has more tokens than the model can score."""
+    limit = translator.max_source_tokens
+    tgt_limit = translator.decoding.max_length(limit)
+    srcs = translator.tokenizers.src.encode([pair.src for pair in pairs])
+    tgts = translator.tokenizers.tgt.encode([pair.tgt for pair in pairs])
+    return [
+        pair if len(src) <= limit and len(tgt) <= tgt_limit else Pair("", "")
+        for pair, src, tgt in zip(pairs, srcs, tgts, strict=True)
+    ]
 
 
 def _read_training(data: DataConfig) -> tuple[TrainingText, list[Pair]]:
@@ -218,9 +236,10 @@ def _read_training(data: DataConfig) -> tuple[TrainingText, list[Pair]]:
     """
     text, rng = TrainingText(), random.Random(1)
     first: list[Pair] = []
-    pairs = (pair for source in open_sources(data.train, data, "train") for _, pair in source.read())
-    for pair in islice(pairs, _MAX_TRAINING_PAIRS):
-        text.add(pair)
+    sources = zip(data.train, open_sources(data.train, data, "train"), strict=True)
+    pairs = ((pair, config.tag or "") for config, source in sources for _, pair in source.read())
+    for pair, tag in islice(pairs, _MAX_TRAINING_PAIRS):
+        text.add(pair, tag)
         if len(first) < _SAMPLE_PAIRS:
             first.append(pair)
             text.sample.append(pair)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from mtkit.data.readers import Pair
+from mtkit.languages import WORD
 from mtkit.training.diagnosis.finding import Finding, percent
 
 _FREQUENT = 50
@@ -61,6 +62,7 @@ class TrainingText:
         num_empty: pairs with an empty side.
         num_duplicates: pairs that repeat an earlier one.
         num_equal: pairs whose two sides are the same text.
+        tags: tags of the corpora, "" for none.
     """
 
     sample: list[Pair] = field(default_factory=list)
@@ -68,20 +70,22 @@ class TrainingText:
     num_empty: int = 0
     num_duplicates: int = 0
     num_equal: int = 0
+    tags: set[str] = field(default_factory=set)
     _digests: set[bytes] = field(default_factory=set)
 
-    def add(self, pair: Pair) -> None:
-        """Count a pair."""
+    def add(self, pair: Pair, tag: str = "") -> None:
+        """Count a pair, whose source begins with the tag."""
         self.num_read += 1
+        self.tags.add(tag)
         digest = _digest(pair)
         self.num_empty += not (pair.src.strip() and pair.tgt.strip())
         self.num_duplicates += digest in self._digests
-        self.num_equal += bool(pair.src.strip()) and pair.src.split() == pair.tgt.split()
+        self.num_equal += bool(pair.src.strip()) and pair.src.removeprefix(tag).split() == pair.tgt.split()
         self._digests.add(digest)
 
     def has(self, pair: Pair) -> bool:
-        """Return whether a pair is among those read."""
-        return _digest(pair) in self._digests
+        """Return whether a pair, given without a tag, is among those read."""
+        return any(_digest(Pair(f"{tag} {pair.src}", pair.tgt)) in self._digests for tag in self.tags)
 
 
 def _digest(pair: Pair) -> bytes:
@@ -162,6 +166,7 @@ def find_in_set(
     training: TrainingText,
     count_src: CountTokens,
     count_tgt: CountTokens,
+    tag: str = "",
 ) -> Iterator[Finding]:
     """Yield what is wrong with a validation or test set, compared with the training text.
 
@@ -172,6 +177,7 @@ def find_in_set(
         training: the training pairs.
         count_src: splits source lines.
         count_tgt: splits target lines.
+        tag: tag that the sources of the set begin with.
     """
     trained = [[pair.src for pair in training.sample], [pair.tgt for pair in training.sample]]
     lines = [[pair.src for pair in pairs], [pair.tgt for pair in pairs]]
@@ -185,7 +191,8 @@ def find_in_set(
         is_spelled = counts.in_bytes >= max(_SPELLED, _TIMES_WORSE * usual.in_bytes)
         if is_lost or is_spelled:
             yield _vocabulary(f"the {side} side of the {name}", counts, usual)
-    long = [pair for pair in pairs if len(pair.src.split()) >= _MIN_WORDS_OF_OVERLAP]
+    untagged = [Pair(pair.src.removeprefix(tag), pair.tgt) for pair in pairs]
+    long = [pair for pair in untagged if len(WORD.findall(pair.src)) >= _MIN_WORDS_OF_OVERLAP]
     found = sum(map(training.has, long))
     if long and found >= 3 and found / len(long) >= _OVERLAP:
         yield Finding(
