@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mtkit.config.sections import TrainingConfig
 from mtkit.errors import TrainingError
 from mtkit.model.lora import adapter_parameters
+from mtkit.model.positions import LearnedPositions
 from mtkit.training.muon import Muon, layer_matrices
 from mtkit.training.parallel import is_sharded, shard_like
 
@@ -27,7 +28,7 @@ def make_optimizer(
         dtype: dtype of matrix products, in bfloat16 those of Muon too.
         num_workers: number of workers, which wait during a step, so that Muon has their cores.
     """
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | LearnedPositions)}
     decayed = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
     decayed = decayed | embeddings if training.decay_embeddings else decayed - embeddings
     decayed |= {id(parameter) for parameter in adapter_parameters(list(model.modules()))}

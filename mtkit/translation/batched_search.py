@@ -63,6 +63,7 @@ class BatchedSearch:
         shortlist: the tokens that a translation may consist of; None for the whole vocabulary.
         workers: compute batches at the same time; made by default, as threads.
         tgt: code of the target language; see `make_utility`.
+        bleu_tokenizer: tokenizer for minimum Bayes risk with BLEU; see `make_utility`.
 
     Attributes:
         options: options of the beam search.
@@ -76,12 +77,13 @@ class BatchedSearch:
         shortlist: Shortlist | None = None,
         workers: Workers | None = None,
         tgt: str | None = None,
+        bleu_tokenizer: str | None = None,
     ) -> None:
         self.ensemble, self.decoding, self.shortlist = ensemble, decoding, shortlist
         self.options = search_options(decoding, ensemble.tokenizers.tgt)
         self.sampling = _sampling_options(decoding)
         self.language = tgt
-        self.utility = None if decoding.mbr is None else make_utility(decoding.mbr, tgt)
+        self.utility = None if decoding.mbr is None else make_utility(decoding.mbr, tgt, bleu_tokenizer)
         self.workers = workers or Workers(ensemble.device)
         self.workers.add(self._search_batch, self._align_batch)
 

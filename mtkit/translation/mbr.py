@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from mtkit.config.choices import METRICS
 from mtkit.errors import ConfigError
-from mtkit.evaluation.metrics import default_tokenizer, make_ter
+from mtkit.evaluation.metrics import check_metrics, default_tokenizer, make_ter
 
 Matrix = npt.NDArray[np.float64]
 Utility = Callable[[Sequence[str], Sequence[str]], Matrix]
@@ -38,22 +38,25 @@ _CHRF_WORD_ORDER = 2  # of chrF++
 _BLEU_ORDER = 4
 
 
-def make_utility(name: str, tgt: str | None = None) -> Utility:
+def make_utility(name: str, tgt: str | None = None, tokenize: str | None = None) -> Utility:
     """Return the sentence score of a metric of sacreBLEU; for TER with its sign inverted.
 
     Args:
         name: the metric.
         tgt: code of the target language, which decides how BLEU splits a text into words, as in `evaluation.metrics`.
+        tokenize: sacreBLEU's tokenizer for BLEU; by default that of the target language.
 
     Raises:
-        ConfigError: If there is no such metric.
+        ConfigError: If there is no such metric, or the tokenizer is unknown or not installed.
+        DataError: If a model of the tokenizer cannot be downloaded.
     """
     import sacrebleu
 
     match name:
         case "bleu":
+            check_metrics(["bleu"], tokenize=tokenize, tgt=tgt)
             # sentences may be shorter than four words
-            metric = sacrebleu.BLEU(tokenize=default_tokenizer(tgt), effective_order=True)
+            metric = sacrebleu.BLEU(tokenize=tokenize or default_tokenizer(tgt), effective_order=True)
             return partial(_sentence_bleu, tokenize=metric.tokenizer)
         case "chrf":
             return partial(_sentence_chrf, grams=_character_ngrams)

@@ -65,6 +65,7 @@ class Translator(LineTranslator):
         shortlist: the tokens that a translation may consist of; None for the whole vocabulary.
         native: all models in the compiled library; none if it cannot run them.
         tgt: code of the target language, if it is known; see `make_utility` and `LineTranslator`.
+        bleu_tokenizer: tokenizer for minimum Bayes risk with BLEU; see `make_utility`.
         forks: whether workers may be processes, which do not see later changes of the model.
         buckets: all models in fixed shapes, for CUDA graphs; None if caches grow with each step.
         pack: see `Ensemble`.
@@ -83,6 +84,7 @@ class Translator(LineTranslator):
         native: Sequence[NativeModel] = (),
         *,
         tgt: str | None = None,
+        bleu_tokenizer: str | None = None,
         forks: bool = False,
         buckets: Buckets | None = None,
         pack: Callable[[Transformer], None] | None = None,
@@ -91,7 +93,9 @@ class Translator(LineTranslator):
         self.ensemble = Ensemble((model, *others), tokenizers, native, buckets, pack)
         self.device = self.ensemble.device
         self.workers = Workers(self.device, forks=forks)
-        self.batched_search = BatchedSearch(self.ensemble, decoding, shortlist, self.workers, tgt)
+        self.batched_search = BatchedSearch(
+            self.ensemble, decoding, shortlist, self.workers, tgt, bleu_tokenizer
+        )
         super().__init__(self.batched_search, tokenizers, decoding, max_source_tokens, usual_src_tokens, tgt)
         self.scorer = Scorer(self.batched_search, self.segmenter)
 
@@ -205,6 +209,7 @@ class Translator(LineTranslator):
             shortlist,
             native,
             tgt=config.data.tgt,
+            bleu_tokenizer=config.validation.bleu_tokenizer,
             forks=True,
             buckets=Buckets(models) if are_wanted(device) else None,
             pack=packing if device.type == "cpu" else None,

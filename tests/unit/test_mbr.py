@@ -68,12 +68,13 @@ def test_utilities_equal_sacrebleu(name: str) -> None:
     assert found == pytest.approx(np.array(expected), rel=1e-12, abs=1e-12)
 
 
-def test_bleu_has_the_words_of_the_target_language() -> None:
+@pytest.mark.parametrize(("tgt", "chosen", "tokenizer"), [("zho_Hans", None, "zh"), ("th", "char", "char")])
+def test_bleu_has_the_words_of_the_target_language(tgt: str, chosen: str | None, tokenizer: str) -> None:
     """The default tokenizer of sacreBLEU sees a Chinese sentence as a single word."""
     hyps, ref = ["他在公园里跑步。", "她们去学校读书。"], "他在公园里散步。"
-    metric = sacrebleu.BLEU(effective_order=True, tokenize="zh")
+    metric = sacrebleu.BLEU(effective_order=True, tokenize=tokenizer)
     expected = [[metric.sentence_score(hyp, [ref]).score] for hyp in hyps]
-    assert make_utility("bleu", "zho_Hans")(hyps, [ref]) == pytest.approx(np.array(expected))
+    assert make_utility("bleu", tgt, chosen)(hyps, [ref]) == pytest.approx(np.array(expected))
     assert expected[0] > expected[1]
 
 

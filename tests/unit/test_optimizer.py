@@ -132,6 +132,17 @@ def test_weight_decay_is_for_matrices_alone(tied: str) -> None:
         assert value == (0.3 if decays else 0.0), name
 
 
+def test_embeddings_decay_if_that_is_asked_for() -> None:
+    config = ModelConfig(
+        d_model=8, num_heads=2, encoder_layers=1, decoder_layers=1, positions="learned", tie_embeddings="none"
+    )
+    model = Transformer(config, 16, 16, 0)
+    decayed, _ = make_optimizer(model, TrainingConfig(decay_embeddings=True)).param_groups
+    matrices = {name for name, parameter in model.named_parameters() if parameter.dim() == 2}
+    ids = {id(parameter) for parameter in decayed["params"]}
+    assert {name for name, parameter in model.named_parameters() if id(parameter) in ids} == matrices
+
+
 def test_one_rate_for_all_groups() -> None:
     optimizer = make_optimizer(make_model(), TrainingConfig())
     set_learning_rate(optimizer, 0.123)

@@ -24,6 +24,7 @@ from mtkit.config.sections import (
     ModelConfig,
     SourceConfig,
     TokenizerConfig,
+    ValidationConfig,
 )
 from mtkit.data.readers import Pair
 from mtkit.data.tokenizer import Tokenizers, make_tokenizers
@@ -663,6 +664,15 @@ def save(folder: Path, seed: int = 0, joint: bool = True, **state: Any) -> tuple
     checkpoint = Checkpoint(dict(model.named_parameters()), dump_config(config), {"step": seed, **state})
     save_checkpoint(step_folder(folder, seed), checkpoint)
     return config, model
+
+
+def test_minimum_risk_uses_the_bleu_tokenizer_of_the_config(tmp_path: Path) -> None:
+    config, model = save(tmp_path / "run")
+    config = config.model_copy(update={"validation": ValidationConfig(bleu_tokenizer="char")})
+    decoding = DecodingConfig(mbr="bleu", mbr_candidates=2)
+    translator = Translator.of(config, tokenizers(True), model, decoding, torch.device("cpu"), "fp32")
+    utility = translator.batched_search.utility
+    assert utility is not None and utility(["Vögel"], ["Vogel"]) > 0
 
 
 @pytest.mark.parametrize(("joint", "compiled"), [(True, True), (False, True), (True, False)])
