@@ -213,8 +213,18 @@ def evaluate(
     commands = metric_commands([name for name in metric or [] if is_external(name)], metric_env or [])
     systems = choose_systems(hyps or [], model or [], baseline)
     models = [system.name for system in systems if system.is_model]
+    for_models = {
+        "--beam-size": beam_size,
+        "--tag": tag,
+        # metrics that run elsewhere use it too
+        "--device": None if commands else device,
+        "--precision": precision,
+        "--workers": workers,
+        "--threads": threads,
+    }
     check_combination(
-        hyps or [], ref or [], models, src, test or [], test_set or [], beam_size, tag,
+        hyps or [], ref or [], models, src, test or [], test_set or [],
+        [option for option, value in for_models.items() if value not in (None, "auto")],
         reads_source=bool(commands) or analysis,
     )  # fmt: skip
     check_analysis(analysis, train, labels, alignments, quiet=quiet and output_format == "text")

@@ -50,12 +50,21 @@ def check_combination(
     src: str | None,
     test: Sequence[str],
     test_set: Sequence[str],
-    beam_size: int | None,
-    tag: str | None,
+    for_models: Sequence[str],
     *,
     reads_source: bool,
 ) -> None:
     """Check that the options go together.
+
+    Args:
+        hyps: files of translations.
+        ref: files of references.
+        model: the models.
+        src: file of source lines.
+        test: test sets in files.
+        test_set: test sets of sacreBLEU.
+        for_models: options in use that say how models translate.
+        reads_source: whether something else than a model reads source lines.
 
     Raises:
         ConfigError: If they do not.
@@ -71,9 +80,8 @@ def check_combination(
         raise ConfigError("--src needs --ref", hint="mtkit evaluate --help")
     if src is not None and not model and not reads_source:
         raise ConfigError("--src needs --model, or a metric that reads it", hint="mtkit evaluate --help")
-    for option, value in (("--beam-size", beam_size), ("--tag", tag)):
-        if not model and value is not None:
-            raise ConfigError(f"{option} needs --model", hint="mtkit evaluate --help")
+    if for_models and not model:
+        raise ConfigError(f"{for_models[0]} needs --model", hint="mtkit evaluate --help")
 
 
 def check_analysis(

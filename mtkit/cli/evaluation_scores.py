@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -88,12 +89,15 @@ def write_segments(
 ) -> None:
     """Write a line for each sentence of each system: test set, number, system, scores, tab-separated.
 
+    The titles of the scores are their signatures, with `nrefs:var` if the test sets differ in their references.
+
     Raises:
         StorageError: If the file cannot be written.
     """
     from mtkit.evaluation.metrics import SentenceScores, score_sentences
 
     with open_output(path) as out:
+        found: list[tuple[str, str, list[SentenceScores]]] = []
         for number, test in enumerate(sets):
             for system, (name, hyps) in enumerate(hyps_of.items()):
                 columns = score_sentences(
@@ -103,9 +107,17 @@ def write_segments(
                 for of_metric in external:
                     own = of_metric[number][system]
                     columns.append(SentenceScores(own.name, list(own.segments), own.signature))
-                if number == 0 and name == next(iter(hyps_of)):
-                    titles = [f"{column.name}|{column.signature}" for column in columns]
-                    out.write("\t".join(["test set", "sentence", "system", *titles]) + "\n")
-                for line, values in enumerate(zip(*(column.values for column in columns), strict=True), 1):
-                    numbers = (f"{value:.6f}" for value in values)
-                    out.write("\t".join([test.name, str(line), name, *numbers]) + "\n")
+                found.append((test.name, name, columns))
+        titles = []
+        for of_column in zip(*(columns for _, _, columns in found), strict=True):
+            signatures = {column.signature for column in of_column}
+            # of `nrefs:1` and `nrefs:2-mean` of an external metric, the latter
+            signature = max(signatures, key=len)
+            if len(signatures) > 1:
+                signature = re.sub(r"nrefs:\d+", "nrefs:var", signature)
+            titles.append(f"{of_column[0].name}|{signature}")
+        out.write("\t".join(["test set", "sentence", "system", *titles]) + "\n")
+        for test_name, name, columns in found:
+            for line, values in enumerate(zip(*(column.values for column in columns), strict=True), 1):
+                numbers = (f"{value:.6f}" for value in values)
+                out.write("\t".join([test_name, str(line), name, *numbers]) + "\n")

@@ -162,8 +162,8 @@ def _rows(results: Sequence[SetScores]) -> list[tuple[list[str], list[_Cell]]]:
             for column in zip(*of_set.scores, strict=True)
         ]
         names = distinguish(of_set.systems)
+        is_compared = any(score.p_value is not None for score in of_set.scores[-1])
         for number, (name, scores) in enumerate(zip(names, of_set.scores, strict=True)):
-            is_compared = any(score.p_value is not None for score in of_set.scores[-1])
             label = f"{name} (baseline)" if number == 0 and is_compared else name
             cells = [
                 _Cell(

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -72,7 +73,8 @@ class ExternalMetric:
 
     Args:
         command: what to start.
-        device: auto, cpu or cuda.
+        device: auto, cpu or cuda; cuda:1 is the second of the visible GPUs, which is then the only one that the metric
+            sees, as cuda.
         silence_seconds: the longest that the process may say nothing, on stdout or stderr, before it is stopped.
 
     Attributes:
@@ -92,7 +94,9 @@ class ExternalMetric:
         self.name = command.label
         self.inputs: frozenset[str] = frozenset()
         self.higher_is_better = True
-        self._device = device
+        gpu = re.fullmatch(r"cuda:(\d+)", device)
+        self._device = "cuda" if gpu else device
+        self._gpu = int(gpu[1]) if gpu else None
         self._silence = silence_seconds
         self._next_id = 0
 
@@ -201,6 +205,11 @@ class ExternalMetric:
         environment = {key: value for key, value in os.environ.items() if key not in _OWN_VARIABLES}
         if self.command.python == sys.executable:
             environment = dict(os.environ)
+        if self._gpu is not None:
+            # if there are fewer GPUs, the metric sees none and says so
+            visible = environment.get("CUDA_VISIBLE_DEVICES")
+            gpus = [str(self._gpu)] if visible is None else visible.split(",")[self._gpu :]
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[0] if gpus else ""
         try:
             self._process = subprocess.Popen(
                 [self.command.python, str(WORKER_FOLDER / "worker.py")],

@@ -150,6 +150,7 @@ def _read_run(folder: Path) -> RunReport:
         facts=read_object(folder / FACTS_FILE),
         settings={key: format_value(value) for key, value in flatten_config(config).items()},
         config=dump_config(config),
+        model=config.model,
     )
 
 

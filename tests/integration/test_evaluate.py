@@ -242,6 +242,16 @@ def test_scores_of_sentences(folder: Path) -> None:
     ]
 
 
+def test_scores_of_sentences_with_different_numbers_of_references(folder: Path) -> None:
+    tiny.write_lines(folder / "both.txt", BAD * 2)
+    sets = ["--test", "src.txt,ref.txt", "--test", "src.txt,ref.txt,good.txt"]
+    names = ["--metric", "bleu", "--metric", Path(__file__).parents[1] / "token_f1.py"]
+    evaluate("both.txt", *sets, *names, "--resamples", 0, "--segments", "scores.tsv", "-q")
+    header, *rows = tiny.read_lines(folder / "scores.tsv")
+    assert len(rows) == 60
+    assert "BLEU|nrefs:var|" in header and "token F1|nrefs:var-mean|" in header
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "parts"),
     [
@@ -258,6 +268,10 @@ def test_scores_of_sentences(folder: Path) -> None:
         ([*FILES, "--segments", "ref.txt"], 2, ["--segments: ref.txt is also another file"]),
         ([*FILES, "--segments", "s.tsv.gz"], 2, ["--segments: s.tsv.gz would be plain text"]),
         ([*FILES, "--tag", "<2fr>"], 2, ["--tag needs --model"]),
+        ([*FILES, "--device", "cpu"], 2, ["--device needs --model"]),
+        ([*FILES, "--precision", "fp32"], 2, ["--precision needs --model"]),
+        ([*FILES, "--workers", "2"], 2, ["--workers needs --model"]),
+        ([*FILES, "--threads", "2"], 2, ["--threads needs --model"]),
         (["good.txt", "short", "--ref", "ref.txt"], 3, ["short: 1 line, but 30 in ref.txt"]),
         (["good.txt", "empty", "--ref", "ref.txt"], 3, ["empty: 0 lines, but 30 in ref.txt"]),
         (["good.txt", "bad.txt", "--ref", "empty"], 3, ["empty: nothing to score"]),

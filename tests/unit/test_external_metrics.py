@@ -139,6 +139,27 @@ def test_the_variables_of_this_python_stay_here(tmp_path: Path, monkeypatch: pyt
     assert score(path, environment).value == 0
 
 
+@pytest.mark.parametrize(
+    ("device", "visible", "told"),
+    [
+        ("cuda", "2,3", "cuda on 2,3"),
+        ("cuda:1", None, "cuda on 1"),
+        ("cuda:1", "2,3", "cuda on 3"),
+        ("cuda:2", "2,3", "cuda on "),
+    ],
+)
+def test_a_metric_sees_the_gpu_it_is_to_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, visible: str | None, told: str
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    start = "self.signature = device + ' on ' + os.environ['CUDA_VISIBLE_DEVICES']"
+    path = write_metric(tmp_path, "return [1] * len(segments)", start=start)
+    with ExternalMetric(metric_command(path), device=device, silence_seconds=20) as external:
+        assert external.score(None, HYPS, []).signature == told
+
+
 # Failures: one line each, and no process stays
 
 

@@ -151,6 +151,7 @@ def test_a_run_that_has_ended(tmp_path: Path) -> None:
     for expected in (
         "en → fr", "ended step 200 is the last", "best BLEU, validation 20.00 at update 200", "updates 200 4.0 epochs",
         "training time 20 s", "parameters 1.2 M", "beam 3, fp32 on cpu", "seed:12345", "data.train 0 {src:",
+        "num_heads 2 d_ff 128",
     ):  # fmt: skip
         assert expected in page.text, expected
     titles = ["Loss", "BLEU in validation", "Learning rate", "Speed", "Gradient norm", "Peak memory"]

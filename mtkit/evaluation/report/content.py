@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtkit.evaluation.history import History
 from mtkit.evaluation.metrics import Score
 from mtkit.evaluation.runs import RunState
+
+if TYPE_CHECKING:
+    from mtkit.config.sections import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class RunReport:
         facts: what it trains, and on what, as in facts.json.
         settings: value of each key of the config, as YAML.
         config: the config, as YAML.
+        model: section `model`.
         attention: sentences with the attention of every layer and head, in percent: see `attention_of_sentences`.
     """
 
@@ -88,6 +92,7 @@ class RunReport:
     facts: dict[str, Any]
     settings: dict[str, str]
     config: str
+    model: ModelConfig
     attention: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     def same_test(self, test: TestSet) -> TestSet | None:

@@ -70,14 +70,16 @@ def _tokenizer(run: RunReport) -> Rows:
 
 def _model(run: RunReport) -> Rows:
     """Return the number of parameters and the architecture."""
-    facts, settings = run.facts, run.settings
+    facts, settings = run.facts, dict(run.settings)
     rows = [("parameters", format_number(facts["parameters"]))] if "parameters" in facts else []
     if facts.get("trained_parameters") not in (None, facts.get("parameters")):
         rows.append(("of them trained", format_number(facts["trained_parameters"])))
     choices = facts.get("choices")
     if isinstance(choices, list) and choices:
         rows.append(("chosen by mtkit", "\n".join(map(str, choices))))
-    keys = ("d_model", "encoder_layers", "decoder_layers", "num_heads", "feedforward", "dropout")
+    # where the config leaves them to their defaults, their settings are null
+    settings |= {"model.num_heads": str(run.model.heads), "model.d_ff": str(run.model.feed_forward)}
+    keys = ("d_model", "encoder_layers", "decoder_layers", "num_heads", "d_ff", "dropout")
     return rows + [(key, settings[f"model.{key}"]) for key in keys if f"model.{key}" in settings]
 
 
