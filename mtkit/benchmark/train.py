@@ -406,9 +406,11 @@ class _StageClock:
             self._seconds[name] += time.perf_counter() - start
         else:
             first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            first.record()
+            # without a stream an event is recorded on the current GPU, which may be another one
+            stream = torch.cuda.current_stream(self.device)
+            first.record(stream)
             yield
-            last.record()
+            last.record(stream)
             self._events.append((name, first, last))
 
     def seconds(self) -> dict[str, float]:

@@ -93,6 +93,8 @@ class TranslateBenchmark:
     """Memory of the workers in it, after they translated all lines."""
     seconds_to_first: float | None = None
     """Time from the start of `mtkit translate` to the first translation."""
+    has_graphs: bool = False
+    """Whether mtkit uses CUDA graphs; the shares are those without them."""
 
     def lines(self) -> Iterator[str]:
         """Yield the result as lines of text."""
@@ -104,7 +106,7 @@ class TranslateBenchmark:
             ratio = first.sentences_per_second / other.sentences_per_second
             yield f"{first.system} is {ratio:.2f} times as fast as {other.system}"
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in self.shares.items())
-        yield f"time: {shares}"
+        yield f"time{' without CUDA graphs' if self.has_graphs else ''}: {shares}"
         workers = f", {self.workers_memory_mb:,.0f} MB of it of workers" if self.workers_memory_mb else ""
         yield f"peak memory: {self.peak_memory_mb:,.0f} MB{workers}"
         if self.seconds_to_first is not None:
@@ -200,6 +202,7 @@ def benchmark_translate(
         peak_memory_mb=memory_mb,
         workers_memory_mb=workers_mb,
         seconds_to_first=None if command is None else _seconds_to_first(command, lines),
+        has_graphs=translator.ensemble.buckets is not None,
     )
 
 
@@ -319,12 +322,17 @@ def _speed(
 
 
 def _time_shares(translator: Translator, lines: Sequence[str]) -> dict[str, float]:
-    """Return the share of each stage in the time, measured with one worker so that the shares add up to 1."""
-    clock = _MethodClock(translator.device)
-    native, tokenizers = translator.ensemble.native, translator.tokenizers
+    """Return the share of each stage in the time, measured with one worker so that the shares add up to 1.
+
+    CUDA graphs are not used: a replay calls no method, and waiting for the GPU cannot be captured.
+    """
+    clock, ensemble = _MethodClock(translator.device), translator.ensemble
+    native, tokenizers = ensemble.native, translator.tokenizers
     model = native[0] if native else translator.model
     outputs = ("logits", "best_tokens") if native else ("logits",)
     with ExitStack() as timed:
+        timed.callback(setattr, ensemble, "buckets", ensemble.buckets)
+        ensemble.buckets = None
         for name in ("encode", "step", *outputs):
             timed.enter_context(clock.timing(model, name))
         with clock.timing(tokenizers.tgt, "decode"):

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from mtkit.data.batching import Ids
-from mtkit.device import synchronize
+from mtkit.device import peak_memory, synchronize
 from mtkit.errors import MtkitError
 from mtkit.evaluation.metrics import score
 from mtkit.files import read_lines
@@ -78,6 +78,15 @@ def hugging_face_search(model: Path, translator: Translator) -> Search:
     return search
 
 
+def peak_bytes(search: Search, batches: list[list[Ids]], device: torch.device) -> int | None:
+    """Return the peak memory of a GPU, in bytes, once all batches are translated; None on a CPU."""
+    if device.type == "cpu":
+        return None
+    for batch in batches:
+        search(batch)
+    return peak_memory(device)
+
+
 def time_rounds(
     searches: dict[str, Search], batches: list[list[Ids]], device: torch.device, seconds: float
 ) -> tuple[dict[str, list[float]], dict[str, list[list[int]]]]:
@@ -124,6 +133,8 @@ def main() -> None:
     batches = [[sources[i] for i in row] for row in rows]
     left_out: dict[str, str] = {}
     searches = {f"mtkit {translator.precision}": mtkit_search(translator)}
+    # before there is another system, whose memory would count too
+    memory = peak_bytes(mtkit_search(translator), batches, translator.device)
     buckets = translator.ensemble.buckets
     if buckets is not None:
         os.environ["MTKIT_CUDA_GRAPHS"] = "none"
@@ -160,7 +171,7 @@ def main() -> None:
     print(json.dumps({"beam_size": args.beam_size, "batch_size": args.batch_size, "lines": len(lines),
                       "systems": systems, "left_out": left_out,
                       "graphs": buckets and buckets.num_graphs,
-                      "memory_bytes": torch.cuda.max_memory_allocated() if buckets else None}))  # fmt: skip
+                      "memory_bytes": memory}))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ MACHINE = """
 import json, platform, sys, time, torch
 device, n = torch.device(sys.argv[1]), int(sys.argv[2])
 on_gpu = device.type == "cuda"
-wait = torch.cuda.synchronize if on_gpu else (lambda: None)
+wait = (lambda: torch.cuda.synchronize(device)) if on_gpu else (lambda: None)
 a, b = (torch.randn(n, n, device=device).to(torch.bfloat16) for _ in range(2))
 for _ in range(3): a @ b
 wait(); start = time.perf_counter()
@@ -152,6 +152,9 @@ def steps(args: argparse.Namespace, work: Path) -> Iterator[Step]:
         command = (*mtkit, "train", f"configs/{config}.yaml", f"run={run}", *more, f"data.root={data.resolve()}",
                    device, *few)  # fmt: skip
         yield Step(name, command, seconds, seconds_to_bleu(run, 39.0), resumes=True)
+    # written at the end of training
+    if not (work / "multi30k-base" / "results.json").is_file():
+        return
     for beam_size in (5, 1):
         for batch_size in (64, 512, 1):
             command = (python, str(Path(__file__).with_name("decoding.py")), str(work / "multi30k-base"), str(data),
@@ -274,6 +277,7 @@ def main() -> int:
             return 1
         if result["state"] == "too slow" and left < step.seconds:
             result["state"] = "stopped"  # it had less time than it may take: the next call tries again
+        remaining += result["state"] == "stopped"
         results.write(step.name, result)
         print(f"{step.name}: {result['state']}, {result['seconds']} s", flush=True)
     print(f"{remaining} steps are left: call again" if remaining else "nothing is left", flush=True)

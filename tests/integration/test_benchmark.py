@@ -55,6 +55,25 @@ def test_numbers_are_complete_and_add_up(config: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_stages_are_timed_on_the_stream_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[Any] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, stream: Any = None) -> None:
+            recorded.append(stream)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"stream of {device}")
+    clock = train_benchmark._StageClock(torch.device("cuda", 1))
+    clock.is_running = True
+    with clock("data"):
+        pass
+    assert recorded == 2 * ["stream of cuda:1"]
+
+
 @pytest.mark.usefixtures("no_peaks")
 def test_synthetic_batches_need_no_corpus(config: Path) -> None:
     missing = "data.root=/nowhere"

@@ -16,6 +16,8 @@ from mtkit.benchmark.settings import Candidate, Output, Setting, fastest_setting
 from mtkit.benchmark.translate import benchmark_translate
 from mtkit.errors import ConfigError
 from mtkit.interop.ctranslate2_engine import load_ctranslate2
+from mtkit.model.cuda_graphs import without_graphs
+from mtkit.search.buckets import Buckets
 from mtkit.translation.options import DEFAULT_OPTIONS
 from mtkit.translation.segments import Request
 
@@ -121,6 +123,24 @@ def test_memory_is_measured_after_all_lines_were_translated_with_all_workers(
     report = benchmark_translate("model", lines, None, lambda: (translator, config), rounds=1)
     assert (520, "auto") in events[: events.index("memory")]
     assert report.peak_memory_mb == 1.0
+
+
+def test_stages_are_timed_without_graphs() -> None:
+    translator = make(beam_size=1, max_length_ratio=0.1, max_length_extra=1)
+    buckets = translator.ensemble.buckets = Buckets([translator.model], without_graphs)
+    seen: list[object] = []
+    encode = translator.model.encode
+
+    def recording(*arguments: Any) -> Any:
+        seen.append(translator.ensemble.buckets)
+        return encode(*arguments)
+
+    translator.model.encode = recording  # type: ignore[method-assign]
+    config: Any = SimpleNamespace(data=SimpleNamespace(tgt="de"))
+    lines = sentences(3, longest=2)
+    report = benchmark_translate("model", lines, None, lambda: (translator, config), rounds=1)
+    assert None in seen and translator.ensemble.buckets is buckets
+    assert any(line.startswith("time without CUDA graphs: encode") for line in report.lines())
 
 
 def test_the_fastest_setting_is_found_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
