@@ -48,31 +48,43 @@ def cuda_graphs(device: torch.device) -> Capture:
     """
     pool = torch.cuda.graph_pool_handle()
     stream = torch.cuda.Stream(device)  # one for all graphs: cuBLAS keeps a workspace for each stream
+    # A pool ends with the last of its graphs, and its handle with it. This one stays, even if all others are dropped.
+    kept: torch.cuda.CUDAGraph | None = None
 
     def capture(call: Call) -> Call:
+        nonlocal pool, kept
         try:
+            graph = None
             with suppress(torch.OutOfMemoryError):
-                return _record(call, pool, stream)
-            torch.cuda.empty_cache()  # PyTorch does not do so itself while it records
-            return _record(call, pool, stream)
+                graph = _record(call, pool, stream)
+            if graph is None:
+                torch.cuda.empty_cache()  # PyTorch does not do so itself while it records
+                graph = _record(call, pool, stream)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
+            # PyTorch may still record into the pool, and would refuse to begin another graph there
+            pool, kept = torch.cuda.graph_pool_handle(), None
             message = f"this step runs without a CUDA graph, more slowly: {str(error).strip()}"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
             return call
+        kept = kept or graph
+        replay: Call = graph.replay
+        return replay
 
     return capture
 
 
-def _record(call: Call, pool: Any, stream: torch.cuda.Stream) -> Call:
-    """Return the replay of a graph of a call, which is recorded on a stream."""
+def _record(call: Call, pool: Any, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
+    """Return a graph of a call, which is recorded on a stream."""
     graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(stream.device)
     stream.wait_stream(current)
     collects = gc.isenabled()
     gc.disable()  # to free the tensors or graphs of others would disturb the recording
     try:
         with torch.cuda.stream(stream):
+            # a thread without a handle of cuBLAS gets one here: while it records it cannot
+            torch.cuda.current_blas_handle()
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 call()
@@ -85,8 +97,7 @@ def _record(call: Call, pool: Any, stream: torch.cuda.Stream) -> Call:
         if collects:
             gc.enable()
     current.wait_stream(stream)
-    replay: Call = graph.replay
-    return replay
+    return graph
 
 
 class ReplayedCall:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from pretended_gpu import PretendedGPU
 from test_translator import make, sentences
+from torch import Tensor
 
 from mtkit.errors import DataError
+from mtkit.translation.ensemble import Ensemble
 from mtkit.translation.sentence_splitting import split_sentences
 from mtkit.translation.translator import Translator
 
@@ -89,3 +92,22 @@ def test_scores_do_not_depend_on_the_chunk_size_of_the_logits(
     together = [t.score for t in make().score(srcs, tgts)]
     monkeypatch.setattr("mtkit.translation.scoring.LOGITS_CHUNK", 1)
     assert [t.score for t in make().score(srcs, tgts)] == pytest.approx(together, abs=1e-5)
+
+
+def test_a_gpu_computes_more_logits_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    original = Ensemble.log_probs
+
+    def log_probs(self: Ensemble, hidden: Sequence[Tensor]) -> Tensor:
+        sizes.append(len(hidden[0]))
+        return original(self, hidden)
+
+    monkeypatch.setattr(Ensemble, "log_probs", log_probs)
+    translator = make()
+    monkeypatch.setattr("mtkit.translation.scoring.LOGITS_CHUNK", 2 * translator.tokenizers.tgt.vocab_size)
+    for device in ("cpu", "cuda"):
+        sizes.clear()
+        with PretendedGPU():
+            gpu = Translator(translator.model.to(device), translator.tokenizers, translator.decoding)
+            gpu.score(sentences(12), sentences(12, seed=3))
+        assert max(sizes) == (2 if device == "cpu" else sum(sizes))

@@ -284,11 +284,18 @@ def test_sizes_are_at_most_half_larger() -> None:
 def test_a_call_is_run_then_captured_then_replayed(
     failures: list[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As far as that can be seen without a GPU: in which order PyTorch is asked to do what."""
-    recording, remaining = ["begin pool thread_local False", "call", "end"], list(failures)
-    events: list[str] = []
+    """As far as that can be seen without a GPU: in which order PyTorch is asked to do what.
+
+    A pool in which a recording failed is not used again. The first graph of a pool stays, and the pool with it.
+    """
+    recording, remaining = ["blas", "begin pool 1 thread_local False", "call", "end"], list(failures)
+    events, pools = list[str](), iter(("pool 1", "pool 2"))
+    graphs: list[weakref.ref[Graph]] = []
 
     class Graph:
+        def __init__(self) -> None:
+            graphs.append(weakref.ref(self))
+
         def capture_begin(self, pool: object, capture_error_mode: str) -> None:
             events.append(f"begin {pool} {capture_error_mode} {gc.isenabled()}")
 
@@ -300,9 +307,10 @@ def test_a_call_is_run_then_captured_then_replayed(
 
     stream = mock.MagicMock()
     for name, fake in {
-        "graph_pool_handle": lambda: "pool", "CUDAGraph": Graph, "Stream": lambda device: stream,
+        "graph_pool_handle": lambda: next(pools), "CUDAGraph": Graph, "Stream": lambda device: stream,
         "current_stream": lambda device: stream, "stream": lambda stream: nullcontext(),
         "empty_cache": lambda: events.append("empty cache"),
+        "current_blas_handle": lambda: events.append("blas"),
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, fake)
 
@@ -311,7 +319,8 @@ def test_a_call_is_run_then_captured_then_replayed(
         if remaining and recording[0] in events:
             raise remaining.pop(0)
 
-    replayed = ReplayedCall(call, cuda_graphs(torch.device("cuda")))
+    capture, pool = cuda_graphs(torch.device("cuda")), "pool 1"
+    replayed = ReplayedCall(call, capture)
     replayed()
     expected = ["call", *recording]
     if failures and isinstance(failures[0], torch.OutOfMemoryError):
@@ -324,8 +333,13 @@ def test_a_call_is_run_then_captured_then_replayed(
             replayed()
         replayed()
         expected += ["call", "call"]
+        pool = "pool 2"
     else:
         replayed()
         replayed()
         expected += ["replay", "replay"]
     assert events == expected and gc.isenabled() and replayed.is_captured == ("replay" in events)
+    del replayed
+    assert "replay" not in events or graphs[-1]() is not None
+    capture(call)
+    assert f"begin {pool} thread_local False" in events[len(expected) :]
