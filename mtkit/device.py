@@ -20,6 +20,9 @@ _KERNELS_KEPT = 64
 _FLOAT8_CAPABILITY = (8, 9)
 """CUDA compute capability from which GPUs multiply matrices in FP8."""
 
+_OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What errors say that mean a lack of memory and are no `torch.OutOfMemoryError`."""
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -32,6 +35,8 @@ def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
 
 def choose_device(name: str, where: str = "training.device", local_rank: int | None = None) -> torch.device:
     """Return the device of this name, a GPU with its index (`torch.cuda.set_device` needs it).
+
+    For a GPU, the attention of cuDNN is turned off in this process.
 
     Args:
         name: `auto` is a GPU if there is one; `cuda` without an index is the current GPU of the process.
@@ -63,6 +68,11 @@ def _choose_gpu(device: torch.device, where: str, local_rank: int | None) -> tor
     seen = f"PyTorch sees {number}"
     if (index or 0) >= count:
         raise ConfigError(f"no device '{device}': {seen}", where=where, hint="auto or cpu")
+    # PyTorch prefers cuDNN's attention since 2.11, on compute capability 9 and 10. It is fast where shapes repeat
+    # (huggingface/transformers PR 48163), but for each new shape it builds a plan, half a second in each direction
+    # (modelscope/FunASR issue 3704), and batches have hundreds of shapes. Its gradients can be NaN where there is a
+    # mask (pytorch/pytorch issue 196678).
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if local_rank is None:
         return torch.device("cuda", torch.cuda.current_device()) if index is None else device
     if index is not None:
@@ -171,14 +181,23 @@ def configure_malloc(*, one_arena: bool = False) -> None:
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-def use_deterministic_algorithms() -> None:
-    """Let this process use only algorithms of a GPU that give the same result each time.
+def use_deterministic_algorithms(wanted: bool) -> None:
+    """Let this process use only algorithms of a GPU that give the same result each time, or all algorithms again.
 
     The library of matrix products reads the variable when it is first used; a value set by the user is kept.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # all is written first
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    elif not torch.are_deterministic_algorithms_enabled():
+        return  # PyTorch's function would import its compiler
+    torch.use_deterministic_algorithms(wanted)
+    # nothing of mtkit reads memory that it has not written
+    torch.utils.deterministic.fill_uninitialized_memory = not wanted  # type: ignore[attr-defined]
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether an error of PyTorch means a lack of memory."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 @contextmanager
@@ -191,7 +210,7 @@ def out_of_memory_errors(hint: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise TrainingError("out of memory", hint=hint) from error
 

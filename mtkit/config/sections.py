@@ -619,8 +619,8 @@ class TrainingConfig(Section):
     """Compile each kind of layer and the loss with torch.compile, once for batches of all lengths. Needs a C++ compiler
     for a CPU, or Triton and a C compiler for a GPU."""
     pack: bool = False
-    """On a GPU in half precision, put the sentences of a micro-batch end to end instead of padding them; attention runs
-    in a kernel for variable lengths."""
+    """On an NVIDIA GPU since Ampere, in half precision, put the sentences of a micro-batch end to end instead of
+    padding them; attention runs in a kernel for variable lengths."""
     deterministic: bool = False
     """On a GPU, use only algorithms that give the same result each time, bit for bit, as a CPU does anyway; some are
     slower."""

@@ -2,8 +2,8 @@
 
 A packed batch has a row of all its sentences, [1, N] tokens (with two streams [2, N], the same sentences in both), and
 everything but attention treats it like any other batch. Attention gets the boundaries of the sentences instead of a
-mask. On a GPU, in half precision, PyTorch's variable-length kernel (FlashAttention-2, Dao 2023) computes each sentence
-by itself; elsewhere a mask of blocks does the same, which is slow and meant for tests.
+mask. On an NVIDIA GPU since Ampere, in half precision, PyTorch's variable-length kernel (FlashAttention-2, Dao 2023)
+computes each sentence by itself; elsewhere a mask of blocks does the same, which is slow and meant for tests.
 
 Shapes: R rows (streams), N tokens of a row, H heads, E head width.
 """

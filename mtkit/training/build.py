@@ -11,7 +11,7 @@ from mtkit.data.corpus import Corpus
 from mtkit.data.directions import BothDirections
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.data.variation import Variation, make_variation
-from mtkit.device import choose_device, choose_dtype
+from mtkit.device import choose_device, choose_dtype, out_of_memory_errors
 from mtkit.evaluation import metrics
 from mtkit.formatting import format_count
 from mtkit.training.distributed import SINGLE_PROCESS, World, peer_failure_errors
@@ -32,6 +32,7 @@ from mtkit.training.validation import Validator, special_ids
 from mtkit.training.workers import choose_num_workers, with_workers
 
 
+@out_of_memory_errors("choose a smaller model, or free memory on the device")
 def build_trainer(
     config: Config,
     inputs: Inputs,
@@ -52,6 +53,7 @@ def build_trainer(
 
     Raises:
         ConfigError: If there cannot be as many workers as the config wants.
+        TrainingError: If memory runs out.
     """
     num_workers = choose_num_workers(config.training)
     config = with_workers(config, num_workers)

@@ -27,6 +27,7 @@ from mtkit.checkpoint import (
 )
 from mtkit.config.loading import dump_config
 from mtkit.config.sections import Config
+from mtkit.device import out_of_memory_errors
 from mtkit.errors import StorageError
 from mtkit.files import sha256_file
 from mtkit.model.build import copy_weights
@@ -167,6 +168,7 @@ class Checkpointer:
         """Return the adapters of this model as full tensors."""
         return {name: full_tensor(tensor) for name, tensor in self._of_adapters(self.raw_weights()).items()}
 
+    @out_of_memory_errors("free memory on the device")
     def restore(self, checkpoint: Checkpoint, where: str, current: TrainState) -> TrainState:
         """Load the weights, EMA and optimizer state of a checkpoint.
 
@@ -180,6 +182,7 @@ class Checkpointer:
 
         Raises:
             StorageError: If the checkpoint is of another model or of an incompatible version.
+            TrainingError: If memory runs out.
         """
         hint = "start anew with `fresh`"
         self._check_optimizer(checkpoint, where, hint)

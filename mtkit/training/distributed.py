@@ -110,7 +110,7 @@ def peer_failure_errors() -> Iterator[None]:
     """Turn the failure of another process, which the backends report in many ways, into a one-line error.
 
     Raises:
-        TrainingError: If another process exited or timed out.
+        TrainingError: If another process exited or timed out, or NCCL failed.
     """
     try:
         yield
@@ -118,6 +118,11 @@ def peer_failure_errors() -> Iterator[None]:
         text = str(error)
         if not isinstance(error, dist.DistError) and "gloo" not in text and "Connection" not in text:
             raise
+        # NCCL may have failed in this process, and says why
+        if isinstance(error, dist.DistBackendError):
+            cause = next((line for line in reversed(text.splitlines()) if line.strip()), "")
+            what = f"NCCL failed, or another process of this run exited or timed out: {cause.strip()[:200]}"
+            raise TrainingError(what, hint="look at the messages of all processes, rank 0 first") from error
         what = "another process of this run exited or timed out"
         raise TrainingError(what, hint="its own message says why; look at rank 0 first") from error
 

@@ -75,6 +75,9 @@ def measure_speed(trainer: Trainer) -> Speed:
 
     Args:
         trainer: trainer of the run.
+
+    Raises:
+        TrainingError: If the loss diverges or memory runs out.
     """
     updates = trainer.loader.endless_updates()
     seconds: list[float] = []
@@ -88,6 +91,8 @@ def measure_speed(trainer: Trainer) -> Speed:
         synchronize(trainer.device)
         if number:  # the first is slower: its shapes are new
             seconds.append(time.perf_counter() - start)
+    # on a GPU losses wait to be read, and divergence is found only then
+    trainer.read_updates()
     return Speed(statistics.median(seconds), len(seconds), _validation_seconds(trainer))
 
 

@@ -26,6 +26,7 @@ from mtkit.device import (
     configure_malloc,
     dtype_name,
     limit_kernel_caches,
+    processor_name,
     use_deterministic_algorithms,
 )
 from mtkit.errors import ConfigError, StorageError
@@ -42,6 +43,9 @@ from mtkit.training.validation import EvalSet, TextCorpus
 from mtkit.training.wandb_log import import_wandb
 
 Say = Callable[[str], None]
+
+_PACKING_CAPABILITY = (8, 0)
+"""CUDA compute capability from which GPUs run the kernel of packed sentences."""
 
 _MAX_EXAMPLE_LENGTH = 120
 """Most characters of a sentence that is suggested for trying the model."""
@@ -104,13 +108,11 @@ def configure_process(config: Config) -> torch.device:
     metrics.check_metrics(names, tokenize=config.validation.bleu_tokenizer, tgt=config.data.tgt)
     device = choose_device(config.training.device, local_rank=read_ranks(communicates=True).local_rank)
     are_wanted(device)  # an unknown value of its variable would stop the run when test sets are translated
-    if config.training.deterministic and device.type == "cuda":
-        if config.decoding.sample and config.data.test:
-            what = (
-                "a GPU has no deterministic algorithm to draw the samples of test sets with (decoding.sample)"
-            )
-            raise ConfigError(what, where="training.deterministic", hint="leave out one of the two")
-        use_deterministic_algorithms()
+    is_deterministic = config.training.deterministic and device.type == "cuda"
+    if is_deterministic and config.decoding.sample and config.data.test:
+        what = "a GPU has no deterministic algorithm to draw the samples of test sets with (decoding.sample)"
+        raise ConfigError(what, where="training.deterministic", hint="leave out one of the two")
+    use_deterministic_algorithms(is_deterministic)
     if config.training.compile:
         check_compiler(device)
     if config.training.precision == "fp8":
@@ -132,6 +134,8 @@ def _check_packing(config: Config, device: torch.device) -> None:
     hint = "set it to false"
     if device.type != "cuda" or dtype == torch.float32:
         what = f"packed sentences need a GPU and half precision, not {dtype_name(dtype)} on {device}"
+    elif torch.cuda.get_device_capability(device) < _PACKING_CAPABILITY:
+        what = f"packed sentences need an NVIDIA GPU of Ampere or newer, not {processor_name(device)}"
     elif not all(
         suits_packed_kernel(own.d_model // own.heads) for own in (config.model, config.model.decoder)
     ):

@@ -15,7 +15,7 @@ from torch import nn
 from mtkit.config.sections import TrainingConfig
 from mtkit.data.batching import Batch, collate_pairs, make_batch, num_positions
 from mtkit.data.order import Indices
-from mtkit.device import peak_memory, reset_peak_memory
+from mtkit.device import is_out_of_memory, peak_memory, reset_peak_memory
 from mtkit.errors import TrainingError
 from mtkit.torchrun import local_world_size
 from mtkit.training.engine import Engine
@@ -145,7 +145,9 @@ def _fits(engine: Engine, loader: UpdateLoader, pairs: Indices, num_micro_batche
     """Return whether a micro-batch of a batch fits on this GPU."""
     try:
         _try_micro_batch(engine, loader, pairs, num_micro_batches)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return False
     finally:
         torch.cuda.empty_cache()

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from mtkit.checkpoint import CONFIG_FILE
@@ -82,6 +83,8 @@ def train(
         progress.say(f"training {f'ended: {ended}' if ended else reason}; {format_duration(seconds)} in all")
         del trainer  # frees its memory: the test sets need only the best weights
         gc.collect()  # importing torch._dynamo leaves a reference cycle with the frames that built the optimizer
+        # what PyTorch keeps would count as used where the memory of searches is chosen
+        torch.cuda.empty_cache()
         result = TrainResult(Path(config.run), reason, state.step, state.best, state.best_step, [])
         if not world.is_main or ended is None:
             return result

@@ -245,24 +245,26 @@ class Trainer:
         rate = learning_rate(step, self.config.training, self.config.model.d_model)
         numbers_3 = torch.cat([sums, norm.to(sums)[None]])
         self._unread.append(_Unread(step, replace(update, micro_batches={}), numbers_3, num_targets, rate))
-        if not self._reads_late and not self._read_updates():
+        if not self._reads_late and not self.read_updates():
             return
-        self.engine.step(rate)
+        # the first step allocates the state of the optimizer
+        with out_of_memory_errors(out_of_memory_hint(self.config.training)):
+            self.engine.step(rate)
+            if self.ema is not None:
+                self.ema.update(self.model, step)
         self.state.step = step
         self.state.move_past(update.epoch, update.last_batch)
-        if self.ema is not None:
-            self.ema.update(self.model, step)
         self.state.target_tokens += num_targets
         self.stopwatch.tokens += num_targets
         if not self._reads_late:
             self.engine.check_loss_scale()
         elif not (self._is_logged or len(self._unread) >= _MOST_UNREAD):
             self._all_reduce([])
-        elif not self._read_updates():
+        elif not self.read_updates():
             return
         self._log(update.num_epochs)
 
-    def _read_updates(self) -> bool:
+    def read_updates(self) -> bool:
         """Read the losses of the updates since the last time, and return whether training may go on from them.
 
         Returns:
@@ -385,7 +387,7 @@ class Trainer:
         is_saved = last or step % (training.save_every_steps or every) == 0
         if is_validated or is_saved:
             with self.signals.deferred():
-                is_good = self._read_updates()
+                is_good = self.read_updates()
             if not is_good:
                 return
         report = self._validate(self.validator) if is_validated and self.validator is not None else None
@@ -424,7 +426,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint from which training can continue, and delete the oldest ones."""
-        self._read_updates()
+        self.read_updates()
         self.checkpointer.save(self._current_state())
         self._saved = self.state.step, self.state.validated_step, self._time_is_over
 

@@ -113,17 +113,18 @@ def test_memory_that_runs_out_is_one_line(
     config: Path, tmp_path: Path, options: list[str], device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if device.type == "cuda":  # a share of the memory that holds PyTorch's context, and no batch
-        torch.cuda.set_per_process_memory_fraction(1e-5, device)
+        gpu = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.set_per_process_memory_fraction(1e-5, gpu)
         torch.cuda.empty_cache()
     else:
         error = torch.OutOfMemoryError("pretended")
         monkeypatch.setattr(Engine, "_backward", lambda *_, **__: (_ for _ in ()).throw(error))
     try:
-        with pytest.raises(TrainingError, match=r"^out of memory \(.*batch_tokens"):
+        with pytest.raises(TrainingError, match=r"^out of memory \("):
             train(load_config(config, [*options, f"run={tmp_path / 'run'}", "model.d_model=512"]))
     finally:
         if device.type == "cuda":
-            torch.cuda.set_per_process_memory_fraction(1.0, device)
+            torch.cuda.set_per_process_memory_fraction(1.0, gpu)
 
 
 def test_an_overflow_of_fp16_skips_the_update(
@@ -255,7 +256,7 @@ def test_one_process_learns_the_same_alone_and_in_a_group(
             trainer = _trainer(loaded, world)
             for update in islice(trainer.loader.updates(0, 0), 4):
                 trainer.train_step(update)
-            trainer._read_updates()
+            trainer.read_updates()
             windows.append([trainer.state.watch.mean, trainer.state.watch.present])
     assert windows[1] == pytest.approx(windows[0], rel=1e-4)
 

@@ -211,7 +211,7 @@ def test_fast_updates_learn_and_wait_for_nothing(
             is_watched = device.type == "cuda" and number >= 12  # everything is compiled by then
             with _errors_where_it_waits() if is_watched else nullcontext():
                 trainer.train_step(update)
-        trainer._read_updates()
+        trainer.read_updates()
         losses.append(trainer.state.watch.mean)
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 

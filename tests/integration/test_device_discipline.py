@@ -24,13 +24,14 @@ from torch import Tensor
 
 from mtkit import load_config, train
 from mtkit.config.sections import Config, DecodingConfig
-from mtkit.errors import ConfigError
+from mtkit.errors import ConfigError, TrainingError
 from mtkit.model.build import make_model
 from mtkit.model.cuda_graphs import ReplayedCall
 from mtkit.model.transformer import Transformer
 from mtkit.search.buckets import Buckets
 from mtkit.search.constraints import Constraint
 from mtkit.search.state import LOOK_EVERY, Hypothesis
+from mtkit.training import forecast
 from mtkit.training.build import build_trainer
 from mtkit.training.distillation import Teachers
 from mtkit.training.engine import Engine
@@ -157,7 +158,7 @@ def test_minimum_risk_waits_to_sample_and_to_read_samples(base: Path, inputs: In
         with gpu.counted() as waits:
             make_updates(trainer, 2)
         assert waits.total() <= 2 * 12, waits
-        trainer._read_updates()
+        trainer.read_updates()
     assert dataclasses.asdict(trainer.state.window) == pytest.approx(
         dataclasses.asdict(cpu.state.window), rel=1e-4
     )
@@ -187,7 +188,7 @@ def test_updates_wait_for_nothing(name: str, base: Path, inputs: Inputs) -> None
             make_updates(trainer, 2)
         assert not waits
         with gpu.counted() as waits:
-            trainer._read_updates()
+            trainer.read_updates()
         assert waits.total() == 1 + (config.training.precision == "fp16")  # the scale of the loss is read too
         tensors = (value for state in trainer.engine.optimizer.state.values() for value in state.values())
         assert all(map(is_on_gpu, [*trainer.model.parameters(), *tensors]))
@@ -229,6 +230,20 @@ def test_a_late_rollback_learns_what_an_early_one_does(
     assert runs["cuda"][:5] == runs["cpu"][:5]
     assert runs["cpu"][1] == [3] and len(runs["cpu"][2]) > 4
     assert runs["cuda"][5] == pytest.approx(runs["cpu"][5], rel=1e-4)
+
+
+def test_timed_updates_that_diverge_are_an_error(
+    base: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no line is logged, and so no loss is read."""
+    original = Engine.forward_backward
+    monkeypatch.setattr(Engine, "forward_backward", lambda *arguments: original(*arguments) * math.nan)
+    monkeypatch.setattr(forecast, "_TIMED_UPDATES", 1)
+    inputs = dataclasses.replace(inputs, valid=None)
+    with PretendedGPU():
+        trainer = trainer_of(load_config(base, [*EXACT, "training.device=cuda"]), inputs)
+        with pytest.raises(TrainingError, match="the loss of step 2 is not finite"):
+            forecast.measure_speed(trainer)
 
 
 RUN = ["training.precision=fp32", "model.dropout=0", "training.workers=1", "validation.every_steps=2",
@@ -361,6 +376,17 @@ def test_samples_of_test_sets_are_refused_where_all_must_be_deterministic(base: 
     assert config.data.test
     with PretendedGPU(), pytest.raises(ConfigError, match="no deterministic algorithm to draw the samples"):
         configure_process(config)
+
+
+def test_deterministic_algorithms_are_those_of_the_run_that_wants_them(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    for wanted in ("true", "false"):
+        config = load_config(base, ["training.device=cuda", f"training.deterministic={wanted}"])
+        with PretendedGPU():
+            configure_process(config)
+        assert torch.are_deterministic_algorithms_enabled() == (wanted == "true")
 
 
 def test_a_translator_for_a_gpu_uses_graphs(

@@ -132,6 +132,44 @@ def test_memory_that_runs_out_is_known_before_the_first_update(
     assert str(caught.value).startswith("out of memory (lower training.batch_tokens (now 400)")
 
 
+@pytest.mark.parametrize(
+    ("place", "hint"),
+    [
+        ("mtkit.model.transformer.Transformer.to", "choose a smaller model"),
+        ("mtkit.training.build.ExponentialMovingAverage", "choose a smaller model"),
+        ("mtkit.training.engine.Engine.step", "lower training.batch_tokens"),
+        ("mtkit.training.optimizer.ExponentialMovingAverage.update", "lower training.batch_tokens"),
+        ("mtkit.training.checkpointing.load_optimizer_state_dict", "free memory on the device"),
+    ],
+)
+def test_memory_that_runs_out_elsewhere_is_one_line_too(
+    place: str, hint: str, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: out of memory")
+
+    options = ["data.valid=[]", "training.workers=1", "training.ema_decay=0.9"]
+    if place.endswith("load_optimizer_state_dict"):
+        train(config, *options, "training.max_steps=1")
+    monkeypatch.setattr(place, fail)
+    with pytest.raises(TrainingError) as caught:
+        train(config, *options, "training.max_steps=2")
+    assert str(caught.value).startswith(f"out of memory ({hint}")
+
+
+def test_a_batch_does_not_fit_whatever_the_lack_of_memory_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = [RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), RuntimeError("mat1 and mat2")]
+
+    def fail(*_: Any) -> None:
+        raise errors.pop(0)
+
+    monkeypatch.setattr(memory, "_try_micro_batch", fail)
+    nothing: Any = None
+    assert not memory._fits(nothing, nothing, nothing, 1)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        memory._fits(nothing, nothing, nothing, 1)
+
+
 def test_the_largest_and_the_smallest_batch_run_first_and_leave_no_trace(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +193,7 @@ def test_the_memory_of_training_is_free_before_test_sets_are_scored(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainers: list[weakref.ref[Trainer]] = []
+    emptied: list[bool] = []
     build, score = run.build_trainer, run.score_tests
 
     def build_trainer(*arguments: Any) -> Trainer:
@@ -162,12 +201,17 @@ def test_the_memory_of_training_is_free_before_test_sets_are_scored(
         trainers.append(weakref.ref(trainer))
         return trainer
 
-    def score_tests(*arguments: Any) -> Any:
+    def empty_cache() -> None:
         assert [trainer() for trainer in trainers] == [None]
+        emptied.append(True)
+
+    def score_tests(*arguments: Any) -> Any:
+        assert emptied
         return score(*arguments)
 
     monkeypatch.setattr(run, "build_trainer", build_trainer)
     monkeypatch.setattr(run, "score_tests", score_tests)
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
     gc.disable()
     try:
         mtkit.train(mtkit.load_config(config, ["training.max_steps=1"]))

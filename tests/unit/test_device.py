@@ -1,4 +1,4 @@
-"""Choosing the GPU of a process, with PyTorch's CUDA calls faked: no GPU is needed."""
+"""Choosing the GPU of a process, and its errors, with PyTorch's CUDA calls faked: no GPU is needed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.cuda._utils import _get_device_index
 
-from mtkit.device import choose_device
-from mtkit.errors import ConfigError
+from mtkit.device import choose_device, out_of_memory_errors
+from mtkit.errors import ConfigError, TrainingError
 from mtkit.training import distributed
 from mtkit.training.distributed import World, init_distributed
 
@@ -31,6 +31,11 @@ class Gpus:
         }
         for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)
+        self.uses_cudnn = True
+        monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", self.enable_cudnn_sdp)
+
+    def enable_cudnn_sdp(self, enabled: bool) -> None:
+        self.uses_cudnn = enabled
 
     def set_device(self, device: torch.device) -> None:
         """Refuse a device without an index, as PyTorch does."""
@@ -56,7 +61,9 @@ def test_every_process_has_its_own_gpu(
 
 def test_one_process_has_the_present_gpu_or_the_one_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = Gpus(monkeypatch, 2)
+    assert choose_device("cpu").type == "cpu" and gpus.uses_cudnn
     assert choose_device("cuda") == choose_device("auto") == torch.device("cuda:0")
+    assert not gpus.uses_cudnn
     assert choose_device("cuda:1") == torch.device("cuda:1")
     gpus.set_device(torch.device("cuda:1"))  # a user's own choice, or training's before its test sets
     assert choose_device("cuda") == torch.device("cuda:1")
@@ -122,3 +129,25 @@ def test_two_processes_that_see_the_same_gpu_are_told(monkeypatch: pytest.Monkey
     assert str(caught.value) == (
         "training.device: processes 0 and 1 have the same GPU (start as many processes as there are GPUs)"
     )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        torch.AcceleratorError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_every_lack_of_memory_is_known(error: RuntimeError) -> None:
+    with (
+        pytest.raises(TrainingError, match=r"^out of memory \(buy some\)$"),
+        out_of_memory_errors("buy some"),
+    ):
+        raise error
+
+
+def test_other_errors_are_not_a_lack_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="illegal"), out_of_memory_errors("buy some"):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")

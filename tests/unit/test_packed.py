@@ -246,14 +246,20 @@ def test_a_cpu_packs_nothing(tmp_path: Path) -> None:
     assert (code, tiny.one_line(stderr)) == (2, expected)
 
 
-def test_heads_that_the_kernel_does_not_know_are_refused(tmp_path: Path) -> None:
+def test_what_the_kernel_does_not_know_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mtkit import load_config
     from mtkit.training.inputs import _check_packing
 
     path = tiny.write_config(tmp_path / "config.yaml", run=tmp_path / "run", root=tmp_path)
     gpu = torch.device("cuda", 0)
+    capability = (8, 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     with pytest.raises(ConfigError, match="a multiple of 8"):
         _check_packing(load_config(path, ["model.num_heads=8", "training.precision=bf16"]), gpu)
     _check_packing(load_config(path, ["training.precision=bf16"]), gpu)
     with pytest.raises(ConfigError, match="not fp32 on cuda:0"):
         _check_packing(load_config(path, ["training.precision=fp32"]), gpu)
+    capability = (7, 5)
+    with pytest.raises(ConfigError, match="need an NVIDIA GPU of Ampere or newer, not Tesla T4"):
+        _check_packing(load_config(path, ["training.precision=fp16"]), gpu)

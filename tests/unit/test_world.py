@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from mtkit.errors import ConfigError, TrainingError
 from mtkit.torchrun import Ranks, read_ranks
@@ -51,6 +52,14 @@ def test_shards_come_back_in_order(size: int, number: int) -> None:
 def test_only_failures_of_other_processes_become_training_errors() -> None:
     with pytest.raises(TrainingError, match="another process"), peer_failure_errors():
         raise RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer")
+    with pytest.raises(
+        TrainingError, match=r"NCCL failed, or .*: Error while creating shared memory segment"
+    ):
+        with peer_failure_errors():
+            raise dist.DistBackendError(
+                "NCCL error in: NCCLUtils.cpp:94, unhandled system error\nLast error:\n"
+                "Error while creating shared memory segment /dev/shm/nccl-a (size 9637888)\n\n"
+            )
     with pytest.raises(RuntimeError, match="mat1 and mat2"), peer_failure_errors():
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
     with pytest.raises(torch.OutOfMemoryError), peer_failure_errors():
