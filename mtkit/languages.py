@@ -40,6 +40,10 @@ HANGUL = "\u1100-\u11ff\u3130-\u318f\uac00-\ud7a3"
 """Letters of Korean, whose particles and units follow names and numbers without a space."""
 WORD = re.compile(f"[{UNSPACED}]|[^\\s{UNSPACED}]+")
 """What stands between spaces; of scripts without spaces, a letter."""
+_LETTERLESS = "\u2e80"
+"""First character of the scripts of East Asia, a token of which has few characters."""
+_LETTERLESS_WEIGHT = 2.5
+"""Characters of other scripts that stand for one of these."""
 
 BLEU_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
 """sacreBLEU's tokenizers for languages that need one of their own."""
@@ -62,6 +66,13 @@ def is_unspaced(code: str | None) -> bool:
 def bleu_can_tokenize(code: str | None) -> bool:
     """Return whether one of sacreBLEU's tokenizers splits text in this language into words."""
     return short_code(code) in BLEU_TOKENIZERS or not is_unspaced(code)
+
+
+def weighted_length(text: str) -> float:
+    """Return the number of characters, as if all were of a script with letters."""
+    if text.isascii():
+        return len(text)
+    return len(text) + (_LETTERLESS_WEIGHT - 1) * sum(character >= _LETTERLESS for character in text)
 
 
 def _subtags(code: str | None) -> list[str]:

@@ -101,6 +101,9 @@ def backtranslate(
     seed = 1 if sample_seed is None else sample_seed
     check_not_compressed(output)
     check_not_overwriting(output, files)
+    if Path(output).suffix.lower() != ".tsv":
+        what = f"{output} would have tab-separated lines, which training reads from a file named .tsv only"
+        raise ConfigError(what, where="--output", hint="let the name end in .tsv")
     decoding = resolve_decoding(model, {
         "sample": method == "sample", "mbr": "none", "groups": 1, "top_k": top_k, "sample_seed": seed,
         "beam_size": beam_size, "batch_tokens": batch_tokens,

@@ -10,7 +10,7 @@ import typer
 
 from mtkit.cli import options
 from mtkit.cli.terminal import open_stdout, print_stderr, print_stdout
-from mtkit.cli.translators import load_translator_and_config, resolve_decoding
+from mtkit.cli.translators import load_translator, resolve_decoding
 from mtkit.errors import ConfigError
 from mtkit.formatting import format_count
 from mtkit.translation.options import LineProgress, ignore_progress
@@ -48,18 +48,20 @@ def shortlist(
     """
     open_stdout()  # if it is closed, fail before anything is aligned
     decoding = resolve_decoding(model, {"batch_tokens": batch_tokens, "shortlist": False})
-    translator, config = load_translator_and_config(aligner or model, decoding, device, "auto")
+    translator = load_translator(aligner or model, decoding, device, "auto")
     from mtkit.data.encoding import encode_corpus
     from mtkit.data.sources import open_sources
     from mtkit.translation.loading import load_own_tokenizers
-    from mtkit.translation.model_folder import data_of_run, find_checkpoint
+    from mtkit.translation.model_folder import data_of_run, find_checkpoint, read_config
     from mtkit.translation.shortlist import ShortlistSize, make_shortlist, measure_coverage, save_shortlist
 
-    tokenizers = load_own_tokenizers(find_checkpoint(Path(model)))
+    folder = find_checkpoint(Path(model))
+    tokenizers = load_own_tokenizers(folder)
     if aligner is not None and translator.tokenizers.fingerprint != tokenizers.fingerprint:
         what = f"its tokenizer differs from that of {model}"
         raise ConfigError(what, where="--aligner", hint="leave it out; then the model itself aligns")
-    data = data_of_run(config, Path(aligner or model))
+    config = read_config(folder, "name another model", to_translate=True)
+    data = data_of_run(config, Path(model))
     data = _with_pairs(data, pairs) if pairs else data
     corpus = encode_corpus(open_sources(data.train, data, "train"), tokenizers, data)
     report = ignore_progress if quiet else LineProgress(print_stderr, len(corpus))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mtkit.data.tokenizer import Tokenizers
+from mtkit.languages import weighted_length
 from mtkit.training.diagnosis.outputs import repeats
 
 KEPT = "kept"
@@ -16,7 +17,8 @@ class TranslationFilter:
     """Checks of a line and its translation.
 
     Attributes:
-        tokenizers: those of the model that translates; None for translations from elsewhere, whose characters count.
+        tokenizers: those of the model that translates; None for translations from elsewhere, whose characters count,
+            those of East Asia as 2.5.
         max_ratio: largest ratio between the numbers of tokens of the two; None for no limit. Up to three tokens more
             are never too many: short sentences differ for good reasons.
     """
@@ -26,16 +28,15 @@ class TranslationFilter:
 
     def reasons(self, lines: Sequence[str], translations: Sequence[str]) -> list[str]:
         """Return for each line why its translation is left out, or `KEPT`."""
-        src_rows: Sequence[Sized] = lines
-        tgt_rows: Sequence[Sized] = translations
+        src_lengths: Iterable[float] = map(weighted_length, lines)
+        tgt_lengths: Iterable[float] = map(weighted_length, translations)
         if self.tokenizers is not None:
-            src_rows, tgt_rows = self.tokenizers.src.encode(lines), self.tokenizers.tgt.encode(translations)
-        return [
-            self._reason(line, text, len(src), len(tgt))
-            for line, text, src, tgt in zip(lines, translations, src_rows, tgt_rows, strict=True)
-        ]
+            src_lengths = map(len, self.tokenizers.src.encode(lines))
+            tgt_lengths = map(len, self.tokenizers.tgt.encode(translations))
+        found = zip(lines, translations, src_lengths, tgt_lengths, strict=True)
+        return [self._reason(*each) for each in found]
 
-    def _reason(self, line: str, text: str, src_length: int, tgt_length: int) -> str:
+    def _reason(self, line: str, text: str, src_length: float, tgt_length: float) -> str:
         if not line.strip() or not text.strip():
             return "empty"
         if " ".join(line.casefold().split()) == " ".join(text.casefold().split()):

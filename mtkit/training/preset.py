@@ -35,6 +35,7 @@ from mtkit.data.sources import open_sources
 from mtkit.device import choose_device, choose_dtype
 from mtkit.errors import ConfigError, DataError
 from mtkit.formatting import format_count
+from mtkit.languages import weighted_length
 from mtkit.training.build import build_trainer
 from mtkit.training.distributed import SINGLE_PROCESS, World
 from mtkit.training.forecast import Speed, measure_speed
@@ -45,10 +46,6 @@ from mtkit.training.trainer import Trainer
 
 _BLOCK = 10_000
 """Pairs that are filtered together while a corpus is measured."""
-_LETTERLESS = "\u2e80"
-"""First character of the scripts of East Asia, a token of which has few characters."""
-_LETTERLESS_WEIGHT = 2.5
-"""Characters of other scripts that stand for one of these."""
 _COUNTED_PAIRS = 50_000
 """Pairs whose characters are counted; larger corpora have vocabularies that are large enough for any script."""
 _COVERAGE = 0.9995
@@ -123,7 +120,7 @@ def measure_corpus(data: DataConfig) -> CorpusSize:
                     counts.update(tgts[i])
             num_read, num_pairs = num_read + len(block), num_pairs + len(kept)
             pairs_per_epoch += weight * len(kept)
-            characters += weight * sum(max(_length(srcs[i]), _length(tgts[i])) for i in kept)
+            characters += weight * sum(max(weighted_length(srcs[i]), weighted_length(tgts[i])) for i in kept)
     if not num_pairs:
         hint = "all pairs are empty or too long" if num_read else "the files are empty"
         raise DataError("no training pairs", where=sources[0].location(1), hint=hint)
@@ -137,13 +134,6 @@ def _alphabet(counts: Counter[str]) -> int:
     """Return how many characters, the most frequent first, make up nearly all of the text."""
     totals = np.cumsum(sorted(counts.values(), reverse=True))
     return int(np.searchsorted(totals, _COVERAGE * totals[-1])) + 1
-
-
-def _length(text: str) -> float:
-    """Return the number of characters, as if all were of a script with letters."""
-    if text.isascii():
-        return len(text)
-    return len(text) + (_LETTERLESS_WEIGHT - 1) * sum(character >= _LETTERLESS for character in text)
 
 
 def _this_machine(config: Config) -> Machine:

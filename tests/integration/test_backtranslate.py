@@ -115,6 +115,7 @@ def test_a_folder_is_made_and_a_line_that_is_no_text_needs_no_column(trained: Pa
     ("options", "message"),
     [
         (["--method", "beams"], "unknown method 'beams'"),
+        (["-o", "bt.txt"], "--output: bt.txt would have tab-separated lines"),
         (["--top-k", "5"], "--top-k needs --method sample"),
         (["--sample-seed", "2"], "--sample-seed needs --method sample or noise"),
         (["--max-ratio", "0.5"], "the ratio of the larger to the smaller number is 1 or more"),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny
 
+from mtkit.checkpoint import load_checkpoint, save_checkpoint
+from mtkit.config.loading import dump_config, load_config, without_training_data
 from mtkit.model.cpu.packing import can_multiply_int8
 from mtkit.translation.model_folder import SHORTLIST_FILE
 
@@ -82,6 +85,16 @@ def test_an_aligner_makes_the_list_of_its_tokenizers(trained: Path, listed: Path
     code, _, err = tiny.mtkit("shortlist", run, *arguments, listed)
     assert (code, err) == (0, "")
     assert (run / SHORTLIST_FILE).read_bytes() == (listed / SHORTLIST_FILE).read_bytes()
+
+
+def test_an_aligner_aligns_the_pairs_of_the_model(trained: Path, tmp_path: Path) -> None:
+    run, aligner = shutil.copytree(trained, tmp_path / "run"), tmp_path / "aligner"
+    stored = load_checkpoint(trained / "best")
+    config = without_training_data(load_config(trained / "config.yaml"))
+    files = {file.name: file.read_bytes() for file in trained.glob("tokenizer*.model")}
+    save_checkpoint(aligner, replace(stored, config=dump_config(config)), files)
+    code, out, err = tiny.mtkit("shortlist", run, "--aligner", aligner, "-q")
+    assert (code, err) == (0, "") and out.startswith(f"{tiny.SPLITS['train']} pairs: ")
 
 
 @pytest.mark.slow

@@ -92,6 +92,9 @@ def test_what_is_no_translation_is_left_out_by_reason() -> None:
     texts = ["我们" * 6, "สวัสดี" * 4, "一只狗和另一只狗在雪地里玩"]
     loops = ["repeating themselves"] * 2
     assert unlimited.reasons(["ein Hund"] * 3, texts) == [*loops, "kept"]
+    # Without tokenizers characters count, of which Chinese needs fewer.
+    found = TranslationFilter(None).reasons(["我们今天去公园散步"] * 2, ["a" * 41, "a" * 80])
+    assert found == ["kept", "too unequal in length"]
     assert summary(Counter(reasons)).startswith("4 of 9 pairs kept; left out: 2 empty, 1 copied")
     assert summary({"kept": 3}) == "3 of 3 pairs kept"
 
