@@ -28,6 +28,12 @@ def copy_unless_forbidden(settings: Settings, context: Context) -> dict[str, Any
     return copy(settings, context)
 
 
+def count_calls(settings: Settings, context: Context) -> None:
+    """Write how often this was asked for."""
+    copy(settings, context)
+    Path(settings["to"]).write_bytes(Path(settings["log"]).read_bytes())
+
+
 def die(settings: Settings, context: Context) -> None:
     """Kill the process."""
     os.kill(os.getpid(), signal.SIGKILL)

@@ -31,8 +31,14 @@ from mtkit.pipelines.distillation_stages import (
 )
 from mtkit.pipelines.pipeline import Pipeline
 from mtkit.pipelines.stages import Effort, Stage
-from mtkit.pipelines.trainings import check_training, training
-from mtkit.translation.model_folder import SHORTLIST_FILE, override_decoding, read_decoding, read_languages
+from mtkit.pipelines.trainings import check_training, training, training_values
+from mtkit.translation.model_folder import (
+    SHORTLIST_FILE,
+    override_decoding,
+    read_decoding,
+    read_languages,
+    shortlist_file,
+)
 from mtkit.translation.options import PARALLEL, Parallelism
 
 _ALONE = Effort("stages", 0)
@@ -145,7 +151,7 @@ class Distillation:
         Args:
             targets: what `choose_targets` returned.
         """
-        values = config_to_dict(self.config)
+        values = training_values(self.config)
         entries = list(values["data"]["train"]) if self.keep_original else []
         for name, tag, weight in self._corpora():
             if pairs := targets["pairs"][name]:
@@ -162,7 +168,8 @@ class Distillation:
         """Description of the teacher and its search."""
         if self.translations is not None:
             return self.translations
-        search = override_decoding(read_decoding(Path(self.teachers[0])), self.decoding).label
+        changes = {**self.decoding, "n_best": self.closest}  # which may widen the beam
+        search = override_decoding(read_decoding(Path(self.teachers[0])), changes).label
         closest = f", of {self.closest} the closest to the reference" if self.closest > 1 else ""
         return f"{' + '.join(self.teachers)} with {search}{closest}"
 
@@ -186,12 +193,15 @@ class Distillation:
         data = self.config.data
         sources = [path for source in open_sources(data.train, data, "train") for path in source.paths]
         others = [*self.teachers, *self.mono, *filter(None, (self.translations, self.backward))]
+        if self.translations is None and (table := shortlist_file(Path(self.teachers[0]))).is_file():
+            others.append(str(table))
         settings = {
             "data": {**config_to_dict(self.config)["data"], "valid": [], "test": []},
             "tags": {name: tag or "" for name, tag, _ in self._corpora()},
             "mono": list(self.mono),
             "teachers": list(self.teachers),
-            "decoding": self.decoding,
+            # A key that a record lacks would pass for one that mtkit did not have before.
+            "decoding": {"beam_size": None, "mbr_candidates": None, **self.decoding},
             "translations": self.translations,
             "backward": self.backward,
             "closest": self.closest,
@@ -240,5 +250,8 @@ class Distillation:
             "small": str(self.small),
             "num_threads": self.config.training.num_threads,
         }
-        inputs = (Path(student.run), self.small, *map(Path, self.teachers))
+        data = student.data
+        held_out = [*open_sources(data.test, data, "test"), *open_sources(data.valid, data, "valid")][:1]
+        texts = [path for source in held_out for path in source.paths]
+        inputs = (Path(student.run), self.small, *map(Path, self.teachers), *texts)
         return Stage("comparison", compare_systems, settings, _ALONE, inputs)

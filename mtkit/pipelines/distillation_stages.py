@@ -62,7 +62,8 @@ def write_targets(settings: Settings, context: Context) -> dict[str, Any]:
         _check_length(settings["translations"], total)
     maker = _TargetMaker(settings, say, total, context.parallelism)
     for name, tag in settings["tags"].items():
-        with closing(ResumableFile(folder / f"{name}.tsv", dict(settings) | {"name": name})) as output:
+        job = dict(settings) | {"name": name}
+        with closing(ResumableFile(folder / f"{name}.tsv", job, fresh=context.fresh)) as output:
             maker.write(output, corpora.lines(name), tag)
             counts.update(output.counts)
     say(summary(counts))
@@ -134,7 +135,10 @@ class _TargetMaker:
             tokenizers = self.forward.tokenizers
             _check_tags(filter(None, settings["tags"].values()), tokenizers)
             if path is None:
-                changes = {**settings["decoding"], "n_best": self.closest}
+                # Null is a value of `mbr` alone: the others are as in the teacher's config then.
+                given = settings["decoding"].items()
+                changes = {key: value for key, value in given if value is not None or key == "mbr"}
+                changes["n_best"] = self.closest
                 self.teacher = Translator.load(teachers[0], **members, **changes)
         self.backward = None if backward is None else Translator.load(backward, **machine, **_PER_TOKEN)
         self.translation_filter = TranslationFilter(tokenizers, settings["max_ratio"])

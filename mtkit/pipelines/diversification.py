@@ -86,6 +86,16 @@ class Diversification:
             for key, reason in _REFUSED.items():
                 if attrgetter(key)(config):
                     raise ConfigError("cannot be used with diversification", where=key, hint=reason)
+        # Presets may choose different vocabularies; that of the final model counts.
+        of_tokenizer = {*self.config.tokenizer.model_fields_set, *self.helpers.tokenizer.model_fields_set}
+        shared = [f"tokenizer.{key}" for key in sorted(of_tokenizer & _TRAINED_TOKENIZER)]
+        shared += ["data.src", "data.tgt", "data.root", "data.train"]
+        shared += ["data.valid"] if self.helpers.data.valid else []  # without any, helpers are not validated
+        for key in shared:
+            if attrgetter(key)(self.config) != attrgetter(key)(self.helpers):
+                hint = "set it without `helpers` and `final`"
+                raise ConfigError("it is the same for all models", where=key, hint=hint)
+        for config in (self.config, self.helpers):
             check_training(config)
 
     @property

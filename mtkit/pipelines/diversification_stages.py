@@ -122,7 +122,7 @@ def translate_corpora(settings: Settings, context: Context) -> dict[str, Any]:
     say = Display(context.console).say
     total = sum(count_lines(sides(corpora, name)[0]) for name in settings["names"])
     for name, tag in settings["names"].items():
-        with closing(ResumableFile(folder / f"{name}.tsv", settings)) as output:
+        with closing(ResumableFile(folder / f"{name}.tsv", settings, fresh=context.fresh)) as output:
             if not output.is_finished:
                 side = 0 if machine_side == "tgt" else 1
                 requests = (Request(pair[side], tag=tag) for pair in read_corpus(corpora, name))

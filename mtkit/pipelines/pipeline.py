@@ -61,6 +61,7 @@ class Pipeline:
         self._seconds: dict[str, float] = defaultdict(float)
         self._numbers: dict[str, float] = defaultdict(float)
         self._fingerprints: dict[tuple[str, int, int], str] = {}
+        self._remade: dict[str, str] = {}  # see `Record`
         self._stack = ExitStack()
         self._signals = Signals()
         self._signals.training_started = True  # there is something to resume
@@ -97,6 +98,9 @@ class Pipeline:
     def run(self, stage: Stage) -> dict[str, Any]:
         """Run a stage, or go on with it, unless it is done; return what its function returned.
 
+        A stage that is done is run again if an output is missing. If that makes other outputs than before, later stages
+        that read them begin anew.
+
         Raises:
             ConfigError: If it was begun with other settings or inputs.
             DataError: If an input is missing.
@@ -108,20 +112,31 @@ class Pipeline:
         if self._must_remove:  # only now: a mistake in the inputs must not cost what is there
             self._remove_earlier()
         record = Record.read(path)
+        is_again = record is not None and (record.done or record.remade is not None)
         if record is not None and (differences := record.differences(wanted)):
-            what = f"stage {stage.name} was started with other settings or inputs: {differences}"
-            hint = "repeat the command with which it was begun, choose another folder, or start over with `fresh`"
-            raise ConfigError(what, where=str(self.folder), hint=hint)
+            # Inputs that are as a stage before this one made them again; those changed by hand are not.
+            remade = {key: found for key, found in wanted.inputs.items() if self._remade.get(key) == found}
+            if replace(record, inputs=record.inputs | remade).differences(wanted):
+                what = f"stage {stage.name} was started with other settings or inputs: {differences}"
+                hint = "repeat the command with which it was begun, choose another folder, or start over with `fresh`"
+                raise ConfigError(what, where=str(self.folder), hint=hint)
+            self._remove_outputs(record.outputs)
+            record = None
         self._number += 1
         place = f"[{self._number}/{len(self.efforts)}] {stage.name}"
         if record is not None and record.done and all(map(Path.exists, stage.outputs)):
             self._count(stage, record.seconds)
+            self._remade |= record.remade or {}
             self.say(f"{place}: done before, in {format_duration(record.seconds)}")
             return record.result
         self.say(f"{place}{self._time_left(self._number - 1)}")
-        begun = replace(record or wanted, done=False)
+        begun = replace(record or wanted, done=False, remade={} if is_again else None)
         begun.write(path)
         done = self._run(stage, begun, path, is_new=record is None)
+        if is_again:
+            remade = {str(output): self._fingerprint(output) or "" for output in stage.outputs}
+            done = replace(done, remade=remade)
+            self._remade |= remade
         done.write(path)
         self._count(stage, done.seconds)
         self.say(f"{place}: done in {format_duration(done.seconds)}{self._time_left(self._number)}")
@@ -170,7 +185,8 @@ class Pipeline:
                 signals=self._signals,
             )
         except (ConfigError, DataError):
-            if is_new:  # otherwise the corrected command would be refused
+            if is_new:  # otherwise the corrected command would be refused, or go on with what is wrong
+                self._remove_outputs(begun.outputs)
                 path.unlink(missing_ok=True)
             raise
         except Interrupted:
@@ -199,10 +215,17 @@ class Pipeline:
         """Remove the records of earlier stages, and their outputs in the folder; note that it was started over."""
         write_text(self.folder / _RECORDS / _FRESH, "")
         for path in sorted((self.folder / _RECORDS).glob("*.json")):
-            record = Record.read(path)
-            for output in map(Path, record.outputs if record else ()):
-                if output.resolve().is_relative_to(self.folder.resolve()):
-                    remove_tree(output)
+            record = None
+            with suppress(StorageError):
+                record = Record.read(path)
+            # The outputs of a record that cannot be read should have its name.
+            self._remove_outputs(record.outputs if record else [str(self.folder / path.stem)])
             with storage_errors(path):
                 path.unlink()
         self._must_remove = False
+
+    def _remove_outputs(self, outputs: Sequence[str]) -> None:
+        """Remove those outputs of a stage that are in the folder."""
+        for output in map(Path, outputs):
+            if output.resolve().is_relative_to(self.folder.resolve()):
+                remove_tree(output)

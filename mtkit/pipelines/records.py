@@ -29,6 +29,8 @@ class Record:
         done: whether the function has returned.
         seconds: time that it has taken so far.
         result: what it returned.
+        remade: fingerprint of each output, if it was run again after it had been done: later stages may have read other
+            ones. Empty until it is done again, and None for a stage that was done once.
     """
 
     work: str
@@ -38,6 +40,7 @@ class Record:
     done: bool = False
     seconds: float = 0.0
     result: dict[str, Any] = field(default_factory=dict)
+    remade: dict[str, str] | None = None
 
     @classmethod
     def read(cls, path: Path) -> Record | None:
@@ -98,15 +101,15 @@ def _differences(name: str, old: Any, new: Any, *, only_set: bool = False) -> It
         name: name of the settings; empty for all.
         old: how they were.
         new: how they are.
-        only_set: whether sections of a config have the keys that were set only, as with preset auto, so that one at its
-            default is a difference too.
+        only_set: whether sections of a config have the keys that were set only, as with preset auto or `init`, so that
+            one at its default is a difference too.
     """
     if isinstance(old, dict) and isinstance(new, dict):
-        is_auto = AUTO in (old.get("preset"), new.get("preset"))
+        only_set = only_set or any(each.get("preset") == AUTO or each.get("init") for each in (old, new))
         for key in old | new:
             full = f"{name}.{key}" if name else key
             if key in old or only_set or not _is_default(full, new[key]):
-                yield from _differences(full, old.get(key), new.get(key), only_set=only_set or is_auto)
+                yield from _differences(full, old.get(key), new.get(key), only_set=only_set)
     elif old != new:
         yield f"{name}: {format_value(old)} -> {format_value(new)}"
 

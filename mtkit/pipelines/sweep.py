@@ -23,9 +23,10 @@ from itertools import product, starmap
 from pathlib import Path
 from typing import Any, Literal
 
-from mtkit.config.loading import AUTO, config_to_dict, dump_config, parse_config
+from mtkit.config.loading import AUTO, parse_config
 from mtkit.config.presets import CorpusSize
 from mtkit.config.sections import Config, DataConfig
+from mtkit.config.yaml_document import dump_yaml
 from mtkit.errors import ConfigError, FolderInUseError, TrainingError
 from mtkit.evaluation.history import read_object
 from mtkit.files import FolderLock, make_folder, remove_tree, write_text
@@ -36,7 +37,7 @@ from mtkit.pipelines.pipeline import Pipeline
 from mtkit.pipelines.records import Record, describe_differences
 from mtkit.pipelines.search_space import Dimension, draw_trials
 from mtkit.pipelines.stages import Context, Effort, Settings, Stage
-from mtkit.pipelines.trainings import train
+from mtkit.pipelines.trainings import train, training_values
 
 _PLAN, _RESULTS, PAGE, BEST = "plan.json", "sweep.json", "sweep.html", "best.yaml"
 _LOWER_IS_BETTER = ("loss", "perplexity", "ter")
@@ -212,7 +213,7 @@ def _request(config: Config, options: SweepOptions) -> dict[str, Any]:
     """Return what identifies a sweep, as JSON."""
     values = {key: value for key, value in vars(options).items() if key != "dimensions"}
     values["dimensions"] = [vars(dimension) for dimension in options.dimensions]
-    return dict(json.loads(json.dumps({"config": config_to_dict(config), **values})))
+    return dict(json.loads(json.dumps({"config": training_values(config), **values})))
 
 
 @contextmanager
@@ -235,14 +236,16 @@ def _remove_earlier(folder: Path) -> None:
     """Delete what an earlier sweep left in the folder.
 
     Raises:
-        StorageError: If a process works on it.
+        StorageError: If a process works on it; nothing is deleted then.
     """
-    for stages in sorted(folder.glob("trial-*.stages")):
-        with FolderLock(stages):
+    trials = sorted(folder.glob("trial-*.stages"))
+    with ExitStack() as stack:
+        for stages in trials:  # all locks first: one trial that is in work must not cost the others
+            stack.enter_context(FolderLock(stages))
+        for stages in trials:
             remove_tree(folder / stages.name.removesuffix(".stages"))
-        remove_tree(stages)
-    for name in (_PLAN, _RESULTS, PAGE, BEST):
-        remove_tree(folder / name)
+    for path in (*trials, *(folder / name for name in (_PLAN, _RESULTS, PAGE, BEST))):
+        remove_tree(path)
 
 
 def _draw(
@@ -305,7 +308,7 @@ def _draw(
             what = f"{options.budget:,.0f} updates are not enough for {format_count(num_rungs, 'rung')}"
             hint = f"at least {least:,}, or a lower training.max_steps"
             raise ConfigError(what, where="`budget`", hint=hint)
-    resolved = list(map(config_to_dict, configs))
+    resolved = list(map(training_values, configs))
     return {"trials": trials, "steps": steps, "configs": resolved, "choices": choices}
 
 
@@ -354,7 +357,7 @@ def _try_task(plan: Plan, task: Task, say: Say) -> bool:
         left = plan.seconds_left()
         rest = "" if left is None else f"; about {format_duration(left)} of training left in all"
         say(f"{name}: to update {steps[task.rung]:,} with {' '.join(plan.trials[task.trial])}{rest}")
-        settings = {"config": config_to_dict(plan.configs[task.trial]), "stop_at": steps[task.rung]}
+        settings = {"config": training_values(plan.configs[task.trial]), "stop_at": steps[task.rung]}
         if choices := plan.choices[task.trial]:
             settings["choices"] = choices
         outputs = (plan.run(task.trial),)
@@ -463,5 +466,6 @@ def write_outcome(plan: Plan) -> list[Trial]:
     data = best.data.model_copy(update={"test": plan.original.data.test})
     best = best.model_copy(update={"data": data})
     chosen = " ".join(trials[0].values)
-    write_text(plan.folder / BEST, f"# Best trial of a sweep: {chosen}\n{dump_config(best)}")
+    text = f"# Best trial of a sweep: {chosen}\n{dump_yaml(training_values(best))}"
+    write_text(plan.folder / BEST, text)
     return trials

@@ -24,8 +24,21 @@ def training(name: str, config: Config, inputs: tuple[Path, ...] = (), choices: 
         inputs: files that it reads. Those of its corpora need not be among them: a run is not resumed with others.
         choices: what a preset chose for the config, and why.
     """
-    settings = {"config": config_to_dict(config), **({"choices": list(choices)} if choices else {})}
+    settings = {"config": training_values(config), **({"choices": list(choices)} if choices else {})}
     return Stage(name, train, settings, training_effort(config), inputs, (Path(config.run),))
+
+
+def training_values(config: Config) -> dict[str, Any]:
+    """Return a config as `config_to_dict` does, to be trained with after `parse_config`.
+
+    With `init`, the sections that come from the initial model have only the keys that are set: the others would count
+    as set too, and be refused, or replace those of the model.
+    """
+    values = config_to_dict(config)
+    if config.init is not None:
+        for name in ("tokenizer", "model", "decoding"):
+            values[name] = getattr(config, name).model_dump(exclude_unset=True)
+    return values
 
 
 def check_training(config: Config) -> None:

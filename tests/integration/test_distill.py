@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from mtkit.errors import ConfigError, DataError
 from mtkit.pipelines import Context
 from mtkit.pipelines.distillation import Distillation
 from mtkit.pipelines.distillation_stages import choose_targets, write_targets
+from mtkit.pipelines.records import describe_differences
+from mtkit.pipelines.trainings import training
 from mtkit.translation.mbr import make_utility
+from mtkit.translation.model_folder import SHORTLIST_FILE
 from mtkit.translation.translator import Translator
 
 QUIET = Context(Console(quiet=True))
@@ -33,8 +37,8 @@ def settings(tmp_path: Path, trained: Path) -> dict[str, Any]:
     data |= {"root": str(tmp_path), "train": [{"src": "t.src", "tgt": "t.tgt"}], "valid": [], "test": []}
     return {
         "data": data, "seed": 1, "tags": {"train-0": "", "mono": ""}, "mono": [str(mono)],
-        "teachers": [str(trained)], "decoding": {"beam_size": 3}, "translations": None, "backward": None,
-        "closest": 1, "max_ratio": None, "folder": str(tmp_path / "out"),
+        "teachers": [str(trained)], "decoding": {"beam_size": 3, "mbr_candidates": None}, "translations": None,
+        "backward": None, "closest": 1, "max_ratio": None, "folder": str(tmp_path / "out"),
         "device": "cpu", "precision": "fp32", "num_threads": 1,
     }  # fmt: skip
 
@@ -190,6 +194,8 @@ def test_the_students_config_names_the_teacher_and_keeps_what_is_validated_on(
     assert targets.synthetic == f"7 sentences translated by {how}"
     assert targets.src is not None and Path(targets.src).is_absolute()
     assert (student.data.valid, student.data.test) == (loaded.data.valid, loaded.data.test)
+    widened = Distillation(loaded, (str(trained),), {"mbr": None}, closest=8)
+    assert widened.teacher == f"{trained} with beam 8, of 8 the closest to the reference"
 
 
 def test_each_option_is_a_part_of_the_plan(
@@ -217,6 +223,45 @@ def test_each_option_is_a_part_of_the_plan(
         drop_worst=0.1, keep_original=True, first=50, best=20,
     )  # fmt: skip
     assert (second.teachers, second.translations, second.max_ratio) == ((), "file", 3.0)
+
+
+def test_a_student_may_start_from_a_model(config: Path) -> None:
+    kept = [line for line in tiny.read_lines(config) if not line.startswith(("tokenizer:", "model:"))]
+    loaded = load_config(tiny.write_lines(config, ["init: runs/other", *kept]), ["model.dropout=0.3"])
+    student = Distillation(loaded, (), {}, translations="x").student_config({"pairs": {"train-0": 7}})
+    for found in (student, parse_config(training("student", student).settings["config"])):
+        assert found.tokenizer.model_fields_set == set() and found.model.model_fields_set == {"dropout"}
+
+
+def test_an_option_that_is_new_in_a_second_call_is_noticed_at_its_default(
+    config: Path, trained: Path
+) -> None:
+    loaded = load_config(config)
+    before, after = (Distillation(loaded, (str(trained),), keys) for keys in ({}, {"beam_size": 5}))
+    found = describe_differences(before._translate().settings, after._translate().settings)
+    assert found == "decoding.beam_size: null -> 5"
+
+
+def test_the_shortlist_of_the_teacher_and_the_held_out_files_are_inputs(
+    config: Path, corpus: Path, trained: Path, tmp_path: Path
+) -> None:
+    teacher = shutil.copytree(trained, tmp_path / "teacher")
+    plan = Distillation(load_config(config), (str(teacher),), {})
+    assert teacher / SHORTLIST_FILE not in plan._translate().inputs
+    (teacher / SHORTLIST_FILE).touch()
+    assert teacher / SHORTLIST_FILE in plan._translate().inputs
+    for split, overrides in (("test", []), ("valid", ["data.test=[]"])):
+        student = load_config(config, overrides)
+        assert plan._compare(student).inputs[-2:] == (corpus / f"{split}.src", corpus / f"{split}.tgt")
+
+
+def test_translations_of_another_job_are_replaced_when_started_over(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    for text, context in (("one", QUIET), ("two", Context(QUIET.console, fresh=True))):
+        file = tiny.write_lines(tmp_path / text, [text] * (NUM_LINES + NUM_MONO))
+        write_targets(settings | {"teachers": [], "translations": str(file)}, context)
+        assert {row[1] for row in rows(settings, "mono")} == {text}
 
 
 @pytest.mark.slow

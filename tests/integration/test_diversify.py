@@ -15,7 +15,9 @@ import tiny
 from rich.console import Console
 
 from mtkit import load_config
+from mtkit.data.readers import Pair
 from mtkit.pipelines import Context, diversification_stages, pipeline, trainings
+from mtkit.pipelines.corpora import write_corpora
 from mtkit.pipelines.diversification import DIRECTIONS
 from mtkit.pipelines.records import Record, as_json
 from mtkit.training.signals import Interrupted
@@ -100,6 +102,18 @@ def test_a_second_round_learns_from_the_union_of_the_first(
     unions = [len(tiny.read_lines(stages / f"union-{number}" / "train-0.src")) for number in (1, 2)]
     assert 0 < unions[0] <= unions[1]
     assert "union-2/train-0.src" in str(load_config(tmp_path / "diverse" / "config.yaml").data.train[1].src)
+
+
+def test_translations_of_another_job_are_replaced_when_started_over(trained: Path, tmp_path: Path) -> None:
+    write_corpora(tmp_path, [("train-0", (Pair(*pair) for pair in tiny.pairs(5, 1)))])
+    settings = {
+        "model": str(trained), "corpora": str(tmp_path), "names": {"train-0": ""}, "machine_side": "tgt",
+        "folder": str(tmp_path / "out"), "device": "cpu", "precision": "fp32", "num_threads": 1,
+    }  # fmt: skip
+    for max_ratio, is_fresh in ((None, False), (3.0, True)):
+        context = Context(Console(quiet=True), is_fresh)
+        found = diversification_stages.translate_corpora(settings | {"max_ratio": max_ratio}, context)
+        assert sum(found.values()) == 5
 
 
 def test_what_a_preset_chose_is_a_fact_of_each_run(config: Path, corpus: Path, tmp_path: Path) -> None:

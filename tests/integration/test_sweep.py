@@ -129,6 +129,9 @@ def test_a_sweep_that_was_stopped_goes_on_and_a_busy_trial_is_left_to_its_proces
         code, _, err = tiny.mtkit(*SWEEP, *STEPS, "--trial", "6")
     assert code == 130
     assert [name for name, _ in children.calls[5:]] == ["trial-006", "trial-007", "trial-008"]
+    with FolderLock(stages):
+        code, _, err = tiny.mtkit(*SWEEP, *STEPS, "--fresh")
+    assert (code, "another run" in err) == (5, True)  # and it deleted nothing
     code, _, err = tiny.mtkit(*SWEEP, *STEPS)
     assert code == 0
     assert [name for name, _ in children.calls[8:]] == [
@@ -192,6 +195,29 @@ def test_samples_a_budget_and_preset_auto(children: Children) -> None:
     code, _, err = tiny.mtkit("sweep", "auto.yaml", *values, *few[:2], "--budget", "20", "-o", "other")
     assert code == 2
     assert "error: --budget: 20 updates are not enough for 2 rungs (at least" in tiny.one_line(err)
+
+
+@pytest.mark.parametrize("preset", ["auto", "null"])
+def test_trials_that_start_from_a_model_set_no_other_keys_of_it(children: Children, preset: str) -> None:
+    """What auto chose for the corpus stays."""
+    kept = [
+        line for line in tiny.read_lines(Path("my.yaml")) if not line.startswith(("tokenizer:", "model:"))
+    ]
+    text = "\n".join([f"preset: {preset}", "init: runs/other", *kept, ""])
+    Path("my.yaml").write_text(text.replace("max_steps: 40, ", "" if preset == "auto" else "max_steps: 40, "))
+    command = ["sweep", "my.yaml", "training.learning_rate=0.001,0.002", "--rungs", "1"]
+    code, _, err = tiny.mtkit(*command)
+    assert code == 0, err
+    folder = Path("runs/x.sweep")
+    stored = json.loads((folder / "trial-000.stages/stages/rung-0.json").read_bytes())["settings"]
+    for found in (parse_config(stored["config"]), load_config(folder / "best.yaml")):
+        assert (found.init, found.tokenizer.model_fields_set, found.model.model_fields_set) == (
+            "runs/other", set(), set()
+        )  # fmt: skip
+        assert found.decoding.model_fields_set == {"beam_size", "max_length_ratio", "max_length_extra"}
+        assert found.training.max_steps == stored["stop_at"]
+    code, _, err = tiny.mtkit(*command, "model.dropout=0.1")
+    assert code == 2 and "another sweep: config.model.dropout: null -> 0.1" in tiny.one_line(err)
 
 
 @pytest.mark.parametrize(("code", "is_told"), [(1, True), (143, False), (-9, False)])

@@ -78,6 +78,36 @@ def test_what_has_one_direction_only_is_refused(tmp_path: Path) -> None:
         replace(made, config=parse_config(values)).check()
 
 
+@pytest.mark.parametrize(
+    ("key", "final", "helpers"),
+    [
+        ("data.train", [], ["data.train=[{src: valid.src, tgt: valid.tgt}]"]),
+        ("data.valid", ["data.valid=[]"], []),
+        ("data.root", [], ["data.root=/"]),
+        ("tokenizer.joint", ["tokenizer.joint=false"], []),
+        ("tokenizer.vocab_size", [], ["tokenizer.vocab_size=50"]),
+    ],
+)
+def test_what_all_models_share_is_refused_for_some(
+    tmp_path: Path, key: str, final: list[str], helpers: list[str]
+) -> None:
+    tiny.write_corpus(tmp_path)
+    made = replace(plan(tmp_path, *final), helpers=plan(tmp_path, *helpers).config)
+    with pytest.raises(ConfigError, match=f"{key}: it is the same for all models"):
+        made.check()
+
+
+def test_helpers_may_have_no_validation_another_preset_and_other_samples_of_subwords(tmp_path: Path) -> None:
+    tiny.write_corpus(tmp_path)
+    text = tiny.read_lines(tiny.write_config(tmp_path / "c.yaml", run=tmp_path / "run", root=tmp_path))
+    path = tiny.write_lines(tmp_path / "no.yaml", [line for line in text if not line.startswith("tokenizer")])
+    final, helpers = (load_config(path, [f"preset={name}"]) for name in ("base", "tiny"))
+    assert final.tokenizer.vocab_size != helpers.tokenizer.vocab_size
+    Diversification(final, helpers).check()
+    changes = ("data.valid=[]", "tokenizer.bpe_dropout=0.1")
+    replace(plan(tmp_path), helpers=plan(tmp_path, *changes).config).check()
+
+
 def test_only_new_pairs_are_added_and_each_once(tmp_path: Path) -> None:
     corpora = tmp_path / "corpora"
     write_corpora(

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,23 @@ def test_a_stage_whose_output_is_missing_is_run_again(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_stages_after_one_that_is_run_again_read_its_new_output(folder: Path, is_stopped: bool) -> None:
+    first, second = stages(folder)
+    first = replace(first, work=pipeline_stages.count_calls)
+    run(folder, [first, second])
+    before = (folder / "c").read_text()
+    (folder / "b").unlink()
+    if is_stopped:
+        run(folder, [first])
+    run(folder, [first, second])
+    assert before != (folder / "c").read_text() == (folder / "b").read_text() + "x"
+    (folder / "b").write_text("by hand", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"stage second .*b has changed"):
+        run(folder, [first, second])
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_other_settings_and_inputs_are_refused_by_name(folder: Path) -> None:
     run(folder, stages(folder))
     with pytest.raises(
@@ -117,6 +135,12 @@ def test_a_key_set_to_its_default_differs_from_what_preset_auto_would_choose() -
     old = {"config": {"preset": "auto", "model": {}}}
     new = {"config": {"preset": "auto", "model": {"dropout": 0.1}}}
     assert describe_differences(old, new) == "config.model.dropout: null -> 0.1"
+
+
+def test_a_key_set_to_its_default_differs_from_that_of_the_model_to_start_from() -> None:
+    old: dict[str, Any] = {"config": {"init": "runs/x", "decoding": {}}}
+    new = {"config": {"init": "runs/x", "decoding": {"beam_size": 5}}}
+    assert describe_differences(old, new) == "config.decoding.beam_size: null -> 5"
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -183,6 +207,17 @@ def test_an_error_names_itself_and_the_corrected_command_goes_on(folder: Path) -
     assert (folder / "c").read_text() == "textzz"
 
 
+@pytest.mark.usefixtures("in_this_process")
+def test_an_error_leaves_no_output_that_the_corrected_command_would_go_on_with(folder: Path) -> None:
+    stage = stages(folder, "x", pipeline_stages.copy_unless_forbidden)[0]
+    part = folder / "p" / "part"
+    part.mkdir(parents=True)
+    (folder / "forbidden").touch()
+    with pytest.raises(DataError):
+        run(folder, [replace(stage, outputs=(part, folder / "a"))])
+    assert not part.exists() and (folder / "a").exists()
+
+
 def test_an_error_of_the_user_crosses_the_process(folder: Path) -> None:
     (folder / "forbidden").touch()
     with pytest.raises(DataError) as error:
@@ -231,12 +266,16 @@ def test_one_pipeline_at_a_time_in_a_folder(folder: Path) -> None:
             run(folder, stages(folder))
 
 
-def test_damaged_records_are_refused(folder: Path) -> None:
-    records = folder / "p" / "stages"
+@pytest.mark.usefixtures("in_this_process")
+def test_damaged_records_are_refused_until_the_pipeline_is_started_over(folder: Path) -> None:
+    records, output = folder / "p" / "stages", folder / "p" / "first"
     records.mkdir(parents=True)
+    output.mkdir()
     (records / "first.json").write_text("{", encoding="utf-8")
     with pytest.raises(StorageError, match=r"first\.json: damaged"):
         run(folder, stages(folder))
+    run(folder, stages(folder), fresh=True)
+    assert not output.exists()
 
 
 def test_an_outcome_needs_no_room_on_a_full_disk(tmp_path: Path) -> None:
