@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -48,9 +49,12 @@ _NOT_CODES = frozenset(
         "all",
         "new",
         "old",
+        "set",
     )
 )
 """Endings of file names that look like language codes but are not."""
+_ALSO_WORDS = frozenset(("my", "mt", "to"))
+"""Codes of Burmese, Maltese and Tongan that names of files also have as words: my-mt, en-to-fr."""
 _DOCUMENTS = (".tmx", ".xlf", ".xliff")
 TABLES = (".tsv", ".csv", ".jsonl", ".parquet", ".xlsx", *_DOCUMENTS)
 VALID_NAME = re.compile(r"(?:valid|val|dev)(?!test)(?![a-z])|validation")
@@ -197,15 +201,15 @@ def _recognize_table(path: str, languages: Languages | None) -> Recognized:
         ConfigError: If languages or columns cannot be determined.
         DataError: If the file cannot be read.
     """
+    known = languages or _language_pair(path)
     readers: dict[str, Callable[[str], Iterable[str] | Mapping[str, Iterable[str]]]] = {
-        ".tsv": _tsv_header, ".csv": _csv_header, ".jsonl": _jsonl_keys, ".parquet": _parquet_columns,
-        ".xlsx": _sheet_header, **dict.fromkeys(_DOCUMENTS, _unit_languages),
+        ".tsv": partial(_tsv_header, known=known), ".csv": _csv_header, ".jsonl": _jsonl_keys,
+        ".parquet": _parquet_columns, ".xlsx": _sheet_header, **dict.fromkeys(_DOCUMENTS, _unit_languages),
     }  # fmt: skip
     columns = readers[_suffix_of(path)](path)
     names = list(columns)
     if isinstance(columns, Mapping) and TRANSLATION in columns:
         return Recognized(languages or _two_codes(columns[TRANSLATION], path), [{"path": path}])
-    known = languages or _language_pair(path)
     if not names:  # A TSV without a header.
         if known is None:
             raise ConfigError("the file name does not contain its languages", where=path, hint=_HINT)
@@ -250,24 +254,31 @@ def _two_codes(names: Iterable[str], path: str) -> Languages:
 
 
 def _language_pair(path: str) -> Languages | None:
-    """Return the last two adjacent codes in the name of a file or its folder: en and de for tatoeba-en-de.tsv."""
+    """Return the last two codes in the name of a file or its folder: en and de for x-en-de.tsv or x.en-to-de.tsv."""
     for name in (strip_compression(path).stem, Path(path).absolute().parent.name):
         words = _NAME_PART.findall(name)
-        for first, second in reversed(list(pairwise(words))):
-            if _is_code(first) and _is_code(second):
-                return first, second
+        around_to = [(words[i - 1], words[i + 1]) for i in range(1, len(words) - 1) if words[i] == "to"]
+        for pair in reversed([*pairwise(words), *around_to]):
+            if all(map(_is_code, pair)) and not _ALSO_WORDS.issuperset(pair):
+                return pair
     return None
 
 
-def _tsv_header(path: str) -> list[str]:
-    """Return the header of a TSV, or nothing if its first line does not look like one."""
+def _tsv_header(path: str, known: Languages | None) -> list[str]:
+    """Return the header of a TSV, or nothing if its first line does not look like one.
+
+    Short words look like codes (`yes` and `oui`), so these are a header only if they are the languages that are known.
+    """
     cells = next(read_lines(path), "").split("\t")
     if len(cells) < 2:
         raise DataError(
             "no tab in the first line", where=f"{path}:1", hint="separate source and target by a tab"
         )
     sides = tuple(cell.lower() for cell in cells[:2])
-    return cells if sides in _SIDES or all(map(_is_code, cells[:2])) else []
+    are_codes = all(map(_is_code, cells[:2])) and (
+        known is None or set(map(short_code, known)) <= set(map(short_code, cells))
+    )
+    return cells if sides in _SIDES or are_codes else []
 
 
 def _csv_header(path: str) -> list[str]:

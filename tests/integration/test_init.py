@@ -113,6 +113,7 @@ def test_files_are_recognized(
         (["a.en", "b.en"], "source and target are both 'en'"),
         (["a.en", "a.de", "b.fr", "b.de"], "b.fr: the languages are fr and de, not en and de"),
         (["pairs.tsv"], "pairs.tsv: the file name does not contain its languages"),
+        (["my-mt/pairs.tsv"], "pairs.tsv: the file name does not contain its languages"),
         (["sides.csv"], "sides.csv: the columns do not name the languages"),
         (["."], ".: a folder, not a file"),
     ],
@@ -229,15 +230,34 @@ def test_empty_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (["corpus.fr-ca.tsv"], ("fr", "ca")),
         (["corpus_en_de.en", "corpus_en_de.de"], ("en", "de")),
         (["x.zho_Hans-eng_Latn.tsv"], ("zho_Hans", "eng_Latn")),
+        (["en-to-fr.tsv"], ("en", "fr")),
+        (["my-en.tsv"], ("my", "en")),
+        (["en-fr/my-set.tsv"], ("en", "fr")),
     ],
 )
-def test_regions_belong_to_languages(
+def test_names_of_files_tell_the_languages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], languages: tuple[str, str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in files:
+        Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text("a\tb\n" if name.endswith(".tsv") else "a\n")
     assert recognize(files, (None, None)).languages == languages
+
+
+@pytest.mark.parametrize(
+    ("first", "columns"),
+    [("yes\toui", None), ("fr\ten", ["en", "fr"]), ("eng\tfra", ["eng", "fra"])],
+)
+def test_short_words_are_no_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, columns: list[str] | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.tsv", "x.en-fr.tsv"):
+        Path(name).write_text(f"{first}\nHello.\tBonjour.\n")
+        found = recognize([name], ("en", "fr") if name == "x.tsv" else (None, None))
+        assert found.languages == ("en", "fr")
+        assert found.entries == [{"path": name} | ({"columns": columns} if columns else {})]
 
 
 def test_a_csv_with_line_ends_of_an_old_mac_is_an_error_of_data(
