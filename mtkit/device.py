@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import resource
@@ -13,6 +14,7 @@ from contextlib import contextmanager, suppress
 import torch
 
 from mtkit.errors import ConfigError, TrainingError
+from mtkit.job_limits import cpu_quota
 
 _KERNELS_KEPT = 64
 """Compiled kernels per cache: a batch has about ten matrices, and few batches run at a time."""
@@ -159,6 +161,16 @@ def limit_kernel_caches() -> None:
     """
     for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(variable, str(_KERNELS_KEPT))
+
+
+def limit_threads() -> None:
+    """Let PyTorch use no more threads than the quota of a container allows, which it does not read itself.
+
+    A quota that is used up stops all threads until its period is over. A number in `OMP_NUM_THREADS` is kept.
+    """
+    quota = cpu_quota()
+    if "OMP_NUM_THREADS" not in os.environ and quota < torch.get_num_threads():
+        torch.set_num_threads(math.ceil(quota))
 
 
 def configure_malloc(*, one_arena: bool = False) -> None:

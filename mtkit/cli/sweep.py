@@ -21,6 +21,7 @@ from mtkit.cli.evaluation_tables import render_table
 from mtkit.cli.terminal import check_not_stdin, invocation, print_stderr, print_stdout
 from mtkit.errors import ConfigError
 from mtkit.formatting import format_count, format_duration
+from mtkit.job_limits import usable_cores
 
 if TYPE_CHECKING:
     from mtkit.config.sections import Config
@@ -156,8 +157,7 @@ def _workers(number: int, command: Sequence[str], folder: Path) -> Iterator[None
     if number == 0:
         yield
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // (number + 1))))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // (number + 1))))
     workers = []
 
     def stop(number: int, frame: object) -> None:

@@ -611,10 +611,11 @@ class TrainingConfig(Section):
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, or one GPU such as cuda:1."""
     num_threads: Positive | None = None
-    """Number of CPU threads; by default PyTorch's choice."""
+    """Number of CPU threads; by default PyTorch's choice, and at most the cores of a container's quota."""
     workers: PositiveOrAuto = "auto"
     """Processes that share the batches of an update on a CPU, each in a single thread; auto is as many as `num_threads`
-    where batches are large enough. A run that is resumed keeps its number. 1 trains with threads alone."""
+    where batches are large enough and gradients fit in half of the free memory. A run that is resumed keeps its number.
+    1 trains with threads alone."""
     compile: bool = False
     """Compile each kind of layer and the loss with torch.compile, once for batches of all lengths. Needs a C++ compiler
     for a CPU, or Triton and a C compiler for a GPU."""

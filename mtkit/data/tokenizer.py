@@ -42,6 +42,7 @@ from mtkit.data.sentencepiece_training import (
 )
 from mtkit.errors import ConfigError, DataError, StorageError
 from mtkit.files import storage_errors, write_bytes
+from mtkit.job_limits import usable_cores
 
 Ids = npt.NDArray[np.int32]
 
@@ -152,7 +153,7 @@ class Tokenizer:
     def _encode_all(self, lines: list[str]) -> list[list[int]]:
         if len(lines) < _MIN_LINES_FOR_THREADS:
             return [self._processor.encode(line, out_type=int) for line in lines]
-        rows: list[list[int]] = self._processor.encode(lines, out_type=int, num_threads=_num_threads())
+        rows: list[list[int]] = self._processor.encode(lines, out_type=int, num_threads=usable_cores())
         return rows
 
     def decode(self, sequences: Sequence[Sequence[int] | npt.NDArray[np.integer]]) -> list[str]:
@@ -317,7 +318,7 @@ class VocabularyTokenizer(Tokenizer):
     def _encode_all(self, lines: list[str]) -> list[list[int]]:
         tags = [self.leading_tag(line) for line in lines]
         texts = [line[len(tag) :] for line, tag in zip(lines, tags, strict=True)]
-        num_threads = 1 if len(lines) < _MIN_LINES_FOR_THREADS else _num_threads()
+        num_threads = 1 if len(lines) < _MIN_LINES_FOR_THREADS else usable_cores()
         rows = self.segmentation.split(texts, num_threads)
         return [
             [self._ids_in_text.get(piece, self.unk) for piece in ([tag, *row] if tag else row)]
@@ -407,11 +408,6 @@ def _merge_spans(line: str, spans: Iterable[Span]) -> list[Span]:
             start = merged.pop()[0]
         merged.append((start, end))
     return [(start, end) for start, end in merged if line[start:end].strip()]
-
-
-def _num_threads() -> int:
-    """Return the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_surrogates(lines: Sequence[str], cause: Exception) -> None:

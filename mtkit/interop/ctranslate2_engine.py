@@ -14,6 +14,7 @@ from mtkit.checkpoint import MANIFEST_FILE, exported_to, verify_files
 from mtkit.config.sections import DecodingConfig
 from mtkit.data.batching import Ids, split_by_tokens
 from mtkit.data.tokenizer import Tokenizers, load_tokenizers
+from mtkit.device import limit_threads
 from mtkit.errors import ConfigError, StorageError
 from mtkit.interop.ctranslate2 import TYPES, check_expressible, export, import_ctranslate2
 from mtkit.interop.exporting import LoadedModel, search_of_engines, write_self_contained
@@ -274,6 +275,7 @@ def load_line_translator(
     verify_files(path, {"model.bin"})
     config = read_config(path, "export the model again", to_translate=True)
     tokenizers = load_tokenizers(path)
+    limit_threads()
     number, num_threads = Workers(device).numbers(parallelism)
     type_ = _COMPUTE_TYPES[precision]
     other = load_ctranslate2(path, type_, device, "`precision`", number, num_threads)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mtkit.config.sections import DecodingConfig
 from mtkit.data.batching import Ids
+from mtkit.device import limit_threads
 from mtkit.interop.exporting import LoadedModel, check_sentencepiece_alone
 from mtkit.interop.onnx import TYPES, import_onnx_packages, write_description, write_graphs
 from mtkit.interop.proof import EngineTokenizer
@@ -72,6 +73,7 @@ class Graphs:
     def __init__(self, folder: Path) -> None:
         *_, onnxruntime = import_onnx_packages()
         options = onnxruntime.SessionOptions()
+        limit_threads()
         options.intra_op_num_threads = torch.get_num_threads()
         self.encoder, self.decoder = (
             onnxruntime.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])

@@ -55,8 +55,6 @@ def build_trainer(
         ConfigError: If there cannot be as many workers as the config wants.
         TrainingError: If memory runs out.
     """
-    num_workers = choose_num_workers(config.training)
-    config = with_workers(config, num_workers)
     training, signals = config.training, signals or Signals()
     device = choose_device(training.device, local_rank=world.local_rank)
     dtype = choose_dtype(training.precision, device)
@@ -65,6 +63,9 @@ def build_trainer(
     torch.manual_seed(config.seed)
     with torch.device("meta" if is_sharded else "cpu"):
         model = make_training_model(config, inputs.tokenizers, dtype)
+    num_workers = choose_num_workers(training, model)
+    config = with_workers(config, num_workers)
+    training = config.training
     if not is_sharded:
         model = model.to(device)
     model.recompute, model.compiles = training.activation_checkpointing, training.compile

@@ -26,6 +26,7 @@ from mtkit.device import (
     configure_malloc,
     dtype_name,
     limit_kernel_caches,
+    limit_threads,
     processor_name,
     use_deterministic_algorithms,
 )
@@ -104,6 +105,8 @@ def configure_process(config: Config) -> torch.device:
     configure_malloc(one_arena=True)
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
+    else:
+        limit_threads()
     names = (*config.validation.metrics, *TEST_METRICS)
     metrics.check_metrics(names, tokenize=config.validation.bleu_tokenizer, tgt=config.data.tgt)
     device = choose_device(config.training.device, local_rank=read_ranks(communicates=True).local_rank)

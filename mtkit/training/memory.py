@@ -17,10 +17,10 @@ from mtkit.data.batching import Batch, collate_pairs, make_batch, num_positions
 from mtkit.data.order import Indices
 from mtkit.device import is_out_of_memory, peak_memory, reset_peak_memory
 from mtkit.errors import TrainingError
+from mtkit.job_limits import available_bytes
 from mtkit.torchrun import local_world_size
 from mtkit.training.engine import Engine
 from mtkit.training.loss import TensorBatch
-from mtkit.training.memory_limits import available_bytes
 from mtkit.training.muon import Muon
 from mtkit.training.parallel import num_local_elements
 from mtkit.training.state import TrainState
@@ -159,6 +159,8 @@ def _estimate_num_micro_batches(
 ) -> int:
     """Return how many micro-batches the memory of a CPU requires, estimated from a small one.
 
+    If there is no memory at all, that is more than the largest batch can be split into.
+
     A CPU is not tried until it fails, because the system would swap or kill the process. A resumed run keeps its number
     if that fits without the margin, so that nothing changes on the same machine.
     """
@@ -175,6 +177,8 @@ def _estimate_num_micro_batches(
             if _SAFETY_MARGIN * needed / _num_rounds(num_micro_batches, engine) <= available:
                 break
             num_micro_batches *= 2
+        if available <= 0:
+            num_micro_batches = 2 * len(largest)
     return int(max(engine.world.all_gather(num_micro_batches)))
 
 

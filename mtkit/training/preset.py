@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 import tempfile
 from collections import Counter
 from itertools import islice
@@ -35,12 +34,12 @@ from mtkit.data.sources import open_sources
 from mtkit.device import choose_device, choose_dtype
 from mtkit.errors import ConfigError, DataError
 from mtkit.formatting import format_count
+from mtkit.job_limits import available_bytes, usable_cores
 from mtkit.languages import weighted_length
 from mtkit.training.build import build_trainer
 from mtkit.training.distributed import SINGLE_PROCESS, World
 from mtkit.training.forecast import Speed, measure_speed
 from mtkit.training.inputs import Inputs
-from mtkit.training.memory_limits import available_bytes
 from mtkit.training.progress import Progress
 from mtkit.training.trainer import Trainer
 
@@ -146,13 +145,8 @@ def _this_machine(config: Config) -> Machine:
     has_bf16 = choose_dtype("auto", device) == torch.bfloat16
     if device.type == "cuda":
         memory, _ = torch.cuda.mem_get_info(device)
-        return Machine(_num_cores(), memory, torch.cuda.get_device_name(device), has_bf16)
-    return Machine(config.training.num_threads or _num_cores(), available_bytes(), None, has_bf16)
-
-
-def _num_cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return Machine(usable_cores(), memory, torch.cuda.get_device_name(device), has_bf16)
+    return Machine(config.training.num_threads or usable_cores(), available_bytes(), None, has_bf16)
 
 
 # --- time limit ---------------------------------------------------------------------------------------------------

@@ -34,11 +34,14 @@ from mtkit.config.sections import Config, TrainingConfig
 from mtkit.device import choose_device
 from mtkit.errors import ConfigError, TrainingError
 from mtkit.forking import Child, fork_child
+from mtkit.job_limits import available_bytes
 from mtkit.torchrun import read_ranks
 from mtkit.training.loss import TensorBatch
 
 _MIN_TOKENS = 256
 """Tokens of an update for each worker, at least, if their number is `auto`."""
+_GRADIENTS_SHARE = 0.5
+"""Largest share of the free memory for the gradients of the workers, if their number is `auto`."""
 _ALIGNMENT = 16
 """Tensors in shared memory start at multiples of this number of float32, a cache line."""
 _CHUNK = 1 << 16
@@ -78,11 +81,14 @@ def _find_objection(training: TrainingConfig) -> tuple[str, str] | None:
     return None
 
 
-def choose_num_workers(training: TrainingConfig) -> int:
-    """Return the number of workers of a new run: with `auto` one a thread, as long as each has enough to do.
+def choose_num_workers(training: TrainingConfig, model: nn.Module) -> int:
+    """Return the number of workers of a new run.
+
+    With `auto` it is one a thread, as long as each has enough to do and their gradients take half of the free memory.
 
     Args:
         training: section `training`.
+        model: the model that they will train.
 
     Raises:
         ConfigError: If the config wants several where there can be only one.
@@ -92,7 +98,11 @@ def choose_num_workers(training: TrainingConfig) -> int:
     objection = _find_objection(training)
     if training.workers == "auto":
         tokens = training.batch_token_budget * training.batches_per_update
-        return 1 if objection else max(1, min(torch.get_num_threads(), tokens // _MIN_TOKENS))
+        most = min(torch.get_num_threads(), tokens // _MIN_TOKENS)
+        if objection or most < 2:
+            return 1
+        gradients = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        return max(1, int(min(most, _GRADIENTS_SHARE * available_bytes() / max(1, gradients))))
     if objection is not None:
         raise ConfigError(objection[0], where=f"training.workers {training.workers}", hint=objection[1])
     return training.workers

@@ -15,7 +15,14 @@ from mtkit.config.sections import Config, DecodingConfig
 from mtkit.data.alignments import WordLinks
 from mtkit.data.batching import Ids
 from mtkit.data.tokenizer import Tokenizers
-from mtkit.device import choose_device, choose_dtype, configure_malloc, dtype_name, limit_kernel_caches
+from mtkit.device import (
+    choose_device,
+    choose_dtype,
+    configure_malloc,
+    dtype_name,
+    limit_kernel_caches,
+    limit_threads,
+)
 from mtkit.errors import ConfigError, DataError
 from mtkit.model.cpu.native.library import instructions_name
 from mtkit.model.cpu.native.model import NativeModel, supports, uses_native
@@ -174,6 +181,7 @@ class Translator(LineTranslator):
         if device.type == "cpu":
             limit_kernel_caches()
             configure_malloc()
+            limit_threads()
         models = (model, *others)
         runs_native = uses_native(precision, device) and all(map(supports, models))
         if runs_native:  # the library multiplies integers on every CPU that it runs on

@@ -98,6 +98,14 @@ def test_auto_takes_one_slice_where_memory_is_plenty_and_more_where_it_is_not(
     assert found == [1, 4]  # one slice of the probe took 1 GB, with the margin 1.25: a quarter fits into 0.4
 
 
+def test_a_cpu_without_free_memory_is_refused(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = iter([0, 10**9])
+    monkeypatch.setattr(memory, "available_bytes", lambda num_processes: 0.0)
+    monkeypatch.setattr(memory, "peak_memory", lambda device: next(peaks))
+    with pytest.raises(TrainingError, match=r"^out of memory with a single pair "):
+        train(config, "training.batch_tokens=auto", "training.update_tokens=1500")
+
+
 def test_a_run_that_goes_on_where_memory_is_less_is_cut_finer_and_never_coarser(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

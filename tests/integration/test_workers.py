@@ -21,6 +21,7 @@ from mtkit.errors import ConfigError, TrainingError
 from mtkit.training.loss import TensorBatch
 from mtkit.training.workers import WorkerLostError, Workers, choose_num_workers, deal, keep_workers
 
+MODEL = nn.Linear(1, 1)
 STEPS = 6
 OPTIONS = [
     "training.accumulate=2", "training.batch_tokens=300", f"training.max_steps={STEPS}",
@@ -92,7 +93,7 @@ def test_a_resumed_run_keeps_its_workers_and_its_losses_bit_for_bit(corpus: Path
     mtkit.train(whole)
     mtkit.train(load(tmp_path / "stopped", corpus, "training.workers=2", "training.max_steps=3"))
     resumed = load(tmp_path / "stopped", corpus)  # one thread
-    assert (resumed.training.workers, choose_num_workers(resumed.training)) == ("auto", 1)
+    assert (resumed.training.workers, choose_num_workers(resumed.training, MODEL)) == ("auto", 1)
     mtkit.train(resumed)
     run = Path(resumed.run)
     assert mtkit.load_config(run / "config.yaml").training.workers == 2
@@ -248,18 +249,18 @@ def test_micro_batches_are_dealt_by_their_size() -> None:
 )
 def test_what_workers_exclude(corpus: Path, tmp_path: Path, override: str, words: str) -> None:
     alone = load(tmp_path, corpus, override)
-    assert choose_num_workers(alone.training) == 1
+    assert choose_num_workers(alone.training, MODEL) == 1
     with pytest.raises(
         ConfigError, match=rf"^training.workers 2: several workers cannot be combined with .*{words}"
     ):
-        choose_num_workers(load(tmp_path, corpus, override, "training.workers=2").training)
+        choose_num_workers(load(tmp_path, corpus, override, "training.workers=2").training, MODEL)
 
 
 def test_workers_exclude_torchrun(corpus: Path, tmp_path: Path) -> None:
     with tiny.environment(WORLD_SIZE="2", RANK="0"):
-        assert choose_num_workers(load(tmp_path, corpus).training) == 1
+        assert choose_num_workers(load(tmp_path, corpus).training, MODEL) == 1
         with pytest.raises(ConfigError, match="cannot be combined with torchrun"):
-            choose_num_workers(load(tmp_path, corpus, "training.workers=2").training)
+            choose_num_workers(load(tmp_path, corpus, "training.workers=2").training, MODEL)
 
 
 def test_auto_gives_each_worker_enough_to_do(corpus: Path, tmp_path: Path) -> None:
@@ -267,12 +268,23 @@ def test_auto_gives_each_worker_enough_to_do(corpus: Path, tmp_path: Path) -> No
     torch.set_num_threads(4)
     try:
         number = [
-            choose_num_workers(load(tmp_path, corpus, f"training.batch_tokens={tokens}").training)
+            choose_num_workers(load(tmp_path, corpus, f"training.batch_tokens={tokens}").training, MODEL)
             for tokens in (100, 300, 4096)
         ]
     finally:
         torch.set_num_threads(before)
     assert number == [1, 2, 4]
+
+
+@pytest.mark.parametrize(("free", "expected"), [(8 * 400, 4), (6.5 * 400, 3), (100, 1)])
+def test_auto_leaves_memory_beside_the_gradients(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, expected: int
+) -> None:
+    model = nn.Linear(10, 10, bias=False)  # 400 bytes
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr("mtkit.training.workers.available_bytes", lambda: free)
+    training = load(tmp_path, corpus, "training.batch_tokens=4096").training
+    assert choose_num_workers(training, model) == expected
 
 
 def test_check_and_benchmark_count_the_memory_of_workers(corpus: Path, tmp_path: Path) -> None:

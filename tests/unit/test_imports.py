@@ -19,7 +19,7 @@ PACKAGE = Path(mtkit.__file__).parent
 
 LAYERS = [
     ["errors"],
-    ["files", "formatting", "languages", "torchrun"],
+    ["files", "formatting", "job_limits", "languages", "torchrun"],
     ["config"],
     ["checkpoint", "device", "forking"],
     ["demo"],
@@ -55,6 +55,7 @@ STARTS_WITHOUT_TORCH = [
     "errors",
     *(name for name in MODULES if name.split(".")[0] == "files"),
     "formatting",
+    "job_limits",
     "languages",
     "torchrun",
     "checkpoint",

@@ -1,13 +1,16 @@
-"""Memory available to a job, according to a faked /proc and /sys."""
+"""Memory and cores available to a job, according to a faked /proc and /sys."""
 
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from mtkit.training.memory_limits import available_bytes
+import mtkit.device
+from mtkit.job_limits import available_bytes, cpu_quota, usable_cores
 
 GB = 2**30
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -136,3 +139,50 @@ def test_process_limits_are_not_shared(root: Path) -> None:
     )
     write(root, {"proc/self/limits": limits})
     assert available_bytes(2, root, {}) == 5 * GB
+
+
+# --- cores --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("own", "parent", "quota", "cores"),
+    [
+        ({"cpu.max": "150000 100000\n"}, {"cpu.max": "max 100000\n"}, 1.5, 2),
+        ({"cpu.max": "max 100000\n"}, {"cpu.max": "300000 100000\n"}, 3, 3),
+        ({"cpu.max": "10000 100000\n"}, {}, 0.1, 1),
+        ({"cpu.max": "max 100000\n"}, {}, math.inf, 8),
+        ({"cpu.cfs_quota_us": 400_000, "cpu.cfs_period_us": 200_000}, {}, 2, 2),
+        ({"cpu.cfs_quota_us": -1, "cpu.cfs_period_us": 100_000}, {}, math.inf, 8),
+    ],
+)
+def test_a_quota_limits_the_cores(
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    own: dict[str, str | int],
+    parent: dict[str, str | int],
+    quota: float,
+    cores: int,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    told = "5:cpu,cpuacct:/docker/job\n4:memory:/\n0::/docker/job\n"
+    is_v2 = "cpu.max" in own
+    write(root, {"proc/self/mountinfo": V2 if is_v2 else V1, "proc/self/cgroup": told})
+    folder = root / "sys/fs/cgroup" / ("" if is_v2 else "cpu") / "docker"
+    write(folder / "job", own)
+    write(folder, parent)
+    assert (cpu_quota(root), usable_cores(root)) == (quota, cores)
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, 2), ("4", 4)])
+def test_threads_follow_a_quota_unless_their_number_is_set(
+    monkeypatch: pytest.MonkeyPatch, own: str | None, expected: int
+) -> None:
+    threads = [4]
+    monkeypatch.setattr(mtkit.device, "cpu_quota", lambda: 1.5)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if own is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", own)
+    mtkit.device.limit_threads()
+    assert threads[-1] == expected

@@ -1,7 +1,8 @@
-"""Memory that a process may still allocate: the smallest of the machine's free memory and all limits on the job.
+"""Memory and CPU cores that a job may use: the smallest of what its machine has and all limits on the job.
 
 A job often gets less memory than its machine has: by control groups (cgroup v1 and v2, its own and all ancestors), by
-its SLURM request, or by process limits (setrlimit).
+its SLURM request, or by process limits (setrlimit). Cores are limited by CPU affinity, and by the quotas of control
+groups: those of a container started with `docker run --cpus=2`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path, PurePosixPath
 _LIMIT_FILES = ("memory.max", "memory.high", "memory.limit_in_bytes")
 """Limits of a control group; the first two are of cgroup v2, the last of v1."""
 _USAGE_FILES = ("memory.current", "memory.usage_in_bytes")
+_CPU_FILES = ("cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us")
+"""Quota and period of a control group in microseconds: in one file of cgroup v2, in two of v1."""
 _PROCESS_LIMITS = (("Max address space", "VmSize"), ("Max data size", "VmData"))
 """Rows of /proc/self/limits, each with the row of /proc/self/status that counts against it."""
 
@@ -31,10 +34,32 @@ def available_bytes(
     """
     used = _read_kilobytes(root / "proc/self/status")
     shared = [_read_kilobytes(root / "proc/meminfo").get("MemAvailable", math.inf)]
-    shared += [_cgroup_headroom(folder) for folder in _cgroup_folders(root)]
+    shared += [_cgroup_headroom(folder) for folder in _cgroup_folders(root, "memory")]
     shared.append(_slurm_limit(variables) - num_processes * used.get("VmRSS", 0.0))
     own = [limit - used.get(usage, 0.0) for limit, usage in _process_limits(root)]
     return max(0.0, min(min(shared) / num_processes, *own, math.inf))
+
+
+def cpu_quota(root: Path = Path("/")) -> float:
+    """Return the CPU seconds that this process may use in a second, such as 1.5; infinity without a quota.
+
+    Args:
+        root: folder that contains `proc` and `sys`.
+    """
+    quotas = [math.inf]
+    for folder in _cgroup_folders(root, "cpu"):
+        words = [
+            word for name in _CPU_FILES for line in _read_lines(folder / name)[:1] for word in line.split()
+        ]
+        if len(words) == 2:
+            quotas.append(_parse_number(words[0]) / _parse_number(words[1]))
+    return min(quotas)
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Return the number of CPU cores that this process may use, a part of one counted as a whole."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, cpu_quota(root))))
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -45,7 +70,7 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _parse_number(text: str) -> float:
-    """Parse a number; infinity for `max`, `unlimited` and anything else that is not one."""
+    """Parse a number; infinity for `max`, `unlimited`, -1 and anything else that is not one."""
     return float(text) if text.isdecimal() else math.inf
 
 
@@ -74,18 +99,23 @@ def _slurm_limit(variables: Mapping[str, str]) -> float:
     return min((2**20 * limit for limit in limits if limit > 0), default=math.inf)
 
 
-def _cgroup_folders(root: Path) -> Iterator[Path]:
-    """Yield the folders of this process's memory control group and of all its visible ancestors."""
+def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders of this process's control group and of all its visible ancestors.
+
+    Args:
+        root: folder that contains `proc` and `sys`.
+        controller: controller of cgroup v1, such as memory; v2 has one group for all.
+    """
     rows = [line.split(":", 2) for line in _read_lines(root / "proc/self/cgroup") if line.count(":") >= 2]
     groups = {name: path for _, names, path in rows for name in names.split(",")}  # the name is empty in v2
     for line in _read_lines(root / "proc/self/mountinfo"):
         mount, _, system = line.partition(" - ")
         kind, options = system.split(" ")[0], system.split(" ")[-1].split(",")
-        controller = "" if kind == "cgroup2" else "memory"
-        if kind not in ("cgroup", "cgroup2") or controller not in ("", *options) or controller not in groups:
+        name = "" if kind == "cgroup2" else controller
+        if kind not in ("cgroup", "cgroup2") or name not in ("", *options) or name not in groups:
             continue
         mounted_group, mount_point = mount.split(" ")[3:5]
-        top, own = root / mount_point.lstrip("/"), PurePosixPath(groups[controller])
+        top, own = root / mount_point.lstrip("/"), PurePosixPath(groups[name])
         folder = top  # stays so if a cgroup namespace hides where the group is
         if own.is_relative_to(mounted_group) and ".." not in own.parts:
             folder = top / own.relative_to(mounted_group)
