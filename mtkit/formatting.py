@@ -16,6 +16,11 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def format_seconds(seconds: float) -> str:
+    """Format a duration with two digits or all before the point, such as 0.034 s, 1.2 s or 120 s."""
+    return f"{seconds:.2g} s" if seconds < 99.5 else f"{seconds:,.0f} s"
+
+
 def format_bytes(number: int) -> str:
     """Format a number of bytes in kB, MB or GB, such as 38 MB or 1.2 GB."""
     if number >= 1e9:

@@ -7,6 +7,9 @@ import json
 from mtkit.cli import options
 from mtkit.cli.terminal import print_stdout
 
+_TIMED_KEYS = (("training", "max_steps"), ("training", "warmup_steps"), ("validation", "every_steps"))
+"""Keys that follow from how many updates fit into a time limit, unless they are set."""
+
 
 def schema() -> None:
     """Print a JSON Schema of the config, with which editors complete and check YAML."""
@@ -33,6 +36,8 @@ def show(config: options.ConfigPath, overrides: options.Overrides = None) -> Non
         loaded, _ = open_initial_model(loaded, find_model)
     values = config_to_dict(loaded)
     if loaded.training.ends_with_time:
-        # It will be found by timing; when this is read again, it would count as set.
-        del values["training"]["max_steps"]
+        # They will follow from timing; when this is read again, they would count as set.
+        for section, key in _TIMED_KEYS:
+            if key not in getattr(loaded, section).model_fields_set:
+                del values[section][key]
     print_stdout(dump_yaml(values))

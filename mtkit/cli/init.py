@@ -57,6 +57,8 @@ def init(
     with open_new_file(path) as file:
         file.write(made.text)
     print_stdout(f"{path}: {' -> '.join(made.languages)}, {made.num_pairs:,} training pairs\n")
+    if made.warning is not None:
+        print_stdout(f"{made.warning}\n")
     for split in made.missing:
         print_stdout(f"{_MISSING[split]}\n")
     for command in ("check", "train"):

@@ -212,6 +212,15 @@ _FIXED_PIECES = 260
 _SCARCE_MEMORY = 3e9
 """Bytes of memory below which auto lets memory decide into how many micro-batches a batch is split."""
 
+_COPIES = 4
+"""Tensors as large as the model that training keeps beside gradients: weights, two moments and the EMA."""
+_USUAL_VOCABULARY = 8000
+"""Pieces that the vocabulary of another model is taken to have."""
+_MEASURED_VOCABULARIES = (1000, 2000, 4000, 8000)
+"""Vocabularies whose tokens were measured: see `_characters_per_token`."""
+_TOO_LONG_SHARE = 0.05
+"""Share of the pairs that may be too long before auto makes the vocabulary larger, which makes them shorter."""
+
 _TOKENIZER_KEYS = {"tokenizer.vocab_size", "tokenizer.model", "tokenizer.src_model"}
 """Keys that say which vocabulary to use, or how large it is."""
 
@@ -226,6 +235,8 @@ class CorpusSize:
         characters: characters of the longer sides of these; of scripts without letters, such as Chinese, times 2.5.
         alphabet: number of different characters that nearly all of the text consists of.
         reversed_epochs: number of first epochs that have each pair in both directions; infinite for all.
+        lengths: number of pairs by the rounded length of their longer side, in characters as above.
+        max_length: tokens of a side above which training leaves a pair out.
     """
 
     pairs: int
@@ -233,15 +244,34 @@ class CorpusSize:
     characters: float
     alphabet: int = 0
     reversed_epochs: float = 0
+    lengths: Mapping[int, int] = field(default_factory=dict)
+    max_length: float = math.inf
+
+    def num_too_long(self, vocab_size: int) -> int:
+        """Return about how many pairs are too long for training."""
+        return sum(self._too_long(vocab_size).values())
 
     def num_tokens(self, vocab_size: int) -> float:
-        """Return about how many tokens an epoch of one direction has.
+        """Return about how many tokens an epoch of one direction has. Each pair ends with eos."""
+        too_long = self._too_long(vocab_size)
+        weight = self.pairs_per_epoch / self.pairs
+        pairs = self.pairs_per_epoch - weight * sum(too_long.values())
+        characters = self.characters - weight * sum(length * number for length, number in too_long.items())
+        return max(0.0, pairs + characters / _characters_per_token(vocab_size))
 
-        Measured with joint vocabularies of English and German on captions, news and everyday sentences, a token has
-        2.4 characters with 1,000 pieces, 3.0 with 2,000, 3.5 with 4,000 and 3.9 with 8,000. Each pair ends with eos.
-        """
-        characters_per_token = max(1.0, min(4.5, 2.4 + 0.5 * math.log2(vocab_size / 1000)))
-        return self.pairs_per_epoch + self.characters / characters_per_token
+    def _too_long(self, vocab_size: int) -> dict[int, int]:
+        """Return those of `lengths` that are too long."""
+        longest = self.max_length * _characters_per_token(vocab_size)
+        return {length: number for length, number in self.lengths.items() if length > longest}
+
+
+def _characters_per_token(vocab_size: int) -> float:
+    """Return about how many characters a token has.
+
+    Measured with joint vocabularies of English and German on captions, news and everyday sentences, these are 2.4 with
+    1,000 pieces, 3.0 with 2,000, 3.5 with 4,000 and 3.9 with 8,000.
+    """
+    return max(1.0, min(4.5, 2.4 + 0.5 * math.log2(vocab_size / 1000)))
 
 
 @dataclass(frozen=True)
@@ -275,12 +305,14 @@ class Choice:
         num_pairs: training pairs that it is chosen for.
         values: the value of each key that is not set.
         reasons: sentences that say why, without a period.
+        warning: that of these which says that many pairs are too long, or None.
     """
 
     preset: PresetName
     num_pairs: int
     values: Values
     reasons: list[str]
+    warning: str | None = None
 
 
 def choose(size: CorpusSize, machine: Machine, chosen: Mapping[str, object]) -> Choice:
@@ -292,47 +324,114 @@ def choose(size: CorpusSize, machine: Machine, chosen: Mapping[str, object]) -> 
         chosen: the keys that are set, with their values.
     """
     row = next(row for row in AUTO_RANGES if size.pairs <= row.max_pairs)
-    name, changes, reasons = row.preset, row.changes, []
-    while (instead := PRESETS[name].instead) and not machine.gpu and machine.cores < PRESETS[name].min_cores:
-        cores = PRESETS[name].min_cores
-        otherwise = f" or {cores} cores" if cores < math.inf else ""
-        reasons.append(f"{name} would suit the corpus but needs a GPU{otherwise}")
-        name, changes = instead, {}
+    name, reasons = _largest_for(machine, row.preset, _number(chosen.get("training.workers"), machine.cores))
     reasons.insert(0, f"{name} for {format_count(size.pairs, 'training pair')} on {machine.describe()}")
-    values = _SHARED | PRESETS[name].values | changes
+    values = _SHARED | PRESETS[name].values | (row.changes if name == row.preset else {})
     if machine.memory < _SCARCE_MEMORY and values["training.batch_tokens"] != "auto":
-        values |= {"training.batch_tokens": "auto", "training.update_tokens": values["training.batch_tokens"]}
-        reasons.append(
-            f"batches are split into micro-batches: only {machine.memory / 1e9:.1f} GB of memory are free"
+        split = values | {
+            "training.batch_tokens": "auto",
+            "training.update_tokens": values["training.batch_tokens"],
+        }
+        if _fill_in(name, split, chosen).get("training.batch_tokens") == "auto":
+            values = split
+            reasons.append(
+                f"batches are split into micro-batches: only {machine.memory / 1e9:.1f} GB of memory are free"
+            )
+    if all(chosen.get(key) is None for key in ("init", *_TOKENIZER_KEYS)):
+        values["tokenizer.vocab_size"], told = _choose_vocabulary(
+            size, int(_number(values["tokenizer.vocab_size"], 1))
         )
-    least = round_to_two_digits(2 * (size.alphabet + _FIXED_PIECES))  # as many pieces of several characters
-    is_free = all(chosen.get(key) is None for key in ("init", *_TOKENIZER_KEYS))
-    if is_free and _number(values["tokenizer.vocab_size"], 0) < least:
-        values["tokenizer.vocab_size"] = least
-        reasons.append(f"a vocabulary of {least:,} for {size.alphabet:,} different characters")
+        reasons += told
+    vocab_size = _USUAL_VOCABULARY
+    if chosen.get("init") is None:
+        vocab_size = int(_number({**values, **chosen}["tokenizer.vocab_size"], vocab_size))
+    warning = None
+    if size.num_too_long(vocab_size) > _TOO_LONG_SHARE * size.pairs:
+        pairs = format_count(size.num_too_long(vocab_size), "pair")
+        warning = f"about {pairs} will be left out: longer than data.max_length {size.max_length} (raise it)"
+        reasons.append(warning)
     if "training.max_steps" not in chosen:
-        epochs = _number(chosen.get("training.max_epochs"), row.epochs)
-        vocab_size = _number({**values, **chosen}["tokenizer.vocab_size"], 8000)
-        per_epoch = _updates_per_epoch(
-            size.num_tokens(int(vocab_size)), {**_fill_in(name, values, chosen), **chosen}
+        filled = {**_fill_in(name, values, chosen), **chosen}
+        per_pass = _updates_per_pass(size.num_tokens(vocab_size), filled)
+        values["training.max_steps"], told_steps = _choose_steps(
+            row.epochs, per_pass, size.reversed_epochs, chosen.get("training.max_epochs")
         )
-        steps = (epochs + min(epochs, size.reversed_epochs)) * per_epoch
-        if chosen.get("training.max_epochs") is None:
-            steps = min(_MAX_STEPS, max(_MIN_STEPS, steps))
-        values["training.max_steps"] = round_to_two_digits(steps)
-        passes = steps / per_epoch  # of one direction
-        epochs = max(passes / 2, passes - size.reversed_epochs)
-        shown = f"{epochs:.2g}" if epochs < 10 else f"{epochs:,.0f}"
-        first = ""
-        if size.reversed_epochs >= epochs:
-            per_epoch *= 2
-        elif size.reversed_epochs:
-            first = f", the first {size.reversed_epochs} twice as long"
-        of_epoch = format_count(round_to_two_digits(per_epoch), "update")
-        reasons.append(
-            f"{values['training.max_steps']:,} updates, about {shown} epochs of an estimated {of_epoch}{first}"
-        )
-    return Choice(name, size.pairs, _fill_in(name, values, chosen), reasons)
+        reasons.append(told_steps)
+    return Choice(name, size.pairs, _fill_in(name, values, chosen), reasons, warning)
+
+
+def _largest_for(machine: Machine, name: PresetName, num_workers: float) -> tuple[PresetName, list[str]]:
+    """Return the largest preset that a machine can train, and why it is not the one that suits the corpus.
+
+    Args:
+        machine: the machine.
+        name: the preset that suits the corpus.
+        num_workers: number of workers on a CPU, each of which has gradients of its own.
+    """
+    reasons: list[str] = []
+    while (instead := PRESETS[name].instead) and not machine.gpu:
+        preset = PRESETS[name]
+        memory = 4e6 * preset.parameters * (_COPIES + num_workers)  # in float32
+        if machine.cores < preset.min_cores:
+            otherwise = f" or {preset.min_cores} cores" if preset.min_cores < math.inf else ""
+            needs = f"a GPU{otherwise}"
+        elif machine.memory < memory:
+            needs = f"{memory / 1e9:.0f} GB of memory with {num_workers:.0f} workers"
+        else:
+            break
+        reasons.append(f"{name} would suit the corpus but needs {needs}")
+        name = instead
+    return name, reasons
+
+
+def _choose_vocabulary(size: CorpusSize, usual: int) -> tuple[int, list[str]]:
+    """Return the size of the vocabulary, and why it is larger than usual, if it is.
+
+    Args:
+        size: size of the corpus.
+        usual: size of the vocabulary for as many pairs.
+    """
+    chosen, reasons = usual, []
+    least = round_to_two_digits(2 * (size.alphabet + _FIXED_PIECES))  # as many pieces of several characters
+    if chosen < least:
+        chosen = least
+        reasons.append(f"a vocabulary of {least:,} for {size.alphabet:,} different characters")
+    if size.num_too_long(chosen) > _TOO_LONG_SHARE * size.pairs:
+        larger = [number for number in _MEASURED_VOCABULARIES if number > chosen]
+        enough = (number for number in larger if size.num_too_long(number) <= _TOO_LONG_SHARE * size.pairs)
+        best = next(enough, min([chosen, *larger], key=size.num_too_long))
+        if best > chosen:
+            pairs = format_count(size.num_too_long(chosen), "pair")
+            reasons.append(f"a vocabulary of {best:,}: with {chosen:,}, about {pairs} would be too long")
+            chosen = best
+    return chosen, reasons
+
+
+def _choose_steps(
+    usual_epochs: float, per_pass: int, reversed_epochs: float, max_epochs: object
+) -> tuple[int, str]:
+    """Return the number of updates, and a sentence that says so.
+
+    Args:
+        usual_epochs: epochs that suit the corpus.
+        per_pass: updates of a pass over the pairs in one direction. An epoch with both directions has two passes.
+        reversed_epochs: number of first epochs with both directions.
+        max_epochs: epochs that are set, or None.
+    """
+    epochs = _number(max_epochs, usual_epochs)
+    steps = (epochs + min(epochs, reversed_epochs)) * per_pass
+    if max_epochs is not None:
+        updates = format_count(round_to_two_digits(steps), "update")
+        return round_to_two_digits(steps), f"an estimated {updates} for {format_count(int(epochs), 'epoch')}"
+    steps = min(_MAX_STEPS, max(_MIN_STEPS, steps))
+    passes = steps / per_pass
+    epochs = max(passes / 2, passes - reversed_epochs)
+    shown = f"{epochs:.2g}" if epochs < 10 else f"{epochs:,.0f}"
+    always_reversed = reversed_epochs >= epochs
+    of_epoch = format_count(round_to_two_digits(2 * per_pass if always_reversed else per_pass), "update")
+    first = f", the first {reversed_epochs} twice as long" if reversed_epochs and not always_reversed else ""
+    rounded = round_to_two_digits(steps)
+    return rounded, f"{rounded:,} updates, about {shown} epochs of an estimated {of_epoch}{first}"
 
 
 def preset_values(name: PresetName, chosen: Mapping[str, object]) -> Values:
@@ -359,6 +458,7 @@ def _fill_in(name: PresetName, values: Values, chosen: Mapping[str, object]) -> 
 
     - A key that excludes one of the preset switches that one off, as `training.lora` does Muon.
     - With `init`, tokenizer, model and search are those of the initial model.
+    - The number of heads has its own default if that of the preset does not divide a width that is set.
     - The number of updates decides how often to validate, and the longest warm-up.
 
     Args:
@@ -378,6 +478,8 @@ def _fill_in(name: PresetName, values: Values, chosen: Mapping[str, object]) -> 
         chosen.get("training.parallel") == "fsdp" or not has_update_size
     ):
         values["training.batch_tokens"] = _FIXED_BATCH_TOKENS
+    if _number(chosen.get("model.d_model"), 0) % _number(values["model.num_heads"], 1):
+        del values["model.num_heads"]
     if chosen.get("init") is not None:
         values = {key: value for key, value in values.items() if key.startswith(("training.", "validation."))}
     usual = PRESETS[name].values
@@ -389,17 +491,17 @@ def _fill_in(name: PresetName, values: Values, chosen: Mapping[str, object]) -> 
     return {key: value for key, value in values.items() if key not in chosen}
 
 
-def _updates_per_epoch(num_tokens: float, values: Mapping[str, object]) -> float:
-    """Return about how many updates an epoch has.
+def _updates_per_pass(num_tokens: float, values: Mapping[str, object]) -> int:
+    """Return about how many updates a pass over the pairs has, at least one.
 
     Args:
-        num_tokens: tokens of an epoch.
+        num_tokens: tokens of all pairs.
         values: all values of the config.
     """
     update = _number(values.get("training.update_tokens"), 0)
     batch = _number(values["training.batch_tokens"], update or _FIXED_BATCH_TOKENS)
     batches = max(1, round(update / batch)) if update else _number(values.get("training.accumulate"), 1)
-    return math.ceil(num_tokens / (batch * batches))
+    return max(1, math.ceil(num_tokens / (batch * batches)))
 
 
 def _number(value: object, otherwise: float) -> float:

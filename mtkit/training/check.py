@@ -28,7 +28,7 @@ from mtkit.training.initial import FindModel, local_model, open_initial_model
 from mtkit.training.inputs import configure_process, load_inputs, open_splits
 from mtkit.training.memory import out_of_memory_hint, try_batch
 from mtkit.training.ownership import check_ownership
-from mtkit.training.preset import choose_values, fit_into_time
+from mtkit.training.preset import choose_values, fit_to_limits
 from mtkit.training.progress import Progress
 from mtkit.training.resume import check_inputs, find_resumable, start_from
 from mtkit.training.trainer import Trainer
@@ -87,7 +87,7 @@ def check_run(config: Config, console: Console, find_model: FindModel = local_mo
                 say("valid", f"{name}: {format_count(len(pairs), 'pair')}")
             _check_round_trip(inputs.valid, inputs.tokenizers, say)
         if not resumed:
-            config, choices = fit_into_time(config, inputs)
+            config, choices = fit_to_limits(config, inputs)
             for sentence in choices:
                 say("choice", sentence)
         progress = Progress(Path(scratch), Console(quiet=True), tensorboard=config.training.tensorboard)

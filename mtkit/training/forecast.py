@@ -12,7 +12,7 @@ import numpy as np
 from mtkit.config.sections import Config
 from mtkit.data.order import num_epochs_of
 from mtkit.device import synchronize
-from mtkit.formatting import format_count, format_duration
+from mtkit.formatting import format_count, format_duration, format_seconds
 from mtkit.training.trainer import Trainer
 from mtkit.training.validation import EvalSet, TextCorpus, Validator
 
@@ -164,16 +164,14 @@ def forecast(config: Config, size: RunSize, speed: Speed, num_done: int = 0) -> 
     per_epoch_text += " update" if per_epoch_text == "1" else " updates"
     updates, are = format_count(size.num_updates, "update"), "is" if size.num_updates == 1 else "are"
     yield "epochs", f"{updates} {are} {epochs} epochs of {per_epoch_text}{done}"
-    parts = (
-        f"{format_count(num_left, 'update')} of {speed.update_seconds:.2g} s (median of {speed.num_timed})"
-    )
+    update_seconds, validation_seconds = map(format_seconds, (speed.update_seconds, speed.validation_seconds))
+    parts = f"{format_count(num_left, 'update')} of {update_seconds} (median of {speed.num_timed})"
     if num_validations:
-        parts += (
-            f", {format_count(num_validations, 'validation')} of {speed.validation_seconds:.2g} s (estimated)"
-        )
+        parts += f", {format_count(num_validations, 'validation')} of {validation_seconds} (estimated)"
     seconds = num_left * speed.update_seconds + num_validations * speed.validation_seconds
     if config.training.time_limit_minutes is not None:
-        seconds = min(seconds, 60 * config.training.time_limit_minutes)
+        # The limit ends the updates; the last of them is validated in any case.
+        seconds = min(seconds, 60 * config.training.time_limit_minutes + speed.validation_seconds)
     yield "time", f"about {format_duration(seconds)} on this machine, without test sets: {parts}"
 
 

@@ -30,18 +30,21 @@ from mtkit.config.rules import ineffective_keys
 from mtkit.config.sections import Config, DataConfig
 from mtkit.config.yaml_document import format_value
 from mtkit.data.filters import KEPT, PairFilter
+from mtkit.data.order import num_batches_of
 from mtkit.data.sources import open_sources
+from mtkit.data.tokenizer import make_tokenizers
 from mtkit.device import choose_device, choose_dtype
 from mtkit.errors import ConfigError, DataError
-from mtkit.formatting import format_count
+from mtkit.formatting import format_count, format_seconds
 from mtkit.job_limits import available_bytes, usable_cores
 from mtkit.languages import weighted_length
-from mtkit.training.build import build_trainer
+from mtkit.training.build import build_trainer, make_pairs
 from mtkit.training.distributed import SINGLE_PROCESS, World
 from mtkit.training.forecast import Speed, measure_speed
 from mtkit.training.inputs import Inputs
 from mtkit.training.progress import Progress
 from mtkit.training.trainer import Trainer
+from mtkit.training.updates import make_order
 
 _BLOCK = 10_000
 """Pairs that are filtered together while a corpus is measured."""
@@ -52,7 +55,9 @@ _COVERAGE = 0.9995
 _TIME_FOR_TRAINING = 0.97
 """Share of a time limit that updates and validations may take, by estimate; checkpoints need some too."""
 _VALIDATION_SHARE = 0.25
-"""Largest share of a time limit that validations take, if a preset says how often they are."""
+"""Largest share of a time limit that validations take, if a preset says how often they are; one there is always."""
+_LEAST_UPDATE_SHARE = 0.25
+"""Share of a time limit that updates get, however long a validation is."""
 
 
 def choose_values(config: Config, size: CorpusSize | None = None) -> tuple[Config, list[str]]:
@@ -69,6 +74,7 @@ def choose_values(config: Config, size: CorpusSize | None = None) -> tuple[Confi
     Raises:
         ConfigError: If the values do not go together with those that are set.
         DataError: If a corpus is missing, malformed or empty.
+        StorageError: If a model of the tokenizer is missing or damaged.
     """
     if config.preset is None:
         return config, []
@@ -92,8 +98,15 @@ def choose_values(config: Config, size: CorpusSize | None = None) -> tuple[Confi
 
 
 def choose_for(config: Config, size: CorpusSize | None = None) -> Choice:
-    """Return what auto chooses for a corpus and this machine; see `choose_values`."""
-    return choose(size or measure_corpus(config.data), _this_machine(config), set_keys(config))
+    """Return what auto chooses for a corpus and this machine; see `choose_values`.
+
+    Raises:
+        StorageError: If a model of the tokenizer is missing or damaged.
+    """
+    chosen, own = set_keys(config), config.tokenizer
+    if own.model is not None or own.src_model is not None:
+        chosen["tokenizer.vocab_size"] = make_tokenizers(own, []).src.num_pieces
+    return choose(size or measure_corpus(config.data), _this_machine(config), chosen)
 
 
 def measure_corpus(data: DataConfig) -> CorpusSize:
@@ -106,7 +119,7 @@ def measure_corpus(data: DataConfig) -> CorpusSize:
     """
     sources, pair_filter = open_sources(data.train, data, "train"), PairFilter(data)
     num_read, num_pairs, pairs_per_epoch, characters = 0, 0, 0.0, 0.0
-    counts = Counter[str]()
+    counts, lengths = Counter[str](), Counter[int]()
     for source, weight in zip(sources, data.train_weights, strict=True):
         pairs = (pair for _, pair in source.read())
         while block := list(islice(pairs, _BLOCK)):
@@ -119,14 +132,24 @@ def measure_corpus(data: DataConfig) -> CorpusSize:
                     counts.update(tgts[i])
             num_read, num_pairs = num_read + len(block), num_pairs + len(kept)
             pairs_per_epoch += weight * len(kept)
-            characters += weight * sum(max(weighted_length(srcs[i]), weighted_length(tgts[i])) for i in kept)
+            longer = [max(weighted_length(srcs[i]), weighted_length(tgts[i])) for i in kept]
+            characters += weight * sum(longer)
+            lengths.update(map(round, longer))
     if not num_pairs:
         hint = "all pairs are empty or too long" if num_read else "the files are empty"
         raise DataError("no training pairs", where=sources[0].location(1), hint=hint)
     reversed_epochs = (
         (math.inf if data.reverse_epochs is None else data.reverse_epochs) if data.reverse else 0
     )
-    return CorpusSize(num_pairs, pairs_per_epoch, characters, _alphabet(counts), reversed_epochs)
+    return CorpusSize(
+        num_pairs,
+        pairs_per_epoch,
+        characters,
+        _alphabet(counts),
+        reversed_epochs,
+        lengths,
+        data.max_length,
+    )
 
 
 def _alphabet(counts: Counter[str]) -> int:
@@ -149,7 +172,45 @@ def _this_machine(config: Config) -> Machine:
     return Machine(config.training.num_threads or usable_cores(), available_bytes(), None, has_bf16)
 
 
-# --- time limit ---------------------------------------------------------------------------------------------------
+# --- epochs and time limit ------------------------------------------------------------------------------------------
+
+
+def fit_to_limits(config: Config, inputs: Inputs, world: World = SINGLE_PROCESS) -> tuple[Config, list[str]]:
+    """Set the number of updates to `training.max_epochs` of a preset, and to what fits into the time limit.
+
+    Args:
+        config: config of a new run.
+        inputs: its inputs.
+        world: the processes that train the model, all of which must call this.
+
+    Returns:
+        The config, and sentences that say what was found.
+
+    Raises:
+        ConfigError: If the warm-up that is set is not shorter.
+        TrainingError: If memory runs out.
+    """
+    config, counted = _fit_to_epochs(config, inputs)
+    config, measured = fit_into_time(config, inputs, world)
+    return config, [*counted, *measured]
+
+
+def _fit_to_epochs(config: Config, inputs: Inputs) -> tuple[Config, list[str]]:
+    """Set the number of updates of a preset to those of the epochs that are set; warm-up and validations follow."""
+    training = config.training
+    if config.preset is None or training.max_epochs is None or "max_steps" in training.model_fields_set:
+        return config, []
+    assert config.preset != AUTO
+    pairs, variation = make_pairs(config, inputs.tokenizers, inputs.corpus)
+    data = config.data
+    order = make_order(pairs, training, config.seed, data.train_weights, variation, data.reverse_epochs)
+    steps = -(-num_batches_of(order, training.max_epochs) // training.batches_per_update)
+    values = preset_values(config.preset, set_keys(config) | {"training.max_steps": steps})
+    following = ("training.warmup_steps", "validation.every_steps")
+    values = {key: values[key] for key in following if key in values} | {"training.max_steps": steps}
+    config = with_values(config, config.preset, all_values(config) | values)
+    epochs = format_count(training.max_epochs, "epoch")
+    return config, [f"{format_count(steps, 'update')} for {epochs} of the encoded pairs"]
 
 
 def fit_into_time(config: Config, inputs: Inputs, world: World = SINGLE_PROCESS) -> tuple[Config, list[str]]:
@@ -180,11 +241,11 @@ def fit_into_time(config: Config, inputs: Inputs, world: World = SINGLE_PROCESS)
     if config.preset is not None and training.max_steps is not None and not sets_interval:
         num_validations = max(1, round(training.max_steps / validation.every_steps))
         if speed.validation_seconds:
-            num_validations = min(
-                num_validations, int(_VALIDATION_SHARE * seconds / speed.validation_seconds)
-            )
-        steps = (seconds - num_validations * speed.validation_seconds) / speed.update_seconds
-        every_steps = max(1, round(min(steps, most) / max(1, num_validations)))
+            affordable = int(_VALIDATION_SHARE * seconds / speed.validation_seconds)
+            num_validations = max(1, min(num_validations, affordable))
+        for_updates = seconds - num_validations * speed.validation_seconds
+        steps = max(_LEAST_UPDATE_SHARE * seconds, for_updates) / speed.update_seconds
+        every_steps = max(1, round(min(steps, most) / num_validations))
     else:
         every_steps = validation.every_steps
         steps = seconds / (speed.update_seconds + speed.validation_seconds / every_steps)
@@ -202,9 +263,9 @@ def fit_into_time(config: Config, inputs: Inputs, world: World = SINGLE_PROCESS)
         "validation.every_steps": every_steps,
     }
     config = with_values(config, config.preset, all_values(config) | values)
-    each = f"{speed.update_seconds:.2g} s each"
+    each = f"{format_seconds(speed.update_seconds)} each"
     if speed.validation_seconds:
-        each += f", and validations of {speed.validation_seconds:.2g} s"
+        each += f", and validations of {format_seconds(speed.validation_seconds)}"
     updates = format_count(steps, "update")
     if steps == most:
         return config, [f"in {limit} there is more than enough time for {updates}: {each}"]

@@ -24,7 +24,7 @@ from mtkit.training.facts import write_facts
 from mtkit.training.initial import FindModel, local_model, open_initial_model
 from mtkit.training.inputs import configure_process, load_inputs, open_splits
 from mtkit.training.ownership import check_ownership, claim_outputs, remove_outputs
-from mtkit.training.preset import choose_values, fit_into_time
+from mtkit.training.preset import choose_values, fit_to_limits
 from mtkit.training.progress import Progress
 from mtkit.training.results import TrainResult, score_tests, write_results
 from mtkit.training.resume import find_resumable, keep_choices, start_or_resume
@@ -155,7 +155,7 @@ def _open_run(
         inputs = load_inputs(config, run, has_tokenizers=has_tokenizers, say=progress.say, initial=initial)
     world.barrier()  # the other machines may have encoded the corpus too
     if checkpoint is None:
-        config, measured = fit_into_time(config, inputs, world)
+        config, measured = fit_to_limits(config, inputs, world)
         for sentence in measured:
             progress.say(f"choice     {sentence}")
         choices += measured

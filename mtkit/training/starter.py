@@ -42,12 +42,14 @@ class StarterConfig:
         languages: codes of source and target language.
         num_pairs: number of training pairs.
         missing: splits without files, out of `valid` and `test`.
+        warning: what the user may regret about the pairs, or None.
     """
 
     text: str
     languages: Languages
     num_pairs: int
     missing: tuple[str, ...]
+    warning: str | None
 
 
 def make_starter_config(
@@ -89,9 +91,8 @@ def make_starter_config(
     _read_held_out(config)
     summary = f"{choice.preset}, {choice.values['training.max_steps']:,} updates"
     text = _render_yaml(run, codes, root, splits, choice.num_pairs, summary)
-    return StarterConfig(
-        text, codes, choice.num_pairs, tuple(split for split, entries in splits.items() if not entries)
-    )
+    missing = tuple(split for split, entries in splits.items() if not entries)
+    return StarterConfig(text, codes, choice.num_pairs, missing, choice.warning)
 
 
 def _common_folder(entries: Sequence[Entry]) -> str:

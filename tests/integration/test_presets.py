@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,30 @@ def test_a_letterless_script_has_more_tokens(here: Path) -> None:
     assert lengths[1] > 1.8 * lengths[0]
 
 
+def test_pairs_that_are_too_long_are_known_by_their_characters(here: Path) -> None:
+    for side, text in (("src", "ab " * 40), ("tgt", "日本語文書" * 60)):
+        tiny.write_lines(here / f"train.{side}", [text] * 300)
+    size = choosing.measure_corpus(load_config("my.yaml", ["data.max_length=128"]).data)
+    assert (size.lengths, size.max_length) == ({750: 300}, 128)
+    code, out, _ = tiny.mtkit("init", "train.src", "train.tgt", "--src", "en", "--tgt", "ja", "-o", "x.yaml")
+    assert (code, "will be left out" in out) == (0, False)
+    tiny.write_lines(here / "train.src", ["ab " * 400] * 300)
+    _, out, _ = tiny.mtkit("init", "train.src", "train.tgt", "--src", "en", "--tgt", "ja", "-o", "y.yaml")
+    assert "about 300 pairs will be left out: longer than data.max_length 256 (raise it)" in out
+
+
+def test_updates_are_estimated_with_the_vocabulary_that_is_given(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [" ".join(pair) for pair in tiny.pairs(400, 1)]
+    tokenizer = load_config("my.yaml", ["tokenizer.vocab_size=48", "tokenizer.byte_fallback=false"]).tokenizer
+    Path("x.model").write_bytes(train_sentencepiece(lines, tokenizer))
+    seen: list[object] = []
+    monkeypatch.setattr(choosing, "choose", lambda *given: seen.append(given[2]) or another_choice())
+    choosing.choose_for(load_config("my.yaml", ["tokenizer.model=x.model"]))
+    assert seen[0]["tokenizer.vocab_size"] == 48  # type: ignore[index]
+
+
 def test_the_vocabulary_is_large_enough_for_the_characters(here: Path) -> None:
     characters = [chr(code) for code in range(0x4E00, 0x4E00 + 1400)]
     lines = ["".join(characters[first::100]) for first in range(100)] * 3
@@ -171,13 +196,27 @@ def test_other_processes_take_what_the_main_one_chose(here: Path, monkeypatch: p
     assert first.preset == "tiny" and reasons
 
 
-# --- time limit ---------------------------------------------------------------------------------------------------
+# --- epochs and time limit ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keys", [[], ["data.reverse=true", "data.reverse_epochs=1"]])
+def test_a_preset_ends_with_the_epochs_that_are_set(here: Path, keys: list[str]) -> None:
+    epochs = ["training.max_epochs=3", "training.batch_tokens=256"]
+    code, out, err = tiny.mtkit("train", "my.yaml", *BARE, *epochs, *keys)
+    assert (code, err) == (0, "")
+    training = load_stored_config(Path("run/config.yaml")).training
+    steps = training.max_steps
+    assert steps is not None and training.warmup_steps == steps // 8
+    state = json.loads((tiny.checkpoint(Path("run"), steps) / "state.json").read_text())
+    in_first = int(re.search(r"batches +(\d+) an epoch", out)[1])  # type: ignore[index]
+    assert (state["epoch"], steps) == (2, in_first + 2 * state["batch"])
+    assert f"{steps} updates for 3 epochs of the encoded pairs" in out
 
 
 def test_config_show_leaves_the_number_of_updates_to_the_time_limit(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choosing, "_measure", lambda *_: (Speed(1.0, 5, 0.0), 1000))
+    monkeypatch.setattr(choosing, "_measure", lambda *_: (Speed(1.0, 5, 0.0), 400))
     limit = ["preset=tiny", "training.time_limit_minutes=10"]
     code, out, _ = tiny.mtkit("config", "show", "my.yaml", *limit)
     assert code == 0
@@ -185,7 +224,8 @@ def test_config_show_leaves_the_number_of_updates_to_the_time_limit(
     for loaded in (load_config("my.yaml", limit), load_config("shown.yaml")):
         assert loaded.training.ends_with_time and loaded.training.max_steps == 9500
         found, _ = choosing.fit_into_time(loaded, None)  # type: ignore[arg-type]
-        assert found.training.max_steps == 582
+        assert (found.training.max_steps, found.training.warmup_steps) == (400, 50)
+        assert found.validation.every_steps == 20
 
 
 @pytest.mark.parametrize("updates", ["", "max_steps: null, "])
@@ -254,7 +294,14 @@ def test_a_time_limit_is_no_longer_than_the_epochs_that_are_set(
 
 @pytest.mark.parametrize(
     ("minutes", "update", "validation", "steps", "every"),
-    [(100, 1.0, 0.0, 1000, 50), (10, 1.0, 0.0, 582, 29), (10, 1.0, 10.0, 442, 32), (1, 0.125, 0.1, 449, 22)],
+    [
+        (100, 1.0, 0.0, 1000, 50),
+        (10, 1.0, 0.0, 582, 29),
+        (10, 1.0, 10.0, 442, 32),
+        (1, 0.125, 0.1, 449, 22),
+        (10, 1.0, 200.0, 382, 382),
+        (10, 1.0, 500.0, 145, 146),
+    ],
 )
 def test_with_a_preset_the_time_limit_shortens_training(
     here: Path,
@@ -265,7 +312,7 @@ def test_with_a_preset_the_time_limit_shortens_training(
     steps: int,
     every: int,
 ) -> None:
-    """The number of validations stays, unless they took more than a quarter of the time."""
+    """The number of validations stays, unless they took more than a quarter of the time; one there always is."""
     monkeypatch.setattr(choosing, "_measure", lambda *_: (Speed(update, 5, validation), 1000))
     config, _ = choose_values(load_config("my.yaml", [f"training.time_limit_minutes={minutes}"]))
     assert (config.training.max_steps, config.validation.every_steps) == (1000, 50)
@@ -273,6 +320,7 @@ def test_with_a_preset_the_time_limit_shortens_training(
     assert (config.training.max_steps, config.validation.every_steps) == (steps, every)
     assert config.training.warmup_steps == min(125, steps // 8)
     assert ("more than enough" in sentence) == (steps == 1000)
+    assert f"validations of {validation:g} s" in sentence or not validation
 
 
 def test_with_a_preset_validations_that_are_set_take_their_time_too(

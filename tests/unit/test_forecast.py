@@ -37,7 +37,9 @@ def test_a_resumed_run_has_less_left() -> None:
 
 def test_a_time_limit_is_the_longest() -> None:
     limited = config(training={"time_limit_minutes": 3, "max_steps": 100_000})
-    assert dict(forecast(limited, GOOD, SPEED))["time"].startswith("about 3 min 00 s ")
+    time = dict(forecast(limited, GOOD, SPEED))["time"]
+    assert time.startswith("about 3 min 04 s ")  # and the last validation
+    assert "4 validations of 120 s" in dict(forecast(limited, GOOD, Speed(0.5, 5, 120.0)))["time"]
 
 
 def test_a_good_config_has_no_problems() -> None:

@@ -120,6 +120,15 @@ def test_without_a_gpu_auto_takes_a_model_that_a_cpu_can_train() -> None:
     ]
 
 
+def test_without_a_gpu_memory_holds_the_gradients_of_all_workers() -> None:
+    scarce = Machine(64, 8e9, None, True)
+    choice = choose(corpus(900_000), scarce, {})
+    assert choice.preset == "small"
+    assert choice.reasons[1] == "base would suit the corpus but needs 17 GB of memory with 64 workers"
+    for machine, chosen in ((replace(scarce, memory=32e9), {}), (scarce, {"training.workers": 8})):
+        assert choose(corpus(900_000), machine, chosen).preset == "base"
+
+
 def test_scarce_memory_splits_batches_and_changes_nothing_else() -> None:
     usual, scarce = (choose(corpus(29_000), replace(LAPTOP, memory=memory), {}) for memory in (8e9, 1e9))
     changed = {
@@ -127,6 +136,16 @@ def test_scarce_memory_splits_batches_and_changes_nothing_else() -> None:
         "training.update_tokens": usual.values["training.batch_tokens"],
     }
     assert scarce.values == usual.values | changed
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("batch_tokens", 2048), ("accumulate", 2), ("update_tokens", None), ("parallel", "fsdp")],
+)
+def test_scarce_memory_splits_no_batches_of_a_size_that_is_set(key: str, value: object) -> None:
+    chosen = {f"training.{key}": value}
+    usual, scarce = (choose(corpus(29_000), replace(LAPTOP, memory=memory), chosen) for memory in (8e9, 1e9))
+    assert (scarce.values, scarce.reasons) == (usual.values, usual.reasons)
 
 
 def test_a_script_of_many_characters_gets_a_larger_vocabulary() -> None:
@@ -139,6 +158,38 @@ def test_a_script_of_many_characters_gets_a_larger_vocabulary() -> None:
         assert not any(
             "different characters" in reason for reason in choose(size, LAPTOP, {key: value}).reasons
         )
+
+
+@pytest.mark.parametrize(
+    ("lengths", "chosen", "vocab_size", "too_long"),
+    [
+        ({600: 1000}, {}, 1000, 0),
+        ({840: 1000}, {}, 4000, 0),
+        ({950: 60, 60: 940}, {}, 8000, 0),
+        ({950: 40, 60: 960}, {}, 1000, 0),
+        ({1500: 1000}, {}, 1000, 1000),
+        ({840: 500, 1500: 500}, {}, 4000, 500),
+        ({840: 1000}, {"tokenizer.vocab_size": 1000}, None, 1000),
+    ],
+)
+def test_pairs_are_not_too_long_because_the_vocabulary_is_small(
+    lengths: dict[int, int], chosen: dict[str, object], vocab_size: int | None, too_long: int
+) -> None:
+    characters = float(sum(length * number for length, number in lengths.items()))
+    size = CorpusSize(1000, 1000.0, characters, lengths=lengths, max_length=256)
+    choice = choose(size, LAPTOP, chosen)
+    assert choice.values.get("tokenizer.vocab_size") == vocab_size
+    assert sum("would be too long" in reason for reason in choice.reasons) == (vocab_size in (4000, 8000))
+    warning = f"about {too_long:,} pairs will be left out: longer than data.max_length 256 (raise it)"
+    assert choice.warning == (warning if too_long else None)
+    assert (warning in choice.reasons) == (too_long > 0)
+
+
+def test_pairs_that_are_left_out_take_no_updates() -> None:
+    kept = CorpusSize(20_000, 60_000.0, 60_000 * 80.0)
+    lengths = {80: 20_000, 3000: 500}
+    size = CorpusSize(20_500, 61_500.0, 60_000 * 80.0 + 1500 * 3000.0, lengths=lengths, max_length=256)
+    assert size.num_tokens(4000) == pytest.approx(kept.num_tokens(4000))
 
 
 def test_the_number_of_updates_follows_from_what_is_set() -> None:
@@ -183,6 +234,8 @@ def test_epochs_with_both_directions_count_twice() -> None:
 def test_the_length_of_training_is_told() -> None:
     told = choose(corpus(3), GPU, {}).reasons[-1]
     assert told == "1,000 updates, about 1,000 epochs of an estimated 1 update"
+    told = choose(corpus(3), GPU, {"training.max_epochs": 20}).reasons[-1]
+    assert told == "an estimated 20 updates for 20 epochs"
 
 
 def test_numbers_are_rounded_to_two_digits() -> None:
@@ -235,6 +288,8 @@ def test_fewer_updates_warm_up_and_validate_accordingly(tmp_path: Path) -> None:
         (["training.schedule=noam"], {"training.learning_rate": 2.0}),
         (["training.min_learning_rate=0.0015"], {"training.schedule": "cosine"}),
         (["tokenizer.model=x.model"], {"tokenizer.vocab_size": 8000}),
+        (["model.d_model=150"], {"model.num_heads": None}),
+        (["model.d_model=160"], {"model.num_heads": 4}),
         (["decoding.sample=true"], {"decoding.beam_size": 5}),
         (["init=x"], {"model.d_ff": None, "tokenizer.vocab_size": 8000, "training.schedule": "cosine"}),
         (["preset=base", "training.parallel=fsdp"], {"training.batch_tokens": 4096}),
@@ -272,9 +327,10 @@ def test_a_mistake_is_reported_with_its_place(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=f"command line: {wrong}"):
             load(tmp_path, HEAD + "preset: tiny\n", wrong)
     with pytest.raises(
-        ConfigError, match=r"command line: model\.d_model=90: .*not a multiple of num_heads 4"
+        ConfigError,
+        match=r"command line: model\.d_model=91: model: sinusoidal positions need an even d_model",
     ):
-        load(tmp_path, HEAD, "model.d_model=90")
+        load(tmp_path, HEAD, "model.d_model=91")
 
 
 def test_the_length_of_a_cosine_is_known_from_the_time_limit(tmp_path: Path) -> None:
