@@ -43,8 +43,10 @@ _MAX_SHEET_RATIO = 1000
 _NOT_WRITTEN = re.compile(
     r"xl/(drawings|media|charts|pivot|vbaProject|slicers|ctrlProps|embeddings)", re.IGNORECASE
 )
-"""Parts of a spreadsheet that openpyxl does not write."""
+"""Parts of a spreadsheet that openpyxl does not write, or not as they were: of comments it keeps the text alone."""
 LINE_BREAKS = re.compile(r"[ \t]*[\r\n]+[ \t\r\n]*")
+_ESCAPED = re.compile(r"_x00([01][0-9A-Fa-f])_")
+"""A control character as a spreadsheet holds it, because XML cannot: _x000D_ is a carriage return."""
 
 CODE_ELEMENTS = frozenset(("bpt", "ept", "ph", "it", "ut"))
 """Inline elements of TMX and XLIFF 1.2 whose content is code of the original document, not text."""
@@ -479,7 +481,10 @@ def _titles(header: tuple[Any, ...]) -> list[str]:
 def _sheet_rows(path: Path) -> Iterator[tuple[int, tuple[Any, ...]]]:
     """Yield the rows of the first sheet that are not empty, numbered from 1."""
     with open_workbook(path) as book:
-        for number, row in enumerate(book.worksheets[0].iter_rows(), 1):
+        sheet = book.worksheets[0]
+        # Some programs declare fewer rows and columns than there are.
+        sheet.reset_dimensions()
+        for number, row in enumerate(sheet.iter_rows(), 1):
             if any(cell.value is not None for cell in row):
                 yield number, tuple(_Fault(c.value) if c.data_type == "e" else c.value for c in row)
 
@@ -512,7 +517,7 @@ def open_workbook(path: Path, *, to_write: bool = False) -> Iterator[Any]:
                 f"an archive of {packed:,} bytes that unpacks to {unpacked:,}", where=str(path), hint=hint
             )
         if lost:
-            what = f"pictures, charts or macros, which a copy would lose: {lost[0]}"
+            what = f"pictures, charts, comments or macros, which a copy would lose or change: {lost[0]}"
             raise DataError(what, where=str(path), hint="remove them, or write text instead")
         with catch_warnings(record=True) as warnings:
             simplefilter("always")
@@ -547,4 +552,6 @@ def _cell_text(value: object, column: str, where: str) -> str:
         raise DataError(f"the column {column!r} is the error {value}", where=where, hint="repair the formula")
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(int(value)) if float(value).is_integer() else repr(value)
-    return check_text(value, column, where)
+    if isinstance(value, str):
+        value = _ESCAPED.sub(lambda code: chr(int(code[1], 16)), value)
+    return check_text(value, column, where).replace("\r", " ")

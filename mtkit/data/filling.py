@@ -647,14 +647,22 @@ def _target_cells(book: Any, path: Path, languages: tuple[str, str]) -> list[Any
     if languages[1] in titles:
         column = header[titles.index(languages[1])].column
     else:
-        column = sheet.max_column + 1
+        # Not `max_column`, which counts cells that have a format alone; `iter_rows` would create all cells up to there.
+        column = 1 + max(
+            cell.column for cell in sheet._cells.values() if cell.value is not None or _is_merged(cell)
+        )
         sheet.cell(header[0].row, column, languages[1])
     cells = [sheet.cell(number, column) for number, _ in read_side(path, languages[0])]
     for cell in cells:
-        if type(cell).__name__ == "MergedCell":
+        if _is_merged(cell):
             where, hint = location_in(path, cell.row), "split the cell, or write text instead"
             raise DataError("a merged cell in the target column", where=where, hint=hint)
     return cells
+
+
+def _is_merged(cell: Any) -> bool:
+    """Return whether a cell is part of a merged one, whose text is in another part."""
+    return type(cell).__name__ == "MergedCell"
 
 
 def _fill_sheet(

@@ -218,14 +218,36 @@ def test_spreadsheet(tmp_path: Path) -> None:
         [None, None, None],
         [2, "3,5\nkg", 3.5],
         [3, None, 4.0],
+        [4, "a_x000D_\nb_x000d_c", "A_x0041_"],
     ]
     path = sheet(tmp_path / "a.xlsx", rows)
     assert list(read_spreadsheet(path, EN_DE)) == [
         (2, ("A dog.", "Ein Hund.")),
         (4, ("3.5", "3,5 kg")),
         (5, ("4", "")),
+        (6, ("A_x0041_", "a b c")),
     ]
     assert next(read_spreadsheet(path, Columns(("de", "id"), ("en", "de")))) == (2, ("Ein Hund.", "1"))
+
+
+def change_sheet(path: Path, old: str, new: str) -> None:
+    name = "xl/worksheets/sheet1.xml"
+    with zipfile.ZipFile(path) as archive:
+        files = {entry: archive.read(entry) for entry in archive.namelist()}
+    assert old.encode() in files[name]
+    files[name] = files[name].replace(old.encode(), new.encode())
+    with zipfile.ZipFile(path, "w") as archive:
+        for entry, content in files.items():
+            archive.writestr(entry, content)
+
+
+def test_a_spreadsheet_with_more_rows_and_columns_than_it_declares(tmp_path: Path) -> None:
+    path = sheet(tmp_path / "a.xlsx", [["en", "de"], ["A dog.", "Ein Hund."], ["A cat.", "Eine Katze."]])
+    change_sheet(path, '<dimension ref="A1:B3"/>', '<dimension ref="A1:A2"/>')
+    assert [pair for _, pair in read_spreadsheet(path, EN_DE)] == [
+        ("A dog.", "Ein Hund."),
+        ("A cat.", "Eine Katze."),
+    ]
 
 
 def test_spreadsheet_faults(tmp_path: Path) -> None:
@@ -314,18 +336,34 @@ def test_similar_tags_are_no_text_of_the_other_side() -> None:
 @pytest.mark.filterwarnings("ignore:.*will be removed")
 def test_what_a_copy_of_a_spreadsheet_would_lose_is_refused(tmp_path: Path) -> None:
     path = sheet(tmp_path / "a.xlsx", [["en", "de"], ["Yes", "Ja"]])
-    name, uri = "xl/worksheets/sheet1.xml", "{78C0D931-6437-407d-A8EE-F0AAD7539E65}"
-    with zipfile.ZipFile(path) as archive:
-        files = {entry: archive.read(entry) for entry in archive.namelist()}
-    rule = f'<extLst><ext uri="{uri}"/></extLst></worksheet>'
-    files[name] = files[name].replace(b"</worksheet>", rule.encode())
-    with zipfile.ZipFile(path, "w") as archive:
-        for entry, content in files.items():
-            archive.writestr(entry, content)
+    rule = '<extLst><ext uri="{78C0D931-6437-407d-A8EE-F0AAD7539E65}"/></extLst>'
+    change_sheet(path, "</worksheet>", f"{rule}</worksheet>")
     with pytest.warns(UserWarning, match="will be removed"):  # reading loses nothing
         assert [pair for _, pair in read_spreadsheet(path, EN_DE)] == [("Yes", "Ja")]
     with pytest.raises(DataError, match=r"a copy would lose: Conditional Formatting extension"):
         list(lines_to_fill(path, ("en", "de"), keep_tags=False))
+    from openpyxl.comments import Comment
+
+    path = sheet(tmp_path / "b.xlsx", [["en"], ["Yes"]])
+    with open_workbook(path, to_write=True) as book:
+        book.active["A2"].comment = Comment("politely", "a translator")
+        book.save(path)
+    with pytest.raises(DataError, match="comments or macros, which a copy would lose or change"):
+        list(lines_to_fill(path, ("en", "de"), keep_tags=False))
+
+
+def test_a_new_column_is_beside_the_last_one_with_text(tmp_path: Path) -> None:
+    """Not beside the last one with a format, and not inside of a merged cell."""
+    path = sheet(tmp_path / "a.xlsx", [["en", "note"], ["A dog.", "x"]])
+    with open_workbook(path, to_write=True) as book:
+        book.active.merge_cells("B1:C1")
+        book.active["XFD2"].number_format = "0.00"
+        book.save(path)
+    with open(tmp_path / "b.xlsx", "wb") as output:
+        fill(path, output, iter(["Ein Hund."]), ("en", "de"))
+    assert list(read_spreadsheet(tmp_path / "b.xlsx", EN_DE)) == [(2, ("A dog.", "Ein Hund."))]
+    with open_workbook(tmp_path / "b.xlsx", to_write=True) as book:
+        assert (book.active["D1"].value, book.active["D2"].value) == ("de", "Ein Hund.")
 
 
 def test_a_copy_of_a_spreadsheet_keeps_the_formats_inside_of_cells(tmp_path: Path) -> None:
