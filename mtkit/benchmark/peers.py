@@ -54,7 +54,8 @@ class _Peer:
         too_long = {
             s.line_number for s, row in zip(segments, rows, strict=True) if len(row) + 1 > s.max_length
         }
-        texts = iter(translator.tokenizers.tgt.decode(rows))
+        tgt = translator.tokenizers.tgt
+        texts = iter([segment.decode(tgt, row) for segment, row in zip(segments, rows, strict=True)])
         hyps = [
             join_translations(list(islice(texts, len(line.segments))), [s.boundary for s in line.segments])[0]
             for line in segmented

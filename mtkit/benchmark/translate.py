@@ -92,7 +92,7 @@ class TranslateBenchmark:
     workers_memory_mb: float
     """Memory of the workers in it, after they translated all lines."""
     seconds_to_first: float | None = None
-    """Time from the start of `mtkit translate` to the first translation."""
+    """Time from the start of `mtkit translate` to the first translation; None if it was not measured, or failed."""
     has_graphs: bool = False
     """Whether mtkit uses CUDA graphs; the shares are those without them."""
 
@@ -257,8 +257,8 @@ def _least_milliseconds(candidate: Candidate, lines: Sequence[str], num_cores: i
     return min(found)
 
 
-def _seconds_to_first(command: Sequence[str], lines: Sequence[str]) -> float:
-    """Return the median time from the start of a command to its first line, given one line on stdin."""
+def _seconds_to_first(command: Sequence[str], lines: Sequence[str]) -> float | None:
+    """Return the median time from the start of a command to its first line, given one on stdin; None if it fails."""
     line, found = next((line for line in lines if line.strip()), "a"), []
     for _ in range(_STARTS):
         start = time.perf_counter()
@@ -268,7 +268,8 @@ def _seconds_to_first(command: Sequence[str], lines: Sequence[str]) -> float:
             assert process.stdin is not None and process.stdout is not None
             process.stdin.write(f"{line}\n".encode())
             process.stdin.flush()
-            process.stdout.readline()
+            if not process.stdout.readline():
+                return None
             found.append(time.perf_counter() - start)
             process.stdin.close()
     return statistics.median(found)

@@ -129,6 +129,10 @@ def benchmark_translate(
         "beam_size": beam_size, "batch_tokens": batch_tokens,
         "penalty_kind": "simple" if against else None, "stop": "finished" if against else None,  # as the others do
     })  # fmt: skip
+    if beam_size is not None and (decoding.sample or decoding.mbr is not None):
+        key = "sample" if decoding.sample else "mbr"
+        what = f"--beam-size cannot be combined with decoding.{key}, which the model's config enables"
+        raise ConfigError(what, hint="leave it out")
     from mtkit.benchmark.translate import benchmark_translate as benchmark
 
     report = benchmark(
@@ -139,8 +143,8 @@ def benchmark_translate(
         against=against or (),
         compute_types=compute_type or ("float32", "int8"),
         rounds=rounds,
-        command=[sys.executable, "-m", "mtkit", "translate", model, "--beam-size", str(decoding.beam_size),
-                 "--device", device, "--precision", precision, "--quiet"],
+        command=[sys.executable, "-m", "mtkit", "translate", model, "--device", device, "--precision", precision,
+                 "--quiet", *(() if beam_size is None else ("--beam-size", str(beam_size)))],
     )  # fmt: skip
     if as_json:
         print_stdout(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,10 +66,16 @@ class DocumentOutput:
 
     @contextmanager
     def temporary_lines(self) -> Iterator[None]:
-        """Remove the text file at the end of the block, unless the job can be resumed."""
+        """Remove the text file at the end of the block, also after SIGTERM, unless the job can be resumed."""
+
+        def stop(number: int, frame: object) -> None:
+            raise SystemExit(128 + number)
+
+        before = signal.signal(signal.SIGTERM, stop)
         try:
             yield
         finally:
+            signal.signal(signal.SIGTERM, before)
             if not self.resume:
                 self.lines.unlink(missing_ok=True)
 

@@ -254,7 +254,7 @@ NBest = Annotated[
     typer.Option(
         min=1,
         help="Print the n best translations as `LINE ||| TEXT ||| SCORE`; widens the beam if necessary. With --groups "
-        "there may be fewer, as groups may agree.",
+        "or --mbr there may be fewer, as equal translations count once.",
         rich_help_panel=INPUT,
     ),
 ]

@@ -11,7 +11,7 @@ from mtkit.cli.jobs import Job, Shard, count_all_lines, count_finished_lines
 from mtkit.cli.line_format import LineFormat
 from mtkit.cli.lines import MATCH_HINT
 from mtkit.cli.resume_note import ResumeNote, describe_job
-from mtkit.cli.terminal import check_not_compressed, check_not_overwriting, open_stdout
+from mtkit.cli.terminal import check_not_compressed, check_not_overwriting, check_stdin_once, open_stdout
 from mtkit.errors import ConfigError, DataError
 from mtkit.formatting import format_count
 
@@ -89,6 +89,7 @@ def make_plan(
             raise ConfigError(what, where="--output", hint="each writes a file of its own")
         output, attention = part.output_path(output), attention and part.output_path(attention)
     aligned = [path for path in (prefix, constraints) if path is not None]
+    check_stdin_once([*files, *aligned])
     check_not_overwriting(output, [*files, *aligned])
     check_not_overwriting(attention, [*files, *aligned, *filter(None, [output])], "--attention")
     _check_lengths(files, count, aligned)

@@ -100,7 +100,7 @@ TRANSLATE = Rules(
         Rule(("--confidence",), "--mbr", "it was fitted on translations that a beam found"),
         Rule(("--prefix", "--constraints", "--protect"), "--confidence", "it is that of what the model chose itself"),
         Rule(("--ensemble", "--constraints", "--alternatives", "--attention", "--sample", "--mbr", "--groups",
-              "--confidence", "--shortlist"),
+              "--confidence", "--shortlist", "--avoid-loops"),
              "--engine", "only mtkit's own models have it"),
         Rule(("--n-best", "--sample", "--mbr", "--constraints", "--split-sentences", "--protect", "--alignment",
               "--attention", "--scores", "--confidence", "--resume", "--read-ahead", "--shortlist",

@@ -12,7 +12,7 @@ import typer
 
 from mtkit.cli import options
 from mtkit.cli.lines import MATCH_HINT, prefetch_first, zip_lines
-from mtkit.cli.terminal import open_output, open_stdout, print_stderr
+from mtkit.cli.terminal import check_stdin_once, open_output, open_stdout, print_stderr
 from mtkit.cli.translators import check_tag, choose_parallelism, load_translator, resolve_decoding
 from mtkit.errors import ConfigError, DataError
 from mtkit.formatting import format_count
@@ -58,8 +58,8 @@ def score(
     A line that `translate` would split is scored sentence by sentence if its translation has as many sentences,
     otherwise as one segment.
 
-    With --minimum, this filters a corpus; pairs that contain tabs or are too long for the model are dropped. Memory
-    does not grow with the number of lines.
+    With --minimum, this filters a corpus; pairs that have an empty side, contain tabs or are too long for the model
+    are dropped. Memory does not grow with the number of lines.
 
     With --alignment, this aligns the words of a corpus, for `alignments` in a config (training.guided_alignment): each
     pair as one segment, without links if it is too long for the model.
@@ -75,6 +75,7 @@ def score(
     if alignment is not None and minimum is not None:
         raise ConfigError("--alignment cannot be combined with --minimum", hint="filter first, then align")
     parallelism = choose_parallelism(workers, threads)
+    check_stdin_once([src, tgt])
     open_stdout()  # if it is closed, fail before the model is loaded
     decoding = resolve_decoding(model, {
         "length_penalty": length_penalty, "penalty_kind": penalty_kind, "coverage_penalty": coverage_penalty,
@@ -129,15 +130,17 @@ def _write_alignments(alignments: Iterable[WordLinks]) -> None:
 def _write_pairs(scored: Iterable[tuple[str, Translation | None]], minimum: float) -> None:
     """Write the pairs with at least a score to stdout, tab-separated, and print to stderr how many were kept.
 
-    Pairs without a score are too long for the model. Those that contain a tab are dropped, because the output could not
-    be split again.
+    Pairs without a score are too long for the model. Those with an empty side are dropped, because they are no pairs,
+    and those that contain a tab, because the output could not be split again.
     """
-    num_pairs = num_kept = num_with_tabs = num_long = 0
+    num_pairs = num_kept = num_with_tabs = num_long = num_empty = 0
     with open_output(None) as out:
         for source, result in scored:
             num_pairs += 1
             if result is None:
                 num_long += 1
+            elif not source.strip() or not result.text.strip():
+                num_empty += 1
             elif result.score < minimum:
                 continue
             elif "\t" in source or "\t" in result.text:
@@ -145,7 +148,7 @@ def _write_pairs(scored: Iterable[tuple[str, Translation | None]], minimum: floa
             else:
                 num_kept += 1
                 out.write(f"{source}\t{result.text}\n")
-    faults = ((num_long, "too long"), (num_with_tabs, "with tabs"))
+    faults = ((num_long, "too long"), (num_empty, "empty"), (num_with_tabs, "with tabs"))
     dropped = ", ".join(f"{number:,} {fault}" for number, fault in faults if number)
     also = f"; dropped whatever their score: {dropped}" if dropped else ""
     print_stderr(f"kept {num_kept:,} of {format_count(num_pairs, 'pair')}{also}")

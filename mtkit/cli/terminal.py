@@ -185,6 +185,16 @@ def check_not_stdin(config: str, option: str) -> None:
         raise ConfigError(what, where=option, hint="name a file")
 
 
+def check_stdin_once(inputs: Sequence[str]) -> None:
+    """Check that at most one input of a command is stdin.
+
+    Raises:
+        ConfigError: If several are.
+    """
+    if inputs.count("-") > 1:
+        raise ConfigError("stdin can be read once", where="-", hint="name a file for each other input")
+
+
 def check_not_compressed(output: str | None, option: str = "--output") -> None:
     """Check that the name of an output, which is plain text, is not that of a compressed file.
 

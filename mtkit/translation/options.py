@@ -141,6 +141,19 @@ class TranslateOptions:
     on_progress: Callable[[int], None] = ignore_progress
     parallelism: Parallelism = PARALLEL
 
+    def __post_init__(self) -> None:
+        """Check `read_ahead` and `on_error`.
+
+        Raises:
+            ConfigError: If lines could not be read, or there is no such action.
+        """
+        if self.read_ahead < 1:
+            raise ConfigError(
+                f"{self.read_ahead} is not a number from 1", where="read_ahead", hint="leave it out"
+            )
+        if self.on_error not in ON_ERROR:
+            raise ConfigError(f"unknown action {self.on_error!r}", where="on_error", hint=", ".join(ON_ERROR))
+
 
 DEFAULT_OPTIONS = TranslateOptions()
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TypeVar
 
-from mtkit.errors import MtkitError
-
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 0.02
@@ -32,7 +30,7 @@ def read_chunks(
             within that time.
 
     Raises:
-        MtkitError: If reading raises it; after a list of the items before it.
+        Exception: If reading raises it; after a list of the items before it.
     """
     stream = iter(items)
     while True:
@@ -46,7 +44,7 @@ def read_chunks(
                     ended = False
                     break
                 patience -= time.monotonic() - asked
-        except MtkitError as error:
+        except Exception as error:
             fault = error
         if chunk:
             yield chunk

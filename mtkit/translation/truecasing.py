@@ -82,7 +82,7 @@ def _lower_title(text: str, tokenizer: Tokenizer) -> str:
     for word in _WORD.finditer(text):
         letters = _LETTERS.search(word[0])
         if letters is not None and not _IN_ADDRESSES.search(word[0]):
-            if not starts and _is_capitalized(letters[0]) and len(letters[0].lower()) == len(letters[0]):
+            if not starts and _is_capitalized(letters[0]) and len(word[0].lower()) == len(word[0]):
                 spans.append(word.span())
             starts, has_small = False, has_small or letters[0].islower()
         starts = starts or _SENTENCE_END.search(word[0]) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import signal
 import zipfile
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -11,6 +12,7 @@ from xml.sax.saxutils import escape
 import pytest
 import tiny
 
+from mtkit.cli.document_output import DocumentOutput
 from mtkit.data.documents import read_side
 from mtkit.data.filling import fill
 
@@ -238,6 +240,19 @@ def test_a_document_is_written_at_the_end(trained: Path, tmp_path: Path) -> None
     expected = translate(trained, source, *limited[:4], "--on-error", "skip").splitlines()
     assert texts(output, "fr") == expected
     assert not lines.exists()
+
+
+def test_sigterm_leaves_no_lines_behind(tmp_path: Path) -> None:
+    document = DocumentOutput(tmp_path / "a.tmx", tmp_path / "b.tmx", ("en", "fr"), False, resume=False)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    document.lines.touch()
+    try:
+        with pytest.raises(SystemExit, match="143"), document.temporary_lines():
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_document_written_after_a_crash(

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -57,6 +58,8 @@ def with_decoding(trained: Path, folder: Path, **keys: str) -> Path:
         (["--max-length-ratio", 1e30], "--max-length-ratio: must be at most 1000, got 1e+30"),
         (["--coverage-penalty", 1e39], "--coverage-penalty: must be at most 100, got 1e+39"),
         (["--groups", 2, "--beam-size", 4, "--diversity", 1e39], "--diversity: must be at most 1000, got 1e+39"),
+        (["-", "-"], "-: stdin can be read once"),
+        (["--prefix", "-"], "-: stdin can be read once"),
         *((["-o", f"out{suffix}"], f"out{suffix} would be plain text") for suffix in COMPRESSED_SUFFIXES),
     ],
 )  # fmt: skip
@@ -77,6 +80,26 @@ def test_other_commands_refuse_them_too(trained: Path, corpus: Path) -> None:
     assert "--beam-size needs --model" in refused("evaluate", "a", "--ref", "b", "--beam-size", 2)
     score = ["score", trained, corpus / "test.src", corpus / "test.tgt"]
     assert "--length-penalty: " in refused(*score, "--length-penalty", 1e6)
+    assert "-: stdin can be read once" in refused("score", trained, "-", "-")
+
+
+def test_the_time_to_the_first_translation_is_that_of_the_same_search(
+    trained: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`translate` refuses a beam size if the model's config enables sampling, and so does the benchmark."""
+    commands: list[list[str]] = []
+
+    def fake(*_: object, command: list[str], **options: object) -> SimpleNamespace:
+        commands.append(command)
+        return SimpleNamespace(lines=list)
+
+    monkeypatch.setattr("mtkit.benchmark.translate.benchmark_translate", fake)
+    sampling = with_decoding(trained, tmp_path / "model", sample="true")
+    for model, *options in ([sampling], [trained, "--beam-size", "2"]):
+        assert tiny.mtkit("benchmark", "translate", model, corpus / "test.src", *options) == (0, "", "")
+        assert ("--beam-size" in commands[-1]) == bool(options)
+    line = refused("benchmark", "translate", sampling, corpus / "test.src", "--beam-size", 2)
+    assert "--beam-size cannot be combined with decoding.sample" in line
 
 
 def test_a_compressed_output_is_refused_for_each_process(
@@ -205,14 +228,14 @@ def test_a_job_with_alignment_is_resumed_at_an_empty_line(
     assert (tmp_path / "out").read_bytes() == whole
 
 
-def test_pairs_with_tabs_are_left_out_and_counted(trained: Path, tmp_path: Path) -> None:
-    src = tiny.write_lines(tmp_path / "src", ["a dog", "a\tdog", "a cat", "a cat"])
-    tgt = tiny.write_lines(tmp_path / "tgt", ["un chien", "un chien", "un\tchat", "un chat"])
+def test_pairs_with_tabs_or_an_empty_side_are_left_out_and_counted(trained: Path, tmp_path: Path) -> None:
+    src = tiny.write_lines(tmp_path / "src", ["a dog", "a\tdog", "a cat", "a cat", "", "a dog"])
+    tgt = tiny.write_lines(tmp_path / "tgt", ["un chien", "un chien", "un\tchat", "un chat", "", " "])
     code, out, err = tiny.mtkit("score", trained, src, tgt, "--minimum", -1000)
     assert (code, out) == (0, "a dog\tun chien\na cat\tun chat\n")
-    assert err == "kept 2 of 4 pairs; dropped whatever their score: 2 with tabs\n"
+    assert err == "kept 2 of 6 pairs; dropped whatever their score: 2 empty, 2 with tabs\n"
     code, out, err = tiny.mtkit("score", trained, src, tgt)
-    assert (code, out.count("\n"), err) == (0, 4, "")
+    assert (code, out.count("\n"), err) == (0, 6, "")
 
 
 @pytest.mark.parametrize("option", ["--prefix", "--constraints"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,6 +59,21 @@ def test_it_gets_the_same_segments_of_long_lines() -> None:
     assert other.options["max_decoding_length"] == translator.decoding.max_length(
         max(map(len, other.sources))
     )
+
+
+def test_its_translations_get_the_case_of_the_line() -> None:
+    translator = make()
+    tgt = translator.tokenizers.tgt
+    token = int(tgt.encode(["Vogel"])[0][-1])
+    other = ctranslate2_system(Recorder(tgt.piece(token), 1), translator, Setting(1, 1, 8))
+    [text] = tgt.decode([[token]])
+    assert other.translate(["the old man", "THE OLD MAN"]).hyps == [text, text.upper()] != [text, text]
+
+
+def test_a_command_that_fails_has_no_first_translation() -> None:
+    fails, works = ("", "print(input())")
+    assert benchmark_module._seconds_to_first([sys.executable, "-c", fails], ["a"]) is None
+    assert benchmark_module._seconds_to_first([sys.executable, "-c", works], ["a"])
 
 
 def test_translations_over_the_length_limit_are_counted() -> None:

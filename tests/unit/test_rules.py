@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,14 @@ def test_the_config_may_enable_what_an_option_needs() -> None:
     )  # an option given counts more
     with pytest.raises(ConfigError, match=r"--sample, which the model's config enables .*--no-sample"):
         check_options(parse(("translate",), "--constraints"), TRANSLATE, sampling)
+
+
+def test_an_engine_may_be_told_to_leave_loops_as_it_does() -> None:
+    for option in ("--no-avoid-loops", "--avoid-loops"):
+        words = ["model", "--engine", "ctranslate2", option]
+        context = command_of(("translate",)).make_context("x", words)
+        with nullcontext() if option == "--no-avoid-loops" else pytest.raises(ConfigError, match="--engine"):
+            check_options(context, TRANSLATE, DecodingConfig())
 
 
 @pytest.mark.parametrize("decoding", [DecodingConfig(), DecodingConfig(sample=True)])

@@ -247,6 +247,24 @@ def test_a_steady_writer_does_not_delay_a_line_forever(monkeypatch: pytest.Monke
     assert waits[:5] == pytest.approx([PATIENCE_SECONDS * i / 4 for i in (4, 3, 2, 1, 0)], abs=1e-9)
 
 
+def test_items_before_any_error_are_kept() -> None:
+    def items() -> Iterator[int]:
+        yield from (1, 2, 3)
+        raise ValueError("a fault of the caller")
+
+    chunks = read_chunks(items(), 2)
+    assert [next(chunks), next(chunks)] == [[1, 2], [3]]
+    with pytest.raises(ValueError, match="a fault of the caller"):
+        next(chunks)
+
+
+@pytest.mark.parametrize(("key", "value"), [("read_ahead", 0), ("on_error", "ignore")])
+def test_options_that_cannot_be_followed(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TranslateOptions(**{key: value})
+    assert caught.value.where == key
+
+
 def test_lines_before_a_bad_line_are_translated() -> None:
 
     def stream() -> Iterator[str]:

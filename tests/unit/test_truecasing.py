@@ -89,6 +89,7 @@ def test_titles_are_told_from_names_and_german(tokenizers: Tokenizers) -> None:
     assert (
         usual_case("The Old <B>Man</B> Sees A@b.c In 1984", src)[0] == "The old <B>Man</B> sees A@b.c in 1984"
     )
+    assert usual_case("The Old Man-İ Sees The Street", src)[0] == "The old Man-İ sees the street"
     assert usual_case("THE OLD MAN", src) == ("The old man", upper)
 
 
