@@ -139,12 +139,15 @@ def translate(
         if not quiet:
             print_stderr(f"{document.path} is complete")
         return
-    if resume and note is not None and note.is_finished() and plan.job.total is not None:
-        if document is not None:
-            document.write(note.job)
-        elif not quiet:
-            print_stderr(f"{plan.output} is complete")
-        return
+    if resume and note is not None:
+        # This also raises an error if the output is that of another job.
+        is_finished = note.is_finished()
+        if is_finished and plan.job.total is not None:
+            if document is not None:
+                document.write(note.job)
+            elif not quiet:
+                print_stderr(f"{plan.output} is complete")
+            return
 
     translator: LineTranslator
     if engine is None:

@@ -280,4 +280,5 @@ def load_line_translator(
     type_ = _COMPUTE_TYPES[precision]
     other = load_ctranslate2(path, type_, device, "`precision`", number, num_threads)
     engine = _CTranslate2Engine(other, tokenizers, decoding, number)
-    return LineTranslator(engine, tokenizers, decoding, config.data.max_length, usual_src_tokens(path))
+    usual, data = usual_src_tokens(path), config.data
+    return LineTranslator(engine, tokenizers, decoding, data.max_length, usual, data.tgt)

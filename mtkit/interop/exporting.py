@@ -208,11 +208,10 @@ def _prove(
     if type_ != "float32":
         typed = engine(final, type_)
         config, tokenizers, usual = model.config, model.tokenizers, model.usual_src_tokens
-
-        decoding = exporter.search(config.decoding)
+        data, decoding = config.data, exporter.search(config.decoding)
 
         def translate(engine: Engine) -> list[str]:
-            lines = LineTranslator(engine, tokenizers, decoding, config.data.max_length, usual)
+            lines = LineTranslator(engine, tokenizers, decoding, data.max_length, usual, data.tgt)
             return [translation.text for translation in lines.translate(text.srcs)]
 
         hyps = translate(typed(decoding))

@@ -201,10 +201,7 @@ class BatchedSearch:
     def _without_loops(
         self, segments: Sequence[Segment], found: Sequence[list[Hypothesis]]
     ) -> dict[int, Segment]:
-        """Return by index the segments whose best hypothesis is a loop, with repeated n-grams forbidden.
-
-        A source that has a loop itself may be translated by one, and a number may end in zeros.
-        """
+        """Return by index the segments whose best hypothesis is a loop, with repeated n-grams forbidden."""
         if self.decoding.sample or not self.decoding.avoid_loops:
             return {}
         if 0 < self.decoding.no_repeat_ngram <= _NO_REPEAT_NGRAM:
@@ -212,10 +209,20 @@ class BatchedSearch:
         return {
             i: replace(segment, no_repeat_ngram=_NO_REPEAT_NGRAM)
             for i, segment in enumerate(segments)
-            if found[i] and not segment.constraints and not segment.no_repeat_ngram
-            and (phrase := _loop(found[i][0].ids)) and not _loop(segment.ids.tolist())
-            and not _ZEROS.fullmatch(self.ensemble.tokenizers.tgt.decode([phrase])[0])
-        }  # fmt: skip
+            if found[i] and self._is_loop_to_break(segment, found[i][0])
+        }
+
+    def _is_loop_to_break(self, segment: Segment, hyp: Hypothesis) -> bool:
+        """Return whether a hypothesis is a loop, and another one may be searched for.
+
+        A source that has a loop itself may be translated by one, and a number may end in zeros.
+        """
+        if segment.constraints or segment.no_repeat_ngram:
+            return False
+        phrase = _loop(hyp.ids)
+        if not phrase or _loop(segment.ids.tolist()):
+            return False
+        return not _ZEROS.fullmatch(self.ensemble.tokenizers.tgt.decode([phrase])[0])
 
     def _split_into_batches(self, sizes: Ids) -> list[list[int]]:
         """Return the indices of the segments of each batch, the longest segments first."""

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -133,10 +134,7 @@ class LineTranslator:
         def without_placeholders() -> Iterator[Request]:
             for request in map(Request.of, lines):
                 text = request.text
-                tag = text[: text.find(">") + 1] if text.startswith("<") else ""
-                if tag and (not self.tokenizers.src.is_single_piece(tag) or f"</{tag[1:]}" in text):
-                    tag = ""
-                line = protect(text, unknown_spans(self.tokenizers, text), num_kept=len(tag))
+                line = protect(text, unknown_spans(self.tokenizers, text), num_kept=len(self._tag_of(text)))
                 waiting.append(line)
                 links = request.links or bool(line.placeholders)  # links tell where the placeholders go
                 yield replace(request, text=line.text, keep_numbers=True, links=links)
@@ -148,6 +146,13 @@ class LineTranslator:
                 yield [restore_placeholders(line, translation) for translation in translations]
             else:
                 yield [Translation.failed(line.original, fault, options.on_error)]
+
+    def _tag_of(self, text: str) -> str:
+        """Return the target-language tag that a line begins with, which is no markup; empty if there is none."""
+        first = re.match(r"<[^>]*>", text)
+        if first and self.tokenizers.src.is_single_piece(first[0]) and f"</{first[0][1:]}" not in text:
+            return first[0]
+        return ""
 
 
 class _LineCounter:
