@@ -47,10 +47,11 @@ _SINUSOIDS = {"SinusoidalInterleaved": "interleaved", "SinusoidalConcat": "fairs
 _POSITIONS = {
     **dict.fromkeys(_SINUSOIDS, "sinusoidal"), "Learned": "learned", "Relative": "relative", "Rotary": "rotary"
 }  # fmt: skip
+# max_relative_positions is of Eole 0.0.1, which chose the kind of positions by it, as OpenNMT-py does.
 _REFUSED = (
     "parallel_residual", "relative_positions_buckets", "sliding_window", "num_experts", "ffn_layernorm", "query_norm",
     "key_norm", "value_norm", "q_gating", "attn_scaling", "head_dim", "coverage_attn", "layer_types",
-    "rope_config.scaling_type", "rope_config.rotary_dim", "rope_config.partial_rotary_factor",
+    "rope_config.scaling_type", "rope_config.rotary_dim", "rope_config.partial_rotary_factor", "max_relative_positions",
 )  # fmt: skip
 _LAYER = LayerNames(
     attention_norm="input_layernorm",

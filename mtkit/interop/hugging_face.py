@@ -8,6 +8,7 @@ another class of `CLASSES`, with the same tokenizer.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mtkit.checkpoint import load_tensors, read_json
 from mtkit.data.segmentation import SentencePiece
 from mtkit.data.tokenizer import Tokenizer, Tokenizers, Vocabulary, VocabularyTokenizer
 from mtkit.errors import ConfigError, StorageError
+from mtkit.formatting import format_count
 from mtkit.interop.importing import (
     ImportedModel,
     ImportOptions,
@@ -102,14 +104,14 @@ class MarianFormat:
             raise ConfigError(
                 what, where=str(folder), hint="leave them out: it has source.spm and target.spm"
             )
-        tokenizers, languages = _read_tokenizers(folder, config, options)
+        tokenizers, languages, notes = _read_tokenizers(folder, config, options)
         generation = _generation_settings(folder, config)
         return ImportedModel(
             toolkit=self.name,
             languages=languages,
             model=_model_section(config, kind),
             decoding=_decoding_section(generation),
-            notes=_left_out(generation, tokenizers.tgt),
+            notes=(*_left_out(generation, tokenizers.tgt), *notes),
             tokenizers=tokenizers,
             weights=_read_weights(folder, config, kind),
             max_length=config.get("max_position_embeddings", int, 512) - 1,
@@ -183,8 +185,10 @@ def _decoding_section(generation: Settings) -> dict[str, Any]:
     }
     if generation.has("num_beams"):
         section["beam_size"] = generation.get("num_beams", int)
-    if (longest := generation.get("max_length", int, 0)) > 2:
-        # There, the token that the decoder starts with counts; here, eos comes on top.
+    # `max_new_tokens` comes before `max_length`, which counts the token that the decoder starts with, too.
+    longest = generation.get("max_new_tokens", int, -1) + 1 or generation.get("max_length", int, 0)
+    if longest > 2:
+        # Here, eos comes on top.
         section |= {"max_length_ratio": 0.0, "max_length_extra": longest - 2}
     return section
 
@@ -253,12 +257,14 @@ def _read_weights(folder: Path, config: Settings, kind: HuggingFaceClass) -> dic
 
 def _read_tokenizers(
     folder: Path, config: Settings, options: ImportOptions
-) -> tuple[Tokenizers, tuple[str, str]]:
-    """Return the tokenizers and the languages."""
+) -> tuple[Tokenizers, tuple[str, str], list[str]]:
+    """Return the tokenizers, the languages, and what the user should know."""
     path = folder / "tokenizer_config.json"
     settings = Settings(read_json(path) if path.exists() else {}, str(path))
     separate = settings.get("separate_vocabs", bool, False)
     src_tokens = _read_vocabulary(folder / "vocab.json", config.get("vocab_size", int))
+    added = _added_tokens(folder, settings, src_tokens)
+    src_tokens = tuple(added.get(index, token) for index, token in enumerate(src_tokens))
     target_file = folder / "target_vocab.json"
     size = config.get("decoder_vocab_size", int, 0) or config.get("vocab_size", int)
     tgt_tokens = _read_vocabulary(target_file, size) if separate else src_tokens
@@ -294,7 +300,44 @@ def _read_tokenizers(
     )
     languages = check_language(named[0], "src", str(folder)), check_language(named[1], "tgt", str(folder))
     shared = not separate and config.get("share_encoder_decoder_embeddings", bool, True)
-    return Tokenizers(src, tgt, joint=shared), languages
+    split = [
+        token
+        for index, token in added.items()
+        if index not in (*src.special, src.unk) and not src.is_single_piece(token)
+    ]
+    notes = []
+    if split:
+        shown = ", ".join(map(repr, split[:3])) + ", …" * (len(split) > 3)
+        notes.append(f"{format_count(len(split), 'added token')} that mtkit splits in text: {shown}")
+    return Tokenizers(src, tgt, joint=shared), languages, notes
+
+
+def _added_tokens(folder: Path, settings: Settings, tokens: tuple[str, ...]) -> dict[int, str]:
+    """Return the tokens by id that were added to a tokenizer, for rows that have no token in vocab.json.
+
+    Args:
+        folder: folder of the model, with added_tokens.json if the tokenizer is of an older version.
+        settings: tokenizer_config.json, which lists them in newer versions, and special tokens of vocab.json too.
+        tokens: the tokens of vocab.json.
+
+    Raises:
+        StorageError: If they are not strings with ids.
+    """
+    path = folder / "added_tokens.json"
+    ids = read_json(path) if path.exists() else {}
+    listed = settings.get("added_tokens_decoder", dict, {})
+    try:
+        ids |= {token["content"]: int(index) for index, token in listed.items()}
+        if not all(isinstance(token, str) and type(index) is int for token, index in ids.items()):
+            raise ValueError("another type")
+    except (KeyError, TypeError, ValueError) as error:
+        raise StorageError(
+            "the added tokens are not strings with ids", where=str(folder), hint=_HINT
+        ) from error
+    known = {*tokens}
+    return {
+        index: token for token, index in ids.items() if token not in known and f"<unused {index}>" in known
+    }
 
 
 def _unused(tokens: tuple[str, ...]) -> tuple[str, ...]:
@@ -303,9 +346,10 @@ def _unused(tokens: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _language(folder: Path, side: int) -> str | None:
-    """Return a language from a folder name such as opus-mt-en-fr."""
-    parts = folder.absolute().name.split("-")
-    return parts[-2 + side] if len(parts) > 2 else None
+    """Return a language from a folder name such as opus-mt-en-fr, opus-mt-tc-big-en-fr or opus-mt-en-ROMANCE."""
+    code = "([a-z]{2,3}|[A-Z_]+)"
+    found = re.fullmatch(f"opus-mt-(?:.+-)?{code}-{code}", folder.absolute().name)
+    return found[side + 1] if found else None
 
 
 def _read_vocabulary(path: Path, size: int) -> tuple[str, ...]:

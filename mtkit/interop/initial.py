@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 from mtkit import __version__
 from mtkit.checkpoint import BEST, CHECKPOINTS, MANIFEST_FILE
 from mtkit.data.cache import cache_folder
+from mtkit.errors import ConfigError
 from mtkit.files import sha256_file, storage_errors
 from mtkit.interop.hub import resolve_model
 
@@ -22,7 +24,7 @@ def find_model(name: str) -> Path:
         name: a run or model folder, a folder of another toolkit, or a name on the Hugging Face hub.
 
     Raises:
-        ConfigError: If there is no such folder, or it holds no model of a known format.
+        ConfigError: If there is no such folder, it holds no model of a known format, or its import needs an option.
         StorageError: If the model cannot be downloaded, is damaged, or cannot be written to the cache.
     """
     folder = Path(resolve_model(name))
@@ -33,7 +35,16 @@ def find_model(name: str) -> Path:
 
     imported = cache_folder(None) / "models" / _fingerprint(folder)
     if not (imported / MANIFEST_FILE).exists():
-        import_model(str(folder), imported, FORMATS, ImportOptions())
+        try:
+            import_model(str(folder), imported, FORMATS, ImportOptions())
+        except ConfigError as error:
+            # Only `mtkit import` has the options that such a hint names.
+            option = re.search("`(?:src|tgt)(_tokenizer)?`", error.hint or "")
+            if option is None:
+                raise
+            kind = "-tokenizer" if option[1] else ""
+            hint = f"import it first: `mtkit import {name} --src{kind} … --tgt{kind} … -o MODEL`, then name MODEL"
+            raise ConfigError(error.what, where=error.where, hint=hint) from error
     return imported
 
 

@@ -6,6 +6,7 @@ split by SentencePiece or subword-nmt, whose files JoeyNMT copies into the folde
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class JoeyFormat:
             ),
             model=model,
             decoding=_decoding_section(config),
+            notes=_left_out(config),
             tokenizers=_read_tokenizers(path, config, options),
             weights=_read_weights(_checkpoint_file(path), config),
         )
@@ -130,10 +132,11 @@ def _check_same(config: Settings, key: str, kind: type, default: Any) -> None:
 def _norms(config: Settings) -> tuple[list[str], bool | None]:
     """Return where encoder and decoder normalize, and `final_norm`.
 
-    An encoder without the key normalizes before its sublayers like one with `pre`, but has no final norm.
+    Without the key, an encoder of JoeyNMT 2.0 to 2.2 normalizes after its sublayers; one of 2.3 before them, but it has
+    no final norm. The tensors are the same.
 
     Raises:
-        ConfigError: If mtkit has no such combination.
+        ConfigError: If mtkit has no such combination, or the key is missing and the version is not 2.3 or later.
     """
     places = {"pre": "pre", "post": "post"}
     positions = [
@@ -142,6 +145,13 @@ def _norms(config: Settings) -> tuple[list[str], bool | None]:
     ]
     if config.has("model.encoder.layer_norm"):
         return positions, None
+    # Sample configs of 2.1 to 2.3 say 2.0.0, so that an older version decides nothing.
+    version = re.match(r"(\d+)\.(\d+)", str(config.values.get("joeynmt_version")))
+    if version is None or tuple(map(int, version.groups())) < (2, 3):
+        hint = (
+            "write post there if JoeyNMT 2.0 to 2.2 trained the model, or joeynmt_version: 2.3.0 if 2.3 did"
+        )
+        raise ConfigError("model.encoder.layer_norm is missing", where=config.where, hint=hint)
     if positions[1] == "pre":
         what = "model.decoder.layer_norm is 'pre', but model.encoder.layer_norm is missing"
         raise ConfigError(what, where=config.where, hint="mtkit has final norms in both stacks or in none")
@@ -158,14 +168,25 @@ def _residual_scales(config: Settings) -> tuple[float, float]:
 
 
 def _decoding_section(config: Settings) -> dict[str, Any]:
-    """Return how the config asks to decode in testing."""
-    return {
+    """Return how the config asks to decode in testing. `alpha` is the older name of `beam_alpha` and comes first."""
+    penalty = config.get("testing.alpha", float, config.get("testing.beam_alpha", float, -1.0))
+    section: dict[str, Any] = {
         "beam_size": max(1, config.get("testing.beam_size", int, 1)),
-        "length_penalty": max(0.0, config.get("testing.beam_alpha", float, -1.0)),
+        "length_penalty": max(0.0, penalty),
         "penalty_kind": "gnmt",
         "min_pieces": max(0, config.get("testing.min_output_length", int, 1)),
         "no_repeat_ngram": max(0, config.get("testing.no_repeat_ngram_size", int, -1)),
     }
+    if (longest := config.get("testing.max_output_length", int, -1)) > 0:
+        section |= {"max_length_ratio": 0.0, "max_length_extra": longest}
+    return section
+
+
+def _left_out(config: Settings) -> tuple[str, ...]:
+    """Return a line for a value of the search that mtkit has no counterpart for."""
+    penalty = config.get("testing.repetition_penalty", float, -1.0)
+    line = f"{_CONFIG}: testing.repetition_penalty {penalty:g} has no counterpart and is left out"
+    return (line,) if penalty > 1 else ()
 
 
 def _checkpoint_file(folder: Path) -> Path:
@@ -231,13 +252,12 @@ def _read_tokenizers(folder: Path, config: Settings, options: ImportOptions) -> 
         name: config.get(f"data.special_symbols.{name}_token", str, default)
         for name, default in (("unk", "<unk>"), ("pad", "<pad>"), ("bos", "<s>"), ("eos", "</s>"))
     }
-    named = {"src": options.src_tokenizer, "trg": options.tgt_tokenizer or options.src_tokenizer}
     sides = []
     for side in _SIDES:
         path = folder / f"{side}_vocab.txt"
         tokens = list(dict.fromkeys([*special.values(), *read_lines_of(path)]))
         vocabulary = make_vocabulary(tokens, str(path), **special)
-        segmentation = _read_segmentation(folder, config, side, named[side], vocabulary.pieces)
+        segmentation = _read_segmentation(folder, config, side, options, vocabulary.pieces)
         sides.append(VocabularyTokenizer(segmentation, vocabulary))
     return join_tokenizers(
         sides,
@@ -248,10 +268,16 @@ def _read_tokenizers(folder: Path, config: Settings, options: ImportOptions) -> 
 
 
 def _read_segmentation(
-    folder: Path, config: Settings, side: str, named: Path | None, pieces: frozenset[str]
+    folder: Path, config: Settings, side: str, options: ImportOptions, pieces: frozenset[str]
 ) -> Segmentation:
-    """Return how a side is split into pieces."""
+    """Return how a side is split into pieces.
+
+    Raises:
+        ConfigError: If mtkit cannot split text this way, a file is not there, or the user names one that is not needed.
+        StorageError: If a file is damaged.
+    """
     place = f"data.{side}"
+    own = options.src_tokenizer if side == "src" else options.tgt_tokenizer
     config.refuse(f"{place}.normalize")
     moses = {"none": None, "moses": config.get(f"{place}.lang", str, "en")}
     language = config.choose(f"{place}.tokenizer_cfg.pretokenizer", moses, "none")
@@ -259,7 +285,11 @@ def _read_segmentation(
     preparation = Preparation(moses=language, escape=language is not None, lowercase=lowercase)
     level = config.choose(f"{place}.level", {name: name for name in ("bpe", "word", "char")})
     if level != "bpe":
+        if own is not None:
+            what = f"`{side.replace('trg', 'tgt')}_tokenizer` is not for {place}.level '{level}'"
+            raise ConfigError(what, where=config.where, hint="leave it out")
         return (Words if level == "word" else Characters)(b"", preparation=preparation)
+    named = own or options.src_tokenizer
     kinds = {"sentencepiece": SentencePiece, "subword-nmt": BytePairEncoding}
     older = config.get(f"{place}.bpe_type", str, "sentencepiece")  # the key before version 2
     kind = config.choose(f"{place}.tokenizer_type", kinds, older)

@@ -70,7 +70,8 @@ class MarianNMTFormat:
         arrays = load_npz(model)
         config = _read_options(arrays, model)
         training = _settings_beside(model, ("vocabs",))
-        section = _model_section(config, training)
+        # Marian writes vocabs into two files beside a model, the dropout into one of them.
+        section = _model_section(config, _settings_beside(model, ("transformer-dropout",)))
         weights = _Weights(arrays, str(model), config, section)
         languages = _languages(model.parent, options)
         return ImportedModel(
@@ -88,7 +89,7 @@ def _find_model(path: Path) -> Path:
     """Return the file of a model: the one that decoder.yml names, or the only one in the folder.
 
     Raises:
-        ConfigError: If there is none, or several, or it is in Marian's binary format.
+        ConfigError: If there is none, or several, or it is in Marian's binary format or of CTranslate2.
         StorageError: If it is missing.
     """
     if path.is_file():
@@ -105,6 +106,10 @@ def _find_model(path: Path) -> Path:
         what = f"{len(found)} models: {', '.join(file.name for file in found[:3])}"
         raise ConfigError(what, where=where, hint="name one of them: the .npz file itself")
     if found[0].suffix == ".bin":
+        vocabularies = [*path.glob("*vocabulary.json"), *path.glob("*vocabulary.txt")]
+        if found[0].name == "model.bin" and vocabularies:
+            what = "a model of CTranslate2, which cannot be imported"
+            raise ConfigError(what, where=where, hint="import the model that it was converted from")
         hint = "import the .npz that marian-conv made it from"
         raise ConfigError("a binary model, perhaps quantized", where=str(found[0]), hint=hint)
     return found[0]
@@ -482,11 +487,16 @@ def _read_tokenizers(
     """Return the tokenizers of both sides.
 
     Raises:
-        ConfigError: If mtkit has no such vocabulary, or what splits text for it is not there.
+        ConfigError: If mtkit has no such vocabulary, or what splits text for it is not there or not needed.
         StorageError: If a file is missing or damaged, or does not fit the weights.
     """
     paths = _find_vocabularies(model, settings, languages)
-    given = (options.src_tokenizer, options.tgt_tokenizer or options.src_tokenizer)
+    own = (options.src_tokenizer, options.tgt_tokenizer)
+    for path, file, key in zip(paths, own, ("src_tokenizer", "tgt_tokenizer"), strict=True):
+        if path.suffix == ".spm" and file is not None:
+            what = f"`{key}` is not for a vocabulary that splits text itself"
+            raise ConfigError(what, where=str(path), hint="leave it out")
+    given = (own[0], own[1] or own[0])
     sides = [
         read_tokenizer(path, side, rows, file, language)
         for path, side, rows, file, language in zip(

@@ -18,7 +18,9 @@ from mtkit.config.loading import parse_config
 from mtkit.config.sections import TokenizerConfig
 from mtkit.data.readers import Pair
 from mtkit.data.tokenizer import make_tokenizers
+from mtkit.interop.formats import FORMATS
 from mtkit.interop.hugging_face_export import convert, write_folder
+from mtkit.interop.importing import ImportOptions, import_model
 from mtkit.model.build import make_model
 
 USAGE, STORAGE = 2, 5
@@ -144,6 +146,10 @@ FAULTS: dict[str, tuple[Callable[[Path], None], int, str]] = {
     "no languages": (
         put("tokenizer_config.json", source_lang=..., target_lang=...), USAGE, "the files do not name the languages",
     ),
+    "added tokens without ids": (write("added_tokens.json", '{"<2fr>": "x"}'), STORAGE, "added tokens are not strings"),
+    "added tokens without names": (
+        put("tokenizer_config.json", added_tokens_decoder={"55": {}}), STORAGE, "added tokens are not strings",
+    ),
 }  # fmt: skip
 
 
@@ -165,6 +171,56 @@ def test_settings_without_a_counterpart_are_named(intact: Path, tmp_path: Path) 
     assert (code, err) == (0, "")
     assert "generation_config.json: repetition_penalty 1.2 has no counterpart and is left out\n" in out
     assert "bad_words_ids [[7]]" in out and "do_sample" not in out
+
+
+@pytest.mark.parametrize(
+    ("values", "extra"),
+    [({"max_length": 60}, 58), ({"max_new_tokens": 60}, 59), ({"max_new_tokens": 60, "max_length": 9}, 59)],
+)
+def test_the_longest_translation(values: dict[str, int], extra: int, intact: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(intact, tmp_path / "hf"))
+    put("generation_config.json", **({"max_length": ...} | values))(folder)
+    imported = import_model(str(folder), tmp_path / "model", FORMATS, ImportOptions())
+    assert (imported.decoding["max_length_ratio"], imported.decoding["max_length_extra"]) == (0.0, extra)
+
+
+@pytest.mark.parametrize(
+    ("name", "languages"),
+    [
+        ("opus-mt-en-fr", ("en", "fr")),
+        ("opus-mt-tc-big-gmq-eng", ("gmq", "eng")),
+        ("opus-mt-en-ROMANCE", ("en", "ROMANCE")),
+        ("marian-model-v2", None),
+        ("opus-mt-en-fr-finetuned", None),
+    ],
+)
+def test_languages_in_the_name_of_a_folder(
+    name: str, languages: tuple[str, str] | None, intact: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(intact, tmp_path / name))
+    put("tokenizer_config.json", source_lang=..., target_lang=...)(folder)
+    if languages is None:
+        peers.check_refused(folder, tmp_path / "ours", "do not name the languages", ImportOptions())
+    else:
+        imported = import_model(str(folder), tmp_path / "ours", FORMATS, ImportOptions())
+        assert imported.languages == languages
+
+
+def test_added_tokens_have_their_rows(intact: Path, tmp_path: Path) -> None:
+    """Tags are single tokens; others, which mtkit splits, are named."""
+    folder = Path(shutil.copytree(intact, tmp_path / "hf"))
+    ids = json.loads((folder / "vocab.json").read_text())
+    unused = [index for token, index in ids.items() if token.startswith("<unused ")][:2]
+    put("vocab.json", **{f"<unused {index}>": ... for index in unused})(folder)
+    put("tokenizer_config.json", added_tokens_decoder={
+        ids["</s>"]: {"content": "</s>", "special": True}, unused[0]: {"content": ">>fra<<", "special": True},
+    })(folder)  # fmt: skip
+    (folder / "added_tokens.json").write_text(json.dumps({"<2fr>": unused[1], "<beyond>": len(ids)}))
+    imported = import_model(str(folder), tmp_path / "model", FORMATS, ImportOptions())
+    src = imported.tokenizers.src
+    assert [src.piece(index) for index in unused] == [">>fra<<", "<2fr>"]
+    assert src.encode([">>fra<< the dog"])[0].tolist()[0] == unused[0]
+    assert imported.notes[-1] == "1 added token that mtkit splits in text: '<2fr>'"
 
 
 def test_the_output_must_not_exist(intact: Path, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     (put("model.architecture", "transformer_lm"), "model.architecture is 'transformer_lm'"),
     (put("model.parallel_residual", True), "model.parallel_residual is True"),
     (put("model.decoder.num_experts", 8), "model.decoder.num_experts is 8"),
+    (put("model.max_relative_positions", -1), "model.max_relative_positions is -1"),
     (put("model.embeddings.position_encoding_type", "Alibi"), "position_encoding_type is 'Alibi'"),
     (put("model.rope_config", {"rotary_theta": 1000000}), "model.rope_config.rotary_theta is 1000000"),
     (put("model.mlp_activation_fn", "gelu-tanh"), "mlp_activation_fn is 'gelu-tanh'"),

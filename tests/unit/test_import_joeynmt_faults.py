@@ -14,8 +14,10 @@ import pytest
 import torch
 import yaml
 
+from mtkit.errors import ConfigError
 from mtkit.interop.formats import FORMATS
 from mtkit.interop.importing import ImportOptions, import_model
+from mtkit.interop.initial import find_model
 from mtkit.translation.translator import Translator
 
 WORDS = ["the", "dog", "le", "chien"]
@@ -76,6 +78,44 @@ def test_a_complete_folder_is_imported(tmp_path: Path) -> None:
     assert set(translation.text.split()) <= set(WORDS)
 
 
+@pytest.mark.parametrize(
+    ("version", "accepted"), [("2.0.0", False), (2.3, True), ("2.3.0", True), ("3.0", True)]
+)
+def test_an_encoder_without_layer_norm_depends_on_the_version(
+    version: object, accepted: bool, tmp_path: Path
+) -> None:
+    settings = put("model.encoder.layer_norm", None) | {"joeynmt_version": version}
+    folder = write(tmp_path / "joey", settings)
+    if accepted:
+        imported = import_model(str(folder), tmp_path / "ours", FORMATS, ImportOptions())
+        assert (imported.model["norm_position"], imported.model["final_norm"]) == ("pre", False)
+    else:
+        peers.check_refused(folder, tmp_path / "ours", "layer_norm is missing", ImportOptions())
+
+
+def test_the_search_of_testing_is_taken_over(tmp_path: Path) -> None:
+    testing = {"alpha": 0.6, "beam_alpha": 1.0, "max_output_length": 30, "repetition_penalty": 1.5}
+    folder = write(tmp_path / "joey", config() | {"testing": testing})
+    imported = import_model(str(folder), tmp_path / "ours", FORMATS, ImportOptions())
+    found = [imported.decoding[key] for key in ("length_penalty", "max_length_ratio", "max_length_extra")]
+    assert found == [0.6, 0.0, 30]
+    assert imported.notes == (
+        "config.yaml: testing.repetition_penalty 1.5 has no counterpart and is left out",
+    )
+
+
+def test_a_tokenizer_for_words_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "joey")
+    for options in (ImportOptions(src_tokenizer=folder), ImportOptions(tgt_tokenizer=folder)):
+        peers.check_refused(folder, tmp_path / "ours", "_tokenizer` is not for data.", options)
+
+
+def test_a_model_that_init_names_without_what_splits_text(tmp_path: Path) -> None:
+    folder = write(tmp_path / "joey", put("data.src.level", "bpe"))
+    with pytest.raises(ConfigError, match="--src-tokenizer … --tgt-tokenizer … -o MODEL"):
+        find_model(str(folder))
+
+
 def replace_state(change: Callable[[dict[str, torch.Tensor]], object]) -> dict[str, Any]:
     state = tensors()
     change(state)
@@ -95,6 +135,7 @@ CONFIGS = [
     (put("data.trg.level", "morphemes"), "data.trg.level is 'morphemes'"),
     (put("data.trg.lang", ""), "do not name the languages"),
     (put("data.special_symbols.sep_token", "<sep>"), "data.special_symbols.sep_token is '<sep>'"),
+    (put("model.encoder.layer_norm", None), "model.encoder.layer_norm is missing"),
 ]
 
 

@@ -63,6 +63,15 @@ def test_a_complete_folder_is_imported(tmp_path: Path) -> None:
     assert set(translation.text.split()) <= set(WORDS)
 
 
+def test_the_dropout_is_in_another_file_than_the_vocabularies(tmp_path: Path) -> None:
+    """Marian writes model.npz.decoder.yml for the decoder beside model.npz.yml of the training."""
+    folder = write(tmp_path / "en-fr")
+    (folder / "decoder.yml").rename(folder / f"{MODEL}.decoder.yml")
+    save_yaml(folder / f"{MODEL}.yml", {"vocabs": [VOCABULARY] * 2, "transformer-dropout": 0.3})
+    imported = import_model(str(folder), tmp_path / "ours", FORMATS, ImportOptions())
+    assert (imported.model["dropout"], imported.decoding["beam_size"]) == (0.3, 2)
+
+
 OPTIONS = [
     ("type", "s2s"), ("type", "amun"), ("type", "multi-transformer"), ("type", 3),
     ("transformer-decoder-autoreg", "average-attention"), ("transformer-decoder-autoreg", "rnn"),
@@ -266,6 +275,23 @@ def test_a_folder_of_a_student(tmp_path: Path) -> None:
     for name in ("model.ende.intgemm.alphas.bin", "vocab.ende.spm"):
         (folder / name).write_bytes(b"x")
     refuse(folder, "a binary model, perhaps quantized", ConfigError)
+
+
+@pytest.mark.parametrize("name", ["shared_vocabulary.json", "source_vocabulary.txt"])
+def test_a_folder_of_ctranslate2(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "ct2"
+    folder.mkdir()
+    for own in ("model.bin", "source.spm", name):
+        (folder / own).write_bytes(b"x")
+    refuse(folder, "a model of CTranslate2", ConfigError)
+
+
+@pytest.mark.parametrize("option", ["src_tokenizer", "tgt_tokenizer"])
+def test_a_tokenizer_for_a_vocabulary_that_splits_text_is_refused(option: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "marian")
+    (folder / "vocab.spm").write_bytes(b"x")
+    decoder(models=[MODEL], vocabs=["vocab.spm"] * 2)(folder)
+    refuse(folder, f"`{option}` is not for a vocabulary", ConfigError, **{option: folder / "vocab.spm"})
 
 
 def test_factors_are_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import peers
 import pytest
 import torch
 
+from mtkit.errors import ConfigError
 from mtkit.interop.formats import FORMATS
 from mtkit.interop.importing import ImportOptions, import_model
+from mtkit.interop.initial import find_model
 from mtkit.translation.translator import Translator
 
 TOKENS = ["<unk>", "<blank>", "<s>", "</s>", "the", "dog", "le", "chien"]
@@ -135,3 +138,10 @@ def test_a_truncated_file_and_a_missing_language(tmp_path: Path) -> None:
     peers.check_refused(tmp_path / "model.pt", tmp_path / "ours", "damaged, or not a PyTorch file", LANGUAGES)
     (tmp_path / "model.pt").unlink()
     peers.check_refused(tmp_path / "model.pt", tmp_path / "ours", "no such file or folder", LANGUAGES)
+
+
+def test_a_model_that_init_names_without_its_languages(tmp_path: Path) -> None:
+    torch.save(checkpoint(), tmp_path / "step_9.pt")
+    hint = f"import it first: `mtkit import {tmp_path} --src … --tgt … -o MODEL`, then name MODEL"
+    with pytest.raises(ConfigError, match=re.escape(hint)):
+        find_model(str(tmp_path))
