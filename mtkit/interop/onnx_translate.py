@@ -39,7 +39,8 @@ class Translator:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of a translation."""
         text: str = self.target.decode([self.tgt_tokens[number] for number in ids])
-        return text
+        # tokens that target.spm lacks keep their mark of a space; byte tokens may write line breaks
+        return text.translate(str.maketrans("\u2581\n\r", "   ", "\0")).strip()
 
     def translate(self, lines: Sequence[str]) -> list[str]:
         """Return the translations of a batch of lines, none of them blank."""

@@ -12,7 +12,7 @@ import torch
 
 from mtkit.config.sections import Config, DecodingConfig, SourceConfig
 from mtkit.data.sources import Split, open_sources, read_sides
-from mtkit.data.tokenizer import Tokenizer, Tokenizers
+from mtkit.data.tokenizer import BYTE_PIECE, Tokenizer, Tokenizers
 from mtkit.errors import ConfigError, MtkitError
 from mtkit.evaluation.metrics import score
 from mtkit.evaluation.significance import paired_difference
@@ -83,13 +83,18 @@ def random_text(tokenizers: Tokenizers) -> ProofText:
     return ProofText("lines of random tokens", _random_lines(tokenizers.src))
 
 
-def _random_lines(tokenizer: Tokenizer) -> list[str]:
-    """Return lines of random tokens."""
+def _random_rows(tokenizer: Tokenizer) -> list[list[int]]:
+    """Return rows of ids out of the whole vocabulary, without special tokens."""
     rng = np.random.default_rng(1)
     special = {tokenizer.pad, tokenizer.unk, tokenizer.bos, tokenizer.eos}
     usable = [i for i in range(tokenizer.num_pieces) if i not in special]
     lengths = rng.integers(1, _LONGEST_BUILT_IN, size=2 * _NUM_SENTENCES)
-    texts = tokenizer.decode([rng.choice(usable, size=length) for length in lengths])
+    return [rng.choice(usable, size=length).tolist() for length in lengths]
+
+
+def _random_lines(tokenizer: Tokenizer) -> list[str]:
+    """Return lines of random tokens."""
+    texts = tokenizer.decode(_random_rows(tokenizer))
     return [text.strip() for text in texts if text.strip()][:_NUM_SENTENCES]
 
 
@@ -172,9 +177,14 @@ def prove_tokenizer(tokenizers: Tokenizers, text: ProofText, tokenizer: EngineTo
     own = [[*ids.tolist(), tokenizers.src.eos] for ids in tokenizers.src.encode(lines)]
     different = [line for line, a, b in zip(lines, own, tokenizer.encode(lines), strict=True) if a != b]
     refs = text.refs if text.refs is not None else _random_lines(tokenizers.tgt)
-    rows = [ids.tolist() for ids in tokenizers.tgt.encode(refs[:_NUM_SENTENCES])]
-    targets = [ids for ids in rows if tokenizers.tgt.unk not in ids]  # the search generates no unk
-    texts = zip(tokenizers.tgt.decode(targets), tokenizer.decode(targets), strict=True)
+    tgt = tokenizers.tgt
+    rows = [ids.tolist() for ids in tgt.encode(refs[:_NUM_SENTENCES])]
+    targets = [ids for ids in rows if tgt.unk not in ids]  # the search generates no unk
+    # No text becomes the tokens of a vocabulary that its SentencePiece model lacks, but the search generates them.
+    # Random bytes are no characters.
+    without_text = {i for i in range(tgt.num_pieces) if BYTE_PIECE.fullmatch(tgt.piece(i))} | {*tgt.special}
+    targets += [[i for i in ids if i not in without_text] for ids in _random_rows(tgt)]
+    texts = zip(tgt.decode(targets), tokenizer.decode(targets), strict=True)
     different += [a for a, b in texts if a.strip() != b]
     if different:
         what = f"{name} has other tokens for {len(different)} lines, first of all {different[0]!r:.60}"
