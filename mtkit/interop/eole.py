@@ -7,6 +7,7 @@ user set, at the level of the model or of encoder and decoder.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +32,7 @@ from mtkit.interop.opennmt import (
     VOCABULARIES_DIFFER,
     LayerNames,
     check_unrestricted,
+    first_number,
     read_layer,
     read_segmentations,
     vocabulary_tokens,
@@ -53,7 +55,7 @@ _REFUSED = (
     "key_norm", "value_norm", "q_gating", "attn_scaling", "head_dim", "coverage_attn", "layer_types",
     "rope_config.scaling_type", "rope_config.rotary_dim", "rope_config.partial_rotary_factor", "max_relative_positions",
 )  # fmt: skip
-_LAYER = LayerNames(
+_ENCODER = LayerNames(
     attention_norm="input_layernorm",
     cross_norm="",
     feed_forward_norm="post_attention_layernorm",
@@ -61,6 +63,7 @@ _LAYER = LayerNames(
     gated="mlp.up_proj",
     outer="mlp.down_proj",
 )
+_DECODER = replace(_ENCODER, cross_norm="precontext_layernorm")
 
 
 class EoleFormat:
@@ -165,9 +168,9 @@ def _model_section(config: _Config) -> dict[str, Any]:
         "norm_epsilon": config.of_both("norm_eps", float, 1e-5),
         "source_eos": False,
         **_positions(config),
-        "dropout": _first(config, "dropout"),
-        "attention_dropout": _first(config, "attention_dropout"),
-        "activation_dropout": _first(config, "dropout"),
+        "dropout": first_number(config, "training.dropout"),
+        "attention_dropout": first_number(config, "training.attention_dropout"),
+        "activation_dropout": first_number(config, "training.dropout"),
         "tie_embeddings": tying(
             config.get("model.share_embeddings", bool, False),
             config.get("model.share_decoder_embeddings", bool, False),
@@ -200,12 +203,6 @@ def _positions(config: _Config) -> dict[str, Any]:
             return {"positions": kind, "scale_embeddings": scaled}
 
 
-def _first(config: Settings, key: str) -> float:
-    """Return the first value of a list of the training, by default 0.1."""
-    values = config.get(f"training.{key}", list, [0.1])
-    return Settings({key: values[0] if values else 0.1}, config.where).get(key, float, 0.1)
-
-
 def _biases(source: StateDict) -> dict[str, bool]:
     """Return the keys about biases, which the weights show: encoder and decoder may differ in them."""
 
@@ -234,8 +231,7 @@ def _read_weights(source: StateDict, model: dict[str, Any], interleaved: bool) -
     if model["positions"] == "learned":
         for side in ("src", "tgt"):
             weights[f"{side}_embedding.positions.weight"] = source.take(f"{side}_emb.pe.weight")
-    for stack in ("encoder", "decoder"):
-        names = LayerNames(**(vars(_LAYER) | {"cross_norm": "precontext_layernorm" * (stack == "decoder")}))
+    for stack, names in (("encoder", _ENCODER), ("decoder", _DECODER)):
         for index in range(model[f"{stack}_layers"]):
             place = f"{stack}.transformer_layers.{index}"
             heads = model["decoder_num_heads" if stack == "decoder" else "num_heads"]

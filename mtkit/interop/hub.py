@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from mtkit.errors import ConfigError, MtkitError, StorageError
@@ -75,24 +76,25 @@ def _download(name: str, revision: str | None) -> str:
         raise _unreachable(name, error) from error
 
 
-class _quiet_unless_watched:
-    """Keeps progress and warnings of the hub's library off a stderr that is no terminal."""
+@contextmanager
+def _quiet_unless_watched() -> Iterator[None]:
+    """Keep warnings of the hub's library off stderr, and progress off a stderr that is no terminal."""
+    from huggingface_hub.utils import logging
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
-    def __enter__(self) -> None:
-        from huggingface_hub.utils import logging
-        from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
-
-        self.level, self.had_bars = logging.get_verbosity(), not are_progress_bars_disabled()
-        logging.set_verbosity_error()
-        if not sys.stderr.isatty():
-            disable_progress_bars()
-
-    def __exit__(self, *error: object) -> None:
-        from huggingface_hub.utils import logging
-        from huggingface_hub.utils.tqdm import enable_progress_bars
-
-        logging.set_verbosity(self.level)
-        if self.had_bars:
+    level, had_bars = logging.get_verbosity(), not are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if had_bars:
             enable_progress_bars()
 
 

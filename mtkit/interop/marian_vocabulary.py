@@ -143,7 +143,7 @@ def _special_id(tokens: dict[int, str], is_mapping: bool, name: str, path: Path)
     """
     token, older, usual = _SPECIAL[name]
     if is_mapping and tokens.get(usual) in (None, older):
-        tokens[usual] = older if usual in tokens else token
+        tokens.setdefault(usual, token)
         return usual
     for index, found in tokens.items():
         if found == token:

@@ -153,9 +153,9 @@ def _model_section(opt: Settings) -> dict[str, Any]:
         "output_bias": True,
         "source_eos": False,
         **_positions(opt, distance),
-        "dropout": _first(opt, "dropout", 0.1),
-        "attention_dropout": _first(opt, "attention_dropout", 0.1),
-        "activation_dropout": _first(opt, "dropout", 0.1),
+        "dropout": first_number(opt, "dropout"),
+        "attention_dropout": first_number(opt, "attention_dropout"),
+        "activation_dropout": first_number(opt, "dropout"),
         "tie_embeddings": tying(
             opt.get("share_embeddings", bool, False), opt.get("share_decoder_embeddings", bool, False)
         ),
@@ -197,11 +197,17 @@ def _positions(opt: Settings, distance: int) -> dict[str, Any]:
     raise ConfigError(what, where=opt.where, hint=hint)
 
 
-def _first(opt: Settings, key: str, default: float) -> float:
-    """Return a number, or the first of a list: values for parts of the training."""
-    value = opt.values.get(key, default)
-    value = value[0] if isinstance(value, list) and value else value
-    return Settings({key: value}, opt.where).get(key, float, default)
+def first_number(settings: Settings, key: str) -> float:
+    """Return a number, or the first of a list: values for parts of the training. It is 0.1 if there is none.
+
+    Raises:
+        StorageError: If it is something else.
+    """
+    value = settings.get(key, object, 0.1)
+    if isinstance(value, list):
+        value = value[0] if value else 0.1
+    name = key.rpartition(".")[2]
+    return Settings({name: value}, settings.where).get(name, float, 0.1)
 
 
 def _read_weights(
