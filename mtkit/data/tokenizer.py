@@ -600,13 +600,13 @@ def make_tokenizers(
     check_user_symbols(config.user_symbols)
     if config.joint:
         sample = sample_pairs(pairs, max(1, config.training_lines // 2), seed)
-        written = [pair.tgt for pair in sample] + [pair.src for pair in sample if reverse]
+        written = [tgt for _, tgt in sample] + [src for src, _ in sample if reverse]
         normalization = _choose_normalization(config, written, say)
         texts = [text for pair in sample for text in pair]
         joint = _train_tokenizer(texts, config, normalization, "tokenizer", say)
         return Tokenizers(joint, joint, joint=True)
     sample = sample_pairs(pairs, config.training_lines, seed)
-    srcs, tgts = [pair.src for pair in sample], [pair.tgt for pair in sample]
+    srcs, tgts = [src for src, _ in sample], [tgt for _, tgt in sample]
     src = _train_tokenizer(srcs, config, _choose_normalization(config, [], say), "source tokenizer", say)
     tgt = _train_tokenizer(tgts, config, _choose_normalization(config, tgts, say), "target tokenizer", say)
     return Tokenizers(src, tgt, joint=False)

@@ -140,7 +140,7 @@ def test_updates_are_estimated_with_the_vocabulary_that_is_given(
 ) -> None:
     lines = [" ".join(pair) for pair in tiny.pairs(400, 1)]
     tokenizer = load_config("my.yaml", ["tokenizer.vocab_size=48", "tokenizer.byte_fallback=false"]).tokenizer
-    Path("x.model").write_bytes(train_sentencepiece(lines, tokenizer))
+    Path("x.model").write_bytes(train_sentencepiece(lines, tokenizer, "nmt_nfkc"))
     seen: list[object] = []
     monkeypatch.setattr(choosing, "choose", lambda *given: seen.append(given[2]) or another_choice())
     choosing.choose_for(load_config("my.yaml", ["tokenizer.model=x.model"]))
