@@ -128,6 +128,7 @@ def benchmark_translate(
     decoding = resolve_decoding(model, {
         "beam_size": beam_size, "batch_tokens": batch_tokens,
         "penalty_kind": "simple" if against else None, "stop": "finished" if against else None,  # as the others do
+        "avoid_loops": False if against else None,
     })  # fmt: skip
     if beam_size is not None and (decoding.sample or decoding.mbr is not None):
         key = "sample" if decoding.sample else "mbr"

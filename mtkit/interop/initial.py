@@ -42,8 +42,9 @@ def find_model(name: str) -> Path:
             option = re.search("`(?:src|tgt)(_tokenizer)?`", error.hint or "")
             if option is None:
                 raise
-            kind = "-tokenizer" if option[1] else ""
-            hint = f"import it first: `mtkit import {name} --src{kind} … --tgt{kind} … -o MODEL`, then name MODEL"
+            kind = option[1] or ""
+            options = f"`src{kind}` and `tgt{kind}`"
+            hint = f"import it first with `mtkit import`, {options}, and name the folder that it wrote"
             raise ConfigError(error.what, where=error.where, hint=hint) from error
     return imported
 

@@ -252,7 +252,14 @@ def test_learned_positions_go_on_beyond_the_table(tmp_path: Path) -> None:
         tmp_path / "model", exported.demo_tokenizers(), positions="learned", max_positions=91
     )
     export(tmp_path / "model", tmp_path / "out")
-    changes = {"beam_size": 1, "max_length_extra": 150, "min_pieces": 120}
+    changes = {
+        "beam_size": 1,
+        "max_length_extra": 150,
+        "min_pieces": 120,
+        "penalty_kind": "simple",
+        "stop": "finished",
+        "avoid_loops": False,
+    }
     own = Translator.load(tmp_path / "model", precision="fp32", **changes)
     theirs = load_line_translator(tmp_path / "out", own.decoding, torch.device("cpu"))
     line = exported.demo_lines(1)

@@ -54,7 +54,12 @@ def test_hypotheses_are_those_of_generate(
     live hypothesis, at its current length, is no better than the worst finished one. Ties, or scores that differ only
     by rounding, could change the result without a difference in the search; none occur here.
     """
-    limits = {"max_length_ratio": 1e-6, "max_length_extra": MAX_TOKENS - 1, "stop": stop}
+    limits = {
+        "max_length_ratio": 1e-6,
+        "max_length_extra": MAX_TOKENS - 1,
+        "stop": stop,
+        "avoid_loops": False,
+    }
     penalty = {"length_penalty": alpha, "penalty_kind": "simple", "beam_size": beam_size}
     plain = Translator.load(run, device="cpu", precision="fp32")
     decoding = plain.decoding.model_copy(update={**limits, **penalty})

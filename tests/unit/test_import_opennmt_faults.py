@@ -142,6 +142,6 @@ def test_a_truncated_file_and_a_missing_language(tmp_path: Path) -> None:
 
 def test_a_model_that_init_names_without_its_languages(tmp_path: Path) -> None:
     torch.save(checkpoint(), tmp_path / "step_9.pt")
-    hint = f"import it first: `mtkit import {tmp_path} --src … --tgt … -o MODEL`, then name MODEL"
+    hint = "import it first with `mtkit import`, `src` and `tgt`, and name the folder that it wrote"
     with pytest.raises(ConfigError, match=re.escape(hint)):
         find_model(str(tmp_path))
