@@ -324,7 +324,7 @@ def choose(size: CorpusSize, machine: Machine, chosen: Mapping[str, object]) -> 
         chosen: the keys that are set, with their values.
     """
     row = next(row for row in AUTO_RANGES if size.pairs <= row.max_pairs)
-    name, reasons = _largest_for(machine, row.preset, _number(chosen.get("training.workers"), machine.cores))
+    name, reasons = _largest_for(machine, row.preset, chosen.get("training.workers"))
     reasons.insert(0, f"{name} for {format_count(size.pairs, 'training pair')} on {machine.describe()}")
     values = _SHARED | PRESETS[name].values | (row.changes if name == row.preset else {})
     if machine.memory < _SCARCE_MEMORY and values["training.batch_tokens"] != "auto":
@@ -360,17 +360,19 @@ def choose(size: CorpusSize, machine: Machine, chosen: Mapping[str, object]) -> 
     return Choice(name, size.pairs, _fill_in(name, values, chosen), reasons, warning)
 
 
-def _largest_for(machine: Machine, name: PresetName, num_workers: float) -> tuple[PresetName, list[str]]:
+def _largest_for(machine: Machine, name: PresetName, workers: object) -> tuple[PresetName, list[str]]:
     """Return the largest preset that a machine can train, and why it is not the one that suits the corpus.
 
     Args:
         machine: the machine.
         name: the preset that suits the corpus.
-        num_workers: number of workers on a CPU, each of which has gradients of its own.
+        workers: number of workers on a CPU, each of which has gradients of its own; if none is given, as many as the
+            preset needs cores, because `auto` makes no more than memory allows.
     """
     reasons: list[str] = []
     while (instead := PRESETS[name].instead) and not machine.gpu:
         preset = PRESETS[name]
+        num_workers = _number(workers, min(machine.cores, preset.min_cores))
         memory = 4e6 * preset.parameters * (_COPIES + num_workers)  # in float32
         if machine.cores < preset.min_cores:
             otherwise = f" or {preset.min_cores} cores" if preset.min_cores < math.inf else ""

@@ -267,7 +267,7 @@ def _language_pair(path: str) -> Languages | None:
 def _tsv_header(path: str, known: Languages | None) -> list[str]:
     """Return the header of a TSV, or nothing if its first line does not look like one.
 
-    Short words look like codes (`yes` and `oui`), so these are a header only if they are the languages that are known.
+    Short words look like codes (`yes` and `oui`), so these are a header only if one of them is a known language.
     """
     cells = next(read_lines(path), "").split("\t")
     if len(cells) < 2:
@@ -276,7 +276,7 @@ def _tsv_header(path: str, known: Languages | None) -> list[str]:
         )
     sides = tuple(cell.lower() for cell in cells[:2])
     are_codes = all(map(_is_code, cells[:2])) and (
-        known is None or set(map(short_code, known)) <= set(map(short_code, cells))
+        known is None or not set(map(short_code, known)).isdisjoint(map(short_code, cells))
     )
     return cells if sides in _SIDES or are_codes else []
 

@@ -358,7 +358,9 @@ def has_word(text: str, word: str) -> bool:
     return word in split_words(text)
 
 
-_URL = re.compile(rf"(?:https?://|ftp://|www\.)[^\s<>\"“”„«»{UNSPACED}{HANGUL}]+", re.IGNORECASE)
+_URL = re.compile(
+    rf"(?:https?://|ftp://|www\.)(?:[^\s<>\"“”„«»{UNSPACED}{HANGUL}]|(?<=[/=_-])[{HANGUL}]+)+", re.IGNORECASE
+)
 
 
 def find_urls(text: str) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from mtkit.languages import UNSPACED, WORD
 
 _UNSPACED = re.compile(f"[{UNSPACED}]")
+_SPACED_WORD = re.compile(rf"(\s*)({WORD.pattern})")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Noise:
             text: the text.
             line: number of its line, from 0.
         """
-        words = WORD.findall(text)
+        words = [(" " if space else "", word) for space, word in _SPACED_WORD.findall(text)]
         if not words:
             return text
         random = np.random.default_rng((self.seed, line))
@@ -46,8 +47,8 @@ class Noise:
         kept[random.integers(len(words))] |= not kept.any()
         replaced = random.random(len(words)) < self.replace
         left = [
-            self.filler if gone else word
-            for word, gone, keep in zip(words, replaced, kept, strict=True)
+            (space, self.filler if gone else word)
+            for (space, word), gone, keep in zip(words, replaced, kept, strict=True)
             if keep
         ]
         # Sorting i + U[0, distance + 1) moves no word further than that (Lample et al. 2018, section 2.3).
@@ -55,7 +56,8 @@ class Noise:
             np.arange(len(left)) + random.random(len(left)) * (self.distance + 1), kind="stable"
         )
         moved = [left[i] for i in order.tolist()]
-        return moved[0] + "".join(
-            word if _UNSPACED.match(before[-1]) or _UNSPACED.match(word) else f" {word}"
-            for before, word in pairwise(moved)
-        )
+        spaces = [
+            space if _UNSPACED.match(before[-1]) or _UNSPACED.match(word) else " "
+            for (_, before), (space, word) in pairwise(moved)
+        ]
+        return "".join(map("".join, zip(["", *spaces], (word for _, word in moved), strict=True)))

@@ -113,6 +113,7 @@ class Pipeline:
             self._remove_earlier()
         record = Record.read(path)
         is_again = record is not None and (record.done or record.remade is not None)
+        fresh = self.fresh and record is None
         if record is not None and (differences := record.differences(wanted)):
             # Inputs that are as a stage before this one made them again; those changed by hand are not.
             remade = {key: found for key, found in wanted.inputs.items() if self._remade.get(key) == found}
@@ -121,7 +122,7 @@ class Pipeline:
                 hint = "repeat the command with which it was begun, choose another folder, or start over with `fresh`"
                 raise ConfigError(what, where=str(self.folder), hint=hint)
             self._remove_outputs(record.outputs)
-            record = None
+            record, fresh = None, True  # what is outside of the folder, the stage wrote and may replace
         self._number += 1
         place = f"[{self._number}/{len(self.efforts)}] {stage.name}"
         if record is not None and record.done and all(map(Path.exists, stage.outputs)):
@@ -132,7 +133,7 @@ class Pipeline:
         self.say(f"{place}{self._time_left(self._number - 1)}")
         begun = replace(record or wanted, done=False, remade={} if is_again else None)
         begun.write(path)
-        done = self._run(stage, begun, path, is_new=record is None)
+        done = self._run(stage, begun, path, is_new=record is None, fresh=fresh)
         if is_again:
             remade = {str(output): self._fingerprint(output) or "" for output in stage.outputs}
             done = replace(done, remade=remade)
@@ -169,11 +170,10 @@ class Pipeline:
             self._fingerprints[key] = fingerprint(path) or ""
         return self._fingerprints[key]
 
-    def _run(self, stage: Stage, begun: Record, path: Path, *, is_new: bool) -> Record:
+    def _run(self, stage: Stage, begun: Record, path: Path, *, is_new: bool, fresh: bool) -> Record:
         """Run the process of a stage and return its new record."""
         start = time.monotonic()
         outcome = path.with_suffix(".outcome")
-        fresh = self.fresh and is_new
         try:
             result = run_child(
                 stage.name,

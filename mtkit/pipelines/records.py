@@ -13,6 +13,7 @@ from mtkit.config.sections import Config, Section, default_value
 from mtkit.config.yaml_document import format_value
 from mtkit.errors import StorageError
 from mtkit.files import storage_errors, write_text
+from mtkit.training.resume import CHANGED_DEFAULTS
 
 _SHOWN_DIFFERENCES = 5
 
@@ -110,8 +111,14 @@ def _differences(name: str, old: Any, new: Any, *, only_set: bool = False) -> It
             full = f"{name}.{key}" if name else key
             if key in old or only_set or not _is_default(full, new[key]):
                 yield from _differences(full, old.get(key), new.get(key), only_set=only_set)
-    elif old != new:
+    elif old != new and not _is_changed_default(name, old, new):
         yield f"{name}: {format_value(old)} -> {format_value(new)}"
+
+
+def _is_changed_default(name: str, old: Any, new: Any) -> bool:
+    """Return whether a key of a config has its default, and had the one of an earlier version of mtkit."""
+    key = name.removeprefix("config.")
+    return key in CHANGED_DEFAULTS and CHANGED_DEFAULTS[key] == old and _is_default(name, new)
 
 
 def _is_default(name: str, value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -120,7 +121,7 @@ def keep_choices(stored: Config, config: Config) -> Config:
     """Return the config with what the run chose when it began, for keys that are not set.
 
     That are all values of preset auto, or of the same preset by name, which another version of mtkit may have changed;
-    and the number of updates that fit into the time limit.
+    and the number of updates that fit into the time limit. With more epochs, a preset has as many times more updates.
 
     Args:
         stored: config of the run.
@@ -129,10 +130,13 @@ def keep_choices(stored: Config, config: Config) -> Config:
     Raises:
         ConfigError: If a key that is set does not go together with these.
     """
-    values = all_values(stored)
+    values, training = all_values(stored), stored.training
     if config.preset == AUTO or (config.preset is not None and config.preset == stored.preset):
+        before, epochs = training.max_epochs or math.inf, config.training.max_epochs or 0
+        if epochs > before and training.max_steps is not None and training.time_limit_minutes is None:
+            values["training.max_steps"] = math.ceil(training.max_steps * epochs / before)
         return with_values(config, stored.preset, values)
-    if config.training.ends_with_time and stored.training.max_steps is not None:
+    if config.training.ends_with_time and training.max_steps is not None:
         keys = ("training.max_steps", "training.warmup_steps")
         return with_values(config, None, all_values(config) | {key: values[key] for key in keys})
     return config

@@ -41,8 +41,9 @@ _VARIABLE = "|".join([
 ])  # fmt: skip
 _URL = (
     r"(?:https?://|ftp://|file://|mailto:|www\.)(?=[\w\[])"
-    rf"[^\s<>\"“”„«»。！？，、；：（）「」『』《》〈〉【】〔〕،؛؟۔।॥{UNSPACED}{HANGUL}]+"
+    rf"(?:[^\s<>\"“”„«»。！？，、；：（）「」『』《》〈〉【】〔〕،؛؟۔।॥{UNSPACED}{HANGUL}]|(?<=[/=_-])[{HANGUL}]+)+"
 )
+# Hangul after a letter is a particle, otherwise a name in a path.
 _MAIL = r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]++@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"
 _PROTECTED = re.compile(f"(?P<markup>{_MARKUP})|(?P<url>{_URL})|{_VARIABLE}|{_MAIL}", re.DOTALL)
 _ELEMENT = re.compile(r"<(/?)([A-Za-z][\w:.-]*)")

@@ -24,9 +24,8 @@ _ABBREVIATIONS = frozenset([*_ENGLISH.split(), *_GERMAN.split()])
 _LONGEST_WORD = 32
 """Characters before a full stop that are searched for an abbreviation or the number of a day; none is longer."""
 _CLOSERS = "\"'”’»)\\]」』）"
-_OTHER_ENDS = "。｡！？؟۔।॥။།።፧։܀-܂។៕᠃"
-"""Marks with no other use: of CJK, Arabic, Urdu, Hindi, Burmese, Tibetan, Amharic, Armenian, Syriac, Khmer and
-Mongolian."""
+_OTHER_ENDS = "。｡！？؟۔।॥။።፧։܀-܂។៕᠃"
+"""Marks with no other use: of CJK, Arabic, Urdu, Hindi, Burmese, Amharic, Armenian, Syriac, Khmer, Mongolian."""
 _END = re.compile(
     rf"""(?<![.!?…])([.!?…]++[{_CLOSERS}]*+)\s++(?=["'“„«(\[¿¡]*+(?P<next>[^\W_]))  # a mark, a space, a letter or digit
         |([{_OTHER_ENDS}][.!?…{_OTHER_ENDS}]*+[{_CLOSERS}]*+)""",

@@ -247,7 +247,12 @@ def test_names_of_files_tell_the_languages(
 
 @pytest.mark.parametrize(
     ("first", "columns"),
-    [("yes\toui", None), ("fr\ten", ["en", "fr"]), ("eng\tfra", ["eng", "fra"])],
+    [
+        ("yes\toui", None),
+        ("fr\ten", ["en", "fr"]),
+        ("eng\tfra", ["eng", "fra"]),
+        ("hin\teng", ["hin", "eng"]),
+    ],
 )
 def test_short_words_are_no_header(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, columns: list[str] | None

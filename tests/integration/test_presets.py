@@ -18,6 +18,7 @@ from mtkit.errors import ConfigError
 from mtkit.training.distributed import World
 from mtkit.training.forecast import Speed
 from mtkit.training.preset import choose_values
+from mtkit.training.resume import keep_choices
 from mtkit.training.run import train
 
 DATA = """\
@@ -93,6 +94,16 @@ def test_a_preset_that_another_version_changed_does_not_change_a_run(
     assert load_stored_config(Path("run/config.yaml")).model.dropout == config.model.dropout
     with pytest.raises(ConfigError, match=r"training\.optimizer"):
         train(load_config("my.yaml", ["preset=base", "training.max_steps=2", *BARE]))
+
+
+def test_with_more_epochs_a_resumed_run_has_as_many_more_updates(here: Path) -> None:
+    keys = ["preset=tiny", "training.max_epochs=5"]
+    began, resumed = (load_config("my.yaml", [*keys, f"training.max_epochs={number}"]) for number in (5, 10))
+    began = began.model_copy(
+        update={"training": began.training.model_copy(update={"max_steps": 70, "warmup_steps": 8})}
+    )
+    assert keep_choices(began, resumed).training.max_steps == 140
+    assert keep_choices(began, began).training.max_steps == 70
 
 
 def test_a_run_from_before_presets_keeps_the_defaults_it_began_with(here: Path) -> None:

@@ -112,7 +112,9 @@ def test_a_tokenizer_for_words_is_refused(tmp_path: Path) -> None:
 
 def test_a_model_that_init_names_without_what_splits_text(tmp_path: Path) -> None:
     folder = write(tmp_path / "joey", put("data.src.level", "bpe"))
-    with pytest.raises(ConfigError, match="import it first with `mtkit import`, `src_tokenizer` and `tgt_tokenizer`"):
+    with pytest.raises(
+        ConfigError, match="import it first with `mtkit import`, `src_tokenizer` and `tgt_tokenizer`"
+    ):
         find_model(str(folder))
 
 

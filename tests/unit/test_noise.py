@@ -50,6 +50,8 @@ def test_noise_depends_on_seed_and_line_alone() -> None:
     words = {"美", "대통령은", "我", "喜", "欢", "iPhone", "15", "_"}
     assert {word for text in mixed for word in WORD.findall(text)} == words
     assert any("iPhone 15" in text for text in mixed) and any("喜欢" in text for text in mixed)
+    for same in ("ฉันใช้ Windows ทุกวัน แต่เขาไม่ใช้", "我用 Windows。你呢？", text):
+        assert Noise("_", delete=0.0, replace=0.0, distance=0).apply(same, 1) == same
     assert {Noise("_", delete=0.5, replace=0.5).apply("Thanks!", line) for line in range(20)} == {
         "Thanks!",
         "_",

@@ -94,6 +94,7 @@ def test_stages_after_one_that_is_run_again_read_its_new_output(folder: Path, is
         run(folder, [first])
     run(folder, [first, second])
     assert before != (folder / "c").read_text() == (folder / "b").read_text() + "x"
+    assert (folder / "log").read_text().endswith("c True\n")  # it replaces its own output
     (folder / "b").write_text("by hand", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"stage second .*b has changed"):
         run(folder, [first, second])
@@ -129,6 +130,14 @@ def test_a_key_that_is_new_in_mtkit_differs_only_if_it_is_set() -> None:
     new["data"] = {"src": "en", "drop_duplicates": True}
     assert differences({"config": new}) == "config.data.drop_duplicates: null -> true"
     assert differences({"config": {"data": {"src": "en"}}}) == "config.seed: 1 -> null"
+
+
+def test_a_default_that_mtkit_changed_is_no_difference() -> None:
+    old, new, other = (
+        {"config": {"tokenizer": {"normalization": name}}} for name in ("nmt_nfkc", "auto", "identity")
+    )
+    assert describe_differences(old, new) == ""
+    assert describe_differences(old, other) == "config.tokenizer.normalization: nmt_nfkc -> identity"
 
 
 def test_a_key_set_to_its_default_differs_from_what_preset_auto_would_choose() -> None:

@@ -45,6 +45,11 @@ def test_an_address_ends_before_letters_and_marks_of_other_scripts(after: str) -
     assert found is not None and found[0] == "https://a.org/b"
 
 
+def test_a_korean_name_in_an_address_is_part_of_it() -> None:
+    found = _PROTECTED.search("https://ko.wikipedia.org/wiki/대한민국_지도에서 보기")
+    assert found is not None and found[0] == "https://ko.wikipedia.org/wiki/대한민국_지도에서"
+
+
 @pytest.mark.parametrize(
     ("line", "text", "placeholders"),
     [

@@ -122,10 +122,12 @@ def test_without_a_gpu_auto_takes_a_model_that_a_cpu_can_train() -> None:
 
 def test_without_a_gpu_memory_holds_the_gradients_of_all_workers() -> None:
     scarce = Machine(64, 8e9, None, True)
-    choice = choose(corpus(900_000), scarce, {})
+    choice = choose(corpus(900_000), scarce, {"training.workers": 64})
     assert choice.preset == "small"
     assert choice.reasons[1] == "base would suit the corpus but needs 17 GB of memory with 64 workers"
-    for machine, chosen in ((replace(scarce, memory=32e9), {}), (scarce, {"training.workers": 8})):
+    [_, told, *_] = choose(corpus(900_000), replace(scarce, memory=4e9), {}).reasons
+    assert told == "base would suit the corpus but needs 5 GB of memory with 16 workers"
+    for machine, chosen in ((scarce, {}), (replace(scarce, memory=4e9), {"training.workers": 8})):
         assert choose(corpus(900_000), machine, chosen).preset == "base"
 
 

@@ -29,7 +29,6 @@ from mtkit.translation.sentence_splitting import (
         ["သူလာသည်။", "သူသွားသည်။"],
         ["وہ آیا۔", "وہ گیا۔"],
         ["እሱ መጣ።", "ሄደ፧"],
-        ["བདེ་ལེགས།", "ཁོ་འོང་།"],
         ["no sentence end"],
         ["It ended. and went on in small letters."],
         ["Цена 5 тыс. рублей.", "Дорого."],
