@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 _LIMIT_FILES = ("memory.max", "memory.high", "memory.limit_in_bytes")
@@ -40,6 +41,7 @@ def available_bytes(
     return max(0.0, min(min(shared) / num_processes, *own, math.inf))
 
 
+@cache
 def cpu_quota(root: Path = Path("/")) -> float:
     """Return the CPU seconds that this process may use in a second, such as 1.5; infinity without a quota.
 

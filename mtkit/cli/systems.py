@@ -55,7 +55,7 @@ def config_of(model: str) -> Config:
     """Return the config with which a model was trained.
 
     Raises:
-        StorageError: If there is no model, or its config cannot be read.
+        StorageError: If the folder contains no model, or its config cannot be read.
     """
     from mtkit.translation.model_folder import find_checkpoint, read_config
 

@@ -29,7 +29,7 @@ def resolve_decoding(model: str, options: Mapping[str, Any]) -> DecodingConfig:
 
     Raises:
         ConfigError: If a value is out of range.
-        StorageError: If there is no model.
+        StorageError: If the folder contains no model.
     """
     from mtkit.translation.model_folder import override_decoding, read_decoding
 
@@ -131,11 +131,11 @@ def check_shortlist(model: str) -> None:
     """Check that a model has a shortlist.
 
     Raises:
-        StorageError: If there is no model, or it has none.
+        StorageError: If the folder contains no model, or the model has none.
     """
-    from mtkit.translation.model_folder import SHORTLIST_FILE, find_checkpoint, tokenizer_folder
+    from mtkit.translation.model_folder import shortlist_file
 
-    if not (tokenizer_folder(find_checkpoint(Path(model))) / SHORTLIST_FILE).exists():
+    if not shortlist_file(Path(model)).exists():
         raise StorageError(
             "the model has no shortlist", where=model, hint=f"make it: mtkit shortlist {model}"
         )

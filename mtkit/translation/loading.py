@@ -99,7 +99,7 @@ def usual_src_tokens(path: str | Path) -> int | None:
     """Return the length in tokens that almost no training source exceeded; None if the model does not store it.
 
     Raises:
-        StorageError: If there is no model, or its state is damaged.
+        StorageError: If the folder contains no model, or its state is damaged.
     """
     found = read_json(find_checkpoint(Path(path)) / STATE_FILE).get("usual_src_tokens")
     return found if isinstance(found, int) else None

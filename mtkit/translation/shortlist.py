@@ -85,7 +85,7 @@ def save_shortlist(path: Path, shortlist: Shortlist, tokenizers: Tokenizers) -> 
     """Write the shortlist of a run or model folder, in place of an older one, and return its file.
 
     Raises:
-        StorageError: If there is no model, or the file cannot be written.
+        StorageError: If the folder contains no model, or the file cannot be written.
     """
     file = shortlist_file(path)
     write_bytes(file, save(vars(shortlist), {_METADATA: tokenizers.fingerprint}))
@@ -100,8 +100,8 @@ def load_shortlist(path: Path, tokenizers: Tokenizers) -> Shortlist | None:
         tokenizers: its tokenizers.
 
     Raises:
-        StorageError: If there is no model, or the shortlist is damaged, of another version, or made for other
-            tokenizers.
+        StorageError: If the folder contains no model, or the shortlist is damaged, of another version, or made
+            for other tokenizers.
     """
     file = shortlist_file(path)
     if not file.exists():
