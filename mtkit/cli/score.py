@@ -53,7 +53,8 @@ def score(
     """Score given translations: print for each the score that `translate --scores` would print.
 
     With --precision fp32 and the same --tag and --split-sentences, both agree to 1e-5, unless `translate` has a
-    shortlist or puts a line into its usual case (--no-shortlist and --no-truecase there). The translation is tokenized
+    shortlist, puts a line into its usual case (--no-shortlist and --no-truecase there), or renormalizes (the config's
+    decoding.renormalize). The translation is tokenized
     anew: in the rare case that the search generated it from other tokens, the scores differ.
     A line that `translate` would split is scored sentence by sentence if its translation has as many sentences,
     otherwise as one segment.

@@ -50,7 +50,11 @@ def low_peak_warning(training: TrainingConfig, d_model: int) -> str | None:
 
 
 def progress(step: int, training: TrainingConfig) -> float:
-    """Return the share of the decay that is done: 0 at the end of the warm-up, 1 at the last step."""
+    """Return the share of the decay that is done: 0 at the end of the warm-up, 1 at the last step.
+
+    Without a warm-up, the first step has the peak: a training of a single step learns too.
+    """
     last = training.step_limit
     assert last is not None, "the config requires max_steps for these schedules"
-    return min(1.0, (step - training.warmup_steps) / (last - training.warmup_steps))
+    first = max(training.warmup_steps, 1)
+    return min(1.0, (step - first) / max(last - first, 1))
