@@ -67,6 +67,15 @@ _PRESET_SECTIONS = ("augment", "tokenizer", "model", "training", "validation", "
 _SECTIONS_WITHOUT_AUTO = {"init", "tokenizer", "model", "training"}
 """Keys without which a file has preset auto by default."""
 
+CHANGED_DEFAULTS: dict[str, object] = {
+    "tokenizer.character_coverage": 1.0,
+    "tokenizer.normalization": "nmt_nfkc",
+    "training.learning_rate": 0.001,
+    "validation.best": "bleu",
+}
+"""Defaults of mtkit 0.1.0 that have changed since. A run that started with one keeps it, unless the config sets the
+key."""
+
 _NO_CORPUS = {"path": "none.tsv"}
 """Stands for the corpora that a user's config must have."""
 
@@ -306,9 +315,9 @@ def _literals(annotation: object) -> Iterator[str]:
             yield from _literals(part)
 
 
-def diff_configs(old: Config, new: Config) -> list[str]:
-    """Return the differences as lines like `training.learning_rate: 0.001 -> 0.002`, in the order of the keys."""
-    return list(_differences("", config_to_dict(old), config_to_dict(new)))
+def diff_configs(old: Config, new: Config) -> dict[str, str]:
+    """Return the differences by key, as lines like `training.learning_rate: 0.001 -> 0.002`."""
+    return dict(_differences("", config_to_dict(old), config_to_dict(new)))
 
 
 def flatten_config(config: Config) -> dict[str, object]:
@@ -347,7 +356,7 @@ def config_to_dict(config: Config, *, only_set: bool = False) -> dict[str, Any]:
     return values
 
 
-def _differences(name: str, old: Any, new: Any) -> Iterator[str]:
+def _differences(name: str, old: Any, new: Any) -> Iterator[tuple[str, str]]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in old | new:
             yield from _differences(f"{name}.{key}" if name else key, old.get(key), new.get(key))
@@ -355,7 +364,7 @@ def _differences(name: str, old: Any, new: Any) -> Iterator[str]:
         for index, (before, after) in enumerate(zip(old, new, strict=True)):
             yield from _differences(f"{name}.{index}", before, after)
     elif old != new:
-        yield f"{name}: {format_value(old)} -> {format_value(new)}"
+        yield name, f"{name}: {format_value(old)} -> {format_value(new)}"
 
 
 def _validate(data: Mapping[str, object], document: YamlDocument | None) -> Config:

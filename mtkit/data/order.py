@@ -17,7 +17,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -153,22 +153,18 @@ class MixedOrder:
             sources: [N], number of the source of each pair.
             weights: weight of each source.
         """
-        self.lengths, self.batch_tokens, self.seed, self.weights = (
-            (src_lengths, tgt_lengths),
-            batch_tokens,
-            seed,
-            weights,
-        )
+        self.lengths, self.weights = (src_lengths, tgt_lengths), weights
+        self.batch_tokens, self.seed = batch_tokens, seed
         self._shuffled = [
             np.random.default_rng((seed, number)).permutation(np.flatnonzero(sources == number))
             for number in range(len(weights))
         ]
-        self._first = self.order_of(0)
-        self.padding_share = self._first.order.padding_share
+        _, first = self.order_of(0)
+        self.num_batches, self.padding_share = len(first), first.padding_share
 
     def __len__(self) -> int:
         """Return the number of batches of the first epoch; others may have a few more or less."""
-        return len(self._first.order)
+        return self.num_batches
 
     def pairs_of(self, epoch: int) -> Indices:
         """Return the pairs of an epoch, source by source, the repeated ones several times."""
@@ -194,18 +190,11 @@ class MixedOrder:
         """Return the batches of an epoch."""
         return MixedBatches(self, number)
 
-    def order_of(self, epoch: int) -> _EpochPairs:
-        """Return the pairs of an epoch and the order of their batches."""
+    def order_of(self, epoch: int) -> tuple[Indices, BatchOrder]:
+        """Return the pairs of an epoch, and the order of their places among them."""
         pairs = self.pairs_of(epoch)
         src, tgt = (lengths[pairs] for lengths in self.lengths)
-        return _EpochPairs(pairs, BatchOrder(src, tgt, self.batch_tokens, self.seed))
-
-
-class _EpochPairs(NamedTuple):
-    """Pairs of an epoch of a mixed corpus, and the order of their places among them."""
-
-    pairs: Indices
-    order: BatchOrder
+        return pairs, BatchOrder(src, tgt, self.batch_tokens, self.seed)
 
 
 class MixedBatches:

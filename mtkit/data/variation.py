@@ -76,29 +76,18 @@ class Variation:
             pairs: [R], indices in the corpus.
             passes: [R], how often each was seen before.
         """
-        srcs, tgts = self._usual(pairs)
+        numbers = pairs.tolist()
+        srcs, tgts = list(map(self.corpus.src, numbers)), list(map(self.corpus.tgt, numbers))
         if self._augmentation is not None:
             for row, sides in self._augmentation.changes(srcs, tgts, pairs, passes).items():
                 if max(map(len, sides)) <= self.max_length:
                     srcs[row], tgts[row] = sides
-        return self._sampled((srcs, tgts), pairs, passes)
-
-    def _usual(self, pairs: Indices) -> Sides:
-        """Return the ids of some pairs as the corpus has them."""
-        numbers = pairs.tolist()
-        return list(map(self.corpus.src, numbers)), list(map(self.corpus.tgt, numbers))
-
-    def _sampled(self, sides: Sides, pairs: Indices, passes: Indices) -> Sides:
-        """Return both sides in other segmentations."""
-        src, tgt = (
-            rows if sampler is None else self._fitting(rows, sampler.sample(rows, pairs, passes))
-            for rows, sampler in zip(sides, self._samplers, strict=True)
-        )
-        return src, tgt
-
-    def _fitting(self, usual: Sequence[Ids], sampled: Sequence[Ids]) -> list[Ids]:
-        """Return the samples, and the usual segmentation in place of those that are too long."""
-        return [new if len(new) <= self.max_length else old for old, new in zip(usual, sampled, strict=True)]
+        for rows, sampler in zip((srcs, tgts), self._samplers, strict=True):
+            if sampler is not None:
+                for row, ids in enumerate(sampler.sample(rows, pairs, passes)):
+                    if len(ids) <= self.max_length:  # otherwise its usual segmentation stays
+                        rows[row] = ids
+        return srcs, tgts
 
 
 def make_variation(

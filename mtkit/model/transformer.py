@@ -235,8 +235,6 @@ class Transformer(nn.Module):
         def cross_attention(attention: MultiHeadAttention, x: Tensor) -> Tensor:
             return attention.attend_memory(x, memory_BSD, memory_mask)
 
-        x_BTD = self.tgt_embedding.embed(tgt_BT, positions_T, self.residual_dtype, kept_BT)
-
         def aligning_attention(attention: MultiHeadAttention, x: Tensor) -> Tensor:
             assert isinstance(memory_mask, Tensor)
             out_BTD, log_weights_BTS = attention.attend_memory_and_align(x, memory_BSD, memory_mask)
@@ -244,6 +242,7 @@ class Transformer(nn.Module):
                 alignment.append(log_weights_BTS)
             return out_BTD
 
+        x_BTD = self.tgt_embedding.embed(tgt_BT, positions_T, self.residual_dtype, kept_BT)
         if self.training and self.layer_dropout:  # if all layers are dropped, nothing depends on the memory
             x_BTD = with_zero_gradients(x_BTD, memory_BSD)
         aligning = None if alignment is None else self.alignment_layer
@@ -328,14 +327,10 @@ class Transformer(nn.Module):
         `packings` are the sentences of both sides if they are packed; the other arguments are those of `encode` and
         `decode`.
         """
-        if packings is None:
-            memory_BSD = self.encode(src_BS, src_kept_BS, num_streams)
-            return self.decode(
-                tgt_BT, memory_BSD, self.source_mask(src_BS), tgt_kept_BT, num_streams, alignment
-            )
-        src, tgt = packings
+        src, tgt = packings or (None, None)
         memory_BSD = self.encode(src_BS, src_kept_BS, num_streams, src)
-        return self.decode(tgt_BT, memory_BSD, PackedMask(tgt, src), tgt_kept_BT, num_streams, packing=tgt)
+        mask: Mask = self.source_mask(src_BS) if packings is None else PackedMask(packings[1], packings[0])
+        return self.decode(tgt_BT, memory_BSD, mask, tgt_kept_BT, num_streams, alignment, tgt)
 
     def init_state(self, memory_BSD: Tensor, memory_mask: Tensor) -> DecoderState:
         """Return the state before the first step, with one hypothesis for each sentence."""

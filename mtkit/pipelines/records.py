@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mtkit.config.loading import AUTO, config_keys
+from mtkit.config.loading import AUTO, CHANGED_DEFAULTS, config_keys
 from mtkit.config.sections import Config, Section, default_value
 from mtkit.config.yaml_document import format_value
 from mtkit.errors import StorageError
 from mtkit.files import storage_errors, write_text
-from mtkit.training.resume import CHANGED_DEFAULTS
 
 _SHOWN_DIFFERENCES = 5
 

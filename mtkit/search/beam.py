@@ -81,21 +81,18 @@ def search(
     results: list[list[Hypothesis]] = [[] for _ in max_lengths]
     beam = init_beam(max_lengths, options, device, prefixes or [()] * len(max_lengths))
     tracker = ConstraintTracker(constraints, options) if constraints and any(constraints) else None
-    plain = tracker is None and _is_plain(beam, options)
-    if (
-        plain
-        and options.beam_size == 1
-        and options.stop != "certain"
-        and isinstance(stepper, BestTokensStepper)
-    ):
-        return greedy_search(stepper, beam.max_lengths_B, options)
+    best_stepper: BestTokensStepper | None = None  # set if candidates are found without all logits
+    if tracker is None and _is_plain(beam, options) and isinstance(stepper, BestTokensStepper):
+        best_stepper = stepper
+        if options.beam_size == 1 and options.stop != "certain":
+            return greedy_search(stepper, beam.max_lengths_B, options)
     longest = max(max_lengths, default=0)
     while len(beam.sentences_B):
         hidden_BKD = stepper.step(beam.tokens_BKT[:, :, -1])
         if options.coverage_penalty:
             beam.coverage_BKS = beam.coverage_BKS + stepper.attention()
-        if plain and isinstance(stepper, BestTokensStepper):
-            candidates = _plain_candidates(stepper, hidden_BKD, beam, options)
+        if best_stepper is not None:
+            candidates = _plain_candidates(best_stepper, hidden_BKD, beam, options)
         else:
             candidates = _all_candidates(stepper, hidden_BKD, beam, options, tracker)
         _add_finished(beam, candidates, options)

@@ -264,8 +264,8 @@ def write_average(sources: Sequence[Path], output: Path) -> None:
     if len(fingerprints) > 1:
         raise _different_runs(sources, "they have different tokenizers")
     for source in sources[1:]:
-        changes = diff_configs(first, read_config(source, _OTHER_VERSION))
-        changes = [line for line in changes if not is_harmless(line)]
+        found = diff_configs(first, read_config(source, _OTHER_VERSION))
+        changes = [line for key, line in found.items() if not is_harmless(key)]
         if changes:
             raise _different_runs((sources[0], source), f"their configs differ: {'; '.join(changes)}")
     # Within one run folder the data is the same even if versions of mtkit fingerprint it differently.

@@ -27,7 +27,7 @@ from mtkit.training.results import TEST_METRICS
 from mtkit.training.schedule import low_peak_warning
 from mtkit.training.signals import Signals
 from mtkit.training.trainer import Trainer
-from mtkit.training.updates import UpdateLoader
+from mtkit.training.updates import UpdateLoader, make_order
 from mtkit.training.validation import Validator, special_ids
 from mtkit.training.workers import choose_num_workers, with_workers
 
@@ -151,19 +151,10 @@ def _make_loader(
 ) -> UpdateLoader:
     """Return what loads the updates: in one direction or both, the same in every pass or not."""
     pairs, variation = make_pairs(config, inputs.tokenizers, inputs.corpus)
-    return UpdateLoader(
-        pairs,
-        special_ids(inputs.tokenizers, config.model.source_eos),
-        config.training,
-        config.seed,
-        world,
-        device,
-        config.data.train_weights,
-        variation,
-        config.data.reverse_epochs,
-        num_workers,
-        config.training.pack,
-    )
+    data, training, seed = config.data, config.training, config.seed
+    order = make_order(pairs, training, seed, data.train_weights, variation, data.reverse_epochs)
+    special = special_ids(inputs.tokenizers, config.model.source_eos)
+    return UpdateLoader(pairs, order, special, training, seed, world, device, variation, num_workers)
 
 
 def _consistency(training: TrainingConfig) -> Consistency | None:
@@ -173,39 +164,39 @@ def _consistency(training: TrainingConfig) -> Consistency | None:
     return Consistency.r_drop(training.r_drop) if training.r_drop else None
 
 
-def describe(trainer: Trainer, say: Callable[[str], None]) -> None:
+def describe(trainer: Trainer, say: Callable[[str, str], None]) -> None:
     """Say what will be trained, and on what.
 
     Args:
         trainer: trainer of the run.
-        say: shows a line.
+        say: shows a fact and its name.
     """
     config, inputs, order = trainer.config, trainer.inputs, trainer.loader.order
     src, tgt = inputs.tokenizers.src, inputs.tokenizers.tgt
-    say(f"data       {inputs.corpus.counts.summary()}")
+    say("data", inputs.corpus.counts.summary())
     sizes = " and ".join(f"{tokenizer.num_pieces:,}" for tokenizer in dict.fromkeys([src, tgt]))
     settings = config.tokenizer
     is_trained = config.init is None and settings.model is None and settings.src_model is None
     is_small = is_trained and max(src.num_pieces, tgt.num_pieces) < settings.vocab_size
     reason = f": the corpus gives no {settings.vocab_size:,}" if is_small else ""
-    say(f"tokenizer  {sizes} pieces{reason}")
-    say(f"batches    {len(order):,} an epoch, {100 * order.padding_share:.1f} % padding")
+    say("tokenizer", f"{sizes} pieces{reason}")
+    say("batches", f"{len(order):,} an epoch, {100 * order.padding_share:.1f} % padding")
     if config.data.reverse:
         epochs = config.data.reverse_epochs
         when = "" if epochs is None else f" in the first {format_count(epochs, 'epoch')}, then one"
-        say(f"pairs      in both directions{when}")
+        say("pairs", f"in both directions{when}")
     if trainer.loader.variation is not None and trainer.loader.variation.growth != [1.0, 1.0]:
         growth = " and ".join(f"{factor:.2f}" for factor in trainer.loader.variation.growth)
-        say(f"sampling   {growth} tokens for each one of the usual segmentation, source and target")
+        say("sampling", f"{growth} tokens for each one of the usual segmentation, source and target")
     if trainer.validator is not None and trainer.validator.num_left_out:
         left_out = format_count(trainer.validator.num_left_out, "pair")
-        say(f"valid      left out of the loss: {left_out} longer than data.max_length")
+        say("valid", f"left out of the loss: {left_out} longer than data.max_length")
     warning = metrics.bleu_warning(TEST_METRICS, config.data.tgt, tokenize=config.validation.bleu_tokenizer)
     if warning is not None:
-        say(f"metrics    {warning}")
+        say("metrics", warning)
     warning = low_peak_warning(config.training, config.model.d_model)
     if warning is not None:
-        say(f"warning    {warning}")
+        say("warning", warning)
     processes = f", {trainer.world.size} processes" if trainer.world.is_distributed else ""
     if trainer.engine.num_workers > 1:
         processes = f", {trainer.engine.num_workers} workers"
@@ -213,4 +204,4 @@ def describe(trainer: Trainer, say: Callable[[str], None]) -> None:
     model = trainer.model
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     trained = "" if num_trained == model.num_parameters() else f" ({num_trained:,} of them trained)"
-    say(f"model      {model.num_parameters():,} parameters{trained}, {where}")
+    say("model", f"{model.num_parameters():,} parameters{trained}, {where}")

@@ -94,7 +94,7 @@ def check_run(config: Config, console: Console, find_model: FindModel = local_mo
         # in the scratch folder, a divergence finds no checkpoint to roll back to
         trainer = build_trainer(config.model_copy(update={"run": scratch}), inputs, progress)
         stack.callback(trainer.engine.close)
-        describe(trainer, lambda line: say(*line.split(maxsplit=1)))
+        describe(trainer, say)
         if initial is not None:
             start_from(trainer, initial)
         footprint = Footprint.of(trainer.model, trainer.config.training)

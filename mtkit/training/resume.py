@@ -9,7 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from mtkit.checkpoint import CONFIG_FILE, STATE_FILE, Checkpoint, best_folder, load_newest_checkpoint
-from mtkit.config.loading import AUTO, all_values, diff_configs, dump_config, with_values
+from mtkit.config.loading import (
+    AUTO,
+    CHANGED_DEFAULTS,
+    all_values,
+    diff_configs,
+    dump_config,
+    with_values,
+)
 from mtkit.config.rules import ineffective_keys
 from mtkit.config.sections import Config, DataConfig
 from mtkit.config.yaml_document import format_value
@@ -54,15 +61,6 @@ _DRAWN_WITH = {
 """Keys of the section `decoding` that the samples of minimum-risk training depend on."""
 
 _OTHER_DATA = "restore the files, choose another run folder, or start anew with `fresh`"
-
-CHANGED_DEFAULTS: dict[str, object] = {
-    "tokenizer.character_coverage": 1.0,
-    "tokenizer.normalization": "nmt_nfkc",
-    "training.learning_rate": 0.001,
-    "validation.best": "bleu",
-}
-"""Defaults of mtkit 0.1.0 that have changed since. A run that started with one keeps it, unless the config sets the
-key."""
 
 
 def find_resumable(config: Config, say: Callable[[str], None]) -> tuple[Config, Checkpoint | None]:
@@ -164,9 +162,8 @@ def check_changes(old: Config, new: Config) -> None:
     drawn_with = _DRAWN_WITH if old.training.minimum_risk is not None else set()
     changes = [
         line
-        for line in diff_configs(old, new)
-        if (not is_harmless(line) or line.partition(":")[0] in drawn_with)
-        and line.partition(":")[0] not in ineffective
+        for key, line in diff_configs(old, new).items()
+        if key not in ineffective and (not is_harmless(key) or key in drawn_with)
     ]
     mixes = [config.data.train_weights for config in (old, new)]
     if mixes[0] != mixes[1] and {*mixes[0], *mixes[1]} != {1.0}:
@@ -266,9 +263,8 @@ def _check_validation(checkpoint: Checkpoint, config: Config, *, same: bool) -> 
     )
 
 
-def is_harmless(change: str) -> bool:
-    """Return whether a line of `diff_configs` is about a key that may change."""
-    key = change.partition(":")[0]
+def is_harmless(key: str) -> bool:
+    """Return whether a key may change when a run is resumed."""
     return any(key == harmless or key.startswith(f"{harmless}.") for harmless in _HARMLESS)
 
 

@@ -148,8 +148,14 @@ def _open_run(
             writes_metrics=world.is_main,
         )
         stack.enter_context(progress)
-        for line in [*lines, *(f"choice     {sentence}" for sentence in choices)]:
+
+        def say(name: str, fact: str) -> None:
+            progress.say(f"{name:<10} {fact}")
+
+        for line in lines:
             progress.say(line)
+        for sentence in choices:
+            say("choice", sentence)
         config, initial = (config, None) if checkpoint else open_initial_model(config, find_model)
         has_tokenizers = checkpoint is not None or not world.is_main
         inputs = load_inputs(config, run, has_tokenizers=has_tokenizers, say=progress.say, initial=initial)
@@ -157,10 +163,10 @@ def _open_run(
     if checkpoint is None:
         config, measured = fit_to_limits(config, inputs, world)
         for sentence in measured:
-            progress.say(f"choice     {sentence}")
+            say("choice", sentence)
         choices += measured
     trainer = build_trainer(config, inputs, progress, signals, world)
-    describe(trainer, progress.say)
+    describe(trainer, say)
     start_or_resume(trainer, checkpoint, progress.say, initial)
     if world.is_main:  # only now: a run that is refused changes nothing
         write_facts(trainer, None if checkpoint else choices)

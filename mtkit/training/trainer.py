@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -135,7 +135,7 @@ class Trainer:
         try:
             # A process that stopped in the middle of an update would leave the others waiting: see _check_stop.
             with self.signals.deferred(raise_after=False) if self.world.is_distributed else nullcontext():
-                reason = self._loop(stop_at)
+                reason = self._loop(math.inf if stop_at is None else stop_at)
             if self.signals.pending is not None:  # it arrived during the last validation or save
                 self.signals.raise_interrupted()
         except (Interrupted, WorkerLostError):
@@ -148,9 +148,9 @@ class Trainer:
         self.progress.stop_live()
         return reason
 
-    def _loop(self, stop_at: int | None) -> str | None:
+    def _loop(self, stop_at: float) -> str | None:
         self._check_stop()
-        if self._end_reason() is None and not self._has_come_to(stop_at):
+        if self._end_reason() is None and self.state.step < stop_at:
             self._dry_run()
         self.engine.start()  # before there is a thread that fetches updates
         while True:
@@ -161,13 +161,16 @@ class Trainer:
             if not self._is_rewound:
                 return reason
 
-    def _make_updates(self, prefetched: Iterator[Update], stop_at: int | None) -> str | None:
+    def _make_updates(self, prefetched: Iterator[Update], stop_at: float) -> str | None:
         """Make updates until a limit is reached, and return which; None at `stop_at`, or if training was rewound."""
         while True:
             self._validate_and_save(last=False)
             reason = self._end_reason()
-            is_stop = reason is None and self._has_come_to(stop_at)
-            update = None if self._is_rewound or reason or is_stop else self._next(prefetched)
+            is_stop = reason is None and self.state.step >= stop_at
+            update = None
+            if not (self._is_rewound or reason or is_stop):
+                with self._memory_errors():  # what failed in the thread that fetches is raised here
+                    update = next(prefetched, None)
             if update is None:
                 self._validate_and_save(last=not self._is_rewound)
                 self._check_stop()  # a signal may have reached only some processes meanwhile
@@ -178,14 +181,9 @@ class Trainer:
                 self.train_step(update)
                 self._raise_if_interrupted()
 
-    def _has_come_to(self, stop_at: int | None) -> bool:
-        """Return whether training has come to the update at which it is to stop."""
-        return stop_at is not None and self.state.step >= stop_at
-
-    def _next(self, prefetched: Iterator[Update]) -> Update | None:
-        """Return the next update, or None at the end. What failed in the thread that fetches it is raised here."""
-        with out_of_memory_errors(out_of_memory_hint(self.config.training)):
-            return next(prefetched, None)
+    def _memory_errors(self) -> AbstractContextManager[None]:
+        """Return a context manager that turns a lack of memory into a `TrainingError`."""
+        return out_of_memory_errors(out_of_memory_hint(self.config.training))
 
     def _all_reduce(self, numbers: Sequence[float]) -> list[float]:
         """Sum numbers over all processes. The same exchange tells whether any of them must stop, so that all do."""
@@ -230,39 +228,38 @@ class Trainer:
     def train_step(self, update: Update) -> None:
         """Make an update: fetch, forward and backward, clip, check, step, log."""
         with self.engine.threads():
-            self._train_step(update)
-
-    def _train_step(self, update: Update) -> None:
-        update = self._fetch(update)
-        if not update.batches:  # all its pairs are skipped
+            update = self._fetch(update)
+            if not update.batches:  # all its pairs are skipped
+                self.state.move_past(update.epoch, update.last_batch)
+                return
+            num_targets = self.loader.num_targets(update)
+            with self._memory_errors(), peer_failure_errors():
+                sums = self.engine.forward_backward(update, num_targets, self.state.step)
+                norm = self.engine.clip_gradients()
+            step = self.state.step + 1
+            rate = learning_rate(step, self.config.training, self.config.model.d_model)
+            numbers_3 = torch.cat([sums, norm.to(sums)[None]])
+            self._unread.append(
+                _Unread(step, replace(update, micro_batches={}), numbers_3, num_targets, rate)
+            )
+            if not self._reads_late and not self.read_updates():
+                return
+            # the first step allocates the state of the optimizer
+            with self._memory_errors():
+                self.engine.step(rate)
+                if self.ema is not None:
+                    self.ema.update(self.model, step)
+            self.state.step = step
             self.state.move_past(update.epoch, update.last_batch)
-            return
-        num_targets = self.loader.num_targets(update)
-        with out_of_memory_errors(out_of_memory_hint(self.config.training)), peer_failure_errors():
-            sums = self.engine.forward_backward(update, num_targets, self.state.step)
-            norm = self.engine.clip_gradients()
-        step = self.state.step + 1
-        rate = learning_rate(step, self.config.training, self.config.model.d_model)
-        numbers_3 = torch.cat([sums, norm.to(sums)[None]])
-        self._unread.append(_Unread(step, replace(update, micro_batches={}), numbers_3, num_targets, rate))
-        if not self._reads_late and not self.read_updates():
-            return
-        # the first step allocates the state of the optimizer
-        with out_of_memory_errors(out_of_memory_hint(self.config.training)):
-            self.engine.step(rate)
-            if self.ema is not None:
-                self.ema.update(self.model, step)
-        self.state.step = step
-        self.state.move_past(update.epoch, update.last_batch)
-        self.state.target_tokens += num_targets
-        self.stopwatch.tokens += num_targets
-        if not self._reads_late:
-            self.engine.check_loss_scale()
-        elif not (self._is_logged or len(self._unread) >= _MOST_UNREAD):
-            self._all_reduce([])
-        elif not self.read_updates():
-            return
-        self._log(update.num_epochs)
+            self.state.target_tokens += num_targets
+            self.stopwatch.tokens += num_targets
+            if not self._reads_late:
+                self.engine.check_loss_scale()
+            elif not (self._is_logged or len(self._unread) >= _MOST_UNREAD):
+                self._all_reduce([])
+            elif not self.read_updates():
+                return
+            self._log(update.num_epochs)
 
     def read_updates(self) -> bool:
         """Read the losses of the updates since the last time, and return whether training may go on from them.
@@ -300,7 +297,7 @@ class Trainer:
 
     def _fetch(self, update: Update) -> Update:
         """Return the update without skipped pairs, its micro-batches on the device."""
-        with out_of_memory_errors(out_of_memory_hint(self.config.training)), self.engine.stage("data"):
+        with self._memory_errors(), self.engine.stage("data"):
             update = update.without(self.state.skipped)
             is_ready = update.micro_batches or not update.batches
             return update if is_ready else self.loader.fetch(update, self.state.slices)
@@ -363,7 +360,7 @@ class Trainer:
                 self.progress.say(f"{what}: dropout masks differ from here on")
             self.save()  # a run that is killed now is resumed with the same number
         batches = self.loader.epoch_batches(self.state.epoch)
-        with out_of_memory_errors(out_of_memory_hint(self.config.training)):
+        with self._memory_errors():
             for batch in (batches.largest(), batches.smallest()):
                 try_batch(self.engine, self.loader, batch, self.state.slices)
         self.stopwatch.restart_interval()

@@ -154,38 +154,34 @@ class UpdateLoader:
 
     Args:
         corpus: the encoded training pairs.
+        order: the order of their batches.
         special: ids that frame sentences.
         training: section `training`.
         seed: seed of the order.
         world: the processes that share each update.
         device: device of the micro-batches.
-        weights: how often an epoch has each source of the corpus; by default once.
         variation: what differs in each pass over the corpus; by default nothing.
-        reverse_epochs: number of first epochs that have both directions; by default all, if the corpus has both.
         num_workers: number of workers of each process, which share its micro-batches.
-        packs: whether the sentences of a micro-batch are packed.
     """
 
     def __init__(
         self,
         corpus: Corpus | BothDirections,
+        order: BatchOrder | MixedOrder | PhasedOrder,
         special: SpecialIds,
         training: TrainingConfig,
         seed: int,
         world: World,
         device: torch.device,
-        weights: Sequence[float] = (),
         variation: Variation | None = None,
-        reverse_epochs: int | None = None,
         num_workers: int = 1,
-        packs: bool = False,
     ) -> None:
-        self.packed_pad = special.src_pad if packs else None
+        self.packed_pad = special.src_pad if training.pack else None
         self.num_shares = world.size * num_workers
         self.corpus, self.special, self.world, self.device = corpus, special, world, device
         self.links = corpus.links if training.guided_alignment and isinstance(corpus, Corpus) else None
         self.variation, self.batch_tokens = variation, training.batch_token_budget
-        self.order = make_order(corpus, training, seed, weights, variation, reverse_epochs)
+        self.order = order
         self.batches_per_update, self.max_epochs = training.batches_per_update, training.max_epochs
         self.seed = seed
         self._epoch: tuple[int, EpochBatches | MixedBatches] | None = None

@@ -594,26 +594,26 @@ def test_a_dumped_config_loads_equal(tmp_path: Path, text: str) -> None:
 
 def test_differences_name_their_keys(tmp_path: Path) -> None:
     old = load_config(write(tmp_path, HEAD + "preset: null\n"))
-    assert diff_configs(old, old) == []
+    assert diff_configs(old, old) == {}
     changes = [
         "training.learning_rate=2e-3",
         "data.train.0.pairs=4",
         "data.cache=c",
         "training.betas=[0.9, 0.99]",
     ]
-    assert diff_configs(old, load_config(tmp_path / "x.yaml", changes)) == [
+    assert list(diff_configs(old, load_config(tmp_path / "x.yaml", changes)).values()) == [
         "data.train.0.pairs: 3 -> 4",
         "data.cache: null -> c",
         "training.learning_rate: 0.001 -> 0.002",
         "training.betas: [0.9, 0.98] -> [0.9, 0.99]",
     ]
     other = ["data.train=[{path: a}, {path: b}]", "data.valid=[{path: v}]", "run=no"]
-    assert diff_configs(old, load_config(tmp_path / "x.yaml", other)) == [
+    assert list(diff_configs(old, load_config(tmp_path / "x.yaml", other)).values()) == [
         'run: runs/x -> "no"',
         "data.train: [{demo: en-de, pairs: 3}] -> [{path: a}, {path: b}]",
         "data.valid: [] -> [{path: v}]",
     ]
-    assert diff_configs(old, load_config(tmp_path / "x.yaml", ["data.train=[{path: a}]"])) == [
+    assert list(diff_configs(old, load_config(tmp_path / "x.yaml", ["data.train=[{path: a}]"])).values()) == [
         "data.train.0.demo: en-de -> null",
         "data.train.0.pairs: 3 -> null",
         "data.train.0.path: null -> a",

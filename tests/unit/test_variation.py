@@ -19,7 +19,7 @@ from mtkit.data.tokenizer import Ids, Tokenizers, make_tokenizers
 from mtkit.data.variation import Variation, make_variation
 from mtkit.training.distributed import SINGLE_PROCESS, World
 from mtkit.training.memory import longest_batch
-from mtkit.training.updates import Update, UpdateLoader
+from mtkit.training.updates import Update, UpdateLoader, make_order
 
 TEXTS = [
     Pair(f"The {a} {n} sees {k} birds{end}", f"Der {a}e {n} sieht {k} Vögel{end}")
@@ -199,7 +199,9 @@ def loader(
 ) -> UpdateLoader:
     special = SpecialIds(0, 3, 0, 2, 3)
     config = TrainingConfig(batch_tokens=200, max_epochs=3, **training)
-    return UpdateLoader(Corpus(tokenizers), special, config, 1, world, torch.device("cpu"), (), found)  # type: ignore[arg-type]
+    corpus = Corpus(tokenizers)
+    order = make_order(corpus, config, 1, (), found)  # type: ignore[arg-type]
+    return UpdateLoader(corpus, order, special, config, 1, world, torch.device("cpu"), found)  # type: ignore[arg-type]
 
 
 def rows_of(update: Update) -> list[tuple[list[int], list[int]]]:
