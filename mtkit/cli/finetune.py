@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mtkit.cli import options
-from mtkit.cli.terminal import print_stdout
+from mtkit.cli.terminal import print_stderr, print_stdout
 from mtkit.cli.train import train_and_report
 from mtkit.errors import ConfigError, DataError
 from mtkit.formatting import format_count
@@ -78,7 +78,8 @@ def finetune(
         if value and value.split() != [value]:
             raise ConfigError(f"{value!r} is blank or has a space", where=option, hint="give one token")
     files = FineTuningData(data, keep or (), valid or (), test or (), tag, keep_tag)
-    made = make_finetuning(model, files, output, overrides or (), find_model)
+    say = print_stderr if is_main_process() else lambda line: None
+    made = make_finetuning(model, files, output, overrides or (), find_model, say)
     path = Path(f"{output.rstrip('/')}.yaml")
     if path.exists() and not fresh and path.read_text(encoding="utf-8", errors="replace") != made.text:
         hint = "choose another run folder, resume that run with `mtkit train`, or start over with --fresh"

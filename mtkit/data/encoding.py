@@ -2,17 +2,18 @@
 
 In: sources and tokenizers. Out: a `Corpus` in the cache.
 
-While a corpus is written, its folder is `.KEY.partial.tmp` beside its final place in the cache, and locked. A process
-that finds it locked encodes into a folder of its own; the first one to finish renames its folder to `KEY`, and the
-others use that. A killed process leaves its folder behind, and the next one continues from it: `progress.jsonl` has,
-for each record batch of `pairs.arrow`, the number of pairs read so far, the filter counts and a checksum. The finished
-file is the same, byte for byte.
+While a corpus is written, its folder is `.KEY.partial.tmp` beside its final place in the cache, and locked. It is
+renamed to `KEY` at the end. A process that finds it locked waits. Where the file system has no locks, each process
+encodes into a folder of its own, and all use that of the first to finish. A killed process leaves its folder behind,
+and the next one continues from it: `progress.jsonl` has, for each record batch of `pairs.arrow`, the number of pairs
+read so far, the filter counts and a checksum. The finished file is the same, byte for byte.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,7 +37,7 @@ from mtkit.data.sources import Source
 from mtkit.data.tables import Hashes
 from mtkit.data.tokenizer import Ids, Tokenizers
 from mtkit.demo import EARLIER_GENERATORS, GENERATOR
-from mtkit.errors import DataError, StorageError
+from mtkit.errors import DataError, FolderInUseError, StorageError
 from mtkit.files import (
     FolderLock,
     append_line,
@@ -50,6 +51,8 @@ from mtkit.files import (
 from mtkit.formatting import format_count
 
 _CHUNK_PAIRS = 1 << 14
+_POLL_SECONDS = 0.5
+"""Time between two looks at whether another process has finished."""
 _ARROW_MAGIC_BYTES = (
     8  # An Arrow file is this magic, a stream, and a footer; an unfinished one has no footer.
 )
@@ -67,15 +70,19 @@ def encode_corpus(
     sources: Sequence[Source],
     tokenizers: Tokenizers,
     data: DataConfig,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None] = lambda number: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Corpus:
     """Return the encoded pairs of all sources, from the cache or encoded now and added to it.
+
+    If another process is encoding the same pairs, wait for it.
 
     Args:
         sources: the sources of the pairs, in the order of the corpus.
         tokenizers: the tokenizers of both sides.
         data: the filters, and the cache folder.
-        on_progress: called from time to time while encoding, with the number of pairs read.
+        on_progress: called from time to time while encoding, with the number of further pairs read.
+        say: prints a line.
 
     Raises:
         DataError: If a source cannot be read, or no pair is left.
@@ -88,16 +95,14 @@ def encode_corpus(
     if cached is not None:
         return cached
     with ExitStack() as stack:
-        work = _acquire_work_folder(final, stack)
+        work = _acquire_work_folder(final, stack, say)
         remove_abandoned_folders(cache)
         corpus = _open_cached(final, fingerprint, sources)  # Another process may have finished it meanwhile.
         try:
             if corpus is None:
                 # A process may have been killed after writing everything, before the folder was renamed.
                 if _open_cached(work, fingerprint, sources) is None:
-                    _encode_into(
-                        work, fingerprint, sources, tokenizers, data, on_progress or (lambda num_read: None)
-                    )
+                    _encode_into(work, fingerprint, sources, tokenizers, data, on_progress)
                 corpus = _publish(work, final, fingerprint, sources)
         except DataError:  # Once the source is repaired, it is another corpus.
             remove_tree(work)
@@ -106,14 +111,24 @@ def encode_corpus(
         return corpus
 
 
-def _acquire_work_folder(final: Path, stack: ExitStack) -> Path:
-    """Return the folder to write into: the one that is kept if the process is killed, or else a temporary one."""
+def _acquire_work_folder(final: Path, stack: ExitStack, say: Callable[[str], None]) -> Path:
+    """Return the folder to write into: the one that is kept if the process is killed, or else a temporary one.
+
+    If another process is writing into the former, wait until it has finished or was killed.
+    """
     partial = final.with_name(f".{final.name}.partial.tmp")
-    try:
-        stack.enter_context(FolderLock(partial))
-    except StorageError:  # Another process is writing, or this file system has no locks.
-        return stack.enter_context(temporary_folder(final))
-    return partial
+    is_told = False
+    while True:
+        try:
+            stack.enter_context(FolderLock(partial))
+            return partial
+        except FolderInUseError:
+            if not is_told:
+                say("waiting for another process that encodes the same pairs")
+            is_told = True
+            time.sleep(_POLL_SECONDS)
+        except StorageError:  # This file system has no locks.
+            return stack.enter_context(temporary_folder(final))
 
 
 def _open_cached(folder: Path, fingerprint: str, sources: Sequence[Source]) -> Corpus | None:
@@ -408,10 +423,8 @@ class _RecordBatches:
 
     def __iter__(self) -> Iterator[_WrittenBatch]:
         buffer: list[_EncodedChunk] = []
-        num_read = self.counts.num_read
         for chunk in self._chunks:
-            num_read += len(chunk.reasons)
-            self._on_progress(num_read)
+            self._on_progress(len(chunk.reasons))
             buffer.append(chunk)
             while sum(part.num_rows for part in buffer) >= ROWS:
                 full, rest = _concatenate(buffer).split(ROWS)

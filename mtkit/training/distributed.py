@@ -94,11 +94,15 @@ class World:
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """Run the block in the main process first; the others enter it when the main process has left it."""
-        if not self.is_main:
+        """Run the block in the main process, then in the first process of each other machine, then in all others.
+
+        Without a shared cache each machine encodes a corpus only once. All leave it when the last one has run it.
+        """
+        turn = 0 if self.is_main else 1 if self.local_rank == 0 else 2
+        for _ in range(turn):
             self.barrier()
         yield
-        if self.is_main:
+        for _ in range(3 - turn):
             self.barrier()
 
 

@@ -8,7 +8,7 @@ hundred pairs there are more epochs, because three of them would be a handful of
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from mtkit.training.build import make_pairs
 from mtkit.training.initial import FindModel, open_initial_model
 from mtkit.training.updates import make_order
 from mtkit.translation.model_folder import find_checkpoint, read_config
+from mtkit.translation.options import LineProgress
 
 _EPOCHS, _MIN_STEPS, _MAX_EPOCHS = 3, 300, 20
 """Number of epochs; a small corpus gets more, until it makes `_MIN_STEPS` updates or reaches `_MAX_EPOCHS`."""
@@ -87,7 +88,12 @@ class FineTuningData:
 
 
 def make_finetuning(
-    model: str, files: FineTuningData, run: str, overrides: Sequence[str], find_model: FindModel
+    model: str,
+    files: FineTuningData,
+    run: str,
+    overrides: Sequence[str],
+    find_model: FindModel,
+    say: Callable[[str], None] = lambda line: None,
 ) -> FineTuning:
     """Write a config that fine-tunes a model on these files. The training pairs are encoded, into the cache.
 
@@ -97,6 +103,7 @@ def make_finetuning(
         run: run folder.
         overrides: `key=value` changes of the config.
         find_model: finds the folder of the model.
+        say: prints a line about the progress.
 
     Raises:
         ConfigError: If the columns of a file cannot be recognized, or an override is invalid.
@@ -124,7 +131,7 @@ def make_finetuning(
         assert initial is not None, "init is set"
         tokenizers = initial.load_tokenizers()
     sources = open_sources(config.data.train, config.data, "train")
-    corpus = encode_corpus(sources, tokenizers, config.data)
+    corpus = encode_corpus(sources, tokenizers, config.data, LineProgress(say, task="encoding"), say)
     counts = np.bincount(corpus.sources_of_pairs(), minlength=len(sources))
     num_new, num_general = int(counts[:num_new_files].sum()), int(counts[num_new_files:].sum())
     if not num_new:

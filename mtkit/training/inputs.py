@@ -42,6 +42,7 @@ from mtkit.training.initial import InitialModel
 from mtkit.training.results import TEST_METRICS, check_test_names
 from mtkit.training.validation import EvalSet, TextCorpus
 from mtkit.training.wandb_log import import_wandb
+from mtkit.translation.options import LineProgress
 
 Say = Callable[[str], None]
 
@@ -183,7 +184,7 @@ def load_inputs(
     teachers = load_teachers(config, tokenizers)
     fingerprint = "" if teachers is None else teachers.fingerprint()
     with cache_errors(config.data):
-        corpus = encode_corpus(sources, tokenizers, config.data, lambda n: say(f"encoded {n:,} pairs"))
+        corpus = encode_corpus(sources, tokenizers, config.data, LineProgress(say, task="encoding"), say)
     valid = TextCorpus.of(valids, tokenizers) if valids else None
     return Inputs(tokenizers, corpus, valid, tests, teachers, fingerprint)
 

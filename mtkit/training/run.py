@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from rich.console import Console
 from mtkit.checkpoint import CONFIG_FILE
 from mtkit.config.loading import AUTO, dump_config, load_stored_config
 from mtkit.config.sections import Config
+from mtkit.errors import TrainingError
 from mtkit.files import FolderLock, write_text
 from mtkit.formatting import format_duration
 from mtkit.training.averaging import average_last
@@ -77,7 +78,7 @@ def train(
         config, tests, example = trainer.config, trainer.inputs.tests, trainer.inputs.example()
         ended = trainer.train(stop_at)
         reason = ended or f"stopped at step {trainer.state.step}"
-        signals.is_distributed = False  # the processes no longer wait for each other
+        signals.is_distributed = False  # no other process is in an update that this one must finish
         state, progress, report = trainer.state, trainer.progress, trainer.report
         seconds = trainer.stopwatch.total_seconds()
         progress.say(f"training {f'ended: {ended}' if ended else reason}; {format_duration(seconds)} in all")
@@ -86,13 +87,21 @@ def train(
         # what PyTorch keeps would count as used where the memory of searches is chosen
         torch.cuda.empty_cache()
         result = TrainResult(Path(config.run), reason, state.step, state.best, state.best_step, [])
-        if not world.is_main or ended is None:
+        if ended is None:
+            return result
+        # The processes end together: once all those of a machine have ended, torchrun waits there for five minutes and
+        # leaves, which may end rank 0 on another machine. If rank 0 fails, its connections close and the others fail.
+        if not world.is_main:
+            world.barrier()
             return result
         average_last(config, progress.say)
         result = replace(result, tests=score_tests(config, tests, progress, seconds), example=example)
         write_results(result)
         write_card(config, result, {test.name: test.tgts for test in tests})
         report.refresh(last=True)
+        # the run is complete, even if another process was lost meanwhile
+        with suppress(TrainingError):
+            world.barrier()
         return result
 
 
@@ -159,7 +168,6 @@ def _open_run(
         config, initial = (config, None) if checkpoint else open_initial_model(config, find_model)
         has_tokenizers = checkpoint is not None or not world.is_main
         inputs = load_inputs(config, run, has_tokenizers=has_tokenizers, say=progress.say, initial=initial)
-    world.barrier()  # the other machines may have encoded the corpus too
     if checkpoint is None:
         config, measured = fit_to_limits(config, inputs, world)
         for sentence in measured:

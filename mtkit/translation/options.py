@@ -76,20 +76,24 @@ def ignore_progress(num_lines: int) -> None:
 
 
 class LineProgress:
-    """Says every few seconds how many lines are translated, how fast, and the time left.
+    """Says every few seconds how many lines are done, how fast, and the time left.
 
     Args:
         say: prints a line.
         total: number of lines, if it is known.
-        done: lines that were translated before.
+        done: lines that were done before.
+        task: what is done with them, if it is not clear.
     """
 
-    def __init__(self, say: Callable[[str], None], total: int | None = None, done: int = 0) -> None:
+    def __init__(
+        self, say: Callable[[str], None], total: int | None = None, done: int = 0, task: str = ""
+    ) -> None:
         self._say, self._total, self._done, self._before = say, total, done, done
+        self._task = f"{task}: " if task else ""
         self._start = self._reported = time.monotonic()
 
     def __call__(self, num_lines: int) -> None:
-        """Count lines that were translated since the last call."""
+        """Count lines that were done since the last call."""
         self._done += num_lines
         now = time.monotonic()
         if now - self._reported > _PROGRESS_SECONDS:
@@ -99,7 +103,7 @@ class LineProgress:
             if self._total is not None:
                 of_total = f" of {self._total:,}"
                 left = f", time left {format_duration((self._total - self._done) / max(speed, 1e-9))}"
-            self._say(f"{self._done:,}{of_total} lines, {speed:,.0f} lines/s{left}")
+            self._say(f"{self._task}{self._done:,}{of_total} lines, {speed:,.0f} lines/s{left}")
 
 
 @dataclass(frozen=True)

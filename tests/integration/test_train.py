@@ -84,7 +84,7 @@ def test_a_run_ends_well_and_is_quiet_on_stderr(first: FirstRun) -> None:
 
 
 def test_a_run_says_what_it_does(first: FirstRun) -> None:
-    lines = [line for line in first.stdout.split("\n") if line != "encoded 400 pairs"]
+    lines = [line for line in first.stdout.split("\n") if not line.startswith("encoding: ")]
     assert lines[0] == "data       400 of 400 pairs kept"
     assert [line.split("  ")[0] for line in lines[1:4]] == ["tokenizer", "batches", "model"]
     assert sum(line.startswith("step ") for line in lines) == 40

@@ -52,11 +52,16 @@ def data(root: Path, cache: Path) -> DataConfig:
                       max_length=30, max_length_ratio=2.0)  # fmt: skip
 
 
-def encode(root: Path, cache: Path, on_progress: Callable[[int], None] | None = None) -> Corpus:
+def nothing_to_say(value: object) -> None:
+    """Say nothing."""
+
+
+def encode(root: Path, cache: Path, on_progress: Callable[[int], None] = nothing_to_say,
+           say: Callable[[str], None] = nothing_to_say) -> Corpus:  # fmt: skip
     config = data(root, cache)
     tokenizer = Tokenizer.load(root / "tokenizer.model")
     return encode_corpus(open_sources(config.train, config, "train"), Tokenizers(tokenizer, tokenizer, True), config,
-                         on_progress)  # fmt: skip
+                         on_progress, say)  # fmt: skip
 
 
 @pytest.fixture
@@ -87,7 +92,11 @@ class BrokenOff(BaseException):
 def break_off(root: Path, cache: Path, after: int) -> Path:
     """Encode until this many pairs have been read, and return the folder left behind."""
 
-    def stop(num_read: int) -> None:
+    num_read = 0
+
+    def stop(number: int) -> None:
+        nonlocal num_read
+        num_read += number
         if num_read >= after:
             raise BrokenOff
 
@@ -194,14 +203,14 @@ from tests.unit import test_encoding
 
 corpus.ROWS = encoding.ROWS = test_encoding.ROWS
 encoding._CHUNK_PAIRS = test_encoding.AT_ONCE
-test_encoding.encode(Path(sys.argv[1]), Path(sys.argv[2]), lambda num_read: time.sleep(num_read / 5000))
+test_encoding.encode(Path(sys.argv[1]), Path(sys.argv[2]), lambda number: time.sleep(0.1))
 """
 
 
-def test_killed_for_real_while_another_encodes_the_same(
+def test_killed_for_real_while_another_waits_for_it(
     root: Path, tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
-    """The process is killed with SIGKILL; reading slows down with every pair, so that it is still alive then."""
+    """The process, slowed down so that it is still alive then, is killed with SIGKILL; the other one goes on."""
     cache = tmp_path / "cache"
     words = [sys.executable, "-c", SLOWED, str(root), str(cache)]
     process = subprocess.Popen(words, env=tiny.child_environment(), cwd=Path(__file__).parents[2])
@@ -212,16 +221,18 @@ def test_killed_for_real_while_another_encodes_the_same(
         assert time.monotonic() < deadline
         marks = list(cache.glob("corpora/.*.partial.tmp/progress.jsonl"))
         time.sleep(0.01)
-    encoded = encode(root, tmp_path / "cache")  # the folder is locked: in another one, and that gets the name
-    assert process.poll() is None
-    process.kill()
+    said: list[str] = []
+    told: list[int] = []
+
+    def say(line: str) -> None:
+        assert process.poll() is None and not told
+        said.append(line)
+        process.kill()
+
+    encode(root, cache, told.append, say)
     process.wait()
-    (folder,) = (path for path in (cache / "corpora").iterdir() if not path.name.startswith("."))
-    assert len(encoded) == len(Corpus(folder, encoded.fingerprint, ()))
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
-    assert progress(root, cache)[0] > 2 * ROWS
+    assert said == ["waiting for another process that encodes the same pairs"]
+    assert told[0] > 2 * ROWS and sum(told) == NUM_PAIRS
     assert files(cache) == whole
 
 
