@@ -13,7 +13,7 @@ from mtkit.cli.terminal import open_stdout, print_stderr, print_stdout
 from mtkit.cli.translators import load_translator, resolve_decoding
 from mtkit.errors import ConfigError
 from mtkit.formatting import format_count
-from mtkit.translation.options import LineProgress, ignore_progress
+from mtkit.translation.options import LineProgress
 
 if TYPE_CHECKING:
     from mtkit.config.sections import DataConfig
@@ -42,7 +42,7 @@ def shortlist(
 ) -> None:
     """Make a model's shortlist: the target tokens that each source token may become, for a faster search.
 
-    The pairs are aligned by the attention of the model. A sentence may use the --first most frequent target tokens, the
+    The pairs, of more than 2 million an even sample, are aligned by the attention of the model. A sentence may use the --first most frequent target tokens, the
     --best of each of its source tokens, and what a prefix or constraint needs. The table is written beside the
     tokenizers of the model; `mtkit translate` then uses it unless --no-shortlist is given.
     """
@@ -53,7 +53,13 @@ def shortlist(
     from mtkit.data.sources import open_sources
     from mtkit.translation.loading import load_own_tokenizers
     from mtkit.translation.model_folder import data_of_run, find_checkpoint, read_config
-    from mtkit.translation.shortlist import ShortlistSize, make_shortlist, measure_coverage, save_shortlist
+    from mtkit.translation.shortlist import (
+        MOST_ALIGNED,
+        ShortlistSize,
+        make_shortlist,
+        measure_coverage,
+        save_shortlist,
+    )
 
     folder = find_checkpoint(Path(model))
     tokenizers = load_own_tokenizers(folder)
@@ -63,14 +69,18 @@ def shortlist(
     config = read_config(folder, "name another model", to_translate=True)
     data = data_of_run(config, Path(model))
     data = _with_pairs(data, pairs) if pairs else data
-    corpus = encode_corpus(open_sources(data.train, data, "train"), tokenizers, data)
-    report = ignore_progress if quiet else LineProgress(print_stderr, len(corpus))
+    say = (lambda line: None) if quiet else print_stderr
+    sources = open_sources(data.train, data, "train")
+    corpus = encode_corpus(sources, tokenizers, data, LineProgress(say, task="encoding"), say)
+    num_aligned = min(len(corpus), MOST_ALIGNED)
+    report = LineProgress(say, num_aligned)
     size = ShortlistSize(first, best)
     found = make_shortlist(translator.ensemble, corpus, size, decoding.batch_tokens, report)
     file = save_shortlist(Path(model), found, tokenizers)
     coverage = measure_coverage(found, corpus, tokenizers)
+    of_all = "" if num_aligned == len(corpus) else f" of {len(corpus):,}"
     print_stdout(
-        f"{format_count(len(corpus), 'pair')}: {coverage.describe(tokenizers.tgt.num_pieces)}\n"
+        f"{format_count(num_aligned, 'pair')}{of_all}: {coverage.describe(tokenizers.tgt.num_pieces)}\n"
         f"written to {file}\n"
     )
 

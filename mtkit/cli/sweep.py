@@ -109,7 +109,10 @@ def sweep(
     command = [config, *values, "--output", str(folder), "--reduction", str(reduction)]
     for option, value in (("--samples", samples), ("--rungs", rungs), ("--budget", budget)):
         command += [] if value is None else [option, str(value)]
-    with _workers(jobs - 1, [*command, "--sample-seed", str(sample_seed)], folder):
+    gpus = _visible_gpus(load([]).training.device) if jobs > 1 else []
+    if 0 < len(gpus) < jobs:
+        print_stderr(f"{jobs} trials at a time share {format_count(len(gpus), 'GPU')}")
+    with _workers(jobs - 1, [*command, "--sample-seed", str(sample_seed)], folder, gpus):
         do_work(plan, print_stderr, trial or 0)
     trials = write_outcome(plan)
     print_stdout(f"{plan.metric} in validation, best first:\n{_table(plan, trials)}")
@@ -143,16 +146,32 @@ def _rungs(plan: Plan) -> str:
     return ", ".join(f"{100 * share:.0f} %" for share in shares) + " of the updates of each"
 
 
+def _visible_gpus(device: str) -> list[str]:
+    """Return the GPUs among which trials may be shared out, as CUDA_VISIBLE_DEVICES names them.
+
+    Args:
+        device: `training.device`; there are none if it names one.
+    """
+    if device not in ("auto", "cuda"):
+        return []
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (named.split(",") if named else [str(number) for number in range(count)])[:count]
+
+
 @contextmanager
-def _workers(number: int, command: Sequence[str], folder: Path) -> Iterator[None]:
+def _workers(number: int, command: Sequence[str], folder: Path, gpus: Sequence[str] = ()) -> Iterator[None]:
     """Start other processes that work on the same sweep, and wait for them; if the block fails, stop them.
 
-    The threads of this machine are shared among all of them.
+    The threads of this machine are shared among all of them, and so are its GPUs: this process has the first one.
 
     Args:
         number: how many.
         command: arguments and options of the sweep.
         folder: its folder, where each writes a log.
+        gpus: the GPUs, as CUDA_VISIBLE_DEVICES names them.
     """
     if number == 0:
         yield
@@ -169,6 +188,8 @@ def _workers(number: int, command: Sequence[str], folder: Path) -> Iterator[None
             with open(folder / f"worker-{worker}.log", "wb") as log:
                 arguments = ["-P", "-m", "mtkit", "sweep", *command, "--trial", str(worker)]
                 environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+                if gpus:
+                    environment["CUDA_VISIBLE_DEVICES"] = gpus[worker % len(gpus)]
                 workers.append(
                     subprocess.Popen(
                         [sys.executable, *arguments],

@@ -24,6 +24,7 @@ from mtkit.languages import BLEU_TOKENIZERS, bleu_can_tokenize, short_code
 if TYPE_CHECKING:
     from sacrebleu import TER
     from sacrebleu.metrics.base import Metric
+    from sacrebleu.metrics.base import Score as SacrebleuScore
 
 HIGHER_IS_BETTER = {"bleu": True, "chrf": True, "chrf++": True, "ter": False}
 
@@ -387,6 +388,26 @@ def _resampled_in_one_type(metric: Metric) -> Metric:
     return metric
 
 
+def resample(stats: Any, metric: Metric, number: int, seed: int) -> list[SacrebleuScore]:
+    """Return the scores of bootstrap resamples of sentences.
+
+    They are those of sacreBLEU, bit for bit, which holds the statistics of all resamples in memory: 100 kB of each
+    sentence. Here each resample is drawn when it is scored.
+
+    Args:
+        stats: statistics of each sentence, of the metric.
+        metric: the metric.
+        number: number of resamples.
+        seed: seed of the resamples.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    array = np.array(stats, dtype=np.float32)
+    size = len(array)
+    return [metric._compute_score_from_stats(array[rng.choice(size, size)].sum(0)) for _ in range(number)]
+
+
 def corpus_score(
     metric: Metric, hyps: Sequence[str], refs: Sequence[Sequence[str | None]], num_bootstrap: int, seed: int
 ) -> Score:
@@ -394,10 +415,10 @@ def corpus_score(
     # sacreBLEU accepts None for a missing reference, although its type hints do not say so.
     streams = cast(list[list[str]], [list(stream) for stream in refs])
     if num_bootstrap:
-        with bootstrap_seed(seed):
-            result = _resampled_in_one_type(metric).corpus_score(
-                list(hyps), streams, n_bootstrap=num_bootstrap
-            )
+        stats = metric._extract_corpus_statistics(list(hyps), streams)
+        result = metric._aggregate_and_compute(stats)
+        result.estimate_ci(resample(stats, _resampled_in_one_type(metric), num_bootstrap, seed))
+        metric.n_bootstrap, metric.seed = num_bootstrap, str(seed)  # for the signature
     else:
         result = metric.corpus_score(list(hyps), streams)
     signature = metric.get_signature().format()

@@ -1,6 +1,6 @@
 """Comparison of systems that translated the same sentences: is a difference in score more than chance?
 
-The tests are sacreBLEU's own and give what `sacrebleu --paired-bs` and `--paired-ar` give: paired bootstrap resampling
+The tests give what `sacrebleu --paired-bs` and `--paired-ar` give: paired bootstrap resampling
 (Koehn 2004) and paired approximate randomization (Riezler and Maxwell 2005).
 """
 
@@ -19,13 +19,15 @@ from mtkit.evaluation.metrics import (
     bootstrap_seed,
     build_metrics,
     check_streams,
+    resample,
     score,
 )
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from sacrebleu.metrics.base import Metric
+    from sacrebleu.metrics.base import Metric, Signature
+    from sacrebleu.significance import Result
 
 SIGNIFICANT = 0.05
 """p-value below which a difference is called significant."""
@@ -96,21 +98,25 @@ def compare_under(
     from sacrebleu.significance import PairedTest as SacrebleuTest
     from sacrebleu.significance import Result
 
-    named: list[tuple[str, Sequence[str]]] = [
-        (str(number), list(hyps)) for number, hyps in enumerate(systems)
-    ]
     streams = cast(list[list[str]], [list(stream) for stream in refs])
-    with bootstrap_seed(seed):
-        run = SacrebleuTest(
-            named,
-            {"metric": metric},
-            streams,
-            test_type=test,
-            n_samples=num_bootstrap if test == "bs" else num_trials,
-            n_ar_confidence=num_bootstrap if test == "ar" and num_bootstrap else -1,
-        )
-        signatures, results = run()
-    [(name, signature)] = signatures.items()
+    if test == "bs":
+        name, signature, found = _paired_bootstrap(metric, systems, streams, num_bootstrap, seed)
+    else:
+        named: list[tuple[str, Sequence[str]]] = [
+            (str(number), list(hyps)) for number, hyps in enumerate(systems)
+        ]
+        with bootstrap_seed(seed):
+            run = SacrebleuTest(
+                named,
+                {"metric": metric},
+                streams,
+                test_type=test,
+                n_samples=num_trials,
+                n_ar_confidence=num_bootstrap or -1,
+            )
+            signatures, results = run()
+        [(name, signature)] = signatures.items()
+        found = cast(list[Result], results[name])
 
     def number(value: float | None) -> float | None:
         return None if value is None else float(value)
@@ -125,8 +131,34 @@ def compare_under(
             p_value=number(result.p_value),
             higher_is_better=name not in ERROR_RATES,
         )
-        for result in cast(list[Result], results[name])
+        for result in found
     ]
+
+
+def _paired_bootstrap(
+    metric: Metric, systems: Sequence[Sequence[str]], streams: list[list[str]], number: int, seed: int
+) -> tuple[str, Signature, list[Result]]:
+    """Return the metric's name, its signature and the results of sacreBLEU's test, without its memory; see `resample`."""
+    import numpy as np
+    from sacrebleu.significance import Result, _compute_p_value, estimate_ci
+
+    results: list[Result] = []
+    for hyps in systems:
+        stats = metric._extract_corpus_statistics(list(hyps), streams)
+        score = metric._aggregate_and_compute(stats)
+        resampled = np.array([each.score for each in resample(stats, metric, number, seed)])
+        result = Result(score.score, None, *estimate_ci(resampled))
+        if results:
+            differences = np.abs(resampled - of_baseline)
+            difference = abs(results[0].score - score.score)
+            result.p_value = _compute_p_value(differences - differences.mean(), difference)
+        else:
+            of_baseline = resampled
+        results.append(result)
+    signature = metric.get_signature()
+    signature.update("seed", str(seed))
+    signature.update("bs", number)
+    return score.name, signature, results
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from mtkit.translation.segments import Request
     from mtkit.translation.translator import Translator
 
+_MOST_COMPARED = 3_000
+"""Lines of a larger test set that are compared: an even sample, which each system translates on the CPU."""
 _PER_TOKEN: DecodingOverrides = {"length_penalty": 1.0, "penalty_kind": "simple", "coverage_penalty": 0.0}
 """Settings with which a score is the mean log-probability of the tokens."""
 
@@ -53,11 +56,12 @@ def write_targets(settings: Settings, context: Context) -> dict[str, Any]:
         DataError: If the file of translations has another number of lines than there are sources.
     """
     from mtkit.training.display import Display
+    from mtkit.translation.options import LineProgress
 
     say, folder, counts = Display(context.console).say, Path(settings["folder"]), Counter[str]()
     make_folder(folder)
     corpora = _Corpora(settings)
-    total = corpora.num_lines()
+    total = sum(1 for _ in LineProgress(say, task="counting lines").over(corpora.all_lines()))
     if settings["translations"] is not None:
         _check_length(settings["translations"], total)
     maker = _TargetMaker(settings, say, total, context.parallelism)
@@ -97,9 +101,9 @@ class _Corpora:
             return ((pair.src, pair.tgt) for _, pair in self.sources[number].read())
         return ((line, None) for line in chain.from_iterable(map(read_lines, self.mono)))
 
-    def num_lines(self) -> int:
-        """Return the number of all lines."""
-        return sum(1 for name in self.names for _ in self.lines(name))
+    def all_lines(self) -> _Lines:
+        """Yield the lines of all corpora."""
+        return chain.from_iterable(map(self.lines, self.names))
 
 
 class _TargetMaker:
@@ -275,7 +279,7 @@ def choose_targets(settings: Settings, context: Context) -> dict[str, Any]:
     from mtkit.training.display import Display
 
     source, names = Path(settings["translations"]), settings["names"]
-    entropies = np.array([row[2] for name in names for row in _rows(source, name)])
+    entropies = np.fromiter((row[2] for name in names for row in _rows(source, name)), np.float64)
     if not len(entropies):
         raise DataError("no translation passed the filter", where=str(source), hint="see the counts above")
     limit = float(np.quantile(entropies, 1 - settings["drop_worst"])) if settings["drop_worst"] else math.inf
@@ -313,7 +317,13 @@ def list_tokens(settings: Settings, context: Context) -> dict[str, Any]:
     from mtkit.translation.loading import load_own_tokenizers
     from mtkit.translation.model_folder import find_checkpoint
     from mtkit.translation.options import LineProgress
-    from mtkit.translation.shortlist import ShortlistSize, make_shortlist, measure_coverage, save_shortlist
+    from mtkit.translation.shortlist import (
+        MOST_ALIGNED,
+        ShortlistSize,
+        make_shortlist,
+        measure_coverage,
+        save_shortlist,
+    )
     from mtkit.translation.translator import Translator
 
     use_threads(settings)
@@ -326,9 +336,9 @@ def list_tokens(settings: Settings, context: Context) -> dict[str, Any]:
         aligner = Path(teacher) if theirs.fingerprint == tokenizers.fingerprint else run
     model = Translator.load(aligner, device=settings["device"], shortlist=False)
     sources = open_sources(config.data.train, config.data, "train")
-    corpus = encode_corpus(sources, tokenizers, config.data)
+    corpus = encode_corpus(sources, tokenizers, config.data, LineProgress(say, task="encoding"), say)
     size = ShortlistSize(settings["first"], settings["best"])
-    progress = LineProgress(say, len(corpus))
+    progress = LineProgress(say, min(len(corpus), MOST_ALIGNED))
     found = make_shortlist(model.ensemble, corpus, size, model.decoding.batch_tokens, progress)
     save_shortlist(run, found, tokenizers)
     coverage = measure_coverage(found, corpus, tokenizers)
@@ -382,7 +392,7 @@ def compare_systems(settings: Settings, context: Context) -> dict[str, Any]:
     from mtkit.model.cpu.packing import can_multiply_int8
     from mtkit.training.display import Display
     from mtkit.translation.model_folder import find_checkpoint
-    from mtkit.translation.options import TranslateOptions
+    from mtkit.translation.options import LineProgress, TranslateOptions
     from mtkit.translation.translator import Translator
 
     use_threads(settings)
@@ -406,14 +416,23 @@ def compare_systems(settings: Settings, context: Context) -> dict[str, Any]:
         for shortlist in (False, True):
             label = f"student, {precision}, greedy{', shortlist' if shortlist else ''}"
             systems.append((label, folder, {"precision": precision, "beam_size": 1, "shortlist": shortlist}))
+    say, total = Display(context.console).say, len(held_out.srcs)
+    number = min(total, _MOST_COMPARED)
+    if number < total:
+        say(f"the systems are compared on {number:,} of the {total:,} lines of {held_out.name}, evenly sampled")
+        places = [line * total // number for line in range(number)]
+        srcs, refs = ([side[place] for place in places] for side in (held_out.srcs, held_out.tgts))
+        held_out = replace(held_out, srcs=srcs, tgts=refs)
     requests = held_out.requests()
     found = []
     for label, folder, options in systems:
         translator = Translator.load(
             folder, device="cpu", n_best=1, sample=False, mbr=None, groups=1, **options
         )
-        parallel = TranslateOptions(parallelism=context.parallelism)
-        list(translator.translate(requests, parallel))  # starts the workers
+        progress = LineProgress(say, 2 * len(requests), task=label)
+        parallel = TranslateOptions(on_progress=progress, parallelism=context.parallelism)
+        # starts the workers; fewer lines would be fewer batches, and start fewer
+        list(translator.translate(requests, parallel))
         start = time.perf_counter()
         texts = [translation.text for translation in translator.translate(requests, parallel)]
         seconds = time.perf_counter() - start

@@ -191,6 +191,7 @@ class UpdateLoader:
     def epoch_batches(self, epoch: int) -> EpochBatches | MixedBatches:
         """Return the batches of an epoch; the latest epoch asked for is cached."""
         if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = None  # with weights, two epochs would take much memory
             self._epoch = epoch, self.order.epoch(epoch)
         return self._epoch[1]
 
@@ -221,6 +222,7 @@ class UpdateLoader:
                     yield _EpochBatch(epoch, number, len(batches), batches[number], _NONE, ())
             else:
                 yield from self._rebatched(self.variation, epoch, batches, first)
+            del batches  # before the next epoch is made
             epoch, first = epoch + 1, 0
 
     def _rebatched(

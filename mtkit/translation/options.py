@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict, get_args
+from typing import Literal, TypedDict, TypeVar, get_args
 
 from mtkit.config.choices import PRECISIONS, Metric
 from mtkit.errors import ConfigError, DataError
 from mtkit.formatting import format_duration
 from mtkit.translation.reading import always_ready
+
+T = TypeVar("T")
 
 LINES_AT_ONCE = 4096
 """Lines that are read before the first batch is made. They are sorted by length and finished together."""
@@ -104,6 +106,13 @@ class LineProgress:
                 of_total = f" of {self._total:,}"
                 left = f", time left {format_duration((self._total - self._done) / max(speed, 1e-9))}"
             self._say(f"{self._task}{self._done:,}{of_total} lines, {speed:,.0f} lines/s{left}")
+
+    def over(self, lines: Iterable[T]) -> Iterator[T]:
+        """Yield lines and count them, in thousands."""
+        for number, line in enumerate(lines, 1):
+            yield line
+            if number % 1000 == 0:
+                self(1000)
 
 
 @dataclass(frozen=True)

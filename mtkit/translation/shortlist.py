@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
 _METADATA = "mtkit shortlist 1"
 """Name of the one entry of metadata, the fingerprint of the tokenizers; equal lists make equal files."""
+MOST_ALIGNED = 2_000_000
+"""Pairs of a larger corpus that are aligned: an even sample."""
+_MOST_MEASURED = 100_000
+"""Pairs of a larger corpus on which the coverage is measured."""
 _PAIRS_AT_ONCE = 4096
 """Pairs that are aligned and counted together."""
 _PAIRS_MEASURED_AT_ONCE = 256
@@ -138,7 +142,7 @@ def make_shortlist(
     batch_tokens: int,
     on_progress: Callable[[int], None] = ignore_progress,
 ) -> Shortlist:
-    """Make a shortlist from pairs that a model aligns.
+    """Make a shortlist from pairs that a model aligns: all, or an even sample of `MOST_ALIGNED`.
 
     Args:
         ensemble: the models; the first one aligns.
@@ -149,18 +153,24 @@ def make_shortlist(
     """
     num_targets = ensemble.tokenizers.tgt.vocab_size
     counts: _Counts = (np.zeros(0, dtype=np.int64), np.zeros(0))
+    links: list[_Counts] = []
     frequencies = np.zeros(num_targets, dtype=np.int64)
-    for pairs in _chunks(corpus, _PAIRS_AT_ONCE):
-        counts = _sum([counts, *_links(ensemble, pairs, batch_tokens)])
+    for pairs in _chunks(corpus, _PAIRS_AT_ONCE, MOST_ALIGNED):
+        links.append(_join(list(_links(ensemble, pairs, batch_tokens))))
+        # summing sorts all counts so far, so it must not be done for each chunk
+        if sum(len(keys) for keys, _ in links) >= len(counts[0]):
+            counts, links = _sum([counts, *links]), []
         frequencies += np.bincount(np.concatenate([tgt for _, tgt in pairs]), minlength=num_targets)
         on_progress(len(pairs))
-    return shortlist_of_counts(counts, frequencies, ensemble.tokenizers, size)
+    return shortlist_of_counts(_sum([counts, *links]), frequencies, ensemble.tokenizers, size)
 
 
-def _chunks(corpus: Corpus, size: int) -> Iterator[list[tuple[Ids, Ids]]]:
-    """Yield the pairs of a corpus in lists of some."""
-    for first in range(0, len(corpus), size):
-        yield [(corpus.src(i), corpus.tgt(i)) for i in range(first, min(first + size, len(corpus)))]
+def _chunks(corpus: Corpus, size: int, most: int) -> Iterator[list[tuple[Ids, Ids]]]:
+    """Yield the pairs of a corpus, of a larger one an even sample of `most`, in lists of some."""
+    number = min(len(corpus), most)
+    for first in range(0, number, size):
+        places = (i * len(corpus) // number for i in range(first, min(first + size, number)))
+        yield [(corpus.src(place), corpus.tgt(place)) for place in places]
 
 
 def _links(ensemble: Ensemble, pairs: Sequence[tuple[Ids, Ids]], batch_tokens: int) -> Iterator[_Counts]:
@@ -173,9 +183,15 @@ def _links(ensemble: Ensemble, pairs: Sequence[tuple[Ids, Ids]], batch_tokens: i
         yield keys, weights_TS[t, s].astype(np.float64)
 
 
+def _join(parts: Sequence[_Counts]) -> _Counts:
+    """Return counts one after the other."""
+    keys, counts = zip(*parts, strict=True)
+    return np.concatenate(keys), np.concatenate(counts)
+
+
 def _sum(parts: Sequence[_Counts]) -> _Counts:
     """Return the sum of counts, its pairs in ascending order."""
-    keys, counts = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    keys, counts = _join(parts)
     unique, numbers = np.unique(keys, return_inverse=True)
     return unique, np.bincount(numbers, weights=counts, minlength=len(unique)).astype(np.float64)
 
@@ -225,12 +241,13 @@ def _copies(tokenizers: Tokenizers) -> npt.NDArray[np.int64]:
 
 
 def measure_coverage(shortlist: Shortlist, corpus: Corpus, tokenizers: Tokenizers) -> Coverage:
-    """Return how much of the targets of a corpus a shortlist allows."""
-    num_tokens = num_allowed = num_lines = total_size = 0
-    for pairs in _chunks(corpus, _PAIRS_MEASURED_AT_ONCE):
+    """Return how much of the targets of a corpus, or of an even sample of 100,000 pairs, a shortlist allows."""
+    num_pairs = num_tokens = num_allowed = num_lines = total_size = 0
+    for pairs in _chunks(corpus, _PAIRS_MEASURED_AT_ONCE, _MOST_MEASURED):
+        num_pairs += len(pairs)
         allowed_BV = shortlist.allowed([src for src, _ in pairs], tokenizers.tgt.vocab_size)
         total_size += int(allowed_BV.sum())
         for allowed_V, (_, tgt) in zip(allowed_BV, pairs, strict=True):
             num_tokens, num_allowed = num_tokens + len(tgt), num_allowed + int(allowed_V[tgt].sum())
             num_lines += bool(allowed_V[tgt].all())
-    return Coverage(num_allowed / max(1, num_tokens), num_lines / len(corpus), total_size / len(corpus))
+    return Coverage(num_allowed / max(1, num_tokens), num_lines / num_pairs, total_size / num_pairs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -13,9 +14,9 @@ from rich.console import Console
 
 from mtkit.config.loading import config_to_dict, load_config, parse_config
 from mtkit.errors import ConfigError, DataError
-from mtkit.pipelines import Context
+from mtkit.pipelines import Context, distillation_stages
 from mtkit.pipelines.distillation import Distillation
-from mtkit.pipelines.distillation_stages import choose_targets, write_targets
+from mtkit.pipelines.distillation_stages import choose_targets, compare_systems, write_targets
 from mtkit.pipelines.records import describe_differences
 from mtkit.pipelines.trainings import training
 from mtkit.translation.mbr import make_utility
@@ -262,6 +263,20 @@ def test_translations_of_another_job_are_replaced_when_started_over(
         file = tiny.write_lines(tmp_path / text, [text] * (NUM_LINES + NUM_MONO))
         write_targets(settings | {"teachers": [], "translations": str(file)}, context)
         assert {row[1] for row in rows(settings, "mono")} == {text}
+
+
+def test_a_large_test_set_is_compared_on_a_sample(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distillation_stages, "_MOST_COMPARED", 4)
+    monkeypatch.setattr("mtkit.model.cpu.packing.can_multiply_int8", lambda: False)
+    config = config_to_dict(load_config(trained / "config.yaml", [f"run={trained}"]))
+    total = len(distillation_stages._held_out(parse_config(config)).srcs)
+    told = io.StringIO()
+    settings = {"config": config, "teachers": [], "num_threads": 1, "small": ""}
+    found = compare_systems(settings, Context(Console(file=told, width=200)))
+    assert found["lines"] == 4 < total
+    assert f"on 4 of the {total:,} lines of" in told.getvalue()
 
 
 @pytest.mark.slow

@@ -11,13 +11,14 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import tiny
 from rich.console import Console
 
 from mtkit.checkpoint import list_checkpoints
-from mtkit.cli.sweep import _workers
+from mtkit.cli.sweep import _visible_gpus, _workers
 from mtkit.config.loading import config_to_dict, load_config, parse_config
 from mtkit.errors import TrainingError
 from mtkit.files import FolderLock, sha256_file
@@ -240,6 +241,22 @@ def test_a_worker_that_fails_is_named_and_one_that_is_stopped_is_not(
     with _workers(1, ["my.yaml"], tmp_path):
         pass
     assert ("worker 1 failed" in capsys.readouterr().err) == is_told
+
+
+def test_the_gpus_are_shared_out_among_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Mock()
+    worker.return_value.wait.return_value = 0
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-5,6,7")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("mtkit.cli.sweep.subprocess.Popen", worker)
+    assert _visible_gpus("cuda:1") == _visible_gpus("cpu") == []
+    with _workers(3, ["my.yaml"], tmp_path, _visible_gpus("auto")):
+        pass
+    found = [call.kwargs["env"]["CUDA_VISIBLE_DEVICES"] for call in worker.call_args_list]
+    assert found == ["GPU-5", "6", "4"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert _visible_gpus("cuda") == ["0", "1", "2"]
 
 
 def test_the_best_config_has_the_data_keys_that_were_tried(children: Children) -> None:

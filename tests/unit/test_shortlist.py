@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from mtkit.search.sampling import sample
 from mtkit.search.shortlist import Shortlist
 from mtkit.search.state import Hypothesis
 from mtkit.search.steppers import ModelStepper
+from mtkit.translation import shortlist as shortlists
 from mtkit.translation.batched_search import BatchedSearch
 from mtkit.translation.ensemble import Ensemble
 from mtkit.translation.model_folder import SHORTLIST_FILE
@@ -247,32 +249,56 @@ class Pairs:
         return self.pairs[index][1]
 
 
-def test_links_are_those_of_the_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("most", "told"), [(1000, [4, 4, 1]), (3, [3])])
+def test_links_are_those_of_the_attention(
+    most: int, told: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     translator = make(joint=False)
     both = translator.tokenizers
-    pairs = list(
+    everything = list(
         zip(both.src.encode(sentences(9)), both.tgt.encode(sentences(9, ["der", "Mann"])), strict=True)
     )
+    pairs = everything if most > 9 else everything[::3]
     links: list[tuple[int, int, float]] = []
     for index, attention in translator.batched_search.align(pairs):
         src, tgt = pairs[index]
         for t, s in np.ndindex(len(tgt), len(src)):
             if (weight := float(attention.weights[-2:, t, s].mean())) >= 0.01:
                 links.append((int(src[s]), int(tgt[t]), weight))
-    monkeypatch.setattr("mtkit.translation.shortlist._PAIRS_AT_ONCE", 4)
+    for name, value in (("_PAIRS_AT_ONCE", 4), ("MOST_ALIGNED", most), ("_MOST_MEASURED", most)):
+        monkeypatch.setattr(f"mtkit.translation.shortlist.{name}", value)
     frequencies = np.bincount(np.concatenate([tgt for _, tgt in pairs]), minlength=both.tgt.vocab_size)
     size, done = ShortlistSize(2, 3), []
     wanted = shortlist_of_counts(counted(links, both.tgt.vocab_size), frequencies, both, size)
-    corpus: Any = Pairs(pairs)
+    corpus: Any = Pairs(everything)
     found = make_shortlist(translator.ensemble, corpus, size, 200, done.append)
     assert all(np.array_equal(a, b) for a, b in zip(vars(found).values(), vars(wanted).values(), strict=True))
-    assert done == [4, 4, 1]
+    assert done == told
     coverage = measure_coverage(found, corpus, both)
     allowed = [tokens_of(found, src) for src, _ in pairs]
     hits = [[int(t) in own for t in tgt] for own, (_, tgt) in zip(allowed, pairs, strict=True)]
     assert coverage.tokens == pytest.approx(sum(map(sum, hits)) / sum(map(len, hits)))
-    assert coverage.lines == pytest.approx(sum(map(all, hits)) / 9)
-    assert coverage.size == pytest.approx(sum(map(len, allowed)) / 9)
+    assert coverage.lines == pytest.approx(sum(map(all, hits)) / len(pairs))
+    assert coverage.size == pytest.approx(sum(map(len, allowed)) / len(pairs))
+
+
+def test_counts_are_not_sorted_again_for_each_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    translator = make(joint=False)
+    added = iter(range(32))
+
+    def links(*_: object) -> Any:
+        first = 10 * next(added)
+        yield np.arange(first, first + 10), np.ones(10)
+
+    summed = Mock(side_effect=shortlists._sum)
+    monkeypatch.setattr(shortlists, "_PAIRS_AT_ONCE", 1)
+    monkeypatch.setattr(shortlists, "_links", links)
+    monkeypatch.setattr(shortlists, "_sum", summed)
+    ids = np.array([5], np.int32)
+    corpus: Any = Pairs([(ids, ids)] * 32)
+    make_shortlist(translator.ensemble, corpus, ShortlistSize(2, 3), 200)
+    assert summed.call_count <= 7
+    assert len(summed.call_args.args[0][0][0]) == 320
 
 
 # --- files --------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import sys
+import tracemalloc
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -19,8 +20,10 @@ import pytest
 from test_metrics import HYPS, MORE_REFS, REFS, write
 
 from mtkit.errors import ConfigError, DataError
+from mtkit.evaluation.external_metrics import ExternalScore
 from mtkit.evaluation.metrics import METRICS, score, score_sentences
 from mtkit.evaluation.pairing import looks_mispaired
+from mtkit.evaluation.segment_means import score_means
 from mtkit.evaluation.significance import compare, paired_difference
 
 FIRST = [*REFS, *MORE_REFS, *HYPS[:3]]
@@ -184,6 +187,19 @@ def test_randomization_with_intervals_has_the_same_p_values() -> None:
     assert bare[1][0].confidence is None
     assert more[0][0].confidence is not None and more[1][0].confidence is not None
     assert "|ar:50|" in more[1][0].signature and "bs:20|" in more[1][0].signature
+
+
+@pytest.mark.parametrize("paired", ["none", "bs"])
+def test_resamples_are_not_held_in_memory_together(paired: str) -> None:
+    """Their sentences and statistics are 16 MB each for 2,000 lines and 1,000 resamples."""
+    systems = [ExternalScore("x", 0.5, "s", True, (0.5 + shift, 0.5 - shift) * 1000) for shift in (0.1, 0.2)]
+    tracemalloc.start()
+    try:
+        scores = score_means(systems, paired=paired, num_bootstrap=1000, num_trials=1, seed=1)
+        assert tracemalloc.get_traced_memory()[1] < 4e6
+    finally:
+        tracemalloc.stop()
+    assert all(score.confidence for score in scores)
 
 
 @pytest.mark.parametrize("metric", METRICS)
