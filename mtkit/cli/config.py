@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from mtkit.cli import options
-from mtkit.cli.terminal import print_stdout
+from mtkit.cli.terminal import print_stderr, print_stdout
 
 _TIMED_KEYS = (("training", "max_steps"), ("training", "warmup_steps"), ("validation", "every_steps"))
 """Keys that follow from how many updates fit into a time limit, unless they are set."""
@@ -27,7 +27,7 @@ def show(config: options.ConfigPath, overrides: options.Overrides = None) -> Non
     if loaded.preset == AUTO:
         from mtkit.training.preset import choose_values
 
-        loaded, choices = choose_values(loaded)
+        loaded, choices = choose_values(loaded, say=print_stderr)
         print_stdout("".join(f"# {sentence}\n" for sentence in choices))
     if loaded.init is not None:
         from mtkit.interop.initial import find_model

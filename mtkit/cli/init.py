@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mtkit.cli.terminal import invocation, open_new_file, print_stdout
+from mtkit.cli.terminal import invocation, open_new_file, print_stderr, print_stdout
 
 _MISSING = {
     "valid": "no validation pairs found next to the training files; without them no checkpoint is known to be the best "
@@ -49,7 +49,7 @@ def init(
     """Write a config for your files: it recognizes languages and columns, preset auto chooses sizes and methods."""
     from mtkit.training.starter import make_starter_config
 
-    made = make_starter_config(train, valid or (), test or (), (src, tgt), run)
+    made = make_starter_config(train, valid or (), test or (), (src, tgt), run, print_stderr)
     path = output or f"{'-'.join(made.languages)}.yaml"
     if path == "-":
         print_stdout(made.text)

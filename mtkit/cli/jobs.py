@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 
 from mtkit.cli.line_format import LineFormat
 from mtkit.errors import ConfigError
-from mtkit.files import count_lines, drop_last_lines, last_line, read_lines, truncate_partial_line
+from mtkit.files import (
+    count_lines,
+    drop_last_lines,
+    last_line,
+    read_lines,
+    read_lines_backwards,
+    truncate_partial_line,
+)
 from mtkit.formatting import format_count
 from mtkit.torchrun import is_main_process, read_ranks
 
@@ -195,15 +202,15 @@ def truncate_unfinished(output: str | Path, line_format: LineFormat) -> None:
 
     Raises:
         StorageError: If the file cannot be written.
-        DataError: If the file is not text.
     """
     if not Path(output).exists():
         return
     truncate_partial_line(output)
     last = last_line(output)
     if line_format.n_best and last is not None:
-        number = _line_number(last)
-        drop_last_lines(output, sum(_line_number(line) == number for line in read_lines(output)))
+        prefix = f"{_line_number(last)} ||| ".encode()
+        unfinished = takewhile(lambda line: line.startswith(prefix), read_lines_backwards(output))
+        drop_last_lines(output, sum(1 for _ in unfinished))
 
 
 def _line_number(line: str) -> int | None:

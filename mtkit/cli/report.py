@@ -41,5 +41,5 @@ def report(
     if output is None and len(runs) > 1:
         raise ConfigError("several runs need the file of the page", where="--output", hint="-o compare.html")
     path = Path(runs[0], REPORT_FILE) if output is None else Path(output)
-    write_report([Path(run) for run in runs], path, reads_training=overlap)
+    write_report([Path(run) for run in runs], path, reads_training=overlap, say=print_stderr)
     print_stderr(f"the report is in {path}")

@@ -16,6 +16,7 @@ from mtkit.cli.terminal import check_stdin_once, open_output, open_stdout, print
 from mtkit.cli.translators import check_tag, choose_parallelism, load_translator, resolve_decoding
 from mtkit.errors import ConfigError, DataError
 from mtkit.formatting import format_count
+from mtkit.translation.options import LineProgress
 
 if TYPE_CHECKING:
     from mtkit.data.alignments import WordLinks
@@ -83,24 +84,26 @@ def score(
         "batch_tokens": batch_tokens,
     })  # fmt: skip
     translator = load_translator(model, decoding, device, precision, ensemble or ())
-    _check_lengths(src, tgt)
+    progress = LineProgress(print_stderr, _check_lengths(src, tgt))
     check_tag(tag, translator)
     pairs = zip_lines([iter(read_lines(src)), iter(read_lines(tgt))], [src, tgt])
     if alignment is not None:
-        _write_alignments(prefetch_first(translator.align(pairs, tag=tag or "", parallelism=parallelism)))
+        aligned = prefetch_first(translator.align(pairs, tag=tag or "", parallelism=parallelism))
+        _write_alignments(progress.over(aligned))
         return
     skip_long = minimum is not None
     scored = translator.score_stream(
         pairs, skip_long, tag=tag or "", split_sentences=split_sentences, parallelism=parallelism
     )
+    scored = progress.over(prefetch_first(scored))
     if minimum is None:
-        _write_scores(result.score for _, result in prefetch_first(scored) if result is not None)
+        _write_scores(result.score for _, result in scored if result is not None)
     else:
-        _write_pairs(prefetch_first(scored), minimum)
+        _write_pairs(scored, minimum)
 
 
-def _check_lengths(src: str, tgt: str) -> None:
-    """Check that two files, as far as they are files, have as many lines.
+def _check_lengths(src: str, tgt: str) -> int | None:
+    """Check that two files, as far as they are files, have as many lines, and return how many; None if neither is one.
 
     Raises:
         DataError: If they do not, or if one is not text.
@@ -112,6 +115,7 @@ def _check_lengths(src: str, tgt: str) -> None:
         for path in (src, tgt):
             deque(read_lines(path), maxlen=0)  # raises if the file is not text, which would explain it
         raise DataError(f"{num_src:,} source lines, but {num_tgt:,} target lines", hint=MATCH_HINT)
+    return num_tgt if num_src is None else num_src
 
 
 def _write_scores(scores: Iterable[float]) -> None:

@@ -42,9 +42,10 @@ def shortlist(
 ) -> None:
     """Make a model's shortlist: the target tokens that each source token may become, for a faster search.
 
-    The pairs, of more than 2 million an even sample, are aligned by the attention of the model. A sentence may use the --first most frequent target tokens, the
-    --best of each of its source tokens, and what a prefix or constraint needs. The table is written beside the
-    tokenizers of the model; `mtkit translate` then uses it unless --no-shortlist is given.
+    The pairs, of more than 2 million an even sample, are aligned by the attention of the model. A sentence may use the
+    --first most frequent target tokens, the --best of each of its source tokens, and what a prefix or constraint needs.
+    The table is written beside the tokenizers of the model; `mtkit translate` then uses it unless --no-shortlist is
+    given.
     """
     open_stdout()  # if it is closed, fail before anything is aligned
     decoding = resolve_decoding(model, {"batch_tokens": batch_tokens, "shortlist": False})

@@ -102,6 +102,7 @@ def sweep(
         SweepOptions(varied, samples, rungs, reduction, amount, unit, sample_seed),
         load,
         fresh=fresh,
+        say=print_stderr,
     )
     for reason in dict.fromkeys(chain.from_iterable(plan.choices)):
         print_stderr(reason)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from mtkit.config.choices import DEFAULT_METRICS
 from mtkit.errors import ConfigError, DataError
@@ -138,22 +138,21 @@ def compare_under(
 def _paired_bootstrap(
     metric: Metric, systems: Sequence[Sequence[str]], streams: list[list[str]], number: int, seed: int
 ) -> tuple[str, Signature, list[Result]]:
-    """Return the metric's name, its signature and the results of sacreBLEU's test, without its memory; see `resample`."""
+    """Return the metric's name, its signature and the results of sacreBLEU's test; for the memory, see `resample`."""
     import numpy as np
     from sacrebleu.significance import Result, _compute_p_value, estimate_ci
 
     results: list[Result] = []
+    resampled: list[npt.NDArray[np.floating[Any]]] = []
     for hyps in systems:
         stats = metric._extract_corpus_statistics(list(hyps), streams)
         score = metric._aggregate_and_compute(stats)
-        resampled = np.array([each.score for each in resample(stats, metric, number, seed)])
-        result = Result(score.score, None, *estimate_ci(resampled))
+        resampled.append(np.array([each.score for each in resample(stats, metric, number, seed)]))
+        result = Result(score.score, None, *estimate_ci(resampled[-1]))
         if results:
-            differences = np.abs(resampled - of_baseline)
+            differences = np.abs(resampled[-1] - resampled[0])
             difference = abs(results[0].score - score.score)
             result.p_value = _compute_p_value(differences - differences.mean(), difference)
-        else:
-            of_baseline = resampled
         results.append(result)
     signature = metric.get_signature()
     signature.update("seed", str(seed))

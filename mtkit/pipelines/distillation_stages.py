@@ -419,7 +419,9 @@ def compare_systems(settings: Settings, context: Context) -> dict[str, Any]:
     say, total = Display(context.console).say, len(held_out.srcs)
     number = min(total, _MOST_COMPARED)
     if number < total:
-        say(f"the systems are compared on {number:,} of the {total:,} lines of {held_out.name}, evenly sampled")
+        say(
+            f"the systems are compared on {number:,} of the {total:,} lines of {held_out.name}, evenly sampled"
+        )
         places = [line * total // number for line in range(number)]
         srcs, refs = ([side[place] for place in places] for side in (held_out.srcs, held_out.tgts))
         held_out = replace(held_out, srcs=srcs, tgts=refs)

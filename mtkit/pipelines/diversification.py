@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from mtkit.config.loading import config_to_dict, parse_config
 from mtkit.config.sections import Config
+from mtkit.data.cache import cache_folder
 from mtkit.data.sources import Split, open_sources
 from mtkit.errors import ConfigError
 from mtkit.formatting import format_bytes, format_count, format_duration
@@ -323,9 +324,14 @@ class Diversification:
             f"and the final training of {format_duration(last)}"
         )
         text = pairs["bytes"] * (1 + 2 * num_helpers)
+        # Each round encodes both directions, with the union of the rounds before; the final run has the last union.
+        # A union has at most the pairs of all translations. Encoded pairs are about as large as their text.
+        sizes = [1 + 2 * self.num_models * number for number in range(self.num_rounds + 1)]
+        encoded = pairs["bytes"] * (2 * sum(sizes[:-1]) + sizes[-1])
         yield (
-            f"at most {format_bytes((num_helpers + 1) * speed['disk'] + text)} of disk: {format_bytes(speed['disk'])} "
-            f"for the checkpoints of each model, {format_bytes(text)} of text in {self.folder}"
+            f"at most {format_bytes((num_helpers + 1) * speed['disk'] + text + encoded)} of disk: "
+            f"{format_bytes(speed['disk'])} for the checkpoints of each model, {format_bytes(text)} of text in "
+            f"{self.folder}, {format_bytes(encoded)} of encoded pairs in {cache_folder(self.config.data)}"
         )
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from mtkit.config.loading import config_to_dict, parse_config
+from mtkit.config.loading import AUTO, config_to_dict, parse_config
+from mtkit.config.presets import CorpusSize
 from mtkit.config.sections import DataConfig
 from mtkit.data.readers import Columns, Pair, read_tsv
 from mtkit.data.sources import Source, Split, open_sources, untagged
@@ -24,8 +25,12 @@ from mtkit.pipelines.translation_filter import TranslationFilter, summary
 
 def copy_corpora(settings: Settings, context: Context) -> dict[str, Any]:
     """Copy the training and validation corpora, without their tags; return their numbers of pairs and of bytes."""
+    from mtkit.training.display import Display
+    from mtkit.translation.options import LineProgress
+
     data, folder = DataConfig.model_validate(settings["data"]), Path(settings["folder"])
-    counts = write_corpora(folder, _read_all(data))
+    progress = LineProgress(Display(context.console).say, task="copying")
+    counts = write_corpora(folder, ((name, progress.over(pairs)) for name, pairs in _read_all(data)))
     size = sum(path.stat().st_size for path in folder.iterdir() if path.name.startswith("train"))
     return {"pairs": counts, "bytes": size}
 
@@ -51,14 +56,19 @@ def make_shared_tokenizers(settings: Settings, context: Context) -> dict[str, An
     """
     from mtkit.training.display import Display
     from mtkit.training.inputs import cached_tokenizers
-    from mtkit.training.preset import choose_values
+    from mtkit.training.preset import choose_values, measure_corpus
 
-    config, choices = choose_values(parse_config(settings["config"]))
-    helpers, of_helpers = choose_values(parse_config(settings["helpers"]))
+    say = Display(context.console).say
+    config, helpers = parse_config(settings["config"]), parse_config(settings["helpers"])
+    size: CorpusSize | None = None
+    if config.preset == helpers.preset == AUTO:
+        first, second = (each.data.model_copy(update={"valid": (), "test": ()}) for each in (config, helpers))
+        size = measure_corpus(first, say) if first == second else None  # once for both
+    config, choices = choose_values(config, size, say)
+    helpers, of_helpers = choose_values(helpers, size, say)
     values, folder = config_to_dict(config), Path(settings["folder"])
     data = DataConfig.model_validate(values["data"] | {"train": settings["train"], "root": "."})
     sources = open_sources(data.train, data, "train")
-    say = Display(context.console).say
     tokenizers = cached_tokenizers(config.model_copy(update={"data": data}), sources, say)
     with temporary_folder(folder) as temporary:
         tokenizers.save(temporary)
@@ -77,6 +87,7 @@ def estimate(settings: Settings, context: Context) -> dict[str, float | None]:
     Validations tell how long a translation takes: without any, that is None.
     """
     from mtkit.training.build import build_trainer
+    from mtkit.training.display import Display
     from mtkit.training.footprint import Footprint
     from mtkit.training.forecast import measure_speed, run_size
     from mtkit.training.inputs import configure_process, load_inputs
@@ -85,7 +96,7 @@ def estimate(settings: Settings, context: Context) -> dict[str, float | None]:
     config = parse_config(settings["config"])
     configure_process(config)
     with tempfile.TemporaryDirectory(prefix="mtkit-estimate-") as scratch:
-        inputs = load_inputs(config, Path(scratch), has_tokenizers=False, say=lambda line: None)
+        inputs = load_inputs(config, Path(scratch), has_tokenizers=False, say=Display(context.console).say)
         progress = Progress(Path(scratch), Console(quiet=True))
         trainer = build_trainer(config.model_copy(update={"run": scratch}), inputs, progress)
         trainer.fit_to_memory()
@@ -143,9 +154,13 @@ def translate_corpora(settings: Settings, context: Context) -> dict[str, Any]:
 
 def unite_corpora(settings: Settings, context: Context) -> dict[str, Any]:
     """Write the pairs of all translations that are neither in a corpus nor there before; return how many there are."""
+    from mtkit.training.display import Display
+    from mtkit.translation.options import LineProgress
+
     corpora, new = Path(settings["corpora"]), NewPairs()
+    progress = LineProgress(Display(context.console).say, task="reading")
     for name in settings["names"]:
-        for _ in new.of(read_corpus(corpora, name)):
+        for _ in new.of(progress.over(read_corpus(corpora, name))):
             pass
     read: Counter[str] = Counter()
 
@@ -157,5 +172,6 @@ def unite_corpora(settings: Settings, context: Context) -> dict[str, Any]:
                 read[name] += 1
                 yield pair
 
-    pairs = write_corpora(Path(settings["folder"]), ((n, new.of(translations(n))) for n in settings["names"]))
+    united = ((name, new.of(progress.over(translations(name)))) for name in settings["names"])
+    pairs = write_corpora(Path(settings["folder"]), united)
     return {"pairs": pairs, "translations": dict(read)}

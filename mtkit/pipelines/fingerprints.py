@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,22 +14,26 @@ from mtkit.files import sha256_file, storage_errors
 from mtkit.translation.model_folder import find_checkpoint
 
 
-def fingerprint(path: Path) -> str | None:
+def fingerprint(path: Path, hash_file: Callable[[Path], str] = sha256_file) -> str | None:
     """Return a hash of a file or folder that changes when its content does; None if it does not exist.
 
     A model's is that of its manifest, which has the hashes of its files, and of a run that of its best checkpoint, so
     that a report or a log may be added. Any other folder is read from beginning to end.
 
+    Args:
+        path: the file or folder.
+        hash_file: returns the hash of a file's content.
+
     Raises:
         StorageError: If a file cannot be read.
     """
     if not path.is_dir():
-        return sha256_file(path) if path.is_file() else None
+        return hash_file(path) if path.is_file() else None
     with suppress(StorageError):
-        return sha256_file(find_checkpoint(path) / MANIFEST_FILE)
+        return hash_file(find_checkpoint(path) / MANIFEST_FILE)
     digest = hashlib.sha256()
     for file in _files_below(path):
-        digest.update(f"{file.relative_to(path)}\n{sha256_file(file)}\n".encode("utf-8", "surrogateescape"))
+        digest.update(f"{file.relative_to(path)}\n{hash_file(file)}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mtkit.errors import ConfigError, DataError, StorageError
-from mtkit.files import FolderLock, make_folder, remove_tree, storage_errors, write_text
+from mtkit.files import FolderLock, make_folder, remove_tree, sha256_file, storage_errors, write_text
 from mtkit.formatting import format_duration
 from mtkit.pipelines.child import run_child
 from mtkit.pipelines.fingerprints import fingerprint
@@ -60,7 +60,7 @@ class Pipeline:
         self._number = 0
         self._seconds: dict[str, float] = defaultdict(float)
         self._numbers: dict[str, float] = defaultdict(float)
-        self._fingerprints: dict[tuple[str, int, int], str] = {}
+        self._hashes: dict[tuple[str, int, int], str] = {}
         self._remade: dict[str, str] = {}  # see `Record`
         self._stack = ExitStack()
         self._signals = Signals()
@@ -160,15 +160,17 @@ class Pipeline:
         return Record(work, as_json(stage.settings), inputs, [str(path) for path in stage.outputs])
 
     def _fingerprint(self, path: Path) -> str | None:
-        """Return the fingerprint of an input; a file that has not changed is read once in the life of a pipeline."""
-        if not path.is_file():
-            return fingerprint(path)
+        """Return the fingerprint of an input."""
+        return fingerprint(path, self._hash_file)
+
+    def _hash_file(self, path: Path) -> str:
+        """Return the hash of a file; one that has not changed is read once in the life of a pipeline."""
         with storage_errors(path):
             status = path.stat()
         key = (str(path), status.st_size, status.st_mtime_ns)
-        if key not in self._fingerprints:
-            self._fingerprints[key] = fingerprint(path) or ""
-        return self._fingerprints[key]
+        if key not in self._hashes:
+            self._hashes[key] = sha256_file(path)
+        return self._hashes[key]
 
     def _run(self, stage: Stage, begun: Record, path: Path, *, is_new: bool, fresh: bool) -> Record:
         """Run the process of a stage and return its new record."""

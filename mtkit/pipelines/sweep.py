@@ -169,6 +169,7 @@ def make_plan(
     load: Callable[[Sequence[str]], Config],
     *,
     fresh: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Plan:
     """Return the plan of a sweep: the one in its folder if there is one, else a new one.
 
@@ -177,6 +178,7 @@ def make_plan(
         options: what to try.
         load: loads the config with these `key=value` overrides.
         fresh: whether to delete an earlier sweep.
+        say: prints a line about the progress.
 
     Raises:
         ConfigError: If a trial's config is invalid, cannot be swept, or the folder has another sweep.
@@ -189,13 +191,13 @@ def make_plan(
     if fresh or not read_object(
         folder / _PLAN
     ):  # a mistake must neither cost an earlier sweep nor leave a folder
-        drawn = _draw(folder, options, original, load)
+        drawn = _draw(folder, options, original, load, say)
     with _lock(folder):
         if fresh:
             _remove_earlier(folder)
         stored = read_object(folder / _PLAN)
         if not stored:
-            stored = {"request": request, **(drawn or _draw(folder, options, original, load))}
+            stored = {"request": request, **(drawn or _draw(folder, options, original, load, say))}
             write_text(folder / _PLAN, json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
     if differences := describe_differences(stored.get("request", {}), request):
         hint = "repeat the command with which it was begun, choose another folder, or start over with `fresh`"
@@ -249,7 +251,11 @@ def _remove_earlier(folder: Path) -> None:
 
 
 def _draw(
-    folder: Path, options: SweepOptions, original: Config, load: Callable[[Sequence[str]], Config]
+    folder: Path,
+    options: SweepOptions,
+    original: Config,
+    load: Callable[[Sequence[str]], Config],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Return the trials, their configs and rungs."""
     if not original.data.valid:
@@ -272,7 +278,7 @@ def _draw(
             from mtkit.training.preset import choose_values, measure_corpus
 
             if config.data not in sizes:
-                sizes[config.data] = measure_corpus(config.data)
+                sizes[config.data] = measure_corpus(config.data, say)
             config, reasons = choose_values(config, sizes[config.data])
         choices.append(reasons)
         if config.training.step_limit is None or config.training.ends_with_time:

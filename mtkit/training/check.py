@@ -63,7 +63,7 @@ def check_run(config: Config, console: Console, find_model: FindModel = local_mo
     resumed = checkpoint is not None
     say("resume", "the run folder has a checkpoint of this run" if resumed else "a new run")
     if not resumed:
-        config, choices = choose_values(config)
+        config, choices = choose_values(config, say=lambda line: say("data", line))
         for sentence in choices:
             say("choice", sentence)
     config, initial = (config, None) if resumed else open_initial_model(config, find_model)

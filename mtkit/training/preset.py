@@ -10,6 +10,7 @@ import gc
 import math
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -45,6 +46,7 @@ from mtkit.training.inputs import Inputs
 from mtkit.training.progress import Progress
 from mtkit.training.trainer import Trainer
 from mtkit.training.updates import make_order
+from mtkit.translation.options import LineProgress
 
 _BLOCK = 10_000
 """Pairs that are filtered together while a corpus is measured."""
@@ -60,12 +62,15 @@ _LEAST_UPDATE_SHARE = 0.25
 """Share of a time limit that updates get, however long a validation is."""
 
 
-def choose_values(config: Config, size: CorpusSize | None = None) -> tuple[Config, list[str]]:
+def choose_values(
+    config: Config, size: CorpusSize | None = None, say: Callable[[str], None] = lambda line: None
+) -> tuple[Config, list[str]]:
     """Choose the values of preset auto for the corpus and this machine.
 
     Args:
         config: config of the run.
         size: size of its corpus, if it has been measured already.
+        say: prints a line about the progress.
 
     Returns:
         The config with the name of the preset and all values; and sentences, without a period, that say what was
@@ -81,7 +86,7 @@ def choose_values(config: Config, size: CorpusSize | None = None) -> tuple[Confi
     set_by_user = set_keys(config)
     reasons = [f"preset {config.preset}"]
     if config.preset == AUTO:
-        choice = choose_for(config, size)
+        choice = choose_for(config, size, say)
         config = with_values(config, choice.preset, choice.values)
         first, *others = choice.reasons
         reasons = [f"preset auto: {first}", *others]
@@ -97,7 +102,9 @@ def choose_values(config: Config, size: CorpusSize | None = None) -> tuple[Confi
     return config, reasons
 
 
-def choose_for(config: Config, size: CorpusSize | None = None) -> Choice:
+def choose_for(
+    config: Config, size: CorpusSize | None = None, say: Callable[[str], None] = lambda line: None
+) -> Choice:
     """Return what auto chooses for a corpus and this machine; see `choose_values`.
 
     Raises:
@@ -106,13 +113,17 @@ def choose_for(config: Config, size: CorpusSize | None = None) -> Choice:
     chosen, own = set_keys(config), config.tokenizer
     if own.model is not None or own.src_model is not None:
         chosen["tokenizer.vocab_size"] = make_tokenizers(own, []).src.num_pieces
-    return choose(size or measure_corpus(config.data), _this_machine(config), chosen)
+    return choose(size or measure_corpus(config.data, say), _this_machine(config), chosen)
 
 
-def measure_corpus(data: DataConfig) -> CorpusSize:
+def measure_corpus(data: DataConfig, say: Callable[[str], None] = lambda line: None) -> CorpusSize:
     """Count the training pairs that are neither empty, nor far too long, nor duplicates that the config drops.
 
     Only tokens would tell exactly which pairs are too long, and the tokenizer is one of the things to be chosen.
+
+    Args:
+        data: section `data`.
+        say: prints a line about the progress.
 
     Raises:
         DataError: If a source cannot be read, or there are no training pairs.
@@ -120,6 +131,7 @@ def measure_corpus(data: DataConfig) -> CorpusSize:
     sources, pair_filter = open_sources(data.train, data, "train"), PairFilter(data)
     num_read, num_pairs, pairs_per_epoch, characters = 0, 0, 0.0, 0.0
     counts, lengths = Counter[str](), Counter[int]()
+    progress = LineProgress(say, task="counting training pairs")
     for source, weight in zip(sources, data.train_weights, strict=True):
         pairs = (pair for _, pair in source.read())
         while block := list(islice(pairs, _BLOCK)):
@@ -135,6 +147,7 @@ def measure_corpus(data: DataConfig) -> CorpusSize:
             longer = [max(weighted_length(srcs[i]), weighted_length(tgts[i])) for i in kept]
             characters += weight * sum(longer)
             lengths.update(map(round, longer))
+            progress(len(block))
     if not num_pairs:
         hint = "all pairs are empty or too long" if num_read else "the files are empty"
         raise DataError("no training pairs", where=sources[0].location(1), hint=hint)

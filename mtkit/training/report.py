@@ -29,6 +29,7 @@ from mtkit.evaluation.runs import RunState
 from mtkit.files import is_locked, read_lines, write_text
 from mtkit.translation.breakdown import break_down
 from mtkit.translation.model_folder import data_of_run, read_config
+from mtkit.translation.options import LineProgress
 
 _NUM_BOOTSTRAP = 1000
 _GROUP_METRIC = "chrf"
@@ -81,7 +82,12 @@ def _one_line(error: Exception) -> str:
 
 
 def write_report(
-    folders: Sequence[Path], output: Path, *, loads_model: bool = True, reads_training: bool = False
+    folders: Sequence[Path],
+    output: Path,
+    *,
+    loads_model: bool = True,
+    reads_training: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Write the page of one or several runs.
 
@@ -90,6 +96,7 @@ def write_report(
         output: the HTML file.
         loads_model: whether to show the attention of the best checkpoint, if there is one run.
         reads_training: whether to compare the test sets with the training data of the first run.
+        say: prints a line about the progress of that.
 
     Raises:
         ConfigError: If a folder is named twice, or a package that pages or scores need is not installed.
@@ -107,7 +114,7 @@ def write_report(
     if loads_model and len(runs) == 1:
         runs = [replace(runs[0], attention=_attention_of_samples(folders[0], runs[0].history))]
     tests = shared_tests(runs)
-    overlaps = _overlaps(folders[0], tests) if reads_training else [None] * len(tests)
+    overlaps = _overlaps(folders[0], tests, say) if reads_training else [None] * len(tests)
     analyses = [_analyze(runs, *each) for each in zip(tests, overlaps, strict=True)]
     write_text(output, render_report(runs, analyses, vega_bundle()))
 
@@ -186,7 +193,7 @@ def _attention_of_samples(folder: Path, history: History) -> list[dict[str, Any]
     return []
 
 
-def _overlaps(folder: Path, tests: Sequence[Sequence[TestSet]]) -> list[Overlap]:
+def _overlaps(folder: Path, tests: Sequence[Sequence[TestSet]], say: Callable[[str], None]) -> list[Overlap]:
     """Return the overlap of each test set with the training data of a run.
 
     Raises:
@@ -199,7 +206,8 @@ def _overlaps(folder: Path, tests: Sequence[Sequence[TestSet]]) -> list[Overlap]
         OverlapCounter(of_runs[0].srcs, [of_runs[0].refs], [own.hyps for own in of_runs]) for of_runs in tests
     ]
     sources = open_sources(untagged(data.train), data, "train")
-    return count_overlaps(counters, (pair for source in sources for _, pair in source.read()))
+    pairs = (pair for source in sources for _, pair in source.read())
+    return count_overlaps(counters, LineProgress(say, task="reading training pairs").over(pairs))
 
 
 def _analyze(runs: Sequence[RunReport], tests: Sequence[TestSet], overlap: Overlap | None) -> TestAnalysis:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from mtkit.formatting import format_duration
 from mtkit.training.averaging import average_last
 from mtkit.training.build import build_trainer, describe
 from mtkit.training.card import write_card
+from mtkit.training.display import Display
 from mtkit.training.distributed import World, init_distributed
 from mtkit.training.facts import write_facts
 from mtkit.training.initial import FindModel, local_model, open_initial_model
@@ -134,7 +135,7 @@ def _open_run(
             splits = open_splits(config.data)  # a mistake in the new run must not cost the old one
             check_ownership(config, splits, fresh=fresh)
             if fresh:
-                config, own = choose_values(config)
+                config, own = choose_values(config, say=Display(console).say)
                 choices = choices or own
                 config, _ = open_initial_model(config, find_model)
             stack.enter_context(FolderLock(run))
@@ -147,7 +148,7 @@ def _open_run(
         lines: list[str] = []
         config, checkpoint = find_resumable(config, lines.append)
         if checkpoint is None and not choices:
-            config, choices = _choose(config, world)
+            config, choices = _choose(config, world, Display(console).say)
         progress = Progress(
             run,
             console,
@@ -181,14 +182,14 @@ def _open_run(
     return trainer
 
 
-def _choose(config: Config, world: World) -> tuple[Config, list[str]]:
+def _choose(config: Config, world: World, say: Callable[[str], None]) -> tuple[Config, list[str]]:
     """Choose the values of preset auto for a new run: the main process does, the others read what it chose."""
     if config.preset != AUTO:
         return choose_values(config)
     stored = Path(config.run) / CONFIG_FILE
     if not world.is_main:
         return keep_choices(load_stored_config(stored), config), []
-    config, choices = choose_values(config)
+    config, choices = choose_values(config, say=say)
     if world.is_distributed:
         write_text(stored, dump_config(config))
     return config, choices

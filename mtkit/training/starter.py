@@ -6,7 +6,7 @@ They name the files and leave sizes and methods to preset auto.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mtkit.config.loading import AUTO, parse_config
@@ -58,6 +58,7 @@ def make_starter_config(
     test: Sequence[str] = (),
     languages: tuple[str | None, str | None] = (None, None),
     run: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> StarterConfig:
     """Write a config for these files. All are read to the end, so that a faulty one is reported now.
 
@@ -67,6 +68,7 @@ def make_starter_config(
         test: test files; by default, files beside the training files that are named like such.
         languages: source and target language, each needed only if file or column names do not tell it.
         run: run folder.
+        say: prints a line about the progress.
 
     Raises:
         ConfigError: If languages or columns cannot be recognized.
@@ -87,7 +89,7 @@ def make_starter_config(
     run = run or f"runs/{'-'.join(codes)}"
     data = {"root": root, "src": codes[0], "tgt": codes[1], **splits}
     config = parse_config({"run": run, "preset": AUTO, "data": data})
-    choice = choose_for(config)
+    choice = choose_for(config, say=say)
     _read_held_out(config)
     summary = f"{choice.preset}, {choice.values['training.max_steps']:,} updates"
     text = _render_yaml(run, codes, root, splits, choice.num_pairs, summary)

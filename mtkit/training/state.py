@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from mtkit import __version__
 
@@ -152,6 +156,11 @@ class TrainState:
     """Sums for the next progress line."""
     watch: SpikeDetector = field(default_factory=SpikeDetector)
     """Detector of loss spikes."""
+
+    @cached_property
+    def skipped_array(self) -> npt.NDArray[np.int64]:
+        """`skipped`, in ascending order; converting a long list for each update would take milliseconds."""
+        return np.sort(np.array(self.skipped, dtype=np.int64))
 
     def move_past(self, epoch: int, batch: int) -> None:
         """Continue after this batch of an epoch."""

@@ -298,7 +298,7 @@ class Trainer:
     def _fetch(self, update: Update) -> Update:
         """Return the update without skipped pairs, its micro-batches on the device."""
         with self._memory_errors(), self.engine.stage("data"):
-            update = update.without(self.state.skipped)
+            update = update.without(self.state.skipped_array)
             is_ready = update.micro_batches or not update.batches
             return update if is_ready else self.loader.fetch(update, self.state.slices)
 

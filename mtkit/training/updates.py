@@ -86,9 +86,16 @@ class Update:
         """Return the indices of its pairs."""
         return [int(index) for batch in self.batches for index in batch]
 
-    def without(self, skipped: Sequence[int]) -> Update:
-        """Return the update without some pairs: itself if it has none of them, otherwise one that is not fetched."""
-        kept = [~np.isin(batch, skipped) for batch in self.batches]
+    def without(self, skipped: Indices) -> Update:
+        """Return the update without some pairs: itself if it has none of them, otherwise one that is not fetched.
+
+        Args:
+            skipped: int64, indices of the pairs in ascending order.
+        """
+        if not len(skipped):
+            return self
+        places = (np.searchsorted(skipped, batch).clip(max=len(skipped) - 1) for batch in self.batches)
+        kept = [skipped[place] != batch for place, batch in zip(places, self.batches, strict=True)]
         if all(rows.all() for rows in kept):
             return self
         batches, passes = (

@@ -108,11 +108,11 @@ class LineProgress:
             self._say(f"{self._task}{self._done:,}{of_total} lines, {speed:,.0f} lines/s{left}")
 
     def over(self, lines: Iterable[T]) -> Iterator[T]:
-        """Yield lines and count them, in thousands."""
+        """Yield lines and count them, in hundreds."""
         for number, line in enumerate(lines, 1):
             yield line
-            if number % 1000 == 0:
-                self(1000)
+            if number % 100 == 0:
+                self(100)
 
 
 @dataclass(frozen=True)

@@ -134,10 +134,15 @@ def test_a_letterless_script_has_more_tokens(here: Path) -> None:
     assert lengths[1] > 1.8 * lengths[0]
 
 
-def test_pairs_that_are_too_long_are_known_by_their_characters(here: Path) -> None:
+def test_pairs_that_are_too_long_are_known_by_their_characters(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for side, text in (("src", "ab " * 40), ("tgt", "日本語文書" * 60)):
         tiny.write_lines(here / f"train.{side}", [text] * 300)
-    size = choosing.measure_corpus(load_config("my.yaml", ["data.max_length=128"]).data)
+    monkeypatch.setattr("mtkit.translation.options._PROGRESS_SECONDS", -1.0)
+    said: list[str] = []
+    size = choosing.measure_corpus(load_config("my.yaml", ["data.max_length=128"]).data, said.append)
+    assert len(said) == 1 and said[0].startswith("counting training pairs: 300 lines, ")
     assert (size.lengths, size.max_length) == ({750: 300}, 128)
     code, out, _ = tiny.mtkit("init", "train.src", "train.tgt", "--src", "en", "--tgt", "ja", "-o", "x.yaml")
     assert (code, "will be left out" in out) == (0, False)

@@ -238,6 +238,17 @@ def test_pairs_with_tabs_or_an_empty_side_are_left_out_and_counted(trained: Path
     assert (code, out.count("\n"), err) == (0, 6, "")
 
 
+@pytest.mark.parametrize("options", [[], ["--alignment", "pharaoh"]])
+def test_scoring_reports_its_progress(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    monkeypatch.setattr("mtkit.translation.options._PROGRESS_SECONDS", -1.0)
+    files = [tiny.write_lines(tmp_path / text, [text] * 100) for text in ("a dog", "un chien")]
+    code, out, err = tiny.mtkit("score", trained, *files, *options)
+    assert (code, out.count("\n")) == (0, 100)
+    assert tiny.one_line(err).startswith("100 of 100 lines, ")
+
+
 @pytest.mark.parametrize("option", ["--prefix", "--constraints"])
 @pytest.mark.parametrize("num_lines", [15, 17])
 def test_parallel_files_have_as_many_lines(

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import tiny
+from rich.console import Console
 
 from mtkit.config.loading import config_to_dict, load_config, parse_config
 from mtkit.data.readers import Pair
 from mtkit.errors import ConfigError
 from mtkit.pipelines.corpora import NewPairs, read_corpus, write_corpora
 from mtkit.pipelines.diversification import DIRECTIONS, Diversification
-from mtkit.pipelines.diversification_stages import unite_corpora
+from mtkit.pipelines.diversification_stages import copy_corpora, make_shared_tokenizers, unite_corpora
 from mtkit.pipelines.stages import Context
 
 
@@ -106,6 +109,44 @@ def test_helpers_may_have_no_validation_another_preset_and_other_samples_of_subw
     Diversification(final, helpers).check()
     changes = ("data.valid=[]", "tokenizer.bpe_dropout=0.1")
     replace(plan(tmp_path), helpers=plan(tmp_path, *changes).config).check()
+
+
+@pytest.mark.parametrize(("num_rounds", "times"), [(1, 2 + 5), (2, 2 + 10 + 9)])
+def test_the_disk_of_encoded_pairs_is_forecast(
+    tmp_path: Path, num_rounds: int, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MTKIT_CACHE", str(tmp_path / "cache"))
+    made = plan(tmp_path, num_models=2, num_rounds=num_rounds)
+    speed = {"training_seconds": 1.0, "seconds_per_pair": None, "disk": 0}
+    *_, line = made._forecast(speed, {"pairs": {"train-0": 9}, "bytes": 10**9})
+    assert f"{times}.0 GB of encoded pairs in {tmp_path / 'cache'}" in line
+    text = 1 + 2 * 4 * num_rounds
+    assert line.startswith(f"at most {text + times}.0 GB of disk: ")
+
+
+def test_copying_reports_its_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtkit.translation.options._PROGRESS_SECONDS", -1.0)
+    tiny.write_corpus(tmp_path)
+    told = io.StringIO()
+    pairs = copy_corpora(plan(tmp_path)._copy().settings, Context(Console(file=told)))["pairs"]
+    assert told.getvalue().count("copying: ") == sum(number // 100 for number in pairs.values()) > 0
+
+
+def test_shared_corpora_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mtkit.training import inputs, preset
+
+    tiny.write_corpus(tmp_path)
+    measure, make = Mock(side_effect=preset.measure_corpus), Mock()
+    make.return_value.save = lambda folder: None
+    monkeypatch.setattr(preset, "measure_corpus", measure)
+    monkeypatch.setattr(inputs, "cached_tokenizers", make)
+    made = plan(tmp_path, "preset=auto")
+    helpers = made.helpers.model_copy(update={"data": made.helpers.data.model_copy(update={"valid": ()})})
+    copy_corpora(made._copy().settings, Context(Console(quiet=True)))
+    settings = replace(made, helpers=helpers)._tokenizers().settings
+    found = make_shared_tokenizers(settings, Context(Console(quiet=True)))
+    assert measure.call_count == 1
+    assert found["choices"] and found["choices_of_helpers"]
 
 
 def test_only_new_pairs_are_added_and_each_once(tmp_path: Path) -> None:

@@ -89,6 +89,13 @@ def test_finished_lines_are_counted_and_the_rest_is_cut_off(
     assert path.read_text() == left
 
 
+def test_only_the_end_of_an_output_is_read_to_cut_it_off(tmp_path: Path) -> None:
+    path, whole = tmp_path / "out", b"1 ||| \xff ||| -1.000000\n"
+    path.write_bytes(whole + b"11 ||| c ||| -1.000000\n11 ||| d ||| -2.000000\n")
+    truncate_unfinished(path, N_BEST)
+    assert path.read_bytes() == whole
+
+
 @pytest.mark.parametrize(
     ("text", "line_format", "what"),
     [

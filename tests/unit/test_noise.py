@@ -163,3 +163,7 @@ def test_progress_tells_speed_and_time_left_of_what_is_translated_now(
     ]
     LineProgress(said.append)(5)
     assert len(said) == 2
+    progress = LineProgress(said.append, task="reading")
+    now[0] += 8
+    assert list(progress.over(range(250))) == [*range(250)]
+    assert said[2:] == ["reading: 100 lines, 12 lines/s"]

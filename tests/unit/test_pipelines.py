@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pipeline_stages
 import pytest
@@ -314,3 +315,17 @@ def test_fingerprints(tmp_path: Path) -> None:
     (tree / "below" / "file").write_bytes(b"2")
     file.write_bytes(b"2")
     assert fingerprint(file) != before[0] and fingerprint(tree) != before[1]
+
+
+def test_a_pipeline_reads_the_files_of_a_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tree").mkdir()
+    path = tmp_path / "tree" / "file"
+    path.write_bytes(b"1")
+    hash_file = Mock(side_effect=pipeline.sha256_file)
+    monkeypatch.setattr(pipeline, "sha256_file", hash_file)
+    opened = Pipeline(tmp_path / "p", [], print)
+    found = [opened._fingerprint(tmp_path / "tree") for _ in range(3)]
+    assert found == [fingerprint(tmp_path / "tree")] * 3
+    hash_file.assert_called_once_with(path)
+    path.write_bytes(b"12")
+    assert opened._fingerprint(tmp_path / "tree") == fingerprint(tmp_path / "tree") != found[0]

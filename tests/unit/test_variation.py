@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from mtkit.data.tokenizer import Ids, Tokenizers, make_tokenizers
 from mtkit.data.variation import Variation, make_variation
 from mtkit.training.distributed import SINGLE_PROCESS, World
 from mtkit.training.memory import longest_batch
+from mtkit.training.state import TrainState
 from mtkit.training.updates import Update, UpdateLoader, make_order
 
 TEXTS = [
@@ -268,6 +270,24 @@ def test_updates_are_the_same_for_any_number_of_processes_and_micro_batches(
             assert len({len(part.micro_batches) for part in parts}) == 1
 
 
+def test_an_epoch_is_dropped_before_the_next_is_made(
+    tokenizers: Tokenizers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a corpus with weights are large."""
+    made = loader(tokenizers, None)
+    make_epoch, epochs = made.order.epoch, list[weakref.ref[Any]]()
+
+    def epoch(number: int) -> Any:
+        assert all(old() is None for old in epochs)
+        batches = make_epoch(number)
+        epochs.append(weakref.ref(batches))
+        return batches
+
+    monkeypatch.setattr(made.order, "epoch", epoch)
+    assert len(list(made.updates(0, 0))) == made.num_updates(3)
+    assert len(epochs) == 3
+
+
 def test_a_resumed_epoch_has_the_same_rows_and_skipped_pairs_change_no_other(tokenizers: Tokenizers) -> None:
     found = variation(tokenizers, SAMPLING, AUGMENT)
     whole, other = loader(tokenizers, found), loader(tokenizers, found)
@@ -277,11 +297,12 @@ def test_a_resumed_epoch_has_the_same_rows_and_skipped_pairs_change_no_other(tok
         assert rows_of(whole.fetch(one, 1)) == rows_of(other.fetch(two, 1))
         assert one.num_epochs == two.num_epochs
     skipped = int(updates[0].batches[0][1])
-    rest = updates[0].without([skipped])
+    rest = updates[0].without(TrainState(skipped=[skipped]).skipped_array)
     assert [len(each) for each in rest.passes] == [len(each) for each in rest.batches]
     missing = [row for row in rows_of(whole.fetch(updates[0], 1)) if row not in rows_of(whole.fetch(rest, 1))]
     assert len(missing) == 1
-    assert updates[0].without([-1]) is updates[0]
+    for others in ([], [-1], [10**6], [-1, 10**6]):
+        assert updates[0].without(np.array(others, np.int64)) is updates[0]
     assert updates[-1].num_epochs == 3.0
 
 

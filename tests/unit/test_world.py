@@ -87,7 +87,12 @@ def test_the_processes_of_a_run_end_together(
     monkeypatch.setattr(run, "configure_process", Mock())
     monkeypatch.setattr(run, "init_distributed", lambda *_, **__: nullcontext(world))
     monkeypatch.setattr(run, "_open_run", Mock(return_value=trainer))
-    names = {"average": "average_last", "score": "score_tests", "results": "write_results", "card": "write_card"}
+    names = {
+        "average": "average_last",
+        "score": "score_tests",
+        "results": "write_results",
+        "card": "write_card",
+    }
     for name, function in names.items():
         monkeypatch.setattr(run, function, getattr(calls, name))
     # the model is complete when rank 0 comes to the barrier; to the others, its loss is an error
