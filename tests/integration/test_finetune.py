@@ -25,7 +25,7 @@ from mtkit.data.sources import open_sources
 from mtkit.data.tokenizer import Tokenizer, Tokenizers, Vocabulary, VocabularyTokenizer, load_tokenizers
 from mtkit.errors import ConfigError, DataError
 from mtkit.model.build import copy_weights, extend_vocabulary, make_model
-from mtkit.training.finetuning import FineTuningData, make_finetuning
+from mtkit.training.finetuning import FineTuningData, default_learning_rate, make_finetuning
 from mtkit.training.freezing import freeze, make_training_model
 from mtkit.training.optimizer import make_optimizer
 from mtkit.training.validation import EvalSet
@@ -359,6 +359,13 @@ def client(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("d_model", "rate"), [(1024, 2e-5), (512, 2e-5), (256, 8e-5), (128, 3.2e-4), (32, 5e-4)]
+)
+def test_small_models_are_fine_tuned_with_higher_rates(d_model: int, rate: float) -> None:
+    assert default_learning_rate(d_model) == pytest.approx(rate)
+
+
 def test_finetune_writes_a_config_and_runs_it(client: Path, trained: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "ft"
     data = ("--data", client / "client.tsv", "--keep", tmp_path / "general.tsv", "-o", run)
@@ -373,7 +380,7 @@ def test_finetune_writes_a_config_and_runs_it(client: Path, trained: Path, tmp_p
     assert text.startswith(f"# en to fr: {trained} fine-tuned on 40 pairs in 2 epochs.")
     made = load_config(path)
     training = made.training
-    assert (training.learning_rate, training.weight_decay, training.keep_last) == (2e-5, 0.01, 3)
+    assert (training.learning_rate, training.weight_decay, training.keep_last) == (5e-4, 0.01, 3)
     assert (training.schedule, training.warmup_steps, training.betas) == ("linear", 0, (0.9, 0.999))
     assert made.data.train_weights == (1.0, 0.26)
     assert made.init == str(trained)

@@ -29,6 +29,7 @@ from mtkit.model.cpu.native.library import (
     padded,
 )
 from mtkit.model.cpu.native.model import NativeModel, supports, uses_native
+from mtkit.model.layers import LayerNorm
 from mtkit.model.quantized import quantize, quantize_matrix
 from mtkit.model.transformer import Transformer
 from mtkit.search.beam import search
@@ -327,6 +328,11 @@ def test_what_the_library_does_not_support_is_left_to_pytorch(monkeypatch: pytes
     assert supports(make())
     assert not supports(make(positions="relative"))
     assert not supports(make(d_ff=MAX_INPUTS + 1, encoder_layers=1, decoder_layers=1))
+    new_activation, new_norm = make(), make()
+    new_activation.decoder[0].feed_forward.activation = "squared relu"
+    new_norm.encoder_norm = type("NewNorm", (LayerNorm,), {})(new_norm.output.in_features)
+    assert not supports(new_activation)
+    assert not supports(new_norm)
     cpu = torch.device("cpu")
     assert [uses_native(name, cpu) for name in ("auto", "fp32", "int8", "bf16")] == [True, True, True, False]
     assert not uses_native("auto", torch.device("cuda"))

@@ -31,11 +31,13 @@ from mtkit.model.cpu.native.library import (
     padded,
 )
 from mtkit.model.cpu.native.loading import address
-from mtkit.model.layers import DecoderLayer, EncoderLayer, LayerNorm, RMSNorm
-from mtkit.model.positions import sinusoids
+from mtkit.model.layers import DecoderLayer, EncoderLayer, FeedForward, LayerNorm, RMSNorm
+from mtkit.model.positions import LearnedPositions, SinusoidalPositions, sinusoids
 from mtkit.model.transformer import Embedding, Transformer
 
 _ACTIVATIONS = {"relu": 0, "gelu": 1, "silu": 2, "geglu": 3, "swiglu": 4}
+_LEAVES = {Linear, LayerNorm, RMSNorm, nn.Identity, SinusoidalPositions, LearnedPositions}
+"""Modules without submodules that the library has code for."""
 _HEAD_MULTIPLE = 16
 _FIRST_POSITIONS = 256
 
@@ -51,14 +53,16 @@ def uses_native(precision: str, device: torch.device) -> bool:
 
 
 def supports(model: Transformer) -> bool:
-    """Return whether the library can run a model: all but relative positions, adapters and very wide layers."""
+    """Return whether the library can run a model.
+
+    It has no relative positions, adapters or very wide layers, and no norms and activations but those that it was
+    written for.
+    """
     modules = list(model.modules())
-    linears = [module for module in modules if isinstance(module, nn.Linear)]
-    plain = all(type(linear) is Linear and linear.in_features <= MAX_INPUTS for linear in linears)
-    relative = any(
-        isinstance(module, MultiHeadAttention) and module.relative is not None for module in modules
-    )
-    return plain and not relative and isinstance(model.output, Linear)
+    leaves = [module for module in modules if next(module.children(), None) is None]
+    fits = all(module.in_features <= MAX_INPUTS for module in leaves if isinstance(module, Linear))
+    feeds = [module for module in modules if isinstance(module, FeedForward)]
+    return fits and {*map(type, leaves)} <= _LEAVES and all(feed.activation in _ACTIVATIONS for feed in feeds)
 
 
 class NativeModel:
