@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from mtkit.cli.terminal import invocation, open_new_file, print_stderr, print_stdout
+from mtkit.errors import ConfigError
+from mtkit.formatting import format_count
 
 _MISSING = {
     "valid": "no validation pairs found next to the training files; without them no checkpoint is known to be the best "
-    "(move about 1,000 training pairs into files of their own, and name these with --valid)",
+    "(hold out some with --hold-out 500, or name some with --valid)",
     "test": "no test pairs found; no score will be reported (name some with --test)",
 }
 
@@ -45,21 +47,34 @@ def init(
         str | None, typer.Option(help="Target language, if the file names do not show it.")
     ] = None,
     run: Annotated[str | None, typer.Option(help="Run folder; default runs/SRC-TGT.")] = None,
+    hold_out: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Hold out N of the training pairs for validation, and N for testing, where there are no files for "
+            "that. The pairs are written to NAME.train.tsv, NAME.valid.tsv and NAME.test.tsv beside the config; no "
+            "source sentence is in two of them.",
+        ),
+    ] = None,
 ) -> None:
     """Write a config for your files: it recognizes languages and columns, preset auto chooses sizes and methods."""
     from mtkit.training.starter import make_starter_config
 
-    made = make_starter_config(train, valid or (), test or (), (src, tgt), run, print_stderr)
-    path = output or f"{'-'.join(made.languages)}.yaml"
-    if path == "-":
+    if output == "-" and hold_out is not None:
+        raise ConfigError("--hold-out writes files beside the config", where="-o -", hint="name a file")
+    made = make_starter_config(train, valid or (), test or (), (src, tgt), run, output, hold_out, print_stderr)
+    if output == "-":
         print_stdout(made.text)
         return
-    with open_new_file(path) as file:
+    with open_new_file(made.path) as file:
         file.write(made.text)
-    print_stdout(f"{path}: {' -> '.join(made.languages)}, {made.num_pairs:,} training pairs\n")
+    for name, number in made.divided.items():
+        print_stdout(f"{name}: {format_count(number, 'pair')}\n")
+    print_stdout(f"{made.path}: {' -> '.join(made.languages)}, {made.num_pairs:,} training pairs\n")
     if made.warning is not None:
         print_stdout(f"{made.warning}\n")
     for split in made.missing:
         print_stdout(f"{_MISSING[split]}\n")
     for command in ("check", "train"):
-        print_stdout(f"    {invocation()} {command} {shlex.quote(path)}\n")
+        print_stdout(f"    {invocation()} {command} {shlex.quote(made.path)}\n")

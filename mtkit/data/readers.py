@@ -22,6 +22,7 @@ TRANSLATION = "translation"
 """The column that by convention contains both sides, keyed by language code."""
 
 _MAX_CELL_CHARS = 1 << 27
+_NOT_IN_CELLS = str.maketrans("\t\r\n", "   ")
 
 
 class Pair(NamedTuple):
@@ -131,6 +132,11 @@ def read_tsv(path: Path, columns: Columns) -> NumberedPairs:
             hint = "separate source and target by one tab"
             raise DataError(f"{len(cells)} of {num_needed} columns", where=f"{path}:{number}", hint=hint)
         yield number, Pair(cells[src], cells[tgt])
+
+
+def as_cell(text: str) -> str:
+    """Return a text as a cell of a TSV, which has no quoting: without tabs and line breaks."""
+    return text.translate(_NOT_IN_CELLS).strip()
 
 
 def read_csv(path: Path, columns: Columns) -> NumberedPairs:

@@ -151,7 +151,8 @@ class _TargetMaker:
 
     def write(self, output: ResumableFile, lines: _Lines, tag: str) -> None:
         """Write the targets of a corpus; go on where a job was stopped."""
-        from mtkit.pipelines.translations import CHUNK_LINES, as_cell
+        from mtkit.data.readers import as_cell
+        from mtkit.pipelines.translations import CHUNK_LINES
         from mtkit.translation.options import LineProgress
 
         done = output.num_lines

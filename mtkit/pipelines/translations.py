@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice, tee
 from typing import Literal
 
+from mtkit.data.readers import as_cell
 from mtkit.pipelines.noise import Noise
 from mtkit.pipelines.resumable_file import ResumableFile
 from mtkit.pipelines.translation_filter import KEPT, TranslationFilter
@@ -78,8 +79,3 @@ def write_pairs(
                 written.append(f"{as_cell(src)}\t{as_cell(tgt)}\n")
         output.append("".join(written), len(found), counts)
     output.finish()
-
-
-def as_cell(text: str) -> str:
-    """Return a text as a cell of tab-separated lines, which have no quoting."""
-    return text.replace("\t", " ").replace("\r", " ").strip()

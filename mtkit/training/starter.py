@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mtkit.config.loading import AUTO, parse_config
 from mtkit.config.sections import Config, SourceConfig
 from mtkit.config.yaml_document import format_value
+from mtkit.data.held_out import hold_out
 from mtkit.data.recognize import TEST_NAME, VALID_NAME, Entry, Languages, find_split_files, recognize
 from mtkit.data.sources import Split, open_sources, read_sides
+from mtkit.errors import ConfigError
 from mtkit.training.preset import choose_for
 
 _FILE_KEYS = ("src", "tgt", "path")
@@ -41,6 +44,8 @@ class StarterConfig:
         text: the YAML.
         languages: codes of source and target language.
         num_pairs: number of training pairs.
+        path: the file that it is for.
+        divided: files that the pairs were divided into, with the number of pairs in each.
         missing: splits without files, out of `valid` and `test`.
         warning: what the user may regret about the pairs, or None.
     """
@@ -48,6 +53,8 @@ class StarterConfig:
     text: str
     languages: Languages
     num_pairs: int
+    path: str
+    divided: dict[str, int]
     missing: tuple[str, ...]
     warning: str | None
 
@@ -58,6 +65,8 @@ def make_starter_config(
     test: Sequence[str] = (),
     languages: tuple[str | None, str | None] = (None, None),
     run: str | None = None,
+    path: str | None = None,
+    num_held_out: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> StarterConfig:
     """Write a config for these files. All are read to the end, so that a faulty one is reported now.
@@ -68,11 +77,15 @@ def make_starter_config(
         test: test files; by default, files beside the training files that are named like such.
         languages: source and target language, each needed only if file or column names do not tell it.
         run: run folder.
+        path: the file that the config is for; by default, the languages are its name.
+        num_held_out: number of training pairs to hold out for validation, and as many for testing, where there are no
+            files for that; the training pairs are divided into files beside `path`.
         say: prints a line about the progress.
 
     Raises:
-        ConfigError: If languages or columns cannot be recognized.
+        ConfigError: If languages or columns cannot be recognized, nothing is to be held out, or a file exists already.
         DataError: If a file cannot be read, has no pairs, or differs in length from its parallel file.
+        StorageError: If a file of pairs cannot be written.
     """
     recognized = recognize(train, languages)
     codes = recognized.languages
@@ -81,6 +94,9 @@ def make_starter_config(
     splits = {"train": recognized.entries}
     for split, files in (("valid", valid), ("test", test)):
         splits[split] = recognize(files, codes).entries if files else []
+    path = path or f"{'-'.join(codes)}.yaml"
+    divided = {} if num_held_out is None else _divide(splits, codes, path, num_held_out)
+    splits |= {split: [{"path": file}] for split, (file, _) in divided.items()}
     root = _common_folder([entry for entries in splits.values() for entry in entries])
     if root != ".":
         splits = {
@@ -94,7 +110,30 @@ def make_starter_config(
     summary = f"{choice.preset}, {choice.values['training.max_steps']:,} updates"
     text = _render_yaml(run, codes, root, splits, choice.num_pairs, summary)
     missing = tuple(split for split, entries in splits.items() if not entries)
-    return StarterConfig(text, codes, choice.num_pairs, missing, choice.warning)
+    return StarterConfig(text, codes, choice.num_pairs, path, dict(divided.values()), missing, choice.warning)
+
+
+def _divide(
+    splits: Mapping[str, Sequence[Entry]], languages: Languages, path: str, num_held_out: int
+) -> dict[str, tuple[str, int]]:
+    """Divide the training pairs into files beside the config: the file of each new split, and its number of pairs."""
+    files = {
+        split: Path(f"{path.removesuffix('.yaml')}.{split}.tsv")
+        for split, entries in splits.items()
+        if split == "train" or not entries
+    }
+    if len(files) == 1:
+        what = "nothing to hold out: there are validation and test pairs"
+        raise ConfigError(what, where="`num_held_out`", hint="leave it out")
+    for file in (Path(path), *files.values()):
+        if os.path.lexists(file):
+            raise ConfigError(
+                "the file already exists", where=str(file), hint="choose another name of the config"
+            )
+    data = {"src": languages[0], "tgt": languages[1], "train": splits["train"]}
+    config = parse_config({"run": "none", "data": data})
+    counts = hold_out(open_sources(config.data.train, config.data, "train"), num_held_out, files)
+    return {split: (str(file), counts[split]) for split, file in files.items()}
 
 
 def _common_folder(entries: Sequence[Entry]) -> str:

@@ -272,3 +272,62 @@ def test_a_csv_with_line_ends_of_an_old_mac_is_an_error_of_data(
     Path("a.csv").write_bytes(b"en,de\rHello,Hallo\r")
     with pytest.raises(DataError, match=r"a\.csv:1: not CSV"):
         recognize(["a.csv"], (None, None))
+
+
+def hold_out(*arguments: object) -> tuple[int, str, str]:
+    return tiny.mtkit("init", *arguments, "--src", "en", "--tgt", "fr", "-o", "my.yaml")
+
+
+def rows(name: str) -> list[str]:
+    return Path(name).read_text(encoding="utf-8").splitlines()
+
+
+def test_pairs_are_held_out_by_their_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pairs = [f"src {i % 90}\ttgt {i}" for i in range(120)]  # 30 sources have two translations
+    tiny.write_lines(tmp_path / "all.tsv", [*pairs, " \tblank", "blank\t"])
+    code, out, err = hold_out("all.tsv", "--hold-out", 10)
+    assert (code, err) == (0, "")
+    parts = {split: rows(f"my.{split}.tsv") for split in ("train", "valid", "test")}
+    sources = {split: {row.split("\t")[0] for row in part} for split, part in parts.items()}
+    assert (len(parts["valid"]), len(parts["test"])) == (10, 10)
+    assert len(set.union(*sources.values())) == sum(map(len, sources.values())) == 90
+    # all pairs of the other sources are there, in their order, and the first one of each that is held out
+    assert parts["train"] == [row for row in pairs if row.split("\t")[0] in sources["train"]]
+    assert {*parts["valid"], *parts["test"]} <= set(pairs[:90])
+    lines = [f"my.train.tsv: {len(parts['train'])} pairs", "my.valid.tsv: 10 pairs", "my.test.tsv: 10 pairs"]
+    assert out.splitlines()[:3] == lines
+    data = load_config("my.yaml").data
+    assert [str(of_split[0].path) for of_split in (data.train, data.valid, data.test)] == [
+        "my.train.tsv", "my.valid.tsv", "my.test.tsv",
+    ]  # fmt: skip
+    for name in ("my.yaml", *(f"my.{split}.tsv" for split in parts)):
+        Path(name).rename(f"old.{name}")
+    reversed_rows = [*reversed(pairs)]
+    tiny.write_lines(tmp_path / "all.tsv", reversed_rows)
+    assert hold_out("all.tsv", "--hold-out", 10)[0] == 0
+    assert {row.split("\t")[0] for row in rows("my.valid.tsv")} == sources["valid"]
+
+
+def test_only_what_is_missing_is_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.write_lines(tmp_path / "all.tsv", [f"{src}\t{tgt}" for src, tgt in tiny.pairs(200, 1)])
+    tiny.write_lines(tmp_path / "valid.tsv", [f"{src}\t{tgt}" for src, tgt in tiny.pairs(20, 2)])
+    assert hold_out("all.tsv", "--hold-out", 5)[0] == 0
+    assert not Path("my.valid.tsv").exists()
+    assert len(rows("my.test.tsv")) == 5
+    test = tmp_path / "test.tsv"
+    Path("my.test.tsv").rename(test)
+    code, out, err = hold_out("all.tsv", "--hold-out", 5)
+    assert (code, out) == (2, "")
+    assert "nothing to hold out" in tiny.one_line(err)
+    test.unlink()
+    code, out, err = hold_out("all.tsv", "--hold-out", 5)
+    assert (code, out) == (2, "")
+    assert "my.yaml: the file already exists" in tiny.one_line(err)
+    Path("my.yaml").unlink()
+    Path("my.train.tsv").unlink()
+    code, out, err = hold_out("all.tsv", "--hold-out", 100)
+    assert (code, out) == (3, "")
+    assert "too few to hold out 1 x 100" in tiny.one_line(err)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.tsv", "valid.tsv"]
