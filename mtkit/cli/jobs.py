@@ -188,7 +188,7 @@ def count_finished_lines(output: str, line_format: LineFormat, first: int = 1) -
     if (difference := line_format.difference(last)) is not None:
         what = f"{output} was written {difference}"
         raise ConfigError(what, where="--resume", hint="give the options of the interrupted job")
-    if not line_format.n_best:
+    if not line_format.has_numbers:
         return count_lines(output, complete=True)
     begin, end = _line_number(next(read_lines(output))), _line_number(last)
     if begin != first or end is None or end < first:
@@ -207,7 +207,7 @@ def truncate_unfinished(output: str | Path, line_format: LineFormat) -> None:
         return
     truncate_partial_line(output)
     last = last_line(output)
-    if line_format.n_best and last is not None:
+    if line_format.has_numbers and last is not None:
         prefix = f"{_line_number(last)} ||| ".encode()
         unfinished = takewhile(lambda line: line.startswith(prefix), read_lines_backwards(output))
         drop_last_lines(output, sum(1 for _ in unfinished))

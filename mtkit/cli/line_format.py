@@ -35,7 +35,8 @@ class LineFormat:
             `LINE ||| TEXT ||| 0-0 1-2 ||| SCORE`.
         scores: score and tab before the text.
         confidence: confidence and tab before the text.
-        json: a JSON object with text, score, confidence and the confidence of each word in place of a line of text.
+        json: a JSON object for each line, with `text` and `score`, and what the other fields ask for: `confidence` and
+            `words`, `alignment`, `n_best`.
         alignment: ` ||| ` and the pairs of linked words, such as `0-0 1-2`, after the text. Without any link, as for an
             empty line, nothing follows ` ||| `, so that every line has the same fields.
     """
@@ -45,6 +46,11 @@ class LineFormat:
     confidence: bool = False
     json: bool = False
     alignment: bool = False
+
+    @property
+    def has_numbers(self) -> bool:
+        """Return whether an input line has several lines, which begin with its number."""
+        return self.n_best and not self.json
 
     def format(
         self, number: int, translations: Sequence[Translation], confidence: LineConfidence | None = None
@@ -56,29 +62,40 @@ class LineFormat:
             translations: its translations, best first.
             confidence: confidence of the best one, if the format has it.
         """
-        if confidence is not None:
-            return self._with_confidence(translations[0], confidence)
+        if self.json:
+            return json.dumps(self._object(translations, confidence), ensure_ascii=False) + "\n"
         if self.n_best:
             return "".join(f"{number} ||| {self._text(t)} ||| {t.score:.6f}\n" for t in translations)
         best = translations[0]
+        if confidence is not None:
+            return f"{confidence.confidence:.4f}\t{best.text}\n"
         score = f"{best.score:.6f}\t" if self.scores else ""
         return f"{score}{self._text(best)}\n"
 
-    def _with_confidence(self, translation: Translation, found: LineConfidence) -> str:
-        """Return the output for a line with its confidence."""
-        if not self.json:
-            return f"{found.confidence:.4f}\t{translation.text}\n"
-        words = [
-            {"text": word.text, "start": word.start, "end": word.end, "confidence": round(word.confidence, 4)}
-            for word in found.words
+    def _object(
+        self, translations: Sequence[Translation], confidence: LineConfidence | None
+    ) -> dict[str, object]:
+        """Return the JSON object of an input line."""
+        found = [
+            {"text": translation.text, "score": round(translation.score, 6)}
+            | ({"alignment": [list(link) for link in translation.links]} if self.alignment else {})
+            for translation in translations
         ]
-        line = {
-            "text": translation.text,
-            "score": round(translation.score, 6),
-            "confidence": round(found.confidence, 4),
-            "words": words,
-        }
-        return json.dumps(line, ensure_ascii=False) + "\n"
+        line: dict[str, object] = dict(found[0])
+        if confidence is not None:
+            line["confidence"] = round(confidence.confidence, 4)
+            line["words"] = [
+                {
+                    "text": word.text,
+                    "start": word.start,
+                    "end": word.end,
+                    "confidence": round(word.confidence, 4),
+                }
+                for word in confidence.words
+            ]
+        if self.n_best:
+            line["n_best"] = found
+        return line
 
     def _text(self, translation: Translation) -> str:
         """Return the text of a translation, with its alignment if wanted."""
@@ -88,13 +105,19 @@ class LineFormat:
 
     def difference(self, line: str) -> str | None:
         """Return how a line differs from this format, such as "with --scores"; None if it does not."""
-        wanted = {
+        in_text = {
             "--n-best": self.n_best,
             "--scores": self.scores,
-            "--confidence": self.confidence and not self.json,
-            "--json": self.json,
+            "--confidence": self.confidence,
             "--alignment": self.alignment,
         }
+        if self.json and _PATTERNS["--json"].fullmatch(line):
+            keys = json.loads(line).keys()
+            for option, is_wanted in in_text.items():
+                if is_wanted != (option[2:].replace("-", "_") in keys):
+                    return f"without {option}" if is_wanted else f"with {option}"
+            return None
+        wanted = {"--json": True} if self.json else in_text
         for option, pattern in _PATTERNS.items():
             if (found := pattern.fullmatch(line) is not None) != wanted.get(option, False):
                 return f"with {option}" if found else f"without {option}"

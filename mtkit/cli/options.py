@@ -296,11 +296,11 @@ Confidence = Annotated[
         rich_help_panel=INPUT,
     ),
 ]
-ConfidenceAsJson = Annotated[
+LinesAsJson = Annotated[
     bool,
     typer.Option(
         "--json",
-        help="With --confidence, print a JSON object for each line, with the confidence of each word.",
+        help="Print a JSON object for each line: text, score, and what --n-best, --alignment or --confidence find.",
         rich_help_panel=INPUT,
     ),
 ]

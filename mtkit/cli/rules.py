@@ -86,7 +86,6 @@ def _decoding_rules(rules: Sequence[config_rules.Rule]) -> Iterator[Rule]:
 TRANSLATE = Rules(
     needs=(
         Rule(("--resume",), "-o", "the length of the file tells where to resume"),
-        Rule(("--json",), "--confidence", "it prints the confidence of each word"),
         *_decoding_rules(config_rules.NEEDS),
     ),
     excludes=(
@@ -94,6 +93,7 @@ TRANSLATE = Rules(
         Rule(("--constraints",), "--sample", "samples cannot be constrained"),
         *_decoding_rules(config_rules.EXCLUDES),
         Rule(("--scores",), "--n-best", "it prints scores already"),
+        Rule(("--scores",), "--json", "it prints scores already"),
         Rule(("--scores", "--alignment"), "--confidence", "leave it out; --json prints scores too"),
         Rule(("--n-best",), "--confidence", "only that of the best translation is known"),
         Rule(("--confidence",), "--sample", "it was fitted on translations that a beam found"),
@@ -103,7 +103,7 @@ TRANSLATE = Rules(
               "--confidence", "--shortlist", "--avoid-loops"),
              "--engine", "only mtkit's own models have it"),
         Rule(("--n-best", "--sample", "--mbr", "--constraints", "--split-sentences", "--protect", "--alignment",
-              "--attention", "--scores", "--confidence", "--resume", "--read-ahead", "--shortlist",
+              "--attention", "--scores", "--confidence", "--json", "--resume", "--read-ahead", "--shortlist",
               "--truecase"), "--alternatives",
              "leave it out"),
     ),

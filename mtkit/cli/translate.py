@@ -93,7 +93,7 @@ def translate(
     batch_tokens: options.BatchTokens = None,
     scores: options.Scores = False,
     confidence: options.Confidence = False,
-    as_json: options.ConfidenceAsJson = False,
+    as_json: options.LinesAsJson = False,
     engine: options.Engine = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",

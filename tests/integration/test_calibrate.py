@@ -167,7 +167,7 @@ def test_a_job_is_resumed(calibrated: Path, corpus: Path, tmp_path: Path) -> Non
     ("arguments", "code", "message"),
     [
         (["translate", "--confidence"], 5, "confidence is not calibrated (run `mtkit calibrate "),
-        (["translate", "--json"], 2, "--json needs --confidence"),
+        (["translate", "--json", "--scores"], 2, "--scores cannot be combined with --json"),
         (["translate", "--confidence", "--protect"], 2, "--protect cannot be combined with --confidence"),
         (["translate", "--confidence", "--scores"], 2, "--scores cannot be combined with --confidence"),
         (["translate", "--confidence", "--sample"], 2, "--confidence cannot be combined with --sample"),

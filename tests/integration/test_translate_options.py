@@ -160,6 +160,27 @@ def test_tags_that_are_not_symbols(trained: Path, tag: str) -> None:
     assert "is not a single token of the source vocabulary" in refused("translate", trained, "--tag", tag)
 
 
+def test_json_has_what_the_other_formats_have(trained: Path, corpus: Path) -> None:
+    def output(*options: object) -> list[str]:
+        code, out, err = tiny.mtkit("translate", trained, corpus / "test.src", "-q", *options)
+        assert (code, err) == (0, "")
+        return out.splitlines()
+
+    aligned = ("--alignment", "pharaoh")
+    found = list(map(json.loads, output("--json", "--n-best", 2, *aligned)))
+    lines = [
+        f"{number} ||| {each['text']} ||| {' '.join(f'{s}-{t}' for s, t in each['alignment'])} ||| {each['score']:.6f}"
+        for number, line in enumerate(found, 1)
+        for each in line["n_best"]
+    ]
+    assert lines == output("--n-best", 2, *aligned)
+    best = [{key: value for key, value in line.items() if key != "n_best"} for line in found]
+    assert best == [line["n_best"][0] for line in found]
+    assert [f"{line['score']:.6f}\t{line['text']}" for line in map(json.loads, output("--json"))] == output(
+        "--scores"
+    )
+
+
 def test_every_line_has_an_alignment_field(trained: Path) -> None:
     text = "the small dog sees a cat .\n\nthe king likes my bird .\n"
     rows = translate(trained, "--alignment", "pharaoh", stdin=text)

@@ -44,6 +44,9 @@ def test_stdin_cannot_be_sharded() -> None:
 
 
 PLAIN, N_BEST = LineFormat(), LineFormat(n_best=True)
+JSON, N_BEST_JSON = LineFormat(json=True), LineFormat(n_best=True, json=True)
+OBJECT = '{"text": "a", "score": -0.25}\n'
+OBJECT_OF_TWO = '{"text": "a", "score": -0.25, "n_best": [{"text": "a", "score": -0.25}]}\n'
 
 
 @pytest.mark.parametrize(
@@ -72,6 +75,8 @@ PLAIN, N_BEST = LineFormat(), LineFormat(n_best=True)
             "5 ||| a ||| -1.000000\n6 |||  ||| 0.000000\n",
         ),
         ("", N_BEST, 1, 0, ""),
+        (OBJECT + '{"text"', JSON, 1, 1, OBJECT),
+        (OBJECT_OF_TWO * 2, N_BEST_JSON, 1, 2, OBJECT_OF_TWO * 2),
         ("1 ||| a", N_BEST, 1, 0, ""),
     ],
 )
@@ -106,6 +111,10 @@ def test_only_the_end_of_an_output_is_read_to_cut_it_off(tmp_path: Path) -> None
         (" ||| \n", PLAIN, "was written with --alignment"),
         ("1 ||| chat ||| 0.900000 ||| le chat\n", PLAIN, "was written with --alternatives"),
         ("a\n", N_BEST, "was written without --n-best"),
+        ("a\n", JSON, "was written without --json"),
+        (OBJECT, PLAIN, "was written with --json"),
+        (OBJECT, N_BEST_JSON, "was written without --n-best"),
+        (OBJECT_OF_TWO, JSON, "was written with --n-best"),
         ("a\n", LineFormat(scores=True), "was written without --scores"),
         ("a\n", LineFormat(alignment=True), "was written without --alignment"),
         ("-0.250000\ta\n", LineFormat(alignment=True), "was written with --scores"),
