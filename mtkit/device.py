@@ -6,6 +6,7 @@ import ctypes
 import math
 import os
 import platform
+import re
 import resource
 import sys
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ def choose_device(name: str, where: str = "training.device", local_rank: int | N
             the only GPU that its launcher makes visible.
 
     Raises:
-        ConfigError: If there is no such device, or several processes would share it.
+        ConfigError: If there is no such device, PyTorch was not built for it, or several processes would share it.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -59,7 +60,11 @@ def choose_device(name: str, where: str = "training.device", local_rank: int | N
         ) from error
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device {name!r} is not supported", where=where, hint="auto, cpu, cuda or cuda:1")
-    return device if device.type == "cpu" else _choose_gpu(device, where, local_rank)
+    if device.type == "cpu":
+        return device
+    gpu = _choose_gpu(device, where, local_rank)
+    _check_kernels(gpu, where)
+    return gpu
 
 
 def _choose_gpu(device: torch.device, where: str, local_rank: int | None) -> torch.device:
@@ -86,6 +91,25 @@ def _choose_gpu(device: torch.device, where: str, local_rank: int | None) -> tor
         what = f"no GPU for local rank {local_rank}: {seen}"
         raise ConfigError(what, where=where, hint="start one process per GPU")
     return torch.device("cuda", local_rank)
+
+
+def _check_kernels(gpu: torch.device, where: str) -> None:
+    """Check that PyTorch was built for a GPU; new builds leave out old ones.
+
+    Raises:
+        ConfigError: If not.
+    """
+    built = re.findall(r"(sm|compute)_(\d+)", " ".join(torch.cuda.get_arch_list()))
+    if not built:  # not NVIDIA's
+        return
+    capability = torch.cuda.get_device_capability(gpu)
+    for kind, number in built:  # kernels (sm) run on later minor versions, PTX (compute) on all later ones
+        version = divmod(int(number), 10)
+        if version <= capability and (kind == "compute" or version[0] == capability[0]):
+            return
+    what = f"this PyTorch has no kernels for {torch.cuda.get_device_name(gpu)} (sm_{capability[0]}{capability[1]})"
+    hint = "install a PyTorch for an older CUDA, such as 12.6, or choose cpu"
+    raise ConfigError(what, where=where, hint=hint)
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -34,7 +34,7 @@ def available_bytes(
         variables: the environment.
     """
     used = _read_kilobytes(root / "proc/self/status")
-    shared = [_read_kilobytes(root / "proc/meminfo").get("MemAvailable", math.inf)]
+    shared = [_read_kilobytes(root / "proc/meminfo").get("MemAvailable", _memory_without_proc(root))]
     shared += [_cgroup_headroom(folder) for folder in _cgroup_folders(root, "memory")]
     shared.append(_slurm_limit(variables) - num_processes * used.get("VmRSS", 0.0))
     own = [limit - used.get(usage, 0.0) for limit, usage in _process_limits(root)]
@@ -62,6 +62,13 @@ def usable_cores(root: Path = Path("/")) -> int:
     """Return the number of CPU cores that this process may use, a part of one counted as a whole."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(cores, cpu_quota(root))))
+
+
+def _memory_without_proc(root: Path) -> float:
+    """Return half of the memory of a machine that has no /proc, such as a Mac; what is free is unknown."""
+    if root != Path("/") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return math.inf
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
 
 
 def _read_lines(path: Path) -> list[str]:

@@ -102,7 +102,7 @@ def run(arguments: list[str]) -> int:
         command = error.ctx.command_path if error.ctx else "mtkit"
         hint = f"{command} --help"
         what = error.format_message().rstrip(".")
-        if key := re.match(r"No such option: --(\w+\.\w+)", what):
+        if key := re.match(r"No such option:? '?--(\w+\.\w+)", what):
             hint = f"a key of the config is set without dashes: {key[1]}=VALUE; {hint}"
         usage = ConfigError(what, hint=hint)
         return _fail(f"error: {usage}", usage.exit_code, debug)

@@ -19,6 +19,7 @@ from mtkit.files.reading import BLOCK_BYTES
 _BACKWARD_BYTES = 1 << 16
 """Bytes that are read at a time from the end of a file."""
 
+_NO_LOCKS = "this file system has no locks: choose a folder on a local disk"
 _HINTS = {
     errno.ENOSPC: "free some space, or choose a folder on another disk",
     errno.EDQUOT: "your quota is used up: delete something, or choose a folder on another disk",
@@ -28,7 +29,9 @@ _HINTS = {
     errno.EFBIG: "the limit of file sizes is reached: raise it (ulimit -f), or choose another disk",
     errno.EIO: "the disk may be failing: see the system log, choose another disk",
     errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
-    errno.ENOLCK: "this file system has no locks: choose a folder on a local disk",
+    errno.ENOLCK: _NO_LOCKS,
+    errno.ENOSYS: _NO_LOCKS,
+    errno.EOPNOTSUPP: _NO_LOCKS,
 }
 
 

@@ -18,6 +18,7 @@ from mtkit.config.sections import ModelConfig
 from mtkit.data.tokenizer import Tokenizer, Tokenizers
 from mtkit.errors import ConfigError
 from mtkit.files import storage_errors
+from mtkit.interop.packages import import_package
 from mtkit.model.attention import Linear, MultiHeadAttention
 from mtkit.model.layers import FeedForward
 from mtkit.model.positions import LearnedPositions
@@ -76,14 +77,9 @@ def import_ctranslate2() -> Any:
     """Import and return the package.
 
     Raises:
-        ConfigError: If it is not installed.
+        ConfigError: If it is not installed, or cannot be loaded.
     """
-    try:
-        import ctranslate2
-    except ImportError as error:
-        hint = "pip install 'mtkit[ctranslate2]'"
-        raise ConfigError("the package ctranslate2 is not installed", hint=hint) from error
-    return ctranslate2
+    return import_package("ctranslate2", "pip install 'mtkit[ctranslate2]'")
 
 
 def check_expressible(config: ModelConfig, tokenizers: Tokenizers) -> None:

@@ -17,9 +17,9 @@ from torch import Tensor
 from mtkit.config.sections import DecodingConfig, ModelConfig
 from mtkit.data.batching import Ids, collate_tokens
 from mtkit.data.tokenizer import Tokenizers
-from mtkit.errors import ConfigError
 from mtkit.interop.exporting import DTYPES, LoadedModel, search_of_engines
 from mtkit.interop.hugging_face_export import check_tokenizers, choose_class, convert, write_folder
+from mtkit.interop.packages import import_package
 from mtkit.interop.proof import EngineTokenizer
 from mtkit.model.transformer import Transformer
 from mtkit.search.state import Hypothesis
@@ -36,13 +36,9 @@ def import_transformers() -> Any:
     """Import and return the package, set to print errors only.
 
     Raises:
-        ConfigError: If it is not installed.
+        ConfigError: If it is not installed, or cannot be loaded.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        what = "transformers is not installed"
-        raise ConfigError(what, where="`against`", hint="pip install transformers") from error
+    transformers = import_package("transformers", "pip install transformers", where="`against`")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return transformers

@@ -10,7 +10,6 @@ G key/value heads, E head width, V vocabulary, L decoder layers.
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import tempfile
@@ -27,8 +26,8 @@ from torch import Tensor, nn
 from mtkit import __version__
 from mtkit.config.sections import Config
 from mtkit.data.tokenizer import Tokenizers
-from mtkit.errors import ConfigError
 from mtkit.files import storage_errors, write_bytes, write_text
+from mtkit.interop.packages import import_package
 from mtkit.model.attention import MultiHeadAttention, plain_attention
 from mtkit.model.transformer import Transformer
 from mtkit.translation.batched_search import search_options
@@ -48,16 +47,9 @@ def import_onnx_packages() -> list[Any]:
     """Import and return the `_PACKAGES`.
 
     Raises:
-        ConfigError: If one is not installed.
+        ConfigError: If one is not installed, or cannot be loaded.
     """
-    found = []
-    for name in _PACKAGES:
-        try:
-            found.append(importlib.import_module(name))
-        except ImportError as error:
-            hint = "pip install 'mtkit[onnx]'"
-            raise ConfigError(f"the package {name} is not installed", hint=hint) from error
-    return found
+    return [import_package(name, "pip install 'mtkit[onnx]'") for name in _PACKAGES]
 
 
 class _Encoder(nn.Module):

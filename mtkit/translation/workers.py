@@ -27,11 +27,14 @@ from typing import Any, TypeVar
 import torch
 
 from mtkit.forking import Child, can_fork, fork_child
+from mtkit.job_limits import available_bytes
 from mtkit.translation.options import Parallelism
 
 A = TypeVar("A")
 R = TypeVar("R")
 
+_WORKER_BYTES = 250_000_000
+"""Memory that a worker of a small model takes for itself; `auto` starts no more than fit into half of what is free."""
 _TASKS_AHEAD = 2
 """Batches for each worker: while there are fewer, further input is read."""
 
@@ -139,7 +142,8 @@ class Workers:
             return 1, parallelism.num_threads or available
         if parallelism.num_workers == "auto":
             num_threads = parallelism.num_threads or 1
-            return max(1, available // num_threads), num_threads
+            fitting = min(available // num_threads, available_bytes() / 2 / _WORKER_BYTES)
+            return max(1, int(fitting)), num_threads
         return parallelism.num_workers, parallelism.num_threads or max(
             1, available // parallelism.num_workers
         )

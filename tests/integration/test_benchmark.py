@@ -139,7 +139,7 @@ def test_a_baseline_that_is_unknown_or_not_installed(config: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "transformers", None)  # importing it raises ImportError
     code, _, err = tiny.mtkit("benchmark", "train", config, "--against", "transformers")
     assert code == 2
-    assert "transformers is not installed (pip install transformers)" in err
+    assert "the package transformers is not installed (pip install transformers)" in err
 
 
 def test_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:

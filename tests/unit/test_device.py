@@ -21,12 +21,15 @@ class Gpus:
     """Stands for `torch.cuda` on a machine with several GPUs."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-        self.present = 0
+        self.present, self.capability = 0, (9, 0)
         fakes = {
             "is_available": lambda: count > 0,
             "device_count": lambda: count,
             "current_device": lambda: self.present,
             "set_device": self.set_device,
+            "get_arch_list": lambda: ["sm_75", "sm_80", "sm_90a", "compute_120"],
+            "get_device_capability": lambda device: self.capability,
+            "get_device_name": lambda device: "Tesla V100",
             "get_device_properties": lambda device: SimpleNamespace(uuid=f"GPU-{device.index}"),
         }
         for name, fake in fakes.items():
@@ -40,6 +43,21 @@ class Gpus:
     def set_device(self, device: torch.device) -> None:
         """Refuse a device without an index, as PyTorch does."""
         self.present = _get_device_index(device)
+
+
+@pytest.mark.parametrize(
+    ("capability", "is_supported"),
+    [((7, 0), False), ((7, 5), True), ((8, 9), True), ((9, 0), True), ((10, 0), False), ((12, 1), True)],
+)
+def test_a_gpu_that_pytorch_was_not_built_for_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], is_supported: bool
+) -> None:
+    Gpus(monkeypatch, 1).capability = capability
+    if is_supported:
+        assert choose_device("auto") == torch.device("cuda", 0)
+        return
+    with pytest.raises(ConfigError, match=r"this PyTorch has no kernels for Tesla V100 \(sm_\d+\)"):
+        choose_device("auto")
 
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])

@@ -115,6 +115,7 @@ def test_choose_int8(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setattr("mtkit.model.cpu.packing.can_pack", lambda dtype: True)
     monkeypatch.setattr("mtkit.model.cpu.packing.int8_quant_max", lambda: 127)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     for bf16, kind in ((False, "all"), (True, "output")):
         monkeypatch.setattr("mtkit.device.cpu_has_bf16", lambda bf16=bf16: bf16)
         assert [choose_int8(name, cpu) for name in ("auto", "int8", "fp32", "bf16")] == [
@@ -125,6 +126,9 @@ def test_choose_int8(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
     assert choose_int8("auto", cpu, auto_means_all=True) == "all"
     assert choose_int8("auto", gpu) == "none"
+    with monkeypatch.context() as arm:
+        arm.setattr("platform.machine", lambda: "aarch64")
+        assert [choose_int8(name, cpu, auto_means_all=True) for name in ("auto", "int8")] == ["none", "all"]
     monkeypatch.setattr("mtkit.model.cpu.packing.int8_quant_max", lambda: 0)
     assert choose_int8("auto", cpu) == "none"
     for device in (cpu, gpu):

@@ -8,6 +8,7 @@ and `int8_quant_max` test them before anything depends on them.
 
 from __future__ import annotations
 
+import platform
 from functools import cache
 from typing import Literal
 
@@ -198,8 +199,9 @@ def can_multiply_int8() -> bool:
 def choose_int8(precision: str, device: torch.device, auto_means_all: bool = False) -> Int8:
     """Return which matrices to multiply in 8-bit integers.
 
-    `auto` is what was fastest: on a CPU without bfloat16 all large matrices (twice as fast as float32), on a CPU with
-    bfloat16 only the output matrix.
+    `auto` is what was fastest on x86: without bfloat16 all large matrices (twice as fast as float32), with bfloat16 only
+    the output matrix. On other CPUs it is none: oneDNN has no fast kernel for these products there, but a reference
+    that converts the matrix at each call (pytorch/pytorch PR 135058).
 
     Args:
         precision: auto, fp32, bf16, fp16 or int8.
@@ -215,7 +217,7 @@ def choose_int8(precision: str, device: torch.device, auto_means_all: bool = Fal
             what = f"int8 is not supported on {'this CPU' if device.type == 'cpu' else device}"
             raise ConfigError(what, where="`precision`", hint="use auto, or `device` cpu")
         return "all"
-    if precision != "auto" or not possible:
+    if precision != "auto" or not possible or platform.machine() not in ("x86_64", "AMD64"):
         return "none"
     return "output" if choose_dtype("auto", device) == torch.bfloat16 and not auto_means_all else "all"
 
