@@ -85,6 +85,9 @@ def _record(call: Call, pool: Any, stream: torch.cuda.Stream) -> torch.cuda.CUDA
         with torch.cuda.stream(stream):
             # a thread without a handle of cuBLAS gets one here: while it records it cannot
             torch.cuda.current_blas_handle()
+            # The workspace of cuBLAS is made anew in the pool of the graphs, and forgotten after the recording. If one
+            # outside of the pool were shared, dropping a graph would free it, since PyTorch PR 175276.
+            torch._C._cuda_clearCublasWorkspaces()
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 call()
@@ -93,6 +96,7 @@ def _record(call: Call, pool: Any, stream: torch.cuda.Stream) -> torch.cuda.CUDA
                     graph.capture_end()
                 raise
             graph.capture_end()
+            torch._C._cuda_clearCublasWorkspaces()
     finally:
         if collects:
             gc.enable()

@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +97,13 @@ def steps(args: argparse.Namespace, work: Path) -> Iterator[Step]:
     tiny, device = args.tiny, f"training.device={args.device}"
     on_gpu = not args.device.startswith("cpu")  # a CPU neither packs nor has FP8
     yield Step("machine", (python, "-c", MACHINE, args.device, "256" if tiny else "8192"), 60, read_json)
-    for name in ("test_model_on_gpu", "test_runs_on_gpu", "test_training_on_gpu"):
+    # A name for each test, so that a step that is stopped tells how far it came.
+    pytest = (python, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider")
+    if on_gpu and find_spec("xdist") is not None:
+        pytest += ("-n", "6")
+    for name in ("test_model_on_gpu", "test_training_on_gpu", "test_runs_on_gpu"):
         some = ("-k", "masks or padding or greedy or overflow or fp8 and emulates") if tiny else ()
-        yield Step(
-            name, (python, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", f"tests/gpu/{name}.py", *some),
-            400,
-        )  # fmt: skip
+        yield Step(name, (*pytest, f"tests/gpu/{name}.py", *some), 500)
     small = ("model.d_model=32", "model.d_ff=64", "model.encoder_layers=1", "model.decoder_layers=1",
              "tokenizer.vocab_size=500") if tiny else ()  # fmt: skip
 
@@ -111,8 +114,34 @@ def steps(args: argparse.Namespace, work: Path) -> Iterator[Step]:
         return Step(name, command, seconds, training_numbers)
 
     for shape in ("base", "big"):
-        for tokens in (25_000, 50_000):
-            yield training(f"train-{shape}-{tokens}", shape, tokens, 20, 90)
+        yield training(f"train-{shape}-25000", shape, 25_000, 20, 90)
+    data = Path(args.data)
+    if data.is_dir():
+        few = ("training.max_steps=4", "training.warmup_steps=2", "validation.every_steps=2",
+               "validation.max_sentences=8", "training.batch_tokens=512", *small) if tiny else ()  # fmt: skip
+
+        def multi30k(name: str, config: str, seconds: float, *more: str) -> Step:
+            run = work / name
+            command = (*mtkit, "train", f"configs/{config}.yaml", f"run={run}", *more,
+                       f"data.root={data.resolve()}", device, *few)  # fmt: skip
+            return Step(name, command, seconds, seconds_to_bleu(run, 39.0), resumes=True)
+
+        def decoding(beam_size: int, batch_size: int) -> Step:
+            command = (python, str(Path(__file__).with_name("decoding.py")), str(work / "multi30k-base"), str(data),
+                       "--device", args.device, "--beam-size", str(beam_size), "--batch-size", str(batch_size),
+                       *(["--lines", "6"] if tiny else []))  # fmt: skip
+            return Step(f"decode-beam{beam_size}-batch{batch_size}", command, 150, read_json)
+
+        yield multi30k(
+            "multi30k-base", "base", 240, f"data={MULTI30K}", "training.max_steps=1500", "training.batch_tokens=12000",
+            "training.warmup_steps=400", "validation.every_steps=500",
+        )  # fmt: skip
+        # written at the end of training
+        is_trained = (work / "multi30k-base" / "results.json").is_file()
+        if is_trained:
+            yield decoding(5, 64)
+    for shape in ("base", "big"):
+        yield training(f"train-{shape}-50000", shape, 50_000, 20, 90)
     compiled, packed, fp8 = "training.compile=true", "training.pack=true", "training.precision=fp8"
     yield training("train-big-compiled", "big", 25_000, 20, 300, compiled)
     if on_gpu:
@@ -133,7 +162,6 @@ def steps(args: argparse.Namespace, work: Path) -> Iterator[Step]:
         *(["tiny"] if tiny else []),
     )
     yield Step("train-big-fairseq", fairseq, 150, read_json)
-    data = Path(args.data)
     if not data.is_dir():
         return
     sizes = ("training.batch_tokens=512", *small) if tiny else ("training.batch_tokens=12000",)
@@ -141,26 +169,10 @@ def steps(args: argparse.Namespace, work: Path) -> Iterator[Step]:
               f"data.root={data.resolve()}", "training.warmup_steps=100", *sizes,
               "--updates", "4" if tiny else "400")  # fmt: skip
     yield Step("fp8-loss-curve", curves, 300, read_json)
-    few = ("training.max_steps=4", "training.warmup_steps=2", "validation.every_steps=2", "validation.max_sentences=8",
-           "training.batch_tokens=512", *small) if tiny else ()  # fmt: skip
-    for name, config, more, seconds in (
-        ("multi30k", "multi30k-en-de", (), 420),
-        ("multi30k-base", "base", (f"data={MULTI30K}", "training.max_steps=1500", "training.batch_tokens=12000",
-                                   "training.warmup_steps=400", "validation.every_steps=500"), 240),
-    ):  # fmt: skip
-        run = work / name
-        command = (*mtkit, "train", f"configs/{config}.yaml", f"run={run}", *more, f"data.root={data.resolve()}",
-                   device, *few)  # fmt: skip
-        yield Step(name, command, seconds, seconds_to_bleu(run, 39.0), resumes=True)
-    # written at the end of training
-    if not (work / "multi30k-base" / "results.json").is_file():
-        return
-    for beam_size in (5, 1):
-        for batch_size in (64, 512, 1):
-            command = (python, str(Path(__file__).with_name("decoding.py")), str(work / "multi30k-base"), str(data),
-                       "--device", args.device, "--beam-size", str(beam_size), "--batch-size", str(batch_size),
-                       *(["--lines", "6"] if tiny else []))  # fmt: skip
-            yield Step(f"decode-beam{beam_size}-batch{batch_size}", command, 120, read_json)
+    yield multi30k("multi30k", "multi30k-en-de", 420)
+    if is_trained:
+        for beam_size, batch_size in ((5, 512), (5, 1), (1, 64), (1, 512), (1, 1)):
+            yield decoding(beam_size, batch_size)
 
 
 MULTI30K = (
@@ -221,6 +233,16 @@ def run_step(step: Step, seconds: float, environment: dict[str, str], log: Path)
         }
 
 
+def find_commit() -> str:
+    """Return the commit that is measured: MTKIT_COMMIT where the folder has no history, or the machine no git."""
+    if commit := os.environ.get("MTKIT_COMMIT"):
+        return commit
+    with suppress(OSError):
+        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        return git.stdout.strip() or "unknown"
+    return "unknown"
+
+
 def install(wheels: Path, site: Path, environment: dict[str, str]) -> None:
     """Unpack wheels into a folder, in front of what the machine has."""
     found = sorted(map(str, wheels.glob("*.whl")))
@@ -252,8 +274,7 @@ def main() -> int:
     out, work = (Path(folder) / ("tiny" if args.tiny else "") for folder in (args.out, args.work))
     for folder in (out, work):
         folder.mkdir(parents=True, exist_ok=True)
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    results = Results(out / "results.json", os.environ.get("MTKIT_COMMIT") or git.stdout.strip() or "unknown")
+    results = Results(out / "results.json", find_commit())
     site = work / "site"
     paths = [str(ROOT), str(ROOT / "tests"), str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {

@@ -80,7 +80,7 @@ def test_a_cached_step_is_a_full_decode(kind: str, device: torch.device) -> None
 
 
 @every_kind
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.05), ("fp16", 0.01)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.05), ("fp16", 0.03)])
 def test_loss_and_gradient_are_those_of_a_cpu(
     kind: str, precision: str, tolerance: float, device: torch.device
 ) -> None:

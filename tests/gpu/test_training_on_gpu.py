@@ -172,7 +172,8 @@ def test_batches_of_all_sizes_share_a_handful_of_graphs(kind: str, device: torch
             expected,
             0.05 if kind == "fp8" else 0.015,  # E5M2 rounds gradients by up to an eighth
         )
-    assert counters["stats"]["unique_graphs"] <= (6 if kind == "packed" else 3)
+    # attention guards on whether lengths of source and target are multiples of 8
+    assert counters["stats"]["unique_graphs"] <= (6 if kind == "packed" else 7)
 
 
 # --- updates ------------------------------------------------------------------------------------------------------

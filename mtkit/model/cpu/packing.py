@@ -199,9 +199,9 @@ def can_multiply_int8() -> bool:
 def choose_int8(precision: str, device: torch.device, auto_means_all: bool = False) -> Int8:
     """Return which matrices to multiply in 8-bit integers.
 
-    `auto` is what was fastest on x86: without bfloat16 all large matrices (twice as fast as float32), with bfloat16 only
-    the output matrix. On other CPUs it is none: oneDNN has no fast kernel for these products there, but a reference
-    that converts the matrix at each call (pytorch/pytorch PR 135058).
+    `auto` is what was fastest on x86: without bfloat16 all large matrices (twice as fast as float32), with bfloat16
+    only the output matrix. On other CPUs it is none: oneDNN has no fast kernel for these products there, but a
+    reference that converts the matrix at each call (pytorch/pytorch PR 135058).
 
     Args:
         precision: auto, fp32, bf16, fp16 or int8.
