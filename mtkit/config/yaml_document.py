@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mtkit.config.yaml_reader import Keys, YamlReader
 from mtkit.errors import ConfigError, DataError
 from mtkit.files import read_lines
 
 _MAX_CHARACTERS = 1_000_000
 _PLAIN_STRING = re.compile(r"[^\W\d]([\w./@+-]| (?=[\w/]))*|\.{0,2}/[\w./@+-]*")
+_END_TOKENS = (yaml.BlockEndToken, yaml.StreamEndToken)
 # Strings here, but not in other YAML readers; so they are quoted when written.
 _WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 
@@ -89,11 +92,16 @@ def parse_value(text: str) -> object:
     """Parse the value of an override by the rules of the YAML file; an empty string is null.
 
     Raises:
-        ConfigError: If the text is not a single YAML value.
+        ConfigError: If the text is not a single YAML value, or ends with a comment.
     """
-    values = YamlReader(f"- {text}", None).document()  # in a list, "%" and "---" have no special meaning
+    entry = f"- {text}"  # in a list, "%" and "---" have no special meaning
+    values = YamlReader(entry, None).document()
     if not isinstance(values, list) or len(values) != 1:
         raise ConfigError("not a single value", hint="put a string in quotes")
+    # YAML drops comments: runs/x #1 and runs/x #2 would be the same folder.
+    end = [token.end_mark.index for token in yaml.scan(entry) if not isinstance(token, _END_TOKENS)][-1]
+    if "#" in entry[end:]:
+        raise ConfigError("what follows # would be a comment", hint="put the value in quotes")
     return values[0]
 
 

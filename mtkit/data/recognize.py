@@ -28,6 +28,11 @@ _LOWER_REGIONS = "(?:zh[-_](?:cn|hk|tw|hans|hant)|pt_(?:br|pt)|fr_ca|es_(?:es|mx
 """Codes with a region or script in lower case, as names of OPUS's files have them."""
 _CODE = re.compile(rf"{_LOWER_REGIONS}|[a-z]{{2,3}}(?:[-_](?:[A-Z][a-z]{{3}}|[A-Z]{{2}}))*")
 """A language code: de, deu, pt-BR, pt_br, zho_Hans."""
+_SIDE = re.compile(
+    rf"(?:^|[._-])({_CODE.pattern}|pt-(?:br|pt)|fr-ca|es-(?:es|mx)|en-(?:gb|us)|(?<=[._])[a-z]{{2}}-[a-z]{{2}})$"
+)
+"""The side at the end of a text file's name: a code, also one with a hyphen before its region in lower case. Of
+another pair of letters, such as de-at, nobody knows whether it is a region or two languages; but it is one side."""
 _NAME_PART = re.compile(rf"(?:{_CODE.pattern})(?![^._-])|[^._-]+")
 """A language code in the name of a file, with its script or region, or any other word."""
 _NOT_CODES = frozenset(
@@ -138,11 +143,11 @@ def _suffix_of(path: str | Path) -> str:
 def _split_side(path: str | Path) -> tuple[str, str]:
     """Split the name of a text file into stem and side: (train., en) for train.en.gz and train.en.txt.
 
-    The side is a language code, or else the last suffix: src for train.src.
+    The side is a language code, or two as in train.de-at, or else the last suffix: src for train.src.
     """
     name = strip_compression(path).name
     bare = name.removesuffix(".txt")
-    found = re.search(rf"(?:^|[._-])({_CODE.pattern})$", bare)
+    found = _SIDE.search(bare)
     if found is not None:
         return bare[: found.start(1)], found[1]
     return Path(name).stem, Path(name).suffix.removeprefix(".")
@@ -151,7 +156,8 @@ def _split_side(path: str | Path) -> tuple[str, str]:
 def _language_of(path: str) -> str | None:
     """Return the language in the name of a text file, or None."""
     side = _split_side(path)[1]
-    return side if _is_code(side) else None
+    # fr-ca is fr_ca here, for the name of a text file has one language; de_at is no code, de-at therefore unknown.
+    return side if _is_code(side) or _is_code(side.replace("-", "_")) else None
 
 
 def _pair_up(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -346,7 +352,12 @@ def find_split_files(entry: Entry, pattern: re.Pattern[str], taken: Sequence[str
     """
     folder = Path(str(entry.get("path", entry.get("src")))).parent
     excluded = {os.path.abspath(name) for name in taken}
-    names = sorted(name for name in os.listdir(folder) if pattern.match(name.lower()))
+    # Copies that macOS and office programs leave behind are named ._test.en and ~$test.xlsx.
+    names = sorted(
+        name
+        for name in os.listdir(folder)
+        if pattern.match(name.lower()) and not name.startswith((".", "~$"))
+    )
     found = [folder / name for name in names if os.path.abspath(folder / name) not in excluded]
     if "path" in entry:
         return [str(file) for file in found if _suffix_of(file) == _suffix_of(str(entry["path"]))]

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from mtkit.checkpoint import BEST, CHECKPOINTS, CONFIG_FILE
+from mtkit.checkpoint import BEST, CHECKPOINTS, CONFIG_FILE, MANIFEST_FILE
 from mtkit.config.loading import flatten_config, load_stored_config
 from mtkit.config.sections import Config
 from mtkit.errors import ConfigError, MtkitError, StorageError
@@ -107,7 +107,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         return
     if _is_run(names.keys()):
         yield folder
-    elif CONFIG_FILE not in names:  # else a model folder
+    elif not {CONFIG_FILE, MANIFEST_FILE} <= names.keys():  # else a model folder
         for name in sorted(below):
             yield from _walk(folder / name)
 

@@ -109,6 +109,7 @@ def test_files_are_recognized(
             ["train.src", "train.tgt"],
             "train.src: the file name does not contain a language (name the languages with `src`",
         ),
+        (["train.en", "train.de-at"], "train.de-at: the file name does not contain a language"),
         (["train.en"], "train.en: expected two parallel files, got 1"),
         (["a.en", "b.en"], "source and target are both 'en'"),
         (["a.en", "a.de", "b.fr", "b.de"], "b.fr: the languages are fr and de, not en and de"),
@@ -158,6 +159,8 @@ def test_validation_and_test_sets_beside_the_training_files(tmp_path: Path) -> N
     for name in names:
         for side in ("en", "de"):
             write(tmp_path, f"{name}.{side}.gz")
+        for hidden in (".test", "._test", "~$test"):
+            write(tmp_path, f"{hidden}.{side}.gz")
     write(tmp_path, "test.alone.en")
     made = make_starter_config([str(tmp_path / f"train.{side}.gz") for side in ("en", "de")])
     (tmp_path / "my.yaml").write_text(made.text)
@@ -223,6 +226,9 @@ def test_empty_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         (["train.en", "train.zh-hans"], ("en", "zh-hans")),
         (["train.en", "train.zh-cn"], ("en", "zh-cn")),
+        (["train.en", "train.pt-br"], ("en", "pt-br")),
+        (["en-gb.txt", "fr-ca.txt"], ("en-gb", "fr-ca")),
+        (["un-en.txt", "un-fr.txt"], ("en", "fr")),
         (["OpenSubtitles.en-zh_cn.en", "OpenSubtitles.en-zh_cn.zh_cn"], ("en", "zh_cn")),
         (["TED.en-pt_br.tsv"], ("en", "pt_br")),
         (["corpus-zh_TW-en.tsv"], ("zh_TW", "en")),

@@ -76,11 +76,14 @@ def test_run_folders_are_found_below_and_nothing_else(tmp_path: Path) -> None:
     make_run(tmp_path / "alone/checkpoints-of-mine")
     make_run(tmp_path / "alone/checkpoints-of-mine/inside")  # a run in a run is not looked for
     make_run(tmp_path / ".hidden/run")
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs/config.yaml").write_text("run: x")
+    make_run(tmp_path / "model/run")  # a model folder is not looked at either
+    for name in ("configs/config.yaml", "model/config.yaml", "model/manifest.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("run: x")
+    make_run(tmp_path / "configs/run")
     (tmp_path / "loop").symlink_to(tmp_path, target_is_directory=True)
     assert [run.name for run in find_runs(tmp_path)] == [
-        "alone/checkpoints-of-mine", "sweep/lr/run2", "sweep/lr/run10",
+        "alone/checkpoints-of-mine", "configs/run", "sweep/lr/run2", "sweep/lr/run10",
     ]  # fmt: skip
     assert [run.name for run in find_runs(tmp_path / "sweep/lr/run2")] == ["run2"]
     with pytest.raises(StorageError, match="no such folder"):

@@ -26,7 +26,7 @@ def write(folder: Path, text: str | bytes) -> Path:
         *((word, word) for word in ("no", "yes", "on", "off", "y", "n", "NO", "Yes", "tRUE", "nUll", "none")),
         *((word, True) for word in ("true", "True", "TRUE")),
         *((word, False) for word in ("false", "False", "FALSE")),
-        *((word, None) for word in ("null", "Null", "NULL", "~", "", "  ", "# only a comment")),
+        *((word, None) for word in ("null", "Null", "NULL", "~", "", "  ")),
         ("0", 0),
         ("-0", 0),
         ("+3", 3),
@@ -66,7 +66,6 @@ def write(folder: Path, text: str | bytes) -> Path:
         ("{src: en, tgt: no}", {"src": "en", "tgt": "no"}),
         ("{1: a, true: b, ~: c}", {"1": "a", "true": "b", "~": "c"}),
         ("---", "---"),
-        ("x # y", "x"),
         ("x#y", "x#y"),
     ],
 )
@@ -79,7 +78,7 @@ def test_scalars(tmp_path: Path, text: str, value: object) -> None:
 def test_a_file_with_everything(tmp_path: Path) -> None:
     text = """\
 # A comment.
-run: runs/x
+run: runs/x # another
 list:
   - a
   - {b: 1,
@@ -90,7 +89,7 @@ block: |
 folded:
   three
 section:
-  empty:
+  empty: # nothing
   deep: {x: [1, 2]}
 again: &name {y: 1}
 alias: *name
@@ -266,6 +265,9 @@ def test_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
         ("data={src: de}", "data", {"src": "de"}),
         ("empty.x.y=3", "empty", {"x": {"y": 3}}),
         ('run="a\nb"', "run", "a b"),
+        ("run=a#1", "run", "a#1"),
+        ("run='a #1' ", "run", "a #1"),
+        ("data.train=['a #1', b#2]", "data", {"src": "en", "train": ["a #1", "b#2"]}),
     ],
 )
 def test_overrides(tmp_path: Path, override: str, key: str, value: object) -> None:
@@ -320,6 +322,10 @@ BAD_OVERRIDES = {
     "run='x": ("unclosed quote", "close"),
     "run=x\n- y": ("not a single value", "quotes"),
     "run=x\nseed: 2": ("wrong indentation", ""),
+    "run=a #1": ("what follows # would be a comment", "quotes"),
+    "run=#1": ("what follows # would be a comment", "quotes"),
+    "run='a' #1": ("what follows # would be a comment", "quotes"),
+    "data.train=[a, {path: b}] #1": ("what follows # would be a comment", "quotes"),
     "run=\udcff": ("character U+DCFF is not allowed in YAML", "remove"),
 }
 
