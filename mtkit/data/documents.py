@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -168,7 +169,7 @@ class _UnitParser(XmlParser, ABC):
         """Leave an element outside of a segment's text."""
 
     def is_end_of_segment(self, name: str) -> bool:
-        """Return whether this closing tag ends the segment that is being collected."""
+        """Return whether the closing tag of such an element ends the segment that is being collected."""
         return name == "seg"
 
     def begin_segment(self) -> None:
@@ -199,6 +200,8 @@ class _UnitParser(XmlParser, ABC):
             self.start(name, attributes)
         elif self._code_depth or name in CODE_ELEMENTS:
             self._code_depth += 1
+        elif self.is_end_of_segment(name):  # its closing tag would end the segment around it
+            raise self.fault(f"<{name}> inside a segment", "repair the file")
         elif name == "cp":  # XLIFF 2: a character that XML cannot hold
             self._characters(self.code_point(attributes))
 
@@ -511,11 +514,14 @@ def open_workbook(path: Path, *, to_write: bool = False) -> Iterator[Any]:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
             lost = sorted({name for name in archive.namelist() if to_write and _NOT_WRITTEN.match(name)})
+            is_encrypted = any(entry.flag_bits & 1 for entry in archive.infolist())
         packed = path.stat().st_size
         if unpacked > _MAX_SHEET_BYTES or (unpacked > 64 << 20 and unpacked > _MAX_SHEET_RATIO * packed):
             raise DataError(
                 f"an archive of {packed:,} bytes that unpacks to {unpacked:,}", where=str(path), hint=hint
             )
+        if is_encrypted:
+            raise DataError("protected by a password", where=str(path), hint="save it without one")
         if lost:
             what = f"pictures, charts, comments or macros, which a copy would lose or change: {lost[0]}"
             raise DataError(what, where=str(path), hint="remove them, or write text instead")
@@ -536,7 +542,10 @@ def open_workbook(path: Path, *, to_write: bool = False) -> Iterator[Any]:
         raise DataError(
             f"cannot be read: {error.strerror or error}", where=str(path), hint="check the path"
         ) from error
-    except (zipfile.BadZipFile, KeyError, ValueError, IndexError, TypeError, SyntaxError) as error:
+    except (
+        zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError,  # the last: of an unknown compression
+        KeyError, ValueError, IndexError, TypeError, SyntaxError,
+    ) as error:  # fmt: skip
         raise DataError("not a spreadsheet, or a damaged one", where=str(path), hint=hint) from error
 
 

@@ -100,6 +100,8 @@ def recognize(paths: Sequence[str], wanted: tuple[str | None, str | None]) -> Re
     for path in paths:
         if os.path.isdir(path):
             raise ConfigError("a folder, not a file", where=path, hint="name the files in it")
+        if os.path.exists(path) and not os.path.isfile(path):  # such as <(zcat x.gz)
+            raise ConfigError("a pipe, which cannot be read again", where=path, hint="write it to a file")
         if _suffix_of(path) not in (".parquet", ".xlsx", *_DOCUMENTS):
             next(read_lines(path), None)
     texts = [path for path in paths if _suffix_of(path) not in TABLES]
@@ -297,7 +299,7 @@ def _jsonl_keys(path: str) -> dict[str, list[str]]:
     first = next((line for line in read_lines(path) if line.strip()), "{}")
     try:
         row = json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):  # RecursionError: thousands of nested brackets
         row = None
     if not isinstance(row, dict):
         hint = 'one JSON object per line, such as {"en": "Hello", "de": "Hallo"}'
@@ -326,17 +328,16 @@ def _parquet_columns(path: str) -> dict[str, list[str]]:
     import pyarrow
     from pyarrow import parquet
 
+    texts = (pyarrow.string(), pyarrow.large_string())
     try:
-        schema = parquet.read_schema(path)
-    except (OSError, pyarrow.ArrowException) as error:
+        return {
+            field.name: [inner.name for inner in field.type] if pyarrow.types.is_struct(field.type) else []
+            for field in parquet.read_schema(path)
+            if field.type in texts or (field.name == TRANSLATION and pyarrow.types.is_struct(field.type))
+        }
+    except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: a name that is not UTF-8
         message = " ".join(str(error).split())
         raise DataError(f"cannot be read: {message}", where=path, hint="name a Parquet file") from error
-    texts = (pyarrow.string(), pyarrow.large_string())
-    return {
-        field.name: [inner.name for inner in field.type] if pyarrow.types.is_struct(field.type) else []
-        for field in schema
-        if field.type in texts or (field.name == TRANSLATION and pyarrow.types.is_struct(field.type))
-    }
 
 
 # --- other splits -----------------------------------------------------------------------------------------------------

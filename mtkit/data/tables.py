@@ -139,9 +139,16 @@ class ParquetTable:
         """
         with _table_errors(self.label, "name a Parquet file"):
             import datasets
+            from pyarrow import parquet
 
             files = glob.escape(str(self.path.absolute()))
-            return datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
+            metadata = parquet.read_metadata(self.path)
+            # By default the size of the first row group, which an empty table has too, with no rows.
+            is_empty = metadata.num_row_groups > 0 and metadata.row_group(0).num_rows == 0
+            size = _CHUNK_ROWS if is_empty else None
+            return datasets.load_dataset(
+                "parquet", data_files=files, split="train", streaming=True, batch_size=size
+            )
 
     def content_key(self, hash_file: HashFile) -> list[object]:
         """Return what determines the content."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -271,13 +272,39 @@ def test_short_words_are_no_header(
         assert found.entries == [{"path": name} | ({"columns": columns} if columns else {})]
 
 
-def test_a_csv_with_line_ends_of_an_old_mac_is_an_error_of_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def damaged_parquet() -> bytes:
+    """Return a table with a column whose name is not UTF-8."""
+    import pyarrow
+    from pyarrow import parquet
+
+    file = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.table({"<name>": ["x"]}), file, store_schema=False)
+    return bytes(file.getvalue()).replace(b"<name>", b"\xffname>")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"en,de\rHello,Hallo\r", r"a\.csv:1: not CSV"),  # line ends of an old Mac
+        ("a.jsonl", b"[" * 100_000, r"a\.jsonl:1: the first line is not a JSON object"),
+        ("a.parquet", damaged_parquet(), r"a\.parquet: cannot be read: .*utf-8"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_damaged_files_are_errors_of_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("a.csv").write_bytes(b"en,de\rHello,Hallo\r")
-    with pytest.raises(DataError, match=r"a\.csv:1: not CSV"):
-        recognize(["a.csv"], (None, None))
+    Path(name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        recognize([name], (None, None))
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    pipe = tmp_path / "train.en"
+    os.mkfifo(pipe)
+    with pytest.raises(ConfigError, match=r"train\.en: a pipe, which cannot be read again"):
+        recognize([str(pipe), "train.de"], (None, None))
 
 
 def hold_out(*arguments: object) -> tuple[int, str, str]:

@@ -151,6 +151,7 @@ BOMB = '<!DOCTYPE tmx [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]>\n'
         ("<html></html>", "not TMX: the first element is <html>"),
         (tmx("<tu><tuv><seg>a</seg></tuv></tu>"), "a.tmx:5: <tuv> without xml:lang"),
         (tmx(tu(en="A", fr="B"), tu(fr="C")), "no unit has both 'en' and 'de'; there are: 'en', 'fr'"),
+        (tmx(tu(en="a <seg>b</seg>", de="x")), "<seg> inside a segment"),
         (tmx(tu(en="x" * (MAX_SEGMENT_CHARS + 1), de="x")), "a segment of more than 1,048,576 characters"),
     ],
 )
@@ -165,6 +166,7 @@ def test_faults(tmp_path: Path, text: str, message: str) -> None:
     [
         ("<tmx/>", "not XLIFF: the first element is <tmx>"),
         (XLIFF_20.replace("0009", "zz"), "without a hexadecimal"),
+        (XLIFF_20.replace("<source>", "<source><source/>", 1), "<source> inside a segment"),
     ],
 )
 def test_xliff_faults(tmp_path: Path, text: str, message: str) -> None:
@@ -262,6 +264,18 @@ def test_spreadsheet_faults(tmp_path: Path) -> None:
     damaged.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match="not a spreadsheet, or a damaged one"):
         list(read_spreadsheet(damaged, EN_DE))
+    with zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo("xl/worksheets/sheet1.xml")
+    start = entry.header_offset + 30 + len(entry.filename)
+    record = (
+        path.read_bytes().rindex(entry.filename.encode()) - 46
+    )  # has the flags at 8, the compression at 10
+    for at, message in ((start, "damaged"), (record + 8, "password"), (record + 10, "damaged")):
+        data = bytearray(path.read_bytes())
+        data[at] = 0xFF
+        damaged.write_bytes(data)
+        with pytest.raises(DataError, match=message):
+            list(read_spreadsheet(damaged, EN_DE))
     bomb = tmp_path / "c.xlsx"
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("xl/workbook.xml", b"\0" * (66 << 20))

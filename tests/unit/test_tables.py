@@ -65,6 +65,8 @@ def test_parquet(tmp_path: Path, datasets: Any) -> None:
     assert message.startswith(f"{path}: row 1: the column 'id' is 1, not text")
     path.write_bytes(path.read_bytes()[:100])
     assert "cannot be read" in message_of(open_one(tmp_path, path=path.name))
+    table(datasets, en=ENGLISH, de=GERMAN).select([]).to_parquet(path)
+    assert pairs_of(open_one(tmp_path, path=path.name)) == []
 
 
 def test_a_null_is_named_by_row(tmp_path: Path, datasets: Any) -> None:
