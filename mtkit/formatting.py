@@ -21,7 +21,7 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds:.2g} s" if seconds < 99.5 else f"{seconds:,.0f} s"
 
 
-def format_bytes(number: int) -> str:
+def format_bytes(number: float) -> str:
     """Format a number of bytes in kB, MB or GB, such as 38 MB or 1.2 GB."""
     if number >= 1e9:
         return f"{number / 1e9:.1f} GB"

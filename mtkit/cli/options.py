@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mtkit.cli import completion
-from mtkit.config.choices import PRECISIONS
+from mtkit.config.choices import MOST_THREADS, PRECISIONS
 from mtkit.errors import ConfigError
 from mtkit.torchrun import was_restarted
 from mtkit.translation.options import ON_ERROR
@@ -94,6 +94,7 @@ Threads = Annotated[
     int | None,
     typer.Option(
         min=1,
+        max=MOST_THREADS,
         help="Threads of each worker on a CPU; by default the cores divided by --workers, or 1.",
         rich_help_panel=MACHINE,
     ),
@@ -196,7 +197,10 @@ Shard = Annotated[
 ReadAhead = Annotated[
     int,
     typer.Option(
-        min=1, help="Lines to read before they are sorted by length and translated.", rich_help_panel=INPUT
+        min=1,
+        max=10**9,
+        help="Lines to read before they are sorted by length and translated.",
+        rich_help_panel=INPUT,
     ),
 ]
 OnError = Annotated[

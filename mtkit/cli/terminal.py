@@ -148,13 +148,14 @@ def open_new_file(path: str) -> Iterator[TextIO]:
 
 
 def print_stdout(text: str) -> None:
-    """Write text to stdout as UTF-8.
+    """Write text to stdout as UTF-8; bytes of file names that are not UTF-8 stay what they are.
 
     Raises:
         StorageError: If stdout is closed or cannot be written.
         BrokenPipeError: If the reader of a pipe has closed it.
     """
     with open_output(None) as out:
+        out.reconfigure(errors="surrogateescape")  # type: ignore[attr-defined]
         out.write(text)
 
 

@@ -15,3 +15,6 @@ TrainPrecision = Literal[_FloatPrecision, "fp8"]
 Precision = Literal[_FloatPrecision, "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 """Precisions in which a model can translate."""
+
+MOST_THREADS = 1024
+"""The largest number of threads; PyTorch cannot start any number of them."""

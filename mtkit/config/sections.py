@@ -610,7 +610,7 @@ class TrainingConfig(Section):
     it. Weights stay in fp32."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, or one GPU such as cuda:1."""
-    num_threads: Positive | None = None
+    num_threads: Annotated[int, Field(gt=0, le=choices.MOST_THREADS)] | None = None
     """Number of CPU threads; by default PyTorch's choice, and at most the cores of a container's quota."""
     workers: PositiveOrAuto = "auto"
     """Processes that share the batches of an update on a CPU, each in a single thread; auto is as many as `num_threads`

@@ -3,7 +3,8 @@
 Plain scalars follow a subset of the YAML 1.2 core schema. `true` and `false` (also True, TRUE, ...) are the only
 booleans, so `no` is a language. null, `~` and an empty scalar are null. Numbers are decimal, such as `1e-4` and `.5`;
 `012`, `0x10`, `1_000`, `.inf`, `12:30` and dates are strings. Keys are always strings and aliases are copies. Tags and
-merge keys are errors, and so are the characters other than "\\n" that YAML 1.1 takes for line ends.
+merge keys are errors, and so are the characters other than "\\n" that YAML 1.1 takes for line ends. Escapes of a
+surrogate pair are one character; those of half of one, and of NUL, are errors.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ _MAX_DEPTH = 50
 _MAX_ALIASED_VALUES = 10_000
 _LINE_END = re.compile("[\r\x85\u2028\u2029]")
 _DIFFERENT = re.compile(r"[\t?]")
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+_NO_TEXT = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
+"""NUL and halves of surrogate pairs, except those by which Python spells bytes of file names that are not UTF-8."""
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
@@ -116,10 +120,19 @@ class YamlReader:
             case SequenceStartEvent():
                 value = self._sequence(keys)
             case _:
-                value = _plain(event.value) if event.implicit[0] else event.value
+                value = _plain(event.value) if event.implicit[0] else self._quoted(event)
         if event.anchor is not None:
             self._anchors[event.anchor] = (value, self._num_values - before)
         return value
+
+    def _quoted(self, event: ScalarEvent) -> str:
+        """Return the string of a scalar whose escapes may stand for any character."""
+        # JSON spells a character beyond U+FFFF as two escapes.
+        text = _PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), event.value)
+        if found := _NO_TEXT.search(text):
+            what = "a NUL character" if found[0] == "\0" else "half of a surrogate pair"
+            raise self._fault(f"{what} in a string", event, "remove it")
+        return text
 
     def _mapping(self, keys: Keys) -> dict[str, object]:
         values: dict[str, object] = {}

@@ -89,7 +89,8 @@ class HashCache:
             status = path.stat()
         changed = max(status.st_mtime_ns, status.st_ctime_ns)
         identity = f"{self._kind}{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
-        entry = self._folder / hashlib.sha256(identity.encode()).hexdigest()[:32]
+        # The bytes of a name need not be UTF-8.
+        entry = self._folder / hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         with suppress(OSError):
             cached = entry.read_text("ascii")
             if len(cached) == 64:

@@ -23,7 +23,7 @@ from mtkit.data.segmentation import BytePairEncoding, Preparation, SentencePiece
 from mtkit.data.tokenizer import Tokenizers, Vocabulary, VocabularyTokenizer
 from mtkit.errors import ConfigError, StorageError
 from mtkit.files import storage_errors
-from mtkit.model.build import copy_weights, make_model
+from mtkit.model.build import copy_weights, make_empty_model
 
 _HINT = "import the model again from a complete copy"
 
@@ -130,7 +130,7 @@ def _save_model(imported: ImportedModel, source: str, output: Path) -> None:
         StorageError: If weights are missing, left over or of another shape, or the folder cannot be written.
     """
     config = _make_config(imported, output)
-    model = make_model(config.model, imported.tokenizers)
+    model = make_empty_model(config.model, imported.tokenizers, source)
     copy_weights(model, _untied(imported.weights, dict(model.named_parameters())), source)
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     for name, tensor in weights.items():

@@ -15,6 +15,8 @@ from mtkit.data.tokenizer import Tokenizer, Tokenizers
 from mtkit.errors import StorageError
 from mtkit.model.transformer import Transformer
 
+_HINT = "the config and the weights of a model belong together"
+
 
 def make_model(
     config: ModelConfig, tokenizers: Tokenizers, compute_dtype: torch.dtype = torch.float32
@@ -51,10 +53,23 @@ class _WithoutInitialWeights(TorchFunctionMode):
         return func(*args, **named)
 
 
-def make_empty_model(config: ModelConfig, tokenizers: Tokenizers) -> Transformer:
-    """Return a model whose weights are arbitrary, to be replaced; random ones would take as long as reading it."""
-    with _WithoutInitialWeights():
-        return make_model(config, tokenizers)
+def make_empty_model(config: ModelConfig, tokenizers: Tokenizers, where: str) -> Transformer:
+    """Return a model whose weights are arbitrary, to be replaced; random ones would take as long as reading it.
+
+    Args:
+        config: section `model`.
+        tokenizers: tokenizers, for the sizes of the vocabularies.
+        where: file or folder of the weights, for the error message.
+
+    Raises:
+        StorageError: If the model is too large for the memory.
+    """
+    try:
+        with _WithoutInitialWeights():
+            return make_model(config, tokenizers)
+    except RuntimeError as error:  # of the allocator, or a size beyond 64 bits
+        what = "a model of the sizes in its config does not fit into memory"
+        raise StorageError(what, where=where, hint=_HINT) from error
 
 
 def extend_vocabulary(
@@ -127,11 +142,10 @@ def check_shapes(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]
     Raises:
         StorageError: If not.
     """
-    hint = "the config and the weights of a model belong together"
     if parameters.keys() != weights.keys():
         names = ", ".join(sorted(parameters.keys() ^ weights.keys())[:3])
-        raise StorageError(f"the weights do not match the model: {names}", where=where, hint=hint)
+        raise StorageError(f"the weights do not match the model: {names}", where=where, hint=_HINT)
     for name, parameter in parameters.items():
         if parameter.shape != weights[name].shape:
             shapes = f"{list(weights[name].shape)}, not {list(parameter.shape)}"
-            raise StorageError(f"{name} has the shape {shapes}", where=where, hint=hint)
+            raise StorageError(f"{name} has the shape {shapes}", where=where, hint=_HINT)

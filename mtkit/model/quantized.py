@@ -104,9 +104,9 @@ def make_quantized_model(
         where: folder, for the error message.
 
     Raises:
-        StorageError: If names, shapes or dtypes do not match the model.
+        StorageError: If names, shapes or dtypes do not match the model, or it is too large for the memory.
     """
-    model = make_empty_model(config, tokenizers)
+    model = make_empty_model(config, tokenizers, where)
     _convert(_layers(model), lambda layer: _empty_like(layer.weight))
     parameters = dict(model.named_parameters())
     check_shapes(parameters, weights, where)

@@ -26,7 +26,7 @@ from mtkit.evaluation.report.content import RunReport, TestAnalysis, TestSet, sh
 from mtkit.evaluation.report.page import render_report
 from mtkit.evaluation.run_files import FACTS_FILE, REPORT_FILE, RESULTS_FILE, hyps_file
 from mtkit.evaluation.runs import RunState
-from mtkit.files import is_locked, read_lines, write_text
+from mtkit.files import is_locked, read_lines, write_bytes
 from mtkit.translation.breakdown import break_down
 from mtkit.translation.model_folder import data_of_run, read_config
 from mtkit.translation.options import LineProgress
@@ -116,7 +116,9 @@ def write_report(
     tests = shared_tests(runs)
     overlaps = _overlaps(folders[0], tests, say) if reads_training else [None] * len(tests)
     analyses = [_analyze(runs, *each) for each in zip(tests, overlaps, strict=True)]
-    write_text(output, render_report(runs, analyses, vega_bundle()))
+    page = render_report(runs, analyses, vega_bundle())
+    # Names of folders need not be UTF-8, and JSON can hold half of a surrogate pair.
+    write_bytes(output, page.encode("utf-8", "replace"))
 
 
 def _read_run(folder: Path) -> RunReport:

@@ -43,7 +43,7 @@ def load_stored_model(path: Path) -> tuple[Config, Tokenizers, Transformer]:
     tokenizers = load_own_tokenizers(folder)
     if checkpoint.int8:
         return config, tokenizers, make_quantized_model(config.model, tokenizers, weights, str(folder))
-    model = make_empty_model(config.model, tokenizers)
+    model = make_empty_model(config.model, tokenizers, str(folder))
     copy_weights(model, weights, str(folder))
     return config, tokenizers, model
 

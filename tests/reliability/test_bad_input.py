@@ -562,6 +562,8 @@ def test_devices_that_are_not_there(train: list[object], trained: Path, device: 
         (["train", "c.yaml", "--training.max_steps=9"], ["No such option", "training.max_steps=VALUE"]),
         (["translate"], ["Missing argument 'MODEL'", "mtkit translate --help"]),
         (["translate", "{model}", "--beam-size", "0"], ["--beam-size", "mtkit translate --help"]),
+        (["translate", "{model}", "--read-ahead", "9" * 20], ["--read-ahead"]),
+        (["translate", "{model}", "--threads", "9" * 11], ["--threads"]),
         (["translate", "{model}", "--beam-size", "many"], ["--beam-size", "mtkit translate --help"]),
         (
             ["translate", "{model}", "--n-best", "3", "--beam-size", "2"],
@@ -672,13 +674,18 @@ def rewrite_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps({"format": 1, "files": files}))
 
 
-def test_weights_of_another_model(model: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "what"),
+    [
+        ("encoder_layers", 2, "the weights do not match the model: encoder.1."),
+        ("d_ff", 1 << 50, "a model of the sizes in its config does not fit into memory"),
+    ],
+)
+def test_weights_of_another_model(model: Path, key: str, value: int, what: str) -> None:
     path = model / "best/config.yaml"
-    path.write_text(path.read_text().replace("  encoder_layers: 1\n", "  encoder_layers: 2\n"))
+    path.write_text(re.sub(f"  {key}: .*", f"  {key}: {value}", path.read_text(), count=1))
     rewrite_manifest(model / "best")
-    fails(
-        STORAGE, "the weights do not match the model: encoder.1.", arguments=["translate", model], stdin="a\n"
-    )
+    fails(STORAGE, what, arguments=["translate", model], stdin="a\n")
     assert len(load_tensors(model / "best/model.safetensors")) > 0
 
 

@@ -383,7 +383,7 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, setting: Setting) -
 def test_hashes_are_remembered_of_files_that_have_settled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "file"
+    path = tmp_path / os.fsdecode(b"file \xff")  # names need not be UTF-8
     path.write_bytes(b"one")
     (tmp_path / "hashes").mkdir()
     memo = cache.HashCache(tmp_path / "hashes", lambda path: hashed[path.read_bytes()])

@@ -93,6 +93,7 @@ OPTIONS: list[tuple[dict[str, object], str]] = [
     ({"pos_ffn_activation_fn": "mish"}, "pos_ffn_activation_fn is 'mish'"),
     ({"tgt_word_vec_size": 4}, "tgt_word_vec_size is 4, but enc_hid_size is 8"),
     ({"enc_layers": "six"}, "enc_layers is 'six', not int"),
+    ({"transformer_ff": 1 << 50}, "does not fit into memory"),
     ({"heads": 3}, "d_model 8 is not a multiple of num_heads 3"),
     ({"transforms": ["onmt_tokenize"]}, "transforms has 'onmt_tokenize'"),
     ({"transforms": ["bpe"]}, "no .codes or .bpe"),

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import math
+import os
 import random
 import re
 import shutil
@@ -249,6 +250,18 @@ def test_a_damaged_score_is_not_told(tmp_path: Path) -> None:
     results["tests"][0]["scores"][0]["score"] = "n/a"
     (run / "results.json").write_text(json.dumps(results))
     assert "No test set has been translated." in report(run).text
+
+
+def test_facts_and_samples_of_another_kind_are_no_fault(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run").rename(tmp_path / os.fsdecode(b"run \xff"))
+    facts = {"pairs": [], "vocabulary": {"src": "8000", "tgt": 8000}, "parameters": {}, "src_tokens": "x"}
+    (run / "facts.json").write_text(json.dumps(facts | {"device_memory": "much", "valid": 3000}))
+    write_jsonl(run / "samples.jsonl", [{"kind": "valid", "step": 100, "samples": [["\ud800", "b", "c"]]}])
+    shutil.rmtree(run / "best")
+    page = tmp_path / "page.html"
+    assert tiny.mtkit("report", run, "-o", page)[0] == 0
+    text = page.read_text("utf-8")
+    assert all(part in text for part in ("run ?", "3,000", "8,000"))
 
 
 def test_a_run_that_is_going_on_with_an_incomplete_line(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mtkit.evaluation.history import is_number
 from mtkit.evaluation.report.content import RunReport
 from mtkit.formatting import format_bytes, format_number
 
@@ -22,9 +23,14 @@ def fact_groups(run: RunReport) -> list[dict[str, Any]]:
     return [{"title": title, "rows": rows} for title, rows in groups.items() if rows]
 
 
+def _numbers(facts: object) -> dict[str, float]:
+    """Return the entries that are numbers, as most facts are unless the file was changed."""
+    return {key: value for key, value in facts.items() if is_number(value)} if isinstance(facts, dict) else {}
+
+
 def _data(run: RunReport) -> Rows:
     """Return the pairs that were read and left out, the sources, and the tokens of an epoch."""
-    pairs = run.facts.get("pairs", {})
+    facts, pairs = _numbers(run.facts), _numbers(run.facts.get("pairs"))
     labels = {
         "kept": "pairs trained on",
         "empty": "left out: empty",
@@ -47,21 +53,21 @@ def _data(run: RunReport) -> Rows:
         "src_tokens": "source tokens an epoch",
         "tgt_tokens": "target tokens an epoch",
     }
-    rows += [(label, format_number(run.facts[key])) for key, label in names.items() if run.facts.get(key)]
+    rows += [(label, format_number(facts[key])) for key, label in names.items() if facts.get(key)]
     return rows
 
 
 def _tokenizer(run: RunReport) -> Rows:
     """Return the type and size of the vocabularies, and how many tokens a sentence has."""
-    facts, settings = run.facts, run.settings
+    facts, settings = _numbers(run.facts), run.settings
     joint = settings.get("tokenizer.joint", "")
     rows = [("type", settings.get("tokenizer.type", "")), ("joint", joint)]
-    sizes = facts.get("vocabulary", {})
+    sizes = _numbers(run.facts.get("vocabulary"))
     if joint == "true" and len(set(sizes.values())) == 1:
         rows.append(("tokens", format_number(next(iter(sizes.values())))))
     else:
         rows += [(f"tokens, {side}", format_number(size)) for side, size in sizes.items()]
-    num_pairs = facts.get("pairs", {}).get("kept")
+    num_pairs = _numbers(run.facts.get("pairs")).get("kept")
     for key, name in (("src_tokens", "source"), ("tgt_tokens", "target")):
         if num_pairs and facts.get(key):
             rows.append((f"tokens a {name} sentence, on average", f"{facts[key] / num_pairs:.1f}"))
@@ -70,11 +76,11 @@ def _tokenizer(run: RunReport) -> Rows:
 
 def _model(run: RunReport) -> Rows:
     """Return the number of parameters and the architecture."""
-    facts, settings = run.facts, dict(run.settings)
+    facts, settings = _numbers(run.facts), dict(run.settings)
     rows = [("parameters", format_number(facts["parameters"]))] if "parameters" in facts else []
     if facts.get("trained_parameters") not in (None, facts.get("parameters")):
         rows.append(("of them trained", format_number(facts["trained_parameters"])))
-    choices = facts.get("choices")
+    choices = run.facts.get("choices")
     if isinstance(choices, list) and choices:
         rows.append(("chosen by mtkit", "\n".join(map(str, choices))))
     # where the config leaves them to their defaults, their settings are null
@@ -88,6 +94,6 @@ def _environment(facts: dict[str, Any]) -> Rows:
     names = {"mtkit": "mtkit", "torch": "PyTorch", "python": "Python", "platform": "system"}
     names |= {key: key for key in ("device", "processor", "processes", "threads", "precision")}
     rows = [(label, str(facts[key])) for key, label in names.items() if facts.get(key)]
-    if facts.get("device_memory"):
-        rows.append(("memory of the device", format_bytes(facts["device_memory"])))
+    if memory := _numbers(facts).get("device_memory"):
+        rows.append(("memory of the device", format_bytes(memory)))
     return rows
