@@ -43,11 +43,11 @@ from mtkit.search.state import (
     Stepper,
     any_or_unknown,
     init_beam,
-    is_time_to_look,
     keep_rows,
     read_columns,
     remaining_rows,
     rows_on,
+    should_sync,
 )
 from mtkit.search.token_rules import apply_token_rules
 from mtkit.search.topk import topk_continuations
@@ -100,11 +100,11 @@ def search(
         if tracker is not None:
             tracker.advance(parents_BK, beam.tokens_BKT[:, :, -1])
         done_B = is_done(beam, options)
-        if not is_time_to_look(beam.length, longest, done_B.device):
+        if not should_sync(beam.length, longest, done_B.device):
             # A sentence that is done stays so, with what it has found.
             beam.log_probs_BK.masked_fill_(done_B[:, None], NEG_INF)
-        elif any(done := _look(beam, done_B)):
-            rows = [row for row, is_done in enumerate(done) if is_done]
+        elif any(done := _read_done(beam, done_B)):
+            rows = [row for row, ended in enumerate(done) if ended]
             _write_results(beam, rows_on(done_B.device, rows), results, options)
             kept_B = rows_on(done_B.device, remaining_rows(done))
             parents_BK = parents_BK[kept_B]
@@ -141,7 +141,7 @@ def _plain_candidates(
     return Candidates(log_probs_BC[:, None], parents_B1C, tokens_B1C, tokens_B1C == options.eos)
 
 
-def _look(beam: Beam, done_B: Tensor) -> list[bool]:
+def _read_done(beam: Beam, done_B: Tensor) -> list[bool]:
     """Return which sentences are done.
 
     Raises:

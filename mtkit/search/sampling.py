@@ -23,12 +23,12 @@ from mtkit.search.state import (
     Hypothesis,
     SearchOptions,
     Stepper,
-    is_time_to_look,
     keep_rows,
     pad_prefixes,
     read_columns,
     remaining_rows,
     rows_on,
+    should_sync,
 )
 from mtkit.search.token_rules import apply_token_rules
 
@@ -107,8 +107,8 @@ def sample(
             _expand(samples, sampling.num_samples)
             log_probs_BKV = log_probs_BKV.expand(-1, sampling.num_samples, -1)
         _draw(samples, log_probs_BKV, options, sampling)
-        is_looked_at = is_time_to_look(samples.length, longest, samples.ended_BK.device)
-        if is_looked_at and any(done := samples.ended_BK.all(dim=1).tolist()):
+        syncs = should_sync(samples.length, longest, samples.ended_BK.device)
+        if syncs and any(done := samples.ended_BK.all(dim=1).tolist()):
             rows = [row for row, is_done in enumerate(done) if is_done]
             _write_results(samples, rows_on(samples.ended_BK.device, rows), results, options)
             kept_B = rows_on(samples.ended_BK.device, remaining_rows(done))

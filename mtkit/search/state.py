@@ -206,17 +206,17 @@ def pad_prefixes(prefixes: Sequence[Sequence[int]], device: torch.device | str) 
     return to_device(torch.tensor(padded, dtype=torch.long).view(len(prefixes), P), device)
 
 
-LOOK_EVERY = 8
-"""Steps after which a search on a GPU looks which sentences are done: to look at a value is to wait for the GPU."""
+SYNC_EVERY_STEPS = 8
+"""Steps between synchronizations of a search on a GPU: reading which sentences are done waits for it."""
 
 
-def is_time_to_look(length: int, longest: int, device: torch.device) -> bool:
-    """Return whether a search that has made `length` of at most `longest` steps looks which sentences are done."""
-    return device.type == "cpu" or length % LOOK_EVERY == 0 or length >= longest
+def should_sync(length: int, longest: int, device: torch.device) -> bool:
+    """Return whether a search reads which sentences are done after `length` of at most `longest` steps."""
+    return device.type == "cpu" or length % SYNC_EVERY_STEPS == 0 or length >= longest
 
 
 def any_or_unknown(condition: Tensor) -> bool:
-    """Return whether any element is true; on a GPU, which would have to be waited for, always True."""
+    """Return whether any element is true; always True on a GPU, to avoid a synchronization."""
     return condition.device.type != "cpu" or bool(condition.any())
 
 
@@ -232,7 +232,7 @@ def remaining_rows(done: Sequence[bool]) -> list[int]:
 
 
 def rows_on(device: torch.device, rows: Sequence[int]) -> Tensor:
-    """Return numbers of rows as a tensor on a device, without waiting for it."""
+    """Return numbers of rows as a tensor on a device, without synchronizing."""
     return to_device(torch.tensor(rows, dtype=torch.long), device)
 
 

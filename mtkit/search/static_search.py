@@ -1,7 +1,7 @@
 """Beam search, or greedy search with a beam of one, whose whole step has fixed shapes, so that it can be captured.
 
 It finds what `beam.search` finds. A step is one call of a bucket: the models, the choice among their continuations, the
-bookkeeping of the beam, and the reordering of the caches. Every few steps it looks which sentences are done; they are
+bookkeeping of the beam, and the reordering of the caches. Every few steps it reads which sentences are done; they are
 only hidden until at most half of the batch is left, which then moves to a smaller bucket.
 
 Shapes: B sentences, R of them that are searched (the first rows), S source length.
@@ -17,7 +17,7 @@ from torch import Tensor
 from mtkit.model.static import size_of
 from mtkit.search.buckets import Bucket, Buckets
 from mtkit.search.scores import not_numbers
-from mtkit.search.state import LOOK_EVERY, Hypothesis, SearchOptions, remaining_rows, rows_on
+from mtkit.search.state import SYNC_EVERY_STEPS, Hypothesis, SearchOptions, remaining_rows, rows_on
 
 
 def is_supported(options: SearchOptions) -> bool:
@@ -56,7 +56,7 @@ def static_search(
     longest = max(max_lengths)
     while batch.sentences:
         batch.step()
-        if batch.length % LOOK_EVERY and batch.length < longest:
+        if batch.length % SYNC_EVERY_STEPS and batch.length < longest:
             continue
         done = batch.beam.done_B[: len(batch.sentences)].tolist()
         if batch.length >= longest and not all(done):

@@ -30,7 +30,7 @@ from mtkit.model.cuda_graphs import ReplayedCall
 from mtkit.model.transformer import Transformer
 from mtkit.search.buckets import Buckets
 from mtkit.search.constraints import Constraint
-from mtkit.search.state import LOOK_EVERY, Hypothesis
+from mtkit.search.state import SYNC_EVERY_STEPS, Hypothesis
 from mtkit.training import forecast
 from mtkit.training.build import build_trainer
 from mtkit.training.distillation import Teachers
@@ -365,7 +365,9 @@ def test_searches_in_buckets_wait_once_in_several_steps(
             found = search_all(on_gpu, inputs, decoding, buckets, phrase)
     assert [[hyp.ids for hyp in hyps] for hyps in found] == [[hyp.ids for hyp in hyps] for hyps in expected]
     assert buckets.num_graphs and steps > 20
-    most = (per_step + 2 / LOOK_EVERY) * steps + 6  # to look, to read what is done, and once a batch
+    most = (
+        per_step + 2 / SYNC_EVERY_STEPS
+    ) * steps + 6  # to read what is done, to read its results, and once a batch
     assert waits.total() <= most, waits
 
 

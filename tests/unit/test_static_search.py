@@ -28,7 +28,7 @@ from mtkit.search.beam import search
 from mtkit.search.buckets import Buckets, StaticStepper
 from mtkit.search.constraints import Constraint
 from mtkit.search.shortlist import Shortlist
-from mtkit.search.state import LOOK_EVERY, Hypothesis, SearchOptions
+from mtkit.search.state import SYNC_EVERY_STEPS, Hypothesis, SearchOptions
 from mtkit.search.static_search import static_search
 from mtkit.search.steppers import EnsembleStepper, ModelStepper
 from mtkit.translation.batched_search import BatchedSearch
@@ -207,7 +207,7 @@ def test_a_step_does_the_same_with_the_same_shapes_each_time() -> None:
     beam, step = bucket.search(options)
     beam.start(limits, prefixes)
     recorders = []
-    for _ in range(LOOK_EVERY):
+    for _ in range(SYNC_EVERY_STEPS):
         recorders.append(Recorder())
         with recorders[-1]:
             step()
