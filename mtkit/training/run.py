@@ -132,19 +132,7 @@ def _open_run(
     run = Path(config.run)
     with world.main_process_first():
         if world.is_main:
-            splits = open_splits(config.data)  # a mistake in the new run must not cost the old one
-            check_ownership(config, splits, fresh=fresh)
-            if fresh:
-                config, own = choose_values(config, say=Display(console).say)
-                choices = choices or own
-                config, _ = open_initial_model(config, find_model)
-            stack.enter_context(FolderLock(run))
-            claim_outputs(config, splits)
-            if fresh:
-                write_text(
-                    run / CONFIG_FILE, dump_config(config)
-                )  # the config may have been read from the old run
-                remove_outputs(run)
+            config, choices = _claim_folder(config, find_model, choices, stack, Display(console).say, fresh=fresh)
         lines: list[str] = []
         config, checkpoint = find_resumable(config, lines.append)
         if checkpoint is None and not choices:
@@ -180,6 +168,32 @@ def _open_run(
     if world.is_main:  # only now: a run that is refused changes nothing
         write_facts(trainer, None if checkpoint else choices)
     return trainer
+
+
+def _claim_folder(
+    config: Config,
+    find_model: FindModel,
+    choices: list[str],
+    stack: ExitStack,
+    say: Callable[[str], None],
+    *,
+    fresh: bool,
+) -> tuple[Config, list[str]]:
+    """Lock the run folder and claim its outputs; with `fresh`, delete those of earlier runs."""
+    run = Path(config.run)
+    splits = open_splits(config.data)  # a mistake in the new run must not cost the old one
+    check_ownership(config, splits, fresh=fresh)
+    if fresh:
+        config, own = choose_values(config, say=say)
+        choices = choices or own
+        config, _ = open_initial_model(config, find_model)
+    stack.enter_context(FolderLock(run))
+    claim_outputs(config, splits)
+    if fresh:
+        # the config may have been read from the old run
+        write_text(run / CONFIG_FILE, dump_config(config))
+        remove_outputs(run)
+    return config, choices
 
 
 def _choose(config: Config, world: World, say: Callable[[str], None]) -> tuple[Config, list[str]]:
