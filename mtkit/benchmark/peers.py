@@ -46,7 +46,6 @@ class _Peer:
     close: Callable[[], None] = lambda: None
 
     def translate(self, lines: Sequence[str]) -> Output:
-        """See `System.translate`."""
         translator = self.translator
         segmented = translator.segmenter.segment_lines([Request(line) for line in lines])
         segments = [segment for line in segmented for segment in line.segments]

@@ -181,9 +181,8 @@ def benchmark_train(
         if not synthetic:
             config, _ = choose_values(config)
         config, initial = open_initial_model(config, find_model)
-        if (
-            synthetic or against
-        ):  # random tokens are no text, and the baselines train on the pairs as they are
+        # random tokens are no text, and the baselines train on the pairs as they are
+        if synthetic or against:
             usual = {"sampling_alpha": None, "bpe_dropout": 0.0}
             tokenizer = config.tokenizer.model_copy(update=usual)
             config = config.model_copy(update={"augment": AugmentConfig(), "tokenizer": tokenizer})

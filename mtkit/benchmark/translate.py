@@ -213,12 +213,10 @@ class _Own:
         self.translator, self.num_threads = translator, torch.get_num_threads()
 
     def translate(self, lines: Sequence[str]) -> Output:
-        """See `System.translate`."""
         torch.set_num_threads(self.num_threads)  # loading CTranslate2 changes them for the whole process
         return Output([translation.text for translation in self.translator.translate(lines)])
 
     def close(self) -> None:
-        """See `System.close`."""
         self.translator.close()
 
 

@@ -36,9 +36,8 @@ def import_model(
     """Convert a model of another toolkit into a model folder: to translate, evaluate, fine-tune or export it."""
     from mtkit.interop.hub import resolve_model
 
-    folder = resolve_model(
-        source, revision
-    )  # before torch is imported, which takes longer than to find a mistake
+    # before torch is imported, which takes longer than to find a mistake
+    folder = resolve_model(source, revision)
     from mtkit.interop.formats import FORMATS
     from mtkit.interop.importing import ImportOptions
     from mtkit.interop.importing import import_model as convert

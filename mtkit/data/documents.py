@@ -235,7 +235,6 @@ class _TmxParser(_UnitParser):
         self._is_tmx = False
 
     def start(self, name: str, attributes: Mapping[str, str]) -> None:
-        """See `_UnitParser.start`."""
         if not self._is_tmx and name != "tmx":
             raise self.fault(f"not TMX: the first element is <{name}>", "a TMX file begins with <tmx>")
         self._is_tmx = True
@@ -249,7 +248,6 @@ class _TmxParser(_UnitParser):
             self.begin_segment()
 
     def end(self, name: str) -> None:
-        """See `_UnitParser.end`."""
         if name == "seg":
             self.add_text(self._unit, self._language)
         elif name == "tu":
@@ -266,7 +264,6 @@ class _XliffParser(_UnitParser):
         self._open: list[str] = []
 
     def start(self, name: str, attributes: Mapping[str, str]) -> None:
-        """See `_UnitParser.start`."""
         if not self._open and name != "xliff":
             raise self.fault(f"not XLIFF: the first element is <{name}>", "an XLIFF file begins with <xliff>")
         parent = self._open[-1] if self._open else ""
@@ -287,11 +284,9 @@ class _XliffParser(_UnitParser):
             self.begin_segment()
 
     def is_end_of_segment(self, name: str) -> bool:
-        """See `_UnitParser.is_end_of_segment`."""
         return name in self._languages
 
     def end(self, name: str) -> None:
-        """See `_UnitParser.end`."""
         self._open.pop()
         parent = self._open[-1] if self._open else ""
         if name in self._languages and parent in ("trans-unit", "segment"):

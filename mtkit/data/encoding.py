@@ -53,9 +53,8 @@ from mtkit.formatting import format_count
 _CHUNK_PAIRS = 1 << 14
 _POLL_SECONDS = 0.5
 """Time between two looks at whether another process has finished."""
-_ARROW_MAGIC_BYTES = (
-    8  # An Arrow file is this magic, a stream, and a footer; an unfinished one has no footer.
-)
+# An Arrow file is this magic, a stream, and a footer; an unfinished one has no footer.
+_ARROW_MAGIC_BYTES = 8
 
 _PAIRS_FILE, _INFO_FILE, _PROGRESS_FILE = "pairs.arrow", "info.json", "progress.jsonl"
 _INTERRUPTED_FILE = "before.arrow"
@@ -279,9 +278,8 @@ def _read_aligned(index: int, source: Source) -> _SourcePairs:
 def _next_texts(pairs: _SourcePairs, max_pairs: int) -> _TextChunk | None:
     """Return the next pairs, or None at the end."""
     sources, lines, srcs, tgts, links = [], [], [], [], []
-    for source, (line, (src, tgt)), words in islice(
-        pairs, max_pairs
-    ):  # Faster than collecting the tuples and unzipping.
+    # Faster than collecting the tuples and unzipping.
+    for source, (line, (src, tgt)), words in islice(pairs, max_pairs):
         sources.append(source)
         lines.append(line)
         srcs.append(src.strip())

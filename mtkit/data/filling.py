@@ -419,7 +419,6 @@ class _Tmx(_Document):
         self._found = False
 
     def start(self, element: _Element) -> None:
-        """See `_Document.start`."""
         if len(self.opened) == 1 and element.name != "tmx":
             raise self.fault(
                 f"not TMX: the first element is <{element.name}>", "a TMX file begins with <tmx>"
@@ -432,14 +431,12 @@ class _Tmx(_Document):
             self.begin_segment(element)
 
     def end_segment(self, segment: _Segment) -> None:
-        """See `_Document.end_segment`."""
         variant = self.opened[-1]
         self._variants.setdefault(_language(variant), (variant, segment))
         if len(self._variants) > MAX_LANGUAGES:
             raise self.fault(f"a unit in more than {MAX_LANGUAGES:,} languages", "repair the file")
 
     def end(self, element: _Element) -> None:
-        """See `_Document.end`."""
         if element.name == "tuv":
             self._last = element
         if element is not self.unit:
@@ -470,7 +467,6 @@ class _Tmx(_Document):
         )
 
     def check(self) -> None:
-        """See `_Document.check`."""
         if not self._found and self._others:
             raise missing_language(self.languages[0], self._others, self.path)
 
@@ -491,7 +487,6 @@ class _Xliff(_Document):
         self._old: _Element | None = None
 
     def start(self, element: _Element) -> None:
-        """See `_Document.start`."""
         depth, name = len(self.opened), element.name
         if depth == 1 and name != "xliff":
             raise self.fault(f"not XLIFF: the first element is <{name}>", "an XLIFF file begins with <xliff>")
@@ -513,14 +508,12 @@ class _Xliff(_Document):
             self.begin_segment(element)
 
     def end_segment(self, segment: _Segment) -> None:
-        """See `_Document.end_segment`."""
         if segment.element.name == "source":
             self._source = segment
         else:
             self._parts.append(segment)
 
     def end(self, element: _Element) -> None:
-        """See `_Document.end`."""
         if element is not self.unit:
             return
         self.unit = None

@@ -345,9 +345,8 @@ def _split_sorted(sizes: Indices, starts: Indices, batch_tokens: int) -> Indices
     for size, first, end in zip(sizes.tolist(), starts[:-1].tolist(), starts[1:].tolist(), strict=True):
         num_rows = max(1, batch_tokens // size)
         while end - start > num_rows:
-            start = max(
-                first, start + num_rows
-            )  # The rows from smaller buckets may be too many for this size.
+            # The rows from smaller buckets may be too many for this size.
+            start = max(first, start + num_rows)
             bounds.append(start)
     if starts[-1]:
         bounds.append(int(starts[-1]))

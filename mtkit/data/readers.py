@@ -196,10 +196,8 @@ def _json_pair(line: str, columns: Columns, where: str) -> Pair:
     except json.JSONDecodeError as error:
         what = f"not JSON: {error.msg} at character {error.colno}"
         raise DataError(what, where=where, hint=hint) from error
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # A number with thousands of digits, or thousands of nested brackets.
+    except (ValueError, RecursionError) as error:
+        # A number with thousands of digits, or thousands of nested brackets.
         raise DataError(f"not JSON: {error}", where=where, hint=hint) from error
     if not isinstance(row, dict):
         raise DataError("not a JSON object", where=where, hint=hint)

@@ -243,12 +243,11 @@ class SentencePiece(Segmentation):
             self._processor = load_sentencepiece(_with_unused_pieces(model, frozenset(only)), where)
 
     def with_symbols(self, symbols: Sequence[str]) -> SentencePiece:
-        """See `Segmentation.with_symbols`."""
         only = None if self.only is None else [*self.only, *symbols]
         return SentencePiece(append_symbols(self.model, symbols), preparation=self.preparation, only=only)
 
     def split(self, lines: Sequence[str], num_threads: int = 1) -> list[list[str]]:
-        """See `Segmentation.split`. A piece that the model does not know is the text itself."""
+        """A piece that the model does not know is the text itself."""
         prepared = [self._moses.prepare(line) for line in lines]
         if num_threads == 1:
             return [self._processor.encode(line, out_type=str) for line in prepared]
@@ -256,7 +255,6 @@ class SentencePiece(Segmentation):
         return rows
 
     def spans(self, line: str) -> list[Span]:
-        """See `Segmentation.spans`."""
         if self.preparation.settings:
             return super().spans(line)
         spans: list[Span] = self._processor.encode(line, return_type="offset_mapping")["offsets"]
@@ -266,7 +264,7 @@ class SentencePiece(Segmentation):
         return piece.removeprefix(WORD_START)
 
     def join(self, pieces: Sequence[str]) -> tuple[str, list[Span]]:
-        """See `Segmentation.join`. Pieces of another model keep their text, their word starts become spaces.
+        """Pieces of another model keep their text, their word starts become spaces.
 
         The text neither begins nor ends with white space.
         """
@@ -278,7 +276,6 @@ class SentencePiece(Segmentation):
         return self._moses.undo(text.strip(), spans)
 
     def normalize(self, line: str) -> str:
-        """See `Segmentation.normalize`."""
         text: str = self._processor.normalize(self._moses.prepare(line))
         return text
 
@@ -314,26 +311,21 @@ class BytePairEncoding(Segmentation):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """See `Segmentation.settings`."""
         return super().settings | ({} if self.separator == "@@" else {"separator": self.separator})
 
     def split(self, lines: Sequence[str], num_threads: int = 1) -> list[list[str]]:
-        """See `Segmentation.split`."""
         return [self._bpe.segment_tokens(self._moses.prepare(line).split()) for line in lines]
 
     def _text_of(self, piece: str) -> str:
         return piece.removesuffix(self.separator)
 
     def begins_word(self, piece: str, before: str) -> bool:
-        """See `Segmentation.begins_word`."""
         return self.may_end_word(before)
 
     def may_end_word(self, piece: str) -> bool:
-        """See `Segmentation.may_end_word`."""
         return not piece.endswith(self.separator)
 
     def join(self, pieces: Sequence[str]) -> tuple[str, list[Span]]:
-        """See `Segmentation.join`."""
         text, spans = "", list[Span]()
         for index, piece in enumerate(pieces):
             continues = piece.endswith(self.separator)
@@ -351,18 +343,15 @@ class Words(Segmentation):
     kind = "words"
 
     def split(self, lines: Sequence[str], num_threads: int = 1) -> list[list[str]]:
-        """See `Segmentation.split`."""
         return [self._moses.prepare(line).split() for line in lines]
 
     def _text_of(self, piece: str) -> str:
         return piece
 
     def begins_word(self, piece: str, before: str) -> bool:
-        """See `Segmentation.begins_word`."""
         return True
 
     def join(self, pieces: Sequence[str]) -> tuple[str, list[Span]]:
-        """See `Segmentation.join`."""
         text = " ".join(pieces)
         ends = accumulate(len(piece) + 1 for piece in pieces)
         spans = [(end - len(piece) - 1, min(end, len(text))) for end, piece in zip(ends, pieces, strict=True)]
@@ -375,14 +364,12 @@ class Characters(Segmentation):
     kind = "characters"
 
     def split(self, lines: Sequence[str], num_threads: int = 1) -> list[list[str]]:
-        """See `Segmentation.split`."""
         return [list(self._moses.prepare(line).replace(" ", WORD_START)) for line in lines]
 
     def _text_of(self, piece: str) -> str:
         return piece.replace(WORD_START, " ")
 
     def join(self, pieces: Sequence[str]) -> tuple[str, list[Span]]:
-        """See `Segmentation.join`."""
         ends = accumulate(map(len, pieces))
         spans = [(end - len(piece), end) for end, piece in zip(ends, pieces, strict=True)]
         return self._moses.undo("".join(pieces).replace(WORD_START, " "), spans)
@@ -527,9 +514,8 @@ def _without_marks(text: str, spans: list[Span]) -> tuple[str, list[Span]]:
     after, places, end = "", list[int](), 0
     for found in _MOSES_MARKS_PATTERN.finditer(text):
         after += text[end : found.start()]
-        first = len(found[0]) - len(
-            found[0].lstrip()
-        )  # the space before a mark belongs to the piece before it
+        # the space before a mark belongs to the piece before it
+        first = len(found[0]) - len(found[0].lstrip())
         places += range(len(after) - found.start() + end, len(after))
         places += [len(after) + (place > first) for place in range(len(found[0]))]
         after, end = after + _MOSES_MARKS[found[0]], found.end()

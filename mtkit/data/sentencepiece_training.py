@@ -119,9 +119,8 @@ def _run_in_thread(work: Callable[[], object]) -> None:
         except BaseException as error:
             failures.append(error)
 
-    thread = threading.Thread(
-        target=run, daemon=True
-    )  # A daemon, so that the process can end without waiting for it.
+    # A daemon, so that the process can end without waiting for it.
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join()
     if failures:

@@ -100,7 +100,6 @@ class ParallelFiles(Source):
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """See `Source.paths`."""
         return self.src, self.tgt
 
     @cached_property
@@ -120,7 +119,7 @@ class ParallelFiles(Source):
         return num_src
 
     def read(self) -> NumberedPairs:
-        """See `Source.read`. Both files are counted first: a missing line would shift the rest."""
+        """Both files are counted first: a missing line would shift the rest."""
         numbers = range(1, self.num_pairs + 1)
         try:
             yield from zip(numbers, map(Pair, read_lines(self.src), read_lines(self.tgt)), strict=True)
@@ -129,11 +128,10 @@ class ParallelFiles(Source):
             raise DataError(what, where=str(self.src), hint="begin again when both are whole") from error
 
     def location(self, number: int) -> str:
-        """See `Source.location`: the line on the source side."""
+        """Return the line on the source side."""
         return f"{self.src}:{number}"
 
     def fingerprint(self, hashes: Hashes = DEFAULT_HASHES) -> str:
-        """See `Source.fingerprint`."""
         return _hash("parallel", hashes.of_text(self.src), hashes.of_text(self.tgt))
 
 
@@ -148,19 +146,16 @@ class _PairsFile(Source):
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """See `Source.paths`."""
         return (self.path,)
 
     def read(self) -> NumberedPairs:
-        """See `Source.read`."""
         return _READERS[self.suffix](self.path, self.columns)
 
     def location(self, number: int) -> str:
-        """See `Source.location`: the line at which the pair begins, or the row of a spreadsheet."""
+        """Return the line at which the pair begins, or the row of a spreadsheet."""
         return row_location(str(self.path), number) if self.suffix == ".xlsx" else f"{self.path}:{number}"
 
     def fingerprint(self, hashes: Hashes = DEFAULT_HASHES) -> str:
-        """See `Source.fingerprint`."""
         digest = hashes.of_text if self.suffix in _PLAIN_TEXT else hashes.of_bytes
         return _hash(self.suffix, self.columns.names, self.columns.languages, digest(self.path))
 
@@ -174,7 +169,6 @@ class _TableSource(Source):
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """See `Source.paths`."""
         path = Path(self.table.path)
         return (path,) if path.is_absolute() or not isinstance(self.table, HubTable) else ()
 
@@ -183,15 +177,13 @@ class _TableSource(Source):
         return self.table.load()
 
     def read(self) -> NumberedPairs:
-        """See `Source.read`."""
         return read_rows(self._rows, self.columns, self.table.label)
 
     def location(self, number: int) -> str:
-        """See `Source.location`."""
         return row_location(self.table.label, number)
 
     def fingerprint(self, hashes: Hashes = DEFAULT_HASHES) -> str:
-        """See `Source.fingerprint`. A dataset of the Hub that is not pinned to a commit is read for it."""
+        """A dataset of the Hub that is not pinned to a commit is read for it."""
         key = self.table.content_key(hashes.of_bytes)
         if key is not None:
             return _hash(type(self.table).__name__, self.columns.names, self.columns.languages, key)
@@ -210,18 +202,15 @@ class _DemoPairs(Source):
     split: Split
 
     def read(self) -> NumberedPairs:
-        """See `Source.read`."""
         from mtkit.demo.generator import generate
 
         pairs = generate(self.direction, self.num_pairs, _DEMO_SEED, self.split)
         yield from enumerate((Pair(src, tgt) for src, tgt in pairs), 1)
 
     def location(self, number: int) -> str:
-        """See `Source.location`."""
         return f"{self.name} ({self.split}): pair {number}"
 
     def fingerprint(self, hashes: Hashes = DEFAULT_HASHES) -> str:
-        """See `Source.fingerprint`."""
         return _hash("demo", self.direction, self.num_pairs, _DEMO_SEED, self.split, hashes.generator)
 
 
@@ -234,34 +223,23 @@ class _AlignedSource(Source):
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """See `Source.paths`."""
         return (*self.source.paths, self.path)
 
     @property
     def alignments(self) -> Path:
-        """See `Source.alignments`."""
         return self.path
 
     def read(self) -> NumberedPairs:
-        """See `Source.read`."""
         return self.source.read()
 
     def read_alignments(self) -> Iterator[WordLinks]:
-        """See `Source.read_alignments`."""
         return read_alignments(self.path)
 
     def location(self, number: int) -> str:
-        """See `Source.location`."""
         return self.source.location(number)
 
     def fingerprint(self, hashes: Hashes = DEFAULT_HASHES) -> str:
-        """See `Source.fingerprint`."""
         return _hash("aligned", hashes.of_text(self.path), self.source.fingerprint(hashes))
-
-
-def untagged(entries: Iterable[SourceConfig]) -> list[SourceConfig]:
-    """Return corpora without their tags, for where these are no text."""
-    return [entry.model_copy(update={"tag": None}) for entry in entries]
 
 
 @dataclass(frozen=True)
@@ -273,35 +251,36 @@ class _TaggedSource(Source):
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """See `Source.paths`."""
         return self.source.paths
 
     @property
     def alignments(self) -> Path | None:
-        """See `Source.alignments`."""
         return self.source.alignments
 
     def read_alignments(self) -> Iterator[WordLinks]:
-        """See `Source.read_alignments`. The tag is the first word."""
+        """Yield the links with the tag as the first source word."""
         for links in self.source.read_alignments():
             yield tuple((s + 1, t) for s, t in links)
 
     def read(self) -> NumberedPairs:
-        """See `Source.read`. An empty source line stays empty."""
+        """Yield the pairs with the tag; an empty source line stays empty."""
         for number, (src, tgt) in self.source.read():
             yield number, Pair(f"{self.tag} {src}" if VISIBLE.search(src) else src, tgt)
 
     def location(self, number: int) -> str:
-        """See `Source.location`."""
         return self.source.location(number)
 
     def fingerprint(self, hashes: Hashes = DEFAULT_HASHES) -> str:
-        """See `Source.fingerprint`."""
         return _hash("tagged", self.tag, self.source.fingerprint(hashes))
 
 
 def _hash(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def untagged(entries: Iterable[SourceConfig]) -> list[SourceConfig]:
+    """Return corpora without their tags, for where these are no text."""
+    return [entry.model_copy(update={"tag": None}) for entry in entries]
 
 
 def open_sources(configs: Sequence[SourceConfig], data: DataConfig, split: Split) -> list[Source]:

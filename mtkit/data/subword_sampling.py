@@ -225,18 +225,16 @@ class _SegmentationGraph(_Graph):
 
     @property
     def size(self) -> int:
-        """See `_Graph.size`."""
         return len(self._tokens)
 
     def clear(self) -> None:
-        """See `_Graph.clear`."""
         self._first_edges = _Column(np.int64)  # of each node; a node's edges follow each other
         self._bounds = _Column(np.uint64)  # of each edge: 2^32 x the probability of it and those before it
         self._tokens = _Column(np.int32)
         self._nexts = _Column(np.int64)
 
     def add(self, ids: tuple[int, ...]) -> int:
-        """See `_Graph.add`. A token that is no usable piece stays as it is."""
+        """A token that is no usable piece stays as it is."""
         if any(index not in self._texts for index in ids):
             (index,) = ids
             return self._add_node([(1.0, index, _END)])
@@ -268,7 +266,7 @@ class _SegmentationGraph(_Graph):
         return self._first_edges.extend([self._bounds.extend([*bounds, _TWO_32])])
 
     def walk(self, nodes: _Int64s, draw: _Draw) -> tuple[Ids, _Int64s]:
-        """See `_Graph.walk`. Every edge writes a token."""
+        """Every edge writes a token."""
         active, counts = np.arange(len(nodes)), np.zeros(len(nodes), np.int64)
         written: list[tuple[_Int64s, Ids]] = []
         while len(active):
@@ -314,11 +312,9 @@ class _MergeGraph(_Graph):
 
     @property
     def size(self) -> int:
-        """See `_Graph.size`."""
         return len(self._tokens) + len(self._paths) + len(self._detours)
 
     def clear(self) -> None:
-        """See `_Graph.clear`."""
         self._nodes: dict[tuple[int, ...], int] = {}
         self._states: list[tuple[int, ...]] = []
         self._detours: dict[int, int] = {}
@@ -330,7 +326,7 @@ class _MergeGraph(_Graph):
         self._first_tokens, self._num_tokens = _Column(np.int64), _Column(np.int64)  # of each node
 
     def add(self, ids: tuple[int, ...]) -> int:
-        """See `_Graph.add`. A stretch with a character that is no piece stays as it is."""
+        """A stretch with a character that is no piece stays as it is."""
         text = "".join(self._texts.get(index, "") for index in ids)
         characters = tuple(self._ids.get(character, -1) for character in text)
         return self._add_path(ids if -1 in characters or not text else characters)
@@ -380,7 +376,7 @@ class _MergeGraph(_Graph):
         return sorted(merges)
 
     def walk(self, nodes: _Int64s, draw: _Draw) -> tuple[Ids, _Int64s]:
-        """See `_Graph.walk`. The last node is the segmentation."""
+        """The last node is the segmentation."""
         last, active, step = nodes.copy(), np.arange(len(nodes)), 0
         while len(active):
             if step % 2 == 0:

@@ -312,7 +312,6 @@ class VocabularyTokenizer(Tokenizer):
 
     @property
     def model(self) -> bytes:
-        """See `Tokenizer.model`."""
         return self.segmentation.model
 
     def _encode_all(self, lines: list[str]) -> list[list[int]]:
@@ -327,12 +326,10 @@ class VocabularyTokenizer(Tokenizer):
 
     @cached_property
     def tags(self) -> tuple[str, ...]:
-        """See `Tokenizer.tags`."""
         known = self.vocabulary.tokens if self.vocabulary.tags else ()
         return tuple(token for token in known if token.startswith(">>") and token.endswith("<<"))
 
     def leading_tag(self, line: str) -> str:
-        """See `Tokenizer.leading_tag`."""
         end = line.find("<<") + 2 if self.vocabulary.tags and line.startswith(">>") else 0
         return line[:end] if end >= 2 else ""
 
@@ -344,26 +341,22 @@ class VocabularyTokenizer(Tokenizer):
         return index not in self.special
 
     def pieces(self, line: str) -> list[str]:
-        """See `Tokenizer.pieces`."""
         tag = self.leading_tag(line)
         (pieces,) = self.segmentation.split([line[len(tag) :]])
         return [tag, *pieces] if tag else pieces
 
     def count_characters(self, lines: Sequence[str]) -> Counter[str]:
-        """See `Tokenizer.count_characters`."""
         counts = Counter("".join(map(self.segmentation.normalize, lines)))
         for space in (" ", WORD_START):
             counts.pop(space, None)
         return counts
 
     def spans(self, line: str) -> list[Span]:
-        """See `Tokenizer.spans`."""
         width = len(self.leading_tag(line))
         spans = [(start + width, end + width) for start, end in self.segmentation.spans(line[width:])]
         return [(0, width), *spans] if width else spans
 
     def unknown_spans(self, line: str) -> list[Span]:
-        """See `Tokenizer.unknown_spans`."""
         pieces = self.pieces(line)
         is_unknown = [
             self._ids_in_text.get(piece, self.unk) == self.unk or BYTE_PIECE.fullmatch(piece) is not None
@@ -372,31 +365,26 @@ class VocabularyTokenizer(Tokenizer):
         return _merge_spans(line, compress(self.spans(line), is_unknown))
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
-        """See `Tokenizer.token_texts`."""
         has_text = [self._has_text(i) for i in ids]
         text, spans = self.segmentation.join([self.piece(i) for i in compress(ids, has_text)])
         texts = iter([text[start:end].translate(_TO_ONE_LINE) for start, end in spans])
         return [next(texts) if shown else "" for shown in has_text]
 
     def begins_word(self, piece: str, before: str) -> bool:
-        """See `Tokenizer.begins_word`."""
         return self.segmentation.begins_word(piece, before)
 
     def may_end_word(self, piece: str) -> bool:
-        """See `Tokenizer.may_end_word`."""
         return self.segmentation.may_end_word(piece)
 
     def piece(self, index: int) -> str:
-        """See `Tokenizer.piece`."""
         return self.vocabulary.tokens[index]
 
     def with_tokens(self, tokens: Sequence[str]) -> VocabularyTokenizer:
-        """See `Tokenizer.with_tokens`."""
         vocabulary = replace(self.vocabulary, tokens=(*self.vocabulary.tokens, *tokens))
         return VocabularyTokenizer(self.segmentation.with_symbols(tokens), vocabulary)
 
     def is_single_piece(self, text: str) -> bool:
-        """See `Tokenizer.is_single_piece`; tags are single pieces too."""
+        """Return whether a text is exactly one piece, as tags are too."""
         return self.encode([text])[0].tolist() == [self._ids.get(text)] or super().is_single_piece(text)
 
 

@@ -111,11 +111,8 @@ class Noun:
         self.gender = {"der": MASCULINE, "die": FEMININE, "das": NEUTER, "": PLURAL}[article]
         self.en_plural = en_plural or (regular(self.en, "plural") if plural else "")
         self.singular = (singular, oblique or singular, oblique or singular)
-        self.plural = (
-            plural,
-            plural,
-            re.sub("(?<=[^ns])$", "n", plural),
-        )  # den Häusern, but no -n after -n and -s
+        # den Häusern, but no -n after -n and -s
+        self.plural = (plural, plural, re.sub("(?<=[^ns])$", "n", plural))
 
 
 class Verb:
@@ -151,9 +148,8 @@ class Verb:
         has_prefix = base.startswith(("be", "ge", "er", "ent", "ver", "zer", "emp", "über"))
         ge = "" if has_prefix or base.endswith("ieren") else "ge"
         self.participle = self.particle + (german_past or f"{ge}{stem}{e}t")
-        changes_vowel = (
-            er_form and not er_form.startswith(stem) and not set(er_form) & set("äö")
-        )  # lies, but fahr
+        # the imperatives are lies, but fahr
+        changes_vowel = er_form and not er_form.startswith(stem) and not set(er_form) & set("äö")
         plain = f"{stem}e" if base.endswith("ern") else stem + e
         self.imperative = er_form.removesuffix("t") if changes_vowel else plain
 

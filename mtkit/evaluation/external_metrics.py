@@ -366,9 +366,8 @@ class ExternalMetric:
         if isinstance(missing, str):
             packages, python = self.command.install or missing.partition(".")[0], self.command.python
             hint = f"{python} -m pip install {packages}"
-            if (
-                python == sys.executable and self.command.install is not None
-            ):  # they would replace those of mtkit
+            # its packages would replace those of mtkit
+            if python == sys.executable and self.command.install is not None:
                 folder = f"{self.command.label.partition(':')[0]}-env"
                 hint = f"python3 -m venv {folder}; {folder}/bin/pip install {packages}; then name this environment"
             raise ConfigError(

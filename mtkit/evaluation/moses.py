@@ -51,9 +51,8 @@ class MosesBleu(BLEU):
 
         @lru_cache(_CACHED_SENTENCES)
         def prepare(text: str) -> str:
-            normalized: str = normalizer.normalize(
-                text.lower() + "\n"
-            )  # a rule of the script sees the line end
+            # a rule of the script sees the line end
+            normalized: str = normalizer.normalize(text.lower() + "\n")
             return str(tokenizer.tokenize(normalized, return_str=True))
 
         self.prepare = prepare

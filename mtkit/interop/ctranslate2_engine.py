@@ -49,32 +49,28 @@ class CTranslate2Exporter:
     types: tuple[str, ...] = TYPES
 
     def check(self, model: LoadedModel) -> None:
-        """See `Exporter.check`."""
         import_ctranslate2()
         check_expressible(model.config.model, model.tokenizers)
 
     def write(self, model: LoadedModel, folder: Path, type_: str) -> None:
-        """See `Exporter.write`."""
         export(model.config.model, model.network, model.tokenizers, folder, type_, model.longest)
         config = model.config.model_copy(update={"decoding": self.search(model.config.decoding)})
         write_self_contained(model, config, folder, _ENGINE)
 
     def search(self, decoding: DecodingConfig) -> DecodingConfig:
-        """See `Exporter.search`."""
         return search_of_engines(decoding)
 
     def tokenizer(self, folder: Path) -> None:
-        """See `Exporter.tokenizer`: CTranslate2 takes tokens."""
+        """CTranslate2 takes tokens."""
 
     def computed_in(self, type_: str) -> str:
-        """See `Exporter.computed_in`: float32 for a type that CTranslate2 does not have on this CPU."""
+        """Return the type, or float32 where CTranslate2 does not have it on this CPU."""
         return type_ if type_ in import_ctranslate2().get_supported_compute_types("cpu") else "float32"
 
     def unproven(self) -> None:
-        """See `Exporter.unproven`: it always can be, because the package that writes an export also runs it."""
+        """Every export can be proven: the package that writes it also runs it."""
 
     def engine(self, model: LoadedModel, folder: Path, type_: str, decoding: DecodingConfig) -> Engine:
-        """See `Exporter.engine`."""
         other = load_ctranslate2(folder, self.computed_in(type_), torch.device("cpu"))
         return _CTranslate2Engine(other, model.tokenizers, decoding)
 
@@ -113,7 +109,7 @@ class _CTranslate2Engine:
         on_batch: Callable[[list[Segment]], None] | None = None,
         parallelism: Parallelism = PARALLEL,
     ) -> Search:
-        """See `Engine.start_search`. CTranslate2 has workers of its own, as many as it was loaded with.
+        """CTranslate2 has workers of its own, as many as it was loaded with.
 
         The limit of the length is that of the longest segment of a batch; longer hypotheses of the others are cut.
         """
@@ -155,7 +151,7 @@ class _CTranslate2Engine:
     def align(
         self, pairs: Sequence[tuple[Ids, Ids]], parallelism: Parallelism = PARALLEL
     ) -> Iterator[tuple[int, SegmentAttention]]:
-        """See `Engine.align`. The attention is that of the last layer, without eos on either side."""
+        """The attention is that of the last layer, without eos on either side."""
         sizes = np.array([len(src) + len(tgt) + 2 for src, tgt in pairs], dtype=np.int32)
         order = np.argsort(-sizes, kind="stable")
         for indices in split_by_tokens(sizes, order, self.decoding.batch_tokens):

@@ -73,11 +73,9 @@ class EoleFormat:
     files = f"{_CONFIG}, {_WEIGHTS}, {_VOCABULARY}"
 
     def recognizes(self, path: Path) -> bool:
-        """See `Format.recognizes`."""
         return (path / _CONFIG).is_file() and (path / _WEIGHTS).exists()
 
     def read(self, path: Path, options: ImportOptions) -> ImportedModel:
-        """See `Format.read`."""
         config = _Config(path / _CONFIG)
         model = _model_section(config)
         source = StateDict(load_tensors(path / _WEIGHTS), str(path / _WEIGHTS))

@@ -96,7 +96,6 @@ class FairseqFormat:
     files = "model.pt or checkpoint_best.pt, dict.SRC.txt, dict.TGT.txt, BPE codes or a SentencePiece model"
 
     def recognizes(self, path: Path) -> bool:
-        """See `Format.recognizes`."""
         if path.is_file():
             return path.suffix == ".pt" and any(path.parent.glob("dict.*.txt"))
         if any((path / name).is_file() for name in _TRAINED):
@@ -104,7 +103,6 @@ class FairseqFormat:
         return any(path.glob("*.pt")) and any(path.glob("dict.*.txt"))
 
     def read(self, path: Path, options: ImportOptions) -> ImportedModel:
-        """See `Format.read`."""
         checkpoint = path if path.is_file() else _find_checkpoint(path)
         folder = checkpoint.parent
         settings, tensors = _read_checkpoint(checkpoint)

@@ -85,13 +85,11 @@ class MarianFormat:
     files = f"{_CONFIG}, {_SAFETENSORS} or {_PICKLE}, source.spm, target.spm, vocab.json"
 
     def recognizes(self, folder: Path) -> bool:
-        """See `Format.recognizes`."""
         return (folder / _CONFIG).is_file() and any(
             (folder / name).exists() for name in (_SAFETENSORS, _PICKLE)
         )
 
     def read(self, folder: Path, options: ImportOptions) -> ImportedModel:
-        """See `Format.read`."""
         config = Settings(read_json(folder / _CONFIG), str(folder / _CONFIG))
         kind = CLASSES.get(config.get("model_type", str))
         lacks_spm = not (folder / "source.spm").exists()
@@ -224,9 +222,8 @@ def _read_weights(folder: Path, config: Settings, kind: HuggingFaceClass) -> dic
     shared = "model.shared.weight"
     weights = {}
     for side, stack in (("src", "encoder"), ("tgt", "decoder")):
-        own = (
-            f"model.{stack}.embed_tokens.weight"  # tied matrices may be stored under one of their names only
-        )
+        # tied matrices may be stored under one of their names only
+        own = f"model.{stack}.embed_tokens.weight"
         name = next((name for name in (own, shared, "lm_head.weight") if name in source), own)
         weights[f"{side}_embedding.weight"] = source.take(name)
     tied = config.get("tie_word_embeddings", bool, True)

@@ -108,36 +108,29 @@ class HuggingFaceExporter:
     types: tuple[str, ...] = tuple(DTYPES)
 
     def check(self, model: LoadedModel) -> None:
-        """See `Exporter.check`."""
         choose_class(model.config.model, model.network)
         check_tokenizers(model.tokenizers)
 
     def write(self, model: LoadedModel, folder: Path, type_: str) -> None:
-        """See `Exporter.write`."""
         converted = convert(model.config.model, model.network, model.tokenizers, model.longest)
         config = model.config.model_copy(update={"decoding": self.search(model.config.decoding)})
         write_folder(converted, config, model.tokenizers, folder, type_)
 
     def search(self, decoding: DecodingConfig) -> DecodingConfig:
-        """See `Exporter.search`."""
         return search_of_engines(decoding).model_copy(update={"coverage_penalty": 0.0})
 
     def tokenizer(self, folder: Path) -> EngineTokenizer:
-        """See `Exporter.tokenizer`."""
         return _Tokenizer(folder)
 
     def computed_in(self, type_: str) -> str:
-        """See `Exporter.computed_in`."""
         return type_
 
     def unproven(self) -> str | None:
-        """See `Exporter.unproven`."""
         if importlib.util.find_spec("transformers") is None:
             return "transformers is not installed; `pip install transformers`, then export again"
         return None
 
     def engine(self, model: LoadedModel, folder: Path, type_: str, decoding: DecodingConfig) -> Engine:
-        """See `Exporter.engine`."""
         loaded = import_transformers().AutoModelForSeq2SeqLM.from_pretrained(
             str(folder), local_files_only=True, dtype=DTYPES[type_], attn_implementation="eager"
         )
@@ -151,12 +144,10 @@ class _Tokenizer:
         self.theirs = import_transformers().AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
 
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
-        """See `EngineTokenizer.encode`."""
         ids: list[list[int]] = self.theirs(list(lines))["input_ids"]
         return ids
 
     def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
-        """See `EngineTokenizer.decode`."""
         texts: list[str] = self.theirs.batch_decode(list(sequences), skip_special_tokens=True)
         return texts
 
@@ -174,7 +165,7 @@ class _HuggingFaceEngine:
         on_batch: Callable[[list[Segment]], None] | None = None,
         parallelism: Parallelism = PARALLEL,
     ) -> Search:
-        """See `Engine.start_search`. There is one hypothesis without a score, cut to its length limit."""
+        """There is one hypothesis without a score, cut to its length limit."""
         return Search(partial(search_in_batches, segments, _BATCH_TOKENS, self._search_batch, on_batch))
 
     def _search_batch(self, segments: list[Segment]) -> list[list[Hypothesis]]:
@@ -201,7 +192,6 @@ class _HuggingFaceEngine:
     def align(
         self, pairs: Sequence[tuple[Ids, Ids]], parallelism: Parallelism = PARALLEL
     ) -> Iterator[tuple[int, SegmentAttention]]:
-        """See `Engine.align`."""
         src, tgt = self.tokenizers.src, self.tokenizers.tgt
         for index, (src_ids, tgt_ids) in enumerate(pairs):
             output = self.hf_model(

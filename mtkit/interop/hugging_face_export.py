@@ -252,9 +252,8 @@ def write_folder(
     """
     dtype, longest = DTYPES[type_], converted.config["max_position_embeddings"]
     own = {
-        name: tensor.to(dtype).clone(
-            memory_format=torch.contiguous_format
-        )  # safetensors refuses shared memory
+        # safetensors refuses shared memory
+        name: tensor.to(dtype).clone(memory_format=torch.contiguous_format)
         for name, tensor in converted.weights.items()
     }
     write_bytes(folder / "model.safetensors", safetensors.torch.save(own, {"format": "pt"}))

@@ -51,11 +51,9 @@ class JoeyFormat:
     files = f"{_CONFIG}, best.ckpt, src_vocab.txt, trg_vocab.txt"
 
     def recognizes(self, path: Path) -> bool:
-        """See `Format.recognizes`."""
         return (path / _CONFIG).is_file() and ((path / "src_vocab.txt").is_file() or any(path.glob("*.ckpt")))
 
     def read(self, path: Path, options: ImportOptions) -> ImportedModel:
-        """See `Format.read`."""
         config = Settings(load_yaml(path / _CONFIG).data, str(path / _CONFIG))
         model = _model_section(config)
         return ImportedModel(

@@ -58,14 +58,12 @@ class MarianNMTFormat:
     files = f"model.npz, vocab.yml or vocab.spm, {_DECODER}"
 
     def recognizes(self, path: Path) -> bool:
-        """See `Format.recognizes`."""
         if path.is_file():
             return path.suffix == ".npz"
         is_binary = any(path.glob("*.bin")) and any(path.glob("*.spm"))
         return any(path.glob("*.npz")) or (path / _DECODER).is_file() or is_binary
 
     def read(self, path: Path, options: ImportOptions) -> ImportedModel:
-        """See `Format.read`."""
         model = _find_model(path)
         arrays = load_npz(model)
         config = _read_options(arrays, model)

@@ -38,32 +38,29 @@ class OnnxExporter:
     types: tuple[str, ...] = TYPES
 
     def check(self, model: LoadedModel) -> None:
-        """See `Exporter.check`. Every architecture can be expressed, since the graphs are traced from it."""
+        """Check the tokenizers alone: any architecture can be traced."""
         import_onnx_packages()
         check_sentencepiece_alone(model.tokenizers, "an ONNX folder")
 
     def write(self, model: LoadedModel, folder: Path, type_: str) -> None:
-        """See `Exporter.write`."""
         write_graphs(model.network, folder, type_)
         write_description(model.config, model.tokenizers, folder, type_)
 
     def search(self, decoding: DecodingConfig) -> DecodingConfig:
-        """See `Exporter.search`: the search is mtkit's own."""
+        """The search is mtkit's own."""
         return decoding
 
     def tokenizer(self, folder: Path) -> EngineTokenizer:
-        """See `Exporter.tokenizer`."""
         return _Tokenizer(folder)
 
     def computed_in(self, type_: str) -> str:
-        """See `Exporter.computed_in`: on CPUs, onnxruntime computes with float16 in float32."""
+        """On CPUs, onnxruntime computes with float16 in float32."""
         return "float32" if type_ == "float16" else type_
 
     def unproven(self) -> None:
-        """See `Exporter.unproven`: it always can be, because `onnxruntime` is needed to write int8 anyway."""
+        """Every export can be proven: `onnxruntime` is needed to write int8 anyway."""
 
     def engine(self, model: LoadedModel, folder: Path, type_: str, decoding: DecodingConfig) -> Engine:
-        """See `Exporter.engine`."""
         return _OnnxEngine(_OnnxEnsemble(Graphs(folder), model), decoding, model.config.data.tgt)
 
 
@@ -135,13 +132,11 @@ class _OnnxStepper:
         return hidden_BKD
 
     def reorder(self, parents_BK: Tensor) -> None:
-        """See `Stepper.reorder`."""
         firsts_B1 = self.num_hypotheses * torch.arange(len(parents_BK))[:, None]
         self._keep((firsts_B1 + parents_BK).flatten())
         self.num_hypotheses = parents_BK.shape[1]
 
     def keep_rows(self, rows_B: Tensor) -> None:
-        """See `Stepper.keep_rows`."""
         own_K = torch.arange(self.num_hypotheses)
         self._keep((self.num_hypotheses * rows_B[:, None] + own_K).flatten())
 
@@ -152,7 +147,6 @@ class _OnnxStepper:
         self.past = {name: value[index] for name, value in self.past.items()}
 
     def attention(self) -> Tensor:
-        """See `Stepper.attention`."""
         padding_BK1S = torch.from_numpy(~self.encoded["memory_mask"])
         weights_BKS = self.attention_BKLS.mean(dim=2)
         return weights_BKS.masked_fill(padding_BK1S.view_as(weights_BKS), 1.0)
@@ -177,7 +171,7 @@ class _OnnxEnsemble(Ensemble):
         keep_attention: bool = False,
         vocabulary: ReducedVocabulary | TokenLists | None = None,
     ) -> Stepper:
-        """See `Ensemble.stepper`; attention is always kept, and there are no shortlists."""
+        """Return a stepper that always keeps attention; there are no shortlists."""
         return _OnnxStepper(self.graphs, src_BS, self.tokenizers.tgt.vocab_size)
 
 
@@ -197,7 +191,6 @@ class _OnnxEngine(BatchedSearch):
     def align(
         self, pairs: Sequence[tuple[Ids, Ids]], parallelism: Parallelism = PARALLEL
     ) -> Iterator[tuple[int, SegmentAttention]]:
-        """See `Engine.align`."""
         tokenizers = self.ensemble.tokenizers
         for index, (src_ids, tgt_ids) in enumerate(pairs):
             encoded = self.graphs.encode(self.ensemble.sources([src_ids]))
@@ -217,9 +210,7 @@ class _Tokenizer:
         self.translator = Translator(folder)
 
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
-        """See `EngineTokenizer.encode`."""
         return [[*self.translator.encode(line), self.translator.config["source_eos"]] for line in lines]
 
     def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
-        """See `EngineTokenizer.decode`."""
         return [self.translator.decode(ids) for ids in sequences]

@@ -81,14 +81,12 @@ class OpenNMTFormat:
     files = f"a {_ENDING} file, and the files that split text"
 
     def recognizes(self, path: Path) -> bool:
-        """See `Format.recognizes`."""
         if path.is_dir():
             names = {file.name for file in path.glob(f"*{_ENDING}")} - _NAMES_IN_FAIRSEQ
             return bool(names) and not any(path.glob("dict.*.txt"))
         return path.suffix == _ENDING
 
     def read(self, path: Path, options: ImportOptions) -> ImportedModel:
-        """See `Format.read`."""
         file = _newest(path) if path.is_dir() else path
         checkpoint = load_pickle(file, (argparse.Namespace,))
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("opt"), argparse.Namespace):

@@ -26,10 +26,9 @@ class OwnExporter:
     types: tuple[str, ...] = (*DTYPES, "int8")
 
     def check(self, model: LoadedModel) -> None:
-        """See `Exporter.check`: there is nothing that mtkit lacks."""
+        """Every model passes."""
 
     def write(self, model: LoadedModel, folder: Path, type_: str) -> None:
-        """See `Exporter.write`."""
         training = model.config.training.model_copy(update={"lora": None})  # adapters are merged
         config = dump_config(model.config.model_copy(update={"training": training}))
         state = {
@@ -44,21 +43,21 @@ class OwnExporter:
             save_shortlist(folder, model.shortlist, model.tokenizers)
 
     def search(self, decoding: DecodingConfig) -> DecodingConfig:
-        """See `Exporter.search`: it stays as it is."""
+        """Every search is the engine's own."""
         return decoding
 
     def tokenizer(self, folder: Path) -> None:
-        """See `Exporter.tokenizer`: it is mtkit's own."""
+        """There is none to compare: the engine is mtkit."""
 
     def computed_in(self, type_: str) -> str:
-        """See `Exporter.computed_in`. Weights of 16 bits are computed with in float32 to measure what they lose."""
+        """Weights of 16 bits are computed with in float32 to measure what they lose."""
         return "float32" if type_ == "int8" and not can_multiply_int8() else type_
 
     def unproven(self) -> None:
-        """See `Exporter.unproven`: it always can be."""
+        """Every export can be proven."""
 
     def engine(self, model: LoadedModel, folder: Path, type_: str, decoding: DecodingConfig) -> Engine:
-        """See `Exporter.engine`: the whole vocabulary is searched, as in the other engines."""
+        """The whole vocabulary is searched, as in the other engines."""
         decoding = decoding.model_copy(update={"shortlist": False})
         precision = "int8" if self.computed_in(type_) == "int8" else "fp32"
         return Translator.load(folder, decoding=decoding, device="cpu", precision=precision).engine

@@ -73,9 +73,8 @@ def load_pickle(path: Path, allowed: Sequence[type | tuple[type, str]] = ()) -> 
             )
             raise StorageError(what, where=str(path), hint=_HINT) from error
         except Exception as error:  # reading a damaged pickle may raise anything
-            if (
-                isinstance(error, OSError) and error.errno != errno.EINVAL
-            ):  # EINVAL: it seeks before the start
+            # EINVAL: it seeks before the start
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
                 raise
             raise StorageError(
                 "damaged, or not a PyTorch file", where=str(path), hint="copy it again"

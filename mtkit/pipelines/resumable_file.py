@@ -118,9 +118,8 @@ class ResumableFile:
             StorageError: If the disk fails.
         """
         self.append("", 0, {})
-        self._write_note(
-            finished=True
-        )  # before the renaming: until then there is no OUT that it could be about
+        # before the renaming: until then there is no OUT that it could be about
+        self._write_note(finished=True)
         with storage_errors(self.path):
             os.replace(self._part, self.path)
         self.close()

@@ -188,9 +188,8 @@ def make_plan(
     original = load([])
     request = _request(original, options)
     drawn: dict[str, Any] = {}
-    if fresh or not read_object(
-        folder / _PLAN
-    ):  # a mistake must neither cost an earlier sweep nor leave a folder
+    # a mistake must neither cost an earlier sweep nor leave a folder
+    if fresh or not read_object(folder / _PLAN):
         drawn = _draw(folder, options, original, load, say)
     with _lock(folder):
         if fresh:

@@ -228,13 +228,8 @@ def read_validations(path: Path, metric: str) -> dict[int, SelectionScore]:
                 loss = record.get("loss")
                 result = SelectionScore(float(record[metric]), None if loss is None else float(loss))
                 results[int(record["step"])] = result
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ):  # also a null, which stands for NaN or infinity
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            # also a null, which stands for NaN or infinity
             continue
     return results
 

@@ -171,9 +171,8 @@ def _outcome(state: RunState, history: History, config: Config, results: dict[st
     of_limit = f" of {limit:,}" if limit is not None else ""
     rollbacks = len(history.rollbacks)
     rolled = f", after {rollbacks} rollback{'s' if rollbacks > 1 else ''}" if rollbacks else ""
-    now = (
-        f" on {datetime.now():%Y-%m-%d at %H:%M}" if state == "running" else ""
-    )  # the page may outlast the training
+    # the page may outlast the training
+    now = f" on {datetime.now():%Y-%m-%d at %H:%M}" if state == "running" else ""
     return f"at update {history.last_step:,}{of_limit}{rolled}{now}"
 
 

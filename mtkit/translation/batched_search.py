@@ -316,9 +316,8 @@ def _loop(ids: Sequence[int]) -> Sequence[int]:
 def search_options(decoding: DecodingConfig, tgt: Tokenizer) -> SearchOptions:
     """Return the options of the beam search, in tokens of the target vocabulary."""
     unused = range(tgt.num_pieces, tgt.vocab_size)
-    special = [
-        token for token in (*tgt.special, tgt.unk) if token != tgt.eos
-    ]  # bos may be eos, as in fairseq
+    # bos may be eos, as in fairseq
+    special = [token for token in (*tgt.special, tgt.unk) if token != tgt.eos]
     # A space before a text is a token of its own where no piece has both; translations need it.
     encoded = [tuple(ids.tolist()) for ids in tgt.encode(decoding.suppress)]
     encoded += encode_inside(tgt, [text for text in decoding.suppress if BEGINS_UNSPACED.match(text)])

@@ -300,9 +300,8 @@ class Segmenter:
         if src.tags and own_tag and own_tag not in src.tags:
             what = f"the model does not know the tag {own_tag!r:.40}"
             raise DataError(what, where=where, hint=describe_tags(src.tags))
-        tag, repeated = src.encode(
-            [request.tag, own_tag]
-        )  # a tag in the line is repeated before later segments
+        # a tag in the line is repeated before later segments
+        tag, repeated = src.encode([request.tag, own_tag])
         max_tokens = max(1, self.max_source_tokens - len(tag) - len(repeated))
         steered = bool(request.prefix or request.constraints)  # such a line must be a single segment
         max_unsplit = max_tokens

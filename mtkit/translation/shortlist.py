@@ -212,12 +212,10 @@ def shortlist_of_counts(
     first = np.sort(order[frequencies[order] > 0]).astype(np.int32)
     keys, totals = counts
     srcs, tgts = keys // num_targets, keys % num_targets
-    ranked = np.lexsort(
-        (tgts, -totals, srcs)
-    )  # c(s) is the same for all t of an s, so counts rank as p(t|s) does
-    starts = np.searchsorted(
-        srcs, srcs
-    )  # keys are in ascending order, so the tokens of a source are together
+    # c(s) is the same for all t of an s, so counts rank as p(t|s) does
+    ranked = np.lexsort((tgts, -totals, srcs))
+    # keys are in ascending order, so the tokens of a source are together
+    starts = np.searchsorted(srcs, srcs)
     best = ranked[np.arange(len(keys)) - starts < size.best]
     entries = np.concatenate([keys[best], _copies(tokenizers)])
     entries = np.unique(entries)

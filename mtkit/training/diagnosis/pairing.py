@@ -46,9 +46,8 @@ def measure_pairing(pairs: Sequence[Pair], score: Score) -> Pairing | None:
         pairs: consecutive pairs of a corpus; the first ones that are neither empty nor long are taken.
         score: scores pairs with the model.
     """
-    fits = [
-        all(side.strip() and len(side) <= _MAX_CHARACTERS for side in pair) for pair in pairs
-    ]  # positions are kept, so that lines that have shifted can be found
+    # positions are kept, so that lines that have shifted can be found
+    fits = [all(side.strip() and len(side) <= _MAX_CHARACTERS for side in pair) for pair in pairs]
     chosen = [i for i, fit in enumerate(fits) if fit][:_NUM_TARGETS]
     if len(chosen) < _MIN_TARGETS:
         return None

@@ -208,9 +208,8 @@ def _languages(
 ) -> Iterator[Finding]:
     """Yield a finding if the sides are swapped, or one is in another script or language than in training."""
     profiles = [_Profile(text) for text in trained]
-    known = [
-        [profile.share(text) for profile in profiles] for text in lines
-    ]  # of each side, by both profiles
+    # of each side, by both profiles
+    known = [[profile.share(text) for profile in profiles] for text in lines]
     scripts = [_letters(text) for text in trained]
     strays = [[_strays(_letters(text), own) for own in scripts] for text in lines]
     by_words = all(_is_swapped(known[side][side], known[side][1 - side]) for side in (0, 1))
