@@ -208,10 +208,13 @@ def evaluate(
     from mtkit.evaluation import metrics
     from mtkit.evaluation.metric_commands import is_external
 
+    hyps, ref, model, test, test_set, train, alignments = (
+        each or [] for each in (hyps, ref, model, test, test_set, train, alignments)
+    )
     output_format = check_format(output_format, as_json)
     names = [name.lower() for name in metric or DEFAULT_METRICS if not is_external(name)]
     commands = metric_commands([name for name in metric or [] if is_external(name)], metric_env or [])
-    systems = choose_systems(hyps or [], model or [], baseline)
+    systems = choose_systems(hyps, model, baseline)
     models = [system.name for system in systems if system.is_model]
     for_models = {
         "--beam-size": beam_size,
@@ -223,7 +226,7 @@ def evaluate(
         "--threads": threads,
     }
     check_combination(
-        hyps or [], ref or [], models, src, test or [], test_set or [],
+        hyps, ref, models, src, test, test_set,
         [option for option, value in for_models.items() if value not in (None, "auto")],
         reads_source=bool(commands) or analysis,
     )  # fmt: skip
@@ -241,9 +244,9 @@ def evaluate(
         names = names if metric else ["bleu", "chrf"]
     paired = check_paired(paired, len(systems), resamples)
     check_not_compressed(segments, "--segments")
-    read = [*(hyps or []), *(ref or []), *(alignments or []), *filter(None, [src, baseline, labels])]
-    read += [str(path) for folder in hyps or [] for path in Path(folder).glob(f"*{HYPS_SUFFIX}")]
-    read += [path for paths in [*(test or []), *(train or [])] for path in (paths, *paths.split(","))]
+    read = [*hyps, *ref, *alignments, *filter(None, [src, baseline, labels])]
+    read += [str(path) for folder in hyps for path in Path(folder).glob(f"*{HYPS_SUFFIX}")]
+    read += [path for paths in [*test, *train] for path in (paths, *paths.split(","))]
     check_not_overwriting(segments, read, "--segments")
     decodings = {name: resolve_decoding(name, {"beam_size": beam_size}) for name in models}
     sides, langs, tgt, tokenize, data = _settings(columns, langs, tokenize, models)
@@ -254,7 +257,7 @@ def evaluate(
     if warning is not None and not quiet:
         print_stderr(warning.replace("validation.bleu_tokenizer", "--tokenize"))
     parallelism = choose_parallelism(workers, threads)
-    sets = load_test_sets(src, ref or [], test or [], test_set or [], sides, langs, tag, data)
+    sets = load_test_sets(src, ref, test, test_set, sides, langs, tag, data)
 
     scoring = Scoring(names, tokenize, lowercase, tgt, paired, resamples, trials, resample_seed)
     is_silent = quiet or output_format != "text"
@@ -281,8 +284,8 @@ def evaluate(
         scoring = scoring._replace(paired="none")
     ordered = {system.name: hyps_of[system.name] for system in systems if system.name in hyps_of}
     elsewhere = partial(score_elsewhere, commands, ordered, sets, device, metric_timeout, quiet=quiet)
-    analyzed = Analyzed(labels, alignments or [], train or [], data, sides) if analysis else None
-    analyze = partial(_analyze, ordered, sets, scoring, analyzed, hyps or [], quiet=is_silent)
+    analyzed = Analyzed(labels, alignments, train, data, sides) if analysis else None
+    analyze = partial(_analyze, ordered, sets, scoring, analyzed, hyps, quiet=is_silent)
     _score_and_print(ordered, sets, scoring, elsewhere, analyze, segments, output_format, quiet=quiet)
     if fault is not None:
         raise fault

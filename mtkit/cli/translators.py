@@ -1,4 +1,4 @@
-"""Translators as the options of a command ask for them. torch is imported when one is loaded."""
+"""Loading translators from command-line options. torch is imported when one is loaded."""
 
 from __future__ import annotations
 
@@ -73,19 +73,10 @@ def load_translator_and_config(
     """Load a translator and the config with which its model was trained; see `load_translator`."""
     check_precision(precision, "--precision")
     from mtkit.device import choose_device
-    from mtkit.translation.loading import load_ensemble_members, load_stored_model, usual_src_tokens
-    from mtkit.translation.shortlist import load_shortlist
     from mtkit.translation.translator import Translator
 
     chosen = choose_device(device, "--device", read_ranks().local_rank)
-    config, tokenizers, network = load_stored_model(Path(model))
-    members = load_ensemble_members(ensemble, tokenizers, network.source_eos, model)
-    usual = usual_src_tokens(model)
-    shortlist = load_shortlist(Path(model), tokenizers) if decoding.shortlist else None
-    translator = Translator.of(
-        config, tokenizers, network, decoding, chosen, precision, members, usual, shortlist
-    )
-    return translator, config
+    return Translator.from_folder(model, decoding, chosen, precision, ensemble)
 
 
 def load_exported(

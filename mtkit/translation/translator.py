@@ -149,12 +149,30 @@ class Translator(LineTranslator):
         decoding = override_decoding(decoding or read_decoding(Path(path)), changes)
         for found in ineffective_decoding_settings(decoding, changes):
             raise ConfigError(found.what, where=found.key, hint=found.hint)
-        chosen = choose_device(device, "device")
+        return cls.from_folder(path, decoding, choose_device(device, "device"), precision, ensemble)[0]
+
+    @classmethod
+    def from_folder(
+        cls,
+        path: str | Path,
+        decoding: DecodingConfig,
+        device: torch.device,
+        precision: str,
+        ensemble: Sequence[str | Path] = (),
+    ) -> tuple[Translator, Config]:
+        """Load a translator as `load` does, with a device that is chosen, and the config of its model.
+
+        Raises:
+            StorageError: If the folder or a file in it is missing or damaged.
+            ConfigError: If the device does not support int8, or a model of the ensemble has other vocabularies.
+        """
         config, tokenizers, model = load_stored_model(Path(path))
         others = load_ensemble_members(ensemble, tokenizers, model.source_eos, path)
-        shortlist = load_shortlist(Path(path), tokenizers) if decoding.shortlist else None
         usual = usual_src_tokens(path)
-        return cls.of(config, tokenizers, model, decoding, chosen, precision, others, usual, shortlist)
+        shortlist = load_shortlist(Path(path), tokenizers) if decoding.shortlist else None
+        return cls.of(
+            config, tokenizers, model, decoding, device, precision, others, usual, shortlist
+        ), config
 
     @classmethod
     def of(
