@@ -33,7 +33,6 @@ _MAX_LENGTH = 250
 _MEASURED_BATCHES = 2000
 _DIGESTS_PER_CALL = 1 << 14
 
-Say = Callable[[str], None]
 Result = TypeVar("Result")
 
 
@@ -73,7 +72,7 @@ class DataBenchmark:
 
 
 def benchmark_data(
-    num_pairs: int, config: Config | None = None, say: Say = lambda line: None
+    num_pairs: int, config: Config | None = None, say: Callable[[str], None] = lambda line: None
 ) -> DataBenchmark:
     """Measure batch ordering and duplicate detection; with a config, also the encoding of its training pairs.
 

@@ -52,8 +52,6 @@ _BASELINES = ("torch", "compile", "threads", "transformers")
 _SYNTHETIC_BATCHES = 60
 _UPDATES_IN_GPU_SPAN = 4
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class BaselineSpeed:
@@ -149,7 +147,7 @@ def benchmark_train(
     num_updates: int = 20,
     minutes: float | None = None,
     synthetic: bool = False,
-    say: Say = lambda line: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> TrainBenchmark:
     """Measure training with a config. The run folder is neither read nor written.
 
@@ -207,7 +205,9 @@ def benchmark_train(
         return _summarize(own, baselines, timed, shares, memory)
 
 
-def _real_inputs(config: Config, folder: Path, say: Say, initial: InitialModel | None) -> Inputs:
+def _real_inputs(
+    config: Config, folder: Path, say: Callable[[str], None], initial: InitialModel | None
+) -> Inputs:
     """Return the inputs of training, without the validation pairs: nothing is validated."""
     inputs = load_inputs(config, folder, has_tokenizers=False, say=say, initial=initial)
     return replace(inputs, valid=None)
@@ -310,7 +310,9 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _make_baseline(name: str, own: _MtkitLoop, updates: Sequence[Update], say: Say) -> _Loop:
+def _make_baseline(
+    name: str, own: _MtkitLoop, updates: Sequence[Update], say: Callable[[str], None]
+) -> _Loop:
     """Build a baseline loop for the same work. Loops around other models get the setting that is fastest for them.
 
     Args:

@@ -967,17 +967,17 @@ class Config(Section):
         return self
 
     @property
-    def _trains_tokenizer(self) -> bool:
+    def trains_tokenizer(self) -> bool:
         """Return whether the tokenizer is neither an existing one nor that of another model."""
         return self.init is None and self.tokenizer.model is None and self.tokenizer.src_model is None
 
     @model_validator(mode="after")
     def _sampling(self) -> Config:
-        if self._trains_tokenizer and self.tokenizer.sampling_alpha and self.tokenizer.type != "unigram":
+        if self.trains_tokenizer and self.tokenizer.sampling_alpha and self.tokenizer.type != "unigram":
             raise ValueError(
                 "tokenizer.sampling_alpha needs tokenizer.type unigram; for bpe, set bpe_dropout"
             )
-        if self._trains_tokenizer and self.tokenizer.bpe_dropout and self.tokenizer.type != "bpe":
+        if self.trains_tokenizer and self.tokenizer.bpe_dropout and self.tokenizer.type != "bpe":
             raise ValueError(
                 "tokenizer.bpe_dropout needs tokenizer.type bpe; for unigram, set sampling_alpha"
             )
@@ -986,7 +986,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _tags(self) -> Config:
         for key, tag in self.data.tags.items():
-            if self._trains_tokenizer and tag not in self.tokenizer.user_symbols:
+            if self.trains_tokenizer and tag not in self.tokenizer.user_symbols:
                 raise ValueError(f"{key} is {tag!r}, which is not in tokenizer.user_symbols")
         return self
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtkit.config.sections import AugmentConfig
+from mtkit.data.batching import Ids
 from mtkit.data.counter_random import make_key, numbers_of_pairs
 from mtkit.data.order import Indices
 from mtkit.data.perturbation import (
@@ -32,7 +33,7 @@ from mtkit.data.perturbation import (
 )
 from mtkit.data.readers import Pair
 from mtkit.data.segmentation import read_pieces
-from mtkit.data.tokenizer import Ids, Tokenizer, Tokenizers, VocabularyTokenizer
+from mtkit.data.tokenizer import Tokenizer, Tokenizers, VocabularyTokenizer
 
 _TWO_32 = 2.0**32
 _MAX_INSERTED_WORDS = 3

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from mtkit.data.batching import Ids
 from mtkit.data.filters import FilterCounts
 from mtkit.data.order import Lengths
 from mtkit.data.sources import Source
-from mtkit.data.tokenizer import Ids
 from mtkit.errors import StorageError
 from mtkit.files import storage_errors
 

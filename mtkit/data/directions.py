@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mtkit.data.batching import Ids
 from mtkit.data.corpus import Corpus
 from mtkit.data.order import Lengths
-from mtkit.data.tokenizer import Ids
 
 
 class BothDirections:

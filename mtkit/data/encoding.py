@@ -29,13 +29,14 @@ import pyarrow as pa
 
 from mtkit.config.sections import DataConfig
 from mtkit.data.alignments import WordLinks, token_links
+from mtkit.data.batching import Ids
 from mtkit.data.cache import open_cache, remove_abandoned_folders
 from mtkit.data.corpus import ALIGNED_SCHEMA, FORMAT, LINKS, ROWS, SCHEMA, Corpus, as_numpy
 from mtkit.data.filters import KEPT, FilterCounts, PairFilter, Reasons
 from mtkit.data.readers import Pair
 from mtkit.data.sources import Source
 from mtkit.data.tables import Hashes
-from mtkit.data.tokenizer import Ids, Tokenizers
+from mtkit.data.tokenizer import Tokenizers
 from mtkit.demo import EARLIER_GENERATORS, GENERATOR
 from mtkit.errors import DataError, FolderInUseError, StorageError
 from mtkit.files import (

@@ -31,10 +31,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from mtkit.data.batching import Ids
 from mtkit.data.counter_random import Key, Words, numbers_of_pairs
 from mtkit.data.order import Indices
 from mtkit.data.segmentation import Piece, read_pieces
-from mtkit.data.tokenizer import Ids, Tokenizer, VocabularyTokenizer
+from mtkit.data.tokenizer import Tokenizer, VocabularyTokenizer
 from mtkit.errors import ConfigError
 
 _MAX_SIZE = 1 << 23

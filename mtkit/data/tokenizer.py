@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mtkit.config.sections import TokenizerConfig
+from mtkit.data.batching import Ids
 from mtkit.data.readers import Pair
 from mtkit.data.segmentation import (
     SEGMENTATIONS,
@@ -43,8 +44,6 @@ from mtkit.data.sentencepiece_training import (
 from mtkit.errors import ConfigError, DataError, StorageError
 from mtkit.files import storage_errors, write_bytes
 from mtkit.job_limits import usable_cores
-
-Ids = npt.NDArray[np.int32]
 
 _JOINT_FILE, _SRC_FILE, _TGT_FILE = "tokenizer.model", "tokenizer.src.model", "tokenizer.tgt.model"
 VOCABULARY_FILE = "tokenizer.json"

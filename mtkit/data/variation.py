@@ -20,11 +20,11 @@ import numpy as np
 
 from mtkit.config.sections import AugmentConfig, TokenizerConfig
 from mtkit.data.augmentation import Augmentation
-from mtkit.data.batching import EncodedPairs
+from mtkit.data.batching import EncodedPairs, Ids
 from mtkit.data.counter_random import make_key
 from mtkit.data.order import Indices, Lengths
 from mtkit.data.subword_sampling import SubwordSampler
-from mtkit.data.tokenizer import Ids, Tokenizers
+from mtkit.data.tokenizer import Tokenizers
 
 _SAMPLE_PAIRS = 2000
 

@@ -30,8 +30,6 @@ from mtkit.translation.loading import load_model, usual_src_tokens
 from mtkit.translation.model_folder import find_checkpoint
 from mtkit.translation.shortlist import load_shortlist
 
-Say = Callable[[str], None]
-"""Prints a line."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """Types of floating-point numbers, by their names in `--type`."""
 
@@ -104,7 +102,7 @@ def export_model(
     exporter: Exporter,
     output: Path,
     find_text: Callable[[LoadedModel], ProofText],
-    say: Say,
+    say: Callable[[str], None],
     *,
     type_: str = "float32",
     max_loss: float | None = None,
@@ -177,7 +175,7 @@ def _prove(
     model: LoadedModel,
     folders: tuple[Path, Path],
     text: ProofText,
-    say: Say,
+    say: Callable[[str], None],
     type_: str,
     max_loss: float | None,
 ) -> None:

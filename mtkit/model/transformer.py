@@ -366,3 +366,7 @@ class Transformer(nn.Module):
     def num_parameters(self) -> int:
         """Return the number of parameters; shared ones count once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def num_trained_parameters(self) -> int:
+        """Return the number of parameters that are not frozen; shared ones count once."""
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)

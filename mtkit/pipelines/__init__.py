@@ -5,13 +5,13 @@ and folders that it reads and writes:
 
     stage = Stage(
         "forward-1",
-        train_stage,                       # a function of a module of mtkit: (settings, context) -> result
-        {"config": to_dict(config)},       # all that it needs to know
+        train,                                # a function of a module of mtkit: (settings, context) -> result
+        {"config": training_values(config)},  # all that it needs to know
         effort=Effort("updates", 4600),
         inputs=(Path("train.en"), Path("train.de")),
         outputs=(Path("runs/x.stages/forward-1"),),
     )
-    with Pipeline(Path("runs/x.stages"), [stage.effort for stage in stages], say=print_stderr) as pipeline:
+    with Pipeline(Path("runs/x.stages"), [stage.effort for stage in stages], say=print) as pipeline:
         for stage in stages:
             result = pipeline.run(stage)   # what the function returned: JSON, also of a stage that is already done
 

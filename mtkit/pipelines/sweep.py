@@ -29,6 +29,7 @@ from mtkit.config.sections import Config, DataConfig
 from mtkit.config.yaml_document import dump_yaml
 from mtkit.errors import ConfigError, FolderInUseError, TrainingError
 from mtkit.evaluation.history import read_object
+from mtkit.evaluation.metrics import HIGHER_IS_BETTER
 from mtkit.files import FolderLock, make_folder, remove_tree, write_text
 from mtkit.files.folders import is_locked
 from mtkit.formatting import format_count, format_duration
@@ -40,12 +41,9 @@ from mtkit.pipelines.stages import Context, Effort, Settings, Stage
 from mtkit.pipelines.trainings import train, training_values
 
 _PLAN, _RESULTS, PAGE, BEST = "plan.json", "sweep.json", "sweep.html", "best.yaml"
-_LOWER_IS_BETTER = ("loss", "perplexity", "ter")
 _POLL_SECONDS = 2.0
 _PLAN_SECONDS = 600.0
 """Longest time to wait for another process that makes the plan."""
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ class Plan:
 
     def outcomes(self) -> dict[Task, Outcome]:
         """Return the outcomes of the tasks that are done."""
-        sign = -1.0 if self.metric in _LOWER_IS_BETTER else 1.0
+        sign = 1.0 if HIGHER_IS_BETTER.get(self.metric, False) else -1.0
         return {
             task: Outcome(
                 None if (score := record.result.get("score")) is None else sign * score, record.seconds
@@ -320,7 +318,7 @@ def _draw(
 # --- the work -----------------------------------------------------------------------------------------------------
 
 
-def work(plan: Plan, say: Say, first: int = 0) -> None:
+def work(plan: Plan, say: Callable[[str], None], first: int = 0) -> None:
     """Do the tasks of a sweep until none is left, together with other processes that do the same.
 
     Args:
@@ -346,7 +344,7 @@ def work(plan: Plan, say: Say, first: int = 0) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _try_task(plan: Plan, task: Task, say: Say) -> bool:
+def _try_task(plan: Plan, task: Task, say: Callable[[str], None]) -> bool:
     """Do a task, unless another process works on its trial; return whether it was done."""
     folder, steps = plan.stages(task.trial), plan.halving.steps[task.trial]
     if is_locked(folder):

@@ -38,9 +38,9 @@ from mtkit.search.state import (
     BestTokensStepper,
     Candidates,
     Hypothesis,
-    Progress,
     SearchOptions,
     Stepper,
+    StoppingState,
     any_or_unknown,
     init_beam,
     keep_rows,
@@ -293,7 +293,7 @@ def _gather_beams(values_BKT: Tensor, beams_BK: Tensor) -> Tensor:
     return values_BKT.gather(1, beams_BK[:, :, None].expand(-1, -1, values_BKT.shape[2]))
 
 
-def is_done(beam: Progress, options: SearchOptions) -> Tensor:
+def is_done(beam: StoppingState, options: SearchOptions) -> Tensor:
     """Return which sentences need no further step: [B].
 
     A sentence is done if it has no live hypothesis, or if none can still beat the `n_best` finished ones (the upper
@@ -326,7 +326,7 @@ def is_done(beam: Progress, options: SearchOptions) -> Tensor:
     return done_B | enough_B
 
 
-def _max_scores(beam: Progress, log_probs_B: Tensor, options: SearchOptions) -> Tensor:
+def _max_scores(beam: StoppingState, log_probs_B: Tensor, options: SearchOptions) -> Tensor:
     """Return the highest scores that live hypotheses with these log-probabilities can still reach: [B].
 
     Log-probabilities only fall and coverage penalties are never positive, so the bound is the current log-probability,

@@ -152,7 +152,7 @@ class Beam:
         return self.tokens_BKT.shape[2] - 1
 
 
-class Progress(Protocol):
+class StoppingState(Protocol):
     """Numbers that decide which sentences of a beam are done."""
 
     max_lengths_B: Tensor

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from mtkit.config.sections import Config, TrainingConfig
+from mtkit.config.sections import Config
 from mtkit.data.corpus import Corpus
 from mtkit.data.directions import BothDirections
 from mtkit.data.tokenizer import Tokenizers
@@ -76,11 +76,16 @@ def build_trainer(
     minimum_risk = None
     if training.minimum_risk is not None:
         minimum_risk = MinimumRisk(training.minimum_risk, config, inputs.tokenizers.tgt)
+    consistency = None
+    if training.simcut:
+        consistency = Consistency.simcut(training.simcut, training.cutoff)
+    elif training.r_drop:
+        consistency = Consistency.r_drop(training.r_drop)
     objective = Objective(
         model,
         training.label_smoothing,
         stage,
-        _consistency(training),
+        consistency,
         inputs.teachers,
         training.guided_alignment,
         minimum_risk,
@@ -157,13 +162,6 @@ def _make_loader(
     return UpdateLoader(pairs, order, special, training, seed, world, device, variation, num_workers)
 
 
-def _consistency(training: TrainingConfig) -> Consistency | None:
-    """Return the terms of SimCut or R-Drop, or None."""
-    if training.simcut:
-        return Consistency.simcut(training.simcut, training.cutoff)
-    return Consistency.r_drop(training.r_drop) if training.r_drop else None
-
-
 def describe(trainer: Trainer, say: Callable[[str, str], None]) -> None:
     """Say what will be trained, and on what.
 
@@ -175,10 +173,9 @@ def describe(trainer: Trainer, say: Callable[[str, str], None]) -> None:
     src, tgt = inputs.tokenizers.src, inputs.tokenizers.tgt
     say("data", inputs.corpus.counts.summary())
     sizes = " and ".join(f"{tokenizer.num_pieces:,}" for tokenizer in dict.fromkeys([src, tgt]))
-    settings = config.tokenizer
-    is_trained = config.init is None and settings.model is None and settings.src_model is None
-    is_small = is_trained and max(src.num_pieces, tgt.num_pieces) < settings.vocab_size
-    reason = f": the corpus gives no {settings.vocab_size:,}" if is_small else ""
+    wanted = config.tokenizer.vocab_size
+    is_small = config.trains_tokenizer and max(src.num_pieces, tgt.num_pieces) < wanted
+    reason = f": the corpus is too small for {wanted:,}" if is_small else ""
     say("tokenizer", f"{sizes} pieces{reason}")
     say("batches", f"{len(order):,} an epoch, {100 * order.padding_share:.1f} % padding")
     if config.data.reverse:
@@ -202,6 +199,6 @@ def describe(trainer: Trainer, say: Callable[[str, str], None]) -> None:
         processes = f", {trainer.engine.num_workers} workers"
     where = f"{trainer.precision} on {trainer.device}{processes}"
     model = trainer.model
-    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    num_trained = model.num_trained_parameters()
     trained = "" if num_trained == model.num_parameters() else f" ({num_trained:,} of them trained)"
     say("model", f"{model.num_parameters():,} parameters{trained}, {where}")

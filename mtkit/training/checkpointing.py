@@ -75,10 +75,6 @@ class Checkpointer:
         """Return the parameters by name, shared ones once; DTensors if the model is sharded."""
         return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
 
-    def evaluation_weights(self) -> dict[str, Tensor]:
-        """Return the weights to evaluate with: the EMA if there is one, else the raw weights."""
-        return self.raw_weights() if self.ema is None else self.ema.weights
-
     def _of_adapters(self, tensors: Mapping[str, Tensor], *, wanted: bool = True) -> dict[str, Tensor]:
         """Return those of some tensors that belong to adapters, or those that do not."""
         trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
@@ -111,7 +107,8 @@ class Checkpointer:
 
     def _model(self, state: TrainState) -> Checkpoint:
         """Return what best/ holds: the weights to evaluate with, or the adapters alone."""
-        weights, adapters = self.evaluation_weights(), dict[str, Tensor]()
+        weights = self.raw_weights() if self.ema is None else self.ema.weights
+        adapters: dict[str, Tensor] = {}
         if self.has_adapters:
             weights, adapters = {}, self._of_adapters(weights)
         return Checkpoint(
@@ -159,14 +156,11 @@ class Checkpointer:
             StorageError: If they do not fit the model.
         """
         if self.has_adapters:
-            weights = weights | self._initial_adapters()
+            adapters = self._of_adapters(self.raw_weights())
+            weights = weights | {name: full_tensor(tensor) for name, tensor in adapters.items()}
         self._copy_weights(weights, where)
         if self.ema is not None:
             self.ema.reset(self.model)
-
-    def _initial_adapters(self) -> dict[str, Tensor]:
-        """Return the adapters of this model as full tensors."""
-        return {name: full_tensor(tensor) for name, tensor in self._of_adapters(self.raw_weights()).items()}
 
     @out_of_memory_errors("free memory on the device")
     def restore(self, checkpoint: Checkpoint, where: str, current: TrainState) -> TrainState:

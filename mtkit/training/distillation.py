@@ -26,7 +26,7 @@ from mtkit.translation.loading import load_model
 _WHERE = "training.distillation.teacher"
 
 
-class Distillation:
+class TeacherPredictions:
     """Predictions of teachers at the real target positions of a batch. Their logits exist for a chunk at a time.
 
     Args:
@@ -109,10 +109,12 @@ class Teachers:
             model.compute_dtype = dtype
 
     @torch.no_grad()
-    def read(self, src_BS: Tensor, tgt_in_BT: Tensor, at_targets: Callable[[Tensor], Tensor]) -> Distillation:
+    def read(
+        self, src_BS: Tensor, tgt_in_BT: Tensor, at_targets: Callable[[Tensor], Tensor]
+    ) -> TeacherPredictions:
         """Run the teachers on a batch; `at_targets` selects its real target positions (see `TensorBatch`)."""
         hidden = [at_targets(model(src_BS, tgt_in_BT))[0] for model in self.models]
-        return Distillation(self.models, hidden, self.weight, self.temperature)
+        return TeacherPredictions(self.models, hidden, self.weight, self.temperature)
 
 
 def load_teachers(config: Config, tokenizers: Tokenizers) -> Teachers | None:

@@ -15,14 +15,17 @@ from torch import nn
 
 from mtkit.data.batching import Batch
 from mtkit.device import peak_memory
+from mtkit.errors import TrainingError
 from mtkit.model.transformer import Transformer
 from mtkit.training.compiling import compile_errors
 from mtkit.training.distributed import World
 from mtkit.training.loss import TensorBatch
-from mtkit.training.optimizer import check_loss_scale, make_scaler, set_learning_rate
+from mtkit.training.optimizer import make_scaler, set_learning_rate
 from mtkit.training.parallel import Stage, full_tensor, is_sharded, no_gradient_sync
 from mtkit.training.updates import Update
 from mtkit.training.workers import MicroBatches, Workers, single_thread
+
+_MIN_LOSS_SCALE = 2.0**-14
 
 
 class Engine:
@@ -57,7 +60,9 @@ class Engine:
         self.seed, self.clip_norm, self.world, self.stage = seed, clip_norm, world, stage
         self.scaler = make_scaler(device, model.compute_dtype)
         self.num_workers = num_workers
-        self.workers = Workers(model, num_workers, self._accumulate_in_worker) if num_workers > 1 else None
+        self.workers = None
+        if num_workers > 1:
+            self.workers = Workers(model, num_workers, lambda *work: self._accumulate(*work).tolist())
 
     def forward_backward(self, update: Update, num_targets: int, step: int) -> torch.Tensor:
         """Compute the gradients of this process's micro-batches, and return the sums of their loss and NLL: [2].
@@ -85,10 +90,6 @@ class Engine:
     def _weights_cast_once(self) -> AbstractContextManager[None]:
         """Return a context manager in which micro-batches share the cast weights. FSDP2 casts shards itself."""
         return nullcontext() if is_sharded(self.model.parameters()) else self.model.weights_cast_once()
-
-    def _accumulate_in_worker(self, micro_batches: MicroBatches, num_targets: int, step: int) -> list[float]:
-        """Do the work of `_accumulate`, and return the sums as numbers."""
-        return self._accumulate(micro_batches, num_targets, step).tolist()
 
     def _backward(self, batch: Batch | TensorBatch, num_targets: int, *, local: bool) -> torch.Tensor:
         """Accumulate the gradient of a micro-batch's loss sum over `num_targets`. Returns loss and NLL sums: [2].
@@ -121,12 +122,16 @@ class Engine:
             self.discard_gradients()
 
     def check_loss_scale(self) -> None:
-        """Check that fp16 training makes progress. A GPU must be waited for.
+        """Check that fp16 training makes progress: each overflow halves the loss scale and skips the update.
+
+        A GPU must be waited for.
 
         Raises:
-            TrainingError: If fp16 gradients overflow at every loss scale.
+            TrainingError: If the loss scale has become too small.
         """
-        check_loss_scale(self.scaler)
+        if self.scaler.is_enabled() and self.scaler.get_scale() < _MIN_LOSS_SCALE:
+            what = "gradients overflow fp16 at every loss scale"
+            raise TrainingError(what, hint="set training.precision to bf16 or fp32, or lower learning_rate")
 
     def threads(self) -> AbstractContextManager[None]:
         """Return a context manager in which an update is made: beside workers, this process has a single thread."""

@@ -42,7 +42,7 @@ def write_facts(trainer: Trainer, choices: Sequence[str] | None = ()) -> None:
         "processes": trainer.world.size,
         "threads": torch.get_num_threads(),
         "parameters": model.num_parameters(),
-        "trained_parameters": sum(each.numel() for each in model.parameters() if each.requires_grad),
+        "trained_parameters": model.num_trained_parameters(),
         "vocabulary": {"source": tokenizers.src.num_pieces, "target": tokenizers.tgt.num_pieces},
         "pairs": asdict(corpus.counts),
         "src_tokens": int(corpus.src_lengths.sum()),

@@ -44,8 +44,6 @@ from mtkit.training.validation import EvalSet, TextCorpus
 from mtkit.training.wandb_log import import_wandb
 from mtkit.translation.options import LineProgress
 
-Say = Callable[[str], None]
-
 _PACKING_CAPABILITY = (8, 0)
 """CUDA compute capability from which GPUs run the kernel of packed sentences."""
 
@@ -150,7 +148,12 @@ def _check_packing(config: Config, device: torch.device) -> None:
 
 
 def load_inputs(
-    config: Config, folder: Path, *, has_tokenizers: bool, say: Say, initial: InitialModel | None = None
+    config: Config,
+    folder: Path,
+    *,
+    has_tokenizers: bool,
+    say: Callable[[str], None],
+    initial: InitialModel | None = None,
 ) -> Inputs:
     """Read all sources, train or load the tokenizers, and encode the training pairs.
 
@@ -211,7 +214,7 @@ def _check_tags(config: Config, tokenizers: Tokenizers) -> None:
             raise ConfigError(what, where=key, hint=hint)
 
 
-def cached_tokenizers(config: Config, sources: Sequence[Source], say: Say) -> Tokenizers:
+def cached_tokenizers(config: Config, sources: Sequence[Source], say: Callable[[str], None]) -> Tokenizers:
     """Return the tokenizers of these sources, from the cache if they were trained before on the same text and settings.
 
     Args:

@@ -23,7 +23,7 @@ from mtkit.model.compiled import compiled, mark_size
 from mtkit.model.cpu.native import training as native
 from mtkit.model.packed import Packing
 from mtkit.model.transformer import Transformer
-from mtkit.training.distillation import Distillation
+from mtkit.training.distillation import TeacherPredictions
 
 CHUNK_POSITIONS = 1024
 """Target positions whose logits exist at the same time."""
@@ -62,8 +62,8 @@ class LossSums(NamedTuple):
     """Sums over positions, to be divided by the number of positions of a whole update."""
 
     loss: Tensor
-    """The training objective: (1 - smoothing) x negative log-likelihood + smoothing x the mean negative
-    log-probability over the vocabulary, with the terms of `Consistency` and `Distillation` if there are any. Scalar."""
+    """The training objective: (1 - smoothing) x negative log-likelihood + smoothing x the mean negative log-probability
+    over the vocabulary, with the terms of `Consistency` and `TeacherPredictions` if there are any. Scalar."""
     nll: Tensor
     """Negative log-likelihood in nats, whose mean is the log of the perplexity. Scalar, without gradient."""
 
@@ -83,7 +83,7 @@ class _ChunkedLoss(torch.autograd.Function):
         targets_M: Tensor,
         smoothing: float,
         consistency: Consistency | None,
-        distillation: Distillation | None,
+        distillation: TeacherPredictions | None,
         compiles: bool,
         cast_weight_VD: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
@@ -148,7 +148,7 @@ def _replace_by_gradient(
     smoothing: float,
     consistency: Consistency | None,
     sum_dtype: torch.dtype,
-    distillation: Distillation | None,
+    distillation: TeacherPredictions | None,
     teachers_CV: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the sums of loss and nll of a chunk of C positions, and overwrite its logits with the loss's gradient.
@@ -236,7 +236,7 @@ def loss_sums(
     smoothing: float,
     output_bias_V: Tensor | None = None,
     consistency: Consistency | None = None,
-    distillation: Distillation | None = None,
+    distillation: TeacherPredictions | None = None,
     *,
     compiles: bool = False,
     cast_weight_VD: Tensor | None = None,

@@ -189,5 +189,4 @@ def _num_rounds(num_micro_batches: int, engine: Engine) -> int:
 
 def _bytes_of_workers(engine: Engine) -> int:
     """Return the memory that several workers take before they run anything: gradients of their own."""
-    trained = sum(parameter.numel() for parameter in engine.model.parameters() if parameter.requires_grad)
-    return 0 if engine.num_workers == 1 else 4 * engine.num_workers * trained
+    return 0 if engine.num_workers == 1 else 4 * engine.num_workers * engine.model.num_trained_parameters()

@@ -6,13 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from mtkit.config.sections import TrainingConfig
-from mtkit.errors import TrainingError
 from mtkit.model.lora import adapter_parameters
 from mtkit.model.positions import LearnedPositions
 from mtkit.training.muon import Muon, layer_matrices
 from mtkit.training.parallel import is_sharded, shard_like
-
-_MIN_LOSS_SCALE = 2.0**-14
 
 
 def make_optimizer(
@@ -82,17 +79,6 @@ def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScale
     It is disabled in other precisions.
     """
     return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-
-
-def check_loss_scale(scaler: torch.amp.GradScaler) -> None:
-    """Check that fp16 training makes progress: each overflow halves the loss scale and skips the update.
-
-    Raises:
-        TrainingError: If the loss scale has become too small.
-    """
-    if scaler.is_enabled() and scaler.get_scale() < _MIN_LOSS_SCALE:
-        what = "gradients overflow fp16 at every loss scale"
-        raise TrainingError(what, hint="set training.precision to bf16 or fp32, or lower learning_rate")
 
 
 class ExponentialMovingAverage:

@@ -27,9 +27,9 @@ def learning_rate(step: int, training: TrainingConfig, d_model: int) -> float:
         case "inverse_sqrt":
             return peak * math.sqrt(max(warmup, 1) / step)
         case "linear":
-            return peak + (low - peak) * progress(step, training)
+            return peak + (low - peak) * decay_progress(step, training)
         case "cosine":
-            return low + (peak - low) * (1 + math.cos(math.pi * progress(step, training))) / 2
+            return low + (peak - low) * (1 + math.cos(math.pi * decay_progress(step, training))) / 2
         case _:
             return peak
 
@@ -49,7 +49,7 @@ def low_peak_warning(training: TrainingConfig, d_model: int) -> str | None:
     )
 
 
-def progress(step: int, training: TrainingConfig) -> float:
+def decay_progress(step: int, training: TrainingConfig) -> float:
     """Return the share of the decay that is done: 0 at the end of the warm-up, 1 at the last step.
 
     Without a warm-up, the first step has the peak: a training of a single step learns too.

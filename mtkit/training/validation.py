@@ -36,7 +36,7 @@ _LOSS_DECIMALS, _SCORE_DECIMALS = 4, 2
 """Decimals with which losses and scores are shown and compared."""
 
 
-def special_ids(tokenizers: Tokenizers, source_eos: bool = True) -> SpecialIds:
+def special_ids(tokenizers: Tokenizers, source_eos: bool) -> SpecialIds:
     """Return the ids that frame and pad sentences of these tokenizers.
 
     Args:

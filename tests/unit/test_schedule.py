@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mtkit.config.sections import TrainingConfig
-from mtkit.training.schedule import learning_rate, low_peak_warning, progress
+from mtkit.training.schedule import decay_progress, learning_rate, low_peak_warning
 
 SCHEDULES = ["inverse_sqrt", "noam", "linear", "cosine", "constant"]
 
@@ -101,7 +101,7 @@ def test_a_warm_up_of_one_step() -> None:
 
 def test_progress_ends_at_one() -> None:
     config = training("linear")
-    assert [progress(step, config) for step in (100, 550, 1000, 5000)] == [0.0, 0.5, 1.0, 1.0]
+    assert [decay_progress(step, config) for step in (100, 550, 1000, 5000)] == [0.0, 0.5, 1.0, 1.0]
 
 
 def test_default_factor_of_noam() -> None:

@@ -12,11 +12,12 @@ import pytest
 
 from mtkit.config.sections import TokenizerConfig
 from mtkit.data import subword_sampling
+from mtkit.data.batching import Ids
 from mtkit.data.counter_random import make_key, philox
 from mtkit.data.segmentation import Characters, SentencePiece, read_pieces
 from mtkit.data.sentencepiece_training import train_sentencepiece
 from mtkit.data.subword_sampling import SubwordSampler
-from mtkit.data.tokenizer import Ids, Tokenizer, Vocabulary, VocabularyTokenizer
+from mtkit.data.tokenizer import Tokenizer, Vocabulary, VocabularyTokenizer
 from mtkit.errors import ConfigError
 
 LINES = [

@@ -13,10 +13,10 @@ import torch
 
 from mtkit.config.sections import AugmentConfig, TokenizerConfig, TrainingConfig
 from mtkit.data.augmentation import Augmentation, change_case, insert_words, prefix_length, tag_prefixes
-from mtkit.data.batching import SpecialIds, split_evenly, split_to_fit
+from mtkit.data.batching import Ids, SpecialIds, split_evenly, split_to_fit
 from mtkit.data.order import MixedOrder
 from mtkit.data.readers import Pair
-from mtkit.data.tokenizer import Ids, Tokenizers, make_tokenizers
+from mtkit.data.tokenizer import Tokenizers, make_tokenizers
 from mtkit.data.variation import Variation, make_variation
 from mtkit.training.distributed import SINGLE_PROCESS, World
 from mtkit.training.memory import longest_batch
