@@ -134,12 +134,8 @@ def has_float8(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FLOAT8_CAPABILITY
 
 
-def check_float8(device: torch.device, where: str = "training.precision fp8") -> None:
+def check_float8(device: torch.device) -> None:
     """Check that a device multiplies matrices in FP8.
-
-    Args:
-        device: the device.
-        where: the config key or parameter for the error message.
 
     Raises:
         ConfigError: If it does not.
@@ -147,7 +143,8 @@ def check_float8(device: torch.device, where: str = "training.precision fp8") ->
     if has_float8(device):
         return
     what = f"{processor_name(device)} does not multiply matrices in FP8"
-    raise ConfigError(what, where=where, hint="bf16; NVIDIA GPUs have FP8 since Ada and Hopper")
+    hint = "bf16; NVIDIA GPUs have FP8 since Ada and Hopper"
+    raise ConfigError(what, where="training.precision fp8", hint=hint)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -52,17 +52,17 @@ def read_ranks(variables: Mapping[str, str] = os.environ, *, communicates: bool 
     return Ranks(int(rank), int(world_size), int(local_rank) if local_rank else None)
 
 
-def local_world_size(variables: Mapping[str, str] = os.environ) -> int:
+def local_world_size() -> int:
     """Return the number of processes that torchrun started on this machine."""
-    return int(variables.get("LOCAL_WORLD_SIZE", "1"))
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def was_restarted(variables: Mapping[str, str] = os.environ) -> bool:
+def was_restarted() -> bool:
     """Return whether torchrun or SLURM has started this command again, with the same arguments, after it had ended."""
-    counts = (variables.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    counts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
     return any(count.isdecimal() and int(count) > 0 for count in counts)
 
 
-def is_main_process(variables: Mapping[str, str] = os.environ) -> bool:
+def is_main_process() -> bool:
     """Return whether this process prints and writes: the one of rank 0, or the only one. Never raises."""
-    return variables.get("RANK", "0") == "0"
+    return os.environ.get("RANK", "0") == "0"

@@ -37,15 +37,9 @@ def escape_unencodable() -> None:
 
 def make_console(stream: TextIO | None) -> Console:
     """Return a console on a stream; a quiet one if the stream was closed before the process began."""
-    from rich.console import Console
+    from mtkit.training.display import PipeConsole
 
-    class PipeConsole(Console):
-        """Console that raises when the reader closes the pipe, where rich would end the process silently."""
-
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError
-
-    return PipeConsole(file=stream, quiet=stream is None)
+    return PipeConsole(stream)
 
 
 def invocation() -> str:

@@ -42,10 +42,6 @@ class YamlDocument:
     lines: dict[Keys, int]
     overrides: dict[Keys, str] = field(default_factory=dict)
 
-    def line_of(self, keys: Keys) -> int:
-        """Return the line (from 1) of a value, or of the innermost section around it that is in the file."""
-        return next((self.lines[near] for near in _outward(keys) if near in self.lines), 1)
-
     def place_of(self, keys: Keys) -> str:
         """Return where a value, or the section around it, was set: `file:line` or `command line: key=value`."""
         for near in _outward(keys):

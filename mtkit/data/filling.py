@@ -480,7 +480,7 @@ class _Xliff(_Document):
 
     def __init__(self, path: Path, languages: tuple[str, str]) -> None:
         super().__init__(path, languages)
-        self._is_translated: list[bool] = []
+
         self._source: _Segment | None = None
         self._seg_source: _Element | None = None
         self._parts: list[_Segment] = []

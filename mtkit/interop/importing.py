@@ -273,13 +273,12 @@ class StateDict:
             raise StorageError(what, where=self.where, hint=_HINT)
         return tensor
 
-    def affine(
-        self, place: str, name: str, *, suffixes: tuple[str, str] = ("weight", "bias")
-    ) -> dict[str, Tensor]:
+    def affine(self, place: str, name: str) -> dict[str, Tensor]:
         """Return `name.weight`, and `name.bias` if there is one, of a linear layer or norm at `place`."""
-        weight, bias = (f"{place}.{suffix}" for suffix in suffixes)
-        found = {f"{name}.weight": self.take(weight)}
-        return found | ({f"{name}.bias": self.take(bias)} if bias in self else {})
+        found = {f"{name}.weight": self.take(f"{place}.weight")}
+        if f"{place}.bias" in self:
+            found[f"{name}.bias"] = self.take(f"{place}.bias")
+        return found
 
     def fused(self, places: Sequence[str], name: str) -> dict[str, Tensor]:
         """Return the weight and bias of several linear layers as one layer of mtkit, stacked in this order.

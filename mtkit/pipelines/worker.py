@@ -13,21 +13,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from mtkit.errors import MtkitError
 from mtkit.pipelines.child import BROKEN_PIPE, raised, returned, stopped, write_outcome
 from mtkit.pipelines.records import Record, as_json
 from mtkit.pipelines.stages import Context
+from mtkit.training.display import PipeConsole
 from mtkit.training.signals import Interrupted, Signals
 from mtkit.translation.options import Parallelism
-
-
-class _PipeConsole(Console):
-    """Console that raises when the reader closes the pipe, where rich would end the process."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
 
 
 def main(arguments: list[str]) -> None:
@@ -63,7 +55,7 @@ def _run(path: Path, parallelism: Parallelism, *, fresh: bool) -> dict[str, Any]
             with signals.deferred():  # a signal during the import of torch would be lost
                 module, _, name = record.work.partition(":")
                 work = getattr(import_module(module), name)
-            console = _PipeConsole(file=sys.stdout, quiet=sys.stdout is None)
+            console = PipeConsole(sys.stdout)
             result = as_json(work(record.settings, Context(console, fresh, parallelism)))
             if sys.stdout is not None:
                 sys.stdout.flush()

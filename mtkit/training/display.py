@@ -1,10 +1,11 @@
-"""A console whose failures cannot stop a run."""
+"""Consoles: one that reports a closed pipe, and a display whose failures cannot stop a run."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -13,6 +14,20 @@ from mtkit.formatting import escape
 
 DRAWING_SHARE = 0.005
 """Most of the time that drawing a view takes, apart from views that must be drawn."""
+
+
+class PipeConsole(Console):
+    """Console that raises when the reader closes the pipe, where rich would end the process silently.
+
+    Args:
+        stream: stream to print to; None, if it was closed before the process began, for a quiet console.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        super().__init__(file=stream, quiet=stream is None)
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 class Display:

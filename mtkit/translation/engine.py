@@ -16,10 +16,6 @@ from mtkit.translation.options import PARALLEL, Parallelism
 from mtkit.translation.segments import Segment
 
 
-def _wants_no_more() -> bool:
-    return False
-
-
 @dataclass(frozen=True)
 class Search:
     """A search, which may have begun in the background.
@@ -30,7 +26,7 @@ class Search:
     """
 
     finish: Callable[[], list[list[Hypothesis]]]
-    wants_more: Callable[[], bool] = _wants_no_more
+    wants_more: Callable[[], bool] = lambda: False
 
 
 class Engine(Protocol):

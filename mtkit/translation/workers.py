@@ -44,18 +44,15 @@ class Results(Iterator[R]):
 
     Args:
         results: the results.
-        wants_more: see the method.
+        wants_more: returns whether workers are computing these, and will soon have nothing to do but for other
+            arguments.
     """
 
     def __init__(self, results: Iterator[R], wants_more: Callable[[], bool] = lambda: False) -> None:
-        self._results, self._wants_more = results, wants_more
+        self._results, self.wants_more = results, wants_more
 
     def __next__(self) -> R:
         return next(self._results)
-
-    def wants_more(self) -> bool:
-        """Return whether workers are computing these, and will soon have nothing to do but for other arguments."""
-        return self._wants_more()
 
 
 class Workers:

@@ -110,7 +110,7 @@ def repeats(text: str) -> bool:
     return False
 
 
-def _quote(text: str, limit: int = 60) -> str:
-    """Return the beginning of a text in quotation marks."""
+def _quote(text: str) -> str:
+    """Return the first 60 characters of a text in quotation marks."""
     text = visible(text)
-    return f"“{text if len(text) <= limit else text[: limit - 1] + '…'}”"
+    return f"“{text if len(text) <= 60 else text[:59] + '…'}”"
