@@ -327,7 +327,8 @@ Stop = Annotated[
 MaxLengthRatio = Annotated[
     float | None,
     typer.Option(
-        help="Maximum length of a translation: ratio x source tokens + 20.", rich_help_panel=CONSTRAINTS
+        help="Maximum length of a translation: ratio x source tokens + decoding.max_length_extra (20).",
+        rich_help_panel=CONSTRAINTS,
     ),
 ]
 MinPieces = Annotated[

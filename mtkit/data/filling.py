@@ -480,7 +480,6 @@ class _Xliff(_Document):
 
     def __init__(self, path: Path, languages: tuple[str, str]) -> None:
         super().__init__(path, languages)
-
         self._source: _Segment | None = None
         self._seg_source: _Element | None = None
         self._parts: list[_Segment] = []

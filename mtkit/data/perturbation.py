@@ -144,7 +144,7 @@ def random_words(rng: random.Random, max_words: int = 6) -> list[str]:
 
 
 def _index(rng: random.Random, number: int) -> int:
-    """Return a random number below another."""
+    """Return a random integer from 0 and below `number`."""
     return int(rng.random() * number)
 
 

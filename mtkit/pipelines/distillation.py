@@ -42,7 +42,7 @@ from mtkit.translation.model_folder import (
 from mtkit.translation.options import PARALLEL, Parallelism
 
 _ALONE = Effort("stages", 0)
-"""Effort of a stage unlike any other, whose time nothing tells."""
+"""Effort of a stage whose time cannot be estimated from other stages."""
 _MONO = "mono"
 """Name of the text without references among the corpora."""
 

@@ -97,7 +97,7 @@ class Halving:
         return left
 
     def ranked(self, tasks: Sequence[Task], outcomes: dict[Task, Outcome]) -> list[Task]:
-        """Return those of the tasks that did not fail, the best first; of equal ones that of the first trial."""
+        """Return the tasks that did not fail, best first; ties go to the lower trial number."""
         scores = {task: outcomes[task].score for task in tasks}
         good = [(-score, task.trial, task) for task, score in scores.items() if score is not None]
         return [task for _, _, task in sorted(good)]
@@ -115,7 +115,10 @@ class Halving:
         return kept
 
     def _cost(self, task: Task, outcomes: dict[Task, Outcome]) -> float:
-        """Return the cost of a task: as it was or, before that is known, as the same trial's speed below says."""
+        """Return the cost of a task: measured if it is done, otherwise estimated.
+
+        The estimate is from the speed of the trial's previous rung or, for the first rung, of earlier trials.
+        """
         if self.unit == "updates":
             return self.updates(task)
         if task in outcomes:
@@ -133,7 +136,7 @@ class Halving:
 
 
 def default_num_rungs(num_trials: int, reduction: int) -> int:
-    """Return with how many rungs a single trial reaches the last."""
+    """Return the number of rungs after which one trial is left."""
     num_rungs = 1
     while num_trials >= reduction**num_rungs:
         num_rungs += 1

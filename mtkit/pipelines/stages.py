@@ -48,7 +48,7 @@ Work = Callable[[Settings, Context], Mapping[str, Any] | None]
 
 
 def use_threads(settings: Settings) -> None:
-    """Let torch compute with as many threads as `num_threads` says; None for its default."""
+    """Set torch's number of threads to `num_threads` of the settings, unless it is None."""
     import torch
 
     if settings["num_threads"] is not None:

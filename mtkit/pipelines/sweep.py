@@ -359,7 +359,7 @@ def _try_task(plan: Plan, task: Task, say: Callable[[str], None]) -> bool:
         name = f"rung {task.rung + 1} of {plan.halving.num_rungs}, trial {task.trial}"
         left = plan.seconds_left()
         rest = "" if left is None else f"; about {format_duration(left)} of training left in all"
-        say(f"{name}: to update {steps[task.rung]:,} with {' '.join(plan.trials[task.trial])}{rest}")
+        say(f"{name}: training to update {steps[task.rung]:,} with {' '.join(plan.trials[task.trial])}{rest}")
         settings = {"config": training_values(plan.configs[task.trial]), "stop_at": steps[task.rung]}
         if choices := plan.choices[task.trial]:
             settings["choices"] = choices

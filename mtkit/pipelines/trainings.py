@@ -64,7 +64,7 @@ def check_training(config: Config) -> None:
 
 
 def training_effort(config: Config) -> Effort:
-    """Return the effort of a training, in what limits it."""
+    """Return the effort of a training in the unit of its limit: updates, epochs or minutes."""
     limits = config.training
     if limits.step_limit is not None:
         return Effort("updates", limits.step_limit)

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from mtkit.search.constraints import Constraint, ConstraintTracker
 from mtkit.search.greedy import greedy_search
-from mtkit.search.scores import final_scores, length_penalty, not_numbers
+from mtkit.search.scores import final_scores, length_penalty, nan_error
 from mtkit.search.state import (
     NEG_INF,
     Beam,
@@ -76,7 +76,7 @@ def search(
         constraints: for each sentence, the phrases that its hypotheses must contain.
 
     Raises:
-        TrainingError: If the logits are not numbers.
+        TrainingError: If the logits are NaN.
     """
     results: list[list[Hypothesis]] = [[] for _ in max_lengths]
     beam = init_beam(max_lengths, options, device, prefixes or [()] * len(max_lengths))
@@ -150,7 +150,7 @@ def _read_done(beam: Beam, done_B: Tensor) -> list[bool]:
     too_long_B = ~done_B & (beam.length >= beam.max_lengths_B)
     done, too_long = torch.stack([done_B, too_long_B]).tolist()
     if any(too_long):
-        raise not_numbers()
+        raise nan_error()
     return done
 
 

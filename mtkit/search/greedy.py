@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtkit.search.scores import final_scores, not_numbers
+from mtkit.search.scores import final_scores, nan_error
 from mtkit.search.state import NEG_INF, BestTokensStepper, Hypothesis, SearchOptions, remaining_rows, rows_on
 
 
@@ -25,7 +25,7 @@ def greedy_search(
         options: bos, eos, suppressed tokens, length penalty.
 
     Raises:
-        TrainingError: If the log-probabilities are not numbers.
+        TrainingError: If the log-probabilities are NaN.
     """
     N, T = len(max_lengths_N), int(max_lengths_N.max()) if len(max_lengths_N) else 0
     tokens_NT = torch.full((N, T), options.eos)
@@ -66,7 +66,7 @@ def _hypotheses(
     """
     lengths_N = (tokens_NT != options.eos).sum(dim=1)
     if sums_N.isnan().any():
-        raise not_numbers()
+        raise nan_error()
     scores_N = final_scores(sums_N, lengths_N + 1, options)
     columns = [x.tolist() for x in (tokens_NT, log_probs_NT, lengths_N, scores_N, sums_N)]
     return [

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mtkit.device import to_device
-from mtkit.search.scores import final_scores, not_numbers
+from mtkit.search.scores import final_scores, nan_error
 from mtkit.search.state import (
     NEG_INF,
     Hypothesis,
@@ -201,7 +201,7 @@ def _write_results(
     columns = samples.sentences_B[rows_B], tokens_BKT, lengths_BK, scores_BK, log_probs_BK
     for sentence, tokens, lengths, scores, log_probs in zip(*read_columns(columns), strict=True):
         if any(map(math.isnan, log_probs)):
-            raise not_numbers()
+            raise nan_error()
         results[sentence] = [
             Hypothesis(ids[:length], score, log_prob)
             for ids, length, score, log_prob in zip(tokens, lengths, scores, log_probs, strict=True)

@@ -39,7 +39,7 @@ def length_penalty(lengths: Tensor | int, options: SearchOptions) -> Tensor:
     return lengths.float() ** options.length_penalty
 
 
-def not_numbers() -> TrainingError:
-    """Return the error that the model's scores are not numbers."""
+def nan_error() -> TrainingError:
+    """Return the error that the model's scores are NaN."""
     hint = "if this is fp16, use bf16 or fp32; otherwise the weights are damaged: use an earlier checkpoint"
-    return TrainingError("the model's scores are not numbers", hint=hint)
+    return TrainingError("the model's scores are NaN", hint=hint)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mtkit.model.static import size_of
 from mtkit.search.buckets import Bucket, Buckets
-from mtkit.search.scores import not_numbers
+from mtkit.search.scores import nan_error
 from mtkit.search.state import SYNC_EVERY_STEPS, Hypothesis, SearchOptions, remaining_rows, rows_on
 
 
@@ -47,7 +47,7 @@ def static_search(
         prefixes: for each sentence, the tokens that its hypotheses start with; fewer than its `max_lengths`.
 
     Raises:
-        TrainingError: If the logits are not numbers.
+        TrainingError: If the logits are NaN.
     """
     results: list[list[Hypothesis]] = [[] for _ in max_lengths]
     if not results:
@@ -60,7 +60,7 @@ def static_search(
             continue
         done = batch.beam.done_B[: len(batch.sentences)].tolist()
         if batch.length >= longest and not all(done):
-            raise not_numbers()
+            raise nan_error()
         kept = remaining_rows(done)
         target = buckets.reduced(batch.bucket.size, len(kept)) if kept else None
         if target is not batch.bucket:

@@ -183,8 +183,9 @@ def describe(trainer: Trainer, say: Callable[[str, str], None]) -> None:
         when = "" if epochs is None else f" in the first {format_count(epochs, 'epoch')}, then one"
         say("pairs", f"in both directions{when}")
     if trainer.loader.variation is not None and trainer.loader.variation.growth != [1.0, 1.0]:
-        growth = " and ".join(f"{factor:.2f}" for factor in trainer.loader.variation.growth)
-        say("sampling", f"{growth} tokens for each one of the usual segmentation, source and target")
+        src_growth, tgt_growth = trainer.loader.variation.growth
+        growth = f"{src_growth:.2f}x source and {tgt_growth:.2f}x target tokens"
+        say("sampling", f"{growth}, compared with the usual segmentation")
     if trainer.validator is not None and trainer.validator.num_left_out:
         left_out = format_count(trainer.validator.num_left_out, "pair")
         say("valid", f"left out of the loss: {left_out} longer than data.max_length")

@@ -48,7 +48,7 @@ _PACKING_CAPABILITY = (8, 0)
 """CUDA compute capability from which GPUs run the kernel of packed sentences."""
 
 _MAX_EXAMPLE_LENGTH = 120
-"""Most characters of a sentence that is suggested for trying the model."""
+"""Longest sentence, in characters, that is suggested for trying the model."""
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ class Progress:
         self.display.stop_live()
 
     def log_validation(self, step: int, line: str, samples: Sequence[Sample]) -> None:
-        """Show the result of a validation, as one line, and sample translations."""
+        """Show the result of a validation, with a line for each set, and sample translations."""
         self._view.add_samples(step, samples)
         if self.display.is_live:
             self.display.redraw(self._view)

@@ -118,8 +118,8 @@ def find_resumable(config: Config, say: Callable[[str], None]) -> tuple[Config, 
 def keep_choices(stored: Config, config: Config) -> Config:
     """Return the config with what the run chose when it began, for keys that are not set.
 
-    That are all values of preset auto, or of the same preset by name, which another version of mtkit may have changed;
-    and the number of updates that fit into the time limit. With more epochs, a preset has as many times more updates.
+    These are all values of preset auto, or of the same named preset, which another version may have changed; and the
+    number of updates that fit into the time limit. With more epochs, a preset has as many times more updates.
 
     Args:
         stored: config of the run.

@@ -399,7 +399,7 @@ class Trainer:
             self.world.barrier()  # a page may take longer than the others would wait in the next update
 
     def _validate(self, validator: Validator) -> tuple[str, list[Sample]]:
-        """Validate, and save the weights if they are the best so far. Returns a line and sample translations."""
+        """Validate, and save the weights if they are the best so far. Returns the text to show and samples."""
         with self.checkpointer.ema_weights(), compile_errors():
             result = validator.validate(self.model, self.world)
         metric, state = self.config.validation.best, self.state

@@ -206,7 +206,7 @@ class Workers:
         return sum(worker.child.private_bytes() for worker in self._children)
 
     def close(self) -> None:
-        """End the workers. They have nothing that would be lost."""
+        """End the workers. They hold no state."""
         while self._children:
             self._children.pop().child.kill()
 

@@ -14,7 +14,7 @@ PATIENCE_SECONDS = 0.02
 
 
 def always_ready(seconds: float) -> bool:
-    """Return that the next item need not be waited for."""
+    """Return True: the next item is never waited for."""
     return True
 
 

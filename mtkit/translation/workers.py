@@ -150,7 +150,7 @@ class Workers:
         return sum(child.private_bytes() for child in self._children)
 
     def close(self) -> None:
-        """End the workers. They have nothing that would be lost, and start again when they are needed."""
+        """End the workers. They hold no state, and start again when they are needed."""
         with self._lock:
             children, self._num_lost = list(self._children), 0
             self._children.clear()

@@ -78,7 +78,10 @@ def test_a_sweep_promotes_the_best_and_writes_a_table_a_page_and_the_best_config
     code, out, err = tiny.mtkit(*SWEEP, *STEPS)
     assert code == 0, err
     assert "9 trials, rungs at 10, 30, 90 updates, in runs/x.sweep" in err
-    assert "rung 3 of 3, trial 8: to update 90 with model.dropout=0.3 training.learning_rate=0.03" in err
+    assert (
+        "rung 3 of 3, trial 8: training to update 90 with model.dropout=0.3 training.learning_rate=0.03"
+        in err
+    )
     assert "rung 1 of 3, trial 0: failed: the loss is not finite" in err
     assert err.count("of training left in all") == len(children.calls) - 1
     first = [(f"trial-{trial:03}", 10) for trial in range(9)]

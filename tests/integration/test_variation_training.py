@@ -42,7 +42,7 @@ def test_a_run_trains_and_resumes_bit_for_bit(config: Path, tmp_path: Path, opti
 def test_check_tries_what_a_pass_may_bring(config: Path) -> None:
     code, out, _ = tiny.mtkit("check", config, *UNIGRAM, *SHORT, "training.max_steps=3")
     assert code == 0
-    assert "tokens for each one of the usual segmentation" in out
+    assert "target tokens, compared with the usual segmentation" in out
 
 
 @pytest.mark.parametrize(

@@ -317,7 +317,7 @@ def test_scores_that_are_not_numbers_are_an_error(beam_size: int, int8: bool, va
     else:
         model.output.weight[7, 5] = torch.nan
     stepper = NativeStepper(native(model, AVAILABLE[-1], int8), sources(3, 4))
-    with pytest.raises(TrainingError, match="not numbers"):
+    with pytest.raises(TrainingError, match="scores are NaN"):
         search(stepper, [6, 4], SearchOptions(beam_size, BOS, EOS))
 
 

@@ -105,7 +105,7 @@ def test_scores_that_are_not_numbers_are_an_error() -> None:
         def logits(self, *arguments: Any) -> torch.Tensor:
             return super().logits(*arguments) * torch.nan
 
-    with pytest.raises(TrainingError, match="not numbers"):
+    with pytest.raises(TrainingError, match="scores are NaN"):
         sample(Damaged([1], 6, 5), [6], OPTIONS, SamplingOptions(5))
 
 

@@ -351,7 +351,7 @@ def test_nan_scores_end_the_search_with_an_error() -> None:
         def scores(self, prefix: tuple[int, ...]) -> list[float]:
             return [math.nan] * self.vocab
 
-    with pytest.raises(TrainingError, match="not numbers"):
+    with pytest.raises(TrainingError, match="scores are NaN"):
         search(NanStepper([1, 2], 5, 2), [6, 4], SearchOptions(2, BOS, EOS))
 
 

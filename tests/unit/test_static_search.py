@@ -190,7 +190,7 @@ def test_scores_that_are_not_numbers_are_an_error() -> None:
     with torch.no_grad():
         model.output.weight.fill_(torch.nan)
     src_BS, limits, prefixes = batch_of(3, 4)
-    with pytest.raises(TrainingError, match="not numbers"):
+    with pytest.raises(TrainingError, match="scores are NaN"):
         static_search(Buckets([model]), src_BS, limits, options_of("n-best"), prefixes)
     assert static_search(Buckets([model]), src_BS[:0], [], options_of("n-best"), []) == []
 
