@@ -144,19 +144,19 @@ class SourceConfig(Section):
     pairs: Positive | None = None
     """Number of pairs to generate for `demo`."""
     weight: Annotated[float, Field(gt=0.0, le=1000.0)] | None = None
-    """How often an epoch has each pair of a training corpus, by default once: 0.25 is a quarter of the pairs, another
-    one in each epoch; 2 is every pair twice."""
+    """How many times an epoch uses each pair of this training corpus, by default once: 0.25 is a different quarter in
+    each epoch, 2 is every pair twice."""
     tag: str | None = None
-    """Token of the source vocabulary that is put before each source line, such as `>>fra<<` for the target language or
-    `<legal>` for a domain; in translating, `--tag` puts it there."""
+    """Token of the source vocabulary prepended to each source line, such as `>>fra<<` for the target language or
+    `<legal>` for a domain; for translation, `--tag` prepends it."""
     alignments: str | None = None
     """Word alignments of a training corpus, which `training.guided_alignment` needs: for each pair a line such as
     `0-0 1-2`, numbers of a source and a target word between spaces; plain, .gz, .xz, .bz2 or .zst."""
     license: str | None = None
-    """License of the corpus as its owners name it, such as `CC BY 2.0`. Only the model card tells it."""
+    """License of the corpus as its owners name it, such as `CC BY 2.0`. Shown in the model card only."""
     synthetic: str | None = None
-    """How its pairs were made, if not by people, such as `back-translated by runs/de-en`. Only the model card and the
-    report tell it."""
+    """How its pairs were made, if not by people, such as `back-translated by runs/de-en`. Shown in the model card and
+    the report only."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> SourceConfig:
@@ -207,10 +207,10 @@ class DataConfig(Section):
     """Drop training pairs that repeat an earlier pair."""
 
     reverse: bool = False
-    """Train on each pair in both directions (Ding et al. 2021); the `tag` of a corpus stands in the usual direction
+    """Train on each pair in both directions (Ding et al. 2021); the `tag` of a corpus is used in the forward direction
     only. Requires a joint tokenizer."""
     reverse_epochs: Positive | None = None
-    """Train on both directions in this many first epochs only, and then on the usual one; by default in all."""
+    """Number of epochs at the start that train both directions; later ones train forward only. By default all."""
 
     @property
     def train_weights(self) -> tuple[float, ...]:
@@ -332,7 +332,7 @@ class ModelConfig(Section):
     embedding_norm: bool = False
     """Normalize the sum of token embedding and position, as BART does."""
     residual_scale: Rate = 1.0
-    """Factor of the residual stream where a sublayer is added to it; DeepNet (Wang et al. 2022) has one above 1."""
+    """Each sublayer computes `residual_scale * x + f(x)`; DeepNet (Wang et al. 2022) uses more than 1."""
     decoder_residual_scale: Rate | None = None
     """The same in the decoder; by default as in the encoder."""
     source_eos: bool = True
@@ -360,7 +360,7 @@ class ModelConfig(Section):
     activation_dropout: Fraction = 0.0
     """Dropout inside the feed-forward layers, after the activation."""
     token_dropout: Fraction = 0.0
-    """Probability that a token has no embedding, on either side (Gal and Ghahramani 2016; Marian's `dropout-src` and
+    """Probability of zeroing a token's embedding, on either side (Gal and Ghahramani 2016; Marian's `dropout-src` and
     `dropout-trg`)."""
     layer_dropout: Fraction = 0.0
     """Probability that a micro-batch skips a layer (LayerDrop, Fan et al. 2020), which also saves its time."""
@@ -368,8 +368,8 @@ class ModelConfig(Section):
     """Share one matrix between source, target and output (three-way) or target and output (two-way); by default
     three-way for a joint vocabulary, else two-way."""
     alignment_layer: Positive | None = None
-    """Decoder layer, counted from 1, whose first head of cross-attention is the alignment of words; by default the last
-    but one with `training.guided_alignment`, otherwise none: then all heads of the last two layers are averaged."""
+    """Decoder layer, counted from 1, whose first cross-attention head gives the word alignment; by default the last but
+    one with `training.guided_alignment`, otherwise none: then all heads of the last two layers are averaged."""
     unique_encoder_layers: Positive | None = None
     """Number of distinct encoder layers, reused cyclically (Takase and Kiyono 2023); by default all are distinct."""
     unique_decoder_layers: Positive | None = None
@@ -461,9 +461,9 @@ class ModelConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Training pairs that are changed at random, others in each epoch, so that translations are robust.
+    """Random changes of training pairs, different in each epoch, for robust translations.
 
-    A rate is the share of the pairs that a change is made to.
+    Each key is the share of pairs that gets the change.
     """
 
     upper: Share = 0.0
@@ -476,8 +476,8 @@ class AugmentConfig(Section):
     """Letters of the source swapped, left out, doubled or hit on the next key, in a tenth of its words; 0.05 is
     usual."""
     noise: Share = 0.0
-    """Both sides replaced by the same random words of any script, so that what has no meaning is copied; 0.0005 is
-    usual."""
+    """Both sides replaced by the same random words of any script, which teaches the model to copy what it cannot
+    translate; 0.0005 is usual."""
     tags: Share = 0.0
     """The same random words put in at the start of both sides, or at the end; 0.005 is usual."""
 
@@ -503,7 +503,7 @@ class LoraConfig(Section):
     alpha: Rate = 16.0
     """Adapters are scaled by `alpha / rank`."""
     dropout: Fraction = 0.0
-    """Dropout on what the adapters multiply."""
+    """Dropout on the input of the adapters."""
     targets: tuple[str, ...] = Field(default=("q", "v"), strict=False, min_length=1)
     """Matrices with an adapter: q, k, v, out (attention), inner, outer (feed-forward), or patterns such as
     `decoder.*.cross.q`."""
@@ -516,9 +516,9 @@ class DistillationConfig(Section):
     """Run or model folders with the tokenizer of this run; of several, the probabilities are averaged. Their sizes may
     differ from that of this model."""
     weight: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
-    """Share of the loss that their predictions have; the rest is that of the reference."""
+    """Weight of the teachers' predictions in the loss; the reference has the rest."""
     temperature: Rate = 1.0
-    """Temperature of the predictions of both, teacher and student, in that share: above 1 flattens them (Hinton et al.
+    """Softmax temperature of teacher and student in that part of the loss; above 1 flattens both (Hinton et al.
     2015)."""
 
 
@@ -526,13 +526,13 @@ class MinimumRiskConfig(Section):
     """Minimum-risk training on the translations of the model itself (Shen et al. 2016)."""
 
     metric: Literal["bleu", "chrf", "chrf++"] = "chrf"
-    """Sentence score of sacreBLEU, of which the risk is the rest to 100 %."""
+    """Sentence-level metric of sacreBLEU; the risk of a translation is 1 - score / 100."""
     samples: Annotated[int, Field(ge=2, lt=2**63)] = 8
-    """Translations of each sentence that are drawn from the model; equal ones count once."""
+    """Translations sampled from the model for each sentence; duplicates count once."""
     alpha: Rate = 1.0
-    """Sharpness of the distribution over these translations: below 1 flattens it. Shen et al. have 0.005."""
+    """Sharpness of the distribution over these translations: below 1 flattens it. Shen et al. use 0.005."""
     weight: Annotated[float, Field(gt=0.0, le=1.0)] = 0.7
-    """Share of the loss that the expected risk has; the rest is the loss of the reference's tokens."""
+    """Weight of the expected risk in the loss; the cross-entropy of the reference has the rest."""
     include_reference: bool = True
     """Whether the reference is among the translations."""
 
