@@ -11,7 +11,7 @@ from torch import Tensor
 from mtkit.config.sections import ModelConfig
 from mtkit.model.transformer import Transformer
 from mtkit.training import loss as loss_module
-from mtkit.training.distillation import Distillation, Teachers
+from mtkit.training.distillation import TeacherPredictions, Teachers
 from mtkit.training.loss import Consistency, loss_sums
 from mtkit.training.parallel import Objective
 
@@ -27,7 +27,7 @@ def teacher(seed: int, width: int, V: int = 7, **keys: object) -> Transformer:
     return model
 
 
-def with_teachers(M: int = 9, weight: float = 0.3, temperature: float = 2.0) -> tuple[Distillation, Tensor]:
+def with_teachers(M: int = 9, weight: float = 0.3, temperature: float = 2.0) -> tuple[TeacherPredictions, Tensor]:
     """Return what two teachers of different widths predict, and the mean of their distributions, directly."""
     models = [teacher(1, 6, output_bias=True), teacher(2, 10)]
     torch.manual_seed(3)
@@ -35,7 +35,7 @@ def with_teachers(M: int = 9, weight: float = 0.3, temperature: float = 2.0) -> 
     logits = [model.logits(own).detach() for model, own in zip(models, hidden, strict=True)]
     mean = (torch.stack(logits) / temperature).softmax(dim=-1).mean(dim=0)
     with torch.no_grad():
-        return Distillation(models, hidden, weight, temperature), mean
+        return TeacherPredictions(models, hidden, weight, temperature), mean
 
 
 def taught(logits: Tensor, targets: Tensor, probabilities: Tensor, weight: float, T: float) -> Tensor:
