@@ -65,6 +65,15 @@ class History:
         return max(self.ended_step, *logged, 0)
 
     @property
+    def epochs(self) -> float | None:
+        """Passes over the training pairs until the last update, or None. Those since the last record are estimated."""
+        points = [(step, epoch) for step, epoch in self.train_curve("epoch") if step > 0]
+        if not points:
+            return None
+        step, epoch = points[-1]
+        return epoch * self.last_step / step
+
+    @property
     def seconds(self) -> float | None:
         """Training time of the last record that has it, or None."""
         found = [record["seconds"] for record in (*self.updates[-1:], *self.validations[-1:])

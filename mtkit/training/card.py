@@ -263,11 +263,11 @@ def _training(
         yield f"- {', '.join(methods)}"
     if training.lora is not None:
         yield f"- LoRA adapters of rank {training.lora.rank} (Hu et al. 2022)"
-    epochs = [] if history is None else history.train_curve("epoch")
+    epochs = None if history is None else history.epochs
     seconds = None if history is None else history.seconds
     where = f" on {facts['processor']}" if facts.get("processor") else ""
     if seconds is not None:
-        of_epochs = f", {epochs[-1][1]:.1f} epochs" if epochs else ""
+        of_epochs = "" if epochs is None else f", {epochs:.1f} epochs"
         precision = f", {facts['precision']}" if "precision" in facts else ""
         yield f"- {format_duration(seconds)}{of_epochs}{where}{precision}, validations included"
     yield "- every key: [config.yaml](config.yaml); every record of training: [metrics.jsonl](metrics.jsonl)"
@@ -333,9 +333,14 @@ def _robustness(result: TrainResult) -> Iterator[str]:
 def _limits(config: Config, facts: dict[str, Any]) -> Iterator[str]:
     """Yield what the model is not good at."""
     with suppress(TypeError, KeyError):
+        pairs = format_count(facts["pairs"]["kept"], "pair")
+        learned = f"It has learned from {pairs}, and nothing else"
+        if config.init is not None:
+            learned = (
+                f"It was fine-tuned on {pairs}, and before that learned what {config.init} was trained on"
+            )
         yield (
-            f"- It has learned from {format_count(facts['pairs']['kept'], 'pair')}, and nothing else: text of other "
-            "kinds than the training data is translated worse than the scores say."
+            f"- {learned}: text of other kinds than the training data is translated worse than the scores say."
         )
     yield (
         "- Translations can leave out or add content, and get names and numbers wrong, in fluent sentences: have "

@@ -88,9 +88,13 @@ def test_metadata_are_those_of_the_hub(tmp_path: Path) -> None:
 def test_a_folder_is_no_base_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/base").mkdir(parents=True)
-    metadata, body = make_card(make_config(tmp_path, "init=runs/base"), sentences=0)
+    config = make_config(tmp_path, "init=runs/base")
+    write_log(Path(config.run))
+    metadata, body = make_card(config, sentences=0)
     assert "base_model" not in metadata
     assert "Fine-tuned from runs/base." in body
+    assert "It was fine-tuned on 390 pairs, and before that learned what runs/base was trained on" in body
+    assert "nothing else" not in body
 
 
 def test_what_is_known_is_said(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def write_log(path: Path, *records: dict[str, object], end: str = "") -> None:
 
 
 def update(step: int, loss: float = 1.0) -> dict[str, object]:
-    return {"kind": "train", "step": step, "loss": loss}
+    return {"kind": "train", "step": step, "loss": loss, "epoch": step / 2}
 
 
 def valid(step: int, bleu: float | None = 10.0) -> dict[str, object]:
@@ -32,7 +32,8 @@ def test_curves_have_the_finite_values(tmp_path: Path) -> None:
     assert history.valid_names() == ["bleu"]
     assert (history.last_step, history.seconds) == (4, 8.0)
     (tmp_path / "results.json").write_text('{"step": 9}')
-    assert read_history(tmp_path).last_step == 9  # the last updates need not be logged
+    history = read_history(tmp_path)
+    assert (history.last_step, history.epochs) == (9, 4.5)  # the last updates need not be logged
 
 
 def test_damaged_lines_are_skipped(tmp_path: Path) -> None:

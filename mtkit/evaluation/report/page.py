@@ -171,8 +171,7 @@ def _key_figures(run: RunReport) -> list[tuple[str, str, str]]:
         for score in test.scores[:1]:
             interval = "" if score.confidence is None else f"± {score.confidence:.2f}, "
             figures.append((f"{score.name}, test", f"{score.value:.2f}", f"{interval}{test.name}"))
-    epoch = history.updates[-1].get("epoch") if history.updates else None
-    epochs = f"{epoch:.1f} epochs" if isinstance(epoch, float) else ""
+    epochs = "" if history.epochs is None else f"{history.epochs:.1f} epochs"
     figures.append(("updates", f"{history.last_step:,}", epochs))
     if history.seconds is not None:
         speeds = [value for _, value in history.train_curve("target_tokens_per_second")]
