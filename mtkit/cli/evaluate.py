@@ -22,6 +22,7 @@ from mtkit.cli.evaluation_checks import (
 from mtkit.cli.evaluation_scores import Scoring, add_intervals, score_systems, write_segments
 from mtkit.cli.evaluation_tables import FORMATS, SetScores, render
 from mtkit.cli.external_scores import metric_commands, score_elsewhere
+from mtkit.cli.inputs import warn_about_sheets
 from mtkit.cli.robustness import evaluate_robustness
 from mtkit.cli.systems import (
     choose_systems,
@@ -257,7 +258,7 @@ def evaluate(
     if warning is not None and not quiet:
         print_stderr(warning.replace("validation.bleu_tokenizer", "--tokenize"))
     parallelism = choose_parallelism(workers, threads)
-    sets = load_test_sets(src, ref, test, test_set, sides, langs, tag, data)
+    sets = load_test_sets(src, ref, test, test_set, sides, langs, tag, data, quiet=quiet)
 
     scoring = Scoring(names, tokenize, lowercase, tgt, paired, resamples, trials, resample_seed)
     is_silent = quiet or output_format != "text"
@@ -278,6 +279,7 @@ def evaluate(
             fault = error  # what is there is scored first
             break
     if not quiet:
+        warn_about_sheets(dict.fromkeys(read))
         warn_about_languages(list(decodings))
         warn_about_translations(hyps_of, sets)
     if systems[0].name not in hyps_of:

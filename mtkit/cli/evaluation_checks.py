@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from mtkit.cli.evaluation_tables import FORMATS
+from mtkit.cli.test_sets import has_hyps
 from mtkit.errors import ConfigError
 
 
@@ -73,7 +74,8 @@ def check_combination(
         raise ConfigError("nothing to score: give HYPS or --model", hint="mtkit evaluate --help")
     if test and (src is not None or ref):
         raise ConfigError("--test cannot be combined with --src or --ref", hint="it holds both sides")
-    if not (ref or test or test_set or model) and (folder := next(filter(os.path.isdir, hyps), None)):
+    folder = next((path for path in hyps if os.path.isdir(path) and not has_hyps(path)), None)
+    if folder is not None and not (ref or test or test_set or model):
         what = "a folder, not a file of translations"
         raise ConfigError(what, where=folder, hint=f"a model: --model {folder}")
     if src is not None and not ref:

@@ -103,6 +103,8 @@ def _report(made: FineTuning, path: Path) -> None:
     kept = f" and {made.num_kept:,} general ones" if made.num_kept else ""
     pairs, epochs = format_count(made.num_pairs, "pair"), format_count(made.num_epochs, "epoch")
     print_stdout(f"{path}: {pairs}{kept} in each of {epochs}\n")
+    for note in made.notes:
+        print_stdout(f"{note}\n")
     for tag in made.new_tags:
         print_stdout(f"{tag} is not in the vocabulary of the model: it is added as a new token\n")
     if "valid" in made.missing:

@@ -23,7 +23,8 @@ def init(
         list[str],
         typer.Argument(
             metavar="TRAIN...",
-            help="Training pairs: two parallel files, e.g. train.en train.de, or .tsv, .csv, .jsonl, .parquet.",
+            help="Training pairs: two parallel files, e.g. train.en train.de, or .tsv, .csv, .jsonl, .parquet, .xlsx, "
+            ".tmx, .xlf.",
         ),
     ],
     output: Annotated[
@@ -46,6 +47,14 @@ def init(
     tgt: Annotated[
         str | None, typer.Option(help="Target language, if the file names do not show it.")
     ] = None,
+    columns: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="SRC TGT",
+            help="Columns of source and target in tables: titles, language tags (.tmx, .xlf), or numbers (.tsv without "
+            "a header). Default: they are recognized.",
+        ),
+    ] = None,
     run: Annotated[str | None, typer.Option(help="Run folder; default runs/SRC-TGT.")] = None,
     hold_out: Annotated[
         int | None,
@@ -63,7 +72,9 @@ def init(
 
     if output == "-" and hold_out is not None:
         raise ConfigError("--hold-out writes files beside the config", where="-o -", hint="name a file")
-    made = make_starter_config(train, valid or (), test or (), (src, tgt), run, output, hold_out, print_stderr)
+    made = make_starter_config(
+        train, valid or (), test or (), (src, tgt), columns, run, output, hold_out, print_stderr
+    )
     if output == "-":
         print_stdout(made.text)
         return
@@ -72,6 +83,8 @@ def init(
     for name, number in made.divided.items():
         print_stdout(f"{name}: {format_count(number, 'pair')}\n")
     print_stdout(f"{made.path}: {' -> '.join(made.languages)}, {made.num_pairs:,} training pairs\n")
+    for note in made.notes:
+        print_stdout(f"{note}\n")
     if made.warning is not None:
         print_stdout(f"{made.warning}\n")
     for split in made.missing:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from mtkit.data.documents import is_document, read_side
+from mtkit.cli.terminal import print_stderr
+from mtkit.data.documents import is_document, read_side, unread_sheets_note
 from mtkit.files import LineReader, count_lines
 
 ReadDocument = Callable[[Path], Iterator[str]]
@@ -15,6 +17,17 @@ ReadDocument = Callable[[Path], Iterator[str]]
 def texts_of(language: str) -> ReadDocument:
     """Return what reads the side of a document in a language, one line for each unit; see `read_side`."""
     return lambda path: (text for _, text in read_side(path, language))
+
+
+def warn_about_sheets(paths: Iterable[str]) -> None:
+    """Say which of these files are spreadsheets with more sheets than the one that is read.
+
+    Raises:
+        DataError: If one cannot be read.
+    """
+    for path in filter(os.path.isfile, paths):
+        if (note := unread_sheets_note(Path(path))) is not None:
+            print_stderr(note)
 
 
 def count_input_lines(path: str, read_document: ReadDocument) -> int:

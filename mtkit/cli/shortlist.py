@@ -96,6 +96,8 @@ def _with_pairs(data: DataConfig, paths: Sequence[str]) -> DataConfig:
     from mtkit.config.sections import SourceConfig
     from mtkit.data.recognize import recognize
 
-    entries = recognize(paths, (data.src, data.tgt)).entries
-    train = tuple(SourceConfig.model_validate(entry) for entry in entries)
+    found = recognize(paths, (data.src, data.tgt))
+    for note in found.notes:
+        print_stderr(note)
+    train = tuple(SourceConfig.model_validate(entry) for entry in found.entries)
     return data.model_copy(update={"train": train, "root": str(Path.cwd())})

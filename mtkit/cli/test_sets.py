@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from mtkit.cli.lines import check_same_length
+from mtkit.cli.terminal import print_stderr
 from mtkit.data.readers import Columns
-from mtkit.errors import ConfigError, DataError
+from mtkit.errors import ConfigError, DataError, StorageError
 from mtkit.files import strip_compression
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ def load_test_sets(
     langs: str | None,
     tag: str | None,
     data: DataConfig | None,
+    *,
+    quiet: bool,
 ) -> list[TestSet]:
     """Load the test sets that the options name: files, sets of sacreBLEU, or those in a model's config.
 
@@ -68,6 +72,7 @@ def load_test_sets(
         langs: languages of the sets of sacreBLEU.
         tag: target-language tag of each line.
         data: the data section of the model's config, if there is a model.
+        quiet: whether to tell nothing about columns that were guessed.
 
     Raises:
         ConfigError: If the options name none, or cannot be combined.
@@ -93,7 +98,7 @@ def load_test_sets(
             name = strip_compression(files[0]).stem
             sets.append(_text_set(name, files[0], files[1:], columns, tag))
         else:
-            sets.append(_pairs_in(test, columns, tag))
+            sets.append(_pairs_in(test, columns, tag, quiet=quiet))
     for name in names:
         from mtkit.evaluation.metrics import load_test_set
 
@@ -110,7 +115,8 @@ def read_hyps(path: str, columns: Columns | None, sets: Sequence[TestSet]) -> li
     """Return the translations of each test set: those of a file, one set after the other, or of a folder.
 
     Args:
-        path: a file, or a folder with a file NAME.hyps.txt for each set, as training writes it; "-" is stdin.
+        path: a file, or a folder with a file NAME.hyps.txt for each set, as training writes it; for a single set, a
+            folder with one such file of any name. "-" is stdin.
         columns: languages of both sides of a document, if they are known.
         sets: the test sets.
 
@@ -119,7 +125,7 @@ def read_hyps(path: str, columns: Columns | None, sets: Sequence[TestSet]) -> li
         DataError: If a file cannot be read, or differs in length from the references.
     """
     if path != "-" and os.path.isdir(path):
-        return [_hyps_in_folder(Path(path), test) for test in sets]
+        return [_hyps_in_folder(Path(path), test, is_only=len(sets) == 1) for test in sets]
     return split_by_set(path, list(_read_side(path, columns, 1)), sets)
 
 
@@ -151,22 +157,36 @@ def has_hyps(folder: str) -> bool:
     return any(Path(folder).glob(f"*{HYPS_SUFFIX}"))
 
 
-def _hyps_in_folder(folder: Path, test: TestSet) -> list[str]:
+def _hyps_in_folder(folder: Path, test: TestSet, *, is_only: bool) -> list[str]:
     """Return the translations of a test set in a folder that training wrote.
+
+    Args:
+        folder: the folder.
+        test: the test set.
+        is_only: whether there are no other test sets. Then the only file is taken, whatever its name.
 
     Raises:
         ConfigError: If the folder does not have them.
         DataError: If they cannot be read, or differ in length from the references.
     """
-    from mtkit.evaluation.run_files import hyps_file
+    from mtkit.evaluation.run_files import HYPS_SUFFIX, hyps_file
     from mtkit.files import read_lines
+    from mtkit.translation.model_folder import find_checkpoint
 
     path = folder / Path(hyps_file(test.name)).name
     if not path.exists():
-        what = f"no {path.name} in this folder of translations"
-        if not has_hyps(str(folder)):
-            what = "a folder, not a file of translations"
-        raise ConfigError(what, where=str(folder), hint=f"a model: --model {folder}")
+        there = sorted(folder.glob(f"*{HYPS_SUFFIX}"))
+        if not there:
+            hint = "name a file, or a model with --model"
+            with suppress(StorageError):
+                find_checkpoint(folder)
+                hint = f"a model: --model {folder}"
+            raise ConfigError("a folder, not a file of translations", where=str(folder), hint=hint)
+        if not is_only or len(there) > 1:
+            what = f"no {path.name} in this folder of translations"
+            hint = f"there are: {', '.join(file.name for file in there)}"
+            raise ConfigError(what, where=str(folder), hint=hint)
+        [path] = there
     lines = list(read_lines(path))
     check_same_length(str(path), lines, test.ref_names, test.refs)
     return lines
@@ -249,16 +269,26 @@ def _known(columns: Columns | None, path: str) -> tuple[str, str]:
     return columns.names or columns.languages
 
 
-def _pairs_in(path: str, columns: Columns | None, tag: str | None) -> TestSet:
+def _pairs_in(path: str, columns: Columns | None, tag: str | None, *, quiet: bool) -> TestSet:
     """Return the pairs of a file as a test set; incomplete units of a document are left out.
+
+    A TSV without a header is read in the order of the languages in its name.
 
     Raises:
         ConfigError: If its languages are not known, or it is no file of pairs.
         DataError: If it cannot be read, or has no pairs.
     """
     from mtkit.config.sections import DataConfig, SourceConfig
+    from mtkit.data.recognize import is_named_reverse
     from mtkit.data.sources import open_sources, read_sides
 
+    is_tsv = strip_compression(path).suffix.lower() == ".tsv"
+    if columns is not None and columns.names is None and is_tsv and is_named_reverse(path, columns.languages):
+        columns = Columns(("2", "1"), columns.languages)
+        if not quiet:
+            print_stderr(
+                f"{path}: by its name, {columns.languages[0]} is the second column (if not: --columns 1 2)"
+            )
     src, tgt = ("src", "tgt") if columns is None else _known(columns, path)
     config = SourceConfig(path=os.path.abspath(path), columns=columns.names if columns else None)
     data = DataConfig(src=src, tgt=tgt, train=(config,))
@@ -286,7 +316,9 @@ def _config_test_sets(data: DataConfig) -> list[TestSet]:
         DataError: If one cannot be read.
     """
     if not data.test:
-        raise ConfigError("the model's config has no test set", hint="give --src and --ref, or --test-set")
+        raise ConfigError(
+            "the model's config has no test set", hint="give --test FILE, --src and --ref, or --test-set"
+        )
     sets = read_config_sets(data, "test")
     return [TestSet(test.name, test.requests(), [test.tgts], [test.name]) for test in sets]
 

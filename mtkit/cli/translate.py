@@ -13,7 +13,7 @@ import typer
 
 from mtkit.cli import options
 from mtkit.cli.document_output import DocumentOutput, check_document_output
-from mtkit.cli.inputs import ReadDocument, count_input_lines, open_inputs, texts_of
+from mtkit.cli.inputs import ReadDocument, count_input_lines, open_inputs, texts_of, warn_about_sheets
 from mtkit.cli.jobs import truncate_unfinished
 from mtkit.cli.line_format import LineFormat, format_alternatives
 from mtkit.cli.lines import prefetch_first, zip_lines
@@ -155,6 +155,8 @@ def translate(
     else:
         translator = load_exported(model, engine, decoding, device, precision, parallelism)
     check_tag(tag, translator)
+    if not quiet:
+        warn_about_sheets(files)
     reader = open_inputs(plan.job.files, read_document, keep_bad=on_error != "stop")
     report = FaultReport("copied" if on_error == "copy" else "left empty", context.command)
     translate_options = TranslateOptions(

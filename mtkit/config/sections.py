@@ -81,6 +81,7 @@ def _lowercase_metric(value: object) -> object:
     return value.lower() if isinstance(value, str) and value.lower() in get_args(_Criteria) else value
 
 
+_Column = Annotated[str, Field(strict=False, coerce_numbers_to_str=True)]
 Metric = Annotated[choices.Metric, BeforeValidator(_lowercase_metric)]
 Criterion = Annotated[_Criteria, BeforeValidator(_lowercase_metric)]
 BleuTokenizer = Literal["13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "flores101", "flores200", "none"]
@@ -136,9 +137,9 @@ class SourceConfig(Section):
     """Commit, tag or branch of the hub data set. Name a commit to make a run reproducible."""
     saved: str | None = None
     """Folder written by `datasets.Dataset.save_to_disk`."""
-    columns: tuple[str, str] | None = Field(default=None, strict=False)
+    columns: tuple[_Column, _Column] | None = Field(default=None, strict=False)
     """The two columns to read, source first; by default a `translation` column or those named after the languages. In
-    a .tmx or .xlf file, the two language tags."""
+    a .tmx or .xlf file, the two language tags; in a .tsv without a header, numbers, as in [2, 1]."""
     demo: Literal["en-de", "de-en"] | None = None
     """Built-in generator of English-German pairs. The pairs of train, valid and test never overlap."""
     pairs: Positive | None = None

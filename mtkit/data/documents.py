@@ -487,6 +487,23 @@ def _sheet_rows(path: Path) -> Iterator[tuple[int, tuple[Any, ...]]]:
                 yield number, tuple(_Fault(c.value) if c.data_type == "e" else c.value for c in row)
 
 
+def unread_sheets_note(path: Path) -> str | None:
+    """Return what tells that only the first sheet of an .xlsx file is read; None if no other has rows, or it is none.
+
+    Raises:
+        ConfigError: If openpyxl is not installed.
+        DataError: If it is not such a file.
+    """
+    if not is_spreadsheet(path):
+        return None
+    with open_workbook(path) as book:
+        for sheet in book.worksheets[1:]:
+            sheet.reset_dimensions()
+            if any(cell.value is not None for row in sheet.iter_rows() for cell in row):
+                return f"{path}: only the first of {len(book.worksheets)} sheets is read"
+    return None
+
+
 @contextmanager
 def open_workbook(path: Path, *, to_write: bool = False) -> Iterator[Any]:
     """Open a spreadsheet with openpyxl.

@@ -113,15 +113,17 @@ def check_text(value: object, column: str, where: str) -> str:
 def read_tsv(path: Path, columns: Columns) -> NumberedPairs:
     """Yield the pairs of a TSV: lines split at every tab, without quoting.
 
-    If `columns` has names, the first line is a header with them. Otherwise there is no header, and the first two
-    columns are source and target.
+    If `columns` has names, the first line is a header with them, unless they are numbers of columns, from 1. Otherwise
+    there is no header, and the first two columns are source and target.
 
     Raises:
         DataError: If a line has too few columns, or the header lacks a name (at file:line).
     """
     lines = enumerate(read_lines(path), 1)
     src, tgt = 0, 1
-    if columns.names is not None:
+    if columns.names is not None and all(name.isdecimal() and int(name) > 0 for name in columns.names):
+        src, tgt = (int(name) - 1 for name in columns.names)
+    elif columns.names is not None:
         header = next(lines, (1, ""))[1].split("\t")
         columns.select(header, f"{path}:1")
         src, tgt = (header.index(name) for name in columns.names)

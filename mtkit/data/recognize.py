@@ -14,13 +14,15 @@ from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 
-from mtkit.data.documents import read_sheet_header, read_units
+from mtkit.data.documents import read_sheet_header, read_units, unread_sheets_note
 from mtkit.data.readers import TRANSLATION, csv_rows
 from mtkit.errors import ConfigError, DataError
 from mtkit.files import read_lines, strip_compression
 from mtkit.languages import short_code
 
 Languages = tuple[str, str]
+Wanted = tuple[str | None, str | None]
+"""Languages of source and target, as far as the user has named them."""
 Entry = dict[str, object]
 """An entry of `data.train`, as in the YAML."""
 
@@ -80,18 +82,21 @@ class Recognized:
     Attributes:
         languages: language codes of source and target.
         entries: the entries for the config.
+        notes: what the user should look at: columns that were guessed, and sheets that are not read.
     """
 
     languages: Languages
     entries: list[Entry]
+    notes: tuple[str, ...] = ()
 
 
-def recognize(paths: Sequence[str], wanted: tuple[str | None, str | None]) -> Recognized:
+def recognize(paths: Sequence[str], wanted: Wanted, columns: tuple[str, str] | None = None) -> Recognized:
     """Return the config entries for these files: tables, and pairs of parallel text files.
 
     Args:
         paths: the files; of two parallel ones the source first, unless `wanted` tells which is which.
         wanted: the languages of source and target, as far as they are given.
+        columns: the columns of the tables for source and target; by default they are recognized.
 
     Raises:
         ConfigError: If a text file has no other side, or languages or columns cannot be determined.
@@ -107,19 +112,21 @@ def recognize(paths: Sequence[str], wanted: tuple[str | None, str | None]) -> Re
     texts = [path for path in paths if _suffix_of(path) not in TABLES]
     tables = [path for path in paths if _suffix_of(path) in TABLES]
     entries: list[Entry] = []
+    notes: tuple[str, ...] = ()
     languages: Languages | None = None if None in wanted else (str(wanted[0]), str(wanted[1]))
     for src, tgt in _pair_up(texts):
         found = _recognize_parallel(src, tgt, wanted)
         languages = _check_languages(found.languages, languages, src)
         entries += found.entries
     for path in tables:
-        found = _recognize_table(path, languages)
+        found = _recognize_table(path, languages or wanted, columns)
         languages = _check_languages(found.languages, languages, path)
         entries += found.entries
+        notes += (*found.notes, *filter(None, [unread_sheets_note(Path(path))]))
     assert languages is not None, "there is at least one file"
     if languages[0] == languages[1]:
         raise ConfigError(f"source and target are both {languages[0]!r}", where=paths[0], hint=_HINT)
-    return Recognized(languages, entries)
+    return Recognized(languages, entries, notes)
 
 
 def _check_languages(found: Languages, known: Languages | None, path: str) -> Languages:
@@ -183,7 +190,7 @@ def _pair_up(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield group[0], group[1]
 
 
-def _recognize_parallel(src: str, tgt: str, wanted: tuple[str | None, str | None]) -> Recognized:
+def _recognize_parallel(src: str, tgt: str, wanted: Wanted) -> Recognized:
     """Return the entry for two parallel files, swapped if the wanted languages say so.
 
     Raises:
@@ -202,46 +209,94 @@ def _recognize_parallel(src: str, tgt: str, wanted: tuple[str | None, str | None
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _recognize_table(path: str, languages: Languages | None) -> Recognized:
+def _recognize_table(path: str, wanted: Wanted, columns: tuple[str, str] | None) -> Recognized:
     """Return the entry for a file of pairs, with its columns unless they are named like the languages.
 
     Raises:
         ConfigError: If languages or columns cannot be determined.
         DataError: If the file cannot be read.
     """
-    known = languages or _language_pair(path)
+    known = _complete(_language_pair(path), wanted)
+    if columns is not None:
+        if known is None and not all(map(_is_code, columns)):
+            raise ConfigError("the columns do not name the languages", where=path, hint=_HINT)
+        return Recognized(known or columns, [{"path": path, "columns": list(columns)}])
     readers: dict[str, Callable[[str], Iterable[str] | Mapping[str, Iterable[str]]]] = {
         ".tsv": partial(_tsv_header, known=known), ".csv": _csv_header, ".jsonl": _jsonl_keys,
         ".parquet": _parquet_columns, ".xlsx": _sheet_header, **dict.fromkeys(_DOCUMENTS, _unit_languages),
     }  # fmt: skip
-    columns = readers[_suffix_of(path)](path)
-    names = list(columns)
-    if isinstance(columns, Mapping) and TRANSLATION in columns:
-        return Recognized(languages or _two_codes(columns[TRANSLATION], path), [{"path": path}])
+    found = readers[_suffix_of(path)](path)
+    names = list(found)
+    if isinstance(found, Mapping) and TRANSLATION in found:
+        languages = _complete(None, wanted) or _complete(_two_codes(found[TRANSLATION], path), wanted)
+        assert languages is not None, "two codes are languages"
+        return Recognized(languages, [{"path": path}])
     if not names:  # A TSV without a header.
         if known is None:
             raise ConfigError("the file name does not contain its languages", where=path, hint=_HINT)
-        return Recognized(known, [{"path": path}])
+        if is_named_reverse(path, known):
+            return Recognized(known, [{"path": path, "columns": [2, 1]}], (_guess(path, known, (2, 1)),))
+        pair = _language_pair(path)
+        is_doubtful = pair is not None and _is_reverse(pair, known)  # its folder has the other direction
+        return Recognized(known, [{"path": path}], (_guess(path, known, (1, 2)),) if is_doubtful else ())
     codes = [name for name in names if _is_code(name)]
     if len(codes) > 2:
         codes = [code for code in codes if code != "id"]  # More often a number than Indonesian.
+    is_guess = False
     if known is not None and set(known) <= set(names):
         chosen: Languages = known
     elif len(codes) == 2:
         chosen = codes[0], codes[1]
+        known = known or _complete(chosen, wanted)
+        if known is not None and _is_reverse(chosen, known):
+            chosen = chosen[1], chosen[0]
     else:
         known_sides = [pair for pair in _SIDES if set(pair) <= set(names)]
         if not known_sides and len(names) != 2:
-            hint = "name two of them like the languages, e.g. en and de"
+            hint = "name two of them like the languages, e.g. en and de; `mtkit init` has --columns"
             raise ConfigError(
                 f"cannot tell source and target among the columns {', '.join(names)}", where=path, hint=hint
             )
         chosen = known_sides[0] if known_sides else (names[0], names[1])
-    if known is None and len(codes) != 2:
+        is_reverse = known is not None and is_named_reverse(path, known)
+        chosen = (chosen[1], chosen[0]) if is_reverse else chosen
+        is_guess = is_reverse or not known_sides
+    if known is None:
         raise ConfigError("the columns do not name the languages", where=path, hint=_HINT)
-    languages = known or chosen
-    needs_columns = _suffix_of(path) == ".tsv" or chosen != languages
-    return Recognized(languages, [{"path": path} | ({"columns": list(chosen)} if needs_columns else {})])
+    needs_columns = _suffix_of(path) == ".tsv" or chosen != known
+    return Recognized(
+        known,
+        [{"path": path} | ({"columns": list(chosen)} if needs_columns else {})],
+        (_guess(path, known, chosen),) if is_guess else (),
+    )
+
+
+def _guess(path: str, languages: Languages, columns: tuple[object, object]) -> str:
+    """Return what tells the user about columns that were guessed."""
+    (src, tgt), (one, other) = languages, columns
+    return f"{path}: {src} is the column {one!r}, {tgt} is {other!r}; `columns` swaps them"
+
+
+def is_named_reverse(path: str, languages: Languages) -> bool:
+    """Return whether a file is named after these languages in reverse, as train.en-de.tsv for de and en."""
+    pair = _pair_in(strip_compression(path).stem)
+    return pair is not None and _is_reverse(pair, languages)
+
+
+def _is_reverse(pair: Languages, wanted: Wanted) -> bool:
+    """Return whether the languages that the user has named are those of a pair in reverse."""
+    src, tgt = map(short_code, pair)
+    if src == tgt or wanted == (None, None):
+        return False
+    return all(code is None or short_code(code) == of for code, of in zip(wanted, (tgt, src), strict=True))
+
+
+def _complete(pair: Languages | None, wanted: Wanted) -> Languages | None:
+    """Return the languages that the user has named; one that is missing is that of a pair; None without a pair."""
+    if pair is not None and _is_reverse(pair, wanted):
+        pair = pair[1], pair[0]
+    src, tgt = wanted[0] or (pair[0] if pair else None), wanted[1] or (pair[1] if pair else None)
+    return (src, tgt) if src and tgt else None
 
 
 def _is_code(text: str) -> bool:
@@ -263,12 +318,16 @@ def _two_codes(names: Iterable[str], path: str) -> Languages:
 
 def _language_pair(path: str) -> Languages | None:
     """Return the last two codes in the name of a file or its folder: en and de for x-en-de.tsv or x.en-to-de.tsv."""
-    for name in (strip_compression(path).stem, Path(path).absolute().parent.name):
-        words = _NAME_PART.findall(name)
-        around_to = [(words[i - 1], words[i + 1]) for i in range(1, len(words) - 1) if words[i] == "to"]
-        for pair in reversed([*pairwise(words), *around_to]):
-            if all(map(_is_code, pair)) and not _ALSO_WORDS.issuperset(pair):
-                return pair
+    return _pair_in(strip_compression(path).stem) or _pair_in(Path(path).absolute().parent.name)
+
+
+def _pair_in(name: str) -> Languages | None:
+    """Return the last two codes in a name."""
+    words = _NAME_PART.findall(name)
+    around_to = [(words[i - 1], words[i + 1]) for i in range(1, len(words) - 1) if words[i] == "to"]
+    for pair in reversed([*pairwise(words), *around_to]):
+        if all(map(_is_code, pair)) and not _ALSO_WORDS.issuperset(pair):
+            return pair
     return None
 
 

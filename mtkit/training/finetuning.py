@@ -54,6 +54,7 @@ class FineTuning:
         num_epochs: passes over the new data.
         missing: splits without files, out of `valid` and `test`.
         new_tags: tags that the vocabulary of the model lacks, which are added to it.
+        notes: what the user should look at: columns that were guessed, and sheets that are not read.
     """
 
     text: str
@@ -62,6 +63,7 @@ class FineTuning:
     num_epochs: int
     missing: tuple[str, ...]
     new_tags: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def make_finetuning(
     """
     folder = find_model(model)
     known = read_config(find_checkpoint(folder), "train or import the model again").data
-    splits, num_new_files = _recognize(files, (known.src, known.tgt))
+    splits, num_new_files, notes = _recognize(files, (known.src, known.tgt))
     values: dict[str, Any] = {
         "run": run,
         "init": model,
@@ -160,7 +162,7 @@ def make_finetuning(
     num_kept = num_general and round(num_general * config.data.train_weights[-1])
     missing = tuple(split for split, entries in splits.items() if not entries)
     text = comment + dump_yaml(document.data)
-    return FineTuning(text, num_new, num_kept, num_epochs, missing, new_tags)
+    return FineTuning(text, num_new, num_kept, num_epochs, missing, new_tags, notes)
 
 
 def _parse(values: dict[str, Any], overrides: Sequence[str]) -> Config:
@@ -168,21 +170,29 @@ def _parse(values: dict[str, Any], overrides: Sequence[str]) -> Config:
     return parse_config(apply_overrides(YamlDocument(values, "the config", {}), overrides).data)
 
 
-def _recognize(files: FineTuningData, languages: Languages) -> tuple[dict[str, list[Entry]], int]:
-    """Return the config entries of each split, and how many of those to train on are new, not general, data."""
-    new = recognize(files.train, languages).entries
-    general = recognize(files.keep, languages).entries if files.keep else []
+def _recognize(
+    files: FineTuningData, languages: Languages
+) -> tuple[dict[str, list[Entry]], int, tuple[str, ...]]:
+    """Return the config entries of each split, how many of those to train on are new data, and notes to the user."""
+    notes: list[str] = []
+
+    def entries_of(paths: Sequence[str]) -> list[Entry]:
+        found = recognize(paths, languages) if paths else None
+        notes.extend(found.notes if found else ())
+        return found.entries if found else []
+
+    new, general = entries_of(files.train), entries_of(files.keep)
     splits = {"train": new + general}
     taken = [*files.train, *files.keep]
     valid = files.valid or find_split_files(new[0], VALID_NAME, [*taken, *files.test])
     test = files.test or find_split_files(new[0], TEST_NAME, [*taken, *valid])
     for split, names in (("valid", valid), ("test", test)):
-        splits[split] = recognize(names, languages).entries if names else []
+        splits[split] = entries_of(names)
     for entry in (*new, *splits["valid"], *splits["test"]):
         entry |= {"tag": files.tag} if files.tag else {}
     for entry in general:
         entry |= {"tag": files.keep_tag} if files.keep_tag else {}
-    return splits, len(new)
+    return splits, len(new), tuple(notes)
 
 
 def default_learning_rate(d_model: int) -> float:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import sentencepiece
@@ -16,6 +17,7 @@ from mtkit.config.sections import Config, DataConfig, SourceConfig
 from mtkit.data.augmentation import change_case
 from mtkit.data.cache import cache_errors, open_cache
 from mtkit.data.corpus import Corpus
+from mtkit.data.documents import unread_sheets_note
 from mtkit.data.encoding import encode_corpus
 from mtkit.data.sources import Source, Split, open_sources, read_sides
 from mtkit.data.tokenizer import Tokenizers, load_tokenizers, make_tokenizers
@@ -172,6 +174,9 @@ def load_inputs(
         StorageError: If the tokenizers are damaged or the disk fails.
     """
     splits = open_splits(config.data)
+    for source in chain.from_iterable(splits.values()):
+        for note in filter(None, map(unread_sheets_note, source.paths)):
+            say(note)
     valids = list(map(read_set, splits["valid"], config.data.valid))
     tests = list(map(read_set, splits["test"], config.data.test))
     sources = splits["train"]

@@ -48,6 +48,7 @@ class StarterConfig:
         divided: files that the pairs were divided into, with the number of pairs in each.
         missing: splits without files, out of `valid` and `test`.
         warning: what the user may regret about the pairs, or None.
+        notes: what the user should look at: columns that were guessed, and sheets that are not read.
     """
 
     text: str
@@ -57,6 +58,7 @@ class StarterConfig:
     divided: dict[str, int]
     missing: tuple[str, ...]
     warning: str | None
+    notes: tuple[str, ...]
 
 
 def make_starter_config(
@@ -64,6 +66,7 @@ def make_starter_config(
     valid: Sequence[str] = (),
     test: Sequence[str] = (),
     languages: tuple[str | None, str | None] = (None, None),
+    columns: tuple[str, str] | None = None,
     run: str | None = None,
     path: str | None = None,
     num_held_out: int | None = None,
@@ -76,6 +79,7 @@ def make_starter_config(
         valid: validation files; by default, files beside the training files that are named like such.
         test: test files; by default, files beside the training files that are named like such.
         languages: source and target language, each needed only if file or column names do not tell it.
+        columns: columns of source and target in the tables; by default they are recognized.
         run: run folder.
         path: the file that the config is for; by default, the languages are its name.
         num_held_out: number of training pairs to hold out for validation, and as many for testing, where there are no
@@ -87,13 +91,16 @@ def make_starter_config(
         DataError: If a file cannot be read, has no pairs, or differs in length from its parallel file.
         StorageError: If a file of pairs cannot be written.
     """
-    recognized = recognize(train, languages)
+    recognized = recognize(train, languages, columns)
     codes = recognized.languages
     valid = valid or find_split_files(recognized.entries[0], VALID_NAME, [*train, *test])
     test = test or find_split_files(recognized.entries[0], TEST_NAME, [*train, *valid])
-    splits = {"train": recognized.entries}
+    splits, notes = {"train": recognized.entries, "valid": [], "test": []}, recognized.notes
     for split, files in (("valid", valid), ("test", test)):
-        splits[split] = recognize(files, codes).entries if files else []
+        if files:
+            found = recognize(files, codes, columns)
+            splits[split] = found.entries
+            notes += found.notes
     path = path or f"{'-'.join(codes)}.yaml"
     divided = {} if num_held_out is None else _divide(splits, codes, path, num_held_out)
     splits |= {split: [{"path": file}] for split, (file, _) in divided.items()}
@@ -110,7 +117,8 @@ def make_starter_config(
     summary = f"{choice.preset}, {choice.values['training.max_steps']:,} updates"
     text = _render_yaml(run, codes, root, splits, choice.num_pairs, summary)
     missing = tuple(split for split, entries in splits.items() if not entries)
-    return StarterConfig(text, codes, choice.num_pairs, path, dict(divided.values()), missing, choice.warning)
+    parts = dict(divided.values())
+    return StarterConfig(text, codes, choice.num_pairs, path, parts, missing, choice.warning, notes)
 
 
 def _divide(

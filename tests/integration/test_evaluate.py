@@ -201,7 +201,29 @@ def test_several_test_sets_and_references(folder: Path) -> None:
     line = refused(3, "good.txt", *sets)
     assert "good.txt: 30 lines, but the test sets have 30 + 10 = 40" in line
     shutil.copy("src.txt", "x")
-    assert "no x.hyps.txt" in refused(2, "test", "--test", "x,ref.txt")
+    assert "no references" in refused(2, "test")
+    line = refused(2, "test", "--test", "x,ref.txt")
+    assert "no x.hyps.txt" in line
+    assert "(there are: short.hyps.txt, src.hyps.txt)" in line
+    (folder / "test" / "short.hyps.txt").unlink()
+    assert evaluate("test", "--ref", "ref.txt", *options) == evaluate(
+        "good.txt", "--ref", "ref.txt", *options
+    )
+
+
+def test_a_tsv_is_read_in_the_order_of_the_languages_in_its_name(folder: Path) -> None:
+    """Unless --columns gives the order."""
+    tiny.write_lines(folder / "test.en-fr.tsv", [f"a line of five words\t{ref}" for ref in REFS])
+    options = ["--metric", "bleu", "--resamples", 0]
+    own = evaluate("good.txt", "--ref", "ref.txt", *options)
+    assert evaluate("good.txt", "--test", "test.en-fr.tsv", "--langs", "en-fr", *options) == own
+    assert evaluate("good.txt", "--test", "test.en-fr.tsv", "--columns", 1, 2, *options) == own
+    tiny.write_lines(folder / "lines.txt", ["a line of five words"] * 30)
+    code, out, err = tiny.mtkit(
+        "evaluate", "lines.txt", "--test", "test.en-fr.tsv", "--langs", "fr-en", *options
+    )
+    assert (code, "100.00" in out) == (0, True)
+    assert "test.en-fr.tsv: by its name, fr is the second column (if not: --columns 1 2)" in err
 
 
 def test_sets_of_sacrebleu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

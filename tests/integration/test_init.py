@@ -272,6 +272,59 @@ def test_short_words_are_no_header(
         assert found.entries == [{"path": name} | ({"columns": columns} if columns else {})]
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "wanted", "languages", "columns", "note"),
+    [
+        ("x.en-fr.tsv", "Yes.\tOui.", ("fr", "en"), ("fr", "en"), [2, 1], "fr is the column 2, en is 1; `columns` swaps"),
+        ("x.en-fr.tsv", "Yes.\tOui.", ("fr", None), ("fr", "en"), [2, 1], "fr is the column 2"),
+        ("x.en-fr.tsv", "Yes.\tOui.", (None, "eng"), ("fr", "eng"), [2, 1], "fr is the column 2"),
+        ("x.en-fr.tsv", "Yes.\tOui.", ("eng", None), ("eng", "fr"), None, None),
+        ("x.fr-ca.tsv", "Yes.\tOui.", ("en", "fr"), ("en", "fr"), None, None),
+        ("en-fr/x.tsv", "Oui.\tYes.", ("fr", "en"), ("fr", "en"), None, "fr is the column 1, en is 2; `columns` swaps"),
+        ("x.en-fr.tsv", "source\ttarget", ("fr", "en"), ("fr", "en"), ["target", "source"], "column 'target'"),
+        ("x.csv", "en,fr", ("fr", None), ("fr", "en"), None, None),
+        ("x.csv", "eng,fra", ("fr", "en"), ("fr", "en"), ["fra", "eng"], None),
+        ("x.csv", "German,Sorbian", ("hsb", "de"), ("hsb", "de"), ["German", "Sorbian"],
+         "hsb is the column 'German', de is 'Sorbian'; `columns` swaps them"),
+    ],
+)  # fmt: skip
+def test_columns_follow_the_direction_or_are_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    text: str,
+    wanted: tuple[str | None, str | None],
+    languages: tuple[str, str],
+    columns: list[object] | None,
+    note: str | None,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).write_text(f"{text}\n")
+    found = recognize([name], wanted)
+    assert (found.languages, found.entries) == (
+        languages, [{"path": name} | ({"columns": columns} if columns else {})]
+    )  # fmt: skip
+    assert found.notes == () if note is None else note in found.notes[0]
+
+
+def test_the_command_takes_columns_and_tells_those_it_guessed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("train.en-fr.tsv").write_text("Yes.\tOui.\n")
+    Path("four.csv").write_text("id,English,French,note\n1,Yes.,Oui.,x\n")
+    assert "train.en-fr.tsv: fr is the column 2" in tiny.mtkit("init", "train.en-fr.tsv", "--src", "fr")[1]
+    [entry] = load_config("fr-en.yaml").data.train
+    assert entry.columns == ("2", "1")
+    four = ("init", "four.csv", "--src", "en", "--tgt", "fr")
+    assert "--columns" in tiny.mtkit(*four)[2]
+    code, out, err = tiny.mtkit(*four, "--columns", "English", "French")
+    assert (code, err) == (0, "")
+    assert "four.csv: " not in out
+    assert load_config("en-fr.yaml").data.train[0].columns == ("English", "French")
+
+
 def damaged_parquet() -> bytes:
     """Return a table with a column whose name is not UTF-8."""
     import pyarrow

@@ -202,6 +202,17 @@ def test_a_copy_of_a_spreadsheet(trained: Path, tmp_path: Path) -> None:
     assert texts(formula, "fr")[:3] == ["=1+1", expected[1], "x"]
 
 
+def test_sheets_that_are_not_translated_are_told(trained: Path, tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    source = sheet(tmp_path / "a.xlsx", [("en", "fr"), *PAIRS[:2]])
+    book = openpyxl.load_workbook(source)
+    book.create_sheet().append(["en"])
+    book.save(source)
+    note = f"{source}: only the first of 2 sheets is read"
+    assert note in tiny.mtkit("translate", trained, source, "-o", tmp_path / "b.xlsx")[2]
+    assert note in tiny.mtkit("evaluate", "--model", trained, "--test", source, "--resamples", 0)[2]
+
+
 def test_a_spreadsheet_that_a_copy_would_damage(trained: Path, tmp_path: Path) -> None:
     openpyxl = pytest.importorskip("openpyxl")
     merged, chart = (sheet(tmp_path / name, [("en", "fr"), *PAIRS]) for name in ("a.xlsx", "b.xlsx"))

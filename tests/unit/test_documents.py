@@ -232,6 +232,18 @@ def test_spreadsheet(tmp_path: Path) -> None:
     assert next(read_spreadsheet(path, Columns(("de", "id"), ("en", "de")))) == (2, ("Ein Hund.", "1"))
 
 
+def test_sheets_that_are_not_read_are_told(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    path = sheet(tmp_path / "a.xlsx", [["en", "de"], ["A dog.", "Ein Hund."]])
+    book = openpyxl.load_workbook(path)
+    book.create_sheet()
+    book.save(path)
+    assert recognize([str(path)], (None, None)).notes == ()
+    book.create_sheet().append([None, "A cat."])
+    book.save(path)
+    assert recognize([str(path)], (None, None)).notes == (f"{path}: only the first of 3 sheets is read",)
+
+
 def change_sheet(path: Path, old: str, new: str) -> None:
     name = "xl/worksheets/sheet1.xml"
     with zipfile.ZipFile(path) as archive:

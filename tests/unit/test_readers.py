@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mtkit.config.sections import SourceConfig
 from mtkit.data.readers import Columns, NumberedPairs, Pair, read_csv, read_jsonl, read_tsv
 from mtkit.errors import DataError
 
@@ -38,6 +39,14 @@ def test_tsv_with_columns_has_a_header(tmp_path: Path) -> None:
     assert list(read_tsv(path, named("en", "de"))) == [(2, Pair("Hello", "Hallo"))]
     message = message_of(read_tsv(path, named("en", "fr")))
     assert message.startswith(f"{path}:1: no column 'fr'; there are: 'id', 'de', 'en'")
+
+
+def test_tsv_with_numbers_of_columns_has_no_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text("7\tHallo\tHello\n", encoding="utf-8")
+    columns = SourceConfig.model_validate({"path": "a.tsv", "columns": [3, 2]}).columns
+    assert list(read_tsv(path, Columns(columns, ("en", "de")))) == [(1, Pair("Hello", "Hallo"))]
+    assert message_of(read_tsv(path, named("4", "1"))).startswith(f"{path}:1: 3 of 4 columns")
 
 
 def test_tsv_with_a_missing_column(tmp_path: Path) -> None:
