@@ -132,7 +132,9 @@ def _open_run(
     run = Path(config.run)
     with world.main_process_first():
         if world.is_main:
-            config, choices = _claim_folder(config, find_model, choices, stack, Display(console).say, fresh=fresh)
+            config, choices = _claim_folder(
+                config, find_model, choices, stack, Display(console).say, fresh=fresh
+            )
         lines: list[str] = []
         config, checkpoint = find_resumable(config, lines.append)
         if checkpoint is None and not choices:

@@ -275,12 +275,12 @@ def test_short_words_are_no_header(
 @pytest.mark.parametrize(
     ("name", "text", "wanted", "languages", "columns", "note"),
     [
-        ("x.en-fr.tsv", "Yes.\tOui.", ("fr", "en"), ("fr", "en"), [2, 1], "fr is the column 2, en is 1; `columns` swaps"),
+        ("x.en-fr.tsv", "Yes.\tOui.", ("fr", "en"), ("fr", "en"), [2, 1], "fr is the column 2, en is 1; `columns`"),
         ("x.en-fr.tsv", "Yes.\tOui.", ("fr", None), ("fr", "en"), [2, 1], "fr is the column 2"),
         ("x.en-fr.tsv", "Yes.\tOui.", (None, "eng"), ("fr", "eng"), [2, 1], "fr is the column 2"),
         ("x.en-fr.tsv", "Yes.\tOui.", ("eng", None), ("eng", "fr"), None, None),
         ("x.fr-ca.tsv", "Yes.\tOui.", ("en", "fr"), ("en", "fr"), None, None),
-        ("en-fr/x.tsv", "Oui.\tYes.", ("fr", "en"), ("fr", "en"), None, "fr is the column 1, en is 2; `columns` swaps"),
+        ("en-fr/x.tsv", "Oui.\tYes.", ("fr", "en"), ("fr", "en"), None, "fr is the column 1, en is 2; `columns`"),
         ("x.en-fr.tsv", "source\ttarget", ("fr", "en"), ("fr", "en"), ["target", "source"], "column 'target'"),
         ("x.csv", "en,fr", ("fr", None), ("fr", "en"), None, None),
         ("x.csv", "eng,fra", ("fr", "en"), ("fr", "en"), ["fra", "eng"], None),

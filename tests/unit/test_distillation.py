@@ -27,7 +27,9 @@ def teacher(seed: int, width: int, V: int = 7, **keys: object) -> Transformer:
     return model
 
 
-def with_teachers(M: int = 9, weight: float = 0.3, temperature: float = 2.0) -> tuple[TeacherPredictions, Tensor]:
+def with_teachers(
+    M: int = 9, weight: float = 0.3, temperature: float = 2.0
+) -> tuple[TeacherPredictions, Tensor]:
     """Return what two teachers of different widths predict, and the mean of their distributions, directly."""
     models = [teacher(1, 6, output_bias=True), teacher(2, 10)]
     torch.manual_seed(3)
