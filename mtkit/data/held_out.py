@@ -15,12 +15,12 @@ from mtkit.errors import DataError
 from mtkit.files import atomic_file, storage_errors
 
 
-def hold_out(sources: Sequence[Source], number: int, files: Mapping[str, Path]) -> dict[str, int]:
+def divide(sources: Sequence[Source], number: int, files: Mapping[str, Path]) -> dict[str, int]:
     """Divide a corpus into TSV files, and return the number of pairs in each.
 
     Pairs are held out by their source: those sources with the smallest hashes, which are a random sample that is the
     same each time, and which no other pair that is left to train on has. A source with several translations is held out
-    with the first one. Pairs with a blank side are left out. Memory is 8 bytes a pair.
+    with the first one. Pairs with a blank side are left out. Memory is about 25 bytes a pair.
 
     Args:
         sources: the corpus, which is read twice.

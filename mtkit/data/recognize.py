@@ -253,7 +253,7 @@ def _recognize_table(path: str, wanted: Wanted, columns: tuple[str, str] | None)
     else:
         known_sides = [pair for pair in _SIDES if set(pair) <= set(names)]
         if not known_sides and len(names) != 2:
-            hint = "name two of them like the languages, e.g. en and de; `mtkit init` has --columns"
+            hint = "name two of them like the languages, e.g. en and de, or choose them with `columns`"
             raise ConfigError(
                 f"cannot tell source and target among the columns {', '.join(names)}", where=path, hint=hint
             )

@@ -13,7 +13,7 @@ from pathlib import Path
 from mtkit.config.loading import AUTO, parse_config
 from mtkit.config.sections import Config, SourceConfig
 from mtkit.config.yaml_document import format_value
-from mtkit.data.held_out import hold_out
+from mtkit.data.held_out import divide
 from mtkit.data.recognize import TEST_NAME, VALID_NAME, Entry, Languages, find_split_files, recognize
 from mtkit.data.sources import Split, open_sources, read_sides
 from mtkit.errors import ConfigError
@@ -69,7 +69,7 @@ def make_starter_config(
     columns: tuple[str, str] | None = None,
     run: str | None = None,
     path: str | None = None,
-    num_held_out: int | None = None,
+    hold_out: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> StarterConfig:
     """Write a config for these files. All are read to the end, so that a faulty one is reported now.
@@ -82,7 +82,7 @@ def make_starter_config(
         columns: columns of source and target in the tables; by default they are recognized.
         run: run folder.
         path: the file that the config is for; by default, the languages are its name.
-        num_held_out: number of training pairs to hold out for validation, and as many for testing, where there are no
+        hold_out: number of training pairs to hold out for validation, and as many for testing, where there are no
             files for that; the training pairs are divided into files beside `path`.
         say: prints a line about the progress.
 
@@ -102,7 +102,7 @@ def make_starter_config(
             splits[split] = found.entries
             notes += found.notes
     path = path or f"{'-'.join(codes)}.yaml"
-    divided = {} if num_held_out is None else _divide(splits, codes, path, num_held_out)
+    divided = {} if hold_out is None else _divide(splits, codes, path, hold_out)
     splits |= {split: [{"path": file}] for split, (file, _) in divided.items()}
     root = _common_folder([entry for entries in splits.values() for entry in entries])
     if root != ".":
@@ -122,7 +122,7 @@ def make_starter_config(
 
 
 def _divide(
-    splits: Mapping[str, Sequence[Entry]], languages: Languages, path: str, num_held_out: int
+    splits: Mapping[str, Sequence[Entry]], languages: Languages, path: str, hold_out: int
 ) -> dict[str, tuple[str, int]]:
     """Divide the training pairs into files beside the config: the file of each new split, and its number of pairs."""
     files = {
@@ -132,7 +132,7 @@ def _divide(
     }
     if len(files) == 1:
         what = "nothing to hold out: there are validation and test pairs"
-        raise ConfigError(what, where="`num_held_out`", hint="leave it out")
+        raise ConfigError(what, where="`hold_out`", hint="leave it out")
     for file in (Path(path), *files.values()):
         if os.path.lexists(file):
             raise ConfigError(
@@ -140,7 +140,7 @@ def _divide(
             )
     data = {"src": languages[0], "tgt": languages[1], "train": splits["train"]}
     config = parse_config({"run": "none", "data": data})
-    counts = hold_out(open_sources(config.data.train, config.data, "train"), num_held_out, files)
+    counts = divide(open_sources(config.data.train, config.data, "train"), hold_out, files)
     return {split: (str(file), counts[split]) for split, file in files.items()}
 
 

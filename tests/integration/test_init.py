@@ -318,7 +318,7 @@ def test_the_command_takes_columns_and_tells_those_it_guessed(
     [entry] = load_config("fr-en.yaml").data.train
     assert entry.columns == ("2", "1")
     four = ("init", "four.csv", "--src", "en", "--tgt", "fr")
-    assert "--columns" in tiny.mtkit(*four)[2]
+    assert "with --columns" in tiny.mtkit(*four)[2]
     code, out, err = tiny.mtkit(*four, "--columns", "English", "French")
     assert (code, err) == (0, "")
     assert "four.csv: " not in out

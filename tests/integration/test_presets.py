@@ -205,9 +205,9 @@ def test_other_processes_take_what_the_main_one_chose(here: Path, monkeypatch: p
 
     Path("run").mkdir()
     config = load_config("my.yaml", SMALL)
-    first, reasons = run._choose(config, World(0, 2, 0))
+    first, reasons = run._choose(config, World(0, 2, 0), print)
     monkeypatch.setattr(choosing, "choose", another_choice)
-    second, others = run._choose(config, World(1, 2, 1))
+    second, others = run._choose(config, World(1, 2, 1), print)
     assert (second, others) == (first, [])
     assert first.preset == "tiny" and reasons
 

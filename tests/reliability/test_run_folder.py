@@ -254,7 +254,7 @@ def test_a_lock_of_another_program_is_kept(config: Path, tmp_path: Path) -> None
         (["ü" * 101], ["too long"]),
         ([".."], ["'..' cannot be used as a file name"]),
         ([" "], ["' ' cannot be used as a file name"]),
-        (["a\\0b"], ["cannot be used as a file name"]),
+        (["a\\0b"], ["a NUL character"]),
         (["a\\nb"], ["cannot be used as a file name"]),
     ],
 )

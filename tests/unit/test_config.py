@@ -371,7 +371,7 @@ BAD_SOURCES: dict[str, tuple[int, str, str | None]] = {
         7,
         "data.train.0.columns: too few entries, got 1",
         "The two columns to read, source first; by default a `translation` column or those named after the "
-        "languages. In a .tmx or .xlf file, the two language tags",
+        "languages. In a .tmx or .xlf file, the two language tags; in a .tsv without a header, numbers, as in [2, 1]",
     ),
     "\n  - path: a\n    split: train": (
         7,
