@@ -128,7 +128,8 @@ def check_document_output(
     if line_format != LineFormat():
         what = "a document holds one translation of each segment and nothing else"
         raise ConfigError(
-            f"{what}: no --n-best, --scores, --confidence, --alignment or --alternatives", hint=text_file
+            f"{what}: no --json, --n-best, --scores, --confidence, --alignment or --alternatives",
+            hint=text_file,
         )
     check_not_overwriting(output, [*files, *filter(None, others)])
     if not Path(output).parent.is_dir():

@@ -62,8 +62,8 @@ def init(
             min=1,
             metavar="N",
             help="Hold out N of the training pairs for validation, and N for testing, where there are no files for "
-            "that. The pairs are written to NAME.train.tsv, NAME.valid.tsv and NAME.test.tsv beside the config; no "
-            "source sentence is in two of them.",
+            "that. The pairs are written to train.tsv, valid.tsv and test.tsv in the folder NAME.data beside the "
+            "config NAME.yaml; no source sentence is in two of them.",
         ),
     ] = None,
 ) -> None:
@@ -77,6 +77,8 @@ def init(
     )
     if output == "-":
         print_stdout(made.text)
+        for note in made.notes:
+            print_stderr(note)
         return
     with open_new_file(made.path) as file:
         file.write(made.text)

@@ -50,6 +50,7 @@ def score(
     precision: options.Precision = "auto",
     workers: options.Workers = "auto",
     threads: options.Threads = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Score given translations: print for each the score that `translate --scores` would print.
 
@@ -84,7 +85,8 @@ def score(
         "batch_tokens": batch_tokens,
     })  # fmt: skip
     translator = load_translator(model, decoding, device, precision, ensemble or ())
-    progress = LineProgress(print_stderr, _check_lengths(src, tgt))
+    say = (lambda line: None) if quiet else print_stderr
+    progress = LineProgress(say, _check_lengths(src, tgt))
     check_tag(tag, translator)
     pairs = zip_lines([iter(read_lines(src)), iter(read_lines(tgt))], [src, tgt])
     if alignment is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,8 +69,8 @@ def shortlist(
         raise ConfigError(what, where="--aligner", hint="leave it out; then the model itself aligns")
     config = read_config(folder, "name another model", to_translate=True)
     data = data_of_run(config, Path(model))
-    data = _with_pairs(data, pairs) if pairs else data
     say = (lambda line: None) if quiet else print_stderr
+    data = _with_pairs(data, pairs, say) if pairs else data
     sources = open_sources(data.train, data, "train")
     corpus = encode_corpus(sources, tokenizers, data, LineProgress(say, task="encoding"), say)
     num_aligned = min(len(corpus), MOST_ALIGNED)
@@ -86,7 +86,7 @@ def shortlist(
     )
 
 
-def _with_pairs(data: DataConfig, paths: Sequence[str]) -> DataConfig:
+def _with_pairs(data: DataConfig, paths: Sequence[str], say: Callable[[str], None]) -> DataConfig:
     """Return the data section of a config with other training pairs.
 
     Raises:
@@ -98,6 +98,6 @@ def _with_pairs(data: DataConfig, paths: Sequence[str]) -> DataConfig:
 
     found = recognize(paths, (data.src, data.tgt))
     for note in found.notes:
-        print_stderr(note)
+        say(note)
     train = tuple(SourceConfig.model_validate(entry) for entry in found.entries)
     return data.model_copy(update={"train": train, "root": str(Path.cwd())})

@@ -76,7 +76,7 @@ def load_translator_and_config(
     from mtkit.translation.translator import Translator
 
     chosen = choose_device(device, "--device", read_ranks().local_rank)
-    return Translator.from_folder(model, decoding, chosen, precision, ensemble)
+    return Translator.load_with_config(model, decoding, chosen, precision, ensemble)
 
 
 def load_exported(

@@ -26,6 +26,7 @@ from pydantic import (
     JsonValue,
     PlainValidator,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -81,7 +82,11 @@ def _lowercase_metric(value: object) -> object:
     return value.lower() if isinstance(value, str) and value.lower() in get_args(_Criteria) else value
 
 
-_Column = Annotated[str, Field(strict=False, coerce_numbers_to_str=True)]
+_Column = Annotated[
+    str,
+    Field(strict=False, coerce_numbers_to_str=True),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]}),
+]
 Metric = Annotated[choices.Metric, BeforeValidator(_lowercase_metric)]
 Criterion = Annotated[_Criteria, BeforeValidator(_lowercase_metric)]
 BleuTokenizer = Literal["13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "flores101", "flores200", "none"]

@@ -95,7 +95,10 @@ def parse_value(text: str) -> object:
     if not isinstance(values, list) or len(values) != 1:
         raise ConfigError("not a single value", hint="put a string in quotes")
     # YAML drops comments: runs/x #1 and runs/x #2 would be the same folder.
-    end = [token.end_mark.index for token in yaml.scan(entry) if not isinstance(token, _END_TOKENS)][-1]
+    try:
+        end = [token.end_mark.index for token in yaml.scan(entry) if not isinstance(token, _END_TOKENS)][-1]
+    except yaml.YAMLError:  # libyaml, which has parsed it, is less strict
+        raise ConfigError("not a single value", hint="put a string in quotes") from None
     if "#" in entry[end:]:
         raise ConfigError("what follows # would be a comment", hint="put the value in quotes")
     return values[0]

@@ -488,7 +488,7 @@ def _sheet_rows(path: Path) -> Iterator[tuple[int, tuple[Any, ...]]]:
 
 
 def unread_sheets_note(path: Path) -> str | None:
-    """Return what tells that only the first sheet of an .xlsx file is read; None if no other has rows, or it is none.
+    """Return a note that only the first sheet of an .xlsx file is read; None without others that have rows.
 
     Raises:
         ConfigError: If openpyxl is not installed.

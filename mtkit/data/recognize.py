@@ -274,7 +274,7 @@ def _recognize_table(path: str, wanted: Wanted, columns: tuple[str, str] | None)
 def _guess(path: str, languages: Languages, columns: tuple[object, object]) -> str:
     """Return what tells the user about columns that were guessed."""
     (src, tgt), (one, other) = languages, columns
-    return f"{path}: {src} is the column {one!r}, {tgt} is {other!r}; `columns` swaps them"
+    return f"{path}: reading {src} from column {one!r} and {tgt} from column {other!r}"
 
 
 def is_named_reverse(path: str, languages: Languages) -> bool:

@@ -114,8 +114,7 @@ def score(
         tokenize: sacreBLEU's tokenizer for BLEU; by default that of the target language (see `default_tokenizer`).
         lowercase: ignore case in BLEU and chrF. TER always ignores it, by convention, and so does `MOSES_BLEU`.
         tgt: code of the target language.
-        num_bootstrap: resamples for the 95% interval, usually 1000; 0 computes none. chrF++ needs about 100 kB of
-            memory per sentence at 1000 resamples, other metrics less.
+        num_bootstrap: resamples for the 95% interval, usually 1000; 0 computes none.
         seed: seed for the resampling. The environment variable SACREBLEU_SEED is ignored.
 
     Returns:
@@ -391,8 +390,8 @@ def _resampled_in_one_type(metric: Metric) -> Metric:
 def resample(stats: Any, metric: Metric, number: int, seed: int) -> list[SacrebleuScore]:
     """Return the scores of bootstrap resamples of sentences.
 
-    They are those of sacreBLEU, bit for bit, which holds the statistics of all resamples in memory: 100 kB of each
-    sentence. Here each resample is drawn when it is scored.
+    They are those of sacreBLEU, bit for bit. It holds the statistics of all resamples in memory, up to 100 kB per
+    sentence; here each resample is drawn when it is scored.
 
     Args:
         stats: statistics of each sentence, of the metric.

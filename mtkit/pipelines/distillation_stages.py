@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mtkit.translation.segments import Request
     from mtkit.translation.translator import Translator
 
-_MOST_COMPARED = 3_000
+_MOST_COMPARED = 5_000
 """Lines of a larger test set that are compared: an even sample, which each system translates on the CPU."""
 _PER_TOKEN: DecodingOverrides = {"length_penalty": 1.0, "penalty_kind": "simple", "coverage_penalty": 0.0}
 """Settings with which a score is the mean log-probability of the tokens."""
@@ -432,7 +432,7 @@ def compare_systems(settings: Settings, context: Context) -> dict[str, Any]:
         translator = Translator.load(
             folder, device="cpu", n_best=1, sample=False, mbr=None, groups=1, **options
         )
-        progress = LineProgress(say, 2 * len(requests), task=label)
+        progress = LineProgress(say, 2 * len(requests), task=f"{label} (twice)")
         parallel = TranslateOptions(on_progress=progress, parallelism=context.parallelism)
         # starts the workers; fewer lines would be fewer batches, and start fewer
         list(translator.translate(requests, parallel))

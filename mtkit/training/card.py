@@ -336,9 +336,7 @@ def _limits(config: Config, facts: dict[str, Any]) -> Iterator[str]:
         pairs = format_count(facts["pairs"]["kept"], "pair")
         learned = f"It has learned from {pairs}, and nothing else"
         if config.init is not None:
-            learned = (
-                f"It was fine-tuned on {pairs}, and before that learned what {config.init} was trained on"
-            )
+            learned = f"It was fine-tuned on {pairs}, starting from {config.init}, whose training data it has also seen"
         yield (
             f"- {learned}: text of other kinds than the training data is translated worse than the scores say."
         )

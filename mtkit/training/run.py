@@ -181,7 +181,11 @@ def _claim_folder(
     *,
     fresh: bool,
 ) -> tuple[Config, list[str]]:
-    """Lock the run folder and claim its outputs; with `fresh`, delete those of earlier runs."""
+    """Lock the run folder and claim its outputs; with `fresh`, delete those of earlier runs.
+
+    Returns:
+        The config and the sentences about what preset auto chose, which a fresh run chooses here.
+    """
     run = Path(config.run)
     splits = open_splits(config.data)  # a mistake in the new run must not cost the old one
     check_ownership(config, splits, fresh=fresh)

@@ -6,7 +6,9 @@ They name the files and leave sizes and methods to preset auto.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from mtkit.data.held_out import divide
 from mtkit.data.recognize import TEST_NAME, VALID_NAME, Entry, Languages, find_split_files, recognize
 from mtkit.data.sources import Split, open_sources, read_sides
 from mtkit.errors import ConfigError
+from mtkit.files import storage_errors
 from mtkit.training.preset import choose_for
 
 _FILE_KEYS = ("src", "tgt", "path")
@@ -83,11 +86,12 @@ def make_starter_config(
         run: run folder.
         path: the file that the config is for; by default, the languages are its name.
         hold_out: number of training pairs to hold out for validation, and as many for testing, where there are no
-            files for that; the training pairs are divided into files beside `path`.
+            files for that; the training pairs are divided into files in a folder beside `path`.
         say: prints a line about the progress.
 
     Raises:
-        ConfigError: If languages or columns cannot be recognized, nothing is to be held out, or a file exists already.
+        ConfigError: If languages or columns cannot be recognized or text files have none, if nothing is to be held out,
+            or if the config or the folder for the divided pairs exists already.
         DataError: If a file cannot be read, has no pairs, or differs in length from its parallel file.
         StorageError: If a file of pairs cannot be written.
     """
@@ -101,19 +105,22 @@ def make_starter_config(
             found = recognize(files, codes, columns)
             splits[split] = found.entries
             notes += found.notes
+    if columns is not None and not any("path" in entry for entries in splits.values() for entry in entries):
+        raise ConfigError("text files have no columns", where="`columns`", hint="leave it out")
     path = path or f"{'-'.join(codes)}.yaml"
-    divided = {} if hold_out is None else _divide(splits, codes, path, hold_out)
-    splits |= {split: [{"path": file}] for split, (file, _) in divided.items()}
-    root = _common_folder([entry for entries in splits.values() for entry in entries])
-    if root != ".":
-        splits = {
-            split: [_relative_to_folder(entry) for entry in entries] for split, entries in splits.items()
-        }
-    run = run or f"runs/{'-'.join(codes)}"
-    data = {"root": root, "src": codes[0], "tgt": codes[1], **splits}
-    config = parse_config({"run": run, "preset": AUTO, "data": data})
-    choice = choose_for(config, say=say)
-    _read_held_out(config)
+    _read_held_out(parse_config({"run": "none", "data": {"src": codes[0], "tgt": codes[1], **splits}}))
+    with ExitStack() as unless_complete:
+        divided = {} if hold_out is None else _divide(splits, codes, path, hold_out, unless_complete)
+        splits |= {split: [{"path": file}] for split, (file, _) in divided.items()}
+        root = _common_folder([entry for entries in splits.values() for entry in entries])
+        if root != ".":
+            splits = {
+                split: [_relative_to_folder(entry) for entry in entries] for split, entries in splits.items()
+            }
+        run = run or f"runs/{'-'.join(codes)}"
+        data = {"root": root, "src": codes[0], "tgt": codes[1], **splits}
+        choice = choose_for(parse_config({"run": run, "preset": AUTO, "data": data}), say=say)
+        unless_complete.pop_all()
     summary = f"{choice.preset}, {choice.values['training.max_steps']:,} updates"
     text = _render_yaml(run, codes, root, splits, choice.num_pairs, summary)
     missing = tuple(split for split, entries in splits.items() if not entries)
@@ -122,24 +129,31 @@ def make_starter_config(
 
 
 def _divide(
-    splits: Mapping[str, Sequence[Entry]], languages: Languages, path: str, hold_out: int
+    splits: Mapping[str, Sequence[Entry]],
+    languages: Languages,
+    path: str,
+    hold_out: int,
+    unless_complete: ExitStack,
 ) -> dict[str, tuple[str, int]]:
-    """Divide the training pairs into files beside the config: the file of each new split, and its number of pairs."""
-    files = {
-        split: Path(f"{path.removesuffix('.yaml')}.{split}.tsv")
-        for split, entries in splits.items()
-        if split == "train" or not entries
-    }
-    if len(files) == 1:
+    """Divide the training pairs into files in a new folder beside the config, which `unless_complete` removes.
+
+    Returns:
+        The file of each new split, and its number of pairs.
+    """
+    missing = [split for split, entries in splits.items() if not entries]
+    if not missing:
         what = "nothing to hold out: there are validation and test pairs"
         raise ConfigError(what, where="`hold_out`", hint="leave it out")
-    for file in (Path(path), *files.values()):
-        if os.path.lexists(file):
-            raise ConfigError(
-                "the file already exists", where=str(file), hint="choose another name of the config"
-            )
+    folder = Path(f"{path.removesuffix('.yaml').removesuffix('.yml')}.data")
+    for taken in (Path(path), folder):
+        if os.path.lexists(taken):
+            raise ConfigError("exists already", where=str(taken), hint="choose another name of the config")
+    files = {split: folder / f"{split}.tsv" for split in ("train", *missing)}
     data = {"src": languages[0], "tgt": languages[1], "train": splits["train"]}
     config = parse_config({"run": "none", "data": data})
+    with storage_errors(folder):
+        folder.mkdir()
+    unless_complete.callback(shutil.rmtree, folder)
     counts = divide(open_sources(config.data.train, config.data, "train"), hold_out, files)
     return {split: (str(file), counts[split]) for split, file in files.items()}
 

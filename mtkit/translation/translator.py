@@ -149,10 +149,10 @@ class Translator(LineTranslator):
         decoding = override_decoding(decoding or read_decoding(Path(path)), changes)
         for found in ineffective_decoding_settings(decoding, changes):
             raise ConfigError(found.what, where=found.key, hint=found.hint)
-        return cls.from_folder(path, decoding, choose_device(device, "device"), precision, ensemble)[0]
+        return cls.load_with_config(path, decoding, choose_device(device, "device"), precision, ensemble)[0]
 
     @classmethod
-    def from_folder(
+    def load_with_config(
         cls,
         path: str | Path,
         decoding: DecodingConfig,

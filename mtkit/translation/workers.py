@@ -18,7 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -135,15 +135,19 @@ class Workers:
     def numbers(self, parallelism: Parallelism) -> tuple[int, int]:
         """Return the number of workers, and the threads of each; one worker has all threads."""
         available = torch.get_num_threads()
-        if not self.on_cpu or parallelism.num_workers == 1:
-            return 1, parallelism.num_threads or available
-        if parallelism.num_workers == "auto":
-            num_threads = parallelism.num_threads or 1
-            fitting = min(available // num_threads, available_bytes() / 2 / _WORKER_BYTES)
-            return max(1, int(fitting)), num_threads
-        return parallelism.num_workers, parallelism.num_threads or max(
-            1, available // parallelism.num_workers
-        )
+        if not self.on_cpu:
+            number = 1
+        elif parallelism.num_workers != "auto":
+            number = parallelism.num_workers
+        else:
+            number = max(1, available // (parallelism.num_threads or 1))
+            number = min(number, self._num_fitting) if self.forks else number
+        return number, parallelism.num_threads or max(1, available // number)
+
+    @cached_property
+    def _num_fitting(self) -> int:
+        """The workers that half of the memory holds, of what is free before the first one starts."""
+        return max(1, int(available_bytes() / 2 / _WORKER_BYTES))
 
     def private_bytes(self) -> int:
         """Return the memory that the processes take beside that of the main process."""

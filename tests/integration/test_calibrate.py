@@ -128,7 +128,7 @@ def test_lines_that_are_not_translated_and_documents(calibrated: Path, tmp_path:
     [line] = translate(calibrated, document, "--confidence")
     assert line.partition("\t")[2] == translate(calibrated, document)[0]
     code, _, err = tiny.mtkit("translate", calibrated, document, "--confidence", "-o", tmp_path / "b.xlf")
-    assert code == 2 and "no --n-best, --scores, --confidence" in tiny.one_line(err)
+    assert code == 2 and "no --json, --n-best, --scores, --confidence" in tiny.one_line(err)
 
 
 def test_an_ensemble_has_a_calibration_of_its_own(calibrated: Path, trained: Path, tmp_path: Path) -> None:

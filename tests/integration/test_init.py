@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -275,17 +276,17 @@ def test_short_words_are_no_header(
 @pytest.mark.parametrize(
     ("name", "text", "wanted", "languages", "columns", "note"),
     [
-        ("x.en-fr.tsv", "Yes.\tOui.", ("fr", "en"), ("fr", "en"), [2, 1], "fr is the column 2, en is 1; `columns`"),
-        ("x.en-fr.tsv", "Yes.\tOui.", ("fr", None), ("fr", "en"), [2, 1], "fr is the column 2"),
-        ("x.en-fr.tsv", "Yes.\tOui.", (None, "eng"), ("fr", "eng"), [2, 1], "fr is the column 2"),
+        ("x.en-fr.tsv", "Yes.\tOui.", ("fr", "en"), ("fr", "en"), [2, 1], "fr from column 2 and en from column 1"),
+        ("x.en-fr.tsv", "Yes.\tOui.", ("fr", None), ("fr", "en"), [2, 1], "fr from column 2"),
+        ("x.en-fr.tsv", "Yes.\tOui.", (None, "eng"), ("fr", "eng"), [2, 1], "fr from column 2"),
         ("x.en-fr.tsv", "Yes.\tOui.", ("eng", None), ("eng", "fr"), None, None),
         ("x.fr-ca.tsv", "Yes.\tOui.", ("en", "fr"), ("en", "fr"), None, None),
-        ("en-fr/x.tsv", "Oui.\tYes.", ("fr", "en"), ("fr", "en"), None, "fr is the column 1, en is 2; `columns`"),
+        ("en-fr/x.tsv", "Oui.\tYes.", ("fr", "en"), ("fr", "en"), None, "fr from column 1 and en from column 2"),
         ("x.en-fr.tsv", "source\ttarget", ("fr", "en"), ("fr", "en"), ["target", "source"], "column 'target'"),
         ("x.csv", "en,fr", ("fr", None), ("fr", "en"), None, None),
         ("x.csv", "eng,fra", ("fr", "en"), ("fr", "en"), ["fra", "eng"], None),
         ("x.csv", "German,Sorbian", ("hsb", "de"), ("hsb", "de"), ["German", "Sorbian"],
-         "hsb is the column 'German', de is 'Sorbian'; `columns` swaps them"),
+         "reading hsb from column 'German' and de from column 'Sorbian'"),
     ],
 )  # fmt: skip
 def test_columns_follow_the_direction_or_are_told(
@@ -308,13 +309,23 @@ def test_columns_follow_the_direction_or_are_told(
     assert found.notes == () if note is None else note in found.notes[0]
 
 
+def test_text_files_have_no_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for side in ("en", "fr"):
+        Path(f"train.{side}").write_text("Yes.\n")
+    code, out, err = tiny.mtkit("init", "train.en", "train.fr", "--columns", "a", "b")
+    assert (code, out, "text files have no columns" in err) == (2, "", True)
+
+
 def test_the_command_takes_columns_and_tells_those_it_guessed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("train.en-fr.tsv").write_text("Yes.\tOui.\n")
     Path("four.csv").write_text("id,English,French,note\n1,Yes.,Oui.,x\n")
-    assert "train.en-fr.tsv: fr is the column 2" in tiny.mtkit("init", "train.en-fr.tsv", "--src", "fr")[1]
+    assert (
+        "train.en-fr.tsv: reading fr from column 2" in tiny.mtkit("init", "train.en-fr.tsv", "--src", "fr")[1]
+    )
     [entry] = load_config("fr-en.yaml").data.train
     assert entry.columns == ("2", "1")
     four = ("init", "four.csv", "--src", "en", "--tgt", "fr")
@@ -374,25 +385,25 @@ def test_pairs_are_held_out_by_their_source(tmp_path: Path, monkeypatch: pytest.
     tiny.write_lines(tmp_path / "all.tsv", [*pairs, " \tblank", "blank\t"])
     code, out, err = hold_out("all.tsv", "--hold-out", 10)
     assert (code, err) == (0, "")
-    parts = {split: rows(f"my.{split}.tsv") for split in ("train", "valid", "test")}
+    parts = {split: rows(f"my.data/{split}.tsv") for split in ("train", "valid", "test")}
     sources = {split: {row.split("\t")[0] for row in part} for split, part in parts.items()}
     assert (len(parts["valid"]), len(parts["test"])) == (10, 10)
     assert len(set.union(*sources.values())) == sum(map(len, sources.values())) == 90
     # all pairs of the other sources are there, in their order, and the first one of each that is held out
     assert parts["train"] == [row for row in pairs if row.split("\t")[0] in sources["train"]]
     assert {*parts["valid"], *parts["test"]} <= set(pairs[:90])
-    lines = [f"my.train.tsv: {len(parts['train'])} pairs", "my.valid.tsv: 10 pairs", "my.test.tsv: 10 pairs"]
+    files = [f"my.data/{split}.tsv" for split in parts]
+    lines = [f"{files[0]}: {len(parts['train'])} pairs", f"{files[1]}: 10 pairs", f"{files[2]}: 10 pairs"]
     assert out.splitlines()[:3] == lines
     data = load_config("my.yaml").data
-    assert [str(of_split[0].path) for of_split in (data.train, data.valid, data.test)] == [
-        "my.train.tsv", "my.valid.tsv", "my.test.tsv",
-    ]  # fmt: skip
-    for name in ("my.yaml", *(f"my.{split}.tsv" for split in parts)):
-        Path(name).rename(f"old.{name}")
-    reversed_rows = [*reversed(pairs)]
-    tiny.write_lines(tmp_path / "all.tsv", reversed_rows)
+    splits = (data.train, data.valid, data.test)
+    assert [os.path.join(str(data.root), str(of_split[0].path)) for of_split in splits] == files
+    # the same again: nothing of the first division is taken for a validation or test set
+    Path("my.yaml").rename("old.yaml")
+    Path("my.data").rename("old.data")
+    tiny.write_lines(tmp_path / "all.tsv", [*reversed(pairs)])
     assert hold_out("all.tsv", "--hold-out", 10)[0] == 0
-    assert {row.split("\t")[0] for row in rows("my.valid.tsv")} == sources["valid"]
+    assert {split: {row.split("\t")[0] for row in rows(f"my.data/{split}.tsv")} for split in parts} == sources
 
 
 def test_only_what_is_missing_is_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,20 +411,23 @@ def test_only_what_is_missing_is_held_out(tmp_path: Path, monkeypatch: pytest.Mo
     tiny.write_lines(tmp_path / "all.tsv", [f"{src}\t{tgt}" for src, tgt in tiny.pairs(200, 1)])
     tiny.write_lines(tmp_path / "valid.tsv", [f"{src}\t{tgt}" for src, tgt in tiny.pairs(20, 2)])
     assert hold_out("all.tsv", "--hold-out", 5)[0] == 0
-    assert not Path("my.valid.tsv").exists()
-    assert len(rows("my.test.tsv")) == 5
+    assert not Path("my.data/valid.tsv").exists()
+    assert len(rows("my.data/test.tsv")) == 5
     test = tmp_path / "test.tsv"
-    Path("my.test.tsv").rename(test)
+    Path("my.data/test.tsv").rename(test)
     code, out, err = hold_out("all.tsv", "--hold-out", 5)
     assert (code, out) == (2, "")
     assert "nothing to hold out" in tiny.one_line(err)
     test.unlink()
     code, out, err = hold_out("all.tsv", "--hold-out", 5)
     assert (code, out) == (2, "")
-    assert "my.yaml: the file already exists" in tiny.one_line(err)
+    assert "my.yaml: exists already" in tiny.one_line(err)
     Path("my.yaml").unlink()
-    Path("my.train.tsv").unlink()
+    shutil.rmtree("my.data")
     code, out, err = hold_out("all.tsv", "--hold-out", 100)
     assert (code, out) == (3, "")
     assert "too few to hold out 1 x 100" in tiny.one_line(err)
+    Path("valid.tsv").write_text("no tab\n")
+    code, out, err = hold_out("all.tsv", "--hold-out", 5)
+    assert (code, out) == (3, "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all.tsv", "valid.tsv"]

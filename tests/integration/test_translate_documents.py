@@ -301,7 +301,7 @@ def test_protected_tags_come_along(trained: Path, tmp_path: Path) -> None:
             ["a.tmx"],
             ["-o", "b.tmx", "--n-best", "2"],
             2,
-            "no --n-best, --scores, --confidence, --alignment or --alternatives",
+            "no --json, --n-best, --scores, --confidence, --alignment or --alternatives",
         ),
         (["a.tmx"], ["-o", "a.tmx"], 2, "a.tmx is also another file of this command"),
         (["a.tmx"], ["-o", "b.tmx.gz"], 2, "would be plain text, not .gz"),

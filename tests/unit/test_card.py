@@ -93,7 +93,10 @@ def test_a_folder_is_no_base_model_of_the_hub(tmp_path: Path, monkeypatch: pytes
     metadata, body = make_card(config, sentences=0)
     assert "base_model" not in metadata
     assert "Fine-tuned from runs/base." in body
-    assert "It was fine-tuned on 390 pairs, and before that learned what runs/base was trained on" in body
+    assert (
+        "It was fine-tuned on 390 pairs, starting from runs/base, whose training data it has also seen"
+        in body
+    )
     assert "nothing else" not in body
 
 

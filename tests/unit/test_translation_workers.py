@@ -260,6 +260,13 @@ def test_auto_is_one_worker_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     assert numbers(Parallelism(3)) == (3, 2)
     assert numbers(SERIAL) == (1, 8)
     assert Workers(torch.device("cuda")).numbers(Parallelism()) == (1, 8)
+    monkeypatch.setattr("mtkit.translation.workers.available_bytes", lambda: 1.6e9)
+    assert numbers(Parallelism()) == (8, 1)  # threads share their memory
+    forking_workers = Workers(torch.device("cpu"), forks=True)
+    assert forking_workers.numbers(Parallelism()) == (3, 2)
+    monkeypatch.setattr("mtkit.translation.workers.available_bytes", lambda: 0)
+    assert forking_workers.numbers(Parallelism()) == (3, 2)  # what is taken is taken by these workers
+    assert Workers(torch.device("cpu"), forks=True).numbers(Parallelism()) == (1, 8)
     for wrong in ({"num_workers": 0}, {"num_threads": -1}, {"num_workers": "all"}):
         with pytest.raises(ConfigError, match="is not a number from 1"):
             Parallelism(**wrong)  # type: ignore[arg-type]

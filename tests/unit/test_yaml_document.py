@@ -326,6 +326,7 @@ BAD_OVERRIDES = {
     "run=#1": ("what follows # would be a comment", "quotes"),
     "run='a' #1": ("what follows # would be a comment", "quotes"),
     "data.train=[a, {path: b}] #1": ("what follows # would be a comment", "quotes"),
+    "run=>#": ("not a single value", "quotes"),
     "run=\udcff": ("character U+DCFF is not allowed in YAML", "remove"),
 }
 
