@@ -65,7 +65,7 @@ def _type(schema: dict[str, Any], plural: str = "") -> str:
     match schema:
         case {"anyOf": [*choices]}:
             return " or ".join(
-                _type(choice)
+                _type(choice, plural)
                 for choice in choices
                 if not (choice == {"type": "null"} and schema["default"] is None)
             )

@@ -21,13 +21,16 @@ import tiny
 import torch
 import typer.main
 from rich.console import Console
+from torch import Tensor
 
 import mtkit
 from mtkit.checkpoint import load_checkpoint, save_checkpoint
 from mtkit.cli import make_app
+from mtkit.model.transformer import Transformer
 from mtkit.training.engine import Engine
 from mtkit.training.progress import Progress
 from mtkit.training.run import TrainResult
+from mtkit.training.validation import Validator
 from mtkit.translation.model_folder import launch_folder
 
 
@@ -851,13 +854,24 @@ def test_each_precision_learns(config: Path, tmp_path: Path, precision: str) -> 
     assert {str(tensor.dtype) for tensor in stored.values()} == {"torch.float32"}
 
 
-def test_averaged_weights_are_what_is_validated_and_translated_with(config: Path, tmp_path: Path) -> None:
+def test_averaged_weights_are_what_is_validated_and_translated_with(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validated: list[dict[str, Tensor]] = []
+    original = Validator.loss
+
+    def loss(self: Validator, model: Transformer, *world: Any) -> tuple[float, list[float]]:
+        validated.append({name: p.detach().clone() for name, p in model.named_parameters()})
+        return original(self, model, *world)
+
+    monkeypatch.setattr(Validator, "loss", loss)
     train(config, "training.ema_decay=0.9", "training.max_steps=20")
     run = tmp_path / "run"
     averaged = safetensors.torch.load_file(run / "checkpoints/step-00000020/model.safetensors")
     state = safetensors.torch.load_file(run / "checkpoints/step-00000020/optimizer.safetensors")
     best = safetensors.torch.load_file(run / "best/model.safetensors")
     for name, tensor in averaged.items():
+        assert validated[-1][name].equal(tensor)
         assert best[name].equal(tensor)
         assert not state[f"weight/{name}"].equal(tensor)
 
@@ -880,9 +894,10 @@ def test_the_demo_trains_without_any_file(tmp_path: Path) -> None:
         "model: {d_model: 32, encoder_layers: 1, decoder_layers: 1}\n"
         "training: {batch_tokens: 400, max_steps: 5, num_threads: 1, report: false}\n"
     )
-    result = train(path)
+    result = train(path, "validation.bleu_tokenizer=char")
     assert [test.name for test in result.tests] == ["held-out"]
     assert len(result.tests[0].hyps) == 10
+    assert "tok:char" in (tmp_path / "run/results.json").read_text()
 
 
 def test_the_tokenizer_of_the_same_texts_and_settings_is_trained_once(

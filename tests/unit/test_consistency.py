@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torch import Tensor
 
+from mtkit.benchmark.train import synthetic_inputs
+from mtkit.config.loading import load_config, parse_config
 from mtkit.config.sections import ModelConfig
 from mtkit.errors import ConfigError
 from mtkit.model.transformer import Transformer
 from mtkit.training import loss as loss_module
+from mtkit.training.build import build_trainer
 from mtkit.training.loss import Consistency, TensorBatch, hidden_at_targets, loss_sums
 from mtkit.training.parallel import Objective
+from mtkit.training.progress import Progress
+from tests import tiny
 
 SIMCUT, R_DROP = Consistency.simcut(3.0, 0.05), Consistency.r_drop(5.0)
 methods = pytest.mark.parametrize("method", [SIMCUT, R_DROP], ids=["simcut", "r_drop"])
@@ -128,8 +136,14 @@ def test_an_objective_without_differences_is_that_of_one_stream(method: Consiste
 
 
 def test_both_at_once_are_refused() -> None:
-    from mtkit.config.loading import parse_config
-
     data = {"src": "en", "tgt": "de", "train": [{"path": "x.tsv"}]}
     with pytest.raises(ConfigError, match="either simcut or r_drop"):
         parse_config({"run": "r", "data": data, "training": {"simcut": 3, "r_drop": 5}})
+
+
+def test_the_rate_of_simcut_is_the_one_of_the_config(tmp_path: Path) -> None:
+    path = tiny.write_config(tmp_path / "config.yaml", run=tmp_path / "run", root=tmp_path)
+    config = load_config(path, ["training.simcut=2", "training.cutoff=0.4", "training.device=cpu"])
+    progress = Progress(tmp_path, Console(quiet=True), writes_metrics=False)
+    trainer = build_trainer(config, synthetic_inputs(config), progress)
+    assert trainer.engine.objective.consistency == Consistency.simcut(2.0, 0.4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -33,6 +33,7 @@ from mtkit.model.build import copy_weights, make_model
 from mtkit.model.cpu.native.library import instructions
 from mtkit.model.transformer import Transformer
 from mtkit.search.beam import search
+from mtkit.search.sampling import SamplingOptions
 from mtkit.search.state import Hypothesis, SearchOptions
 from mtkit.translation import batched_search
 from mtkit.translation.assembly import Translation
@@ -323,6 +324,19 @@ def test_cached_search_equals_search_without_a_cache(positions: str, beam_size: 
         (theirs,) = search(whole, [translator.decoding.max_length(len(ids))], translator.search_options)
         assert [h.ids for h in ours] == [h.ids for h in theirs]
         assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=1e-5)
+
+
+def test_each_key_of_decoding_reaches_the_search() -> None:
+    keys: dict[str, Any] = {
+        "length_penalty": 0.3, "penalty_kind": "simple", "coverage_penalty": 0.2, "stop": "certain",
+        "no_repeat_ngram": 3, "groups": 2, "diversity": 0.7, "renormalize": True, "beam_size": 4, "n_best": 2,
+    }  # fmt: skip
+    tgt = tokenizers().tgt
+    found = asdict(batched_search.search_options(DecodingConfig(min_pieces=2, **keys), tgt))
+    assert {key: found[key] for key in (*keys, "min_length")} == keys | {"min_length": 2}
+    drawn = {"temperature": 0.5, "top_k": 7, "top_p": 0.9, "epsilon": 0.01}
+    decoding = DecodingConfig(sample=True, n_best=3, sample_seed=9, **drawn)
+    assert batched_search._sampling_options(decoding) == SamplingOptions(num_samples=3, seed=9, **drawn)
 
 
 def test_greedy_search_takes_the_most_probable_token() -> None:

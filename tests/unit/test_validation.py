@@ -129,6 +129,11 @@ def test_penalties_and_limits_of_the_run_hold_in_validation() -> None:
     assert found == [t.text for t in translator.translate([src for src, _ in PAIRS])]
 
 
+def test_bleu_takes_the_tokenizer_of_the_config() -> None:
+    scores = validate(config_of(validation={"bleu_tokenizer": "char"}, decoding=LIMITS)).scores
+    assert "tok:char" in scores["bleu"].signature
+
+
 # --- several sets -------------------------------------------------------------------------------------------------
 
 

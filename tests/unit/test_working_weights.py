@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 from mtkit import load_config
+from mtkit.benchmark.train import synthetic_inputs
 from mtkit.config.sections import ModelConfig
 from mtkit.device import check_float8
 from mtkit.errors import ConfigError
@@ -24,6 +25,7 @@ from mtkit.training.inputs import load_inputs
 from mtkit.training.loss import TensorBatch
 from mtkit.training.parallel import Objective
 from mtkit.training.progress import Progress
+from mtkit.training.state import TrainState
 
 
 def make_model(**options: Any) -> Transformer:
@@ -95,6 +97,18 @@ def test_an_update_casts_each_matrix_once(
     assert len(casts) == (0 if precision == "fp32" else num_matrices + 1)  # and the output matrix
     assert casts.count(Float8Weight) == (num_matrices if precision == "fp8" else 0)
     assert all(p.grad is None or p.grad.dtype == p.dtype == torch.float32 for p in trainer.model.parameters())
+
+
+def test_the_loss_scale_of_a_checkpoint_is_restored(tmp_path: Path) -> None:
+    config = load_config(
+        tiny.write_config(tmp_path / "config.yaml", run=tmp_path / "run", root=tmp_path),
+        ["training.precision=fp16", "training.device=cpu"],
+    )
+    progress = Progress(tmp_path, Console(quiet=True), writes_metrics=False)
+    trainer = build_trainer(config, synthetic_inputs(config), progress)
+    scaler = trainer.engine.scaler.state_dict() | {"scale": 4.0}
+    trainer._continue_from(TrainState(scaler=scaler))
+    assert trainer.engine.scaler.state_dict() == scaler
 
 
 # --- FP8 ----------------------------------------------------------------------------------------------------------
