@@ -338,7 +338,7 @@ class BytePairEncoding(Segmentation):
 
 
 class Words(Segmentation):
-    """Words between spaces, for models of text that is tokenized already. There is no model file."""
+    """Splits at whitespace, for models of pre-tokenized text. Needs no model file."""
 
     kind = "words"
 
@@ -359,7 +359,7 @@ class Words(Segmentation):
 
 
 class Characters(Segmentation):
-    """Characters, with U+2581 for spaces. There is no model file."""
+    """Splits into characters, with U+2581 for spaces. Needs no model file."""
 
     kind = "characters"
 

@@ -82,7 +82,7 @@ class Pipeline:
         self._stack.close()
 
     def check_free(self, name: str, folder: Path) -> None:
-        """Check that there is no model where a stage is to write one, unless that stage wrote it or may delete it.
+        """Check that a stage would not overwrite a model that it did not write; with `fresh` it may.
 
         Raises:
             ConfigError: If there is.

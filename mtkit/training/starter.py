@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtkit.config.loading import AUTO, parse_config
-from mtkit.config.sections import Config, SourceConfig
+from mtkit.config.sections import DataConfig, SourceConfig
 from mtkit.config.yaml_document import format_value
 from mtkit.data.held_out import divide
 from mtkit.data.recognize import TEST_NAME, VALID_NAME, Entry, Languages, find_split_files, recognize
@@ -108,9 +108,10 @@ def make_starter_config(
     if columns is not None and not any("path" in entry for entries in splits.values() for entry in entries):
         raise ConfigError("text files have no columns", where="`columns`", hint="leave it out")
     path = path or f"{'-'.join(codes)}.yaml"
-    _read_held_out(parse_config({"run": "none", "data": {"src": codes[0], "tgt": codes[1], **splits}}))
+    given = parse_config({"run": "none", "data": {"src": codes[0], "tgt": codes[1], **splits}}).data
+    _read_held_out(given)
     with ExitStack() as unless_complete:
-        divided = {} if hold_out is None else _divide(splits, codes, path, hold_out, unless_complete)
+        divided = {} if hold_out is None else _divide(given, path, hold_out, unless_complete)
         splits |= {split: [{"path": file}] for split, (file, _) in divided.items()}
         root = _common_folder([entry for entries in splits.values() for entry in entries])
         if root != ".":
@@ -129,18 +130,14 @@ def make_starter_config(
 
 
 def _divide(
-    splits: Mapping[str, Sequence[Entry]],
-    languages: Languages,
-    path: str,
-    hold_out: int,
-    unless_complete: ExitStack,
+    data: DataConfig, path: str, hold_out: int, unless_complete: ExitStack
 ) -> dict[str, tuple[str, int]]:
     """Divide the training pairs into files in a new folder beside the config, which `unless_complete` removes.
 
     Returns:
         The file of each new split, and its number of pairs.
     """
-    missing = [split for split, entries in splits.items() if not entries]
+    missing = [split for split, sources in (("valid", data.valid), ("test", data.test)) if not sources]
     if not missing:
         what = "nothing to hold out: there are validation and test pairs"
         raise ConfigError(what, where="`hold_out`", hint="leave it out")
@@ -149,12 +146,10 @@ def _divide(
         if os.path.lexists(taken):
             raise ConfigError("exists already", where=str(taken), hint="choose another name of the config")
     files = {split: folder / f"{split}.tsv" for split in ("train", *missing)}
-    data = {"src": languages[0], "tgt": languages[1], "train": splits["train"]}
-    config = parse_config({"run": "none", "data": data})
     with storage_errors(folder):
         folder.mkdir()
     unless_complete.callback(shutil.rmtree, folder)
-    counts = divide(open_sources(config.data.train, config.data, "train"), hold_out, files)
+    counts = divide(open_sources(data.train, data, "train"), hold_out, files)
     return {split: (str(file), counts[split]) for split, file in files.items()}
 
 
@@ -170,15 +165,15 @@ def _relative_to_folder(entry: Entry) -> Entry:
     return {key: os.path.basename(str(entry[key])) if key in _FILE_KEYS else entry[key] for key in entry}
 
 
-def _read_held_out(config: Config) -> None:
+def _read_held_out(data: DataConfig) -> None:
     """Read the validation and test sets, so that a faulty one is reported now.
 
     Raises:
         DataError: If one cannot be read.
     """
-    splits: dict[Split, Sequence[SourceConfig]] = {"valid": config.data.valid, "test": config.data.test}
+    splits: dict[Split, Sequence[SourceConfig]] = {"valid": data.valid, "test": data.test}
     for split, configs in splits.items():
-        for source in open_sources(configs, config.data, split):
+        for source in open_sources(configs, data, split):
             read_sides(source)
 
 
