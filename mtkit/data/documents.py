@@ -25,9 +25,10 @@ from warnings import catch_warnings, simplefilter
 from xml.parsers import expat
 
 from mtkit.data.readers import Columns, NumberedPairs, Pair, check_text
-from mtkit.errors import ConfigError, DataError
+from mtkit.errors import DataError
 from mtkit.files import read_blocks, strip_compression
 from mtkit.languages import short_code
+from mtkit.packages import import_package
 
 _DOCUMENT_SUFFIXES = (".tmx", ".xlf", ".xliff", ".xlsx")
 MAX_SEGMENT_CHARS = 1 << 20
@@ -516,11 +517,9 @@ def open_workbook(path: Path, *, to_write: bool = False) -> Iterator[Any]:
         ConfigError: If openpyxl is not installed.
         DataError: If it is not such a file, or is damaged or hostile.
     """
-    try:
-        import openpyxl
-    except ImportError as error:
-        hint = "pip install 'mtkit[xlsx]', or save the sheet as .csv"
-        raise ConfigError("reading .xlsx needs the package openpyxl", where=str(path), hint=hint) from error
+    openpyxl = import_package(
+        "openpyxl", "pip install 'mtkit[xlsx]', or save the sheet as .csv", where=str(path)
+    )
     hint = "save it as .xlsx again, or as .csv"
     try:
         with zipfile.ZipFile(path) as archive:

@@ -18,7 +18,8 @@ from typing import Any
 
 import sentencepiece
 
-from mtkit.errors import ConfigError, StorageError
+from mtkit.errors import StorageError
+from mtkit.packages import import_package
 
 Span = tuple[int, int]
 """Start and end of something in a text, in characters."""
@@ -83,13 +84,9 @@ class _Moses:
         self.preparation = preparation
         self._tokenizer = self._detokenizer = None
         if preparation.moses is not None:
-            try:
-                from sacremoses import MosesDetokenizer, MosesTokenizer
-            except ImportError as error:
-                what, hint = "the package sacremoses is not installed", "pip install 'mtkit[bpe]'"
-                raise ConfigError(what, where=where, hint=hint) from error
-            self._tokenizer = MosesTokenizer(lang=preparation.moses)
-            self._detokenizer = MosesDetokenizer(lang=preparation.moses)
+            sacremoses = import_package("sacremoses", "pip install 'mtkit[bpe]'", where=where)
+            self._tokenizer = sacremoses.MosesTokenizer(lang=preparation.moses)
+            self._detokenizer = sacremoses.MosesDetokenizer(lang=preparation.moses)
 
     def prepare(self, line: str) -> str:
         """Return the line that is split."""
@@ -301,13 +298,11 @@ class BytePairEncoding(Segmentation):
     ) -> None:
         super().__init__(codes, preparation=preparation, only=only, where=where)
         self.separator = separator
-        hint = "pip install 'mtkit[bpe]'"
-        try:
-            from subword_nmt.apply_bpe import BPE
-        except ImportError as error:
-            raise ConfigError("the package subword-nmt is not installed", where=where, hint=hint) from error
+        apply_bpe = import_package("subword_nmt.apply_bpe", "pip install 'mtkit[bpe]'", where=where)
         allowed = None if only is None else set(only)
-        self._bpe = BPE(io.StringIO(_checked_codes(codes, where)), separator=separator, vocab=allowed)
+        self._bpe = apply_bpe.BPE(
+            io.StringIO(_checked_codes(codes, where)), separator=separator, vocab=allowed
+        )
 
     @property
     def settings(self) -> dict[str, Any]:

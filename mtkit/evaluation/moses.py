@@ -15,6 +15,7 @@ from sacrebleu import BLEU
 
 from mtkit.errors import ConfigError
 from mtkit.languages import short_code
+from mtkit.packages import import_package
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Signature
@@ -41,13 +42,10 @@ class MosesBleu(BLEU):
             raise ConfigError(
                 "bleu-moses needs the target language", hint="its rules differ from language to language"
             )
-        try:
-            from sacremoses import MosesPunctNormalizer, MosesTokenizer
-        except ImportError as error:
-            what, hint = "the package sacremoses is not installed", "pip install 'mtkit[evaluate]'"
-            raise ConfigError(what, hint=hint) from error
+        sacremoses = import_package("sacremoses", "pip install 'mtkit[evaluate]'")
         self.language = short_code(language)
-        normalizer, tokenizer = MosesPunctNormalizer(self.language), MosesTokenizer(self.language)
+        normalizer = sacremoses.MosesPunctNormalizer(self.language)
+        tokenizer = sacremoses.MosesTokenizer(self.language)
 
         @lru_cache(_CACHED_SENTENCES)
         def prepare(text: str) -> str:

@@ -18,11 +18,11 @@ from mtkit.config.sections import ModelConfig
 from mtkit.data.tokenizer import Tokenizer, Tokenizers
 from mtkit.errors import ConfigError
 from mtkit.files import storage_errors
-from mtkit.interop.packages import import_package
 from mtkit.model.attention import Linear, MultiHeadAttention
 from mtkit.model.layers import FeedForward
 from mtkit.model.positions import LearnedPositions
 from mtkit.model.transformer import Embedding, Transformer
+from mtkit.packages import import_package
 
 TYPES = ("float32", "float16", "bfloat16", "int8", "int8_float32", "int16")
 """Types in which the matrices can be stored; int8 lets CTranslate2 choose the type of the rest."""

@@ -19,9 +19,9 @@ from mtkit.data.batching import Ids, collate_tokens
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.interop.exporting import DTYPES, LoadedModel, search_of_engines
 from mtkit.interop.hugging_face_export import check_tokenizers, choose_class, convert, write_folder
-from mtkit.interop.packages import import_package
 from mtkit.interop.proof import EngineTokenizer
 from mtkit.model.transformer import Transformer
+from mtkit.packages import import_package
 from mtkit.search.state import Hypothesis
 from mtkit.translation.alignment import SegmentAttention
 from mtkit.translation.batched_search import search_options

@@ -27,9 +27,9 @@ from mtkit import __version__
 from mtkit.config.sections import Config
 from mtkit.data.tokenizer import Tokenizers
 from mtkit.files import storage_errors, write_bytes, write_text
-from mtkit.interop.packages import import_package
 from mtkit.model.attention import MultiHeadAttention, plain_attention
 from mtkit.model.transformer import Transformer
+from mtkit.packages import import_package
 from mtkit.translation.batched_search import search_options
 
 TYPES = ("float32", "float16", "int8")

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from mtkit.config.sections import TrainingConfig
-from mtkit.errors import ConfigError
 from mtkit.evaluation.history import Sample, read_history
 from mtkit.evaluation.run_files import METRICS_FILE, SAMPLES_FILE
 from mtkit.files import append_line
 from mtkit.formatting import format_duration
+from mtkit.packages import import_package
 from mtkit.training.display import Display
 from mtkit.training.live_view import LiveView
 from mtkit.training.wandb_log import WandbLog
@@ -183,11 +183,10 @@ def _make_writer(run: Path) -> SummaryWriter:
     Raises:
         ConfigError: If TensorBoard is not installed.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        hint = "pip install 'mtkit[tensorboard]', or set this to false"
-        raise ConfigError("TensorBoard is not installed", where="training.tensorboard", hint=hint) from error
+    hint = "pip install 'mtkit[tensorboard]', or set this to false"
+    import_package("tensorboard", hint, where="training.tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(run / TENSORBOARD))
 
 

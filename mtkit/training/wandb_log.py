@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from mtkit.config.sections import Config
 from mtkit.errors import ConfigError
 from mtkit.evaluation.history import is_number
+from mtkit.packages import import_package
 
 WANDB = "wandb"
 """Folder of its files in the run folder, whose name it chooses itself."""
@@ -75,11 +75,7 @@ def import_wandb() -> Any:
         ConfigError: If it is not installed.
     """
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it is read on import
-    try:
-        return importlib.import_module("wandb")
-    except ImportError as error:
-        hint = "pip install 'mtkit[wandb]', or set this to false"
-        raise ConfigError("Weights & Biases is not installed", where="training.wandb", hint=hint) from error
+    return import_package("wandb", "pip install 'mtkit[wandb]', or set this to false", where="training.wandb")
 
 
 def is_wandb_file(name: str) -> bool:

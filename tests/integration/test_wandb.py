@@ -132,7 +132,7 @@ def test_without_the_package(config: Path, tmp_path: Path, monkeypatch: pytest.M
         code, _, err = tiny.mtkit(*command, "training.wandb=true")
         assert code == 2
         assert (
-            "training.wandb: Weights & Biases is not installed (pip install 'mtkit[wandb]'"
+            "training.wandb: the package wandb is not installed (pip install 'mtkit[wandb]'"
             in tiny.one_line(err)
         )
     assert tiny.tree(tmp_path / "run" / "best") == before  # a run that cannot start keeps the old one

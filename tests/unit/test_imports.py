@@ -19,7 +19,7 @@ PACKAGE = Path(mtkit.__file__).parent
 
 LAYERS = [
     ["errors"],
-    ["files", "formatting", "job_limits", "languages", "torchrun"],
+    ["files", "formatting", "job_limits", "languages", "packages", "torchrun"],
     ["config"],
     ["checkpoint", "device", "forking"],
     ["demo"],
@@ -57,6 +57,7 @@ STARTS_WITHOUT_TORCH = [
     "formatting",
     "job_limits",
     "languages",
+    "packages",
     "torchrun",
     "checkpoint",
     *(name for name in MODULES if name.split(".")[0] == "demo"),
