@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mtkit.cli import completion, options
-from mtkit.cli.inputs import count_input_lines, open_inputs, texts_of
+from mtkit.cli.inputs import count_input_lines, open_inputs, texts_of, warn_about_sheets
 from mtkit.cli.jobs import count_all_lines
 from mtkit.cli.terminal import check_not_compressed, check_not_overwriting, print_stderr, print_stdout
 from mtkit.cli.translators import check_tag, choose_parallelism, load_translator, resolve_decoding
@@ -147,6 +147,8 @@ def backtranslate(
 
             translator = load_translator(model, decoding, device, precision)
             check_tag(model_tag, translator)
+            if not quiet:
+                warn_about_sheets(files)
             reader = open_inputs(files, read_document, keep_bad=True)
             progress = ignore_progress if quiet else LineProgress(print_stderr, total, file.num_lines)
             if file.num_lines and not quiet:

@@ -54,7 +54,10 @@ def sweep(
     ] = 3,
     rungs: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of rungs; by default as many as leave one trial at the last."),
+        typer.Option(
+            min=1,
+            help="Number of rungs; by default as many as leave fewer than --reduction trials at the last.",
+        ),
     ] = None,
     budget: Annotated[
         str | None,

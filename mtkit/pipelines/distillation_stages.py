@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from mtkit.checkpoint import ADAPTERS_FILE, MODEL_FILE
 from mtkit.config.loading import parse_config
 from mtkit.config.sections import Config, DataConfig
+from mtkit.data.documents import is_document, read_side, unread_sheets_note
 from mtkit.data.readers import Pair
 from mtkit.data.sources import Split, open_sources, untagged
 from mtkit.errors import ConfigError, DataError
-from mtkit.files import count_lines, make_folder, read_lines, remove_tree
+from mtkit.files import make_folder, read_lines, remove_tree
 from mtkit.formatting import format_count
 from mtkit.languages import is_unspaced
 from mtkit.pipelines.corpora import write_corpora
@@ -60,10 +61,14 @@ def write_targets(settings: Settings, context: Context) -> dict[str, Any]:
 
     say, folder, counts = Display(context.console).say, Path(settings["folder"]), Counter[str]()
     make_folder(folder)
-    corpora = _Corpora(settings)
+    corpora, given = _Corpora(settings), settings["translations"]
+    paths = [path for source in corpora.sources for path in source.paths]
+    for path in (*paths, *map(Path, filter(None, [*corpora.mono, given]))):
+        if note := unread_sheets_note(path):
+            say(note)
     total = sum(1 for _ in LineProgress(say, task="counting lines").over(corpora.all_lines()))
-    if settings["translations"] is not None:
-        _check_length(settings["translations"], total)
+    if given is not None:
+        _check_length(given, settings["data"]["tgt"], total)
     maker = _TargetMaker(settings, say, total, context.parallelism)
     for name, tag in settings["tags"].items():
         job = dict(settings) | {"name": name}
@@ -74,12 +79,19 @@ def write_targets(settings: Settings, context: Context) -> dict[str, Any]:
     return {"counts": dict(counts)}
 
 
-def _check_length(path: str, total: int) -> None:
+def _check_length(path: str, language: str, total: int) -> None:
     """Check that a file has as many translations as there are lines to translate."""
-    if (found := count_lines(path)) != total:
+    if (found := sum(1 for _ in _read_text(path, language))) != total:
         what = f"{format_count(found, 'line')}, but the training corpora and `mono` have {total:,}"
         hint = "line n translates line n of them, one after the other"
         raise DataError(what, where=path, hint=hint)
+
+
+def _read_text(path: str, language: str) -> Iterator[str]:
+    """Return the lines of a text; of a document, its side in a language."""
+    if is_document(path):
+        return (text for _, text in read_side(Path(path), language))
+    return read_lines(path)
 
 
 class _Corpora:
@@ -92,14 +104,14 @@ class _Corpora:
     def __init__(self, settings: Settings) -> None:
         data = DataConfig.model_validate(settings["data"])
         self.sources = open_sources(untagged(data.train), data, "train")
-        self.mono, self.names = settings["mono"], list(settings["tags"])
+        self.mono, self.names, self.src = settings["mono"], list(settings["tags"]), data.src
 
     def lines(self, name: str) -> _Lines:
         """Yield the lines of a corpus."""
         number = self.names.index(name)
         if number < len(self.sources):
             return ((pair.src, pair.tgt) for _, pair in self.sources[number].read())
-        return ((line, None) for line in chain.from_iterable(map(read_lines, self.mono)))
+        return ((line, None) for path in self.mono for line in _read_text(path, self.src))
 
     def all_lines(self) -> _Lines:
         """Yield the lines of all corpora."""
@@ -129,7 +141,7 @@ class _TargetMaker:
         tgt = settings["data"]["tgt"]
         # Not all languages without spaces have a tokenizer, and without one a sentence is a single word for BLEU.
         self.closeness = make_utility("chrf" if is_unspaced(tgt) else "bleu", tgt)
-        self.given = None if path is None else iter(read_lines(path))
+        self.given = None if path is None else _read_text(path, tgt)
         self.teacher: Translator | None = None
         self.forward: Translator | None = None
         tokenizers: Tokenizers | None = None

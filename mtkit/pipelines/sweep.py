@@ -38,7 +38,7 @@ from mtkit.pipelines.pipeline import Pipeline
 from mtkit.pipelines.records import Record, describe_differences
 from mtkit.pipelines.search_space import Dimension, draw_trials
 from mtkit.pipelines.stages import Context, Effort, Settings, Stage
-from mtkit.pipelines.trainings import train, training_values
+from mtkit.pipelines.trainings import ends_with_epochs, train, training_values
 
 _PLAN, _RESULTS, PAGE, BEST = "plan.json", "sweep.json", "sweep.html", "best.yaml"
 _POLL_SECONDS = 2.0
@@ -53,7 +53,7 @@ class SweepOptions:
     Attributes:
         dimensions: keys and their values.
         num_samples: number of random trials; None for the whole grid.
-        num_rungs: number of rungs; None for as many as leave one trial at the last.
+        num_rungs: number of rungs; None for as many as leave fewer than `reduction` trials at the last.
         reduction: one in `reduction` trials is promoted to the next rung.
         budget: cost of the whole sweep; None for any.
         unit: what the budget counts.
@@ -271,6 +271,8 @@ def _draw(
     configs, choices, sizes = [], list[list[str]](), dict[DataConfig, CorpusSize]()
     for number, overrides in enumerate(trials):
         config, reasons = load(overrides), list[str]()
+        # before auto names a preset: its updates are those of the epochs, by estimate
+        has_no_end = ends_with_epochs(config)
         if config.preset == AUTO:
             from mtkit.training.preset import choose_values, measure_corpus
 
@@ -278,7 +280,7 @@ def _draw(
                 sizes[config.data] = measure_corpus(config.data, say)
             config, reasons = choose_values(config, sizes[config.data])
         choices.append(reasons)
-        if config.training.step_limit is None or config.training.ends_with_time:
+        if has_no_end or config.training.step_limit is None or config.training.ends_with_time:
             raise ConfigError(
                 "a sweep needs to know where training ends",
                 where="training.max_steps",

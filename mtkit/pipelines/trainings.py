@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mtkit.config.loading import config_to_dict, parse_config
+from mtkit.config.loading import AUTO, config_to_dict, parse_config
 from mtkit.config.sections import Config
 from mtkit.data.sources import Split, open_sources
 from mtkit.errors import ConfigError, DataError
@@ -45,13 +45,17 @@ def check_training(config: Config) -> None:
     """Check a training on pairs that are still to be made, before hours are spent on making them.
 
     Raises:
-        ConfigError: If a source needs a package that is not installed, or the schedule is to end with a time limit.
+        ConfigError: If a source needs a package that is not installed, or the schedule is to end with a time limit or
+            with epochs.
         DataError: If a file is missing that it reads beside its pairs.
     """
     if config.training.ends_with_time:
         what = "the schedule needs to know where training ends"
         hint = "set it; training.time_limit_minutes may end a training before"
         raise ConfigError(what, where="training.max_steps", hint=hint)
+    if ends_with_epochs(config):
+        what = f"preset {config.preset} would end with its own updates, not with those of training.max_epochs"
+        raise ConfigError(what, where="training.max_steps", hint="set it; training.max_epochs may end before")
     splits: tuple[Split, ...] = ("valid", "test")
     for split in splits:
         open_sources(getattr(config.data, split), config.data, split)
@@ -61,6 +65,16 @@ def check_training(config: Config) -> None:
             raise DataError(
                 "no such file", where=path, hint="the config names it as a tokenizer: check the path"
             )
+
+
+def ends_with_epochs(config: Config) -> bool:
+    """Return whether `mtkit train` would end the schedule of a named preset with `training.max_epochs`.
+
+    A pipeline hands all values on as set, the updates of the preset too, and so cannot.
+    """
+    training = config.training
+    is_named = config.preset is not None and config.preset != AUTO
+    return is_named and training.max_epochs is not None and "max_steps" not in training.model_fields_set
 
 
 def training_effort(config: Config) -> Effort:

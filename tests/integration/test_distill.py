@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiny
 from rich.console import Console
+from test_translate_documents import sheet, tmx
 
 from mtkit.config.loading import config_to_dict, load_config, parse_config
 from mtkit.errors import ConfigError, DataError
@@ -118,6 +119,23 @@ def test_a_file_of_translations_takes_the_place_of_a_teacher(
             write_targets(own, QUIET)
 
 
+def test_text_and_translations_may_be_documents(settings: dict[str, Any], tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    srcs = tiny.read_lines(tmp_path / "mono")
+    given = [f"text {number} of another system" for number in range(NUM_LINES + NUM_MONO)]
+    mono = sheet(tmp_path / "mono.xlsx", [("fr", "en"), *(("", src) for src in srcs)])
+    book = openpyxl.load_workbook(mono)
+    book.create_sheet().append(["en"])
+    book.save(mono)
+    file = tmx(tmp_path / "given.tmx", [("a cat", text) for text in given])
+    settings |= {"mono": [str(mono)], "teachers": [], "translations": str(file)}
+    told = io.StringIO()
+    write_targets(settings, Context(Console(file=told, width=500)))
+    assert f"{mono}: only the first of 2 sheets is read" in told.getvalue()
+    wanted = [[src, text, "0.0000"] for src, text in zip(srcs, given[NUM_LINES:], strict=True)]
+    assert rows(settings, "mono") == wanted
+
+
 def test_the_dual_score_is_that_of_both_directions(settings: dict[str, Any], trained: Path) -> None:
     write_targets(settings | {"backward": str(trained)}, QUIET)
     scorer = Translator.load(
@@ -165,6 +183,20 @@ def test_what_cannot_be_is_refused(config: Path, tmp_path: Path) -> None:
 def test_a_file_that_only_the_student_reads_is_missed_at_once(config: Path, trained: Path, key: str) -> None:
     with pytest.raises(DataError, match=r"nowhere.*no such file"):
         Distillation(load_config(config, [key]), (str(trained),), {}).check()
+
+
+@pytest.mark.parametrize("preset", ["student", "auto"])
+def test_the_epochs_of_a_named_preset_are_no_end(tmp_path: Path, corpus: Path, preset: str) -> None:
+    source = tiny.write_config(tmp_path / "c.yaml", run=tmp_path / "run", root=corpus)
+    keys = [f"preset={preset}", "training={max_epochs: 5}"]
+    plan = Distillation(load_config(source, keys), (), {}, translations="x")
+    if preset == "auto":
+        plan.check()
+        return
+    with pytest.raises(
+        ConfigError, match=r"training\.max_steps: preset student would end with its own updates"
+    ):
+        plan.check()
 
 
 def test_a_model_of_the_wrong_direction_is_refused(config: Path, trained: Path) -> None:

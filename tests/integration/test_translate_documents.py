@@ -211,6 +211,7 @@ def test_sheets_that_are_not_translated_are_told(trained: Path, tmp_path: Path) 
     note = f"{source}: only the first of 2 sheets is read"
     assert note in tiny.mtkit("translate", trained, source, "-o", tmp_path / "b.xlsx")[2]
     assert note in tiny.mtkit("evaluate", "--model", trained, "--test", source, "--resamples", 0)[2]
+    assert note in tiny.mtkit("backtranslate", trained, source, "-o", tmp_path / "c.tsv")[2]
 
 
 def test_a_spreadsheet_that_a_copy_would_damage(trained: Path, tmp_path: Path) -> None:

@@ -153,14 +153,15 @@ def test_the_updates_that_are_left() -> None:
 
 @pytest.mark.parametrize("reduction", [2, 3, 4])
 @pytest.mark.parametrize("num_trials", range(1, 30))
-def test_with_the_usual_number_of_rungs_one_trial_reaches_the_end(num_trials: int, reduction: int) -> None:
+def test_with_the_usual_number_of_rungs_too_few_to_be_reduced_reach_the_end(
+    num_trials: int, reduction: int
+) -> None:
     num_rungs = default_num_rungs(num_trials, reduction)
     assert num_rungs == 1 + max(r for r in range(10) if reduction**r <= num_trials)
     steps = rung_steps(1000, 10, num_rungs, reduction)
     done = sweep(Halving([steps] * num_trials, reduction), [float(trial) for trial in range(num_trials)])
     last = [task.trial for task in done if task.rung == num_rungs - 1]
-    if num_rungs > 1:
-        assert num_trials - 1 in last and len(last) < reduction
+    assert num_trials - 1 in last and len(last) < reduction
     counts = [sum(task.rung == rung for task in done) for rung in range(num_rungs)]
     assert all(after == max(1, before // reduction) for before, after in pairwise(counts))
 
