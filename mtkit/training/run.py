@@ -139,12 +139,13 @@ def _open_run(
         config, checkpoint = find_resumable(config, lines.append)
         if checkpoint is None and not choices:
             config, choices = _choose(config, world, Display(console).say)
+        wandb = WandbLog(config) if config.training.wandb and world.is_main else None
         progress = Progress(
             run,
             console,
             config.validation.best,
             tensorboard=config.training.tensorboard,
-            wandb=WandbLog(config) if config.training.wandb and world.is_main else None,
+            wandb=wandb,
             writes_metrics=world.is_main,
         )
         stack.enter_context(progress)
@@ -165,6 +166,8 @@ def _open_run(
             say("choice", sentence)
         choices += measured
     trainer = build_trainer(config, inputs, progress, signals, world)
+    if wandb is not None:
+        wandb.update_config(trainer.config)
     describe(trainer, say)
     start_or_resume(trainer, checkpoint, progress.say, initial)
     if world.is_main:  # only now: a run that is refused changes nothing

@@ -51,6 +51,13 @@ class WandbLog:
             what = f"Weights & Biases cannot start: {' '.join(str(error).split()):.200}"
             raise ConfigError(what, where="training.wandb", hint="set this to false") from error
 
+    def update_config(self, config: Config) -> None:
+        """Replace the recorded config: that of a new run is whole only once its inputs are read."""
+        try:
+            self._run.config.update(config.model_dump(mode="json"), allow_val_change=True)
+        except Exception:  # see add
+            return
+
     def add(self, kind: str, step: int, numbers: Mapping[str, Any]) -> bool:
         """Add the finite numbers of a record, and return whether that worked: its failures must not end a run."""
         found = {f"{kind}/{name}": value for name, value in numbers.items() if is_number(value)}

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import tiny
 
+from mtkit.config.loading import load_config
 from mtkit.training.wandb_log import WandbLog
 
 
@@ -143,6 +144,7 @@ class FakeRun:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings, self.rows = settings, list[dict[str, Any]]()
+        self.config: dict[str, Any] = dict(settings["config"])
         self.is_finished = False
 
     def define_metric(self, *_: object, **__: object) -> None:
@@ -155,8 +157,10 @@ class FakeRun:
         self.is_finished = True
 
 
-def test_what_is_asked_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hold this where wandb is not installed: the mode is offline, whatever the environment says."""
+@pytest.fixture
+def fake_runs(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
+    """The runs of a package that takes the place of wandb, which need not be installed."""
+    runs = list[FakeRun]()
 
     class Fake:
         Error = RuntimeError
@@ -167,15 +171,30 @@ def test_what_is_asked_of_the_package(tmp_path: Path, monkeypatch: pytest.Monkey
 
         @staticmethod
         def init(**settings: Any) -> FakeRun:
-            return FakeRun(settings)
+            runs.append(FakeRun(settings))
+            return runs[-1]
 
     monkeypatch.setitem(sys.modules, "wandb", Fake)  # type: ignore[arg-type]
-    from mtkit.config.loading import load_config
+    return runs
 
+
+def test_what_is_asked_of_the_package(fake_runs: list[FakeRun], tmp_path: Path) -> None:
+    """Hold this where wandb is not installed: the mode is offline, whatever the environment says."""
     log = WandbLog(load_config(tiny.write_config(tmp_path / "c.yaml", run=tmp_path / "run", root=tmp_path)))
     assert log.add("train", 3, {"loss": 2.5, "lr": float("nan"), "best": True, "name": "x", "count": 4})
     log.close()
-    made = log._run
+    [made] = fake_runs
     assert made.rows == [{"step": 3, "train/loss": 2.5, "train/count": 4}] and made.is_finished
     assert (made.settings["mode"], made.settings["dir"]) == ("offline", str(tmp_path / "run"))
     assert made.settings["config"]["data"]["src"] == "en"
+
+
+def test_the_recorded_config_has_the_sections_of_the_initial_model(
+    fake_runs: list[FakeRun], trained: Path, config: Path
+) -> None:
+    lines = [line for line in tiny.read_lines(config) if not line.startswith(("tokenizer:", "model:"))]
+    tiny.write_lines(config, [f"init: {trained}", *lines])
+    code, _, err = tiny.mtkit("train", config, "training.max_steps=1", "training.wandb=true")
+    assert code == 0, err
+    [made] = fake_runs
+    assert made.config["model"] == load_config(trained / "config.yaml").model.model_dump(mode="json")
