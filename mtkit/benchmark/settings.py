@@ -78,7 +78,7 @@ class Candidate:
 def layouts(num_cores: int) -> Iterator[tuple[int, int]]:
     """Yield numbers of workers, and of threads of each, that use all cores: 1 x 4, 2 x 2 and 4 x 1 for four cores."""
     for num_workers in range(1, num_cores + 1):
-        if num_cores % num_workers == 0 and (num_workers in (1, num_cores) or num_workers * 2 == num_cores):
+        if num_cores % num_workers == 0:
             yield num_workers, num_cores // num_workers
 
 

@@ -25,6 +25,7 @@ from mtkit.benchmark.flops import Positions, training_flops
 from mtkit.benchmark.machine import machine_name, matmul_peaks
 from mtkit.benchmark.reference import MarianLoop, ReferenceLoop
 from mtkit.benchmark.synthetic import MEDIAN_SRC_TOKENS, SyntheticCorpus, SyntheticTokenizer
+from mtkit.config.loading import AUTO
 from mtkit.config.sections import AugmentConfig, Config
 from mtkit.data.batching import make_batch, split_into_micro_batches
 from mtkit.data.corpus import Corpus
@@ -171,6 +172,9 @@ def benchmark_train(
         if synthetic and getattr(config.training, key):
             what = "random tokens mean nothing to teachers, and have no alignment and no text"
             raise ConfigError(what, where=f"training.{key}", hint="leave it out, or `synthetic`")
+    if synthetic and config.preset == AUTO:
+        what = "auto chooses by the corpus, and random tokens are none"
+        raise ConfigError(what, where="preset", hint="name a preset, or leave out `synthetic`")
     device = configure_process(config)
     if "compile" in against:
         check_compiler(device, "`against` compile")

@@ -79,9 +79,12 @@ def test_the_model_is_the_one_that_training_starts_from(trained: Path, config: P
 @pytest.mark.usefixtures("no_peaks")
 def test_what_random_tokens_can_be_trained_on(config: Path) -> None:
     assert benchmark(config, "--synthetic", "data.reverse=true")["num_updates"] == 3
-    risk = "training.minimum_risk={metric: chrf}"
-    code, _, err = tiny.mtkit("benchmark", "train", config, "--synthetic", risk)
-    assert code == 2 and "training.minimum_risk: random tokens" in tiny.one_line(err)
+    for key, message in (
+        ("training.minimum_risk={metric: chrf}", "training.minimum_risk: random tokens"),
+        ("preset=auto", "preset: auto chooses by the corpus"),
+    ):
+        code, _, err = tiny.mtkit("benchmark", "train", config, "--synthetic", key)
+        assert code == 2 and message in tiny.one_line(err)
 
 
 @pytest.mark.usefixtures("no_peaks")
