@@ -53,7 +53,7 @@ def shortlist(
     from mtkit.data.encoding import encode_corpus
     from mtkit.data.sources import open_sources
     from mtkit.translation.loading import load_own_tokenizers
-    from mtkit.translation.model_folder import data_of_run, find_checkpoint, read_config
+    from mtkit.translation.model_folder import data_of_run, find_checkpoint, read_model_config
     from mtkit.translation.shortlist import (
         MOST_ALIGNED,
         ShortlistSize,
@@ -67,7 +67,7 @@ def shortlist(
     if aligner is not None and translator.tokenizers.fingerprint != tokenizers.fingerprint:
         what = f"its tokenizer differs from that of {model}"
         raise ConfigError(what, where="--aligner", hint="leave it out; then the model itself aligns")
-    config = read_config(folder, "name another model", to_translate=True)
+    config = read_model_config(Path(model), folder, "name another model", to_translate=True)
     data = data_of_run(config, Path(model))
     say = (lambda line: None) if quiet else print_stderr
     data = _with_pairs(data, pairs, say) if pairs else data

@@ -52,15 +52,16 @@ def _is_same(path: str, other: str) -> bool:
 
 
 def config_of(model: str) -> Config:
-    """Return the config with which a model was trained.
+    """Return the config of a model.
 
     Raises:
         StorageError: If the folder contains no model, or its config cannot be read.
     """
-    from mtkit.translation.model_folder import find_checkpoint, read_config
+    from mtkit.translation.model_folder import find_checkpoint, read_model_config
 
     hint = "it was written by another version of mtkit, or changed by hand"
-    return read_config(find_checkpoint(Path(model)), hint, to_translate=True)
+    path = Path(model)
+    return read_model_config(path, find_checkpoint(path), hint, to_translate=True)
 
 
 def translate_sets(

@@ -11,14 +11,15 @@ from pathlib import Path
 from mtkit.checkpoint import MANIFEST_FILE
 from mtkit.errors import StorageError
 from mtkit.files import sha256_file, storage_errors
-from mtkit.translation.model_folder import find_checkpoint
+from mtkit.translation.model_folder import find_checkpoint, read_decoding
 
 
 def fingerprint(path: Path, hash_file: Callable[[Path], str] = sha256_file) -> str | None:
     """Return a hash of a file or folder that changes when its content does; None if it does not exist.
 
     A model's is that of its manifest, which has the hashes of its files, and of a run that of its best checkpoint, so
-    that a report or a log may be added. Any other folder is read from beginning to end.
+    that a report or a log may be added, and of its decoding settings if they have changed since. Any other folder is read
+    from beginning to end.
 
     Args:
         path: the file or folder.
@@ -30,7 +31,9 @@ def fingerprint(path: Path, hash_file: Callable[[Path], str] = sha256_file) -> s
     if not path.is_dir():
         return hash_file(path) if path.is_file() else None
     with suppress(StorageError):
-        return hash_file(find_checkpoint(path) / MANIFEST_FILE)
+        folder, decoding = find_checkpoint(path), read_decoding(path)
+        changed = "" if decoding == read_decoding(folder) else f" {decoding.model_dump_json()}"
+        return hash_file(folder / MANIFEST_FILE) + changed
     digest = hashlib.sha256()
     for file in _files_below(path):
         digest.update(f"{file.relative_to(path)}\n{hash_file(file)}\n".encode("utf-8", "surrogateescape"))

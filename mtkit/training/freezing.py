@@ -30,11 +30,28 @@ def make_training_model(config: Config, tokenizers: Tokenizers, compute_dtype: t
         ConfigError: If a pattern of `training.freeze` or a target of `training.lora` matches nothing.
     """
     model = make_model(config.model, tokenizers, compute_dtype)
+    _choose_parameters(model, config)
+    return model
+
+
+def check_freeze_and_lora(config: Config) -> None:
+    """Check the patterns of `training.freeze` and the targets of `training.lora`, without tokenizers or weights.
+
+    Raises:
+        ConfigError: If one of them matches nothing.
+    """
+    with torch.device("meta"):
+        # names do not depend on the sizes; two vocabularies tie the fewest matrices
+        model = Transformer(config.model, src_vocab=8, tgt_vocab=8, tie_embeddings="two-way")
+    _choose_parameters(model, config)
+
+
+def _choose_parameters(model: Transformer, config: Config) -> None:
+    """Add the adapters that a config asks for, or freeze what it names."""
     if config.training.lora is not None:
         add_adapters(model, config.training.lora)
     else:
         freeze(model, config.training.freeze)
-    return model
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:

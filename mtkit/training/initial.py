@@ -15,7 +15,7 @@ from mtkit.config.loading import override_section, replace_sections
 from mtkit.config.sections import Config, Section
 from mtkit.config.yaml_document import format_value
 from mtkit.errors import ConfigError
-from mtkit.translation.model_folder import find_checkpoint, read_config
+from mtkit.translation.model_folder import find_checkpoint, read_model_config
 
 if TYPE_CHECKING:  # `mtkit config show` does without torch
     from torch import Tensor
@@ -100,13 +100,15 @@ def open_initial_model(config: Config, find_model: FindModel) -> tuple[Config, I
     """
     if config.init is None:
         return config, None
-    folder = find_checkpoint(find_model(config.init))
+    path = find_model(config.init)
+    folder = find_checkpoint(path)
     if stores_int8(folder):
         hint = "name the model that it was exported from"
         raise ConfigError(
             "weights in 8 bits, which cannot be trained", where=f"init: {config.init}", hint=hint
         )
-    found = read_config(folder, "it was written by another version of mtkit: train or import it again")
+    hint = "it was written by another version of mtkit: train or import it again"
+    found = read_model_config(path, folder, hint)
     return take_over(config, found), InitialModel(folder, config.tokenizer.add_tokens)
 
 

@@ -9,7 +9,7 @@ from mtkit.config.loading import dump_config
 from mtkit.errors import ConfigError
 from mtkit.training.averaging import check_output_is_free
 from mtkit.translation.loading import load_own_tokenizers, load_weights
-from mtkit.translation.model_folder import find_checkpoint, read_config
+from mtkit.translation.model_folder import find_checkpoint, read_model_config
 
 _KEPT = ("tokenizers", "corpus", "usual_src_tokens")
 
@@ -34,7 +34,7 @@ def merge(run: Path, output: Path) -> Path:
         raise ConfigError(
             "no adapters to merge", where=str(folder), hint="only runs with training.lora have them"
         )
-    config = read_config(folder, "it was written by another version of mtkit")
+    config = read_model_config(run, folder, "it was written by another version of mtkit")
     training = config.training.model_copy(update={"lora": None})
     before = read_json(folder / STATE_FILE)
     state = {"merged": f"{folder.name}, step {before.get('step')}", **{key: before.get(key) for key in _KEPT}}

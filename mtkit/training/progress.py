@@ -183,11 +183,20 @@ def _make_writer(run: Path) -> SummaryWriter:
     Raises:
         ConfigError: If TensorBoard is not installed.
     """
-    hint = "pip install 'mtkit[tensorboard]', or set this to false"
-    import_package("tensorboard", hint, where="training.tensorboard")
+    check_tensorboard()
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(run / TENSORBOARD))
+
+
+def check_tensorboard() -> None:
+    """Check that TensorBoard can be imported.
+
+    Raises:
+        ConfigError: If not.
+    """
+    hint = "pip install 'mtkit[tensorboard]', or set this to false"
+    import_package("tensorboard", hint, where="training.tensorboard")
 
 
 def estimate_seconds_left(training: TrainingConfig, step: int, epochs: float, seconds: float) -> float | None:

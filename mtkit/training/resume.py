@@ -15,6 +15,7 @@ from mtkit.config.loading import (
     all_values,
     diff_configs,
     dump_config,
+    set_keys,
     with_values,
 )
 from mtkit.config.rules import ineffective_keys
@@ -119,7 +120,8 @@ def keep_choices(stored: Config, config: Config) -> Config:
     """Return the config with what the run chose when it began, for keys that are not set.
 
     These are all values of preset auto, or of the same named preset, which another version may have changed; and the
-    number of updates that fit into the time limit. With more epochs, a preset has as many times more updates.
+    number of updates that fit into the time limit. With more epochs, a preset has as many times more updates. A limit
+    of epochs or time counts only as long as it is set.
 
     Args:
         stored: config of the run.
@@ -133,6 +135,10 @@ def keep_choices(stored: Config, config: Config) -> Config:
         before, epochs = training.max_epochs or math.inf, config.training.max_epochs or 0
         if epochs > before and training.max_steps is not None and training.time_limit_minutes is None:
             values["training.max_steps"] = math.ceil(training.max_steps * epochs / before)
+        limits = {"training.max_epochs", "training.time_limit_minutes"}
+        # a run needs a limit, so its only one stays if none is set
+        if training.max_steps is not None or set_keys(config).keys() & {"training.max_steps", *limits}:
+            values = {key: value for key, value in values.items() if key not in limits}
         return with_values(config, stored.preset, values)
     if config.training.ends_with_time and training.max_steps is not None:
         keys = ("training.max_steps", "training.warmup_steps")

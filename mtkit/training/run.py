@@ -14,6 +14,7 @@ from rich.console import Console
 from mtkit.checkpoint import CONFIG_FILE
 from mtkit.config.loading import AUTO, dump_config, load_stored_config
 from mtkit.config.sections import Config
+from mtkit.data.tokenizer import make_tokenizers
 from mtkit.errors import TrainingError
 from mtkit.files import FolderLock, write_text
 from mtkit.formatting import format_duration
@@ -23,6 +24,7 @@ from mtkit.training.card import write_card
 from mtkit.training.display import Display
 from mtkit.training.distributed import World, init_distributed
 from mtkit.training.facts import write_facts
+from mtkit.training.freezing import check_freeze_and_lora
 from mtkit.training.initial import FindModel, local_model, open_initial_model
 from mtkit.training.inputs import configure_process, load_inputs, open_splits
 from mtkit.training.ownership import check_ownership, claim_outputs, remove_outputs
@@ -33,6 +35,8 @@ from mtkit.training.resume import find_resumable, keep_choices, start_or_resume
 from mtkit.training.signals import Signals
 from mtkit.training.trainer import Trainer
 from mtkit.training.wandb_log import WandbLog
+from mtkit.training.workers import check_workers
+from mtkit.translation.model_folder import find_checkpoint
 
 
 def train(
@@ -196,6 +200,7 @@ def _claim_folder(
         config, own = choose_values(config, say=say)
         choices = choices or own
         config, _ = open_initial_model(config, find_model)
+        _check_before_removal(config)
     stack.enter_context(FolderLock(run))
     claim_outputs(config, splits)
     if fresh:
@@ -203,6 +208,23 @@ def _claim_folder(
         write_text(run / CONFIG_FILE, dump_config(config))
         remove_outputs(run)
     return config, choices
+
+
+def _check_before_removal(config: Config) -> None:
+    """Check what a run would otherwise refuse only once the outputs of the earlier run are gone.
+
+    Raises:
+        ConfigError: If there cannot be several workers, or a name in `freeze` or `lora` matches nothing.
+        StorageError: If a tokenizer or teacher that the config names is missing or damaged.
+    """
+    check_workers(config.training)
+    check_freeze_and_lora(config)
+    tokenizer, distillation = config.tokenizer, config.training.distillation
+    # with `init`, the names of the files are those of the initial model, which holds the tokenizers itself
+    if config.init is None and (tokenizer.model is not None or tokenizer.src_model is not None):
+        make_tokenizers(tokenizer, ())
+    for teacher in distillation.teacher if distillation else ():
+        find_checkpoint(Path(teacher))
 
 
 def _choose(config: Config, world: World, say: Callable[[str], None]) -> tuple[Config, list[str]]:

@@ -81,6 +81,22 @@ def _find_objection(training: TrainingConfig) -> tuple[str, str] | None:
     return None
 
 
+def check_workers(training: TrainingConfig) -> None:
+    """Check that a run can have several workers, if the config gives such a number.
+
+    Args:
+        training: section `training`.
+
+    Raises:
+        ConfigError: If it wants several where there can be only one.
+    """
+    if training.workers in (1, "auto"):
+        return
+    objection = _find_objection(training)
+    if objection is not None:
+        raise ConfigError(objection[0], where=f"training.workers {training.workers}", hint=objection[1])
+
+
 def choose_num_workers(training: TrainingConfig, model: nn.Module) -> int:
     """Return the number of workers of a new run.
 
@@ -93,19 +109,15 @@ def choose_num_workers(training: TrainingConfig, model: nn.Module) -> int:
     Raises:
         ConfigError: If the config wants several where there can be only one.
     """
-    if training.workers == 1:
+    if training.workers != "auto":
+        check_workers(training)
+        return training.workers
+    tokens = training.batch_token_budget * training.batches_per_update
+    most = min(torch.get_num_threads(), tokens // _MIN_TOKENS)
+    if _find_objection(training) is not None or most < 2:
         return 1
-    objection = _find_objection(training)
-    if training.workers == "auto":
-        tokens = training.batch_token_budget * training.batches_per_update
-        most = min(torch.get_num_threads(), tokens // _MIN_TOKENS)
-        if objection or most < 2:
-            return 1
-        gradients = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        return max(1, int(min(most, _GRADIENTS_SHARE * available_bytes() / max(1, gradients))))
-    if objection is not None:
-        raise ConfigError(objection[0], where=f"training.workers {training.workers}", hint=objection[1])
-    return training.workers
+    gradients = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return max(1, int(min(most, _GRADIENTS_SHARE * available_bytes() / max(1, gradients))))
 
 
 def keep_workers(old: Config, new: Config) -> Config:

@@ -15,7 +15,7 @@ from mtkit.model.build import copy_weights, make_empty_model
 from mtkit.model.lora import merge_adapters
 from mtkit.model.quantized import dequantize, make_quantized_model
 from mtkit.model.transformer import Transformer
-from mtkit.translation.model_folder import find_checkpoint, read_config, tokenizer_folder
+from mtkit.translation.model_folder import find_checkpoint, read_config, read_model_config, tokenizer_folder
 
 
 def load_model(path: Path) -> tuple[Config, Tokenizers, Transformer]:
@@ -38,7 +38,7 @@ def load_stored_model(path: Path) -> tuple[Config, Tokenizers, Transformer]:
     folder = find_checkpoint(path)
     checkpoint = load_checkpoint(folder)
     hint = "it was written by another version of mtkit, or changed by hand"
-    config = read_config(folder, hint, to_translate=True)
+    config = read_model_config(path, folder, hint, to_translate=True)
     weights = checkpoint.weights if checkpoint.int8 else _merged(checkpoint, folder)
     tokenizers = load_own_tokenizers(folder)
     if checkpoint.int8:

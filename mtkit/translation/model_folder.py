@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from mtkit.checkpoint import CONFIG_FILE, MANIFEST_FILE, best_folder, folders_above, verify_newest_first
@@ -110,6 +111,31 @@ def read_config(checkpoint: Path, hint: str, *, to_translate: bool = False) -> C
         raise StorageError(what, where=str(checkpoint), hint=hint) from error
 
 
+def read_model_config(path: Path, checkpoint: Path, hint: str, *, to_translate: bool = False) -> Config:
+    """Return the config of a model.
+
+    The model of a run has the sections `data` and `decoding` that the run was last trained with: parts of them may
+    change whenever it is resumed, and its best checkpoint keeps those of when it was written.
+
+    Args:
+        path: a run or checkpoint folder.
+        checkpoint: what `find_checkpoint` returns for it.
+        hint: hint of the error.
+        to_translate: whether unknown keys in the sections about training are ignored.
+
+    Raises:
+        StorageError: If this version cannot read the config in the checkpoint.
+    """
+    config = read_config(checkpoint, hint, to_translate=to_translate)
+    if checkpoint != path:
+        # a file that is missing or damaged is no reason to refuse the model
+        with suppress(StorageError):
+            last = read_config(path, hint, to_translate=to_translate)
+            # data.root may be relative to where the run was trained, which `run` tells
+            return config.model_copy(update={"run": last.run, "data": last.data, "decoding": last.decoding})
+    return config
+
+
 def read_decoding(path: Path) -> DecodingConfig:
     """Return the decoding settings of a run or checkpoint folder, whose files are not verified.
 
@@ -120,7 +146,7 @@ def read_decoding(path: Path) -> DecodingConfig:
     """
     folder = find_checkpoint(path)
     try:
-        return read_config(folder, hint="", to_translate=True).decoding
+        return read_model_config(path, folder, hint="", to_translate=True).decoding
     except StorageError:
         return DecodingConfig()
 

@@ -106,6 +106,24 @@ def test_with_more_epochs_a_resumed_run_has_as_many_more_updates(here: Path) -> 
     assert keep_choices(began, began).training.max_steps == 70
 
 
+@pytest.mark.parametrize("limit", ["training.max_epochs=2", "training.time_limit_minutes=9"])
+def test_a_limit_that_is_left_out_ends_no_resumed_run(here: Path, limit: str) -> None:
+    began, resumed = (
+        load_config("my.yaml", ["preset=tiny", key]) for key in (limit, "training.max_steps=60")
+    )
+    began = began.model_copy(
+        update={"training": began.training.model_copy(update={"max_steps": 46, "warmup_steps": 8})}
+    )
+    limits = keep_choices(began, resumed).training
+    assert (limits.max_steps, limits.max_epochs, limits.time_limit_minutes) == (60, None, None)
+
+
+def test_the_only_limit_of_a_run_stays_if_none_is_set(here: Path) -> None:
+    began = load_config("my.yaml", ["preset=tiny", "training.max_steps=null", "training.max_epochs=2"])
+    resumed = keep_choices(began, load_config("my.yaml", ["preset=tiny"]))
+    assert (resumed.training.max_steps, resumed.training.max_epochs) == (None, 2)
+
+
 def test_a_run_from_before_presets_keeps_the_defaults_it_began_with(here: Path) -> None:
     train(load_config("my.yaml", ["preset=null", "training.max_steps=1", *BARE]))
     train(load_config("my.yaml", ["training.max_steps=2", *BARE]))

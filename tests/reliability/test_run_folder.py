@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,13 +46,19 @@ def old_run(config: Path, trained: Path, tmp_path: Path) -> Path:
         ("data.test.0.tgt=missing.tgt", 3),
         ("training.device=cuda:99", 2),
         ("data.root=/nowhere", 3),
+        ("training.freeze=[encodr.*]", 2),
+        ("training.tensorboard=true", 2),
+        ("training.workers=2 training.precision=fp16", 2),
+        ("training.distillation.teacher=[runs/typo]", 5),
+        ("tokenizer.model=typo.model", 5),
     ],
 )
 def test_a_fresh_run_that_cannot_start_keeps_the_old_one(
-    config: Path, old_run: Path, mistake: str, code: int
+    config: Path, old_run: Path, monkeypatch: pytest.MonkeyPatch, mistake: str, code: int
 ) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
     before = tiny.tree(old_run)
-    fails(code, arguments=["train", config, f"run={old_run}", "--fresh", mistake])
+    fails(code, arguments=["train", config, f"run={old_run}", "--fresh", *mistake.split()])
     assert {name: data for name, data in tiny.tree(old_run).items() if name != ".lock"} == {
         name: data for name, data in before.items() if name != ".lock"
     }

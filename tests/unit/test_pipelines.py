@@ -16,8 +16,9 @@ from unittest.mock import Mock
 import pipeline_stages
 import pytest
 
-from mtkit.checkpoint import MANIFEST_FILE
-from mtkit.config.sections import AugmentConfig
+from mtkit.checkpoint import MANIFEST_FILE, Checkpoint, save_checkpoint
+from mtkit.config.loading import dump_config
+from mtkit.config.sections import AugmentConfig, Config, DataConfig, DecodingConfig, SourceConfig
 from mtkit.errors import ConfigError, DataError, MtkitError, StorageError, TrainingError
 from mtkit.pipelines import Effort, Pipeline, Settings, Stage, child, fingerprint, pipeline
 from mtkit.pipelines.records import describe_differences
@@ -315,6 +316,19 @@ def test_fingerprints(tmp_path: Path) -> None:
     (tree / "below" / "file").write_bytes(b"2")
     file.write_bytes(b"2")
     assert fingerprint(file) != before[0] and fingerprint(tree) != before[1]
+
+
+def test_the_fingerprint_of_a_run_changes_with_its_decoding_settings(tmp_path: Path) -> None:
+    data = DataConfig(src="en", tgt="de", train=(SourceConfig(demo="en-de", pairs=10),))
+    stored, changed = (
+        dump_config(Config(run="run", data=data, decoding=DecodingConfig(beam_size=size))) for size in (2, 3)
+    )
+    save_checkpoint(tmp_path / "best", Checkpoint({}, stored))
+    (tmp_path / "config.yaml").write_text(stored)
+    before = fingerprint(tmp_path)
+    assert before == fingerprint(tmp_path / "best")
+    (tmp_path / "config.yaml").write_text(changed)
+    assert fingerprint(tmp_path) != before
 
 
 def test_a_pipeline_reads_the_files_of_a_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

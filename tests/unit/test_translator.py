@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mtkit.checkpoint import Checkpoint, save_checkpoint, step_folder
+from mtkit.cli.systems import config_of
 from mtkit.config.loading import dump_config
 from mtkit.config.sections import (
     Config,
@@ -40,6 +41,7 @@ from mtkit.translation.assembly import Translation
 from mtkit.translation.engine import Search
 from mtkit.translation.loading import find_checkpoint, load_model
 from mtkit.translation.mbr import Utility, minimum_risk
+from mtkit.translation.model_folder import read_decoding
 from mtkit.translation.options import SERIAL, DecodingOverrides, TranslateOptions
 from mtkit.translation.reading import PATIENCE_SECONDS, read_chunks
 from mtkit.translation.segments import Request, Segment
@@ -860,6 +862,24 @@ def test_find_checkpoint(tmp_path: Path) -> None:
     assert find_checkpoint(run) == step_folder(run, 3)
     save_checkpoint(run / "best", Checkpoint({}, ""))
     assert find_checkpoint(run) == run / "best"
+
+
+def test_a_run_has_the_data_and_decoding_that_it_was_last_trained_with(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config, _ = save(run)
+    later = config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"root": "there"}),
+            "decoding": DecodingConfig(beam_size=3),
+        }
+    )
+    (run / "config.yaml").write_text(dump_config(later))
+    assert read_decoding(run) == later.decoding
+    for found in (config_of(str(run)), load_model(run)[0]):
+        assert (found.data, found.decoding) == (later.data, later.decoding)
+    assert read_decoding(step_folder(run, 0)) == config.decoding  # a checkpoint keeps its own
+    (run / "config.yaml").write_text("damaged")
+    assert read_decoding(run) == config.decoding
 
 
 def test_paths_without_a_model(tmp_path: Path) -> None:
