@@ -37,8 +37,10 @@ _MAX_VALIDATIONS = 10
 _UNKNOWN_STEPS = 2**40
 """Updates until the epochs are counted: the schedule of an override may need an end."""
 _TRAINING = {"weight_decay": 0.01, "decay_embeddings": True, "betas": [0.9, 0.999], "keep_last": 3}
+WRITTEN_BY = "Written by `mtkit finetune`"
+"""In the first line of each config that `make_finetuning` writes."""
 _COMMENT = """\
-# {src} to {tgt}: {model} fine-tuned on {pairs} in {epochs}. Written by `mtkit finetune`.
+# {src} to {tgt}: {model} fine-tuned on {pairs} in {epochs}. {written_by}.
 # `mtkit train` with this file resumes the run; `mtkit config schema` lists every key.
 """
 
@@ -158,7 +160,9 @@ def make_finetuning(
     values["validation"] = {"every_steps": per_epoch * -(-num_epochs // _MAX_VALIDATIONS)}
     document = apply_overrides(YamlDocument(values, "the config", {}), overrides)
     counted, epochs = format_count(num_new, "pair"), format_count(num_epochs, "epoch")
-    comment = _COMMENT.format(src=known.src, tgt=known.tgt, model=model, pairs=counted, epochs=epochs)
+    comment = _COMMENT.format(
+        src=known.src, tgt=known.tgt, model=model, pairs=counted, epochs=epochs, written_by=WRITTEN_BY
+    )
     num_kept = num_general and round(num_general * config.data.train_weights[-1])
     missing = tuple(split for split, entries in splits.items() if not entries)
     text = comment + dump_yaml(document.data)
