@@ -96,7 +96,7 @@ def backtranslate(
     Empty, copied, repetitive and far too long or short translations are left out and counted. The file appears when it
     is whole; the same command goes on with a job that was stopped, and the bytes are the same.
     """
-    _check_options(method, sample_seed, top_k, filler, beam_size)
+    _check_options(method, sample_seed, top_k, filler, beam_size, tag)
     parallelism = choose_parallelism(workers, threads)
     seed = 1 if sample_seed is None else sample_seed
     check_not_compressed(output)
@@ -146,7 +146,7 @@ def backtranslate(
                 from mtkit.translation.options import LineProgress, ignore_progress
 
             translator = load_translator(model, decoding, device, precision)
-            check_tag(model_tag, translator)
+            check_tag(model_tag, translator, "--model-tag")
             if not quiet:
                 warn_about_sheets(files)
             reader = open_inputs(files, read_document, keep_bad=True)
@@ -157,20 +157,24 @@ def backtranslate(
             requests = _requests(reader, column, model_tag or "")
             write_pairs(file, requests, translator, translation_filter, "src", noise, progress, parallelism)
     print_stdout(f"{output}: {summary(file.counts)}\n")
-    if not quiet:
-        how = _describe(method, decoding)
-        _print_config(
-            output, (other_language, text_language), tag, noise.filler if noise else None, f"{how} by {model}"
-        )
+    how = _describe(method, decoding)
+    _print_config(
+        output, (other_language, text_language), tag, noise.filler if noise else None, f"{how} by {model}"
+    )
 
 
 def _check_options(
-    method: str, seed: int | None, top_k: int | None, filler: str | None, beam_size: int | None
+    method: str,
+    seed: int | None,
+    top_k: int | None,
+    filler: str | None,
+    beam_size: int | None,
+    tag: str | None,
 ) -> None:
-    """Check options that go with one method.
+    """Check options that go with one method, and the tag.
 
     Raises:
-        ConfigError: If the method is unknown, or an option has no effect with it.
+        ConfigError: If the method is unknown, an option has no effect with it, or filler or tag is not one word.
     """
     if method not in _METHODS:
         raise ConfigError(f"unknown method {method!r}", where="--method", hint=", ".join(_METHODS))
@@ -181,6 +185,8 @@ def _check_options(
             raise ConfigError(f"{option} needs --method {' or '.join(wanted)}", hint="leave it out")
     if filler is not None and filler.split() != [filler]:
         raise ConfigError(f"{filler!r} is blank or has a space", where="--filler", hint="give one word")
+    if tag is not None and tag.split() != [tag]:
+        raise ConfigError(f"{tag!r} is blank or has a space", where="--tag", hint="give one token")
 
 
 def _requests(lines: Iterator[str], column: int | None, tag: str) -> Iterator[Request]:

@@ -7,8 +7,8 @@ import json
 from mtkit.cli import options
 from mtkit.cli.terminal import print_stderr, print_stdout
 
-_TIMED_KEYS = (("training", "max_steps"), ("training", "warmup_steps"), ("validation", "every_steps"))
-"""Keys that follow from how many updates fit into a time limit, unless they are set."""
+_FITTED_KEYS = (("training", "max_steps"), ("training", "warmup_steps"), ("validation", "every_steps"))
+"""Keys that follow from how many updates fit into a time limit or the epochs of a preset, unless they are set."""
 
 
 def schema() -> None:
@@ -35,9 +35,15 @@ def show(config: options.ConfigPath, overrides: options.Overrides = None) -> Non
 
         loaded, _ = open_initial_model(loaded, find_model)
     values = config_to_dict(loaded)
-    if loaded.training.ends_with_time:
-        # They will follow from timing; when this is read again, they would count as set.
-        for section, key in _TIMED_KEYS:
+    training = loaded.training
+    counts_epochs = (
+        loaded.preset is not None
+        and training.max_epochs is not None
+        and "max_steps" not in training.model_fields_set
+    )
+    if training.ends_with_time or counts_epochs:
+        # They will follow from timing, or from the encoded pairs; when this is read again, they would count as set.
+        for section, key in _FITTED_KEYS:
             if key not in getattr(loaded, section).model_fields_set:
                 del values[section][key]
     print_stdout(dump_yaml(values))

@@ -114,6 +114,9 @@ def distill(
     mbr = teacher_search.removeprefix("mbr:") if teacher_search != "beam" else None
     if mbr is None and mbr_candidates is not None:
         raise ConfigError("--mbr-candidates needs --teacher-search mbr:METRIC", hint="leave it out")
+    if mbr is not None and beam_size is not None:
+        what = "--beam-size cannot be combined with --teacher-search mbr:METRIC"
+        raise ConfigError(what, hint="its beam is as wide as --mbr-candidates says")
     if translations is not None and (beam_size, mbr, closest) != (None, None, 1):
         what = "--translations cannot be combined with a search of the teacher"
         raise ConfigError(what, hint="leave out --beam-size, --teacher-search and --closest")

@@ -10,7 +10,7 @@ import typer
 from mtkit.cli import options
 from mtkit.cli.terminal import print_stderr, print_stdout
 from mtkit.cli.train import train_and_report
-from mtkit.errors import ConfigError, DataError
+from mtkit.errors import ConfigError, DataError, StorageError
 from mtkit.formatting import format_count
 from mtkit.torchrun import is_main_process
 
@@ -66,10 +66,11 @@ def finetune(
     3 epochs with a weight decay of 0.01 and a learning rate of 2e-5, more for models narrower than 512, at most 5e-4;
     more epochs for a few hundred pairs, a validation after each. The same command resumes a run that was interrupted.
     """
+    from mtkit.checkpoint import CONFIG_FILE
     from mtkit.config.loading import load_config
     from mtkit.files import make_folder, write_text
     from mtkit.interop.initial import find_model
-    from mtkit.training.finetuning import FineTuningData, make_finetuning
+    from mtkit.training.finetuning import WRITTEN_BY, FineTuningData, make_finetuning
 
     if keep_tag is not None and not keep:
         raise ConfigError("--keep-tag needs --keep", hint="mtkit finetune --help")
@@ -81,20 +82,30 @@ def finetune(
     say = print_stderr if is_main_process() else lambda line: None
     made = make_finetuning(model, files, output, overrides or (), find_model, say)
     path = Path(f"{output.rstrip('/')}.yaml")
-    if path.exists() and not fresh and path.read_text(encoding="utf-8", errors="replace") != made.text:
-        hint = "choose another run folder, resume that run with `mtkit train`, or start over with --fresh"
-        raise ConfigError("a config of another run", where=str(path), hint=hint)
-    is_new = not path.exists()
+    before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+    if before is not None and before != made.text:
+        if WRITTEN_BY not in before:
+            hint = "move it away, or choose another run folder"
+            raise ConfigError("not written by `mtkit finetune`", where=str(path), hint=hint)
+        if not fresh:
+            hint = "choose another run folder, resume that run with `mtkit train`, or start over with --fresh"
+            raise ConfigError("a config of another run", where=str(path), hint=hint)
     make_folder(path.parent)
     write_text(path, made.text)
     if is_main_process():
         _report(made, path)
+    run_config = Path(output) / CONFIG_FILE
+    run_config_before = run_config.read_bytes() if run_config.is_file() else None
     try:
         train_and_report(load_config(path), fresh=fresh)
-    except (ConfigError, DataError):
-        # A config that cannot be trained would refuse the corrected command.
-        if is_new and not (Path(output) / "checkpoints").exists():
-            path.unlink(missing_ok=True)
+    except (ConfigError, DataError, StorageError):
+        if before is None:
+            # A config that cannot be trained would refuse the corrected command.
+            if not (Path(output) / "checkpoints").exists():
+                path.unlink(missing_ok=True)
+        elif run_config_before is not None and run_config.read_bytes() == run_config_before:
+            # Nothing was started over: the earlier run is still there, and this is its config.
+            write_text(path, before)
         raise
 
 

@@ -75,21 +75,18 @@ def init(
     made = make_starter_config(
         train, valid or (), test or (), (src, tgt), columns, run, output, hold_out, print_stderr
     )
+    remarks = [*made.notes, *filter(None, [made.warning]), *(_MISSING[split] for split in made.missing)]
     if output == "-":
         print_stdout(made.text)
-        for note in made.notes:
-            print_stderr(note)
+        for remark in remarks:
+            print_stderr(remark)
         return
     with open_new_file(made.path) as file:
         file.write(made.text)
     for name, number in made.divided.items():
         print_stdout(f"{name}: {format_count(number, 'pair')}\n")
     print_stdout(f"{made.path}: {' -> '.join(made.languages)}, {made.num_pairs:,} training pairs\n")
-    for note in made.notes:
-        print_stdout(f"{note}\n")
-    if made.warning is not None:
-        print_stdout(f"{made.warning}\n")
-    for split in made.missing:
-        print_stdout(f"{_MISSING[split]}\n")
+    for remark in remarks:
+        print_stdout(f"{remark}\n")
     for command in ("check", "train"):
         print_stdout(f"    {invocation()} {command} {shlex.quote(made.path)}\n")

@@ -132,11 +132,11 @@ def check_shortlist(model: str) -> None:
         )
 
 
-def check_tag(tag: str | None, translator: LineTranslator) -> None:
+def check_tag(tag: str | None, translator: LineTranslator, option: str = "--tag") -> None:
     """Check that a target-language tag, if there is one, is a single token of the source vocabulary.
 
     Raises:
-        ConfigError: If it is not.
+        ConfigError: If it is not; at the option.
     """
     if tag is not None and not translator.tokenizers.src.is_single_piece(tag):
         what = f"{tag!r} is not a single token of the source vocabulary"
@@ -145,4 +145,4 @@ def check_tag(tag: str | None, translator: LineTranslator) -> None:
             from mtkit.translation.segments import describe_tags
 
             hint = describe_tags(known)
-        raise ConfigError(what, where="--tag", hint=hint)
+        raise ConfigError(what, where=option, hint=hint)

@@ -64,8 +64,11 @@ _ALSO_WORDS = frozenset(("my", "mt", "to"))
 """Codes of Burmese, Maltese and Tongan that names of files also have as words: my-mt, en-to-fr."""
 _DOCUMENTS = (".tmx", ".xlf", ".xliff")
 TABLES = (".tsv", ".csv", ".jsonl", ".parquet", ".xlsx", *_DOCUMENTS)
-VALID_NAME = re.compile(r"(?:valid|val|dev)(?!test)(?![a-z])|validation")
-TEST_NAME = re.compile(r"(?!train|valid|val[^a-z]).*test")
+_VALID_NAME = re.compile(r"(?:valid|val|dev)(?!test)(?![a-z])|validation")
+_TEST_NAME = re.compile(
+    r"(?!train|valid|val[^a-z])(?:.*[^a-z])?(?:dev|news(?:discuss|syscomb)?|general)?test(?!ament)"
+)
+"""`test` and the compounds of WMT and FLORES, such as newstest2014, but not latest, contest or testament."""
 _SIDES = (("source", "target"), ("src", "tgt"), ("source", "translation"), ("src", "trg"))
 """Names of columns that tell source from target without naming the languages."""
 
@@ -402,12 +405,34 @@ def _parquet_columns(path: str) -> dict[str, list[str]]:
 # --- other splits -----------------------------------------------------------------------------------------------------
 
 
-def find_split_files(entry: Entry, pattern: re.Pattern[str], taken: Sequence[str]) -> list[str]:
-    """Return files in the folder of the training pairs that are named like a validation or test set, with both sides.
+def find_held_out(
+    entry: Entry, train: Sequence[str], valid: Sequence[str], test: Sequence[str]
+) -> tuple[Sequence[str], Sequence[str], tuple[str, ...]]:
+    """Find the validation and test files that are not given: files in the folder of the training pairs named like such.
 
     Args:
         entry: a config entry of training pairs.
-        pattern: `VALID_NAME` or `TEST_NAME`, matched with the beginning of file names.
+        train: the training files.
+        valid: the validation files, if they are given.
+        test: the test files, if they are given.
+
+    Returns:
+        Validation files, test files, and notes that name those that were found.
+    """
+    notes: tuple[str, ...] = ()
+    if not valid and (valid := _find_split_files(entry, _VALID_NAME, [*train, *test])):
+        notes += (f"validation pairs, found by their names: {', '.join(valid)}",)
+    if not test and (test := _find_split_files(entry, _TEST_NAME, [*train, *valid])):
+        notes += (f"test pairs, found by their names: {', '.join(test)}",)
+    return valid, test, notes
+
+
+def _find_split_files(entry: Entry, pattern: re.Pattern[str], taken: Sequence[str]) -> list[str]:
+    """Return files in the folder of the training pairs whose names begin with a pattern, with both sides.
+
+    Args:
+        entry: a config entry of training pairs.
+        pattern: the pattern, for names in lower case.
         taken: files that belong to another split.
     """
     folder = Path(str(entry.get("path", entry.get("src")))).parent

@@ -18,7 +18,7 @@ from mtkit.config.loading import parse_config
 from mtkit.config.sections import Config
 from mtkit.config.yaml_document import YamlDocument, apply_overrides, dump_yaml, format_value
 from mtkit.data.encoding import encode_corpus
-from mtkit.data.recognize import TEST_NAME, VALID_NAME, Entry, Languages, find_split_files, recognize
+from mtkit.data.recognize import Entry, Languages, find_held_out, recognize
 from mtkit.data.sources import open_sources
 from mtkit.errors import DataError
 from mtkit.formatting import format_count
@@ -37,8 +37,10 @@ _MAX_VALIDATIONS = 10
 _UNKNOWN_STEPS = 2**40
 """Updates until the epochs are counted: the schedule of an override may need an end."""
 _TRAINING = {"weight_decay": 0.01, "decay_embeddings": True, "betas": [0.9, 0.999], "keep_last": 3}
+WRITTEN_BY = "Written by `mtkit finetune`"
+"""In the first line of each config that `make_finetuning` writes."""
 _COMMENT = """\
-# {src} to {tgt}: {model} fine-tuned on {pairs} in {epochs}. Written by `mtkit finetune`.
+# {src} to {tgt}: {model} fine-tuned on {pairs} in {epochs}. {written_by}.
 # `mtkit train` with this file resumes the run; `mtkit config schema` lists every key.
 """
 
@@ -54,7 +56,8 @@ class FineTuning:
         num_epochs: passes over the new data.
         missing: splits without files, out of `valid` and `test`.
         new_tags: tags that the vocabulary of the model lacks, which are added to it.
-        notes: what the user should look at: columns that were guessed, and sheets that are not read.
+        notes: what the user should look at: files that were found, columns that were guessed, and sheets that are not
+            read.
     """
 
     text: str
@@ -158,7 +161,9 @@ def make_finetuning(
     values["validation"] = {"every_steps": per_epoch * -(-num_epochs // _MAX_VALIDATIONS)}
     document = apply_overrides(YamlDocument(values, "the config", {}), overrides)
     counted, epochs = format_count(num_new, "pair"), format_count(num_epochs, "epoch")
-    comment = _COMMENT.format(src=known.src, tgt=known.tgt, model=model, pairs=counted, epochs=epochs)
+    comment = _COMMENT.format(
+        src=known.src, tgt=known.tgt, model=model, pairs=counted, epochs=epochs, written_by=WRITTEN_BY
+    )
     num_kept = num_general and round(num_general * config.data.train_weights[-1])
     missing = tuple(split for split, entries in splits.items() if not entries)
     text = comment + dump_yaml(document.data)
@@ -183,9 +188,8 @@ def _recognize(
 
     new, general = entries_of(files.train), entries_of(files.keep)
     splits = {"train": new + general}
-    taken = [*files.train, *files.keep]
-    valid = files.valid or find_split_files(new[0], VALID_NAME, [*taken, *files.test])
-    test = files.test or find_split_files(new[0], TEST_NAME, [*taken, *valid])
+    valid, test, found_notes = find_held_out(new[0], [*files.train, *files.keep], files.valid, files.test)
+    notes += found_notes
     for split, names in (("valid", valid), ("test", test)):
         splits[split] = entries_of(names)
     for entry in (*new, *splits["valid"], *splits["test"]):

@@ -16,7 +16,7 @@ from mtkit.config.loading import AUTO, parse_config
 from mtkit.config.sections import DataConfig, SourceConfig
 from mtkit.config.yaml_document import format_value
 from mtkit.data.held_out import divide
-from mtkit.data.recognize import TEST_NAME, VALID_NAME, Entry, Languages, find_split_files, recognize
+from mtkit.data.recognize import Entry, Languages, find_held_out, recognize
 from mtkit.data.sources import Split, open_sources, read_sides
 from mtkit.errors import ConfigError
 from mtkit.files import storage_errors
@@ -51,7 +51,8 @@ class StarterConfig:
         divided: files that the pairs were divided into, with the number of pairs in each.
         missing: splits without files, out of `valid` and `test`.
         warning: what the user may regret about the pairs, or None.
-        notes: what the user should look at: columns that were guessed, and sheets that are not read.
+        notes: what the user should look at: files that were found, columns that were guessed, and sheets that are not
+            read.
     """
 
     text: str
@@ -97,9 +98,9 @@ def make_starter_config(
     """
     recognized = recognize(train, languages, columns)
     codes = recognized.languages
-    valid = valid or find_split_files(recognized.entries[0], VALID_NAME, [*train, *test])
-    test = test or find_split_files(recognized.entries[0], TEST_NAME, [*train, *valid])
-    splits, notes = {"train": recognized.entries, "valid": [], "test": []}, recognized.notes
+    valid, test, found_notes = find_held_out(recognized.entries[0], train, valid, test)
+    splits: dict[str, list[Entry]] = {"train": recognized.entries, "valid": [], "test": []}
+    notes = recognized.notes + found_notes
     for split, files in (("valid", valid), ("test", test)):
         if files:
             found = recognize(files, codes, columns)

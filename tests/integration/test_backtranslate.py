@@ -43,7 +43,7 @@ def test_pairs_have_the_machine_on_the_source_side(trained: Path, mono: Path) ->
 def test_the_printed_line_belongs_into_a_config(trained: Path, mono: Path, tmp_path: Path) -> None:
     output = tmp_path / "bt.tsv"
     code, out, _ = tiny.mtkit(
-        "backtranslate", trained, mono, "-o", output, "--tag", "<bt>", "--method", "noise"
+        "backtranslate", trained, mono, "-o", output, "--tag", "<bt>", "--method", "noise", "--quiet"
     )
     assert code == 0
     summary, languages, entry, _, tokenizer = out.splitlines()
@@ -121,7 +121,8 @@ def test_a_folder_is_made_and_a_line_that_is_no_text_needs_no_column(trained: Pa
         (["--max-ratio", "0.5"], "the ratio of the larger to the smaller number is 1 or more"),
         (["--filler", "x"], "--filler needs --method noise"),
         (["--method", "noise", "--filler", "x y"], "--filler: 'x y' is blank or has a space"),
-        (["--model-tag", "<2xx>"], "is not a single token of the source vocabulary"),
+        (["--tag", "a b"], "--tag: 'a b' is blank or has a space"),
+        (["--model-tag", "<2xx>"], "--model-tag: '<2xx>' is not a single token of the source vocabulary"),
         (["--column", "2"], "1 of 2 columns in line 1"),
     ],
 )

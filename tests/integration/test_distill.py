@@ -258,6 +258,13 @@ def test_each_option_is_a_part_of_the_plan(
     assert (second.teachers, second.translations, second.max_ratio) == ((), "file", 3.0)
 
 
+def test_the_beam_of_minimum_bayes_risk_has_no_size_of_its_own(config: Path, tmp_path: Path) -> None:
+    options = ("--teacher-search", "mbr:chrf", "--beam-size", 4)
+    code, _, err = tiny.mtkit("distill", "teacher", "--student", config, "-o", tmp_path / "s", *options)
+    assert code == 2
+    assert "--beam-size cannot be combined with --teacher-search mbr:METRIC" in tiny.one_line(err)
+
+
 def test_a_student_may_start_from_a_model(config: Path) -> None:
     kept = [line for line in tiny.read_lines(config) if not line.startswith(("tokenizer:", "model:"))]
     loaded = load_config(tiny.write_lines(config, ["init: runs/other", *kept]), ["model.dropout=0.3"])

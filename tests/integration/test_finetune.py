@@ -421,6 +421,26 @@ def test_the_config_of_a_run_that_cannot_start_is_not_kept(
 
 
 @pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("# mine\n", [], "ft.yaml: not written by `mtkit finetune` (move it away"),
+        ("# mine\n", ["--fresh"], "ft.yaml: not written by `mtkit finetune` (move it away"),
+        ("# Written by `mtkit finetune`.\n", ["--fresh"], "ft: training would overwrite config.yaml"),
+    ],
+)
+def test_a_run_that_is_refused_keeps_the_file_of_its_config(
+    client: Path, trained: Path, tmp_path: Path, text: str, options: list[str], message: str
+) -> None:
+    for path in (tmp_path / "ft.yaml", tmp_path / "ft" / "config.yaml"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    arguments = ("--data", client / "client.tsv", "-o", tmp_path / "ft", *options)
+    code, _, err = tiny.mtkit("finetune", trained, *arguments)
+    assert code == 2 and message in tiny.one_line(err)
+    assert (tmp_path / "ft.yaml").read_text() == text
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["no-such-model", "--data", "client/client.tsv", "-o", "ft"], 2, "no-such-model: no such folder"),

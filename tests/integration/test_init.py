@@ -157,7 +157,8 @@ def test_the_number_of_epochs_is_that_of_the_tokenized_corpus(tmp_path: Path, nu
 
 
 def test_validation_and_test_sets_beside_the_training_files(tmp_path: Path) -> None:
-    names = ["valid_2013", "dev.x", "test.a", "newstest2014", "devtest", "more", "validity", "train"]
+    names = ["valid_2013", "dev.x", "test.a", "wmt-newstest2014", "devtest", "more", "validity", "train"]
+    names += ["latest", "contest", "train-test", "new-testament"]
     for name in names:
         for side in ("en", "de"):
             write(tmp_path, f"{name}.{side}.gz")
@@ -169,8 +170,12 @@ def test_validation_and_test_sets_beside_the_training_files(tmp_path: Path) -> N
     data = load_config(tmp_path / "my.yaml").data
     assert data.root == str(tmp_path)
     assert [entry.src for entry in data.valid] == ["dev.x.en.gz", "valid_2013.en.gz"]
-    assert [entry.tgt for entry in data.test] == ["devtest.de.gz", "newstest2014.de.gz", "test.a.de.gz"]
+    assert [entry.tgt for entry in data.test] == ["devtest.de.gz", "test.a.de.gz", "wmt-newstest2014.de.gz"]
     assert made.missing == ()
+    first = tmp_path / "devtest.en.gz"
+    assert made.notes[1].startswith(
+        f"test pairs, found by their names: {first}, {tmp_path / 'devtest.de.gz'}, "
+    )
 
 
 def test_the_command_writes_a_config_that_check_accepts(
@@ -182,6 +187,8 @@ def test_the_command_writes_a_config_that_check_accepts(
     assert (code, err) == (0, "")
     assert out == (
         "my config.yaml: en -> fr, 400 training pairs\n"
+        f"validation pairs, found by their names: {corpus / 'valid.src'}, {corpus / 'valid.tgt'}\n"
+        f"test pairs, found by their names: {corpus / 'test.src'}, {corpus / 'test.tgt'}\n"
         "    mtkit check 'my config.yaml'\n    mtkit train 'my config.yaml'\n"
     )
     small = [
@@ -201,6 +208,19 @@ def test_the_command_writes_a_config_that_check_accepts(
     )  # fmt: skip
     assert Path("my config.yaml").read_text() == before
     assert tiny.mtkit("init", *files, "--src", "en", "--tgt", "fr", "-o", "-")[1] == before
+
+
+def test_with_the_config_on_stdout_what_is_missing_is_told_on_stderr(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    long = ["a " * 600] * 3
+    tiny.write_lines(tmp_path / "train.en", [*long, "a"])
+    tiny.write_lines(tmp_path / "train.de", [*long, "a"])
+    code, out, err = tiny.mtkit("init", "train.en", "train.de", "-o", "-")
+    assert code == 0 and out.startswith("# en to de")
+    for told in ("will be left out: longer than", "no validation pairs found", "no test pairs found"):
+        assert told in err and told not in out
 
 
 def test_unequal_files_are_refused_before_anything_is_written(

@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 import mtkit.training.preset as choosing
-from mtkit.config.loading import config_to_dict, load_config, load_stored_config, parse_config
+from mtkit.config.loading import config_to_dict, load_config, load_stored_config, parse_config, set_keys
 from mtkit.config.presets import AUTO_RANGES, PRESETS, Choice
 from mtkit.data.sentencepiece_training import train_sentencepiece
 from mtkit.errors import ConfigError
@@ -260,6 +260,16 @@ def test_config_show_leaves_the_number_of_updates_to_the_time_limit(
         found, _ = choosing.fit_into_time(loaded, None)  # type: ignore[arg-type]
         assert (found.training.max_steps, found.training.warmup_steps) == (400, 50)
         assert found.validation.every_steps == 20
+
+
+@pytest.mark.parametrize("preset", ["tiny", "auto"])
+def test_config_show_leaves_the_number_of_updates_to_the_epochs(here: Path, preset: str) -> None:
+    code, out, _ = tiny.mtkit("config", "show", "my.yaml", f"preset={preset}", "training.max_epochs=3")
+    assert code == 0
+    Path("shown.yaml").write_text(out, encoding="utf-8")
+    shown = set_keys(load_config("shown.yaml"))
+    assert "training.max_epochs" in shown
+    assert shown.keys().isdisjoint(["training.max_steps", "training.warmup_steps", "validation.every_steps"])
 
 
 @pytest.mark.parametrize("updates", ["", "max_steps: null, "])
