@@ -11,6 +11,7 @@ from mtkit.cli.terminal import print_stderr
 from mtkit.cli.test_sets import TestSet, split_by_set
 from mtkit.data.readers import Columns
 from mtkit.errors import ConfigError, DataError, MtkitError
+from mtkit.formatting import format_count
 from mtkit.translation.options import LineProgress
 
 if TYPE_CHECKING:
@@ -21,25 +22,23 @@ if TYPE_CHECKING:
 
 
 class Analyzed(NamedTuple):
-    """Options of the analysis.
+    """Inputs of the analysis.
 
     Attributes:
-        labels: file with a label of each sentence, of all test sets one after the other.
-        alignments: files with alignments, one for each file of translations, in their order.
-        training: training data that the user names.
+        labels: labels of each test set; None if there are none.
+        alignments: alignments of each test set, by the name of the system.
+        training: training data that the user names, opened.
         data: data section of the model's config, if there is a model: its training data is used if none is named.
-        columns: languages of both sides, if they are known.
     """
 
-    labels: str | None
-    alignments: Sequence[str]
-    training: Sequence[str]
+    labels: Sequence[list[str] | None]
+    alignments: Sequence[dict[str, list[list[Link]]]]
+    training: Sequence[Source]
     data: DataConfig | None
-    columns: Columns | None
 
 
 def read_labels(path: str | None, sets: Sequence[TestSet]) -> list[list[str] | None]:
-    """Return the labels of each test set.
+    """Return the labels of each test set, from a file with those of all sets one after the other.
 
     Raises:
         DataError: If the file cannot be read, or has another number of lines than the test sets together.
@@ -52,12 +51,18 @@ def read_labels(path: str | None, sets: Sequence[TestSet]) -> list[list[str] | N
 
 
 def read_alignments(
-    paths: Sequence[str], hyps: Sequence[str], sets: Sequence[TestSet]
+    paths: Sequence[str], hyps: Sequence[str], baseline: Sequence[str], sets: Sequence[TestSet]
 ) -> list[dict[str, list[list[Link]]]]:
     """Return the alignments of each test set, by the name of the system.
 
     Lines are pairs such as `0-0 1-2`, of source and target words, from 0; or what `mtkit translate --alignment
     pharaoh` prints, which has such pairs after ` ||| `.
+
+    Args:
+        paths: the files.
+        hyps: files of translations, each of which has a file of alignments.
+        baseline: the baseline if it is another file of translations; it may have one, the last.
+        sets: the test sets.
 
     Raises:
         ConfigError: If there are not as many files as files of translations.
@@ -65,11 +70,12 @@ def read_alignments(
     """
     from mtkit.files import read_lines
 
-    if paths and len(paths) != len(hyps):
-        what = f"{len(paths)} files, but {len(hyps)} of translations"
-        raise ConfigError(what, where="--alignments", hint="one for each HYPS, in the same order")
+    files = [*hyps, *baseline]
+    if paths and len(paths) not in (len(hyps), len(files)):
+        what = f"{format_count(len(paths), 'file')}, but {len(files)} of translations"
+        raise ConfigError(what, where="--alignments", hint="one for each HYPS in order, then the baseline")
     of_sets: list[dict[str, list[list[Link]]]] = [{} for _ in sets]
-    for path, system in zip(paths, hyps, strict=True) if paths else ():
+    for path, system in zip(paths, files, strict=False):
         links = [_links(line, f"{path}:{number}") for number, line in enumerate(read_lines(path), 1)]
         for of_set, part in zip(of_sets, split_by_set(path, links, sets), strict=True):
             of_set[system] = part
@@ -89,26 +95,29 @@ def _links(line: str, where: str) -> list[Link]:
 
 
 def find_overlaps(
-    options: Analyzed, sets: Sequence[TestSet], hyps_of: Mapping[str, list[list[str]]], *, quiet: bool
+    analyzed: Analyzed, sets: Sequence[TestSet], hyps_of: Mapping[str, list[list[str]]], *, quiet: bool
 ) -> list[Overlap | None]:
     """Read the training data once, and return its overlap with each test set; None if training is not known.
 
     Raises:
-        ConfigError: If the languages of a file of pairs are not known.
         DataError: If training data that the user names cannot be read; if that of a model is not there, a line on
             stderr says so.
     """
+    from mtkit.data.sources import open_sources, untagged
     from mtkit.evaluation.overlap import OverlapCounter, count_overlaps
 
     try:
-        sources = _training_sources(options)
+        sources = analyzed.training
+        if not sources and analyzed.data is not None:
+            # the tags of multilingual training are no part of its text
+            sources = open_sources(untagged(analyzed.data.train), analyzed.data, "train")
         counters = [
             OverlapCounter(test.src_texts, test.refs, [hyps[number] for hyps in hyps_of.values()])
             for number, test in enumerate(sets)
         ]
         overlaps = count_overlaps(counters, _read_pairs(sources, quiet=quiet))
     except MtkitError as error:
-        if options.training:
+        if analyzed.training:
             raise
         print_stderr(f"the analysis goes without the model's training data: {error}")
         return [None for _ in sets]
@@ -125,24 +134,22 @@ def _read_pairs(sources: Sequence[Source], *, quiet: bool) -> Iterator[tuple[str
                 report(1)
 
 
-def _training_sources(options: Analyzed) -> list[Source]:
-    """Return the training data, without the tags of multilingual training.
+def open_training(names: Sequence[str], columns: Columns | None) -> list[Source]:
+    """Open training data that the user names, without reading it.
+
+    Args:
+        names: files of pairs, or SRC,TGT.
+        columns: languages of both sides, if they are known.
 
     Raises:
         ConfigError: If the languages of a file of pairs are not known.
         DataError: If a file is missing.
     """
     from mtkit.config.sections import DataConfig, SourceConfig
-    from mtkit.data.sources import open_sources, untagged
+    from mtkit.data.sources import open_sources
 
-    if not options.training:
-        if options.data is None:
-            return []
-        configs = untagged(options.data.train)
-        return open_sources(configs, options.data, "train")
-    columns = options.columns
     found: list[SourceConfig] = []
-    for name in options.training:
+    for name in names:
         sides = [os.path.abspath(part) for part in name.split(",")]
         if len(sides) == 2 and not os.path.exists(name):
             found.append(SourceConfig(src=sides[0], tgt=sides[1]))

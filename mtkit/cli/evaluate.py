@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from mtkit.cli import completion, options
-from mtkit.cli.analysis_inputs import Analyzed, find_overlaps, read_alignments, read_labels
+from mtkit.cli.analysis_inputs import Analyzed, find_overlaps, open_training, read_alignments, read_labels
 from mtkit.cli.analysis_tables import NUM_SENTENCES, SetAnalysis, render_analyses
 from mtkit.cli.evaluation_checks import (
     check_analysis,
@@ -164,7 +164,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="File with word alignments (`0-0 1-2`, as of `mtkit translate --alignment pharaoh`) for --analysis; "
-            "one for each HYPS.",
+            "one for each HYPS, then one for the file of --baseline.",
             rich_help_panel=ANALYZED,
         ),
     ] = None,
@@ -250,7 +250,9 @@ def evaluate(
     read += [path for paths in [*test, *train] for path in (paths, *paths.split(","))]
     check_not_overwriting(segments, read, "--segments")
     decodings = {name: resolve_decoding(name, {"beam_size": beam_size}) for name in models}
-    sides, langs, tgt, tokenize, data = _settings(columns, langs, tokenize, models)
+    # the baseline comes first in the tables, but what --model names decides what is evaluated
+    in_order = [*model, *(name for name in models if name not in model)]
+    sides, langs, tgt, tokenize, data = _settings(columns, langs, tokenize, in_order)
     if metrics.MOSES_BLEU in names and not tgt:
         raise ConfigError(f"{metrics.MOSES_BLEU} needs the target language", hint="for example --langs en-de")
     metrics.check_metrics(names, tokenize=tokenize, tgt=tgt)
@@ -259,6 +261,16 @@ def evaluate(
         print_stderr(warning.replace("validation.bleu_tokenizer", "--tokenize"))
     parallelism = choose_parallelism(workers, threads)
     sets = load_test_sets(src, ref, test, test_set, sides, langs, tag, data, quiet=quiet)
+    analyzed = None
+    if analysis:
+        # before anything is translated, so that a mistake in an option costs no time
+        of_baseline = [each.name for each in systems if not each.is_model and each.name not in hyps]
+        analyzed = Analyzed(
+            read_labels(labels, sets),
+            read_alignments(alignments, hyps, of_baseline, sets),
+            open_training(train, sides) if train else [],
+            data,
+        )
 
     scoring = Scoring(names, tokenize, lowercase, tgt, paired, resamples, trials, resample_seed)
     is_silent = quiet or output_format != "text"
@@ -280,14 +292,13 @@ def evaluate(
             break
     if not quiet:
         warn_about_sheets(dict.fromkeys(read))
-        warn_about_languages(list(decodings))
+        warn_about_languages(in_order)
         warn_about_translations(hyps_of, sets)
     if systems[0].name not in hyps_of:
         scoring = scoring._replace(paired="none")
     ordered = {system.name: hyps_of[system.name] for system in systems if system.name in hyps_of}
     elsewhere = partial(score_elsewhere, commands, ordered, sets, device, metric_timeout, quiet=quiet)
-    analyzed = Analyzed(labels, alignments, train, data, sides) if analysis else None
-    analyze = partial(_analyze, ordered, sets, scoring, analyzed, hyps, quiet=is_silent)
+    analyze = partial(_analyze, ordered, sets, scoring, analyzed, quiet=is_silent)
     _score_and_print(ordered, sets, scoring, elsewhere, analyze, segments, output_format, quiet=quiet)
     if fault is not None:
         raise fault
@@ -398,31 +409,28 @@ def _analyze(
     sets: Sequence[TestSet],
     scoring: Scoring,
     analyzed: Analyzed | None,
-    files: Sequence[str],
     *,
     quiet: bool,
 ) -> list[SetAnalysis]:
     """Return the analysis of each test set; none if it was not asked for.
 
     Raises:
-        ConfigError: If a file is missing for a system, or its languages are not known.
-        DataError: If labels, alignments or training data cannot be read, or differ in length.
+        DataError: If training data cannot be read, or a sentence cannot be scored.
     """
     from mtkit.evaluation.analysis import first_references
     from mtkit.translation.breakdown import break_down
 
     if analyzed is None:
         return []
-    labels = read_labels(analyzed.labels, sets)
-    alignments = read_alignments(analyzed.alignments, files, sets)
     overlaps = find_overlaps(analyzed, sets, hyps_of, quiet=quiet)
     found = []
     for number, test in enumerate(sets):
         systems = {name: hyps[number] for name, hyps in hyps_of.items()}
         srcs = test.src_texts
         breakdown = break_down(
-            systems, test.refs, srcs=srcs, labels=labels[number], alignments=alignments[number],
-            overlap=overlaps[number], metric=scoring.metrics[0] if scoring.metrics else "chrf++",
+            systems, test.refs, srcs=srcs,
+            labels=analyzed.labels[number], alignments=analyzed.alignments[number], overlap=overlaps[number],
+            metric=scoring.metrics[0] if scoring.metrics else "chrf++",
             tokenize=scoring.tokenize, lowercase=scoring.lowercase, tgt=scoring.tgt, num_sentences=NUM_SENTENCES,
         )  # fmt: skip
         found.append(

@@ -162,14 +162,15 @@ def read_languages(path: Path) -> tuple[str, str]:
 
 
 def override_decoding(decoding: DecodingConfig, changes: Mapping[str, object]) -> DecodingConfig:
-    """Return decoding settings with other values for some keys. A larger `n_best` without `beam_size` widens the beam.
+    """Return decoding settings with other values for some keys.
+
+    Without `beam_size`, the beam becomes as wide as `n_best` and `groups` need.
 
     Raises:
         ConfigError: If a key or a value is invalid.
     """
-    wanted = changes.get("n_best")
-    if isinstance(wanted, int) and wanted > decoding.beam_size and "beam_size" not in changes:
-        groups = changes.get("groups", decoding.groups)
-        groups = groups if isinstance(groups, int) and groups > 0 else 1
-        changes = {**changes, "beam_size": -(-wanted // groups) * groups}
+    n_best, groups = changes.get("n_best", 1), changes.get("groups", decoding.groups)
+    if "beam_size" not in changes and isinstance(n_best, int) and isinstance(groups, int) and groups > 0:
+        size = max(decoding.beam_size, n_best)
+        changes = {**changes, "beam_size": -(-size // groups) * groups}
     return override_section(decoding, "decoding", changes)

@@ -362,11 +362,14 @@ def test_models_and_files(trained: Path, corpus: Path, tmp_path: Path) -> None:
 
     german = shutil.copytree(trained, tmp_path / "german")
     checkpoint = load_checkpoint(german / "best")
-    save_checkpoint(
-        german / "best", replace(checkpoint, config=checkpoint.config.replace("tgt: fr\n", "tgt: de\n"))
-    )
-    _, _, err = tiny.mtkit("evaluate", "--model", trained, "--model", german, *options)
-    assert f"{german}: translates into de, not fr as {trained}" in err
+    config = checkpoint.config.replace("tgt: fr\n", "tgt: de\n")
+    for side in ("src", "tgt"):
+        config = config.replace(f"test.{side}", f"valid.{side}")
+    save_checkpoint(german / "best", replace(checkpoint, config=config))
+    for more in ((), ("--baseline", german)):
+        _, out, err = tiny.mtkit("evaluate", "--model", trained, "--model", german, *more, *options)
+        assert f"{german}: translates into de, not fr as {trained}" in err
+        assert json.loads(out)[0]["name"] == "test", "the test set of the first --model"
 
 
 def test_robustness_in_all_formats(trained: Path, corpus: Path, tmp_path: Path) -> None:

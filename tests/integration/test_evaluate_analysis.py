@@ -139,19 +139,37 @@ def test_several_test_sets_share_files(capsys: pytest.CaptureFixture[str]) -> No
         (["--analysis", "--labels", "train.src"], 3, "train.src: 2 lines, but 3 in ref"),
         (["--analysis", "--alignments", "src"], 3, "src:1: 'ein' is no pair of words (pairs are written 0-0 1-2)"),
         (["--analysis", "--alignments", "align", "--alignments", "align"], 2, "--alignments: 2 files, but 1"),
+        (["two", "--analysis", "--alignments", "align"], 2, "--alignments: 1 file, but 2"),
         (["--analysis", "--train", "train.tsv"], 2, "train.tsv: which of its languages? (name them"),
         (["--analysis", "--train", "nowhere.tsv", "--langs", "de-en"], 3, "nowhere.tsv: no such file (check the path)"),
-        (["--analysis", "--train", "train.src,ref"], 3, "train.src: 2 lines, but 3 in"),
         (["--analysis", "--labels", "nowhere"], 3, "nowhere: no such file"),
     ],
 )  # fmt: skip
-def test_mistakes_lose_no_score(
+def test_mistakes_are_found_before_anything_is_scored(
     arguments: list[str], code: int, error: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate("one", "--ref", "ref", "--metric", "chrf", *arguments) == code
     out, err = capsys.readouterr()
     assert len(err.splitlines()) == 1 and error in err and err.startswith("error: ")
-    assert ("chrF2|" in out) == (arguments[0] == "--analysis" and arguments[1] != "-q")
+    assert out == ""
+
+
+def test_faults_in_training_data_lose_no_score(capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate("one", "--ref", "ref", "--metric", "chrf", "--analysis", "--train", "train.src,ref") == 3
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ") and "train.src: 2 lines, but 3 in" in err and "chrF2|" in out
+
+
+@pytest.mark.parametrize("files", [["align"], ["align", "other"]])
+def test_the_baseline_may_have_alignments(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("other").write_text("0-0\n" * 3)
+    options = ["--src", "src", "--ref", "ref", "--resamples", "0", "--analysis", "--json"]
+    alignments = [part for file in files for part in ("--alignments", file)]
+    assert evaluate("one", "--baseline", "two", *options, *alignments) == 0
+    [found] = json.loads(capsys.readouterr().out)
+    systems = {system["name"]: system for system in found["analysis"]["systems"]}
+    assert ("unaligned source words" in systems["two"]["errors"]) == (len(files) == 2)
+    assert systems["one"]["errors"]["unaligned source words"]["part"] == 2
 
 
 def test_the_training_data_of_a_model(trained: Path, corpus: Path) -> None:

@@ -739,6 +739,8 @@ def test_decoding_keys_are_overridden_at_load(tmp_path: Path) -> None:
 
     assert load(beam_size=3) == config.decoding.model_copy(update={"beam_size": 3})
     assert load(n_best=9) == config.decoding.model_copy(update={"n_best": 9, "beam_size": 9})
+    assert load(groups=3) == config.decoding.model_copy(update={"groups": 3, "beam_size": 3})
+    assert load(groups=2, n_best=7).beam_size == 8
     assert load(suppress=["x"], mbr=None).suppress == ("x",)
     other = DecodingConfig(beam_size=1)
     assert load(sample=True, top_p=0.5).top_p == 0.5
