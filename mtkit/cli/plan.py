@@ -14,6 +14,7 @@ from mtkit.cli.resume_note import ResumeNote, describe_job
 from mtkit.cli.terminal import check_not_compressed, check_not_overwriting, check_stdin_once, open_stdout
 from mtkit.errors import ConfigError, DataError
 from mtkit.formatting import format_count
+from mtkit.torchrun import read_ranks
 
 if TYPE_CHECKING:
     from mtkit.config.sections import DecodingConfig
@@ -83,6 +84,9 @@ def make_plan(
     """
     output = _resolve_output(output, resume)
     part = Shard.from_torchrun() if shard is None else Shard.parse(shard)
+    if shard is not None and read_ranks().world_size > 1:
+        what = "--shard cannot be combined with torchrun, which deals out shards itself"
+        raise ConfigError(what, hint="leave it out")
     if shard is None and part.count > 1:
         if output is None:
             what = "several processes need an output file"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mtkit.cli.terminal import print_stderr
+from mtkit.cli.terminal import check_not_overwriting, print_stderr
 
 
 def report(
@@ -40,6 +40,9 @@ def report(
 
     if output is None and len(runs) > 1:
         raise ConfigError("several runs need the file of the page", where="--output", hint="-o compare.html")
+    # An earlier page may be overwritten, the other files of a run may not.
+    files = [str(file) for run in runs for file in Path(run).rglob("*") if file.suffix != ".html"]
+    check_not_overwriting(output, files)
     path = Path(runs[0], REPORT_FILE) if output is None else Path(output)
     write_report([Path(run) for run in runs], path, reads_training=overlap, say=print_stderr)
     print_stderr(f"the report is in {path}")

@@ -104,7 +104,7 @@ TRANSLATE = Rules(
              "--engine", "only mtkit's own models have it"),
         Rule(("--n-best", "--sample", "--mbr", "--constraints", "--split-sentences", "--protect", "--alignment",
               "--attention", "--scores", "--confidence", "--json", "--resume", "--read-ahead", "--shortlist",
-              "--truecase"), "--alternatives",
+              "--truecase", "--avoid-loops", "--batch-tokens", "--workers", "--threads"), "--alternatives",
              "leave it out"),
     ),
 )  # fmt: skip

@@ -89,27 +89,32 @@ def find_runs(folder: Path) -> list[RunOverview]:
     if not folder.is_dir():
         what = "a file, not a folder" if folder.exists() else "no such folder"
         raise StorageError(what, where=str(folder), hint="name the folder that your run folders are in")
-    found = [read_overview(path, os.path.relpath(path, folder)) for path in _walk(folder)]
+    # A run that a link leads to as well is listed once, by its own name.
+    paths = {path.resolve(): path for path in sorted(_walk(folder), key=Path.is_symlink, reverse=True)}
+    found = [read_overview(path, os.path.relpath(path, folder)) for path in paths.values()]
     return sorted(found, key=lambda run: _natural(run.name))
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Yield the run folders at or below a folder. What is in a run folder or a hidden folder is not looked at."""
+def _walk(folder: Path, *, descends: bool = True) -> Iterator[Path]:
+    """Yield the run folders at or, with `descends`, below a folder.
+
+    What is in a run folder or a hidden folder is not looked at. A link is followed to a run folder only.
+    """
     try:
         with os.scandir(folder) as entries:
             names = {entry.name: entry for entry in entries}
             below = [
                 entry.name
                 for entry in names.values()
-                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+                if not entry.name.startswith(".") and (entry.is_symlink() or entry.is_dir())
             ]
     except OSError:
         return
     if _is_run(names.keys()):
         yield folder
-    elif not {CONFIG_FILE, MANIFEST_FILE} <= names.keys():  # else a model folder
+    elif descends and not {CONFIG_FILE, MANIFEST_FILE} <= names.keys():  # else a model folder
         for name in sorted(below):
-            yield from _walk(folder / name)
+            yield from _walk(folder / name, descends=not names[name].is_symlink())
 
 
 def _is_run(names: Collection[str]) -> bool:

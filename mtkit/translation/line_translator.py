@@ -124,26 +124,27 @@ class LineTranslator:
         """Yield the same as `translate_n_best`, with numbers, URLs, tags and unknown words carried over.
 
         Placeholders are taken out of the lines and put back into their translations (see `placeholders`). Links are
-        between the words of the original lines and of the restored translations.
+        between the words of the original lines and of the restored translations. A prefix with placeholders stays as
+        it is: those of the line that it has already are not put back, the others come after it.
 
         Raises:
             DataError: If a line cannot be translated (see `translate_n_best`).
         """
-        waiting: deque[ProtectedLine] = deque()
+        waiting: deque[tuple[ProtectedLine, str]] = deque()
 
         def without_placeholders() -> Iterator[Request]:
             for request in map(Request.of, lines):
                 text = request.text
                 line = protect(text, unknown_spans(self.tokenizers, text), num_kept=len(self._tag_of(text)))
-                waiting.append(line)
+                waiting.append((line, request.prefix))
                 links = request.links or bool(line.placeholders)  # links tell where the placeholders go
                 yield replace(request, text=line.text, keep_numbers=True, links=links)
 
         for translations in self.translate_n_best(without_placeholders(), options):
-            line = waiting.popleft()
+            line, prefix = waiting.popleft()
             fault = translations[0].fault
             if fault is None:
-                yield [restore_placeholders(line, translation) for translation in translations]
+                yield [restore_placeholders(line, translation, prefix) for translation in translations]
             else:
                 yield [Translation.failed(line.original, fault, options.on_error)]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from unicodedata import category
@@ -114,12 +114,14 @@ class ProtectedLine:
     placeholders: tuple[Placeholder, ...] = ()
     origins: tuple[int, ...] = ()
 
-    def restore(self, translation: str, links: Sequence[Link]) -> tuple[str, list[Link]]:
+    def restore(self, translation: str, links: Sequence[Link], prefix: str = "") -> tuple[str, list[Link]]:
         """Put the placeholders into the translation of the text.
 
         Args:
             translation: the translation of the text.
             links: its links with the text.
+            prefix: what the translation had to begin with. If it has placeholders, nothing is put into it, and those
+                of the line that it has are left out.
 
         Returns:
             The translation with the placeholders, and its links with the line.
@@ -128,11 +130,17 @@ class ProtectedLine:
             return translation, list(links)
         trimmed = [Link(_trim(self.text, link.src), _trim(translation, link.tgt)) for link in links]
         trimmed = sorted(link for link in trimmed if link.src[0] < link.src[1] and link.tgt[0] < link.tgt[1])
-        positions = _Locator(self.text, translation, trimmed).locate(self.placeholders)
+        locator = _Locator(self.text, translation, trimmed)
+        positions = locator.locate(self.placeholders)
+        missing = self._missing_in(prefix)
+        if len(missing) < len(self.placeholders) or _bare_texts(prefix):
+            # Tokenizers may change the spaces of a prefix.
+            pattern = r"\s*".join(map(re.escape, "".join(prefix.split())))
+            begins = re.match(rf"\s*{pattern}", translation)
+            first = locator.word_ends[begins.end()] if begins else 0
+            positions = [max(position, first) for position in positions]
         builder = _Builder(translation)
-        order = sorted(
-            range(len(self.placeholders)), key=lambda i: (positions[i], self._opens_there(i, positions), i)
-        )
+        order = sorted(missing, key=lambda i: (positions[i], self._opens_there(i, positions), i))
         for i in order:
             builder.insert(self.placeholders[i], positions[i])
         text, moved = builder.finish()
@@ -147,6 +155,20 @@ class ProtectedLine:
                 for word in re.finditer(r"\S+", self.placeholders[i].text)
             ]
         return text, found
+
+    def _missing_in(self, prefix: str) -> list[int]:
+        """Return the indices of the placeholders that a prefix does not have, or not as often as the line."""
+        left, missing = Counter(_bare_texts(prefix)), list[int]()
+        for i, placeholder in enumerate(self.placeholders):
+            texts = Counter(_bare_texts(placeholder.text))
+            if not texts:  # unknown characters
+                texts = Counter([placeholder.text])
+                left.setdefault(placeholder.text, prefix.count(placeholder.text))
+            if texts <= left:
+                left.subtract(texts)
+            else:
+                missing.append(i)
+        return missing
 
     def _opens_there(self, index: int, positions: Sequence[int]) -> bool:
         """Return whether a placeholder comes after those that close what precedes the same position."""
@@ -326,11 +348,11 @@ def _is_symbol(text: str) -> bool:
     return has_symbol and not any(map(str.isalnum, text))
 
 
-def restore_placeholders(line: ProtectedLine, translation: Translation) -> Translation:
-    """Return the translation of a line's text with the placeholders of the line."""
+def restore_placeholders(line: ProtectedLine, translation: Translation, prefix: str) -> Translation:
+    """Return the translation of a line's text with the placeholders of the line; for the prefix see `restore`."""
     if not line.placeholders:
         return translation
-    text, links = line.restore(translation.text, translation.char_links)
+    text, links = line.restore(translation.text, translation.char_links, prefix)
     return replace(
         translation, text=text, links=word_links(links, line.original, text), char_links=tuple(links),
         log_probs=(),  # of the tokens of another text
@@ -497,6 +519,12 @@ def _known_spans(line: str) -> list[Span]:
             start, end = start - 1, end + 1
         spans.append((start, end))
     return spans
+
+
+def _bare_texts(text: str) -> list[str]:
+    """Return the markup, variables, URLs and addresses of a text, without quotes or brackets around them."""
+    found = _PROTECTED.finditer(text)
+    return [_without_final_marks(match[0]) if match["url"] else match[0] for match in found]
 
 
 def _without_final_marks(url: str) -> str:

@@ -112,6 +112,16 @@ def test_a_compressed_output_is_refused_for_each_process(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_torchrun_deals_out_the_shards_itself(
+    trained: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    line = refused("translate", trained, corpus / "test.src", "-o", tmp_path / "out", "--shard", "1/2")
+    assert "--shard cannot be combined with torchrun" in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_rank_without_a_world_is_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     assert "RANK is '1', but WORLD_SIZE does not tell" in refused("translate", trained)

@@ -153,6 +153,26 @@ def test_tags_go_inside_chinese_text_but_not_inside_words() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("line", "prefix", "translation", "restored"),
+    [
+        ("See https://a.org/7 now", "Siehe  https://a.org/7 ", "Siehe https://a.org/7 jetzt", None),
+        ('say "{name}" now', "sag „{name}“", "sag „{name}“ jetzt", None),
+        ("a dog😀 runs", "ein Hund😀", "ein Hund😀 rennt", None),
+        ("It is <b>old</b>.", "Es <b>ist", "Es <b>ist alt.", "Es <b>ist</b> alt."),
+        ("a {x} or b {x}", "A {x}", "A {x} oder B", "A {x} oder B {x}"),
+        ("See {x} now", "Siehe {y}", "Siehe {y} jetzt", "Siehe {y} {x} jetzt"),
+        ("It is <b>old</b>.", "Es ist alt", "Es ist alt.", "Es ist <b>alt</b>."),
+    ],
+)
+def test_a_prefix_with_placeholders_stays_as_it_is(
+    line: str, prefix: str, translation: str, restored: str | None
+) -> None:
+    found = protected(line)
+    text, _ = found.restore(translation, same_order(found.text, translation), prefix)
+    assert text == (restored or translation)
+
+
 @pytest.mark.parametrize("links", [[], [Link((0, 3), (0, 3))], [Link((90, 99), (0, 3))]])
 @pytest.mark.parametrize("translation", ["ein paar andere Wörter", "我爱北京", ""])
 def test_nothing_is_lost_whatever_the_alignment(links: list[Link], translation: str) -> None:

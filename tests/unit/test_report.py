@@ -309,6 +309,7 @@ def test_usage(tmp_path: Path) -> None:
     for arguments, expected in (
         ([run, run], "--output: several runs need the file of the page (-o compare.html)"),
         ([run, tmp_path / "corpus/../run", "-o", "x.html"], f"{run}: named twice"),
+        ([run, "-o", run / "results.json"], f"{run}/results.json is also another file of this command"),
     ):
         code, _, err = tiny.mtkit("report", *arguments)
         assert code == 2

@@ -114,6 +114,12 @@ def test_an_engine_may_be_told_to_leave_loops_as_it_does() -> None:
             check_options(context, TRANSLATE, DecodingConfig())
 
 
+@pytest.mark.parametrize("option", ["--avoid-loops", "--batch-tokens", "--workers", "--threads"])
+def test_alternatives_refuse_what_they_would_ignore(option: str) -> None:
+    with pytest.raises(ConfigError, match=f"{option} cannot be combined with --alternatives"):
+        check_options(parse(("translate",), option, "--alternatives"), TRANSLATE, DecodingConfig())
+
+
 @pytest.mark.parametrize("decoding", [DecodingConfig(), DecodingConfig(sample=True)])
 def test_sampling_and_minimum_risk_can_be_combined(decoding: DecodingConfig) -> None:
     options = ["--sample", "--temperature", "--mbr", "--mbr-candidates", "--n-best", "--protect"]

@@ -82,8 +82,11 @@ def test_run_folders_are_found_below_and_nothing_else(tmp_path: Path) -> None:
         (tmp_path / name).write_text("run: x")
     make_run(tmp_path / "configs/run")
     (tmp_path / "loop").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "itself").symlink_to("itself")
+    (tmp_path / "latest").symlink_to("sweep/lr/run10")  # listed once, by its own name
+    (tmp_path / "linked").symlink_to(make_run(tmp_path / ".hidden/elsewhere"))
     assert [run.name for run in find_runs(tmp_path)] == [
-        "alone/checkpoints-of-mine", "configs/run", "sweep/lr/run2", "sweep/lr/run10",
+        "alone/checkpoints-of-mine", "configs/run", "linked", "sweep/lr/run2", "sweep/lr/run10",
     ]  # fmt: skip
     assert [run.name for run in find_runs(tmp_path / "sweep/lr/run2")] == ["run2"]
     with pytest.raises(StorageError, match="no such folder"):

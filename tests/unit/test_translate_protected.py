@@ -37,6 +37,13 @@ def test_links_are_between_words_of_the_original_line_and_the_restored_translati
             assert translation.links
 
 
+def test_a_placeholder_of_the_prefix_is_not_put_back() -> None:
+    request = Request(LINES[2], prefix="see https://a.org/b")
+    [[translation]] = make(max_length_extra=30).translate_protected([request])
+    assert translation.text.startswith(request.prefix)
+    assert translation.text.count("https") == 1
+
+
 def test_a_copied_line_keeps_its_placeholders() -> None:
     lines = [LINES[0], Request("a <b>bird</b> {x}", prefix="der " * 300)]
     [_, [skipped]] = make().translate_protected(lines, TranslateOptions(on_error="skip"))
