@@ -452,7 +452,11 @@ def values_until_measured(chosen: Mapping[str, object]) -> Values:
     Args:
         chosen: the keys that are set, with their values.
     """
-    return _fill_in("tiny", _SHARED | _UNTIL_MEASURED, chosen)
+    # With key/value heads that are set, the number of heads must be a multiple, as it is with some preset.
+    kv_heads = _number(chosen.get("model.num_kv_heads"), 1)
+    usual = [preset.values["model.num_heads"] for preset in PRESETS.values()]
+    heads = next((heads for heads in usual if _number(heads, 1) % kv_heads == 0), usual[0])
+    return _fill_in("tiny", _SHARED | _UNTIL_MEASURED | {"model.num_heads": heads}, chosen)
 
 
 def _fill_in(name: PresetName, values: Values, chosen: Mapping[str, object]) -> Values:

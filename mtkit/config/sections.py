@@ -298,8 +298,6 @@ class TokenizerConfig(Section):
             raise ValueError("give either model, or src_model and tgt_model")
         if self.sampling_alpha and self.bpe_dropout:
             raise ValueError("give either sampling_alpha, for unigram models, or bpe_dropout, for BPE models")
-        if self.sampling_sides != "both" and not self.sampling_alpha and not self.bpe_dropout:
-            raise ValueError(f"sampling_sides {self.sampling_sides} needs sampling_alpha or bpe_dropout")
         return self
 
 
@@ -454,11 +452,6 @@ class ModelConfig(Section):
                 raise ValueError(f"rotary positions need an even head width, got {self.d_model // heads}")
         if self.positions == "sinusoidal" and self.d_model % 2:
             raise ValueError(f"sinusoidal positions need an even d_model, got {self.d_model}")
-        if self.alignment_layer is not None and self.alignment_layer > self.decoder_layers:
-            layers = self.decoder_layers
-            raise ValueError(
-                f"alignment_layer {self.alignment_layer} is greater than decoder_layers {layers}"
-            )
         for side in ("encoder", "decoder"):
             unique, layers = getattr(self, f"unique_{side}_layers"), getattr(self, f"{side}_layers")
             if unique is not None and unique > layers:
@@ -943,6 +936,17 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _alignment_layer(self) -> Config:
+        layer, num_layers = self.model.alignment_layer, self.model.decoder_layers
+        # With `init`, what is not set comes from the initial model.
+        is_known = self.init is None or "decoder_layers" in self.model.model_fields_set
+        if layer is not None and is_known and layer > num_layers:
+            raise ValueError(
+                f"model.alignment_layer {layer} is greater than model.decoder_layers {num_layers}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _guided_alignment(self) -> Config:
         """Check that there are alignments to learn, and resolve the default of `model.alignment_layer`."""
         if not self.training.guided_alignment:
@@ -987,6 +991,12 @@ class Config(Section):
             raise ValueError(
                 "tokenizer.bpe_dropout needs tokenizer.type bpe; for unigram, set sampling_alpha"
             )
+        is_on = self.tokenizer.sampling_alpha or self.tokenizer.bpe_dropout
+        # With `init`, what is not set comes from the initial model.
+        is_known = self.init is None or {"sampling_alpha", "bpe_dropout"} <= self.tokenizer.model_fields_set
+        if self.tokenizer.sampling_sides != "both" and is_known and not is_on:
+            sides = self.tokenizer.sampling_sides
+            raise ValueError(f"tokenizer.sampling_sides {sides} needs sampling_alpha or bpe_dropout")
         return self
 
     @model_validator(mode="after")

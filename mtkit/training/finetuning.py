@@ -18,6 +18,7 @@ from mtkit.config.loading import parse_config
 from mtkit.config.sections import Config
 from mtkit.config.yaml_document import YamlDocument, apply_overrides, dump_yaml, format_value
 from mtkit.data.encoding import encode_corpus
+from mtkit.data.order import num_batches_of, num_epochs_of
 from mtkit.data.recognize import Entry, Languages, find_held_out, recognize
 from mtkit.data.sources import open_sources
 from mtkit.errors import DataError
@@ -151,14 +152,18 @@ def make_finetuning(
     }  # fmt: skip
     config, _ = open_initial_model(_parse(values, overrides), lambda name: folder)
     pairs, variation = make_pairs(config, tokenizers, corpus)
-    per_epoch = len(make_order(pairs, config.training, config.seed, config.data.train_weights, variation))
-    per_epoch = max(1, per_epoch // config.training.batches_per_update)
-    if config.training.max_steps not in (None, _UNKNOWN_STEPS):
-        num_epochs = max(1, round(config.training.max_steps / per_epoch))
+    data, training = config.data, config.training
+    order = make_order(pairs, training, config.seed, data.train_weights, variation, data.reverse_epochs)
+    per_update = training.batches_per_update
+    if training.max_steps not in (None, _UNKNOWN_STEPS):
+        num_epochs = max(1, round(num_epochs_of(order, training.max_steps * per_update)))
     else:
-        num_epochs = config.training.max_epochs or min(_MAX_EPOCHS, max(_EPOCHS, -(-_MIN_STEPS // per_epoch)))
-    values["training"] |= {"schedule": "linear", "warmup_steps": 0, "max_steps": num_epochs * per_epoch}
-    values["validation"] = {"every_steps": per_epoch * -(-num_epochs // _MAX_VALIDATIONS)}
+        usual = math.ceil(num_epochs_of(order, _MIN_STEPS * per_update))
+        num_epochs = training.max_epochs or min(_MAX_EPOCHS, max(_EPOCHS, usual))
+    steps = max(1, num_batches_of(order, num_epochs) // per_update)
+    values["training"] |= {"schedule": "linear", "warmup_steps": 0, "max_steps": steps}
+    every_steps = steps * -(-num_epochs // _MAX_VALIDATIONS) // num_epochs
+    values["validation"] = {"every_steps": max(1, every_steps)}
     document = apply_overrides(YamlDocument(values, "the config", {}), overrides)
     counted, epochs = format_count(num_new, "pair"), format_count(num_epochs, "epoch")
     comment = _COMMENT.format(

@@ -134,6 +134,10 @@ def take_over(config: Config, other: Config) -> Config:
         changes = {key: getattr(section, key) for key in free if key in section.model_fields_set}
         if name == "tokenizer":
             changes["add_tokens"] = config.tokenizer.add_tokens  # those of the other model are there already
+            strengths = ("sampling_alpha", "bpe_dropout")
+            # Sides to sample are an error without sampling, so those of the other model are not taken over then.
+            if not any(changes.get(key, getattr(other.tokenizer, key)) for key in strengths):
+                changes.setdefault("sampling_sides", "both")
         sections[name] = override_section(getattr(other, name), name, changes)
     search = {key: getattr(config.decoding, key) for key in config.decoding.model_fields_set}
     sections["decoding"] = override_section(other.decoding, "decoding", search)

@@ -659,9 +659,12 @@ def test_epochs_are_those_of_both_directions(trained: Path, corpus: Path, tmp_pa
     new = tmp_path / "new.en-fr.tsv"
     tiny.write_lines(new, [f"{src}\t{tgt}" for src, tgt in tiny.pairs(200, 1)])
     files, run = FineTuningData([str(new)]), str(tmp_path / "ft")
-    once, both = (
+    reverse, first = "data.reverse=true", "data.reverse_epochs=1"
+    once, both, mixed = (
         make_finetuning(str(trained), files, run, overrides, Path)
-        for overrides in ((), ("data.reverse=true",))
+        for overrides in ((), (reverse,), (reverse, first, "training.max_epochs=4"))
     )
-    steps = [yaml.safe_load(made.text)["training"]["max_steps"] / made.num_epochs for made in (once, both)]
-    assert steps[1] == pytest.approx(2 * steps[0], rel=0.2)
+    num_steps = [yaml.safe_load(made.text)["training"]["max_steps"] for made in (once, both, mixed)]
+    per_epoch = [num_steps[0] // once.num_epochs, num_steps[1] // both.num_epochs]
+    assert per_epoch[1] == pytest.approx(2 * per_epoch[0], rel=0.2)
+    assert num_steps[2] == per_epoch[1] + 3 * per_epoch[0]

@@ -25,6 +25,7 @@ from mtkit.data.tokenizer import Tokenizers, make_tokenizers
 from mtkit.errors import ConfigError, DataError
 from mtkit.model.transformer import Transformer
 from mtkit.training.guided_alignment import alignment_loss
+from mtkit.training.initial import take_over
 from mtkit.training.loss import Consistency, TensorBatch
 from mtkit.training.parallel import Objective
 from mtkit.translation.alignment import _cross_attention
@@ -139,8 +140,15 @@ def test_the_layer_is_resolved_and_stored() -> None:
     shallow = replace_sections(parsed, {"model": ModelConfig(decoder_layers=1)})  # as with `init`
     assert shallow.model.alignment_layer == 1
     assert parse_config(config({"alignment_layer": 2})).model.alignment_layer == 2
-    with pytest.raises(ConfigError, match="alignment_layer 9 is greater than decoder_layers 4"):
+    with pytest.raises(ConfigError, match=r"alignment_layer 9 is greater than model\.decoder_layers 4"):
         parse_config(config({"alignment_layer": 9}))
+
+
+def test_fine_tuning_may_name_any_layer_of_the_initial_model() -> None:
+    named = parse_config(config({"alignment_layer": 5}) | {"init": "other"})
+    assert take_over(named, parse_config(config({"decoder_layers": 6}))).model.alignment_layer == 5
+    with pytest.raises(ConfigError, match=r"alignment_layer 5 is greater than model\.decoder_layers 4"):
+        take_over(named, parse_config(config()))
 
 
 def test_alignments_are_needed_and_are_of_training_corpora() -> None:

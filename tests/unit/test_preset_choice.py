@@ -343,10 +343,13 @@ def test_the_length_of_a_cosine_is_known_from_the_time_limit(tmp_path: Path) -> 
 
 
 def test_nothing_is_refused_that_suits_what_auto_chooses(tmp_path: Path) -> None:
-    waiting = load(tmp_path, HEAD, "training.warmup_steps=8000", "model.alignment_layer=6")
+    waiting = load(
+        tmp_path, HEAD, "training.warmup_steps=8000", "model.alignment_layer=6", "model.num_kv_heads=8"
+    )
     choice = choose(corpus(4_000_000), GPU, set_keys(waiting))
     chosen = with_values(waiting, choice.preset, choice.values)
     assert (chosen.training.warmup_steps, chosen.model.alignment_layer) == (8000, 6)
+    assert (chosen.model.num_heads, chosen.model.num_kv_heads) == (8, 8)
     choice = choose(corpus(900), LAPTOP, set_keys(waiting))
     with pytest.raises(ConfigError, match="warmup_steps 8000 must be less than max_steps 1000"):
         with_values(config(preset="auto", training={"warmup_steps": 8000}), choice.preset, choice.values)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from mtkit.config.loading import parse_config
 from mtkit.config.sections import AugmentConfig, TokenizerConfig, TrainingConfig
 from mtkit.data.augmentation import Augmentation, change_case, insert_words, prefix_length, tag_prefixes
 from mtkit.data.batching import Ids, SpecialIds, split_evenly, split_to_fit
@@ -18,7 +19,9 @@ from mtkit.data.order import MixedOrder
 from mtkit.data.readers import Pair
 from mtkit.data.tokenizer import Tokenizers, make_tokenizers
 from mtkit.data.variation import Variation, make_variation
+from mtkit.errors import ConfigError
 from mtkit.training.distributed import SINGLE_PROCESS, World
+from mtkit.training.initial import take_over
 from mtkit.training.memory import longest_batch
 from mtkit.training.state import TrainState
 from mtkit.training.updates import Update, UpdateLoader, make_order
@@ -150,6 +153,30 @@ def test_nothing_varies_unless_asked_for(tokenizers: Tokenizers) -> None:
     assert all(np.array_equal(row, corpus.tgt(i)) for i, row in enumerate(tgts))
     assert not all(np.array_equal(row, corpus.src(i)) for i, row in enumerate(srcs))
     assert only_src.growth[0] > only_src.growth[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("initial", "keys", "expected"),
+    [
+        ({"sampling_alpha": 0.3, "sampling_sides": "src"}, {"sampling_alpha": None}, (None, "both")),
+        ({"sampling_alpha": 0.3, "sampling_sides": "src"}, {"sampling_alpha": 0.2}, (0.2, "src")),
+        ({"sampling_alpha": 0.3}, {"sampling_sides": "src"}, (0.3, "src")),
+        ({"sampling_alpha": 0.3}, {"sampling_alpha": None, "sampling_sides": "src"}, None),
+        ({}, {"sampling_sides": "src"}, None),
+    ],
+)
+def test_fine_tuning_changes_the_sampling_of_the_initial_model(
+    initial: dict[str, Any], keys: dict[str, Any], expected: tuple[float | None, str] | None
+) -> None:
+    head = {"run": "r", "data": {"src": "en", "tgt": "de", "train": [{"path": "x.tsv"}]}}
+    other = parse_config({**head, "tokenizer": initial})
+    config = parse_config({**head, "init": "other", "tokenizer": keys})
+    if expected is None:
+        with pytest.raises(ConfigError, match="sampling_sides src needs sampling_alpha or bpe_dropout"):
+            take_over(config, other)
+    else:
+        found = take_over(config, other).tokenizer
+        assert (found.sampling_alpha, found.sampling_sides) == expected
 
 
 def test_planned_lengths_are_the_mean_of_the_samples(tokenizers: Tokenizers) -> None:
