@@ -18,8 +18,8 @@ def fingerprint(path: Path, hash_file: Callable[[Path], str] = sha256_file) -> s
     """Return a hash of a file or folder that changes when its content does; None if it does not exist.
 
     A model's is that of its manifest, which has the hashes of its files, and of a run that of its best checkpoint, so
-    that a report or a log may be added, and of its decoding settings if they have changed since. Any other folder is read
-    from beginning to end.
+    that a report or a log may be added, with its decoding settings if they have changed since. Any other folder is
+    read from beginning to end.
 
     Args:
         path: the file or folder.

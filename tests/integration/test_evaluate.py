@@ -289,6 +289,8 @@ def test_scores_of_sentences_with_different_numbers_of_references(folder: Path) 
         ([*FILES, "--metric", "bleu-moses"], 2, ["bleu-moses needs the target language", "--langs en-de"]),
         ([*FILES, "--segments", "ref.txt"], 2, ["--segments: ref.txt is also another file"]),
         ([*FILES, "--segments", "s.tsv.gz"], 2, ["--segments: s.tsv.gz would be plain text"]),
+        ([*FILES, "--segments", "none/s.tsv"], 2, ["--segments: none/s.tsv cannot be written"]),
+        ([*FILES, "--segments", "-"], 2, ["--segments: - cannot be written"]),
         ([*FILES, "--tag", "<2fr>"], 2, ["--tag needs --model"]),
         ([*FILES, "--device", "cpu"], 2, ["--device needs --model"]),
         ([*FILES, "--precision", "fp32"], 2, ["--precision needs --model"]),
