@@ -119,7 +119,8 @@ def test_a_limit_that_is_left_out_ends_no_resumed_run(here: Path, limit: str) ->
 
 
 def test_the_only_limit_of_a_run_stays_if_none_is_set(here: Path) -> None:
-    began = load_config("my.yaml", ["preset=tiny", "training.max_steps=null", "training.max_epochs=2"])
+    limits = ["training.schedule=constant", "training.max_steps=null", "training.max_epochs=2"]
+    began = load_config("my.yaml", ["preset=tiny", *limits])
     resumed = keep_choices(began, load_config("my.yaml", ["preset=tiny"]))
     assert (resumed.training.max_steps, resumed.training.max_epochs) == (None, 2)
 

@@ -511,6 +511,7 @@ def test_evaluate_a_model_from_another_folder(
     text = re.sub(r"(?m)^  root: .*", "  root: data", checkpoint.config)
     text = re.sub(r"(?m)^run: .*", "run: ./runs/x", text)
     save_checkpoint(run / "best", replace(checkpoint, config=text))
+    (run / "config.yaml").write_text(text)
     (expected,) = evaluate_json("--model", trained, "--metric", "bleu")
     monkeypatch.chdir(elsewhere)
     for model in (run, "../home/runs/x/best"):

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 
-from mtkit.files import COMPRESSED_SUFFIXES, sha256_file
+from mtkit.files import COMPRESSED_SUFFIXES
 from mtkit.translation import loading
 
 EXACT = ["-q", "--precision", "fp32"]
@@ -33,13 +33,10 @@ def refused(*arguments: object, stdin: str = "the dog sees a cat .\n") -> str:
 def with_decoding(trained: Path, folder: Path, **keys: str) -> Path:
     """Copy the model and change keys in the decoding section of its config."""
     shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("checkpoints"))
-    path = folder / "best/config.yaml"
+    path = folder / "config.yaml"
     before, text = path.read_text().split("\ndecoding:\n")
     lines = [line for line in text.split("\n") if line.strip().split(":")[0] not in keys]
     path.write_text("\n".join([f"{before}\ndecoding:", *(f"  {k}: {v}" for k, v in keys.items()), *lines]))
-    manifest = json.loads((folder / "best/manifest.json").read_text())
-    manifest["files"]["config.yaml"] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    (folder / "best/manifest.json").write_text(json.dumps(manifest))
     return folder
 
 

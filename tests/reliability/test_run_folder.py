@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import tiny
@@ -72,8 +73,11 @@ def test_fresh_with_tensorboard(config: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
-def test_events_of_another_program_are_named_and_kept(config: Path, tmp_path: Path) -> None:
+def test_events_of_another_program_are_named_and_kept(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A later `--fresh` could not tell them from the run's own."""
+    monkeypatch.setitem(sys.modules, "tensorboard", ModuleType("tensorboard"))
     events = tmp_path / "run" / "tensorboard" / "events.out.tfevents.7.mine"
     events.parent.mkdir(parents=True)
     events.write_text("mine")
