@@ -25,5 +25,5 @@ def import_package(name: str, hint: str, where: str | None = None) -> Any:
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == package:
             raise ConfigError(f"the package {package} is not installed", where=where, hint=hint) from error
-        what = f"the package {package} is installed, but cannot be imported: {' '.join(str(error).split())}"
+        what = f"the package {name} is installed, but cannot be imported: {' '.join(str(error).split())}"
         raise ConfigError(what, where=where, hint="install another version of it") from error

@@ -173,7 +173,7 @@ def benchmark_train(
             what = "random tokens mean nothing to teachers, and have no alignment and no text"
             raise ConfigError(what, where=f"training.{key}", hint="leave it out, or `synthetic`")
     if synthetic and config.preset == AUTO:
-        what = "auto chooses by the corpus, and random tokens are none"
+        what = "auto needs a corpus, and `synthetic` has none"
         raise ConfigError(what, where="preset", hint="name a preset, or leave out `synthetic`")
     device = configure_process(config)
     if "compile" in against:

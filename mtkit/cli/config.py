@@ -35,13 +35,7 @@ def show(config: options.ConfigPath, overrides: options.Overrides = None) -> Non
 
         loaded, _ = open_initial_model(loaded, find_model)
     values = config_to_dict(loaded)
-    training = loaded.training
-    counts_epochs = (
-        loaded.preset is not None
-        and training.max_epochs is not None
-        and "max_steps" not in training.model_fields_set
-    )
-    if training.ends_with_time or counts_epochs:
+    if loaded.training.ends_with_time or loaded.fits_to_epochs:
         # They will follow from timing, or from the encoded pairs; when this is read again, they would count as set.
         for section, key in _FITTED_KEYS:
             if key not in getattr(loaded, section).model_fields_set:

@@ -245,7 +245,8 @@ def evaluate(
         names = names if metric else ["bleu", "chrf"]
     paired = check_paired(paired, len(systems), resamples)
     check_not_compressed(segments, "--segments")
-    if segments is not None and (segments == "-" or not Path(segments).absolute().parent.is_dir()):
+    folder = Path(segments or "").absolute().parent
+    if segments is not None and (segments == "-" or Path(segments).is_dir() or not folder.is_dir()):
         hint = "name a file in a folder that exists; stdout has the scores"
         raise ConfigError(f"{segments} cannot be written", where="--segments", hint=hint)
     read = [*hyps, *ref, *alignments, *filter(None, [src, baseline, labels])]

@@ -103,7 +103,11 @@ def finetune(
             # A config that cannot be trained would refuse the corrected command.
             if not (Path(output) / "checkpoints").exists():
                 path.unlink(missing_ok=True)
-        elif run_config_before is not None and run_config.read_bytes() == run_config_before:
+        elif (
+            is_main_process()
+            and run_config_before is not None
+            and run_config.read_bytes() == run_config_before
+        ):
             # Nothing was started over: the earlier run is still there, and this is its config.
             write_text(path, before)
         raise

@@ -35,14 +35,14 @@ def report(
     The page is one HTML file that any browser opens without a network. Training writes it too, after validations.
     """
     from mtkit.errors import ConfigError
-    from mtkit.evaluation.run_files import REPORT_FILE
+    from mtkit.evaluation.run_files import REPORT_FILE, REPORT_MARK
     from mtkit.training.report import write_report
 
     if output is None and len(runs) > 1:
         raise ConfigError("several runs need the file of the page", where="--output", hint="-o compare.html")
-    # An earlier page may be overwritten, the other files of a run may not.
-    files = [str(file) for run in runs for file in Path(run).rglob("*") if file.suffix != ".html"]
-    check_not_overwriting(output, files)
     path = Path(runs[0], REPORT_FILE) if output is None else Path(output)
+    # An earlier page may be overwritten, the other files of a run may not.
+    if path.is_file() and REPORT_MARK not in path.read_text(encoding="utf-8", errors="replace"):
+        check_not_overwriting(output, [str(file) for run in runs for file in Path(run).rglob("*")])
     write_report([Path(run) for run in runs], path, reads_training=overlap, say=print_stderr)
     print_stderr(f"the report is in {path}")

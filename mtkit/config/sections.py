@@ -977,6 +977,12 @@ class Config(Section):
         return self
 
     @property
+    def fits_to_epochs(self) -> bool:
+        """Return whether a preset has the updates of `training.max_epochs`, which are counted when a run begins."""
+        sets_updates = "max_steps" in self.training.model_fields_set
+        return self.preset is not None and self.training.max_epochs is not None and not sets_updates
+
+    @property
     def trains_tokenizer(self) -> bool:
         """Return whether the tokenizer is neither an existing one nor that of another model."""
         return self.init is None and self.tokenizer.model is None and self.tokenizer.src_model is None

@@ -11,7 +11,7 @@ from pathlib import Path
 from mtkit.checkpoint import MANIFEST_FILE
 from mtkit.errors import StorageError
 from mtkit.files import sha256_file, storage_errors
-from mtkit.translation.model_folder import find_checkpoint, read_decoding
+from mtkit.translation.model_folder import find_checkpoint, read_config, read_model_config
 
 
 def fingerprint(path: Path, hash_file: Callable[[Path], str] = sha256_file) -> str | None:
@@ -31,8 +31,10 @@ def fingerprint(path: Path, hash_file: Callable[[Path], str] = sha256_file) -> s
     if not path.is_dir():
         return hash_file(path) if path.is_file() else None
     with suppress(StorageError):
-        folder, decoding = find_checkpoint(path), read_decoding(path)
-        changed = "" if decoding == read_decoding(folder) else f" {decoding.model_dump_json()}"
+        folder = find_checkpoint(path)
+        decoding = read_model_config(path, folder, hint="", to_translate=True).decoding
+        is_changed = decoding != read_config(folder, hint="", to_translate=True).decoding
+        changed = f" {decoding.model_dump_json()}" if is_changed else ""
         return hash_file(folder / MANIFEST_FILE) + changed
     digest = hashlib.sha256()
     for file in _files_below(path):

@@ -136,7 +136,7 @@ class Halving:
 
 
 def default_num_rungs(num_trials: int, reduction: int) -> int:
-    """Return the number of rungs, at the last of which fewer than `reduction` trials are left."""
+    """Return how many rungs it takes until fewer than `reduction` trials are left."""
     num_rungs = 1
     while num_trials >= reduction**num_rungs:
         num_rungs += 1

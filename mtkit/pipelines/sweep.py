@@ -38,7 +38,7 @@ from mtkit.pipelines.pipeline import Pipeline
 from mtkit.pipelines.records import Record, describe_differences
 from mtkit.pipelines.search_space import Dimension, draw_trials
 from mtkit.pipelines.stages import Context, Effort, Settings, Stage
-from mtkit.pipelines.trainings import ends_with_epochs, train, training_values
+from mtkit.pipelines.trainings import check_end, train, training_values
 
 _PLAN, _RESULTS, PAGE, BEST = "plan.json", "sweep.json", "sweep.html", "best.yaml"
 _POLL_SECONDS = 2.0
@@ -271,8 +271,7 @@ def _draw(
     configs, choices, sizes = [], list[list[str]](), dict[DataConfig, CorpusSize]()
     for number, overrides in enumerate(trials):
         config, reasons = load(overrides), list[str]()
-        # before auto names a preset: its updates are those of the epochs, by estimate
-        has_no_end = ends_with_epochs(config)
+        check_end(config)
         if config.preset == AUTO:
             from mtkit.training.preset import choose_values, measure_corpus
 
@@ -280,7 +279,7 @@ def _draw(
                 sizes[config.data] = measure_corpus(config.data, say)
             config, reasons = choose_values(config, sizes[config.data])
         choices.append(reasons)
-        if has_no_end or config.training.step_limit is None or config.training.ends_with_time:
+        if config.training.step_limit is None:
             raise ConfigError(
                 "a sweep needs to know where training ends",
                 where="training.max_steps",

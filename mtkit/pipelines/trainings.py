@@ -49,13 +49,7 @@ def check_training(config: Config) -> None:
             with epochs.
         DataError: If a file is missing that it reads beside its pairs.
     """
-    if config.training.ends_with_time:
-        what = "the schedule needs to know where training ends"
-        hint = "set it; training.time_limit_minutes may end a training before"
-        raise ConfigError(what, where="training.max_steps", hint=hint)
-    if ends_with_epochs(config):
-        what = f"preset {config.preset} would end with its own updates, not with those of training.max_epochs"
-        raise ConfigError(what, where="training.max_steps", hint="set it; training.max_epochs may end before")
+    check_end(config)
     splits: tuple[Split, ...] = ("valid", "test")
     for split in splits:
         open_sources(getattr(config.data, split), config.data, split)
@@ -67,14 +61,20 @@ def check_training(config: Config) -> None:
             )
 
 
-def ends_with_epochs(config: Config) -> bool:
-    """Return whether `mtkit train` would end the schedule of a named preset with `training.max_epochs`.
+def check_end(config: Config) -> None:
+    """Check that the schedule ends where the config says: pipelines plan before updates are timed or pairs counted.
 
-    A pipeline hands all values on as set, the updates of the preset too, and so cannot.
+    Raises:
+        ConfigError: If it is to end with a time limit, or with the epochs of a named preset.
     """
-    training = config.training
-    is_named = config.preset is not None and config.preset != AUTO
-    return is_named and training.max_epochs is not None and "max_steps" not in training.model_fields_set
+    if config.training.ends_with_time:
+        what = "the schedule needs to know where training ends"
+        hint = "set it; training.time_limit_minutes may end a training before"
+        raise ConfigError(what, where="training.max_steps", hint=hint)
+    # a pipeline hands all values on as set, the updates of a preset too; auto's are an estimate of the epochs
+    if config.fits_to_epochs and config.preset != AUTO:
+        what = f"preset {config.preset} would end with its own updates, not with those of training.max_epochs"
+        raise ConfigError(what, where="training.max_steps", hint="set it; training.max_epochs may end before")
 
 
 def training_effort(config: Config) -> Effort:

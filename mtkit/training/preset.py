@@ -211,9 +211,9 @@ def fit_to_limits(config: Config, inputs: Inputs, world: World = SINGLE_PROCESS)
 def _fit_to_epochs(config: Config, inputs: Inputs) -> tuple[Config, list[str]]:
     """Set the number of updates of a preset to those of the epochs that are set; warm-up and validations follow."""
     training = config.training
-    if config.preset is None or training.max_epochs is None or "max_steps" in training.model_fields_set:
+    if not config.fits_to_epochs:
         return config, []
-    assert config.preset != AUTO
+    assert config.preset is not None and config.preset != AUTO and training.max_epochs is not None
     pairs, variation = make_pairs(config, inputs.tokenizers, inputs.corpus)
     data = config.data
     order = make_order(pairs, training, config.seed, data.train_weights, variation, data.reverse_epochs)

@@ -197,6 +197,7 @@ def check_tensorboard() -> None:
     """
     hint = "pip install 'mtkit[tensorboard]', or set this to false"
     import_package("tensorboard", hint, where="training.tensorboard")
+    import_package("torch.utils.tensorboard", hint, where="training.tensorboard")
 
 
 def estimate_seconds_left(training: TrainingConfig, step: int, epochs: float, seconds: float) -> float | None:

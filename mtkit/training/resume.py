@@ -121,7 +121,7 @@ def keep_choices(stored: Config, config: Config) -> Config:
 
     These are all values of preset auto, or of the same named preset, which another version may have changed; and the
     number of updates that fit into the time limit. With more epochs, a preset has as many times more updates. A limit
-    of epochs or time counts only as long as it is set.
+    of epochs or time stays until another limit is set.
 
     Args:
         stored: config of the run.
@@ -136,8 +136,7 @@ def keep_choices(stored: Config, config: Config) -> Config:
         if epochs > before and training.max_steps is not None and training.time_limit_minutes is None:
             values["training.max_steps"] = math.ceil(training.max_steps * epochs / before)
         limits = {"training.max_epochs", "training.time_limit_minutes"}
-        # a run needs a limit, so its only one stays if none is set
-        if training.max_steps is not None or set_keys(config).keys() & {"training.max_steps", *limits}:
+        if set_keys(config).keys() & {"training.max_steps", *limits}:
             values = {key: value for key, value in values.items() if key not in limits}
         return with_values(config, stored.preset, values)
     if config.training.ends_with_time and training.max_steps is not None:

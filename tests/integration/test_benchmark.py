@@ -81,7 +81,7 @@ def test_what_random_tokens_can_be_trained_on(config: Path) -> None:
     assert benchmark(config, "--synthetic", "data.reverse=true")["num_updates"] == 3
     for key, message in (
         ("training.minimum_risk={metric: chrf}", "training.minimum_risk: random tokens"),
-        ("preset=auto", "preset: auto chooses by the corpus"),
+        ("preset=auto", "preset: auto needs a corpus"),
     ):
         code, _, err = tiny.mtkit("benchmark", "train", config, "--synthetic", key)
         assert code == 2 and message in tiny.one_line(err)

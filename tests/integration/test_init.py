@@ -158,7 +158,7 @@ def test_the_number_of_epochs_is_that_of_the_tokenized_corpus(tmp_path: Path, nu
 
 def test_validation_and_test_sets_beside_the_training_files(tmp_path: Path) -> None:
     names = ["valid_2013", "dev.x", "test.a", "wmt-newstest2014", "devtest", "more", "validity", "train"]
-    names += ["latest", "contest", "train-test", "new-testament"]
+    names += ["latest", "contest", "train-test", "new-testament", "wmttest2022"]
     for name in names:
         for side in ("en", "de"):
             write(tmp_path, f"{name}.{side}.gz")
@@ -170,7 +170,8 @@ def test_validation_and_test_sets_beside_the_training_files(tmp_path: Path) -> N
     data = load_config(tmp_path / "my.yaml").data
     assert data.root == str(tmp_path)
     assert [entry.src for entry in data.valid] == ["dev.x.en.gz", "valid_2013.en.gz"]
-    assert [entry.tgt for entry in data.test] == ["devtest.de.gz", "test.a.de.gz", "wmt-newstest2014.de.gz"]
+    found = ["devtest.de.gz", "test.a.de.gz", "wmt-newstest2014.de.gz", "wmttest2022.de.gz"]
+    assert [entry.tgt for entry in data.test] == found
     assert made.missing == ()
     first = tmp_path / "devtest.en.gz"
     assert made.notes[1].startswith(

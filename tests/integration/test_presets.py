@@ -118,11 +118,10 @@ def test_a_limit_that_is_left_out_ends_no_resumed_run(here: Path, limit: str) ->
     assert (limits.max_steps, limits.max_epochs, limits.time_limit_minutes) == (60, None, None)
 
 
-def test_the_only_limit_of_a_run_stays_if_none_is_set(here: Path) -> None:
-    limits = ["training.schedule=constant", "training.max_steps=null", "training.max_epochs=2"]
-    began = load_config("my.yaml", ["preset=tiny", *limits])
-    resumed = keep_choices(began, load_config("my.yaml", ["preset=tiny"]))
-    assert (resumed.training.max_steps, resumed.training.max_epochs) == (None, 2)
+def test_a_limit_stays_if_none_is_set(here: Path) -> None:
+    keys = ["preset=tiny", "training.max_epochs=2", "training.time_limit_minutes=9"]
+    resumed = keep_choices(load_config("my.yaml", keys), load_config("my.yaml", ["preset=tiny"]))
+    assert (resumed.training.max_epochs, resumed.training.time_limit_minutes) == (2, 9)
 
 
 def test_a_run_from_before_presets_keeps_the_defaults_it_began_with(here: Path) -> None:

@@ -296,7 +296,7 @@ def test_the_best_config_has_the_data_keys_that_were_tried(children: Children) -
         (["model.dropout=0.1,0.2", "training.max_steps=null", "training.max_epochs=3"],
          "training.max_steps: a sweep needs to know where training ends"),
         (["model.dropout=0.1,0.2", "preset=tiny", "training={max_epochs: 3}"],
-         "training.max_steps: a sweep needs to know where training ends"),
+         "training.max_steps: preset tiny would end with its own updates, not with those of training.max_epochs"),
         (["run=a,b"], "command line: run: cannot be tried (each trial has a run folder of its own)"),
         (["data.test.0.src=a,b"], "command line: data.test.0.src: cannot be tried (no trial reads test sets)"),
         (["model.dropout=0.1,0.2,0.3", "training.max_steps=90", "validation.every_steps=90"],

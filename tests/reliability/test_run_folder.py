@@ -77,7 +77,8 @@ def test_events_of_another_program_are_named_and_kept(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A later `--fresh` could not tell them from the run's own."""
-    monkeypatch.setitem(sys.modules, "tensorboard", ModuleType("tensorboard"))
+    for name in ("tensorboard", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
     events = tmp_path / "run" / "tensorboard" / "events.out.tfevents.7.mine"
     events.parent.mkdir(parents=True)
     events.write_text("mine")
