@@ -41,7 +41,7 @@ from mtkit.torchrun import read_ranks
 from mtkit.training.compiling import check_compiler
 from mtkit.training.distillation import Teachers, load_teachers
 from mtkit.training.initial import InitialModel
-from mtkit.training.progress import check_tensorboard
+from mtkit.training.progress import import_tensorboard
 from mtkit.training.results import TEST_METRICS, check_test_names
 from mtkit.training.validation import EvalSet, TextCorpus
 from mtkit.training.wandb_log import import_wandb
@@ -125,7 +125,7 @@ def configure_process(config: Config) -> torch.device:
     if config.training.pack:
         _check_packing(config, device)
     if config.training.tensorboard:
-        check_tensorboard()
+        import_tensorboard()
     if config.training.wandb:
         import_wandb()
     return device

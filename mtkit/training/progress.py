@@ -59,7 +59,9 @@ class Progress:
         writes_metrics: bool = True,
     ) -> None:
         self.run, self.display, self.writes_metrics = run, Display(console), writes_metrics
-        self._writer = _make_writer(run) if tensorboard and writes_metrics else None
+        self._writer: SummaryWriter | None = None
+        if tensorboard and writes_metrics:
+            self._writer = import_tensorboard().SummaryWriter(str(run / TENSORBOARD))
         self._wandb = wandb
         self._view = LiveView(metric)
         if self.display.is_live and (run / METRICS_FILE).is_file():
@@ -177,27 +179,15 @@ def _sample_lines(sample: Sample) -> str:
     return f"    source      {src}\n    reference   {ref}\n    translation {hyp}"
 
 
-def _make_writer(run: Path) -> SummaryWriter:
-    """Create TensorBoard's writer.
+def import_tensorboard() -> Any:
+    """Return PyTorch's module for TensorBoard.
 
     Raises:
-        ConfigError: If TensorBoard is not installed.
-    """
-    check_tensorboard()
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(run / TENSORBOARD))
-
-
-def check_tensorboard() -> None:
-    """Check that TensorBoard can be imported.
-
-    Raises:
-        ConfigError: If not.
+        ConfigError: If TensorBoard is not installed, or cannot be imported.
     """
     hint = "pip install 'mtkit[tensorboard]', or set this to false"
     import_package("tensorboard", hint, where="training.tensorboard")
-    import_package("torch.utils.tensorboard", hint, where="training.tensorboard")
+    return import_package("torch.utils.tensorboard", hint, where="training.tensorboard")
 
 
 def estimate_seconds_left(training: TrainingConfig, step: int, epochs: float, seconds: float) -> float | None:
